@@ -1,0 +1,36 @@
+"""What may remain of the dense network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raprune.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The largest fraction of the dense network that may remain, for each kind of cost.
+
+    `flops` and `params` are fractions in (0, 1]; 0.3 keeps at most 30 %. `None` leaves that cost free.
+
+    Raises:
+        UsageError: if a fraction is outside (0, 1].
+    """
+
+    flops: float | None = None
+    params: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("flops", self.flops), ("params", self.params)):
+            if value is not None and not 0.0 < value <= 1.0:
+                raise UsageError(
+                    f"--budget-{name} {value:g}: a budget is the fraction of the dense network that may remain, "
+                    f"above 0 and at most 1.",
+                    hint=f"For example --budget-{name} 0.3 keeps at most 30 % of the dense network's {name}.",
+                )
+
+    def admits(self, *, flops_fraction: float, params_fraction: float) -> bool:
+        """Whether a network of these fractions of the dense one is within the budget (equality is within)."""
+        return (self.flops is None or flops_fraction <= self.flops) and (
+            self.params is None or params_fraction <= self.params
+        )

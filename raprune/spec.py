@@ -1,0 +1,247 @@
+"""The request, typed and checked once: `SearchSpec` and its parts.
+
+Read from a TOML file, from flags, or both (a flag overrides its field). This module knows no torch: names of models,
+data sets and methods are looked up when the workload is built, before the first trial.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raprune.budget import Budget
+from raprune.errors import UsageError
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Arguments = dict[str, bool | int | float | str]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSpec(_Part):
+    """The dense network."""
+
+    name: str = "digits-net"
+    """A name of `raprune models`, `timm:NAME`, or `package.module:function` of the user's own."""
+    weights: str | None = None
+    """A `.safetensors` file or a state dict that `torch.load(weights_only=True)` reads. None: trained first."""
+    arguments: Arguments = Field(default_factory=dict)
+    """Keyword arguments for the model's builder."""
+
+
+class DataSpec(_Part):
+    """Where the images come from."""
+
+    name: str = "digits"
+    """`digits`, `parquet`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder`, `imagenet`, or
+    `package.module:function` of the user's own."""
+    train: str | None = None
+    """Parquet: path or URI of the training split. Torchvision data sets: the root folder."""
+    test: str | None = None
+    """Parquet: path or URI of the test split; None leaves the search without a test figure."""
+    image_column: str = "image"
+    label_column: str = "label"
+    image_size: PositiveInt | None = None
+    """Images are resized (shorter side) and centre-cropped to this size; needed where they differ in size."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the training split that steers the search and is never trained on."""
+    max_images: PositiveInt | None = None
+    """Use only so many images of each split, drawn by seed."""
+    mean: tuple[float, ...] | None = None
+    """Per-channel mean of the normalisation, in [0, 1]. None: measured on the training split."""
+    std: tuple[float, ...] | None = None
+    """Per-channel standard deviation, in (0, 1]. None: measured on the training split."""
+    augment: Literal["none", "shift", "shift-flip", "crop-flip"] = "none"
+    """Training augmentation: `shift` pads and crops by an eighth, `-flip` mirrors half of the images."""
+    download: bool = False
+    """Allow a torchvision data set to be fetched. Nothing is ever fetched otherwise."""
+    arguments: Arguments = Field(default_factory=dict)
+    """Keyword arguments for the user's own function."""
+
+
+class TrainSpec(_Part):
+    """One run of the training loop: SGD with momentum, one-cycle learning rate, cross-entropy."""
+
+    epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    """Passes over the training images; a fraction trains on part of one."""
+    batch_size: PositiveInt = 128
+    lr: Annotated[float, Field(gt=0.0)] = 0.1
+    """Peak learning rate of the one-cycle schedule."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    temperature: Annotated[float, Field(gt=0.0)] = 4.0
+    """Softening of the teacher's logits (Hinton et al. 2015)."""
+    distillation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
+
+
+class SamplerSpec(_Part):
+    """How the search proposes."""
+
+    trials: PositiveInt = 64
+    """Candidates to try before fine-tuning."""
+    time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds after which nothing new is proposed; running trials, fine-tuning and the report still end."""
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    lookahead: PositiveInt = 8
+    """Proposal n waits for the results up to n - lookahead, whatever the number of workers: the more, the more
+    trials can run side by side, the fewer, the sooner the sampler learns. Part of what a seed reproduces."""
+    smallest: Fraction = 0.34
+    """Smallest target, as a share of the budget: targets are spread between the two."""
+    min_channels: PositiveInt = 1
+    """Channels that stay in every group at least."""
+    multiple_of: PositiveInt = 1
+    """Widths are multiples of this (never below `min_channels`, and a group of fewer channels stays whole)."""
+    calibration_images: PositiveInt = 1024
+    """Training images for batch-norm re-estimation and for methods that look at activations."""
+    eval_batch_size: PositiveInt = 512
+
+
+class FinalistSpec(_Part):
+    """Who is fine-tuned at the end."""
+
+    count: Annotated[int, Field(ge=0)] = 6
+    """Candidates of the front that are fine-tuned, spread over it."""
+    train: TrainSpec = TrainSpec(epochs=20.0, lr=0.05)
+
+
+class ResourceSpec(_Part):
+    """What the search may use."""
+
+    address: str | None = None
+    """Address of a running Ray cluster. None: Ray is started in the process."""
+    workers: PositiveInt | None = None
+    """Trials side by side. None: as many as the cluster's processors or GPUs carry."""
+    cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
+    """None: one GPU where the cluster has some, else none. Fractions share a card."""
+
+
+class SearchSpec(_Part):
+    """The whole request."""
+
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    budget_flops: Fraction | None = 0.3
+    """Fraction of the dense network's FLOPs that may remain."""
+    budget_params: Fraction | None = None
+    """Fraction of the dense network's parameters that may remain."""
+    methods: tuple[str, ...] = ("l2", "l1", "random")
+    """Methods the search chooses among."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns of module names whose channels all stay."""
+    search: SamplerSpec = SamplerSpec()
+    dense: TrainSpec = TrainSpec(epochs=40.0, lr=0.2, distillation=0.0)
+    """Training of the dense network when no weights are given."""
+    finalists: FinalistSpec = FinalistSpec()
+    resources: ResourceSpec = ResourceSpec()
+    seed: Annotated[int, Field(ge=0)] = 0
+    output: str = "runs/latest"
+    """Folder of the run: a path or the URI of a pyarrow filesystem."""
+
+    @field_validator("methods")
+    @classmethod
+    def _at_least_one_method(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        if not methods:
+            raise ValueError("name at least one method; `raprune methods` lists them")
+        return methods
+
+    @model_validator(mode="after")
+    def _some_budget(self) -> SearchSpec:
+        if self.budget_flops is None and self.budget_params is None:
+            raise ValueError("give budget_flops or budget_params: the fraction of the dense network that may remain")
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(flops=self.budget_flops, params=self.budget_params)
+
+
+def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None) -> SearchSpec:
+    """The spec of a TOML file with `overrides` (dotted field -> value) laid over it.
+
+    Paths in the file are relative to the file, and may name environment variables: `${NAME}` or `${NAME:-default}`.
+
+    Raises:
+        UsageError: if the file is missing or not TOML, or a field is unknown or out of range.
+    """
+    values = {} if path is None else _read_toml(path)
+    for dotted, value in (overrides or {}).items():
+        table = values
+        *parents, leaf = dotted.split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = value
+    try:
+        return SearchSpec.model_validate(values)
+    except ValidationError as error:
+        raise _usage_error(error, path) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file.", hint="Give the path of a TOML job; see jobs/.") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path}: a folder, not a TOML job.", hint="Give the path of a TOML job.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: not readable as TOML: {error}", hint="See jobs/ for complete examples.") from None
+    for table, key in (("model", "weights"), ("data", "train"), ("data", "test")):
+        part = values.get(table)
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            part[key] = _resolve_path(part[key], path.parent)
+    return values
+
+
+def _resolve_path(text: str, folder: Path) -> str:
+    """`text` with environment variables filled in, and made relative to `folder` unless absolute or a URI."""
+
+    def fill(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        if name in os.environ:
+            value = os.environ[name]
+            return value if "://" in value else str(Path(value).absolute())
+        if default is None:
+            raise UsageError(
+                f"The job names the environment variable {name}, which is not set.",
+                hint=f"Set it: export {name}=...",
+            )
+        return default
+
+    text = re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", fill, text)
+    return text if "://" in text or Path(text).is_absolute() else str(folder / text)
+
+
+def _usage_error(error: ValidationError, path: Path | None) -> UsageError:
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            *parents, leaf = problem["loc"]
+            lines.append(f"{field}: no such field. Valid here: {', '.join(_fields_at(parents))}.")
+            continue
+        came = "" if isinstance(problem["input"], dict) else f" (came: {problem['input']!r})"
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{field}: {message}{came}." if field else f"{message}.")
+    where = f"{path}: " if path else ""
+    return UsageError(where + "\n".join(lines), hint="`raprune search --dry-run` prints the resolved job.")
+
+
+def _fields_at(location: list[Any]) -> list[str]:
+    part: type[BaseModel] = SearchSpec
+    for name in location:
+        annotation = part.model_fields[name].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        part = annotation
+    return list(part.model_fields)

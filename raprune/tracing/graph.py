@@ -1,0 +1,183 @@
+"""What a trace gives: which channels fall together, and what a width costs. Plain data, no torch.
+
+A *class* is a set of parameter slices that must be removed together; a *group* is all classes that slice the same
+(parameter, axis) pairs, so that any subset of a group's classes can go. The index of a class in its group is its
+*channel*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IndexArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one parameter or buffer that a group slices.
+
+    `indices[c]` are the positions on `axis` that channel c owns; shape `(num_channels, multiplicity)`. Multiplicity is
+    above 1 after a flatten (height x width positions a channel) and where equal parts are coupled.
+    """
+
+    parameter: str
+    axis: int
+    indices: IndexArray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels of several layers that must be removed together."""
+
+    name: str
+    """Module that writes the channels."""
+    num_channels: int
+    members: tuple[Member, ...]
+    maskable: bool = True
+    """Whether zeroing a channel equals removing it: not so where a normalisation runs across the channels."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The size of one tensor axis as a function of the widths: `constant + sum(coefficients[g] * width[g])`."""
+
+    constant: int
+    coefficients: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A cost that is a product of axis sizes: `coefficient * prod(factors)`, of module `module`."""
+
+    module: str
+    coefficient: int
+    factors: tuple[int, ...]
+    """Positions in `ChannelGraph.factors`."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that stay, and why."""
+
+    module: str
+    num_channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """All groups of one network, and the closed form of its costs."""
+
+    architecture: str
+    """Hash of the network's structure: parameter names, shapes, module types and input shape."""
+    input_shape: tuple[int, ...]
+    """(channels, height, width) of one image."""
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    factors: tuple[Factor, ...]
+    flops: tuple[Term, ...]
+    params: tuple[Term, ...]
+    notes: tuple[str, ...] = ()
+    """Warnings for the user: parameters that the forward pass never used, and the like."""
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Group name -> number of channels of the dense network."""
+        return {group.name: group.num_channels for group in self.groups}
+
+    def without(self, names: Mapping[str, str]) -> ChannelGraph:
+        """The graph with the groups in `names` (name -> reason) frozen: their widths become constants."""
+        if not names:
+            return self
+        dense = self.widths
+        factors = tuple(
+            Factor(
+                factor.constant + sum(m * dense[g] for g, m in factor.coefficients.items() if g in names),
+                {g: m for g, m in factor.coefficients.items() if g not in names},
+            )
+            for factor in self.factors
+        )
+        frozen = tuple(Frozen(name, dense[name], reason) for name, reason in names.items())
+        return ChannelGraph(
+            architecture=self.architecture,
+            input_shape=self.input_shape,
+            groups=tuple(group for group in self.groups if group.name not in names),
+            frozen=self.frozen + frozen,
+            factors=factors,
+            flops=self.flops,
+            params=self.params,
+            notes=self.notes,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads back to an equal graph."""
+        return {
+            "architecture": self.architecture,
+            "input_shape": list(self.input_shape),
+            "groups": [
+                {
+                    "name": g.name,
+                    "num_channels": g.num_channels,
+                    "maskable": g.maskable,
+                    "members": [{"parameter": m.parameter, "axis": m.axis, **_pack(m.indices)} for m in g.members],
+                }
+                for g in self.groups
+            ],
+            "frozen": [[f.module, f.num_channels, f.reason] for f in self.frozen],
+            "factors": [[f.constant, dict(f.coefficients)] for f in self.factors],
+            "flops": [[t.module, t.coefficient, list(t.factors)] for t in self.flops],
+            "params": [[t.module, t.coefficient, list(t.factors)] for t in self.params],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ChannelGraph:
+        def terms(rows: list[Any]) -> tuple[Term, ...]:
+            return tuple(Term(module, coefficient, tuple(factors)) for module, coefficient, factors in rows)
+
+        return cls(
+            architecture=data["architecture"],
+            input_shape=tuple(data["input_shape"]),
+            groups=tuple(
+                Group(
+                    g["name"],
+                    g["num_channels"],
+                    tuple(Member(m["parameter"], m["axis"], _unpack(m)) for m in g["members"]),
+                    g["maskable"],
+                )
+                for g in data["groups"]
+            ),
+            frozen=tuple(Frozen(*row) for row in data["frozen"]),
+            factors=tuple(Factor(constant, coefficients) for constant, coefficients in data["factors"]),
+            flops=terms(data["flops"]),
+            params=terms(data["params"]),
+            notes=tuple(data["notes"]),
+        )
+
+
+def _pack(indices: IndexArray) -> dict[str, Any]:
+    """Indices as `start + row * stride + column * step` where they have that form, else in full."""
+    rows, columns = indices.shape
+    start = int(indices[0, 0])
+    stride = int(indices[1, 0] - indices[0, 0]) if rows > 1 else 0
+    step = int(indices[0, 1] - indices[0, 0]) if columns > 1 else 0
+    if np.array_equal(indices, start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :]):
+        return {"affine": [start, rows, stride, columns, step]}
+    return {"indices": indices.tolist()}
+
+
+def _unpack(packed: Mapping[str, Any]) -> IndexArray:
+    if "affine" not in packed:
+        return np.asarray(packed["indices"], dtype=np.int64)
+    start, rows, stride, columns, step = packed["affine"]
+    return (start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :]).astype(np.int64)

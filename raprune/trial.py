@@ -1,0 +1,95 @@
+"""What was asked, and what came of it: `Proposal`, `Metrics`, `Trial`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from raprune.candidate import Candidate, Setting
+
+
+class TrialState(StrEnum):
+    """Where a trial stands. A trial is stopped early; only channels are pruned."""
+
+    WAITING = "WAITING"
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+class Stage(StrEnum):
+    """How far a trial takes its network: cut and repaired, or fine-tuned as well."""
+
+    SEARCH = "search"
+    FINETUNE = "finetune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What the searcher asks to be tried. Which channels stay is known once the method has scored them.
+
+    `allocation` is a name of `raprune.allocate.ALLOCATIONS`: how scores become widths. `keep_ratios` maps a
+    group's name to the share of its channels to keep, in (0, 1], before the projection onto the target; groups that
+    are not named use 1. `target_flops` (and `target_params`) are the fractions of the dense network that the
+    candidate must come up to and never pass.
+    """
+
+    number: int
+    """Position in the search, from 0. Results are told in this order."""
+    method: str
+    allocation: str
+    target_flops: float
+    target_params: float | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    keep_ratios: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    stage: Stage = Stage.SEARCH
+    parent: str | None = None
+    """The search trial that a fine-tuned finalist continues."""
+
+    @property
+    def trial_id(self) -> str:
+        """Unique in a run, and the same again when the run is resumed."""
+        return f"{self.stage.value}-{self.number:05d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """What a network costs and how good it is. Counts in units for one image, fractions in [0, 1]."""
+
+    accuracy: float
+    """Top-1 on the validation split."""
+    loss: float
+    """Mean cross-entropy on the validation split."""
+    flops: int
+    """Multiply-adds counted as 2."""
+    params: int
+    flops_fraction: float
+    params_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """The record of a proposal that was tried: one row of the store."""
+
+    trial_id: str
+    proposal: Proposal
+    state: TrialState
+    candidate: Candidate | None = None
+    metrics: Metrics | None = None
+    """After the last step of the trial's stage."""
+    accuracy_after_cut: float | None = None
+    """Validation accuracy before any repair."""
+    accuracy_after_repair: float | None = None
+    """Validation accuracy after repair, before any fine-tuning."""
+    epochs: int = 0
+    """Fine-tuning epochs behind `metrics`."""
+    error: str | None = None
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    started_at: float = 0.0
+    """Seconds since the epoch."""
+    worker: str = ""
+    """Node and process that ran it."""
