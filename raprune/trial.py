@@ -84,7 +84,7 @@ class Trial:
     """Validation accuracy before any repair."""
     accuracy_after_repair: float | None = None
     """Validation accuracy after repair, before any fine-tuning."""
-    epochs: int = 0
+    epochs: float = 0.0
     """Fine-tuning epochs behind `metrics`."""
     error: str | None = None
     seconds: float = 0.0

@@ -1,0 +1,389 @@
+"""A run's folder: every trial as a row of Parquet, on any pyarrow filesystem.
+
+    RUN/run.json                what was asked, and what the dense network is; written once
+    RUN/trials/part-000000.parquet, ...   one row a trial; append-only, so that
+                                `duckdb -c "from 'RUN/trials/*.parquet'"` and `pandas.read_parquet("RUN/trials")` work at any time
+    RUN/models/<candidate>/     networks
+    RUN/report/                 figures
+
+One process writes. A file appears whole or not at all: on a disk it is written under RUN/tmp/ and renamed, on S3 and
+GCS an object is visible once it is complete. Whoever reads needs no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raprune.candidate import Candidate
+from raprune.errors import StoreError
+from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+
+RUN_FILE = "run.json"
+TRIALS = "trials"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("number", pa.int64(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("settings", pa.string(), nullable=False),
+        pa.field("allocation", pa.string(), nullable=False),
+        pa.field("keep_ratios", pa.string(), nullable=False),
+        pa.field("target_flops", pa.float64(), nullable=False),
+        pa.field("target_params", pa.float64()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("parent", pa.string()),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("candidate", pa.string()),
+        pa.field("candidate_settings", pa.string()),
+        pa.field("widths", pa.string()),
+        pa.field("kept", pa.string()),
+        pa.field("val_accuracy", pa.float64()),
+        pa.field("val_loss", pa.float64()),
+        pa.field("flops", pa.int64()),
+        pa.field("params", pa.int64()),
+        pa.field("flops_fraction", pa.float64()),
+        pa.field("params_fraction", pa.float64()),
+        pa.field("accuracy_after_cut", pa.float64()),
+        pa.field("accuracy_after_repair", pa.float64()),
+        pa.field("epochs", pa.float64(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("gpu_seconds", pa.float64(), nullable=False),
+        pa.field("started_at", pa.float64(), nullable=False),
+        pa.field("worker", pa.string(), nullable=False),
+    ]
+)
+"""One row a trial. Mappings are JSON; `candidate_settings` is null where the candidate has the proposal's settings."""
+
+
+class Store:
+    """The folder of one run. `uri` is a path, or the URI of a pyarrow filesystem (`s3://bucket/run`, `gs://...`).
+
+    Opening does not touch the folder. It pickles: each process opens the filesystem anew.
+
+    Raises:
+        StoreError: if the URI names no filesystem; from every method, if the folder cannot be read or written.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        text = os.fspath(uri)
+        # A worker on this node may have another working folder.
+        self.uri = text if "://" in text else os.path.abspath(os.path.expanduser(text))
+        self.name = re.sub(r"//[^/@]*@|\?.*$", lambda match: "//" if match[0].startswith("/") else "", self.uri)
+        """The URI without what may hold a secret: fit for messages."""
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.name!r})"
+
+    def create(self, run: dict[str, Any]) -> None:
+        """Makes the folder and writes `run.json`.
+
+        Raises:
+            StoreError: if a run is there already.
+        """
+        if self.is_run():
+            raise StoreError(
+                f"{self.name}: holds a run already.",
+                hint=f"Go on with it: raprune resume {self.name}   Or give a new one another --output.",
+            )
+        self.write_json(RUN_FILE, run)
+
+    def is_run(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.exists(RUN_FILE)
+
+    def run(self) -> dict[str, Any]:
+        """What `create` wrote.
+
+        Raises:
+            StoreError: if the folder holds no run.
+        """
+        if not self.is_run():
+            raise StoreError(
+                f"{self.name}: not the folder of a run (it has no {RUN_FILE}).",
+                hint="Give the --output of a `raprune search`; its last line names it.",
+            )
+        run = self.read_json(RUN_FILE)
+        if not isinstance(run, dict):
+            raise StoreError(f"{self.name}/{RUN_FILE}: damaged: not a JSON object.", hint="Restore it from a backup.")
+        return run
+
+    def append(self, trials: Sequence[Trial]) -> None:
+        """Adds the trials as one new part, on the disk before this returns.
+
+        Raises:
+            StoreError: if a trial of that id is there already: each is recorded once.
+        """
+        ids = [trial.trial_id for trial in trials]
+        repeated = sorted({trial_id for i, trial_id in enumerate(ids) if trial_id in self._ids or trial_id in ids[:i]})
+        if repeated:
+            raise StoreError(
+                f"{self.name}: trial {', '.join(repeated)} is recorded already.",
+                hint="Two processes may be writing this run; a run has one writer.",
+            )
+        if not trials:
+            return
+        table = pa.Table.from_pylist([to_row(trial) for trial in trials], schema=SCHEMA)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        path = f"{TRIALS}/part-{self._next_part:06d}.parquet"
+        if self.exists(path):
+            raise StoreError(f"{self.name}/{path}: another process writes this run.", hint="Stop one of the two.")
+        self.write_bytes(path, buffer.getvalue())
+        self._next_part += 1
+        self._ids.update(ids)
+
+    def trials(self) -> list[Trial]:
+        """All recorded trials, in the order in which they were appended."""
+        return [from_row(row) for row in self.rows()]
+
+    def rows(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The recorded trials as rows of `SCHEMA`, or of some columns of it, in the order in which they were appended."""
+        return list(self.table(columns).to_pylist())
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The recorded trials as one table of `SCHEMA`, or of some columns of it."""
+        parts = [f"{self._path}/{TRIALS}/{name}" for name in self._parts()]
+        with self._told("read", TRIALS):
+            data = pads.dataset(parts, schema=SCHEMA, filesystem=self._filesystem, format="parquet")
+            return data.to_table(columns=None if columns is None else list(columns))
+
+    def exists(self, rel: str) -> bool:
+        """Whether the folder holds the file `rel`."""
+        with self._told("read", rel):
+            return bool(self._filesystem.get_file_info(f"{self._path}/{rel}").type == pafs.FileType.File)
+
+    def names(self, rel: str) -> list[str]:
+        """The names of files and folders in the folder `rel`, sorted; none if it is not there."""
+        selector = pafs.FileSelector(f"{self._path}/{rel}", allow_not_found=True)
+        with self._told("read", rel):
+            return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
+
+    def read_bytes(self, rel: str) -> bytes:
+        """The content of the file `rel`."""
+        with self._told("read", rel), self._filesystem.open_input_file(f"{self._path}/{rel}") as file:
+            return bytes(file.read())
+
+    def write_bytes(self, rel: str, content: bytes) -> None:
+        """Writes the file `rel`, whole or not at all; a file of that name is replaced."""
+        with self._told("write", rel):
+            if isinstance(self._filesystem, pafs.LocalFileSystem):
+                _write_local(Path(self._path), rel, content)
+            else:
+                self._write_remote(rel, content)
+
+    def read_json(self, rel: str) -> Any:
+        """The content of the JSON file `rel`."""
+        try:
+            return json.loads(self.read_bytes(rel))
+        except ValueError as error:
+            raise StoreError(f"{self.name}/{rel}: damaged: {error}", hint="Restore it from a backup.") from None
+
+    def write_json(self, rel: str, content: Any) -> None:
+        """Writes plain data as the JSON file `rel`."""
+        self.write_bytes(rel, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @cached_property
+    def _opened(self) -> tuple[pafs.FileSystem, str]:
+        if "://" not in self.uri:
+            return pafs.LocalFileSystem(), self.uri
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(self.uri)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.name}: no filesystem opens this: {error}",
+                hint="Give a path, or a URI that pyarrow reads: s3://bucket/run, gs://bucket/run, file:///folder.",
+            ) from None
+        return filesystem, path.rstrip("/")
+
+    @property
+    def _filesystem(self) -> pafs.FileSystem:
+        return self._opened[0]
+
+    @property
+    def _path(self) -> str:
+        return self._opened[1]
+
+    @cached_property
+    def _ids(self) -> set[str]:
+        return {row["trial_id"] for row in self.rows(["trial_id"])}
+
+    @cached_property
+    def _next_part(self) -> int:
+        return 1 + max((int(re.sub(r"\D", "", name)) for name in self._parts()), default=-1)
+
+    def _parts(self) -> list[str]:
+        return [name for name in self.names(TRIALS) if re.fullmatch(r"part-\d+\.parquet", name)]
+
+    def _write_remote(self, rel: str, content: bytes) -> None:
+        final = f"{self._path}/{rel}"
+        if self._filesystem.type_name in ("s3", "gcs", "abfs"):
+            # An object appears when its upload is completed, which closing the stream does.
+            with self._filesystem.open_output_stream(final) as file:
+                file.write(content)
+            return
+        temporary = f"{self._path}/tmp/{rel.replace('/', '-')}"
+        for path in (temporary, final):
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with self._filesystem.open_output_stream(temporary) as file:
+            file.write(content)
+        self._filesystem.move(temporary, final)
+
+    @contextlib.contextmanager
+    def _told(self, verb: str, rel: str) -> Iterator[None]:
+        """Turns what the filesystem raises into one message with a hint."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise StoreError(f"{self.name}/{rel}: cannot {verb}: {reason}.", hint=_hint(error, verb)) from error
+
+
+def to_row(trial: Trial) -> dict[str, Any]:
+    """The trial as one row of `SCHEMA`."""
+    proposal, candidate, metrics = trial.proposal, trial.candidate, trial.metrics
+    assert trial.trial_id == proposal.trial_id, "a trial has the id of its proposal"
+    assert candidate is None or candidate.method == proposal.method, "a candidate has the method of its proposal"
+    settings = dict(proposal.settings)
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row |= {
+        "trial_id": trial.trial_id,
+        "number": proposal.number,
+        "stage": proposal.stage.value,
+        "method": proposal.method,
+        "settings": json.dumps(settings),
+        "allocation": proposal.allocation,
+        "keep_ratios": json.dumps(dict(proposal.keep_ratios)),
+        "target_flops": proposal.target_flops,
+        "target_params": proposal.target_params,
+        "seed": proposal.seed,
+        "parent": proposal.parent,
+        "state": trial.state.value,
+        "accuracy_after_cut": trial.accuracy_after_cut,
+        "accuracy_after_repair": trial.accuracy_after_repair,
+        "epochs": trial.epochs,
+        "error": trial.error,
+        "seconds": trial.seconds,
+        "gpu_seconds": trial.gpu_seconds,
+        "started_at": trial.started_at,
+        "worker": trial.worker,
+    }
+    if candidate is not None:
+        own = dict(candidate.settings)
+        row |= {
+            "candidate": candidate.id,
+            "candidate_settings": None if own == settings else json.dumps(own),
+            "widths": json.dumps(candidate.widths),
+            "kept": json.dumps(dict(candidate.kept), separators=(",", ":")),
+        }
+    if metrics is not None:
+        row |= {
+            "val_accuracy": metrics.accuracy,
+            "val_loss": metrics.loss,
+            "flops": metrics.flops,
+            "params": metrics.params,
+            "flops_fraction": metrics.flops_fraction,
+            "params_fraction": metrics.params_fraction,
+        }
+    return row
+
+
+def from_row(row: dict[str, Any]) -> Trial:
+    """The trial that `to_row` made the row of."""
+    settings = json.loads(row["settings"])
+    proposal = Proposal(
+        number=row["number"],
+        method=row["method"],
+        allocation=row["allocation"],
+        target_flops=row["target_flops"],
+        target_params=row["target_params"],
+        settings=settings,
+        keep_ratios=json.loads(row["keep_ratios"]),
+        seed=row["seed"],
+        stage=Stage(row["stage"]),
+        parent=row["parent"],
+    )
+    candidate = metrics = None
+    if row["candidate"] is not None:
+        own = row["candidate_settings"]
+        candidate = Candidate(row["method"], json.loads(row["kept"]), settings if own is None else json.loads(own))
+    if row["flops"] is not None:
+        metrics = Metrics(
+            accuracy=row["val_accuracy"],
+            loss=row["val_loss"],
+            flops=row["flops"],
+            params=row["params"],
+            flops_fraction=row["flops_fraction"],
+            params_fraction=row["params_fraction"],
+        )
+    return Trial(
+        trial_id=row["trial_id"],
+        proposal=proposal,
+        state=TrialState(row["state"]),
+        candidate=candidate,
+        metrics=metrics,
+        accuracy_after_cut=row["accuracy_after_cut"],
+        accuracy_after_repair=row["accuracy_after_repair"],
+        epochs=row["epochs"],
+        error=row["error"],
+        seconds=row["seconds"],
+        gpu_seconds=row["gpu_seconds"],
+        started_at=row["started_at"],
+        worker=row["worker"],
+    )
+
+
+def _write_local(root: Path, rel: str, content: bytes) -> None:
+    """Writes beside the data and renames; the content and the new name are on the disk before this returns."""
+    final = root / rel
+    temporary = root / "tmp" / f"{rel.replace('/', '-')}.{os.getpid()}"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary.parent.mkdir(exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _hint(error: BaseException, verb: str) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "There is no room left. Free some, then `raprune resume` the run; what is recorded stays."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "This user may not. Give another --output, or change the folder's permissions."
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return "A file stands where a folder is needed. Give another --output."
+    if number == errno.ENOENT:
+        return "The run's folder lacks this file; it may have been moved while it was in use."
+    if verb == "read" and isinstance(error, pa.ArrowInvalid):
+        return "The file is damaged. Move it out of the folder; `raprune resume` then tries its trials again."
+    return "Check that the place is there, that credentials are set, and that this machine reaches it."
