@@ -83,6 +83,8 @@ class ChannelGraph:
     factors: tuple[Factor, ...]
     flops: tuple[Term, ...]
     params: tuple[Term, ...]
+    axis_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """(parameter, axis) -> its size in the dense network, for every axis that a group slices."""
     notes: tuple[str, ...] = ()
     """Warnings for the user: parameters that the forward pass never used, and the like."""
 
@@ -116,6 +118,7 @@ class ChannelGraph:
             factors=factors,
             flops=self.flops,
             params=self.params,
+            axis_sizes=self.axis_sizes,
             notes=self.notes,
         )
 
@@ -137,6 +140,7 @@ class ChannelGraph:
             "factors": [[f.constant, dict(f.coefficients)] for f in self.factors],
             "flops": [[t.module, t.coefficient, list(t.factors)] for t in self.flops],
             "params": [[t.module, t.coefficient, list(t.factors)] for t in self.params],
+            "axis_sizes": [[parameter, axis, size] for (parameter, axis), size in self.axis_sizes.items()],
             "notes": list(self.notes),
         }
 
@@ -145,6 +149,13 @@ class ChannelGraph:
         def terms(rows: list[Any]) -> tuple[Term, ...]:
             return tuple(Term(module, coefficient, tuple(factors)) for module, coefficient, factors in rows)
 
+        arrays: dict[str, IndexArray] = {}
+
+        def indices(member: Mapping[str, Any]) -> IndexArray:
+            # Equal index arrays are one object again, as after a trace: a cut works each of them out once.
+            packed = {key: member[key] for key in ("affine", "indices") if key in member}
+            return arrays.setdefault(repr(packed), _unpack(packed))
+
         return cls(
             architecture=data["architecture"],
             input_shape=tuple(data["input_shape"]),
@@ -152,7 +163,7 @@ class ChannelGraph:
                 Group(
                     g["name"],
                     g["num_channels"],
-                    tuple(Member(m["parameter"], m["axis"], _unpack(m)) for m in g["members"]),
+                    tuple(Member(m["parameter"], m["axis"], indices(m)) for m in g["members"]),
                     g["maskable"],
                 )
                 for g in data["groups"]
@@ -161,6 +172,7 @@ class ChannelGraph:
             factors=tuple(Factor(constant, coefficients) for constant, coefficients in data["factors"]),
             flops=terms(data["flops"]),
             params=terms(data["params"]),
+            axis_sizes={(parameter, axis): size for parameter, axis, size in data["axis_sizes"]},
             notes=tuple(data["notes"]),
         )
 
