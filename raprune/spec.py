@@ -59,8 +59,9 @@ class DataSpec(_Part):
     """Per-channel mean of the normalisation, in [0, 1]. None: measured on the training split."""
     std: tuple[float, ...] | None = None
     """Per-channel standard deviation, in (0, 1]. None: measured on the training split."""
-    augment: Literal["none", "shift", "shift-flip", "crop-flip"] = "none"
-    """Training augmentation: `shift` pads and crops by an eighth, `-flip` mirrors half of the images."""
+    augment: Literal["auto", "none", "shift", "shift-flip", "crop-flip"] = "auto"
+    """Training augmentation: `shift` pads and crops by an eighth, `crop` cuts out a random part and scales it back,
+    `-flip` mirrors half of the images. `auto` is what suits the data set, `shift` where that is not known."""
     download: bool = False
     """Allow a torchvision data set to be fetched. Nothing is ever fetched otherwise."""
     arguments: Arguments = Field(default_factory=dict)

@@ -1,0 +1,147 @@
+"""Data sets: read, decoded and divided once, then plain arrays."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import numpy as np
+
+from raprune.data.dataset import Dataset, ImageArray, LabelArray, Split
+from raprune.data.parquet import open_digits, open_parquet
+from raprune.data.source import Source
+from raprune.data.split import stratified
+from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
+from raprune.data.user import open_user
+from raprune.errors import DataError, UsageError
+from raprune.extension import check_name_form, is_user_function
+from raprune.spec import DataSpec
+
+__all__ = ["DATASETS", "Dataset", "Split", "load_data"]
+
+DATASETS: dict[str, Callable[[DataSpec], tuple[Source, Source | None]]] = {
+    "digits": open_digits,
+    "parquet": open_parquet,
+    "mnist": open_torchvision,
+    "fashion-mnist": open_torchvision,
+    "cifar10": open_torchvision,
+    "cifar100": open_torchvision,
+    "imagefolder": open_imagefolder,
+    "imagenet": open_imagefolder,
+}
+
+AUGMENT = {"cifar10": "shift-flip", "cifar100": "shift-flip", "imagefolder": "crop-flip", "imagenet": "crop-flip"}
+"""What `data.augment = "auto"` means; "shift" for the rest, whose images may not survive a mirror (digits, letters)."""
+
+STANDARD_SIZE = {"imagenet": 224}
+
+
+def load_data(spec: DataSpec, *, seed: int) -> Dataset:
+    """The data set of `spec`, decoded, with a validation split drawn by `seed` from the training images.
+
+    Raises:
+        UsageError: if the name is unknown or a file is missing.
+        DataError: if the data cannot be read, or does not fit together or into memory.
+    """
+    opened = _open(spec)
+    if isinstance(opened, Dataset):
+        return opened
+    train, test = opened
+    num_classes = _check_labels(train, None)
+    if test is not None:
+        _check_labels(test, num_classes)
+    image_size = spec.image_size or STANDARD_SIZE.get(spec.name)
+    shape = train.shape(image_size)
+    rows = _draw(train.labels, spec.max_images, seed)
+    held_out = round(len(rows) * spec.validation_fraction)
+    if not 0 < held_out < len(rows):
+        raise DataError(
+            f"{train.where}: {len(rows)} images with data.validation_fraction {spec.validation_fraction:g} leave "
+            f"{held_out} for validation and {len(rows) - held_out} for training.",
+            hint="Both need at least one: use more images, or another fraction.",
+        )
+    validation_part, train_part = stratified(train.labels[rows], held_out, seed=seed)
+
+    def read(source: Source, chosen: LabelArray) -> Split:
+        return Split(source.read(chosen, shape=shape, resize=image_size is not None), source.labels[chosen])
+
+    train_split = read(train, rows[train_part])
+    mean, std = _normalisation(spec, train_split.images)
+    return Dataset(
+        name=spec.name,
+        train=train_split,
+        validation=read(train, rows[validation_part]),
+        test=None if test is None else read(test, _draw(test.labels, spec.max_images, seed)),
+        num_classes=num_classes,
+        label_names=train.label_names or tuple(str(label) for label in range(num_classes)),
+        mean=mean,
+        std=std,
+        augment=AUGMENT.get(spec.name, "shift") if spec.augment == "auto" else spec.augment,
+    )
+
+
+def _open(spec: DataSpec) -> Dataset | tuple[Source, Source | None]:
+    if spec.name in DATASETS:
+        return DATASETS[spec.name](spec)
+    check_name_form(spec.name, field="data.name")
+    if is_user_function(spec.name):
+        return open_user(spec)
+    close = difflib.get_close_matches(spec.name, DATASETS, n=3)
+    raise UsageError(
+        f"data.name {spec.name!r}: no such data set." + (f" Did you mean {' or '.join(close)}?" if close else ""),
+        hint=f"Valid: {', '.join(DATASETS)}, or package.module:function.",
+    )
+
+
+def _check_labels(source: Source, num_classes: int | None) -> int:
+    """The number of classes, once the labels are known to be valid for it."""
+    labels = source.labels
+    if not len(labels):
+        raise DataError(f"{source.where}: no images.", hint="Give a split with at least one row.")
+    if num_classes is None:
+        names = source.label_names
+        # Without names, labels beyond the number of images are no class numbers.
+        num_classes = len(names) if names is not None else min(int(labels.max()) + 1, len(labels))
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise DataError(
+            f"{source.where}: the label in row {wrong[0]} is {labels[wrong[0]]}; valid are 0 to {num_classes - 1}.",
+            hint="Labels are class numbers from 0, the same in both splits; class names must cover them all.",
+        )
+    return num_classes
+
+
+def _draw(labels: LabelArray, max_images: int | None, seed: int) -> LabelArray:
+    if max_images is None or max_images >= len(labels):
+        return np.arange(len(labels))
+    return stratified(labels, max_images, seed=seed)[0]
+
+
+def _normalisation(spec: DataSpec, images: ImageArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = images.shape[1]
+    for field, values in (("mean", spec.mean), ("std", spec.std)):
+        if values is not None and len(values) != channels:
+            raise UsageError(
+                f"data.{field} has {len(values)} values; the images have {channels} channel{'s' * (channels > 1)}.",
+                hint="Give one value for each channel.",
+            )
+    if spec.mean is not None and spec.std is not None:
+        return spec.mean, spec.std
+    mean, std = _measure(images)
+    return spec.mean or mean, spec.std or std
+
+
+def _measure(images: ImageArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, exact: from counts of the 256 values."""
+    values = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = np.zeros(256)
+        for start in range(0, len(images), 4096):
+            counts += np.bincount(images[start : start + 4096, channel].ravel(), minlength=256)
+        mean = float(values @ counts / counts.sum())
+        std = float(np.sqrt((values - mean) ** 2 @ counts / counts.sum()))
+        means.append(mean)
+        # A constant channel carries nothing; dividing by 1 leaves it at zero.
+        stds.append(std or 1.0)
+    return tuple(means), tuple(stds)

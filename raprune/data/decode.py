@@ -1,0 +1,120 @@
+"""Encoded images -> one uint8 array, decoded once by all processors."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from raprune.data.dataset import ImageArray, Shape
+from raprune.data.memory import check_memory
+from raprune.errors import DataError
+
+GREY_MODES = ("1", "L", "LA", "La")
+CHUNK = 512
+"""Images that a thread takes at a time."""
+
+Blob = Callable[[int], bytes]
+"""Position -> the encoded image, so that files are read by the thread that decodes them."""
+
+
+def probe(data: bytes, *, image_size: int | None, row: int, where: str) -> Shape:
+    """The shape that this image, the first of its data set, sets for all: its mode, and its size or `image_size`.
+
+    Raises:
+        DataError: if it cannot be decoded.
+    """
+    image = _open(data, row=row, where=where)
+    channels = 1 if image.mode in GREY_MODES else 3
+    if image_size is not None:
+        return channels, image_size, image_size
+    return channels, image.height, image.width
+
+
+def decode(blob: Blob, rows: Sequence[int], *, shape: Shape, resize: bool, where: str) -> ImageArray:
+    """The images `blob(0), blob(1), ...` as an array `(len(rows), *shape)`.
+
+    `rows` are their row numbers in the source, for messages. With `resize` the shorter side is scaled and the centre cut
+    out; without, an image of another size is an error. Grey and colour are converted to what `shape` has.
+
+    Raises:
+        DataError: if an image cannot be decoded or differs in size, or the array would not fit into memory.
+    """
+    check_memory(len(rows) * int(np.prod(shape)), what=f"{where}: {len(rows):,} images of {_size(shape)}")
+    images = np.empty((len(rows), *shape), dtype=np.uint8)
+
+    def work(start: int) -> None:
+        for position in range(start, min(start + CHUNK, len(rows))):
+            row = rows[position]
+            image = _open(blob(position), row=row, where=where)
+            _write(image, images[position], resize=resize, row=row, where=where)
+
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        # Consuming the results raises what a thread raised.
+        for _ in pool.map(work, range(0, len(rows), CHUNK)):
+            pass
+    return images
+
+
+def resize_all(images: ImageArray, shape: Shape) -> ImageArray:
+    """`images` `(N, C, H, W)` as `(N, *shape)`: shorter side scaled, centre cut out, grey and colour converted."""
+    channels_last = np.moveaxis(images, 1, -1)
+    out = np.empty((len(images), *shape), dtype=np.uint8)
+    for source, target in zip(channels_last, out, strict=True):
+        image = Image.fromarray(source[..., 0] if source.shape[-1] == 1 else np.ascontiguousarray(source))
+        _write(image, target, resize=True, row=0, where="")
+    return out
+
+
+def _open(data: bytes, *, row: int, where: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        reason = "not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise DataError(
+            f"{where}: the image in row {row} cannot be decoded: {reason}.",
+            hint="Remove or repair that row; PNG, JPEG, WebP and whatever else Pillow reads are valid.",
+        ) from error
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"{where}: the image in row {row} has more than 8 bits a channel (Pillow mode {image.mode}).",
+            hint="Convert the images to 8 bits; raprune holds them as uint8.",
+        )
+    return image
+
+
+def _write(image: Image.Image, target: ImageArray, *, resize: bool, row: int, where: str) -> None:
+    channels, height, width = target.shape
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size != (width, height):
+        if not resize:
+            raise DataError(
+                f"{where}: images differ in size: row {row} is {image.height}x{image.width}, "
+                f"the first is {height}x{width}.",
+                hint="Give data.image_size (--image-size): the shorter side is scaled to it and the centre cut out.",
+            )
+        image = _fit(image, height, width)
+    pixels = np.asarray(image)
+    if channels == 1:
+        target[0] = pixels
+    else:
+        target[:] = pixels.transpose(2, 0, 1)
+
+
+def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    scale = max(height / image.height, width / image.width)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _size(shape: Shape) -> str:
+    return "x".join(str(extent) for extent in shape)

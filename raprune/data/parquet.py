@@ -1,0 +1,177 @@
+"""Parquet files in the layout of Hugging Face: an image column `struct<bytes, path>` (or plain binary) and a label."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+
+from raprune.data.dataset import LabelArray
+from raprune.data.decode import Blob
+from raprune.data.memory import check_memory
+from raprune.data.source import EncodedSource, Source
+from raprune.errors import DataError, UsageError
+from raprune.spec import DataSpec
+
+
+def open_digits(spec: DataSpec) -> tuple[Source, Source]:
+    """The bundled digits: 1,257 training and 540 test images, `(1, 8, 8)`."""
+    path = resources.files("raprune.data") / "digits.parquet"
+    with resources.as_file(path) as file:
+        table = pads.dataset(str(file), format="parquet").to_table()
+    parts = []
+    for name in ("train", "test"):
+        part = table.filter(pc.equal(table["split"], name))
+        parts.append(_source(pads.dataset(part), DataSpec(), where=f"digits ({name})"))
+    return parts[0], parts[1]
+
+
+def open_parquet(spec: DataSpec) -> tuple[Source, Source | None]:
+    """The training source at `spec.train` and the test source at `spec.test`, if given.
+
+    Each is a file, a folder, or a pattern such as `data/train-*.parquet`, local or on any filesystem of pyarrow
+    (`s3://bucket/...`).
+
+    Raises:
+        UsageError: if there is no such file.
+        DataError: if it is no Parquet, or lacks the columns.
+    """
+    if spec.train is None:
+        raise UsageError(
+            "data.train is not set: the path or URI of the training images in Parquet.",
+            hint="For example --data-train train.parquet --data-test test.parquet.",
+        )
+    train = _open(spec.train, spec, field="data.train")
+    return train, None if spec.test is None else _open(spec.test, spec, field="data.test")
+
+
+def _open(uri: str, spec: DataSpec, *, field: str) -> Source:
+    filesystem, path = _filesystem(uri, field=field)
+    try:
+        files = _files(filesystem, path)
+        if not files:
+            raise UsageError(
+                f"{field} {uri}: no such file.",
+                hint="A Parquet file, a folder of them or a pattern (train-*.parquet), local or as a URI.",
+            )
+        dataset = pads.dataset(files, format="parquet", filesystem=filesystem)
+        return _source(dataset, spec, where=uri)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{field} {uri}: not readable as Parquet: {_first_line(error)}",
+            hint="The file may be cut short or of another format; `parquet-tools` or pandas should open it.",
+        ) from error
+
+
+def _filesystem(uri: str, *, field: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), uri
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(
+            f"{field} {uri}: no such filesystem: {_first_line(error)}",
+            hint="Valid: a path, file://, s3://, gs://, hdfs://.",
+        ) from error
+    return filesystem, path
+
+
+def _files(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """The Parquet files that `path` names, in order of their names; the file itself whatever its name."""
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.File:
+        return [path]
+    if info.type == pafs.FileType.Directory:
+        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+        return sorted(item.path for item in found if item.is_file and item.path.endswith(".parquet"))
+    parent, pattern = str(PurePosixPath(path).parent), PurePosixPath(path).name
+    if not set("*?[") & set(pattern):
+        return []
+    found = filesystem.get_file_info(pafs.FileSelector(parent, allow_not_found=True))
+    return sorted(item.path for item in found if item.is_file and fnmatch.fnmatchcase(item.base_name, pattern))
+
+
+def _source(dataset: pads.Dataset, spec: DataSpec, *, where: str) -> EncodedSource:
+    schema = dataset.schema
+    for name, field in ((spec.image_column, "data.image_column"), (spec.label_column, "data.label_column")):
+        if name not in schema.names:
+            raise DataError(
+                f"{where}: no column {name!r}. Its columns: {', '.join(schema.names)}.",
+                hint=f"Name the right one with {field}.",
+            )
+    _check_image_type(schema.field(spec.image_column).type, spec, where)
+
+    def fetch(rows: LabelArray) -> Blob:
+        return _fetch(dataset, spec.image_column, rows, where)
+
+    return EncodedSource(where, _labels(dataset, spec, where), _label_names(schema, spec.label_column), fetch)
+
+
+def _check_image_type(kind: pa.DataType, spec: DataSpec, where: str) -> None:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
+        raise DataError(
+            f"{where}: column {spec.image_column!r} has type {kind}; images must be encoded bytes "
+            f"(struct<bytes, path> or binary).",
+            hint="Hugging Face data sets have that layout; name the right column with data.image_column.",
+        )
+
+
+def _labels(dataset: pads.Dataset, spec: DataSpec, where: str) -> LabelArray:
+    column = dataset.to_table(columns=[spec.label_column])[spec.label_column]
+    if not pa.types.is_integer(column.type):
+        raise DataError(
+            f"{where}: column {spec.label_column!r} has type {column.type}; labels must be integers from 0.",
+            hint="Name the right column with data.label_column, or store the class numbers.",
+        )
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(f"{where}: row {row} has no label.", hint="Remove the row, or give it its label.")
+    return column.to_numpy().astype(np.int64)
+
+
+def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> Blob:
+    whole = len(rows) == dataset.count_rows() and np.array_equal(rows, np.arange(len(rows)))
+    files = getattr(dataset, "files", [])
+    size = sum(info.size for info in dataset.filesystem.get_file_info(files)) if files else 0
+    share = len(rows) / max(1, dataset.count_rows())
+    check_memory(int(size * share), what=f"{where}: {len(rows):,} encoded images")
+    table = dataset.to_table(columns=[column]) if whole else dataset.take(pa.array(rows), columns=[column])
+    blobs: Any = table[column]
+    if pa.types.is_struct(blobs.type):
+        blobs = pc.struct_field(blobs, "bytes")
+    if blobs.null_count:
+        position = int(np.flatnonzero(blobs.is_null().to_numpy())[0])
+        raise DataError(
+            f"{where}: row {rows[position]} has no image bytes.",
+            hint="Images that are only named by a path must be embedded: in Hugging Face datasets, `embed_storage`.",
+        )
+    # 32-bit offsets would overflow at 2 GiB when the chunks are joined.
+    array = blobs.cast(pa.large_binary()).combine_chunks()
+    return lambda position: array[position].as_py()  # type: ignore[no-any-return]  # pyarrow has no types here
+
+
+def _label_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    metadata = schema.metadata or {}
+    if b"label_names" in metadata:
+        return tuple(metadata[b"label_names"].decode().split(","))
+    if b"huggingface" not in metadata:
+        return None
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return tuple(str(name) for name in names)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

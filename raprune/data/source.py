@@ -1,0 +1,75 @@
+"""A part of a data set before it is decoded: labels at once, images by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from raprune.data.dataset import ImageArray, LabelArray, Shape
+from raprune.data.decode import Blob, decode, probe, resize_all
+from raprune.errors import DataError
+
+
+class Source(Protocol):
+    """Labels, and the images of any rows."""
+
+    @property
+    def where(self) -> str:
+        """What to call it in messages: its file or folder."""
+
+    @property
+    def labels(self) -> LabelArray: ...
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None: ...
+
+    def shape(self, image_size: int | None) -> Shape:
+        """The shape of every image, as the first one sets it."""
+
+    def read(self, rows: LabelArray, *, shape: Shape, resize: bool) -> ImageArray:
+        """The images of `rows`: `(len(rows), *shape)`."""
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """Images that are encoded, in a table or in files. `fetch(rows)` gives access to the images of these rows."""
+
+    where: str
+    labels: LabelArray
+    label_names: tuple[str, ...] | None
+    fetch: Callable[[LabelArray], Blob]
+
+    def shape(self, image_size: int | None) -> Shape:
+        return probe(self.fetch(np.zeros(1, np.int64))(0), image_size=image_size, row=0, where=self.where)
+
+    def read(self, rows: LabelArray, *, shape: Shape, resize: bool) -> ImageArray:
+        numbers: Sequence[int] = rows.tolist()
+        return decode(self.fetch(rows), numbers, shape=shape, resize=resize, where=self.where)
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images that are an array `(N, C, H, W)` already."""
+
+    where: str
+    labels: LabelArray
+    label_names: tuple[str, ...] | None
+    images: ImageArray
+
+    def shape(self, image_size: int | None) -> Shape:
+        channels, height, width = self.images.shape[1:]
+        return (channels, height, width) if image_size is None else (channels, image_size, image_size)
+
+    def read(self, rows: LabelArray, *, shape: Shape, resize: bool) -> ImageArray:
+        if self.images.shape[1:] == shape:
+            return np.ascontiguousarray(self.images[rows])
+        if self.images.shape[1] == shape[0] and not resize:
+            raise DataError(
+                f"{self.where}: images are {self.images.shape[2]}x{self.images.shape[3]}, "
+                f"those of the training split {shape[1]}x{shape[2]}.",
+                hint="Give data.image_size: the shorter side is scaled to it and the centre cut out.",
+            )
+        return resize_all(self.images[rows], shape)

@@ -1,0 +1,28 @@
+"""Which rows are trained on and which steer the search: drawn by seed, in the same shares for every class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raprune.data.dataset import LabelArray
+
+
+def stratified(labels: LabelArray, count: int, *, seed: int) -> tuple[LabelArray, LabelArray]:
+    """`count` positions of `labels`, and the rest; both ascending.
+
+    Each class gives its share, rounded by largest remainder, so that the first part has exactly `count` in
+    [0, len(labels)].
+    """
+    generator = np.random.default_rng(seed)
+    classes, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    quota = sizes * (count / max(1, len(labels)))
+    take = np.floor(quota).astype(np.int64)
+    remainder = quota - take
+    # Ties go by chance, else the first classes would always win them.
+    order = np.lexsort((generator.random(len(classes)), -remainder))
+    take[order[: count - int(take.sum())]] += 1
+    chosen = np.zeros(len(labels), dtype=bool)
+    for number in range(len(classes)):
+        members = np.flatnonzero(class_of == number)
+        chosen[generator.permutation(members)[: take[number]]] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)

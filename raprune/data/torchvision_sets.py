@@ -1,0 +1,110 @@
+"""The data sets of torchvision, by name. Nothing is fetched unless `data.download` allows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raprune.data.dataset import LabelArray
+from raprune.data.decode import Blob
+from raprune.data.source import ArraySource, EncodedSource, Source
+from raprune.errors import DataError, UsageError
+from raprune.spec import DataSpec
+
+CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""As in torchvision's ImageFolder, so that both number the same files."""
+
+
+def open_torchvision(spec: DataSpec) -> tuple[Source, Source]:
+    """`mnist`, `fashion-mnist`, `cifar10` or `cifar100` in the root folder `spec.train`.
+
+    Raises:
+        UsageError: if the data set is not in that folder and may not be fetched.
+    """
+    root = _root(spec)
+    return _open(spec, root, train=True), _open(spec, root, train=False)
+
+
+def open_imagefolder(spec: DataSpec) -> tuple[Source, Source | None]:
+    """A folder for each class, as in torchvision's ImageFolder; `imagenet` is read in the same way.
+
+    `spec.train` holds `train/` and `val/` or `test/`; or it holds the class folders itself, and `spec.test` those
+    of the test split. Classes are numbered in the order of the training folders' names.
+
+    Raises:
+        UsageError: if a folder is missing.
+        DataError: if it holds no images, or the test split has classes of its own.
+    """
+    root = _root(spec)
+    if not root.is_dir():
+        raise UsageError(f"data.train {root}: no such folder.", hint="It holds train/ and val/, each a folder a class.")
+    if not (root / "train").is_dir():
+        train = _folder(root, None)
+        return train, _folder(Path(spec.test), train.label_names) if spec.test else None
+    train = _folder(root / "train", None)
+    tests = [Path(spec.test)] if spec.test else [root / name for name in ("test", "val") if (root / name).is_dir()]
+    # ImageNet's `test` folder has no labels: its `val` is what results are reported on.
+    chosen = [folder for folder in tests if any(path.is_dir() for path in folder.glob("*"))] or tests
+    return train, _folder(chosen[0], train.label_names) if chosen else None
+
+
+def _root(spec: DataSpec) -> Path:
+    if spec.train is None:
+        raise UsageError(
+            f"data.train is not set: the root folder of {spec.name}.",
+            hint=f"For example --data-train ~/data/{spec.name}; --download fetches a torchvision data set into it.",
+        )
+    return Path(spec.train).expanduser()
+
+
+def _open(spec: DataSpec, root: Path, *, train: bool) -> ArraySource:
+    # Imported here: it pulls in torch, which the other sources do not need.
+    from torchvision import datasets
+
+    try:
+        data: Any = getattr(datasets, CLASSES[spec.name])(str(root), train=train, download=spec.download)
+    except RuntimeError as error:
+        if spec.download:
+            raise DataError(f"{spec.name}: {error}", hint=f"Remove {root} and fetch it again.") from error
+        raise UsageError(
+            f"data.train {root}: no {spec.name} there.",
+            hint="--download (data.download = true) fetches it; or give the folder that torchvision wrote it to.",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{spec.name}: cannot be read or fetched: {error}", hint="Look at the folder and network."
+        ) from error
+    images = np.asarray(data.data, dtype=np.uint8)
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    labels = np.asarray(data.targets, dtype=np.int64)
+    names = tuple(str(name) for name in data.classes)
+    return ArraySource(f"{spec.name} ({'train' if train else 'test'})", labels, names, np.ascontiguousarray(images))
+
+
+def _folder(folder: Path, names: tuple[str, ...] | None) -> EncodedSource:
+    if not folder.is_dir():
+        raise UsageError(f"data.test {folder}: no such folder.", hint="It holds a folder for each class.")
+    found = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    names = found if names is None else names
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise DataError(
+            f"{folder}: class folders that the training split lacks: {', '.join(unknown[:5])}.",
+            hint="Both splits need the same class folders.",
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in EXTENSIONS)
+        files += images
+        labels += [label] * len(images)
+    if not files:
+        raise DataError(f"{folder}: no images in class folders.", hint=f"Valid endings: {', '.join(EXTENSIONS)}.")
+
+    def fetch(rows: LabelArray) -> Blob:
+        return lambda position: files[rows[position]].read_bytes()
+
+    return EncodedSource(str(folder), np.asarray(labels, dtype=np.int64), names, fetch)

@@ -1,0 +1,78 @@
+"""A data set from the user's own function.
+
+    def my_data(**arguments):
+        return {
+            "train": (images, labels),          # uint8 (N, C, H, W), (N, H, W) or (N, H, W, C); integers from 0
+            "test": (images, labels),           # may be left out
+            "label_names": ["cat", "dog"],      # may be left out
+        }
+
+A `raprune.data.Dataset` is taken as it is, with its own validation split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from raprune.data.dataset import Dataset, ImageArray
+from raprune.data.source import ArraySource, Source
+from raprune.errors import DataError
+from raprune.extension import load_function
+from raprune.spec import DataSpec
+
+EXPECTED = 'It returns {"train": (images, labels), "test": (images, labels)} with uint8 images (N, C, H, W).'
+
+
+def open_user(spec: DataSpec) -> Dataset | tuple[Source, Source | None]:
+    """What `package.module:function(**spec.arguments)` returned: a `Dataset`, or a training and a test source.
+
+    Raises:
+        UsageError: if there is no such function.
+        DataError: if it fails, or returns something else than the module's docstring says.
+    """
+    function = load_function(spec.name, field="data.name")
+    try:
+        result = function(**spec.arguments)
+    except Exception as error:
+        raise DataError(
+            f"data.name {spec.name!r} raised {type(error).__name__}: {error}",
+            hint="`raprune check` calls it alone; data.arguments are its keyword arguments.",
+        ) from error
+    if isinstance(result, Dataset):
+        return result
+    if not isinstance(result, Mapping) or "train" not in result:
+        raise DataError(f"data.name {spec.name!r} returned {type(result).__name__}.", hint=EXPECTED)
+    names = result.get("label_names")
+    label_names = None if names is None else tuple(str(name) for name in names)
+    train = _source(result["train"], label_names, where=f"{spec.name} (train)")
+    test = result.get("test")
+    return train, None if test is None else _source(test, label_names, where=f"{spec.name} (test)")
+
+
+def _source(pair: Any, label_names: tuple[str, ...] | None, *, where: str) -> ArraySource:
+    try:
+        images, labels = pair
+        images, labels = np.asarray(images), np.asarray(labels)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: not a pair (images, labels): {error}", hint=EXPECTED) from error
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: images are {images.dtype}, not uint8.", hint=EXPECTED)
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{where}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} integers are needed.",
+            hint=EXPECTED,
+        )
+    return ArraySource(where, labels.astype(np.int64), label_names, _channels_first(images, where))
+
+
+def _channels_first(images: ImageArray, where: str) -> ImageArray:
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        return images
+    if images.ndim == 4 and images.shape[3] in (1, 3):
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    raise DataError(f"{where}: images have shape {images.shape}; 1 or 3 channels are needed.", hint=EXPECTED)
