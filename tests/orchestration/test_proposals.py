@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from raprune.candidate import Candidate
+from raprune.errors import StoreError
+from raprune.orchestration.promotion import Outcome
+from raprune.orchestration.proposals import RATIOS, Proposals, SearchSpace, make_blocks
+from raprune.spec import SamplerSpec
+from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+
+SPACE = SearchSpace(
+    methods=("l2", "l1", "random"),
+    allocations=(RATIOS, "uniform", "global_rank"),
+    blocks=(("a",), ("b", "c"), ("d",)),
+    lowest=0.1,
+    highest=0.3,
+    settings={"l1": {"power": {"low": 0.5, "high": 2.0}, "steps": {"low": 1, "high": 9, "int": True}}},
+)
+
+
+def outcome(proposal: Proposal) -> Outcome:
+    """A made-up truth: depends on the proposal alone, and every seventh fails."""
+    if proposal.number % 7 == 3:
+        return Outcome(trial_id=proposal.trial_id, state=TrialState.FAILED, error="ValueError: no")
+    ratios = sum((i + 1) * r for i, r in enumerate(proposal.keep_ratios.values()))
+    accuracy = 0.5 + proposal.target_flops + 0.05 * ratios / (1 + ratios) + 0.01 * len(proposal.method)
+    return Outcome(
+        trial_id=proposal.trial_id,
+        state=TrialState.COMPLETE,
+        candidate=f"c{proposal.number}",
+        accuracy=accuracy,
+        flops_fraction=proposal.target_flops,
+    )
+
+
+def drive(proposals: Proposals, *, workers: int, order: random.Random) -> list[Proposal]:
+    """Run a search to its end with this many workers that finish in a random order."""
+    done: list[Proposal] = []
+    running: list[Proposal] = []
+    while not proposals.over:
+        while len(running) < workers and (proposal := proposals.next()) is not None:
+            running.append(proposal)
+        if running:
+            finished = running.pop(order.randrange(len(running)))
+            proposals.tell(finished.number, outcome(finished))
+            done.append(finished)
+    return sorted(done, key=lambda p: p.number)
+
+
+def trial_of(proposal: Proposal) -> Trial:
+    result = outcome(proposal)
+    if result.state is TrialState.FAILED:
+        return Trial(trial_id=proposal.trial_id, proposal=proposal, state=result.state, error=result.error)
+    metrics = Metrics(
+        accuracy=result.accuracy,
+        loss=1.0,
+        flops=10,
+        params=10,
+        flops_fraction=result.flops_fraction,
+        params_fraction=result.params_fraction,
+    )
+    candidate = Candidate(method=proposal.method, kept={"a": (0,)})
+    return Trial(
+        trial_id=proposal.trial_id, proposal=proposal, state=result.state, candidate=candidate, metrics=metrics
+    )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_seed_gives_the_same_search_for_any_number_of_workers_and_any_order_of_completion(sampler: str) -> None:
+    spec = SamplerSpec.model_validate({"trials": 48, "sampler": sampler, "lookahead": 6})
+    alone = drive(Proposals(SPACE, spec, seed=3), workers=1, order=random.Random(0))
+    for workers, shuffle in ((4, 1), (6, 2), (20, 3)):
+        assert drive(Proposals(SPACE, spec, seed=3), workers=workers, order=random.Random(shuffle)) == alone
+    assert drive(Proposals(SPACE, spec, seed=4), workers=1, order=random.Random(0)) != alone
+
+
+def test_the_sampler_learns_from_the_results() -> None:
+    spec = SamplerSpec(trials=48, lookahead=6)
+    proposals = Proposals(SPACE, spec, seed=0)
+    drive(proposals, workers=1, order=random.Random(0))
+    random_ones = Proposals(SPACE, spec.model_copy(update={"sampler": "random"}), seed=0)
+    drive(random_ones, workers=1, order=random.Random(0))
+
+    def longest_name_share(p: Proposals) -> float:
+        late = list(p.proposals.values())[24:]
+        return sum(q.method == "random" for q in late) / len(late)
+
+    assert longest_name_share(proposals) > longest_name_share(random_ones)
+
+
+def test_the_lookahead_is_all_that_runs_ahead_of_the_results() -> None:
+    proposals = Proposals(SPACE, SamplerSpec(trials=20, lookahead=5), seed=0)
+    first = [proposals.next() for _ in range(5)]
+    assert all(first) and proposals.next() is None
+    proposals.tell(1, outcome(proposals.proposals["search-00001"]))
+    assert proposals.next() is None, "result 0 is still out"
+    proposals.tell(0, outcome(proposals.proposals["search-00000"]))
+    assert proposals.next() is not None and proposals.next() is not None and proposals.next() is None
+
+
+def test_every_proposal_is_within_the_space() -> None:
+    proposals = Proposals(SPACE, SamplerSpec(trials=60), seed=0)
+    for proposal in drive(proposals, workers=2, order=random.Random(0)):
+        assert 0.1 <= proposal.target_flops <= 0.3 and proposal.target_params is None
+        assert set(proposal.keep_ratios) == (set("abcd") if proposal.allocation == RATIOS else set())
+        assert all(0.05 <= ratio <= 1.0 for ratio in proposal.keep_ratios.values())
+        assert proposal.keep_ratios.get("b") == proposal.keep_ratios.get("c")
+        if proposal.method == "l1":
+            assert 0.5 <= float(proposal.settings["power"]) <= 2.0
+            assert isinstance(proposal.settings["steps"], int)
+        else:
+            assert not proposal.settings
+
+
+def test_the_first_proposals_take_every_method_at_the_budget_and_later_targets_cover_the_range() -> None:
+    proposals = Proposals(SPACE, SamplerSpec(trials=64), seed=0)
+    done = drive(proposals, workers=1, order=random.Random(0))
+    assert {(p.method, p.allocation) for p in done[:6]} == {
+        (m, a) for m in SPACE.methods for a in ("uniform", "global_rank")
+    }
+    assert all(p.target_flops == 0.3 for p in done[:6])
+    targets = sorted(p.target_flops for p in done[16:])
+    assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.02
+
+
+def test_a_budget_of_parameters_is_sampled_in_their_place() -> None:
+    space = SearchSpace(methods=("l1",), allocations=("uniform",), blocks=(), lowest=0.2, highest=0.5, target="params")
+    proposal = Proposals(space, SamplerSpec(trials=4), seed=0).next()
+    assert proposal is not None and proposal.target_flops == 1.0 and proposal.target_params == 0.5
+    space = SearchSpace(methods=("l1",), allocations=("uniform",), blocks=(), lowest=0.2, highest=0.5, params_limit=0.4)
+    proposal = Proposals(space, SamplerSpec(trials=4), seed=0).next()
+    assert proposal is not None and proposal.target_flops == 0.5 and proposal.target_params == 0.4
+
+
+def test_a_resumed_search_runs_what_is_missing_and_goes_on_as_if_never_stopped() -> None:
+    spec = SamplerSpec(trials=30, lookahead=4)
+    whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))
+    kept = [trial_of(p) for p in whole[:17] if p.number not in (11, 14)]
+    resumed = Proposals(SPACE, spec, seed=1, stored=kept)
+    again = drive(resumed, workers=3, order=random.Random(5))
+    assert again == [whole[11], whole[14], *whole[17:]]
+    assert [o.trial_id for o in resumed.outcomes] == [p.trial_id for p in whole]
+
+
+def test_a_store_of_another_search_is_refused() -> None:
+    spec = SamplerSpec(trials=10)
+    whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))
+    with pytest.raises(StoreError, match="search-00000: the run's store has seed"):
+        Proposals(SPACE, spec, seed=2, stored=[trial_of(p) for p in whole]).next()
+
+
+def test_a_stopped_search_ends_when_its_running_trials_do() -> None:
+    proposals = Proposals(SPACE, SamplerSpec(trials=30), seed=1)
+    running = [proposals.next(), proposals.next()]
+    proposals.stop()
+    assert proposals.next() is None and not proposals.over and proposals.total == 2
+    for proposal in running:
+        assert proposal is not None
+        proposals.tell(proposal.number, outcome(proposal))
+    assert proposals.over
+
+
+def test_a_search_whose_finalists_were_chosen_proposes_nothing_more() -> None:
+    spec = SamplerSpec(trials=30)
+    whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))[:12]
+    finalist = Proposal(
+        number=0, method="l1", allocation="uniform", target_flops=0.3, stage=Stage.FINETUNE, parent="search-00000"
+    )
+    proposals = Proposals(SPACE, spec, seed=1, stored=[trial_of(p) for p in [*whole, finalist]])
+    assert proposals.next() is None and proposals.over and len(proposals.outcomes) == 12
+
+
+def test_blocks_are_contiguous_and_at_most_so_many() -> None:
+    names = [f"g{i}" for i in range(75)]
+    blocks = make_blocks(names)
+    assert len(blocks) == 32 and [n for block in blocks for n in block] == names
+    assert {len(block) for block in blocks} == {2, 3}
+    assert make_blocks(names[:3]) == (("g0",), ("g1",), ("g2",))
+    assert make_blocks([]) == ()
