@@ -1,0 +1,40 @@
+"""A network's accuracy and loss on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from raprune.data.batches import DeviceSplit
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Top-1 accuracy in [0, 1], and the mean cross-entropy."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> Evaluation:
+    """Accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
+
+    NaN logits count as wrong.
+    """
+    training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=split.device)
+    loss = torch.zeros((), dtype=torch.float64, device=split.device)
+    try:
+        with torch.inference_mode():
+            for x, y in split.batches(batch_size):
+                logits = model(x).float()
+                # A row with a NaN has no largest logit: argmax would name the NaN, which may be the label's place.
+                correct += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
+                loss += functional.cross_entropy(logits, y, reduction="sum").double()
+    finally:
+        model.train(training)
+    return Evaluation(accuracy=correct.item() / len(split), loss=loss.item() / len(split))

@@ -1,0 +1,164 @@
+"""Networks by name: the papers' small ones, torchvision's, timm's, the user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from raprune.errors import ModelError, UsageError
+from raprune.extension import check_name_form, is_user_function, load_function
+from raprune.models.cifar_resnet import CifarResNet
+from raprune.models.cifar_vgg import CifarVGG
+from raprune.models.digits import DigitsNet
+from raprune.models.lenet import LeNet5
+from raprune.models.weights import load_weights
+from raprune.spec import ModelSpec
+
+__all__ = ["build_model", "list_models", "load_weights"]
+
+Shape = tuple[int, int, int]
+
+
+def _resnet(depth: int) -> Callable[..., nn.Module]:
+    def build(*, num_classes: int, image_shape: Shape) -> nn.Module:
+        return CifarResNet(depth, num_classes=num_classes, in_channels=image_shape[0])
+
+    return build
+
+
+def _vgg(depth: int) -> Callable[..., nn.Module]:
+    def build(*, num_classes: int, image_shape: Shape) -> nn.Module:
+        return CifarVGG(depth, num_classes=num_classes, in_channels=image_shape[0])
+
+    return build
+
+
+def _digits_net(*, num_classes: int, image_shape: Shape, width: int = 32) -> nn.Module:
+    return DigitsNet(num_classes=num_classes, in_channels=image_shape[0], width=width)
+
+
+OWN: dict[str, Callable[..., nn.Module]] = {
+    "digits-net": _digits_net,
+    "lenet5": LeNet5,
+    **{f"cifar-resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"cifar-vgg{depth}-bn": _vgg(depth) for depth in (16, 19)},
+}
+
+
+def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.Module:
+    """The network of `spec` with `num_classes` outputs for images `(channels, height, width)`, in training mode.
+
+    Its weights are random, from torch's global generator; nothing is ever fetched.
+
+    Raises:
+        UsageError: if the name is unknown.
+        ModelError: if the builder fails, or takes images with another number of channels.
+    """
+    builder, arguments = _resolve(spec.name, num_classes, image_shape)
+    try:
+        model = builder(**{**arguments, **spec.arguments})
+    except Exception as error:
+        raise ModelError(
+            f"model.name {spec.name!r}: building it with {_call(arguments, spec)} raised {type(error).__name__}: {error}",
+            hint="Look at model.arguments, and at whether the network takes images of this size.",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model.name {spec.name!r} returned {type(model).__name__}, not a torch.nn.Module.",
+            hint="The function builds and returns the network.",
+        )
+    _check_channels(model, spec.name, image_shape)
+    return model
+
+
+def list_models() -> list[str]:
+    """All names that `ModelSpec.name` takes, the project's own first; timm's as `timm:NAME` where it is installed."""
+    names = list(OWN) + _torchvision_names()
+    if importlib.util.find_spec("timm"):
+        import timm
+
+        names += [f"timm:{name}" for name in timm.list_models()]
+    return names
+
+
+def _resolve(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    if name in OWN:
+        return OWN[name], {"num_classes": num_classes, "image_shape": image_shape}
+    if name.startswith("timm:"):
+        return _timm(name, num_classes, image_shape)
+    check_name_form(name, field="model.name")
+    if is_user_function(name):
+        function = load_function(name, field="model.name")
+        return function, _accepted(function, {"num_classes": num_classes, "image_shape": image_shape})
+    if name in _torchvision_names():
+        return _torchvision(name, num_classes, image_shape)
+    close = difflib.get_close_matches(name, list_models(), n=3)
+    raise UsageError(
+        f"model.name {name!r}: no such network." + (f" Did you mean {' or '.join(close)}?" if close else ""),
+        hint="`raprune models` lists them; your own is package.module:function.",
+    )
+
+
+def _torchvision_names() -> list[str]:
+    # Imported here, as in the functions below: an import of torchvision takes a second that our own networks can save.
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def _torchvision(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    from torchvision import models
+
+    arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        # The auxiliary heads only run in training. The initialisation of both takes a minute, and weights follow.
+        arguments |= {"aux_logits": False, "init_weights": False}
+    if name.startswith("vit_"):
+        arguments["image_size"] = image_shape[1]
+    if name == "maxvit_t":
+        arguments["input_size"] = image_shape[1:]
+    return models.get_model_builder(name), arguments
+
+
+def _timm(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    if not importlib.util.find_spec("timm"):
+        raise UsageError(f"model.name {name!r}: timm is not installed.", hint="pip install 'raprune[timm]'")
+    import timm
+
+    plain = name.removeprefix("timm:")
+    if not timm.is_model(plain):
+        close = difflib.get_close_matches(plain, timm.list_models(), n=3)
+        raise UsageError(
+            f"model.name {name!r}: timm has no such network."
+            + (f" Did you mean {' or '.join(f'timm:{match}' for match in close)}?" if close else ""),
+            hint="`raprune models` lists them.",
+        )
+    arguments = {"model_name": plain, "pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}
+    return timm.create_model, arguments
+
+
+def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of `offered` that the user's function names, or all where it takes any keyword."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return {"num_classes": offered["num_classes"]}
+    names = {parameter.name for parameter in parameters}
+    return {key: value for key, value in offered.items() if key in names}
+
+
+def _check_channels(model: nn.Module, name: str, image_shape: Shape) -> None:
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and first.in_channels != image_shape[0]:
+        raise ModelError(
+            f"model.name {name!r} takes images of {first.in_channels} channels; the data has {image_shape[0]}.",
+            hint="Use a network for such images (cifar-resnet20, digits-net and lenet5 take any), or convert the images.",
+        )
+
+
+def _call(arguments: dict[str, Any], spec: ModelSpec) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in {**arguments, **spec.arguments}.items())

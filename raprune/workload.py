@@ -1,0 +1,126 @@
+"""What a search works on: the dense network and its data, on one device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from raprune.data.batches import DeviceSplit
+from raprune.data.dataset import Dataset, Split
+from raprune.errors import ModelError
+from raprune.models import build_model, load_weights
+from raprune.spec import SearchSpec
+from raprune.training import Epoch, train
+
+WeightArrays = dict[str, npt.NDArray[Any]]
+"""A state dict as arrays, which the object store holds without a copy."""
+
+
+class Workload:
+    """The dense network in evaluation mode, and its data, on `device`. Build it with `build_workload`."""
+
+    def __init__(self, model: nn.Module, data: Dataset, device: torch.device, spec: SearchSpec) -> None:
+        self.model = model
+        self.data = data
+        self.device = device
+        self.spec = spec
+
+    @property
+    def augment(self) -> str:
+        """Training augmentation that suits the data."""
+        return self.data.augment
+
+    @cached_property
+    def train(self) -> DeviceSplit:
+        return self._place(self.data.train)
+
+    @cached_property
+    def validation(self) -> DeviceSplit:
+        return self._place(self.data.validation)
+
+    @cached_property
+    def test(self) -> DeviceSplit | None:
+        return None if self.data.test is None else self._place(self.data.test)
+
+    def example_input(self) -> Tensor:
+        """The first training image, normalised: `(1, C, H, W)`."""
+        first = Split(self.data.train.images[:1], self.data.train.labels[:1])
+        x, _ = next(self._place(first).batches(1))
+        return x
+
+    def weights(self) -> WeightArrays:
+        """A copy of the dense network's parameters and buffers, for `build_workload` elsewhere."""
+        return {key: value.detach().cpu().numpy().copy() for key, value in self.model.state_dict().items()}
+
+    @property
+    def weights_hash(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of names, shapes and values."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            array = value.detach().cpu().contiguous().numpy()
+            digest.update(f"{key} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def _place(self, split: Split) -> DeviceSplit:
+        return DeviceSplit.place(split, self.data.mean, self.data.std, self.device)
+
+
+def build_workload(
+    spec: SearchSpec,
+    *,
+    data: Dataset,
+    device: str,
+    weights: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> Workload:
+    """The network of `spec` for `data` on `device`, in evaluation mode.
+
+    Its weights are `weights` if given, else those of the file `spec.model.weights`, else random under `spec.seed`
+    (to be trained by `train_dense`).
+
+    Raises:
+        UsageError: if the network's name is unknown or its weights are missing.
+        ModelError: if it cannot be built or loaded, or does not run on these images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        model = build_model(spec.model, num_classes=data.num_classes, image_shape=data.image_shape)
+    if weights is not None:
+        model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
+    elif spec.model.weights is not None:
+        load_weights(model, spec.model.weights)
+    workload = Workload(model.to(device).eval(), data, torch.device(device), spec)
+    _check_runs(workload)
+    return workload
+
+
+def train_dense(workload: Workload, spec: SearchSpec, *, on_epoch: Callable[[Epoch], None] | None = None) -> None:
+    """Train the dense network in place by `spec.dense` on the training split, and leave it in evaluation mode."""
+    train(workload.model, workload.train, spec.dense, augment=workload.augment, seed=spec.seed, on_epoch=on_epoch)
+
+
+def _check_runs(workload: Workload) -> None:
+    name, shape = workload.spec.model.name, "x".join(str(size) for size in workload.data.image_shape)
+    try:
+        with torch.inference_mode():
+            output = workload.model(workload.example_input())
+    except Exception as error:
+        raise ModelError(
+            f"model.name {name!r} does not run on images of {shape}: {type(error).__name__}: {error}",
+            hint="The network may need larger images (data.image_size) or another number of channels.",
+        ) from error
+    expected = (1, workload.data.num_classes)
+    if not isinstance(output, Tensor) or tuple(output.shape) != expected:
+        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(
+            f"model.name {name!r} gives {came} for one image; the data's {workload.data.num_classes} classes need "
+            f"logits of shape {expected}.",
+            hint="The network must return one logit for each class; look at model.arguments and the labels.",
+        )
