@@ -26,6 +26,7 @@ class CostModel:
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
+        self._graph = graph
         self.group_names: tuple[str, ...] = tuple(group.name for group in graph.groups)
         self.num_channels: Counts = np.array([group.num_channels for group in graph.groups], dtype=np.int64)
         self._constants = np.array([factor.constant for factor in graph.factors], dtype=np.float64)
@@ -50,13 +51,22 @@ class CostModel:
     def vector(self, widths: Mapping[str, int]) -> Counts:
         """The width vector of a mapping; groups that are not named stay whole. Shape `(G,)`."""
         return np.array(
-            [widths.get(name, n) for name, n in zip(self.group_names, self.num_channels, strict=True)], dtype=np.int64
+            [widths.get(name, n) for name, n in zip(self.group_names, self.num_channels, strict=True)],
+            dtype=np.int64,
         )
 
     def smallest(self, *, min_channels: int = 1, multiple_of: int = 1) -> Counts:
         """The narrowest width vector that the two limits allow; shape `(G,)`."""
         floor = max(1, -(-min_channels // multiple_of)) * multiple_of
         return np.minimum(self.num_channels, floor)
+
+    def flops_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
+        """Module -> its FLOPs at one width vector of shape `(G,)`, the costliest first."""
+        factors = np.asarray(widths, dtype=np.float64) @ self._coefficients.T + self._constants
+        by_module: dict[str, int] = defaultdict(int)
+        for term in self._graph.flops:
+            by_module[term.module] += term.coefficient * prod(int(factors[position]) for position in term.factors)
+        return dict(sorted(by_module.items(), key=lambda item: -item[1]))
 
     def _evaluate(self, terms: dict[tuple[int, ...], float], widths: npt.ArrayLike) -> Counts:
         vectors = np.asarray(widths, dtype=np.float64)

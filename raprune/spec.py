@@ -12,7 +12,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from raprune.budget import Budget
 from raprune.errors import UsageError
@@ -228,7 +235,7 @@ def _usage_error(error: ValidationError, path: Path | None) -> UsageError:
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            *parents, leaf = problem["loc"]
+            *parents, _ = problem["loc"]
             lines.append(f"{field}: no such field. Valid here: {', '.join(_fields_at(parents))}.")
             continue
         came = "" if isinstance(problem["input"], dict) else f" (came: {problem['input']!r})"

@@ -1,4 +1,4 @@
-"""A network and a candidate -> a physically smaller network. No tracing: parameters are sliced, size attributes fixed."""
+"""A network and a candidate -> a physically smaller network: parameters are sliced, size attributes fixed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
     positions: dict[str, dict[int, IndexArray]] = {}
     seen: dict[tuple[int, ...], IndexArray] = {}
     for (parameter, axis), parts in removed.items():
-        size = graph.axis_sizes[parameter, axis]
+        size = graph.shapes[parameter][axis]
         key = (size, *(id(part) for part in parts))
         if key not in seen:
             stay = np.ones(size, dtype=bool)
@@ -155,13 +155,19 @@ def _fix_sizes(module: nn.Module) -> None:
     if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
         depthwise = module.groups == module.in_channels and module.groups > 1
         if module.transposed:
-            module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+            module.in_channels, module.out_channels = (
+                weight.shape[0],
+                weight.shape[1] * module.groups,
+            )
         elif depthwise:
             multiplier = module.out_channels // module.in_channels
             module.out_channels = weight.shape[0]
             module.groups = module.in_channels = weight.shape[0] // multiplier
         else:
-            module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+            module.out_channels, module.in_channels = (
+                weight.shape[0],
+                weight.shape[1] * module.groups,
+            )
     elif isinstance(module, nn.Linear) and weight is not None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -170,8 +176,7 @@ def _fix_sizes(module: nn.Module) -> None:
             module.num_features = statistics.shape[0]
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = weight.shape[0]
-        if module.num_groups > module.num_channels:
-            module.num_groups = module.num_channels
+        module.num_groups = min(module.num_groups, module.num_channels)
     elif isinstance(module, nn.LayerNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.PReLU) and weight is not None:

@@ -4,4 +4,15 @@ from raprune.tracing.graph import ChannelGraph, Factor, Frozen, Group, Member, T
 from raprune.tracing.proof import Proof, prove
 from raprune.tracing.trace import architecture_hash, trace
 
-__all__ = ["ChannelGraph", "Factor", "Frozen", "Group", "Member", "Proof", "Term", "architecture_hash", "prove", "trace"]
+__all__ = [
+    "ChannelGraph",
+    "Factor",
+    "Frozen",
+    "Group",
+    "Member",
+    "Proof",
+    "Term",
+    "architecture_hash",
+    "prove",
+    "trace",
+]

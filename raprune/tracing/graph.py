@@ -29,6 +29,8 @@ class Member:
     parameter: str
     axis: int
     indices: IndexArray
+    writes: bool = False
+    """Whether the layer writes the channels along this axis (its filters); else it reads or scales them."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class ChannelGraph:
     factors: tuple[Factor, ...]
     flops: tuple[Term, ...]
     params: tuple[Term, ...]
-    axis_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    """(parameter, axis) -> its size in the dense network, for every axis that a group slices."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Parameter or buffer -> its shape in the dense network, for all that a group slices."""
     notes: tuple[str, ...] = ()
     """Warnings for the user: parameters that the forward pass never used, and the like."""
 
@@ -118,7 +120,7 @@ class ChannelGraph:
             factors=factors,
             flops=self.flops,
             params=self.params,
-            axis_sizes=self.axis_sizes,
+            shapes=self.shapes,
             notes=self.notes,
         )
 
@@ -132,7 +134,15 @@ class ChannelGraph:
                     "name": g.name,
                     "num_channels": g.num_channels,
                     "maskable": g.maskable,
-                    "members": [{"parameter": m.parameter, "axis": m.axis, **_pack(m.indices)} for m in g.members],
+                    "members": [
+                        {
+                            "parameter": m.parameter,
+                            "axis": m.axis,
+                            "writes": m.writes,
+                            **_pack(m.indices),
+                        }
+                        for m in g.members
+                    ],
                 }
                 for g in self.groups
             ],
@@ -140,7 +150,7 @@ class ChannelGraph:
             "factors": [[f.constant, dict(f.coefficients)] for f in self.factors],
             "flops": [[t.module, t.coefficient, list(t.factors)] for t in self.flops],
             "params": [[t.module, t.coefficient, list(t.factors)] for t in self.params],
-            "axis_sizes": [[parameter, axis, size] for (parameter, axis), size in self.axis_sizes.items()],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "notes": list(self.notes),
         }
 
@@ -163,7 +173,7 @@ class ChannelGraph:
                 Group(
                     g["name"],
                     g["num_channels"],
-                    tuple(Member(m["parameter"], m["axis"], indices(m)) for m in g["members"]),
+                    tuple(Member(m["parameter"], m["axis"], indices(m), m["writes"]) for m in g["members"]),
                     g["maskable"],
                 )
                 for g in data["groups"]
@@ -172,7 +182,7 @@ class ChannelGraph:
             factors=tuple(Factor(constant, coefficients) for constant, coefficients in data["factors"]),
             flops=terms(data["flops"]),
             params=terms(data["params"]),
-            axis_sizes={(parameter, axis): size for parameter, axis, size in data["axis_sizes"]},
+            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             notes=tuple(data["notes"]),
         )
 
@@ -183,7 +193,10 @@ def _pack(indices: IndexArray) -> dict[str, Any]:
     start = int(indices[0, 0])
     stride = int(indices[1, 0] - indices[0, 0]) if rows > 1 else 0
     step = int(indices[0, 1] - indices[0, 0]) if columns > 1 else 0
-    if np.array_equal(indices, start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :]):
+    if np.array_equal(
+        indices,
+        start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :],
+    ):
         return {"affine": [start, rows, stride, columns, step]}
     return {"indices": indices.tolist()}
 
@@ -193,3 +206,16 @@ def _unpack(packed: Mapping[str, Any]) -> IndexArray:
         return np.asarray(packed["indices"], dtype=np.int64)
     start, rows, stride, columns, step = packed["affine"]
     return (start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :]).astype(np.int64)
+
+
+def pack_positions(positions: IndexArray) -> list[list[int]]:
+    """Ascending positions as runs `[first, last]`, both included: short to read, and to write by hand."""
+    breaks = np.flatnonzero(np.diff(positions) != 1)
+    firsts = np.r_[positions[:1], positions[breaks + 1]]
+    lasts = np.r_[positions[breaks], positions[-1:]]
+    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]
+
+
+def unpack_positions(runs: list[list[int]]) -> IndexArray:
+    """The positions of `pack_positions`."""
+    return np.concatenate([np.arange(first, last + 1) for first, last in runs] or [np.arange(0)])

@@ -87,7 +87,7 @@ def _settle(graph: ChannelGraph, check: _Check) -> ChannelGraph:
         if failure is None:
             break
         names = _culprits(graph, check, list(graph.widths), failure)
-        graph = graph.without({name: _PREFIX + failure.reason for name in names})
+        graph = graph.without(dict.fromkeys(names, _PREFIX + failure.reason))
     return graph
 
 
@@ -141,7 +141,9 @@ class _Bench:
 
     def permuted(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         error = self.permutation_error(graph, names)
-        return None if error <= TOLERANCE else _Failure(f"a permutation of its channels changes the output ({error:.0e})")
+        return (
+            None if error <= TOLERANCE else _Failure(f"a permutation of its channels changes the output ({error:.0e})")
+        )
 
     def permutation_error(self, graph: ChannelGraph, names: Collection[str]) -> float:
         """Largest relative change of the output when the channels of the named groups are permuted."""
@@ -151,7 +153,7 @@ class _Bench:
             shuffled = rng.permutation(group.num_channels)
             for member in group.members:
                 axes = order.setdefault(member.parameter, {})
-                size = graph.axis_sizes[member.parameter, member.axis]
+                size = graph.shapes[member.parameter][member.axis]
                 positions = axes.setdefault(member.axis, np.arange(size))
                 positions[member.indices] = member.indices[shuffled]
 
@@ -172,7 +174,10 @@ class _Bench:
             except Exception as error:
                 where = stack[-1] if stack else ""
                 text = str(error).strip().split("\n")[0]
-                return _Failure(f"the cut network stops in {where or 'its forward'}: {text[:120]}", where)
+                return _Failure(
+                    f"the cut network stops in {where or 'its forward'}: {text[:120]}",
+                    where,
+                )
         self.cuts += 1
         if out.shape != self._reference.shape:
             return _Failure("the cut network's output has another shape")
@@ -257,7 +262,7 @@ def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Inside, `stack` names the modules that are running, outermost first; after an error, those that were."""
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))  # type: ignore[misc]
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
         handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1]))
     try:
         yield

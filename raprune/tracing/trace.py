@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from raprune.errors import ModelError
-from raprune.tracing.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
+from raprune.tracing.graph import (
+    ChannelGraph,
+    Factor,
+    Frozen,
+    Group,
+    IndexArray,
+    Member,
+    Term,
+)
 from raprune.tracing.rules import RULES
 from raprune.tracing.shadow import CostRecord, Tracer
 
@@ -50,9 +58,15 @@ def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     digest = hashlib.sha256(repr(input_shape).encode())
     for name, module in model.named_modules():
         digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}({module.extra_repr()})".encode())
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-    for kind in sorted({type(module) for module in model.modules()}, key=lambda k: f"{k.__module__}.{k.__qualname__}"):
+    for kind in sorted(
+        {type(module) for module in model.modules()},
+        key=lambda k: f"{k.__module__}.{k.__qualname__}",
+    ):
         if not kind.__module__.startswith("torch.nn."):
             digest.update(_source(kind).encode())
     return digest.hexdigest()[:16]
@@ -94,7 +108,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> Ch
         flops=tuple(_flops_terms(tracer, factors)),
         params=tuple(_params_terms(tracer, factors, parameters)),
         factors=tuple(factors.factors),
-        axis_sizes={(m.parameter, m.axis): tracer.shapes[m.parameter][m.axis] for g in groups for m in g.members},
+        shapes={m.parameter: tracer.shapes[m.parameter] for g in groups for m in g.members},
         notes=_notes(tracer, parameters),
     )
 
@@ -111,7 +125,12 @@ def _components(tracer: Tracer) -> IndexArray:
         open_pairs = a != b
         if not open_pairs.any():
             return labels
-        left, right, a, b = left[open_pairs], right[open_pairs], a[open_pairs], b[open_pairs]
+        left, right, a, b = (
+            left[open_pairs],
+            right[open_pairs],
+            a[open_pairs],
+            b[open_pairs],
+        )
         np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))
         while True:
             jumped = labels[labels]
@@ -134,7 +153,10 @@ def _frozen_labels(tracer: Tracer, labels: IndexArray) -> tuple[np.ndarray, dict
 
 
 def _groups(
-    tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
+    tracer: Tracer,
+    labels: IndexArray,
+    frozen: np.ndarray,
+    reasons: dict[int, tuple[str, str]],
 ) -> tuple[list[Group], IndexArray]:
     """Classes that slice the same axes, as groups; and for each id the number of its group, -1 where it stays.
 
@@ -145,11 +167,15 @@ def _groups(
     ids = np.concatenate([np.arange(b, b + n) for b, n in zip(tracer.axis_base.values(), sizes, strict=True)] or [[]])
     ids = ids.astype(np.int64)
     axis_number = np.repeat(np.arange(len(axes)), sizes)
-    position = np.concatenate([np.arange(n) for n in sizes] or [[]]).astype(np.int64)
+    position = np.concatenate([np.arange(n) for n in sizes] or [np.arange(0)]).astype(np.int64)
     label = labels[ids]
     free = ~frozen[label]
     order = np.lexsort((position[free], axis_number[free], label[free]))
-    label, axis_number, position = label[free][order], axis_number[free][order], position[free][order]
+    label, axis_number, position = (
+        label[free][order],
+        axis_number[free][order],
+        position[free][order],
+    )
     group_of_label = np.full(len(labels), -1, dtype=np.int64)
     if not len(label):
         return [], group_of_label
@@ -180,7 +206,7 @@ def _groups(
             indices = position[first[:, None] + offset + np.arange(count)]
             # Equal index arrays are one object: a cut works each of them out once.
             indices = shared.setdefault(indices.tobytes() + bytes([count % 251]), indices)
-            members.append(Member(axes[axis][0], axes[axis][1], indices))
+            members.append(Member(*axes[axis], indices, axes[axis] in tracer.written))
             offset += count
         maskable = not bool(across[label[first]].any())
         groups.append(Group(name, len(rows), tuple(members), maskable))
@@ -230,9 +256,7 @@ def _flops_terms(tracer: Tracer, factors: _FactorTable) -> Iterator[Term]:
 
 def _params_terms(tracer: Tracer, factors: _FactorTable, parameters: dict[str, nn.Parameter]) -> Iterator[Term]:
     for name, parameter in parameters.items():
-        axes = tuple(
-            tracer.axis_ids(name, axis) for axis in range(parameter.dim()) if (name, axis) in tracer.axis_base
-        )
+        axes = tuple(tracer.axis_ids(name, axis) for axis in range(parameter.dim()) if (name, axis) in tracer.axis_base)
         yield _term(CostRecord(name.rpartition(".")[0], parameter.numel(), axes), factors)
 
 
@@ -244,7 +268,10 @@ def _term(record: CostRecord, factors: _FactorTable) -> Term:
 
 
 def _frozen_report(
-    tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
+    tracer: Tracer,
+    labels: IndexArray,
+    frozen: np.ndarray,
+    reasons: dict[int, tuple[str, str]],
 ) -> Iterator[Frozen]:
     """One line a layer and reason for written channels that stay."""
     for (name, axis), module in tracer.written.items():

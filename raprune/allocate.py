@@ -1,0 +1,207 @@
+"""Scores and a target -> how many channels stay in each group, and which.
+
+Every allocation gives a width vector that comes up to the target and never passes it (within 0.5 % of it where the
+network's channels are fine enough). How widths are found and how channels are rated are separate, so that any method
+can be set against any other on equal terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raprune.budget import Budget
+from raprune.candidate import Candidate, Setting
+from raprune.cost import CostModel, Counts
+from raprune.errors import BudgetError
+
+Scores = Mapping[str, npt.NDArray[np.float64]]
+"""Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a candidate must come up to: fractions of the dense network, and the widths that are allowed."""
+
+    budget: Budget
+    min_channels: int = 1
+    multiple_of: int = 1
+
+
+def allocate(
+    name: str,
+    cost: CostModel,
+    target: Target,
+    *,
+    scores: Scores,
+    keep_ratios: Mapping[str, float],
+) -> Counts:
+    """The width vector of the allocation `name`, shape `(G,)`, within `target`.
+
+    Raises:
+        BudgetError: if even the narrowest network is above the target.
+    """
+    check_reachable(
+        cost,
+        target.budget,
+        min_channels=target.min_channels,
+        multiple_of=target.multiple_of,
+    )
+    return ALLOCATIONS[name](cost, target, scores, keep_ratios)
+
+
+def select(
+    scores: Scores,
+    cost: CostModel,
+    widths: Counts,
+    *,
+    method: str,
+    settings: Mapping[str, Setting],
+) -> Candidate:
+    """The candidate that keeps the best-scored channels of each group; of equal scores the lower index stays."""
+    kept = {}
+    for name, width in zip(cost.group_names, widths.tolist(), strict=True):
+        best = np.argsort(-scores[name], kind="stable")[:width]
+        kept[name] = tuple(sorted(best.tolist()))
+    return Candidate(method, kept, settings)
+
+
+def ratios(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
+    """The proposal's keep ratios, scaled by one factor onto the target."""
+    wanted = np.array([keep_ratios.get(name, 1.0) for name in cost.group_names])
+    return _scaled(cost, target, wanted)
+
+
+def uniform(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
+    """The same keep ratio everywhere."""
+    return _scaled(cost, target, np.ones(len(cost.group_names)))
+
+
+def global_rank(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
+    """The best-scored channels of the whole network; scores are divided by their group's mean to be comparable."""
+    floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
+    groups, ranked = [], []
+    for number, name in enumerate(cost.group_names):
+        descending = np.sort(scores[name])[::-1]
+        # The best `floor` channels of a group stay whatever their score, so only the others are ranked.
+        rest = descending[int(floor[number]) :] / max(float(np.abs(descending).mean()), 1e-30)
+        ranked.append(rest)
+        groups.append(np.full(len(rest), number))
+    order = np.argsort(-np.concatenate(ranked), kind="stable")
+    sequence = np.concatenate(groups)[order]
+
+    def widths(count: int) -> Counts:
+        return floor + np.bincount(sequence[:count], minlength=len(floor))
+
+    def rounded(count: int) -> Counts:
+        return _to_multiple(widths(count), cost, floor, target.multiple_of)
+
+    low, high = 0, len(sequence)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _fits(cost, target, rounded(middle)):
+            low = middle
+        else:
+            high = middle - 1
+    return _fill(cost, target, rounded(low), (int(g) for g in sequence[low:]))
+
+
+Allocation = Callable[[CostModel, Target, Scores, Mapping[str, float]], Counts]
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "ratios": ratios,
+    "uniform": uniform,
+    "global_rank": global_rank,
+}
+"""How widths are found, by name."""
+
+
+def check_reachable(cost: CostModel, budget: Budget, *, min_channels: int = 1, multiple_of: int = 1) -> None:
+    """Refuse a budget that even the narrowest network passes.
+
+    Raises:
+        BudgetError: with the lowest reachable value and the layers that bind.
+    """
+    narrowest = cost.smallest(min_channels=min_channels, multiple_of=multiple_of)
+    for kind, limit, count, dense in (
+        ("flops", budget.flops, int(cost.flops(narrowest)), cost.dense_flops),
+        ("params", budget.params, int(cost.params(narrowest)), cost.dense_params),
+    ):
+        if limit is not None and count > limit * dense:
+            binding = list(cost.flops_by_module(narrowest).items())[:3]
+            layers = ", ".join(f"{module or 'the network itself'} ({flops:,} FLOPs)" for module, flops in binding)
+            raise BudgetError(
+                f"--budget-{kind} {limit:g}: out of reach. The lowest this network can go to is {count / dense:.4f} "
+                f"({count:,} of {dense:,} {kind}), with {min_channels} channel(s) left in each of its "
+                f"{len(cost.group_names)} groups (widths in multiples of {multiple_of}).",
+                hint=f"What stays is mostly in: {layers}. `raprune inspect` names what is frozen and why; a budget of "
+                f"{_round_up(count / dense)} can be met.",
+            )
+
+
+def _round_up(fraction: float) -> str:
+    return f"{min(1.0, np.ceil(fraction * 1000 + 1) / 1000):.3f}"
+
+
+def _scaled(cost: CostModel, target: Target, wanted: npt.NDArray[np.float64]) -> Counts:
+    """`wanted * scale`, with the largest scale within the target by bisection, then the channels that still fit."""
+    floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
+    channels = cost.num_channels * wanted
+
+    def widths(scale: float) -> Counts:
+        raw = np.clip(np.floor(channels * scale + 1e-9), floor, cost.num_channels).astype(np.int64)
+        return _to_multiple(raw, cost, floor, target.multiple_of)
+
+    low, high = 0.0, 1.0 / float(wanted.min())
+    if _fits(cost, target, widths(high)):
+        return widths(high)
+    for _ in range(50):
+        middle = (low + high) / 2
+        if _fits(cost, target, widths(middle)):
+            low = middle
+        else:
+            high = middle
+    return _fill(cost, target, widths(low), _next_in_turn(channels, low, target.multiple_of))
+
+
+def _next_in_turn(channels: npt.NDArray[np.float64], scale: float, multiple_of: int) -> Iterator[int]:
+    """Groups in the order in which a growing scale would widen them, one round."""
+    steps = channels * scale / multiple_of
+    until_next = (np.floor(steps + 1e-9) + 1 - steps) / np.maximum(channels, 1e-12)
+    yield from np.argsort(until_next, kind="stable").tolist()
+
+
+def _fill(cost: CostModel, target: Target, widths: Counts, order: Iterator[int]) -> Counts:
+    """Widen groups, in `order`, as long as they fit; then any that still fits. Gives up after 64 misfits."""
+    misfits = 0
+    widths = widths.copy()
+    for group in order:
+        wider = widths.copy()
+        wider[group] = min(wider[group] + target.multiple_of, cost.num_channels[group])
+        if target.multiple_of > 1 and wider[group] % target.multiple_of and wider[group] != cost.num_channels[group]:
+            continue
+        if _fits(cost, target, wider):
+            widths = wider
+        else:
+            misfits += 1
+            if misfits == 64:
+                break
+    return widths
+
+
+def _to_multiple(widths: Counts, cost: CostModel, floor: Counts, multiple_of: int) -> Counts:
+    """Widths rounded down to a multiple; a group that is whole stays whole, and none falls below the floor."""
+    if multiple_of == 1:
+        return widths
+    whole = widths >= cost.num_channels
+    return np.where(whole, cost.num_channels, np.maximum(widths // multiple_of * multiple_of, floor))
+
+
+def _fits(cost: CostModel, target: Target, widths: Counts) -> bool:
+    budget = target.budget
+    return (budget.flops is None or int(cost.flops(widths)) <= budget.flops * cost.dense_flops) and (
+        budget.params is None or int(cost.params(widths)) <= budget.params * cost.dense_params
+    )

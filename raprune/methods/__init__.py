@@ -1,0 +1,32 @@
+"""One file a paper. A new method is a file and a line here."""
+
+from raprune.errors import UsageError
+from raprune.methods.magnitude import L1, L2
+from raprune.methods.method import Batches, Method, Scores, reestimate_batch_norm
+from raprune.methods.random import Random
+
+METHODS: dict[str, type[Method]] = {"l1": L1, "l2": L2, "random": Random}
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of this name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in METHODS:
+        raise UsageError(
+            f"--methods {name}: no such method. Valid: {', '.join(sorted(METHODS))}.",
+            hint="`raprune methods` says what each one does.",
+        )
+    return METHODS[name]
+
+
+__all__ = [
+    "METHODS",
+    "Batches",
+    "Method",
+    "Scores",
+    "method_named",
+    "reestimate_batch_norm",
+]
