@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from raprune.data.batches import DeviceSplit
+from raprune.layout import laid_out
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> 
     correct = torch.zeros((), dtype=torch.int64, device=split.device)
     loss = torch.zeros((), dtype=torch.float64, device=split.device)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), laid_out(model, split.layout):
             for x, y in split.batches(batch_size):
                 logits = model(x).float()
                 # A row with a NaN has no largest logit: argmax would name the NaN, which may be the label's place.

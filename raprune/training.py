@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from raprune.data.batches import DeviceSplit, batch_sizes
 from raprune.errors import ModelError
+from raprune.layout import laid_out
 from raprune.spec import TrainSpec
 
 WARM_UP = 0.15
@@ -60,28 +61,27 @@ def train(
         ModelError: if the loss is no longer finite.
     """
     sizes = batch_sizes(len(split), spec.batch_size)
-    total = math.ceil(spec.epochs * len(sizes))
+    # Less a hair: 0.1 * 30 is a little more than 3.
+    total = math.ceil(spec.epochs * len(sizes) - 1e-9)
     optimizer = _optimizer(model, spec)
     generator = torch.Generator().manual_seed(seed)
     history: list[Epoch] = []
     step = 0
     model.train()
-    if split.device.type == "cuda":
-        model.to(memory_format=torch.channels_last)
     # Dropout draws from the global generator: seeded here, and given back as it was.
     devices = [split.device] if split.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), laid_out(model, split.layout), laid_out(teacher, split.layout):
         torch.manual_seed(seed)
         while step < total:
             started, tally = time.perf_counter(), _Tally(split.device)
             for x, y in split.shuffled(spec.batch_size, generator, augment):
-                if step == total:
-                    break
                 lr = spec.lr * one_cycle(step, total)
                 loss, logits = _loss(model, teacher, x, y, spec)
                 _step(optimizer, loss, lr, model, regularize)
                 tally.add(loss, logits, y)
                 step += 1
+                if step == total:
+                    break
             epoch = tally.epoch(len(history) + 1, spec, lr, time.perf_counter() - started)
             _check_finite(epoch, spec)
             history.append(epoch)
@@ -140,7 +140,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+    loss.backward()
     if regularize is not None:
         regularize(model)
     optimizer.step()

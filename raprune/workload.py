@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import ModelError
+from raprune.layout import layout_for
 from raprune.models import build_model, load_weights
 from raprune.spec import SearchSpec
 from raprune.training import Epoch, train
@@ -31,6 +32,11 @@ class Workload:
         self.data = data
         self.device = device
         self.spec = spec
+
+    @cached_property
+    def layout(self) -> torch.memory_format:
+        """Memory layout of the batches: channels-last where the network allows it."""
+        return layout_for(self.model, self.example_input())
 
     @property
     def augment(self) -> str:
@@ -52,7 +58,7 @@ class Workload:
     def example_input(self) -> Tensor:
         """The first training image, normalised: `(1, C, H, W)`."""
         first = Split(self.data.train.images[:1], self.data.train.labels[:1])
-        x, _ = next(self._place(first).batches(1))
+        x, _ = next(DeviceSplit.place(first, self.data.mean, self.data.std, self.device).batches(1))
         return x
 
     def weights(self) -> WeightArrays:
@@ -70,7 +76,7 @@ class Workload:
         return digest.hexdigest()[:16]
 
     def _place(self, split: Split) -> DeviceSplit:
-        return DeviceSplit.place(split, self.data.mean, self.data.std, self.device)
+        return DeviceSplit.place(split, self.data.mean, self.data.std, self.device, layout=self.layout)
 
 
 def build_workload(

@@ -1,4 +1,4 @@
-"""Training augmentation of a whole batch on its device. Random numbers are drawn on the CPU, the same for every device."""
+"""Training augmentation of a whole batch on its device. Random numbers come from the CPU, the same for every device."""
 
 from __future__ import annotations
 

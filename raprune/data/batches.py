@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class DeviceSplit:
     """`(C, 1, 1)`, of pixels in 0..255."""
     scale: Tensor
     """`(C, 1, 1)`: 1 over the standard deviation of pixels in 0..255."""
+    layout: torch.memory_format = torch.contiguous_format
+    """Of the batches."""
 
     @classmethod
     def place(
@@ -33,6 +35,7 @@ class DeviceSplit:
         device: str | torch.device,
         *,
         dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> DeviceSplit:
         """`split` on `device`; `mean` and `std` are of pixels in [0, 1], and batches come as `dtype`.
 
@@ -46,6 +49,7 @@ class DeviceSplit:
             labels=labels.to(device),
             mean=(torch.tensor(mean, dtype=torch.float64) * 255).to(device, dtype).view(-1, 1, 1),
             scale=(1 / (torch.tensor(std, dtype=torch.float64) * 255)).to(device, dtype).view(-1, 1, 1),
+            layout=layout,
         )
 
     def __len__(self) -> int:
@@ -70,7 +74,7 @@ class DeviceSplit:
         dropped: a single one left over joins the batch before it, as batch norm cannot train on one.
         """
         order = torch.randperm(len(self), generator=generator)
-        for part in order.split(batch_sizes(len(self), batch_size)):
+        for part in torch.split(order, batch_sizes(len(self), batch_size)):
             rows = part.to(self.device)
             images = augmented(self.images[rows], augment, generator)
             yield self._normalise(images), self.labels[rows]
@@ -80,13 +84,13 @@ class DeviceSplit:
         if count >= len(self):
             return self
         rows = torch.randperm(len(self), generator=generator)[:count].to(self.device)
-        return DeviceSplit(self.images[rows], self.labels[rows], self.mean, self.scale)
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
     def _normalise(self, images: Tensor) -> Tensor:
         batch = images.to(self.mean.dtype)
         # `to` copies unless the images came as floats, which an augmentation has made anew.
         batch.sub_(self.mean).mul_(self.scale)
-        return batch.contiguous(memory_format=torch.channels_last) if batch.is_cuda else batch
+        return batch.contiguous(memory_format=self.layout)
 
 
 def batch_sizes(count: int, batch_size: int) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from raprune.data.dataset import ImageArray, Shape
 from raprune.data.memory import check_memory
@@ -38,8 +38,8 @@ def probe(data: bytes, *, image_size: int | None, row: int, where: str) -> Shape
 def decode(blob: Blob, rows: Sequence[int], *, shape: Shape, resize: bool, where: str) -> ImageArray:
     """The images `blob(0), blob(1), ...` as an array `(len(rows), *shape)`.
 
-    `rows` are their row numbers in the source, for messages. With `resize` the shorter side is scaled and the centre cut
-    out; without, an image of another size is an error. Grey and colour are converted to what `shape` has.
+    `rows` are their row numbers in the source, for messages. With `resize` the shorter side is scaled and the centre
+    cut out; without, an image of another size is an error. Grey and colour are converted to what `shape` has.
 
     Raises:
         DataError: if an image cannot be decoded or differs in size, or the array would not fit into memory.
@@ -75,7 +75,7 @@ def _open(data: bytes, *, row: int, where: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        reason = "not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(
             f"{where}: the image in row {row} cannot be decoded: {reason}.",
             hint="Remove or repair that row; PNG, JPEG, WebP and whatever else Pillow reads are valid.",

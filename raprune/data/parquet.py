@@ -136,7 +136,8 @@ def _labels(dataset: pads.Dataset, spec: DataSpec, where: str) -> LabelArray:
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise DataError(f"{where}: row {row} has no label.", hint="Remove the row, or give it its label.")
-    return column.to_numpy().astype(np.int64)
+    labels: LabelArray = column.to_numpy().astype(np.int64)
+    return labels
 
 
 def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> Blob:
@@ -157,7 +158,7 @@ def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> 
         )
     # 32-bit offsets would overflow at 2 GiB when the chunks are joined.
     array = blobs.cast(pa.large_binary()).combine_chunks()
-    return lambda position: array[position].as_py()  # type: ignore[no-any-return]  # pyarrow has no types here
+    return lambda position: array[position].as_py()
 
 
 def _label_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:

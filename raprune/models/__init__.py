@@ -64,7 +64,8 @@ def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.
         model = builder(**{**arguments, **spec.arguments})
     except Exception as error:
         raise ModelError(
-            f"model.name {spec.name!r}: building it with {_call(arguments, spec)} raised {type(error).__name__}: {error}",
+            f"model.name {spec.name!r}: building it with {_call(arguments, spec)} raised "
+            f"{type(error).__name__}: {error}",
             hint="Look at model.arguments, and at whether the network takes images of this size.",
         ) from error
     if not isinstance(model, nn.Module):
@@ -156,7 +157,7 @@ def _check_channels(model: nn.Module, name: str, image_shape: Shape) -> None:
     if first is not None and first.in_channels != image_shape[0]:
         raise ModelError(
             f"model.name {name!r} takes images of {first.in_channels} channels; the data has {image_shape[0]}.",
-            hint="Use a network for such images (cifar-resnet20, digits-net and lenet5 take any), or convert the images.",
+            hint="Use a network for such images (cifar-resnet20, digits-net and lenet5 take any), or convert them.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Weights from a file: safetensors, or a state dict that `torch.load(weights_only=True)` reads. Never a pickled model."""
+"""Weights from a file: safetensors, or a state dict for `torch.load(weights_only=True)`. Never a pickled model."""
 
 from __future__ import annotations
 
