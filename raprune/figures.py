@@ -1,0 +1,326 @@
+"""The picture of a run: `html`, one page that needs no network, and `png`. No torch, no ray."""
+
+from __future__ import annotations
+
+import html as markup
+import io
+import json
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import Any
+
+from raprune.front import Row
+
+# Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+DENSE_COLOUR = "#888888"
+
+MAX_WIDTHS = 24
+"""Layers that a hover text lists; the table of the store has them all."""
+
+
+def html(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    """A page with the front, every other candidate faded, the recipe on hover, and the front as a table."""
+    from plotly.offline import get_plotlyjs
+
+    figure = {"data": _traces(rows, front, run), "layout": _layout(rows, front, run), "config": _CONFIG}
+    return _PAGE.substitute(
+        title=markup.escape(_title(run)),
+        summary=markup.escape(_summary(front, run, test)),
+        # A closing tag inside a string would end the script.
+        figure=json.dumps(figure).replace("</", "<\\/"),
+        rows="\n".join(_table_row(row) for row in front),
+        plotly=get_plotlyjs(),
+    )
+
+
+def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> bytes:
+    """The same picture as PNG, 1600 x 1000 pixels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    chosen = {row["candidate"] for row in front}
+    for method, colour in _colours(rows).items():
+        for epochs, marker in ((False, "o"), (True, "D")):
+            for on_front in (False, True):
+                part = [
+                    row
+                    for row in rows
+                    if row["method"] == method
+                    and bool(row["epochs"]) == epochs
+                    and (row["candidate"] in chosen) == on_front
+                ]
+                if part:
+                    label = f"{method}, {'fine-tuned' if epochs else 'repaired'}" if on_front else None
+                    axes.scatter(
+                        [100 * row["flops_fraction"] for row in part],
+                        [100 * row["val_accuracy"] for row in part],
+                        s=44 if on_front else 22,
+                        marker=marker,
+                        c=colour,
+                        alpha=1.0 if on_front else 0.3,
+                        linewidths=0,
+                        label=label,
+                        zorder=3,
+                    )
+    axes.step(
+        [100 * row["flops_fraction"] for row in front],
+        [100 * row["val_accuracy"] for row in front],
+        where="post",
+        color="#444444",
+        linewidth=1,
+        label="front",
+        zorder=2,
+    )
+    dense, budget = run.get("dense", {}), run.get("spec", {}).get("budget_flops")
+    if dense.get("val_accuracy") is not None:
+        axes.axhline(100 * dense["val_accuracy"], color=DENSE_COLOUR, linewidth=1, linestyle=":", label="dense network")
+    if budget is not None:
+        axes.axvline(100 * budget, color="#444444", linewidth=1, linestyle="--", label=f"budget {budget:.0%}")
+    low, high = _accuracy_range(rows, front, run)
+    axes.set_ylim(low, high)
+    axes.set_xlim(0, _flops_end(rows, run))
+    axes.set_xlabel("FLOPs, % of the dense network")
+    axes.set_ylabel("validation accuracy, %")
+    axes.set_title(_title(run), fontsize=10)
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(fontsize=8, loc="outside lower center", ncols=4, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _traces(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    chosen = {row["candidate"] for row in front}
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "front",
+        "x": [100 * row["flops_fraction"] for row in front],
+        "y": [100 * row["val_accuracy"] for row in front],
+        "line": {"shape": "hv", "width": 1.5, "color": DENSE_COLOUR},
+        "hoverinfo": "skip",
+    }
+    traces = [line]
+    for method, colour in _colours(rows).items():
+        for on_front in (False, True):
+            part = [row for row in rows if row["method"] == method and (row["candidate"] in chosen) == on_front]
+            if part:
+                traces.append(_points(part, markup.escape(method), colour, on_front=on_front))
+                traces[-1]["showlegend"] = on_front or not any(row["method"] == method for row in front)
+    dense = run.get("dense", {})
+    if dense.get("val_accuracy") is not None:
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "dense network",
+                "x": [100],
+                "y": [100 * dense["val_accuracy"]],
+                "marker": {"symbol": "star", "size": 14, "color": DENSE_COLOUR},
+                "hovertemplate": "dense network<br>%{y:.2f} % validation<extra></extra>",
+            }
+        )
+    return traces
+
+
+def _points(part: Sequence[Row], method: str, colour: str, *, on_front: bool) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": method,
+        "legendgroup": method,
+        "x": [100 * row["flops_fraction"] for row in part],
+        "y": [100 * row["val_accuracy"] for row in part],
+        "text": [_recipe(row) for row in part],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {
+            "color": colour,
+            "size": 11 if on_front else 7,
+            "opacity": 1.0 if on_front else 0.35,
+            "symbol": ["diamond" if row["epochs"] else "circle" for row in part],
+        },
+    }
+
+
+def _recipe(row: Row) -> str:
+    def points(accuracy: float | None) -> str:
+        return "not measured" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+    settings = ", ".join(f"{name}={value}" for name, value in row["settings"].items())
+    lines = [
+        f"<b>{row['candidate']}</b> ({row['trial_id']})",
+        markup.escape(f"{row['method']}({settings}), widths by {row['allocation']}"),
+        f"fine-tuned {row['epochs']:g} epochs" if row["epochs"] else "repaired, not fine-tuned",
+        f"{row['flops_fraction']:.1%} of the FLOPs: {row['flops']:,} ({row['macs']:,} MACs)",
+        f"{row['params_fraction']:.1%} of the parameters: {row['params']:,}",
+        f"validation {points(row['val_accuracy'])}, test {points(row['test_accuracy'])}",
+        f"after cut {points(row['accuracy_after_cut'])}, after repair {points(row['accuracy_after_repair'])}",
+    ]
+    widths = [f"{markup.escape(group)} {width}" for group, width in row["widths"].items()]
+    if len(widths) > MAX_WIDTHS:
+        widths = [*widths[:MAX_WIDTHS], f"and {len(widths) - MAX_WIDTHS} more"]
+    lines += ["channels: " + ", ".join(widths[:4])] + [", ".join(widths[i : i + 4]) for i in range(4, len(widths), 4)]
+    return "<br>".join(lines)
+
+
+def _layout(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> dict[str, Any]:
+    budget = run.get("spec", {}).get("budget_flops")
+    line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dash", "width": 1}}
+    shapes = [] if budget is None else [line | {"x0": 100 * budget, "x1": 100 * budget}]
+    notes = [] if budget is None else [
+        {"x": 100 * budget, "y": 1, "yref": "paper", "text": f"budget {budget:.0%}", "showarrow": False,
+         "xanchor": "left", "yanchor": "top"}
+    ]  # fmt: skip
+    dense = run.get("dense", {}).get("val_accuracy")
+    if dense is not None:
+        level = {"dash": "dot", "width": 1}
+        shapes.append(
+            line | {"xref": "paper", "x1": 1, "yref": "y", "y0": 100 * dense, "y1": 100 * dense, "line": level}
+        )
+        notes.append(
+            {"x": 0, "xref": "paper", "y": 100 * dense, "text": f"dense {dense:.2%}", "showarrow": False,
+             "xanchor": "left", "yanchor": "bottom"}
+        )  # fmt: skip
+    return {
+        "autosize": True,
+        "xaxis": {
+            "title": {"text": "FLOPs, % of the dense network"},
+            "range": [0, _flops_end(rows, run)],
+            "zeroline": False,
+        },
+        "yaxis": {
+            "title": {"text": "validation accuracy, %"},
+            "range": list(_accuracy_range(rows, front, run)),
+            "zeroline": False,
+        },
+        "shapes": shapes,
+        "annotations": notes,
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02},
+        "margin": {"t": 70, "r": 20, "b": 60, "l": 70},
+        "hoverlabel": {"align": "left"},
+    }
+
+
+def _colours(rows: Sequence[Row]) -> dict[str, str]:
+    methods = sorted({row["method"] for row in rows})
+    return {method: PALETTE[i % len(PALETTE)] for i, method in enumerate(methods)}
+
+
+def _flops_end(rows: Sequence[Row], run: Mapping[str, Any]) -> float:
+    """Percent up to which the axis goes: the candidates and the budget, with a margin."""
+    budget = run.get("spec", {}).get("budget_flops")
+    return 108 * max([row["flops_fraction"] for row in rows] + ([] if budget is None else [budget]), default=1.0)
+
+
+def _accuracy_range(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> tuple[float, float]:
+    """Percent that the axis shows: the front and the dense network in full, hopeless candidates left below it."""
+    shown = [100 * row["val_accuracy"] for row in (front or rows)]
+    dense = run.get("dense", {}).get("val_accuracy")
+    shown += [100 * dense] if dense is not None else []
+    low, high = (min(shown), max(shown)) if shown else (0.0, 100.0)
+    margin = max(1.0, 0.25 * (high - low))
+    return max(0.0, low - margin), min(100.5, high + margin)
+
+
+def _title(run: Mapping[str, Any]) -> str:
+    spec = run.get("spec", {})
+    model, data = spec.get("model", {}).get("name"), spec.get("data", {}).get("name")
+    return f"Pareto front: {model} on {data}" if model and data else "Pareto front"
+
+
+def _summary(front: Sequence[Row], run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    dense = run.get("dense", {})
+    parts = [f"{len(front)} candidates on the front."]
+    if dense:
+        parts.append(
+            f"Dense network: {dense['flops']:,} FLOPs ({dense['flops'] // 2:,} MACs), {dense['params']:,} parameters, "
+            f"{dense['val_accuracy']:.2%} validation accuracy."
+        )
+    if test.get("dense") is not None:
+        parts.append(f"{test['dense']:.2%} on the {test.get('images', '')} test images.")
+    return " ".join(parts)
+
+
+def _table_row(row: Row) -> str:
+    test = "" if row["test_accuracy"] is None else f"{100 * row['test_accuracy']:.2f}"
+    cells = [
+        row["candidate"],
+        row["method"],
+        f"{row['epochs']:g}",
+        f"{100 * row['flops_fraction']:.1f}",
+        f"{row['flops']:,}",
+        f"{100 * row['params_fraction']:.1f}",
+        f"{row['params']:,}",
+        f"{100 * row['val_accuracy']:.2f}",
+        test,
+    ]
+    return "<tr>" + "".join(f"<td>{markup.escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["select2d", "lasso2d"],
+}
+
+# The policy lets nothing be fetched: what is not in the file is not shown.
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --text: #1a1a1a; --back: #ffffff; --line: #d8d8d8; }
+@media (prefers-color-scheme: dark) { :root { --text: #e8e8e8; --back: #16181c; --line: #3a3d44; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 0 auto;
+ max-width: 1200px; padding: 1rem; }
+h1 { font-size: 1.3rem; margin: 0; }
+#figure { height: 62vh; min-height: 380px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+td:first-child { font-family: ui-monospace, monospace; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p>$summary Circles are repaired only, diamonds fine-tuned, faint ones dominated or over the budget.
+Point at one for its recipe.</p>
+<div id="figure" role="img" aria-label="$title: validation accuracy over FLOPs; the table below has the same figures">
+</div>
+<div class="wide"><table>
+<caption hidden>The front</caption>
+<thead><tr><th>candidate</th><th>method</th><th>epochs</th><th>FLOPs %</th><th>FLOPs</th><th>params %</th>
+<th>params</th><th>validation %</th><th>test %</th></tr></thead>
+<tbody>
+$rows
+</tbody></table></div>
+<script>$plotly</script>
+<script>
+const figure = $figure;
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+function draw() {
+  const style = getComputedStyle(document.documentElement);
+  const text = style.getPropertyValue("--text"), back = style.getPropertyValue("--back");
+  const line = style.getPropertyValue("--line");
+  const layout = structuredClone(figure.layout);
+  Object.assign(layout, { paper_bgcolor: back, plot_bgcolor: back, font: { color: text } });
+  for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { gridcolor: line, linecolor: line });
+  for (const shape of layout.shapes) shape.line.color = text;
+  Plotly.react("figure", figure.data, layout, figure.config);
+}
+dark.addEventListener("change", draw);
+draw();
+</script>
+</body>
+</html>
+""")

@@ -1,0 +1,195 @@
+"""What a run's trials come to: the candidates, their Pareto front, the best under a budget, the progress.
+
+A *row* is a plain dictionary about one candidate; the keys are those of `row`. Numbers and records only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raprune import pareto
+from raprune.budget import Budget
+from raprune.errors import RapruneError
+from raprune.trial import Stage, Trial, TrialState
+
+Row = dict[str, Any]
+
+
+def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None) -> list[Row]:
+    """One row for each candidate of a complete trial, by ascending FLOPs.
+
+    A candidate that was tried more than once counts as it was trained the most, then the latest. `test` is the
+    content of `report/test.json`: `{"dense": accuracy, "candidates": {id: accuracy}, "images": number}`.
+    """
+    best: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and trial.candidate is not None and trial.metrics is not None:
+            known = best.get(trial.candidate.id)
+            if known is None or _fidelity(trial) >= _fidelity(known):
+                best[trial.candidate.id] = trial
+    rows = [row(trial, test=test or {}) for trial in best.values()]
+    for index in pareto.non_dominated(_points(rows)):
+        rows[index]["on_front"] = True
+    return sorted(rows, key=lambda r: (r["flops"], -r["val_accuracy"]))
+
+
+def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
+    """What there is to say about a complete trial's candidate; accuracies and fractions in [0, 1]."""
+    assert trial.candidate is not None and trial.metrics is not None
+    return {
+        "candidate": trial.candidate.id,
+        "method": trial.proposal.method,
+        "settings": dict(trial.proposal.settings),
+        "allocation": trial.proposal.allocation,
+        "stage": trial.proposal.stage.value,
+        "epochs": trial.epochs,
+        "flops": trial.metrics.flops,
+        "macs": trial.metrics.flops // 2,
+        "flops_fraction": trial.metrics.flops_fraction,
+        "params": trial.metrics.params,
+        "params_fraction": trial.metrics.params_fraction,
+        "val_accuracy": trial.metrics.accuracy,
+        "test_accuracy": test.get("candidates", {}).get(trial.candidate.id),
+        "dense_test_accuracy": test.get("dense"),
+        "accuracy_after_cut": trial.accuracy_after_cut,
+        "accuracy_after_repair": trial.accuracy_after_repair,
+        "widths": trial.candidate.widths,
+        "trial_id": trial.trial_id,
+        "on_front": False,
+    }
+
+
+def front(trials: Sequence[Trial], budget: Budget | None = None, *, test: Mapping[str, Any] | None = None) -> list[Row]:
+    """The rows within the budget that no other row beats in both accuracy and FLOPs, by ascending FLOPs."""
+    rows = within(candidates(trials, test=test), budget or Budget())
+    return [rows[index] | {"on_front": True} for index in pareto.non_dominated(_points(rows))]
+
+
+def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
+    """The rows that the budget admits."""
+    return [r for r in rows if budget.admits(flops_fraction=r["flops_fraction"], params_fraction=r["params_fraction"])]
+
+
+def pick(rows: Sequence[Row], budget: Budget, *, min_accuracy: float | None = None) -> Row:
+    """The most accurate row within the budget; with `min_accuracy`, the cheapest that is at least so accurate.
+
+    Accuracy is that on the validation split, which the choice may look at. Of equally accurate rows the cheapest is
+    picked.
+
+    Raises:
+        RapruneError: if there is no such row; the message names the nearest.
+    """
+    if not rows:
+        raise RapruneError("The run has no complete trial yet.", hint="`raprune status RUN` shows how far it is.")
+    admitted = within(rows, budget)
+    if not admitted:
+        smallest = min(rows, key=lambda r: (r["flops_fraction"], r["params_fraction"]))
+        raise RapruneError(
+            f"No candidate is within {_wanted(budget)}: the smallest, {smallest['candidate']}, has "
+            f"{smallest['flops_fraction']:.1%} of the dense network's FLOPs and {smallest['params_fraction']:.1%} of "
+            f"its parameters.",
+            hint="Pick a larger budget, or search with a smaller one.",
+        )
+    if min_accuracy is None:
+        return max(admitted, key=lambda r: (r["val_accuracy"], -r["flops"]))
+    accurate = [r for r in admitted if r["val_accuracy"] >= min_accuracy]
+    if not accurate:
+        best = max(admitted, key=lambda r: r["val_accuracy"])
+        raise RapruneError(
+            f"No candidate within {_wanted(budget)} has a validation accuracy of {min_accuracy:g}: the best, "
+            f"{best['candidate']}, has {best['val_accuracy']:.4f}.",
+            hint="Ask for less accuracy, pick a larger budget, or search longer.",
+        )
+    return min(accurate, key=lambda r: (r["flops"], -r["val_accuracy"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    states: dict[str, int]
+    """State -> number of trials; what is not yet recorded is WAITING or RUNNING."""
+    searched: int
+    """Search trials that have ended."""
+    trials: int
+    """Search trials asked for."""
+    finetuned: int
+    finalists: int
+    front: int
+    """Candidates on the front."""
+    hypervolume: float
+    """Of the front within the budget, from (error 1, FLOPs fraction of the budget)."""
+    best: Row | None
+    """Most accurate candidate within the budget."""
+    dense_accuracy: float | None
+    elapsed_s: float
+    left_s: float | None
+    """Estimate for the search trials still to come. None: not known yet."""
+    gpu_hours: float
+
+
+def progress(
+    run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0, live: bool = False, now: float | None = None
+) -> Progress:
+    """How far the run of `run.json` content `run` is, from its recorded trials.
+
+    `running` trials are under way. A run that is not `live` lasted until its last trial ended.
+    """
+    spec = run.get("spec", {})
+    budget = Budget(flops=spec.get("budget_flops"), params=spec.get("budget_params"))
+    searched = [trial for trial in trials if trial.proposal.stage is Stage.SEARCH]
+    asked = int(spec.get("search", {}).get("trials", len(searched)))
+    admitted = front(trials, budget)
+    states = Counter(trial.state.value for trial in trials)
+    states[TrialState.RUNNING.value] += running
+    states[TrialState.WAITING.value] += max(0, asked - len(searched) - running)
+    started = float(run.get("started_at") or min((t.started_at for t in trials), default=0.0))
+    ended = max((trial.started_at + trial.seconds for trial in trials), default=started)
+    elapsed = max(0.0, (time.time() if now is None else now) - started if live else ended - started)
+    return Progress(
+        states={state: count for state, count in sorted(states.items()) if count},
+        searched=len(searched),
+        trials=asked,
+        finetuned=len(trials) - len(searched),
+        finalists=int(spec.get("finalists", {}).get("count", 0)),
+        front=len(admitted),
+        hypervolume=pareto.hypervolume(_points(admitted), (1.0, budget.flops or 1.0)),
+        best=pick(admitted, budget) if admitted else None,
+        dense_accuracy=run.get("dense", {}).get("val_accuracy"),
+        elapsed_s=elapsed,
+        left_s=_time_left(spec, searched, asked=asked, elapsed=elapsed),
+        gpu_hours=sum(trial.gpu_seconds for trial in trials) / 3600,
+    )
+
+
+def _fidelity(trial: Trial) -> tuple[bool, float]:
+    return trial.proposal.stage is Stage.FINETUNE, trial.epochs
+
+
+def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    return [(1.0 - r["val_accuracy"], r["flops_fraction"]) for r in rows]
+
+
+def _wanted(budget: Budget) -> str:
+    parts = [
+        f"{value:.1%} of the dense network's {name}"
+        for name, value in (("FLOPs", budget.flops), ("parameters", budget.params))
+        if value is not None
+    ]
+    return " and ".join(parts) or "no budget at all"
+
+
+def _time_left(spec: Mapping[str, Any], searched: Sequence[Trial], *, asked: int, elapsed: float) -> float | None:
+    if len(searched) >= asked:
+        return 0.0
+    if not searched:
+        return None
+    begun = min(trial.started_at for trial in searched)
+    ended = max(trial.started_at + trial.seconds for trial in searched)
+    left = (ended - begun) / len(searched) * (asked - len(searched))
+    limit = spec.get("search", {}).get("time_limit_s")
+    return left if limit is None else max(0.0, min(left, limit - elapsed))

@@ -1,0 +1,176 @@
+"""A run on the screen and on one page: tables, `report/front.html`, `report/front.png`. No torch, no ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from raprune import figures
+from raprune.budget import Budget
+from raprune.front import Progress, Row, candidates, front, pick, progress, within
+from raprune.store import Store
+
+TEST_FILE = "report/test.json"
+
+WIDE = 118
+"""Columns of a terminal from which the table shows absolute costs and MACs as well."""
+
+
+def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
+    """Prints how far the run is."""
+    store = Store(uri)
+    now = progress(store.run(), store.trials())
+    if as_json:
+        console.out(json.dumps(vars(now), indent=2), highlight=False)
+    else:
+        console.print(render_progress(now))
+
+
+def print_front(uri: str, *, console: Console, as_json: bool = False, everything: bool = False) -> None:
+    """Prints the front within the run's budget, or every candidate."""
+    store = Store(uri)
+    run, test = store.run(), read_test(store)
+    trials = store.trials()
+    rows = candidates(trials, test=test) if everything else front(trials, budget_of(run), test=test)
+    if as_json:
+        console.out(json.dumps(rows, indent=2), highlight=False)
+    else:
+        console.print(render_rows(rows, run, test, width=console.width))
+
+
+def print_pick(
+    uri: str, budget: Budget, *, console: Console, min_accuracy: float | None = None, as_json: bool = False
+) -> None:
+    """Prints the candidate of the run that fits best; nothing is computed anew."""
+    store = Store(uri)
+    run, test = store.run(), read_test(store)
+    row = pick(candidates(store.trials(), test=test), budget, min_accuracy=min_accuracy)
+    if as_json:
+        console.out(json.dumps(row, indent=2), highlight=False)
+        return
+    console.print(render_rows([row], run, test, width=console.width))
+    console.print(f"Export it: raprune export {store.name} {row['candidate']} FOLDER", highlight=False, soft_wrap=True)
+
+
+def write_report(store: Store) -> None:
+    """Writes `front.json`, `front.html` and `front.png` into the run's folder `report`."""
+    run, test, trials = store.run(), read_test(store), store.trials()
+    rows, chosen = candidates(trials, test=test), front(trials, budget_of(run), test=test)
+    store.write_json("report/front.json", chosen)
+    store.write_bytes("report/front.html", figures.html(rows, chosen, run, test).encode())
+    store.write_bytes("report/front.png", figures.png(rows, chosen, run))
+
+
+def read_test(store: Store) -> dict[str, Any]:
+    """The accuracies on the test split: `{"dense", "candidates", "images"}`; empty until it was measured."""
+    found = store.read_json(TEST_FILE) if store.exists(TEST_FILE) else {}
+    return dict(found)
+
+
+def budget_of(run: Mapping[str, Any]) -> Budget:
+    """The budget of `run.json` content."""
+    spec = run.get("spec", {})
+    return Budget(flops=spec.get("budget_flops"), params=spec.get("budget_params"))
+
+
+def render_progress(now: Progress) -> RenderableType:
+    """The block that says how far a run is: a few lines, whatever the number of trials."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    states = ", ".join(f"{count} {state.lower()}" for state, count in now.states.items()) or "none yet"
+    grid.add_row("trials", f"{now.searched} of {now.trials} searched ({states})")
+    if now.finalists:
+        grid.add_row("fine-tuned", f"{now.finetuned} of {now.finalists}")
+    grid.add_row("front", f"{now.front} candidates, hypervolume {now.hypervolume:.4f}")
+    if now.best is not None:
+        dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"
+        grid.add_row(
+            "best",
+            f"{now.best['val_accuracy']:.2%} validation at {now.best['flops_fraction']:.1%} of the FLOPs "
+            f"({escape(now.best['method'])}, {_how(now.best)}){dense}",
+        )
+    left = "" if now.left_s is None else f", about {_duration(now.left_s)} of search left" if now.left_s else ""
+    spent = f", {now.gpu_hours:.2f} GPU-hours" if now.gpu_hours else ""
+    grid.add_row("time", f"{_duration(now.elapsed_s)} so far{left}{spent}")
+    return grid
+
+
+def render_rows(
+    rows: list[Row], run: Mapping[str, Any], test: Mapping[str, Any], *, width: int = WIDE
+) -> RenderableType:
+    """The table of the rows beside the dense network; the most accurate within the budget has a star.
+
+    The drop is that of the test accuracy where it was measured, else of the validation accuracy, in points, with the
+    standard error of a share of so many images (two networks on the same images differ by less than it tells).
+    """
+    if not rows:
+        return "No candidate is on the front yet."
+    dense, wide = run.get("dense", {}), width >= WIDE
+    budget = budget_of(run)
+    admitted = within(rows, budget)
+    best = pick(admitted, budget)["candidate"] if admitted else None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else []), "params", *[""] * wide]
+    for header in [*columns, "val %", "test %", "drop"]:
+        table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
+    for r in rows:
+        costs = [f"{r['flops_fraction']:.1%}"]
+        costs += [_count(r["flops"]), _count(r["macs"])] if wide else []
+        costs += [f"{r['params_fraction']:.1%}", *([_count(r["params"])] if wide else [])]
+        star = "★" if r["candidate"] == best else ""
+        accuracies = [_points(r["val_accuracy"]), _points(r["test_accuracy"]), drop(r, dense, test)]
+        style = "bold" if star else None
+        table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
+    if dense:
+        costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
+        costs += ["100.0%", *([_count(dense["params"])] if wide else [])]
+        table.add_row("", "dense", "", "", *costs, _points(dense["val_accuracy"]), _points(test.get("dense")), "")
+    notes = [
+        "[dim]Epochs: of fine-tuning, 0 is repaired only. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
+    ]
+    if best is not None:
+        notes.append("★ most accurate on the validation split within the budget.")
+    if test.get("images"):
+        notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
+    else:
+        notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
+    return Group(table, " ".join(notes) + "[/dim]")
+
+
+def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
+    if row["test_accuracy"] is not None and row["dense_test_accuracy"] is not None:
+        accuracy, reference, images = row["test_accuracy"], row["dense_test_accuracy"], test.get("images")
+    elif dense.get("val_accuracy") is not None:
+        accuracy, reference, images = row["val_accuracy"], dense["val_accuracy"], dense.get("val_images")
+    else:
+        return "-"
+    error = f" ± {100 * (accuracy * (1 - accuracy) / images) ** 0.5:.2f}" if images else ""
+    return f"{100 * (accuracy - reference):+.2f}{error}"
+
+
+def _how(row: Row) -> str:
+    return f"{row['epochs']:g} epochs" if row["epochs"] else "repaired"
+
+
+def _points(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.2f}"
+
+
+def _count(number: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"
+    return str(number)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,132 @@
+"""The front, the pick and the progress of a handful of trials worked by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raprune.budget import Budget
+from raprune.candidate import Candidate
+from raprune.errors import RapruneError
+from raprune.front import candidates, front, pick, progress
+from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+
+RUN: dict[str, Any] = {
+    "spec": {"budget_flops": 0.3, "budget_params": None, "search": {"trials": 8}, "finalists": {"count": 2}},
+    "dense": {"val_accuracy": 0.98, "flops": 1000, "params": 100},
+    "started_at": 100.0,
+}
+
+
+def trial(
+    number: int,
+    accuracy: float,
+    flops: float,
+    *,
+    params: float = 0.2,
+    stage: Stage = Stage.SEARCH,
+    epochs: float = 0.0,
+    width: int | None = None,
+) -> Trial:
+    """Two trials of one width are the same candidate."""
+    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=flops, stage=stage)
+    kept = tuple(range(number + 1 if width is None else width))
+    return Trial(
+        trial_id=proposal.trial_id,
+        proposal=proposal,
+        state=TrialState.COMPLETE,
+        candidate=Candidate("l2", {"conv1": kept}),
+        metrics=Metrics(
+            accuracy=accuracy,
+            loss=0.1,
+            flops=round(1000 * flops),
+            params=round(100 * params),
+            flops_fraction=flops,
+            params_fraction=params,
+        ),
+        epochs=epochs,
+        seconds=2.0,
+        started_at=110.0 + 2.0 * number,
+    )
+
+
+def failed(number: int) -> Trial:
+    proposal = Proposal(number=number, method="l1", allocation="uniform", target_flops=0.3)
+    return Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.FAILED, error="boom", started_at=120.0)
+
+
+def test_the_front_has_the_candidates_that_no_other_beats() -> None:
+    trials = [trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.7, 0.2), trial(3, 0.9, 0.31), failed(4)]
+    assert [r["trial_id"] for r in front(trials)] == ["search-00001", "search-00000"]
+    assert [r["on_front"] for r in candidates(trials)] == [True, False, True, False]
+
+
+def test_a_row_has_what_the_contract_names() -> None:
+    test = {"dense": 0.97, "candidates": {trial(0, 0.9, 0.3).candidate.id: 0.95}, "images": 100}  # type: ignore[union-attr]
+    (row,) = front([trial(0, 0.9, 0.3)], test=test)
+    assert row["candidate"] == trial(0, 0.9, 0.3).candidate.id  # type: ignore[union-attr]
+    assert (row["method"], row["flops"], row["flops_fraction"], row["params_fraction"]) == ("l2", 300, 0.3, 0.2)
+    assert (row["val_accuracy"], row["test_accuracy"], row["dense_test_accuracy"]) == (0.9, 0.95, 0.97)
+    (untested,) = front([trial(0, 0.9, 0.3)])
+    assert untested["test_accuracy"] is None and untested["dense_test_accuracy"] is None
+
+
+def test_a_fine_tuned_candidate_counts_as_fine_tuned() -> None:
+    searched = trial(0, 0.9, 0.3)
+    finetuned = trial(7, 0.85, 0.3, stage=Stage.FINETUNE, epochs=2.0, width=1)
+    for trials in ([searched, finetuned], [finetuned, searched]):
+        (row,) = candidates(trials)
+        assert (row["val_accuracy"], row["epochs"], row["stage"]) == (0.85, 2.0, "finetune")
+
+
+def test_candidates_over_the_budget_are_not_on_its_front() -> None:
+    trials = [trial(0, 0.9, 0.3), trial(1, 0.95, 0.5), trial(2, 0.8, 0.1, params=0.6)]
+    assert [r["trial_id"] for r in front(trials, Budget(flops=0.3, params=0.5))] == ["search-00000"]
+
+
+def test_pick_takes_the_most_accurate_within_the_budget() -> None:
+    rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.8, 0.2)])
+    assert pick(rows, Budget(flops=0.3))["trial_id"] == "search-00000"
+    assert pick(rows, Budget(flops=0.25))["trial_id"] == "search-00001"
+    assert pick(rows, Budget())["trial_id"] == "search-00000"
+
+
+def test_pick_with_an_accuracy_takes_the_cheapest_that_has_it() -> None:
+    rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.85, 0.2)])
+    assert pick(rows, Budget(flops=0.3), min_accuracy=0.82)["trial_id"] == "search-00002"
+
+
+def test_pick_names_the_nearest_when_nothing_fits() -> None:
+    rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1)])
+    with pytest.raises(RapruneError, match=r"within 5\.0% of the dense network's FLOPs: the smallest"):
+        pick(rows, Budget(flops=0.05))
+    with pytest.raises(RapruneError, match=r"the best, \w+, has 0\.9000"):
+        pick(rows, Budget(flops=0.3), min_accuracy=0.95)
+    with pytest.raises(RapruneError, match="no complete trial"):
+        pick([], Budget(flops=0.3))
+
+
+def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
+    trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1), failed(2), trial(0, 0.95, 0.2, stage=Stage.FINETUNE, width=1)]
+    now = progress(RUN, trials, running=2, live=True, now=130.0)
+    assert now.states == {"COMPLETE": 3, "FAILED": 1, "RUNNING": 2, "WAITING": 3}
+    assert (now.searched, now.trials, now.finetuned, now.finalists, now.front) == (3, 8, 1, 2, 2)
+    assert now.hypervolume == pytest.approx(0.8 * 0.1 + 0.95 * 0.1)
+    assert now.best is not None and now.best["val_accuracy"] == 0.95
+    assert now.dense_accuracy == 0.98
+    assert now.elapsed_s == 30.0
+    assert now.left_s == pytest.approx((120.0 - 110.0) / 3 * 5)
+    assert progress(RUN, trials).elapsed_s == pytest.approx(20.0)
+
+
+def test_progress_of_a_run_that_has_just_begun() -> None:
+    now = progress(RUN, [], live=True, now=101.0)
+    assert (now.front, now.hypervolume, now.best, now.left_s, now.elapsed_s) == (0, 0.0, None, None, 1.0)
+    assert now.states == {"WAITING": 8}
+
+
+def test_the_time_limit_bounds_what_is_left() -> None:
+    spec = RUN["spec"] | {"search": {"trials": 8, "time_limit_s": 33.0}}
+    now = progress(RUN | {"spec": spec}, [trial(0, 0.9, 0.2)], live=True, now=130.0)
+    assert now.left_s == pytest.approx(3.0)

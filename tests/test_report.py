@@ -1,0 +1,221 @@
+"""Tables and pages of a run of forty made-up trials."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from raprune.budget import Budget
+from raprune.candidate import Candidate
+from raprune.errors import RapruneError
+from raprune.report import print_front, print_pick, print_status, write_report
+from raprune.store import Store
+from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+
+DENSE = {"val_accuracy": 0.981, "val_images": 288, "flops": 3_412_000, "params": 61_000}
+
+
+def make_run(folder: Path, *, tested: bool = True) -> Store:
+    """A run of 40 search trials and 4 fine-tuned ones, with accuracies that grow with the FLOPs."""
+    store = Store(folder)
+    spec = {
+        "model": {"name": "digits-net"},
+        "data": {"name": "digits"},
+        "budget_flops": 0.3,
+        "budget_params": None,
+        "search": {"trials": 40},
+        "finalists": {"count": 4},
+    }
+    store.create({"spec": spec, "dense": DENSE, "started_at": 1_800_000_000.0})
+    random = np.random.default_rng(0)
+    for number in range(44):
+        finetuned = number >= 40
+        fraction = 0.3 - 0.05 * (number - 40) if finetuned else float(random.uniform(0.1, 0.3))
+        accuracy = 0.965 + 0.05 * fraction if finetuned else float(0.5 + 1.4 * fraction - random.exponential(0.08))
+        proposal = Proposal(
+            number=number,
+            method=["l2", "l1", "random"][number % 3],
+            allocation="ratios",
+            target_flops=fraction,
+            settings={"power": 2},
+            stage=Stage.FINETUNE if finetuned else Stage.SEARCH,
+        )
+        kept = {f"features.{layer}": tuple(range(2 + number % (layer + 2))) for layer in range(6)}
+        kept["head<b>"] = tuple(range(number + 1))
+        metrics = Metrics(
+            accuracy=accuracy,
+            loss=1 - accuracy,
+            flops=round(DENSE["flops"] * fraction),
+            params=round(DENSE["params"] * fraction**0.8),
+            flops_fraction=fraction,
+            params_fraction=fraction**0.8,
+        )
+        trial = Trial(
+            trial_id=proposal.trial_id,
+            proposal=proposal,
+            state=TrialState.COMPLETE,
+            candidate=Candidate(proposal.method, kept, proposal.settings),
+            metrics=metrics,
+            accuracy_after_cut=max(0.1, accuracy - 0.3),
+            accuracy_after_repair=accuracy,
+            epochs=20.0 if finetuned else 0.0,
+            seconds=0.4,
+            started_at=1_800_000_000.0 + 0.5 * number,
+        )
+        store.append([trial])
+        if finetuned and tested:
+            known = store.read_json("report/test.json")["candidates"] if store.exists("report/test.json") else {}
+            assert trial.candidate is not None
+            known[trial.candidate.id] = accuracy - 0.004
+            store.write_json("report/test.json", {"dense": 0.9778, "candidates": known, "images": 360})
+    return store
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def printed(width: int = 140) -> Console:
+    return Console(file=io.StringIO(), width=width, color_system=None)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_front_json_is_the_contract(run: Store) -> None:
+    console = printed(40)
+    print_front(run.uri, console=console, as_json=True)
+    rows = json.loads(text(console))
+    keys = {
+        "candidate",
+        "method",
+        "flops",
+        "flops_fraction",
+        "params_fraction",
+        "val_accuracy",
+        "test_accuracy",
+        "dense_test_accuracy",
+    }
+    assert len(rows) >= 4
+    assert all(keys <= row.keys() for row in rows)
+    assert rows[-1]["test_accuracy"] == pytest.approx(rows[-1]["val_accuracy"] - 0.004)
+    assert all(row["dense_test_accuracy"] == 0.9778 for row in rows)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_front_fits_the_terminal_and_marks_the_best(run: Store, width: int) -> None:
+    console = printed(width)
+    print_front(run.uri, console=console)
+    lines = text(console).splitlines()
+    assert max(map(len, lines)) <= width
+    (best,) = [line for line in lines if re.match(r" *★ +[0-9a-f]{12} ", line)]
+    assert " 20 " in best and "30.0%" in best and "98.00" in best and "97.60" in best
+    assert re.search(r"-0\.18 ± 0\.81", best)
+    assert ("1.02 M" in best) == (width == 140)
+    assert any("dense" in line and "100.0%" in line for line in lines)
+
+
+def test_everything_lists_dominated_candidates_too(run: Store) -> None:
+    console = printed()
+    print_front(run.uri, console=console, as_json=True, everything=True)
+    rows = json.loads(text(console))
+    assert len(rows) == 44
+    assert 0 < sum(row["on_front"] for row in rows) < 44
+
+
+def test_an_untested_run_says_that_the_test_split_was_not_touched(tmp_path: Path) -> None:
+    store = make_run(tmp_path, tested=False)
+    console = printed()
+    print_front(store.uri, console=console)
+    assert "test split was not touched" in text(console)
+    assert "-0.10 ± 0.82" in text(console)
+
+
+def test_a_run_without_trials_prints_a_sentence(tmp_path: Path) -> None:
+    Store(tmp_path).create({})
+    console = printed()
+    print_front(str(tmp_path), console=console)
+    print_status(str(tmp_path), console=console)
+    assert "No candidate" in text(console) and "0 of 0 searched" in text(console)
+
+
+def test_pick_prints_the_row_and_how_to_export_it(run: Store) -> None:
+    console = printed()
+    print_pick(run.uri, Budget(flops=0.21), console=console)
+    assert "20.0%" in text(console) and f"raprune export {run.name}" in text(console)
+    console = printed()
+    print_pick(run.uri, Budget(flops=0.21), console=console, as_json=True)
+    assert json.loads(text(console))["flops_fraction"] == pytest.approx(0.2)
+    with pytest.raises(RapruneError, match="No candidate is within"):
+        print_pick(run.uri, Budget(flops=0.01), console=printed())
+
+
+def test_status_is_one_block(run: Store) -> None:
+    console = printed(100)
+    print_status(run.uri, console=console)
+    shown = text(console)
+    assert "40 of 40 searched (44 complete)" in shown and "4 of 4" in shown
+    assert "98.00% validation at 30.0% of the FLOPs (l1, 20 epochs), dense 98.10%" in re.sub(r"\s+", " ", shown)
+    console = printed()
+    print_status(run.uri, console=console, as_json=True)
+    assert json.loads(text(console))["states"] == {"COMPLETE": 44}
+
+
+class _Page(HTMLParser):
+    """What a page would fetch, and what its table says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.cells: list[str] = []
+        self.in_cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.in_cell = tag == "td"
+
+    def handle_data(self, data: str) -> None:
+        if self.in_cell:
+            self.cells.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = False
+
+
+def test_the_page_holds_everything_it_needs(run: Store) -> None:
+    write_report(run)
+    page = run.read_bytes("report/front.html").decode()
+    parsed = _Page()
+    parsed.feed(page)
+    assert parsed.fetched == []
+    assert "default-src 'none'" in page
+    front = run.read_json("report/front.json")
+    assert [row["candidate"] for row in front] == [cell for cell in parsed.cells if re.fullmatch("[0-9a-f]{12}", cell)]
+    figure = json.loads(re.findall(r"^const figure = (.*);$", page, flags=re.M)[0])
+    hovers = [hover for trace in figure["data"] for hover in trace.get("text", [])]
+    assert len(hovers) == 44
+    assert all("head&lt;b&gt;" in hover for hover in hovers)
+
+
+def test_the_picture_is_a_picture(run: Store) -> None:
+    write_report(run)
+    with Image.open(io.BytesIO(run.read_bytes("report/front.png"))) as picture:
+        assert picture.size == (1600, 1000)
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
+
+
+def test_a_report_of_no_trials_is_written_too(tmp_path: Path) -> None:
+    Store(tmp_path).create({})
+    write_report(Store(tmp_path))
+    assert Store(tmp_path).read_json("report/front.json") == []
