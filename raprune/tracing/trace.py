@@ -164,7 +164,9 @@ def _groups(
     """
     axes = list(tracer.axis_base)
     sizes = [tracer.shapes[name][axis] for name, axis in axes]
-    ids = np.concatenate([np.arange(0), *(np.arange(b, b + n) for b, n in zip(tracer.axis_base.values(), sizes, strict=True))])
+    ids = np.concatenate(
+        [np.arange(0), *(np.arange(b, b + n) for b, n in zip(tracer.axis_base.values(), sizes, strict=True))]
+    )
     ids = ids.astype(np.int64)
     axis_number = np.repeat(np.arange(len(axes)), sizes)
     position = np.concatenate([np.arange(n) for n in sizes] or [np.arange(0)]).astype(np.int64)
