@@ -1,0 +1,40 @@
+"""Condense a trained vision network: a distributed search for its Pareto-optimal pruned sub-networks.
+
+The public names load on first use, so that `import raprune` costs nothing and asks for no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raprune.artifact import load
+    from raprune.orchestration.search import search
+    from raprune.surgery import cut
+    from raprune.tracing import trace
+
+    __version__: str
+
+__all__ = ["__version__", "cut", "load", "search", "trace"]
+
+_HOMES = {
+    "trace": "raprune.tracing",
+    "cut": "raprune.surgery",
+    "search": "raprune.orchestration.search",
+    "load": "raprune.artifact",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("raprune")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'raprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -122,7 +122,7 @@ class Progress:
     front: int
     """Candidates on the front."""
     hypervolume: float
-    """Of the front within the budget, from (error 1, FLOPs fraction of the budget)."""
+    """Share of the area between (error 0, no FLOPs) and (error 1, the budget) that the front dominates, in [0, 1]."""
     best: Row | None
     """Most accurate candidate within the budget."""
     dense_accuracy: float | None
@@ -144,6 +144,7 @@ def progress(
     searched = [trial for trial in trials if trial.proposal.stage is Stage.SEARCH]
     asked = int(spec.get("search", {}).get("trials", len(searched)))
     admitted = front(trials, budget)
+    limit = budget.flops or 1.0
     states = Counter(trial.state.value for trial in trials)
     states[TrialState.RUNNING.value] += running
     states[TrialState.WAITING.value] += max(0, asked - len(searched) - running)
@@ -157,7 +158,7 @@ def progress(
         finetuned=len(trials) - len(searched),
         finalists=int(spec.get("finalists", {}).get("count", 0)),
         front=len(admitted),
-        hypervolume=pareto.hypervolume(_points(admitted), (1.0, budget.flops or 1.0)),
+        hypervolume=pareto.hypervolume(_points(admitted), (1.0, limit)) / limit,
         best=pick(admitted, budget) if admitted else None,
         dense_accuracy=run.get("dense", {}).get("val_accuracy"),
         elapsed_s=elapsed,

@@ -6,9 +6,12 @@ data sets and methods are looked up when the workload is built, before the first
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +30,9 @@ from raprune.errors import UsageError
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Arguments = dict[str, bool | int | float | str]
+
+PATHS = ("model.weights", "data.train", "data.test")
+"""Fields that hold a path or URI to read."""
 
 
 class _Part(BaseModel):
@@ -73,6 +79,12 @@ class DataSpec(_Part):
     """Allow a torchvision data set to be fetched. Nothing is ever fetched otherwise."""
     arguments: Arguments = Field(default_factory=dict)
     """Keyword arguments for the user's own function."""
+
+    @model_validator(mode="after")
+    def _digits_need_no_files(self) -> DataSpec:
+        if self.name == "digits" and (self.train or self.test):
+            raise ValueError("the bundled digits read no files; name the kind of data, for example --data parquet")
+        return self
 
 
 class TrainSpec(_Part):
@@ -153,8 +165,8 @@ class SearchSpec(_Part):
     finalists: FinalistSpec = FinalistSpec()
     resources: ResourceSpec = ResourceSpec()
     seed: Annotated[int, Field(ge=0)] = 0
-    output: str = "runs/latest"
-    """Folder of the run: a path or the URI of a pyarrow filesystem."""
+    output: str = ""
+    """Folder of the run: a path or the URI of a pyarrow filesystem. Empty: `runs/<model>-<data>-<date>-<time>`."""
 
     @field_validator("methods")
     @classmethod
@@ -169,6 +181,14 @@ class SearchSpec(_Part):
             raise ValueError("give budget_flops or budget_params: the fraction of the dense network that may remain")
         return self
 
+    @model_validator(mode="after")
+    def _output_named(self) -> SearchSpec:
+        if not self.output:
+            what = re.sub(r"[^\w.-]+", "-", f"{self.model.name}-{self.data.name}")
+            # The spec is frozen for everybody else.
+            object.__setattr__(self, "output", f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}")
+        return self
+
     @property
     def budget(self) -> Budget:
         return Budget(flops=self.budget_flops, params=self.budget_params)
@@ -177,22 +197,44 @@ class SearchSpec(_Part):
 def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None) -> SearchSpec:
     """The spec of a TOML file with `overrides` (dotted field -> value) laid over it.
 
-    Paths in the file are relative to the file, and may name environment variables: `${NAME}` or `${NAME:-default}`.
+    Paths in the file are relative to the file, those in `overrides` to the working folder. Both may name environment
+    variables: `${NAME}` or `${NAME:-default}`.
 
     Raises:
         UsageError: if the file is missing or not TOML, or a field is unknown or out of range.
     """
     values = {} if path is None else _read_toml(path)
     for dotted, value in (overrides or {}).items():
-        table = values
-        *parents, leaf = dotted.split(".")
-        for parent in parents:
-            table = table.setdefault(parent, {})
-        table[leaf] = value
+        is_path = dotted in PATHS and isinstance(value, str)
+        _set(values, dotted, _resolve_path(value, Path.cwd()) if is_path else value)
     try:
         return SearchSpec.model_validate(values)
     except ValidationError as error:
         raise _usage_error(error, path) from None
+
+
+def dump_spec(spec: SearchSpec) -> str:
+    """The spec as TOML that `load_spec` reads back to an equal one; fields without a value are left out."""
+    return "\n".join(_toml_lines(spec.model_dump(mode="json", exclude_none=True))) + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any], name: str = "") -> list[str]:
+    lines = [f"{_toml_key(key)} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    if name and lines:
+        lines = ["", f"[{name}]", *lines]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += _toml_lines(value, f"{name}.{_toml_key(key)}" if name else _toml_key(key))
+    return lines
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+
+
+def _toml(value: Any) -> str:
+    """JSON writes numbers, strings and lists as TOML does, but for DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -204,11 +246,25 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: a folder, not a TOML job.", hint="Give the path of a TOML job.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: not readable as TOML: {error}", hint="See jobs/ for complete examples.") from None
-    for table, key in (("model", "weights"), ("data", "train"), ("data", "test")):
+    for dotted in PATHS:
+        table, key = dotted.split(".")
         part = values.get(table)
         if isinstance(part, dict) and isinstance(part.get(key), str):
-            part[key] = _resolve_path(part[key], path.parent)
+            part[key] = _resolve_path(part[key], path.absolute().parent)
     return values
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    table = values
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UsageError(
+                f"{dotted}: {parent} is not a table here (came: {table!r}).",
+                hint=f"Valid at the top: {', '.join(SearchSpec.model_fields)}.",
+            )
+    table[leaf] = value
 
 
 def _resolve_path(text: str, folder: Path) -> str:

@@ -112,7 +112,7 @@ def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
     now = progress(RUN, trials, running=2, live=True, now=130.0)
     assert now.states == {"COMPLETE": 3, "FAILED": 1, "RUNNING": 2, "WAITING": 3}
     assert (now.searched, now.trials, now.finetuned, now.finalists, now.front) == (3, 8, 1, 2, 2)
-    assert now.hypervolume == pytest.approx(0.8 * 0.1 + 0.95 * 0.1)
+    assert now.hypervolume == pytest.approx((0.8 * 0.1 + 0.95 * 0.1) / 0.3)
     assert now.best is not None and now.best["val_accuracy"] == 0.95
     assert now.dense_accuracy == 0.98
     assert now.elapsed_s == 30.0

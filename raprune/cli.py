@@ -1,0 +1,398 @@
+"""The command line: flags become a `SearchSpec`, one function is called, its failure becomes one screen and a code.
+
+Exit codes: 0 done, 1 a failure, 2 a request that cannot be right, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from raprune.errors import EXIT_FAILURE, RapruneError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raprune.spec import SearchSpec
+
+EXIT_INTERRUPTED = 130
+
+TRACEBACK = "RAPRUNE_TRACEBACK"
+"""Environment variable: set to 1, an unexpected error shows where it came from."""
+
+
+class Commands(TyperGroup):
+    """Commands whose failure is told in one screen."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RapruneError as error:
+            _tell(error.message, error.hint)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            _tell("Interrupted.", _how_to_resume(ctx.obj) if ctx.obj else "")
+            code = EXIT_INTERRUPTED
+        except (BrokenPipeError, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get(TRACEBACK) == "1" or _is_usage(error):
+                raise
+            _tell(
+                f"{type(error).__name__}: {_first_lines(str(error))}",
+                f"This is a bug, in raprune or in your code that it called. {TRACEBACK}=1 shows where it came from.",
+            )
+            code = EXIT_FAILURE
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    name="raprune",
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Condense a trained vision network: search for the sub-networks with the best accuracy for their cost.",
+)
+
+
+def main() -> None:
+    """The `raprune` command."""
+    app()
+
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: its --output, a path or a URI.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+Job = Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="A job; flags override its fields.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A name of `raprune models`, timm:NAME, or package.module:function.", show_default=False),
+]
+Weights = Annotated[str | None, typer.Option(help="Trained weights: .safetensors, or a state dict of torch.save.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, parquet, imagefolder, a torchvision data set's name, or package.module:function."),
+]
+Train = Annotated[
+    str | None, typer.Option(help="Training split: Parquet path or URI, or a torchvision data set's root.")
+]
+Test = Annotated[str | None, typer.Option(help="Test split: looked at once, for the report.")]
+Download = Annotated[bool | None, typer.Option("--download", help="Let torchvision fetch the data set.")]
+BudgetFlops = Annotated[float | None, typer.Option(help="Fraction of the dense FLOPs that may remain: 0.3 keeps 30 %.")]
+BudgetParams = Annotated[float | None, typer.Option(help="Fraction of the dense parameters that may remain.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Glob of module names whose channels all stay. Can be given repeatedly.")
+]
+MinChannels = Annotated[int | None, typer.Option(help="Channels that stay in every group at least.")]
+MultipleOf = Annotated[int | None, typer.Option(help="Widths are multiples of this.")]
+Seed = Annotated[int | None, typer.Option(help="Two searches with one seed are the same.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field: --set finalists.train.lr=0.02. Repeatable."),
+]
+
+
+@app.command()
+def search(
+    ctx: typer.Context,
+    job: Job = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    train: Train = None,
+    test: Test = None,
+    download: Download = None,
+    budget_flops: BudgetFlops = None,
+    budget_params: BudgetParams = None,
+    methods: Annotated[str | None, typer.Option(help="Methods to search among, by commas: l2,l1,random.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates to try before fine-tuning.")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Propose nothing new after this: 90, 90s, 10m, 2h.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None,
+    finalists: Annotated[int | None, typer.Option(help="Candidates of the front that are fine-tuned.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs of fine-tuning for each finalist.")] = None,
+    exclude: Exclude = None,
+    min_channels: MinChannels = None,
+    multiple_of: MultipleOf = None,
+    seed: Seed = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the run. (default: runs/MODEL-DATA-TIME)")] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster. (default: Ray is started here)")] = None,
+    assignments: Assignments = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved job as TOML; start nothing.")] = False,
+) -> None:
+    """Search for the Pareto front under a budget, fine-tune the best, report them.
+
+    --dry-run prints every field with its default.
+    """
+    fields = {
+        "methods": None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+        "search.trials": trials,
+        "search.time_limit_s": None if time_limit is None else _seconds(time_limit),
+        "search.sampler": sampler,
+        "finalists.count": finalists,
+        "finalists.train.epochs": epochs,
+        "output": output,
+        "resources.address": address,
+    }
+    spec = _spec(job, assignments, fields | _common(ctx))
+    if dry_run:
+        from raprune.spec import dump_spec
+
+        typer.echo(dump_spec(spec), nl=False)
+        return
+    ctx.find_root().obj = spec.output
+    from raprune.orchestration.search import search as run_search
+
+    run_search(spec, console=_console())
+
+
+@app.command()
+def resume(ctx: typer.Context, run: Run) -> None:
+    """Go on with a search that was stopped or killed; what was finished is kept."""
+    ctx.find_root().obj = run
+    from raprune.orchestration.search import resume as run_resume
+
+    run_resume(run, console=_console())
+
+
+@app.command()
+def status(run: Run, as_json: AsJson = False) -> None:
+    """How far a run is: trials, front, hypervolume, best within the budget."""
+    from raprune.report import print_status
+
+    print_status(run, console=_console(), as_json=as_json)
+
+
+@app.command()
+def front(
+    run: Run,
+    as_json: AsJson = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also what is dominated or over the budget.")] = False,
+) -> None:
+    """The Pareto front of a run."""
+    from raprune.report import print_front
+
+    print_front(run, console=_console(), as_json=as_json, everything=everything)
+
+
+@app.command()
+def pick(
+    run: Run,
+    budget_flops: BudgetFlops = None,
+    budget_params: BudgetParams = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Pick the cheapest with this validation accuracy, in (0, 1].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The best candidate of a run within any budget, without new work."""
+    from raprune.budget import Budget
+    from raprune.report import print_pick
+
+    if min_accuracy is not None and not 0.0 < min_accuracy <= 1.0:
+        raise UsageError(f"--min-accuracy {min_accuracy:g}: above 0 and at most 1.", hint="For 95 %: 0.95")
+    budget = Budget(flops=budget_flops, params=budget_params)
+    print_pick(run, budget, console=_console(), min_accuracy=min_accuracy, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    ctx: typer.Context,
+    model_or_job: Annotated[str | None, typer.Argument(metavar="MODEL|JOB.toml", help="What to look at.")] = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    train: Train = None,
+    test: Test = None,
+    download: Download = None,
+    exclude: Exclude = None,
+    min_channels: MinChannels = None,
+    multiple_of: MultipleOf = None,
+    seed: Seed = None,
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which channels fall together, what stays and why, and the lowest FLOPs that can be reached."""
+    job = Path(model_or_job) if model_or_job and model_or_job.endswith(".toml") else None
+    named = {} if job or not model_or_job else {"model.name": model_or_job}
+    spec = _spec(job, assignments, named | _common(ctx))
+    from raprune.inspection import inspect as run_inspect
+
+    run_inspect(spec, json=as_json)
+
+
+@app.command()
+def prune(
+    ctx: typer.Context,
+    output: Annotated[str, typer.Option(help="Folder for the recipe and the weights.", show_default=False)],
+    job: Job = None,
+    method: Annotated[str, typer.Option(help="A name of `raprune methods`.")] = "l2",
+    allocation: Annotated[str, typer.Option(help="How scores become widths: uniform or global_rank.")] = "uniform",
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    train: Train = None,
+    test: Test = None,
+    download: Download = None,
+    budget_flops: BudgetFlops = None,
+    budget_params: BudgetParams = None,
+    exclude: Exclude = None,
+    min_channels: MinChannels = None,
+    multiple_of: MultipleOf = None,
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Make one candidate, in this process, without Ray: scored, cut, repaired, measured."""
+    spec = _spec(job, assignments, _common(ctx))
+    from raprune.prune import prune_once
+
+    prune_once(spec, method=method, allocation=allocation, output=output)
+
+
+@app.command()
+def export(
+    run: Run,
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="Its id, as `raprune front RUN` prints it.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for recipe.json and weights.safetensors.")],
+) -> None:
+    """Write a candidate as a recipe and weights that load into plain PyTorch."""
+    from raprune.artifact import export as run_export
+
+    run_export(run, candidate, folder)
+    typer.echo(f"Wrote {folder}/recipe.json and weights.safetensors; raprune.load(model, {folder!r}) reads them.")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    from raprune.methods import METHODS
+
+    for name, method in sorted(METHODS.items()):
+        typer.echo(f"{name:<12} {(method.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def models() -> None:
+    """List the names that --model takes."""
+    from raprune.models import list_models
+
+    for name in list_models():
+        typer.echo(name)
+
+
+@app.command()
+def check(
+    ctx: typer.Context,
+    job: Job = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    train: Train = None,
+    test: Test = None,
+    download: Download = None,
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Check that a model and data, your own functions among them, fit together."""
+    spec = _spec(job, assignments, _common(ctx))
+    from raprune.workload import check as run_check
+
+    run_check(spec)
+
+
+FIELDS = {
+    "model": "model.name",
+    "weights": "model.weights",
+    "data": "data.name",
+    "train": "data.train",
+    "test": "data.test",
+    "download": "data.download",
+    "budget_flops": "budget_flops",
+    "budget_params": "budget_params",
+    "exclude": "exclude",
+    "min_channels": "search.min_channels",
+    "multiple_of": "search.multiple_of",
+    "seed": "seed",
+}
+"""Flag that several commands share -> the field of the spec that it overrides."""
+
+
+def _common(ctx: typer.Context) -> dict[str, Any]:
+    given = {field: ctx.params.get(flag) for flag, field in FIELDS.items()}
+    # A flag that can be repeated is empty when it was not given.
+    return {field: value for field, value in given.items() if value not in (None, [], ())}
+
+
+def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any]) -> SearchSpec:
+    from raprune.spec import load_spec
+
+    overrides = dict(_assignment(text) for text in assignments or [])
+    return load_spec(job, overrides | {field: value for field, value in fields.items() if value is not None})
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """The field and the value of `field=value`: a TOML value, or a string that needs no quotes."""
+    field, equals, value = text.partition("=")
+    if not equals or not field.strip():
+        raise UsageError(f"--set {text}: not FIELD=VALUE.", hint="For example --set finalists.train.lr=0.02")
+    try:
+        return field.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return field.strip(), value.strip()
+
+
+def _seconds(duration: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", duration.strip())
+    if match is None:
+        raise UsageError(f"--time-limit {duration}: not a duration.", hint="For example 90, 90s, 10m or 2h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # What goes to a file or a pipe is not folded to eighty columns.
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=140)
+
+
+def _how_to_resume(output: str) -> str:
+    from raprune.store import Store
+
+    try:
+        recorded = Store(output).is_run()
+    except RapruneError:
+        recorded = True
+    return f"Go on with it: raprune resume {output}" if recorded else "Nothing was recorded yet; start it again."
+
+
+def _tell(message: str, hint: str) -> None:
+    """Writes an error to stderr: what went wrong, and what to do."""
+    coloured = sys.stderr.isatty()
+    typer.echo(f"{typer.style('Error:', fg='red', bold=True) if coloured else 'Error:'} {message}", err=True)
+    if hint:
+        typer.echo(typer.style(hint, dim=True) if coloured else hint, err=True)
+
+
+def _first_lines(text: str, count: int = 8) -> str:
+    lines = text.strip().splitlines()
+    return "\n".join([*lines[:count], *(["..."] if len(lines) > count else [])])
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether typer tells it: it exits with 2 by itself."""
+    return hasattr(error, "exit_code") and hasattr(error, "show")
+
+
+if __name__ == "__main__":
+    main()

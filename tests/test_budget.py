@@ -1,0 +1,28 @@
+"""What a budget admits, and which budgets there are."""
+
+from __future__ import annotations
+
+import pytest
+
+from raprune.budget import Budget
+from raprune.errors import UsageError
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.01, 30.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["flops", "params"])
+def test_a_budget_is_a_fraction(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--budget-{name}") as caught:
+        Budget(**{name: value})
+    assert "0.3 keeps at most 30 %" in caught.value.hint
+
+
+def test_equality_is_within() -> None:
+    budget = Budget(flops=0.3, params=0.5)
+    assert budget.admits(flops_fraction=0.3, params_fraction=0.5)
+    assert not budget.admits(flops_fraction=0.3001, params_fraction=0.1)
+    assert not budget.admits(flops_fraction=0.1, params_fraction=0.5001)
+
+
+def test_what_is_not_named_is_free() -> None:
+    assert Budget().admits(flops_fraction=1.0, params_fraction=1.0)
+    assert Budget(params=0.2).admits(flops_fraction=1.0, params_fraction=0.2)

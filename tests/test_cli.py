@@ -1,0 +1,195 @@
+"""The command line: one screen and the right code for whatever goes wrong, and nothing imported that is not needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from raprune.cli import Commands, app
+from raprune.errors import DataError, UsageError
+from raprune.spec import load_spec
+from raprune.store import Store
+from tests.test_report import make_run
+
+COMMANDS = [
+    "search",
+    "resume",
+    "status",
+    "front",
+    "pick",
+    "inspect",
+    "prune",
+    "export",
+    "methods",
+    "models",
+    "check",
+]
+
+
+@pytest.fixture
+def cli() -> CliRunner:
+    return CliRunner(env={"COLUMNS": "140", "TERM": "dumb"})
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    program = """
+import sys
+from raprune.cli import app
+try:
+    app(["--help"])
+except SystemExit as stop:
+    assert not stop.code
+heavy = {"torch", "ray", "optuna", "pyarrow", "pydantic", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "search" in done.stdout
+
+
+def test_the_package_loads_its_names_on_first_use() -> None:
+    program = """
+import sys
+import raprune
+assert raprune.__version__.count(".") == 2
+assert set(raprune.__all__) <= set(dir(raprune))
+assert not {"torch", "ray"} & set(sys.modules)
+assert callable(raprune.cut) and "ray" not in sys.modules
+assert not hasattr(raprune, "nothing")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(cli: CliRunner, command: str) -> None:
+    done = cli.invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["search", "--budget-flops", "30"], "budget_flops: Input should be less than or equal to 1 (came: 30.0)"),
+        (["search", "--budget-flops", "lots"], "Invalid value for '--budget-flops'"),
+        (["search", "--budget-flops", "0"], "budget_flops: Input should be greater than 0"),
+        (["search", "--bogus"], "No such option"),
+        (["search", "missing.toml"], "missing.toml: no such file"),
+        (["search", "--sampler", "grid"], "search.sampler: Input should be 'tpe', 'nsga2' or 'random'"),
+        (["search", "--methods", ","], "name at least one method"),
+        (["search", "--time-limit", "soon"], "--time-limit soon: not a duration"),
+        (["search", "--set", "finalists.train.lr"], "not FIELD=VALUE"),
+        (["search", "--set", "finalists.lr=0.1"], "finalists.lr: no such field. Valid here: count, train"),
+        (["search", "--train", "x.parquet"], "the bundled digits read no files"),
+        (["search", "--trials", "0"], "search.trials: Input should be greater than 0"),
+        (["pick", "RUN", "--budget-flops", "3"], "--budget-flops 3"),
+        (["pick", "RUN", "--min-accuracy", "95"], "--min-accuracy 95"),
+        (["prune"], "Missing option '--output'"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_a_wrong_request_exits_with_2_and_says_why(cli: CliRunner, arguments: list[str], told: str) -> None:
+    done = cli.invoke(app, arguments)
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) <= 20 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "front", "pick"])
+def test_a_folder_that_is_no_run_exits_with_1(cli: CliRunner, tmp_path: Path, command: str) -> None:
+    done = cli.invoke(app, [command, str(tmp_path)])
+    assert done.exit_code == 1
+    assert "not the folder of a run" in done.stderr and "--output" in done.stderr
+    assert done.stdout == ""
+
+
+def test_dry_run_prints_a_job_that_reads_back(cli: CliRunner, tmp_path: Path) -> None:
+    flags = (  # noqa: SIM905  # a command line reads best as one
+        "--budget-flops 0.25 --methods l1,random --trials 5 --time-limit 2m --seed 7 --exclude head* --exclude stem "
+        "--min-channels 2 --multiple-of 4 --finalists 0 --epochs 0.5 --sampler random --output here --address auto "
+        "--model lenet5 --set data.max_images=100 --set search.smallest=0.5 --set data.augment=none"
+    ).split()
+    done = cli.invoke(app, ["search", "--dry-run", *flags])
+    assert done.exit_code == 0, done.stderr
+    job = tmp_path / "job.toml"
+    job.write_text(done.stdout)
+    spec = load_spec(job)
+    assert (spec.budget_flops, spec.methods, spec.seed, spec.output) == (0.25, ("l1", "random"), 7, "here")
+    assert (spec.search.trials, spec.search.time_limit_s, spec.search.sampler) == (5, 120.0, "random")
+    assert (spec.search.min_channels, spec.search.multiple_of, spec.search.smallest) == (2, 4, 0.5)
+    assert (spec.finalists.count, spec.finalists.train.epochs, spec.exclude) == (0, 0.5, ("head*", "stem"))
+    assert (spec.model.name, spec.resources.address, spec.data.max_images) == ("lenet5", "auto", 100)
+    again = cli.invoke(app, ["search", str(job), "--dry-run", "--seed", "8"])
+    assert again.stdout == done.stdout.replace("seed = 7", "seed = 8")
+
+
+def test_front_pick_and_status_of_a_run(cli: CliRunner, tmp_path: Path) -> None:
+    run = make_run(tmp_path).uri
+    rows = json.loads(cli.invoke(app, ["front", run, "--json"]).stdout)
+    assert rows and all(row["flops_fraction"] <= 0.3 for row in rows)
+    assert len(json.loads(cli.invoke(app, ["front", run, "--json", "--all"]).stdout)) == 44
+    picked = json.loads(cli.invoke(app, ["pick", run, "--budget-flops", "0.25", "--json"]).stdout)
+    assert picked == max((r for r in rows if r["flops_fraction"] <= 0.25), key=lambda r: r["val_accuracy"])
+    assert picked["candidate"] in cli.invoke(app, ["front", run]).stdout
+    assert "40 of 40 searched" in cli.invoke(app, ["status", run]).stdout
+    missed = cli.invoke(app, ["pick", run, "--budget-flops", "0.001"])
+    assert missed.exit_code == 1 and "No candidate is within 0.1%" in missed.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path).uri
+    command = f"{sys.executable} -m raprune.cli front {run} --all --json | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "[\n" and "Error" not in done.stderr and "Traceback" not in done.stderr
+
+
+def failing(error: BaseException, *, run: str | None = None) -> typer.Typer:
+    """An app like ours with one command that fails."""
+    program = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+
+    @program.callback()
+    def main() -> None: ...
+
+    @program.command()
+    def fail(ctx: typer.Context) -> None:
+        ctx.find_root().obj = run
+        raise error
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (UsageError("--x 3: wrong.", hint="Give 2."), 2, "Error: --x 3: wrong.\nGive 2.\n"),
+        (DataError("No such file."), 1, "Error: No such file.\n"),
+        (ZeroDivisionError("a\n" * 50), 1, "RAPRUNE_TRACEBACK=1"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+)
+def test_a_failure_is_one_screen(cli: CliRunner, error: BaseException, code: int, told: str) -> None:
+    done = cli.invoke(failing(error), ["fail"])
+    assert done.exit_code == code
+    assert told in done.stderr and len(done.stderr.splitlines()) < 15
+
+
+def test_on_request_the_trace_is_shown(cli: CliRunner) -> None:
+    done = cli.invoke(failing(ZeroDivisionError("by zero")), ["fail"], env={"RAPRUNE_TRACEBACK": "1"})
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+def test_an_interrupted_search_says_how_to_go_on(cli: CliRunner, tmp_path: Path) -> None:
+    run = os.fspath(tmp_path)
+    early = cli.invoke(failing(KeyboardInterrupt(), run=run), ["fail"])
+    assert "start it again" in early.stderr
+    Store(run).create({})
+    later = cli.invoke(failing(KeyboardInterrupt(), run=run), ["fail"])
+    assert f"raprune resume {run}" in later.stderr
