@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
@@ -55,7 +57,7 @@ def open_parquet(spec: DataSpec) -> tuple[Source, Source | None]:
 
 def _open(uri: str, spec: DataSpec, *, field: str) -> Source:
     filesystem, path = _filesystem(uri, field=field)
-    try:
+    with _readable(uri):
         files = _files(filesystem, path)
         if not files:
             raise UsageError(
@@ -64,10 +66,17 @@ def _open(uri: str, spec: DataSpec, *, field: str) -> Source:
             )
         dataset = pads.dataset(files, format="parquet", filesystem=filesystem)
         return _source(dataset, spec, where=uri)
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Turns what pyarrow raises into an error for the user."""
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{field} {uri}: not readable as Parquet: {_first_line(error)}",
-            hint="The file may be cut short or of another format; `parquet-tools` or pandas should open it.",
+            f"{where}: not readable as Parquet: {_first_line(error)}",
+            hint="The file may be cut short or of another format, or its filesystem out of reach; try it with pandas.",
         ) from error
 
 
@@ -146,7 +155,8 @@ def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> 
     size = sum(info.size for info in dataset.filesystem.get_file_info(files)) if files else 0
     share = len(rows) / max(1, dataset.count_rows())
     check_memory(int(size * share), what=f"{where}: {len(rows):,} encoded images")
-    table = dataset.to_table(columns=[column]) if whole else dataset.take(pa.array(rows), columns=[column])
+    with _readable(where):
+        table = dataset.to_table(columns=[column]) if whole else dataset.take(pa.array(rows), columns=[column])
     blobs: Any = table[column]
     if pa.types.is_struct(blobs.type):
         blobs = pc.struct_field(blobs, "bytes")

@@ -15,11 +15,16 @@ class LeNet5(nn.Module):
     """Conv 20, pool, conv 50, pool (5x5, no padding), linear 500, ReLU, linear.
 
     Takes `(B, *image_shape)`, height and width at least 16; gives logits `(B, num_classes)`.
+
+    Raises:
+        ValueError: if the images are smaller.
     """
 
     def __init__(self, *, num_classes: int = 10, image_shape: tuple[int, int, int] = (1, 28, 28)) -> None:
         super().__init__()
         channels, height, width = image_shape
+        if min(height, width) < 16:
+            raise ValueError(f"images of {height}x{width} pixels; LeNet-5 needs 16x16 at least")
         self.conv1 = nn.Conv2d(channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(50 * _pooled(height) * _pooled(width), 500)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from raprune.data import DATASETS, load_data
+from raprune.errors import DataError, UsageError
+from raprune.spec import DataSpec
+
+
+def test_the_bundled_digits() -> None:
+    data = load_data(DataSpec(), seed=0)
+    assert data.image_shape == (1, 8, 8)
+    assert data.test is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (1006, 251, 540)
+    assert data.num_classes == 10
+    assert data.label_names == tuple("0123456789")
+    for split in (data.train, data.validation, data.test):
+        assert split.images.dtype == np.uint8
+        assert split.images.flags.c_contiguous
+        assert split.labels.dtype == np.int64
+        assert split.images.max() == 255
+        shares = np.bincount(split.labels, minlength=10) / len(split)
+        assert np.all(np.abs(shares - 0.1) < 0.01)
+
+
+def test_the_seed_draws_the_validation_split_and_leaves_the_test_split_alone() -> None:
+    first, again, other = (load_data(DataSpec(), seed=seed) for seed in (0, 0, 1))
+    assert first.fingerprint == again.fingerprint
+    assert first.fingerprint != other.fingerprint
+    assert first.test is not None
+    assert other.test is not None
+    assert np.array_equal(first.test.images, other.test.images)
+    together = [np.concatenate([data.train.images, data.validation.images]) for data in (first, other)]
+    one, two = (sorted(image.tobytes() for image in images) for images in together)
+    assert one == two
+
+
+def test_mean_and_std_are_measured_on_the_training_split() -> None:
+    data = load_data(DataSpec(), seed=0)
+    pixels = data.train.images / 255
+    assert data.mean == pytest.approx((pixels.mean(),), abs=1e-12)
+    assert data.std == pytest.approx((pixels.std(),), abs=1e-12)
+    given = load_data(DataSpec(mean=(0.5,), std=(0.25,)), seed=0)
+    assert (given.mean, given.std) == ((0.5,), (0.25,))
+
+
+def test_one_mean_for_each_channel() -> None:
+    with pytest.raises(UsageError, match=r"data\.mean has 3 values; the images have 1 channel\."):
+        load_data(DataSpec(mean=(0.5, 0.5, 0.5)), seed=0)
+
+
+def test_a_data_set_survives_pickling() -> None:
+    data = load_data(DataSpec(), seed=0)
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy.fingerprint == data.fingerprint
+    assert np.array_equal(copy.train.images, data.train.images)
+
+
+def test_augment_auto_is_what_suits_the_data_set() -> None:
+    assert load_data(DataSpec(), seed=0).augment == "shift"
+    assert load_data(DataSpec(augment="none"), seed=0).augment == "none"
+
+
+def test_an_unknown_name_names_its_neighbours() -> None:
+    with pytest.raises(UsageError, match="Did you mean cifar10") as caught:
+        load_data(DataSpec(name="cifar-10"), seed=0)
+    assert all(name in caught.value.hint for name in DATASETS)
+
+
+def test_a_validation_split_without_images_is_refused() -> None:
+    with pytest.raises(DataError, match="leave 0 for validation"):
+        load_data(DataSpec(max_images=10, validation_fraction=0.01), seed=0)
+
+
+def test_images_are_loaded_without_torch() -> None:
+    code = (
+        "import sys; from raprune.data import load_data; from raprune.spec import DataSpec; "
+        "load_data(DataSpec(), seed=0); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
