@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,7 +55,10 @@ def trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
 
 
 def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """A digest of the network's structure: the same for the same code, shapes and settings, whatever the weights."""
+    """A digest of the network's structure: the same for the same code, shapes and settings, whatever the weights.
+
+    The code of torch, torchvision and timm counts by their layers' names and settings, not by its text.
+    """
     digest = hashlib.sha256(repr(input_shape).encode())
     for name, module in model.named_modules():
         digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}({module.extra_repr()})".encode())
@@ -63,20 +67,19 @@ def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
         *model.named_buffers(remove_duplicate=False),
     ]:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-    for kind in sorted(
-        {type(module) for module in model.modules()},
-        key=lambda k: f"{k.__module__}.{k.__qualname__}",
-    ):
-        if not kind.__module__.startswith("torch.nn."):
-            digest.update(_source(kind).encode())
+    own = {type(module).__module__ for module in model.modules()}
+    for module_name in sorted(name for name in own if name.partition(".")[0] not in ("torch", "torchvision", "timm")):
+        digest.update(_source(module_name))
     return digest.hexdigest()[:16]
 
 
-def _source(kind: type) -> str:
+def _source(module_name: str) -> bytes:
+    """The file that defines a user's layers: its functions shape the network as much as its classes do."""
+    file = getattr(sys.modules.get(module_name), "__file__", None)
     try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # typed in at a prompt, or compiled
-        return ""
+        return Path(file).read_bytes() if file else b""
+    except OSError:
+        return b""
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""One network without a search: `raprune prune` makes it, `raprune export` hands out one that a run found. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.numpy import load as load_arrays
+from torch import nn
+
+from raprune.artifact import RECIPE, WEIGHTS, save
+from raprune.errors import StoreError, UsageError
+from raprune.evaluate import evaluate
+from raprune.preparation import DENSE, prepare
+from raprune.prune import Pruner
+from raprune.spec import SearchSpec
+from raprune.store import Store
+from raprune.training import Epoch
+from raprune.trial import Proposal, Stage, Trial, TrialState
+from raprune.workload import Workload, build_workload, train_dense
+
+
+@dataclass(frozen=True)
+class Single:
+    """One condensed network, and the dense one beside it."""
+
+    trial: Trial
+    dense_accuracy: float
+    """Validation accuracy of the dense network."""
+
+
+def prune_once(
+    spec: SearchSpec,
+    *,
+    method: str,
+    allocation: str,
+    folder: str | None = None,
+    finetune: bool = False,
+    on_epoch: Callable[[str, Epoch], None] | None = None,
+) -> Single:
+    """Prune the network of `spec` once, to its budget; with `folder`, write recipe and weights there.
+
+    A network without weights is trained first. `on_epoch` hears of its epochs as `"dense"`, and of the fine-tuning's
+    as `"finetune"`.
+
+    Raises:
+        UsageError: if a name is wrong or the budget is out of reach.
+        StoreError: if `folder` holds a recipe already.
+    """
+    store = None if folder is None else Store(folder)
+    if store is not None and store.exists(RECIPE):
+        raise StoreError(f"{store.name} holds a {RECIPE} already.", hint="Give another folder.")
+    prepared = prepare(spec)
+    workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
+    if spec.model.weights is None:
+        train_dense(workload, spec, on_epoch=on_epoch and (lambda epoch: on_epoch("dense", epoch)))
+    pruner = Pruner(workload, prepared.graph, spec.search, seed=spec.seed)
+    proposal = Proposal(
+        number=0,
+        method=method,
+        allocation=allocation,
+        target_flops=spec.budget_flops or 1.0,
+        target_params=spec.budget_params,
+        seed=spec.seed,
+    )
+    if finetune:
+        tell = on_epoch and (lambda epoch: on_epoch("finetune", epoch))
+        trial, model = pruner.finetune(proposal, proposal, spec.finalists.train, on_epoch=tell)
+    else:
+        trial, model = pruner.prune(proposal)
+    if store is not None:
+        _save(store, model, pruner, trial, spec)
+    dense = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
+    return Single(trial, dense.accuracy)
+
+
+def export(run: str, candidate: str, folder: str) -> str:
+    """Write `recipe.json` and `weights.safetensors` of a candidate of a run to `folder`; returns the candidate's id.
+
+    `candidate` is its id, the beginning of it, or a trial's id. One that was fine-tuned is copied; any other is made
+    again from the dense network, which gives the same weights.
+
+    Raises:
+        UsageError: if the run has no such candidate, or several that begin so.
+        StoreError: if the run cannot be read, or `folder` holds a recipe already.
+    """
+    source, target = Store(run), Store(folder)
+    described = source.run()
+    if target.exists(RECIPE):
+        raise StoreError(f"{target.name} holds a {RECIPE} already.", hint="Give another folder.")
+    trial = _find(source, candidate)
+    assert trial.candidate is not None
+    stored = f"models/{trial.candidate.id}"
+    if source.exists(f"{stored}/{RECIPE}"):
+        target.write_bytes(WEIGHTS, source.read_bytes(f"{stored}/{WEIGHTS}"))
+        target.write_bytes(RECIPE, source.read_bytes(f"{stored}/{RECIPE}"))
+        return trial.candidate.id
+    spec = SearchSpec.model_validate(described["spec"])
+    pruner = _pruner_of_run(source, spec)
+    again, model = pruner.prune(trial.proposal)
+    assert again.candidate == trial.candidate, "the same proposal gave other channels"
+    _save(target, model, pruner, again, spec)
+    return trial.candidate.id
+
+
+def _find(store: Store, wanted: str) -> Trial:
+    """The furthest trained complete trial of a candidate."""
+    complete = [t for t in store.trials() if t.state is TrialState.COMPLETE and t.candidate is not None]
+    found = [t for t in complete if t.candidate and (t.candidate.id.startswith(wanted) or t.trial_id == wanted)]
+    ids = {t.candidate.id for t in found if t.candidate}
+    if len(ids) == 1:
+        return max(found, key=lambda t: (t.proposal.stage is Stage.FINETUNE, t.epochs))
+    some = ", ".join(dict.fromkeys(t.candidate.id for t in complete[-5:] if t.candidate)) or "none yet"
+    raise UsageError(
+        f"candidate {wanted!r}: {'several' if ids else 'no'} candidates of this run have an id that begins so.",
+        hint=f"`raprune front {store.name}` lists those of the front. Some of the run's: {some}.",
+    )
+
+
+def _pruner_of_run(store: Store, spec: SearchSpec) -> Pruner:
+    prepared = prepare(spec)
+    weights = dict(load_arrays(store.read_bytes(DENSE)))
+    workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
+    return Pruner(workload, prepared.graph, spec.search, seed=spec.seed)
+
+
+def _save(store: Store, model: nn.Module, pruner: Pruner, trial: Trial, spec: SearchSpec) -> None:
+    assert trial.candidate is not None and trial.metrics is not None
+    save(
+        store,
+        "",
+        model=model,
+        graph=pruner.graph,
+        candidate=trial.candidate,
+        provenance=provenance(spec, pruner.workload) | trial_provenance(trial),
+    )
+
+
+def provenance(spec: SearchSpec, workload: Workload) -> dict[str, Any]:
+    """What a recipe says of where its network comes from."""
+    return {
+        "model": spec.model.model_dump(mode="json"),
+        "data": {"name": spec.data.name, "fingerprint": workload.data.fingerprint},
+        "seed": spec.seed,
+        "budget": {"flops": spec.budget_flops, "params": spec.budget_params},
+    }
+
+
+def trial_provenance(trial: Trial) -> dict[str, Any]:
+    """What a recipe says of the trial that made its network."""
+    assert trial.metrics is not None
+    return {"trial_id": trial.trial_id, "epochs": trial.epochs, **asdict(trial.metrics)}
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
