@@ -20,6 +20,8 @@ class Placement:
     cpus: float
     gpus: float
     reason: str
+    full: bool = False
+    """Whether the cluster carries no more than these workers."""
 
     @property
     def threads(self) -> int:
@@ -68,7 +70,7 @@ def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead
     reason = f"{workers} x {_words(cpus, gpus)}"
     if workers < asked:
         reason += f" (search.lookahead {lookahead} keeps {asked - workers} more idle)"
-    return Placement(workers, cpus, gpus, reason)
+    return Placement(workers, cpus, gpus, reason, full=workers == capacity)
 
 
 def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:

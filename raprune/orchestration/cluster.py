@@ -1,0 +1,96 @@
+"""Ray, started quietly in the process or joined, and what it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from raprune.errors import RapruneError, UsageError
+
+_SETTINGS = {
+    # One line of ours instead of Tune's tables, loggers, warnings and traces.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Ctrl-C is ours: Tune's handler would finish its step and swallow it.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # The store is the truth; Tune's own state is thrown away.
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    # One trial waits for the next free worker, so that none stands idle.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    # Relative paths of the job mean the same in a worker.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Ray for the time of the block: joined at `address`, else started here and ended with the block.
+
+    A cluster that this process is connected to already is used as it is, and left.
+
+    Raises:
+        UsageError: if no cluster answers at `address`.
+        RapruneError: if Ray does not start.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address is None:
+        # Else Ray would write a token into the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    for name in ("ray", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    _connect(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def node_resources() -> list[Mapping[str, float]]:
+    """What each living node has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ray.init(
+                address=address or "local",
+                namespace="raprune",
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if address is None:
+                raise RapruneError(
+                    f"Ray did not start: {reason}",
+                    hint="Look at the logs under /tmp/ray/session_latest/logs; free memory or disk may be short.",
+                ) from error
+            raise UsageError(
+                f"resources.address (--address) {address!r}: no Ray cluster answers there: {reason}",
+                hint="`ray status` on the cluster's head shows its address; RAY_AUTH_TOKEN must be the cluster's.",
+            ) from error

@@ -1,0 +1,149 @@
+"""Everything that can be refused before any work: the job's names, data, network, channel graph and budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from raprune.allocate import ALLOCATIONS, check_reachable
+from raprune.cost import CostModel
+from raprune.data import load_data
+from raprune.data.dataset import Dataset
+from raprune.errors import ModelError, StoreError, UsageError
+from raprune.methods import Method, method_named
+from raprune.orchestration.proposals import RATIOS, SearchSpace, make_blocks
+from raprune.spec import SearchSpec
+from raprune.store import Store
+from raprune.tracing import ChannelGraph, Proof, prove, trace
+from raprune.workload import WeightArrays, build_workload
+
+_LOWEST_MARGIN = 1.02
+"""Targets begin this much above the lowest reachable cost, where more than one network still meets them."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can run."""
+
+    data: Dataset
+    weights: WeightArrays
+    """Of the dense network: given, or random and to be trained."""
+    proof: Proof
+    cost: CostModel
+
+    @property
+    def graph(self) -> ChannelGraph:
+        return self.proof.graph
+
+
+def prepare(spec: SearchSpec) -> Prepared:
+    """The job of `spec`, checked.
+
+    Raises:
+        UsageError: if a name, a field or a file is wrong, or the budget is out of reach.
+        DataError, ModelError: if data or network do not work.
+    """
+    for name in spec.methods:
+        method_named(name)
+    data = load_data(spec.data, seed=spec.seed)
+    # On the CPU: the driver may have no GPU.
+    workload = build_workload(spec, data=data, device="cpu")
+    graph = without_excluded(trace(workload.model, workload.example_input()), spec.exclude)
+    proof = prove(workload.model, graph, workload.example_input(), seed=spec.seed)
+    if not proof.graph.groups:
+        reasons = "; ".join(sorted({f.reason for f in proof.graph.frozen})[:3])
+        raise ModelError(
+            f"model.name {spec.model.name!r}: no channel of this network can go: {reasons or 'it has no layers'}.",
+            hint="`raprune inspect` names every layer that stays and why.",
+        )
+    cost = CostModel(proof.graph)
+    limits = {"min_channels": spec.search.min_channels, "multiple_of": spec.search.multiple_of}
+    check_reachable(cost, spec.budget, **limits)
+    return Prepared(data, workload.weights(), proof, cost)
+
+
+def check_output(store: Store) -> None:
+    """Refuse an output that holds a run or cannot be written.
+
+    Raises:
+        StoreError: with what to do instead.
+    """
+    if store.is_run():
+        raise StoreError(
+            f"{store.name}: holds a run already.",
+            hint=f"Go on with it: raprune resume {store.name}   Or give a new one another --output.",
+        )
+    if "://" in store.uri:
+        return
+    folder = next(p for p in (Path(store.uri), *Path(store.uri).parents) if p.exists())
+    if not folder.is_dir():
+        raise StoreError(f"output (--output) {store.name}: {folder} is a file.", hint="Give another --output.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"output (--output) {store.name}: {folder} cannot be written by this user.",
+            hint="Give another --output, or change the folder's permissions.",
+        )
+
+
+def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
+    """What the search chooses among: from `search.smallest` of the budget, or the lowest reachable, to the budget."""
+    of_flops = spec.budget_flops is not None
+    highest = spec.budget_flops or spec.budget_params or 1.0
+    narrowest = cost.smallest(min_channels=spec.search.min_channels, multiple_of=spec.search.multiple_of)
+    reachable = (
+        int(cost.flops(narrowest)) / cost.dense_flops if of_flops else int(cost.params(narrowest)) / cost.dense_params
+    )
+    return SearchSpace(
+        methods=spec.methods,
+        allocations=(RATIOS, *sorted(name for name in ALLOCATIONS if name != RATIOS)),
+        blocks=make_blocks(cost.group_names),
+        lowest=min(highest, max(spec.search.smallest * highest, reachable * _LOWEST_MARGIN)),
+        highest=highest,
+        target="flops" if of_flops else "params",
+        params_limit=spec.budget_params if of_flops else None,
+        settings={name: settings_of(method_named(name)) for name in spec.methods},
+    )
+
+
+def settings_of(method: type[Method]) -> dict[str, Mapping[str, Any]]:
+    """The hyper-parameters of a method that are searched over, from its fields' metadata."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in dataclasses.fields(method):
+        if "search" in entry.metadata:
+            is_int = entry.type in (int, "int")
+            found[entry.name] = {"int": is_int, **entry.metadata["search"]}
+    return found
+
+
+def without_excluded(graph: ChannelGraph, patterns: tuple[str, ...]) -> ChannelGraph:
+    """The graph without the groups that touch a module of one of these glob patterns.
+
+    Raises:
+        UsageError: if a pattern matches no module with channels that could go.
+    """
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        matching = [
+            group.name
+            for group in graph.groups
+            if any(_matches(pattern, name) for name in (group.name, *(m.parameter for m in group.members)))
+        ]
+        if not matching and not any(_matches(pattern, frozen.module) for frozen in graph.frozen):
+            names = ", ".join(group.name for group in graph.groups[:8])
+            raise UsageError(
+                f"exclude (--exclude) {pattern!r}: matches no layer whose channels could go.",
+                hint=f"Layers of this network are {names}{', ...' if len(graph.groups) > 8 else ''}.",
+            )
+        reasons |= dict.fromkeys(matching, f"excluded by {pattern!r}")
+    return graph.without(reasons)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether the pattern names this module or parameter, or a module that it lies in."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))

@@ -1,0 +1,373 @@
+"""One search, from the job to the report: the driver.
+
+    prepare -> Ray -> dense network -> [ propose -> try ]* -> fine-tune -> test split -> report
+
+Each step is a function below, in this order. What is refused is refused before Ray is started and before the run's
+folder is made; what is finished is in the store, from which `resume` goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from raprune.artifact import versions
+from raprune.data.dataset import Dataset, Split
+from raprune.errors import RapruneError, StoreError
+from raprune.front import front
+from raprune.orchestration.cluster import cluster, node_resources
+from raprune.orchestration.placement import Placement, place
+from raprune.orchestration.preparation import Prepared, check_output, prepare, search_space
+from raprune.report import TEST_FILE, print_front, write_report
+from raprune.spec import SearchSpec
+from raprune.store import RUN_FILE, Store
+from raprune.trial import Proposal, Stage
+
+DENSE = "models/dense/weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way: what was asked, what was prepared, where it is written."""
+
+    spec: SearchSpec
+    store: Store
+    prepared: Prepared
+    console: Console
+
+
+def search(spec: SearchSpec, *, console: Console | None = None) -> str:
+    """Run the search of `spec` and return its folder.
+
+    Raises:
+        UsageError: if the job cannot be right; nothing was written then.
+        RapruneError: if the run failed; what is finished is in its folder.
+    """
+    console = console or Console()
+    store = Store(spec.output)
+    check_output(store)
+    prepared = prepare(spec)
+    _say_job(console, spec, prepared)
+    run = Run(spec, store, prepared, console)
+    with cluster(spec.resources.address):
+        placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        store.create(_describe(run))
+        _carry_out(run, placement)
+    return store.uri
+
+
+def resume(uri: str, *, console: Console | None = None) -> str:
+    """Go on with the run in `uri` from what its store holds, and return its folder.
+
+    Raises:
+        StoreError: if there is no run, or data, network or code are not those that it began with.
+    """
+    console = console or Console()
+    store = Store(uri)
+    described = store.run()
+    spec = SearchSpec.model_validate(described["spec"])
+    if described["state"] == "finished":
+        console.print("The run is finished.")
+        print_front(store.uri, console=console)
+        return store.uri
+    prepared = prepare(spec)
+    _check_unchanged(store, described, prepared, console)
+    run = Run(spec, store, prepared, console)
+    with cluster(spec.resources.address):
+        placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        _carry_out(run, placement)
+    return store.uri
+
+
+def _carry_out(run: Run, placement: Placement) -> None:
+    """Everything that needs Ray. Whatever ends it, no actor of ours stays behind."""
+    import ray
+
+    from raprune.orchestration.coordinator import find_coordinator
+
+    coordinator = None
+    try:
+        data = ray.put(replace(run.prepared.data, test=None))
+        weights = _dense_network(run, placement, data)
+        coordinator = find_coordinator(run.store)
+        accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
+        _finish(run, accuracies)
+    except BaseException as error:
+        if not isinstance(error, RapruneError) or isinstance(error, KeyboardInterrupt):
+            run.console.print(f"Stopped. Go on with: raprune resume {run.store.name}", markup=False)
+        raise
+    finally:
+        if coordinator is not None:
+            ray.kill(coordinator)
+
+
+def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
+    """A reference to the dense network's weights: those given or stored, else trained by a task of the cluster."""
+    import ray
+
+    from raprune.orchestration.live import Training
+    from raprune.orchestration.worker import Dense, prepare_dense, warm_up
+
+    stored = _stored_weights(run.store)
+    if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
+        return ray.put(stored)
+    resources = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    work: Any = prepare_dense
+    task = ray.remote(work).options(num_returns="streaming", max_retries=2, **resources)
+    train = run.spec.model.weights is None
+    news = task.remote(run.spec, placement, data, ray.put(run.prepared.weights), train=train)
+    if placement.gpus == 0:
+        # Meanwhile the other workers' processes import torch; Ray hands them on to the search.
+        for _ in range(placement.workers - 1):
+            ray.remote(warm_up).options(**resources).remote()
+    with Training(run.console) as training:
+        for reference in news:
+            item = _get(reference)
+            if isinstance(item, Dense):
+                dense = item
+            else:
+                training.epoch(item)
+    _store_dense(run, dense)
+    return ray.put(dense.weights)
+
+
+def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any, coordinator: Any) -> dict[str, float]:
+    """One Tune run over all phases; the accuracies on the test split, by candidate and for `dense`."""
+    import ray
+    from ray import tune
+
+    from raprune.orchestration.failures import RETRIES_AFTER_LOSS
+    from raprune.orchestration.live import standing
+    from raprune.orchestration.proposals import Proposals
+    from raprune.orchestration.searcher import CandidateSearcher, KeepWorkers
+    from raprune.orchestration.worker import CandidateTrial, Shared
+
+    spec = run.spec
+    stored = ray.get(coordinator.trials.remote())
+    shared = Shared(
+        spec=spec,
+        graph=run.prepared.graph,
+        placement=placement,
+        data=data,
+        weights=weights,
+        coordinator=coordinator,
+        store=run.store,
+        provenance=_provenance(run),
+    )
+    searcher = CandidateSearcher(
+        spec,
+        Proposals(search_space(spec, run.prepared.cost), spec.search, seed=spec.seed, stored=stored),
+        stored,
+        record=lambda trial: ray.get(coordinator.record.remote(trial)),
+        plan_test=partial(_plan_test, run, placement, coordinator),
+        most=placement.workers + (1 if placement.full else 0),
+        deadline=_deadline(spec, placement, [t.seconds for t in stored if t.proposal.stage is Stage.SEARCH]),
+    )
+    folder = tempfile.mkdtemp(prefix="raprune-")
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(CandidateTrial, shared=shared), {"cpu": placement.cpus, "gpu": placement.gpus}
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=KeepWorkers(placement.workers),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"task-{trial.trial_id}",
+                trial_dirname_creator=lambda trial: f"task-{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES_AFTER_LOSS),
+            ),
+        )
+        with standing(run.console, lambda: ray.get(coordinator.progress.remote(searcher.num_running))):
+            tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if searcher.failure is not None:
+        raise searcher.failure
+    return searcher.test
+
+
+def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
+    """Tasks that evaluate the dense network and the final front on the test split, spread over the workers."""
+    import ray
+
+    from raprune.orchestration.worker import TestTask
+
+    test = run.prepared.data.test
+    if test is None or run.store.exists(TEST_FILE):
+        return []
+    trials = ray.get(coordinator.trials.remote())
+    proposals: dict[str, Proposal] = {trial.trial_id: trial.proposal for trial in trials}
+    rows = front(trials, run.spec.budget)
+    split = [ray.put(test)]
+    count = min(placement.workers, len(rows) + 1)
+    return [
+        TestTask(
+            number=number,
+            split=split,
+            dense=number == 0,
+            finetuned=tuple(r["candidate"] for r in rows[number::count] if r["stage"] == Stage.FINETUNE),
+            repaired=tuple(
+                (r["candidate"], proposals[r["trial_id"]]) for r in rows[number::count] if r["stage"] == Stage.SEARCH
+            ),
+        )
+        for number in range(count)
+    ]
+
+
+def _finish(run: Run, accuracies: dict[str, float]) -> None:
+    """Write what the test split said, the report, and that the run is finished; print the front."""
+    test = run.prepared.data.test
+    if accuracies and test is not None:
+        dense = accuracies.pop("dense")
+        run.store.write_json(TEST_FILE, {"dense": dense, "candidates": accuracies, "images": len(test)})
+    write_report(run.store)
+    run.store.write_json(RUN_FILE, run.store.run() | {"state": "finished", "finished_at": time.time()})
+    print_front(run.store.uri, console=run.console)
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    """What `run.json` says before the dense network is known."""
+    graph, cost, data = run.prepared.graph, run.prepared.cost, run.prepared.data
+    return {
+        "spec": run.spec.model_dump(mode="json"),
+        "state": "searching",
+        "created_at": time.time(),
+        "started_at": time.time(),
+        "versions": versions(),
+        "data": _summary(data),
+        "architecture": graph.architecture,
+        "weights_hash": None,
+        "dense": {
+            "val_accuracy": None,
+            "val_loss": None,
+            "val_images": len(data.validation),
+            "flops": cost.dense_flops,
+            "macs": cost.dense_flops // 2,
+            "params": cost.dense_params,
+        },
+        "graph": {
+            "groups": {group.name: group.num_channels for group in graph.groups},
+            "frozen": [[f.module, f.num_channels, f.reason] for f in graph.frozen],
+            "notes": list(graph.notes),
+            "proof": {
+                "permutation_error": run.prepared.proof.permutation_error,
+                "cut_error": run.prepared.proof.cut_error,
+            },
+        },
+    }
+
+
+def _summary(data: Dataset) -> dict[str, Any]:
+    def size(split: Split | None) -> int:
+        return 0 if split is None else len(split)
+
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "train": size(data.train),
+        "validation": size(data.validation),
+        "test": size(data.test),
+        "num_classes": data.num_classes,
+    }
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    spec = run.spec
+    return {
+        "model": spec.model.model_dump(mode="json"),
+        "data": {"name": spec.data.name, "fingerprint": run.prepared.data.fingerprint},
+        "seed": spec.seed,
+        "budget": {"flops": spec.budget_flops, "params": spec.budget_params},
+    }
+
+
+def _store_dense(run: Run, dense: Any) -> None:
+    from safetensors.numpy import save
+
+    run.store.write_bytes(DENSE, save(dense.weights))
+    described = run.store.run()
+    described["weights_hash"] = dense.weights_hash
+    described["dense"] |= {"val_accuracy": dense.validation.accuracy, "val_loss": dense.validation.loss}
+    run.store.write_json(RUN_FILE, described)
+
+
+def _stored_weights(store: Store) -> dict[str, Any] | None:
+    from safetensors.numpy import load
+
+    return dict(load(store.read_bytes(DENSE))) if store.exists(DENSE) else None
+
+
+def _check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared, console: Console) -> None:
+    for what, before, now in (
+        ("data", described["data"]["fingerprint"], prepared.data.fingerprint),
+        ("network", described["architecture"], prepared.graph.architecture),
+    ):
+        if before != now:
+            raise StoreError(
+                f"{store.name}: the {what} changed since the run began (fingerprint {before}, now {now}).",
+                hint=f"Bring the {what} back as it was, or begin a new run with another --output.",
+            )
+    installed = versions()
+    changed = [
+        f"{name} {was} -> {installed.get(name)}"
+        for name, was in described["versions"].items()
+        if installed.get(name) != was
+    ]
+    if changed:
+        console.print(f"Versions changed since the run began: {', '.join(changed)}.", markup=False)
+
+
+def _deadline(spec: SearchSpec, placement: Placement, spent: list[float]) -> float | None:
+    """When proposing stops, on the monotonic clock; the time that recorded trials took counts."""
+    if spec.search.time_limit_s is None:
+        return None
+    return time.monotonic() + spec.search.time_limit_s - sum(spent) / placement.workers
+
+
+def _get(reference: Any) -> Any:
+    """The value, with an error of ours as itself instead of wrapped in Ray's."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, RapruneError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise RapruneError(
+            f"The worker that prepares the dense network was lost: {str(error).splitlines()[0]}",
+            hint="It may have run out of memory; give it more, or use smaller batches.",
+        ) from error
+
+
+def _say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
+    cost, graph = prepared.cost, prepared.graph
+    budget = " and ".join(
+        f"{value:.0%} of the {name} ({value * dense:,.0f})"
+        for name, value, dense in (
+            ("FLOPs", spec.budget_flops, cost.dense_flops),
+            ("parameters", spec.budget_params, cost.dense_params),
+        )
+        if value is not None
+    )
+    console.print(
+        f"{spec.model.name} on {spec.data.name}: {cost.dense_flops:,} FLOPs ({cost.dense_flops // 2:,} MACs), "
+        f"{cost.dense_params:,} parameters, {len(graph.groups)} groups of channels. Keep at most {budget}.",
+        markup=False,
+        highlight=False,
+    )

@@ -1,0 +1,187 @@
+"""The search as Ray Tune sees it: one task after another, from the first proposal to the test split."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from raprune.errors import RapruneError
+from raprune.orchestration.failures import RETRIES_AFTER_LOSS, Failure, decide, hopeless
+from raprune.orchestration.promotion import Outcome, choose_finalists
+from raprune.orchestration.proposals import Proposals, trial_seed
+from raprune.orchestration.worker import CandidateTask, TestTask
+from raprune.spec import SearchSpec
+from raprune.trial import Proposal, Stage, Trial, TrialState
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+Task = CandidateTask | TestTask
+
+
+class CandidateSearcher(Searcher):
+    """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
+
+    `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase;
+    `most` is how many tasks may be out.
+    """
+
+    def __init__(
+        self,
+        spec: SearchSpec,
+        proposals: Proposals,
+        stored: Sequence[Trial],
+        *,
+        record: Callable[[Trial], None],
+        plan_test: Callable[[], list[TestTask]],
+        most: int,
+        deadline: float | None,
+    ) -> None:
+        super().__init__()
+        self.failure: RapruneError | None = None
+        """Why the search cannot go on, once it cannot."""
+        self.test: dict[str, float] = {}
+        self.phase = "search"
+        self._spec = spec
+        self._proposals = proposals
+        self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.FINETUNE}
+        self._record = record
+        self._plan_test = plan_test
+        self._most = most
+        self._deadline = deadline
+        self._running: dict[str, Task] = {}
+        self._finalists: list[CandidateTask] | None = None
+        self._num_finalists = 0
+        self._finetuned: dict[str, Outcome] = {}
+        self._tests: list[TestTask] | None = None
+        # The live status reads from its own thread.
+        self._lock = threading.Lock()
+
+    def suggest(self, trial_id: str) -> Any:
+        """`{"task": ...}`, None to wait, or `Searcher.FINISHED`."""
+        with self._lock:
+            if self.failure is not None:
+                return Searcher.FINISHED
+            if len(self._running) >= self._most:
+                return None
+            try:
+                task = self._next()
+            except RapruneError as error:
+                self.failure = error
+                return Searcher.FINISHED
+            if task is not None:
+                self._running[trial_id] = task
+                return {"task": task}
+            return None if self._running else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        with self._lock:
+            task = self._running.pop(trial_id)
+            if result is not None and "broken" in result:
+                decision = decide(Failure.SETUP)
+                self.failure = RapruneError(f"{decision.reason}: {result['broken']}", hint="Nothing was recorded.")
+            elif isinstance(task, TestTask):
+                self.test |= _test_accuracies(result)
+            elif error or result is None:
+                self._lost(task)
+            else:
+                self._take(task, result["outcome"])
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def _next(self) -> Task | None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._proposals.stop()
+        proposal = self._proposals.next()
+        if proposal is not None:
+            return CandidateTask(proposal)
+        if not self._proposals.over:
+            return None
+        finalist = self._next_finalist()
+        if finalist is not None:
+            return finalist
+        if len(self._finetuned) < self._num_finalists:
+            return None
+        if self._tests is None:
+            self.phase = "test"
+            self._tests = self._plan_test()
+        return self._tests.pop(0) if self._tests else None
+
+    def _next_finalist(self) -> CandidateTask | None:
+        if self._finalists is None:
+            self.phase = "finetune"
+            chosen = choose_finalists(self._proposals.outcomes, self._spec.budget, self._spec.finalists.count)
+            self._num_finalists = len(chosen)
+            self._finalists = [
+                _finalist(self._proposals.proposals[parent], number=number, seed=self._spec.seed)
+                for number, parent in enumerate(chosen)
+            ]
+        while self._finalists:
+            task = self._finalists.pop(0)
+            stored = self._stored.get(task.proposal.trial_id)
+            if stored is None:
+                return task
+            self._finetuned[stored.trial_id] = Outcome.of(stored)
+        return None
+
+    def _take(self, task: CandidateTask, outcome: Outcome) -> None:
+        if task.parent is not None:
+            self._finetuned[outcome.trial_id] = outcome
+            return
+        self._proposals.tell(task.proposal.number, outcome)
+        if hopeless([o.state for o in self._proposals.outcomes]):
+            self.failure = RapruneError(
+                f"All {len(self._proposals.outcomes)} candidates so far failed, the last with: {outcome.error}",
+                hint="The cause lies in the job rather than in a candidate. `raprune prune` tries one without Ray.",
+            )
+
+    def _lost(self, task: CandidateTask) -> None:
+        decision = decide(Failure.LOST, attempts=RETRIES_AFTER_LOSS + 1)
+        trial = Trial(
+            trial_id=task.proposal.trial_id, proposal=task.proposal, state=TrialState.FAILED, error=decision.reason
+        )
+        self._record(trial)
+        self._take(task, Outcome.of(trial))
+
+
+class KeepWorkers(FIFOScheduler):
+    """First in, first out; and a worker that waits for its next task is kept, which Tune would do for one alone.
+
+    A new worker costs seconds (a process, the import of torch, the data), the wait between two phases less.
+    """
+
+    def __init__(self, workers: int) -> None:
+        super().__init__()
+        self._workers = workers
+        self._told = False
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        if not self._told:
+            self._told = True
+            tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
+
+
+def _finalist(parent: Proposal, *, number: int, seed: int) -> CandidateTask:
+    proposal = replace(
+        parent,
+        number=number,
+        stage=Stage.FINETUNE,
+        parent=parent.trial_id,
+        # Apart from the search's seeds.
+        seed=trial_seed(seed + 1, number),
+    )
+    return CandidateTask(proposal, parent)
+
+
+def _test_accuracies(result: dict[str, Any] | None) -> dict[str, float]:
+    """What a test task returned: Tune hands results on with nested names joined by a slash."""
+    return {k.removeprefix("test/"): v for k, v in (result or {}).items() if k.startswith("test/")}
