@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a failure, 2 a request that cannot be right, 130 interrupt
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -209,35 +210,47 @@ def pick(
 def inspect(
     ctx: typer.Context,
     model_or_job: Annotated[str | None, typer.Argument(metavar="MODEL|JOB.toml", help="What to look at.")] = None,
-    model: Model = None,
     weights: Weights = None,
     data: Data = None,
     train: Train = None,
-    test: Test = None,
-    download: Download = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of an image, where no data is named.", min=1)] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width. (default: the smallest)", min=1)] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes, where no data is named.", min=1)] = None,
     exclude: Exclude = None,
-    min_channels: MinChannels = None,
-    multiple_of: MultipleOf = None,
     seed: Seed = None,
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which channels fall together, what stays and why, and the lowest FLOPs that can be reached."""
-    job = Path(model_or_job) if model_or_job and model_or_job.endswith(".toml") else None
-    named = {} if job or not model_or_job else {"model.name": model_or_job}
-    spec = _spec(job, assignments, named | _common(ctx))
-    from raprune.inspection import inspect as run_inspect
+    """Which channels fall together, what stays and why, and the lowest FLOPs that can be reached.
 
-    run_inspect(spec, json=as_json)
+    A model's name alone needs no data; with --data or a job, the images have the data's shape.
+    """
+    is_job = model_or_job is None or model_or_job.endswith(".toml")
+    job = Path(model_or_job) if model_or_job and is_job else None
+    spec = _spec(job, assignments, ({} if is_job else {"model.name": model_or_job}) | _common(ctx))
+    from raprune.inspection import inspect_by_name, show
+
+    if is_job or data is not None:
+        from raprune.check import inspect_job
+
+        found = inspect_job(spec)
+    else:
+        found = inspect_by_name(spec.model, channels=channels, image_size=image_size, num_classes=num_classes)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        show(found, _console())
 
 
 @app.command()
 def prune(
     ctx: typer.Context,
-    output: Annotated[str, typer.Option(help="Folder for the recipe and the weights.", show_default=False)],
     job: Job = None,
+    output: Annotated[str | None, typer.Option(help="Folder for recipe.json and weights.safetensors.")] = None,
     method: Annotated[str, typer.Option(help="A name of `raprune methods`.")] = "l2",
     allocation: Annotated[str, typer.Option(help="How scores become widths: uniform or global_rank.")] = "uniform",
+    finetune: Annotated[bool, typer.Option("--finetune", help="Distil from the dense network afterwards.")] = False,
+    epochs: Annotated[float | None, typer.Option(help="Epochs of fine-tuning.")] = None,
     model: Model = None,
     weights: Weights = None,
     data: Data = None,
@@ -253,10 +266,21 @@ def prune(
     assignments: Assignments = None,
 ) -> None:
     """Make one candidate, in this process, without Ray: scored, cut, repaired, measured."""
-    spec = _spec(job, assignments, _common(ctx))
-    from raprune.prune import prune_once
+    spec = _spec(job, assignments, {"finalists.train.epochs": epochs} | _common(ctx))
+    from raprune.report import print_single
+    from raprune.single import prune_once
 
-    prune_once(spec, method=method, allocation=allocation, output=output)
+    console = _console()
+    with console.status("pruning") as working:
+        made = prune_once(
+            spec,
+            method=method,
+            allocation=allocation,
+            folder=output,
+            finetune=finetune,
+            on_epoch=lambda what, epoch: working.update(f"training ({what}): epoch {epoch.number}"),
+        )
+    print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console)
 
 
 @app.command()
@@ -266,7 +290,7 @@ def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for recipe.json and weights.safetensors.")],
 ) -> None:
     """Write a candidate as a recipe and weights that load into plain PyTorch."""
-    from raprune.artifact import export as run_export
+    from raprune.single import export as run_export
 
     run_export(run, candidate, folder)
     typer.echo(f"Wrote {folder}/recipe.json and weights.safetensors; raprune.load(model, {folder!r}) reads them.")
@@ -300,14 +324,17 @@ def check(
     train: Train = None,
     test: Test = None,
     download: Download = None,
+    budget_flops: BudgetFlops = None,
+    budget_params: BudgetParams = None,
+    exclude: Exclude = None,
     seed: Seed = None,
     assignments: Assignments = None,
 ) -> None:
     """Check that a model and data, your own functions among them, fit together."""
     spec = _spec(job, assignments, _common(ctx))
-    from raprune.workload import check as run_check
+    from raprune.check import check as run_check
 
-    run_check(spec)
+    run_check(spec, console=_console())
 
 
 FIELDS = {

@@ -94,7 +94,7 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
 
 def _traces(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> list[dict[str, Any]]:
     chosen = {row["candidate"] for row in front}
-    line = {
+    line: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines",
         "name": "front",
@@ -236,11 +236,12 @@ def _summary(front: Sequence[Row], run: Mapping[str, Any], test: Mapping[str, An
     parts = [f"{len(front)} candidates on the front."]
     if dense:
         parts.append(
-            f"Dense network: {dense['flops']:,} FLOPs ({dense['flops'] // 2:,} MACs), {dense['params']:,} parameters, "
-            f"{dense['val_accuracy']:.2%} validation accuracy."
+            f"Dense network: {dense['flops']:,} FLOPs ({dense['flops'] // 2:,} MACs), {dense['params']:,} parameters."
         )
+    if dense.get("val_accuracy") is not None:
+        parts.append(f"Its validation accuracy is {dense['val_accuracy']:.2%}.")
     if test.get("dense") is not None:
-        parts.append(f"{test['dense']:.2%} on the {test.get('images', '')} test images.")
+        parts.append(f"On the {test.get('images', '')} test images it has {test['dense']:.2%}.")
     return " ".join(parts)
 
 

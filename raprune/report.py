@@ -15,7 +15,9 @@ from rich.table import Table
 from raprune import figures
 from raprune.budget import Budget
 from raprune.front import Progress, Row, candidates, front, pick, progress, within
+from raprune.spec import SearchSpec
 from raprune.store import Store
+from raprune.trial import Trial
 
 TEST_FILE = "report/test.json"
 
@@ -26,11 +28,19 @@ WIDE = 118
 def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
     """Prints how far the run is."""
     store = Store(uri)
-    now = progress(store.run(), store.trials())
+    run = store.run()
+    now = progress(run, store.trials())
     if as_json:
-        console.out(json.dumps(vars(now), indent=2), highlight=False)
-    else:
-        console.print(render_progress(now))
+        console.out(json.dumps({"state": run.get("state")} | vars(now), indent=2), highlight=False)
+        return
+    console.print(render_progress(now))
+    if run.get("state") not in (None, "finished"):
+        console.print(
+            f"Not finished. If nothing works on it any more: raprune resume {store.name}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def print_front(uri: str, *, console: Console, as_json: bool = False, everything: bool = False) -> None:
@@ -56,7 +66,20 @@ def print_pick(
         console.out(json.dumps(row, indent=2), highlight=False)
         return
     console.print(render_rows([row], run, test, width=console.width))
-    console.print(f"Export it: raprune export {store.name} {row['candidate']} FOLDER", highlight=False, soft_wrap=True)
+    hint = f"Export it: raprune export {store.name} {row['candidate']} FOLDER"
+    console.print(hint, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, console: Console) -> None:
+    """Prints one network that was made without a search, beside the dense one."""
+    assert trial.metrics is not None
+    dense = {
+        "val_accuracy": dense_accuracy,
+        "flops": round(trial.metrics.flops / trial.metrics.flops_fraction),
+        "params": round(trial.metrics.params / trial.metrics.params_fraction),
+    }
+    run = {"spec": spec.model_dump(mode="json"), "dense": dense}
+    console.print(render_rows(candidates([trial]), run, {}, width=console.width))
 
 
 def write_report(store: Store) -> None:
@@ -132,7 +155,7 @@ def render_rows(
     if dense:
         costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
         costs += ["100.0%", *([_count(dense["params"])] if wide else [])]
-        table.add_row("", "dense", "", "", *costs, _points(dense["val_accuracy"]), _points(test.get("dense")), "")
+        table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
         "[dim]Epochs: of fine-tuning, 0 is repaired only. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
     ]

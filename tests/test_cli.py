@@ -92,7 +92,7 @@ def test_every_command_has_help(cli: CliRunner, command: str) -> None:
         (["search", "--trials", "0"], "search.trials: Input should be greater than 0"),
         (["pick", "RUN", "--budget-flops", "3"], "--budget-flops 3"),
         (["pick", "RUN", "--min-accuracy", "95"], "--min-accuracy 95"),
-        (["prune"], "Missing option '--output'"),
+        (["export", "RUN"], "Missing argument 'CANDIDATE'"),
         (["frobnicate"], "No such command"),
     ],
 )

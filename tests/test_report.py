@@ -215,6 +215,15 @@ def test_the_picture_is_a_picture(run: Store) -> None:
         assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
 
 
+def test_a_run_whose_dense_network_is_still_in_training_can_be_read(tmp_path: Path) -> None:
+    Store(tmp_path).create({"state": "searching", "dense": DENSE | {"val_accuracy": None}, "spec": {}})
+    console = printed()
+    print_front(str(tmp_path), console=console)
+    print_status(str(tmp_path), console=console)
+    assert "No candidate" in text(console) and f"raprune resume {tmp_path}" in text(console)
+    write_report(Store(tmp_path))
+
+
 def test_a_report_of_no_trials_is_written_too(tmp_path: Path) -> None:
     Store(tmp_path).create({})
     write_report(Store(tmp_path))
