@@ -30,7 +30,7 @@ def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> 
     correct = torch.zeros((), dtype=torch.int64, device=split.device)
     loss = torch.zeros((), dtype=torch.float64, device=split.device)
     try:
-        with torch.inference_mode(), laid_out(model, split.layout):
+        with laid_out(model, split.layout), torch.inference_mode():
             for x, y in split.batches(batch_size):
                 logits = model(x).float()
                 # A row with a NaN has no largest logit: argmax would name the NaN, which may be the label's place.

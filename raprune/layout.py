@@ -15,7 +15,8 @@ def layout_for(model: nn.Module, x: Tensor) -> torch.memory_format:
     A network that calls `view` across channels and pixels does not.
     """
     try:
-        with torch.inference_mode(), laid_out(model, torch.channels_last):
+        # In this order: a buffer that is laid out under inference_mode could never be trained with again.
+        with laid_out(model, torch.channels_last), torch.inference_mode():
             model(x.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return torch.contiguous_format

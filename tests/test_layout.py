@@ -33,3 +33,19 @@ def test_the_layout_is_given_back_even_after_an_error() -> None:
     with pytest.raises(RuntimeError), laid_out(model, torch.channels_last):
         model(torch.zeros(1, 99, 8, 8))
     assert model.conv2.weight.is_contiguous()
+
+
+def test_buffers_can_still_be_trained_with() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("mask", torch.ones(1, 4, 6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * self.mask
+
+    model = Masked()
+    layout_for(model, torch.randn(2, 3, 8, 8))
+    assert not any(buffer.is_inference() for buffer in model.buffers())
+    model(torch.randn(2, 3, 8, 8)).sum().backward()

@@ -21,6 +21,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts put the state dict."""
 PREFIXES = ("module.", "_orig_mod.")
 """Added by DataParallel and `torch.compile`."""
+PICKLES = (b"PK", b"\x80")
+"""How a file of `torch.save` begins, today's and the oldest."""
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Heads of GoogLeNet and Inception that only run in training."""
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")
@@ -46,17 +48,23 @@ def _read(path: str) -> dict[str, Tensor]:
             return safetensors.torch.load(content)
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not content.startswith(PICKLES):
+            raise _unreadable(path, "it is no file that torch.save wrote") from error
         raise ModelError(
             f"model.weights {path}: refused: it holds pickled objects, not only tensors; loading it would run the "
             f"code inside.",
             hint="Save the state dict where the file comes from: safetensors.torch.save_file(model.state_dict(), ...).",
         ) from error
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model.weights {path}: cannot be read: {str(error).strip().splitlines()[0] if str(error) else 'empty'}",
-            hint="Valid: a .safetensors file, or a state dict written by torch.save. The file may be cut short.",
-        ) from error
+        raise _unreadable(path, str(error).strip().splitlines()[0] if str(error) else "it is empty") from error
     return _unwrap(loaded, path)
+
+
+def _unreadable(path: str, reason: str) -> ModelError:
+    return ModelError(
+        f"model.weights {path}: cannot be read: {reason}",
+        hint="Valid: a .safetensors file, or a state dict written by torch.save. The file may be cut short.",
+    )
 
 
 def _read_bytes(path: str) -> bytes:

@@ -69,7 +69,7 @@ def test_a_pickled_model_is_refused_with_the_reason(tmp_path: Path) -> None:
         ("a.safetensors", b"x" * 100, "cannot be read"),
         ("a.pt", b"", "cannot be read"),
         ("a.pt", b"PK\x03\x04 cut short", "cannot be read"),
-        ("a.pt", b"plain text", ""),
+        ("a.pt", b"plain text", "no file that torch.save wrote"),
     ],
 )
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, name: str, content: bytes, words: str) -> None:
