@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def prune_once(
     prepared = prepare(spec)
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
     if spec.model.weights is None:
-        train_dense(workload, spec, on_epoch=on_epoch and (lambda epoch: on_epoch("dense", epoch)))
+        train_dense(workload, spec, on_epoch=on_epoch and partial(on_epoch, "dense"))
     pruner = Pruner(workload, prepared.graph, spec.search, seed=spec.seed)
     proposal = Proposal(
         number=0,
@@ -66,7 +67,7 @@ def prune_once(
         seed=spec.seed,
     )
     if finetune:
-        tell = on_epoch and (lambda epoch: on_epoch("finetune", epoch))
+        tell = on_epoch and partial(on_epoch, "finetune")
         trial, model = pruner.finetune(proposal, proposal, spec.finalists.train, on_epoch=tell)
     else:
         trial, model = pruner.prune(proposal)

@@ -23,13 +23,12 @@ from raprune.errors import RapruneError, StoreError
 from raprune.front import front
 from raprune.orchestration.cluster import cluster, node_resources
 from raprune.orchestration.placement import Placement, place
-from raprune.orchestration.preparation import Prepared, check_output, prepare, search_space
+from raprune.orchestration.space import search_space
+from raprune.preparation import DENSE, Prepared, check_output, prepare
 from raprune.report import TEST_FILE, print_front, write_report
 from raprune.spec import SearchSpec
 from raprune.store import RUN_FILE, Store
 from raprune.trial import Proposal, Stage
-
-DENSE = "models/dense/weights.safetensors"
 
 
 @dataclass(frozen=True)

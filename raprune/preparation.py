@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from raprune.allocate import ALLOCATIONS, check_reachable
+from raprune.allocate import check_reachable
 from raprune.cost import CostModel
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.errors import ModelError, StoreError, UsageError
-from raprune.methods import Method, method_named
-from raprune.orchestration.proposals import RATIOS, SearchSpace, make_blocks
+from raprune.methods import method_named
 from raprune.spec import SearchSpec
 from raprune.store import Store
-from raprune.tracing import ChannelGraph, Proof, prove, trace
+from raprune.tracing import ChannelGraph, Proof, cached_trace, prove
 from raprune.workload import WeightArrays, build_workload
 
-_LOWEST_MARGIN = 1.02
-"""Targets begin this much above the lowest reachable cost, where more than one network still meets them."""
+DENSE = "models/dense/weights.safetensors"
+"""Where a run keeps the weights of its dense network."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def prepare(spec: SearchSpec) -> Prepared:
     data = load_data(spec.data, seed=spec.seed)
     # On the CPU: the driver may have no GPU.
     workload = build_workload(spec, data=data, device="cpu")
-    graph = without_excluded(trace(workload.model, workload.example_input()), spec.exclude)
+    graph = without_excluded(cached_trace(workload.model, workload.example_input()), spec.exclude)
     proof = prove(workload.model, graph, workload.example_input(), seed=spec.seed)
     if not proof.graph.groups:
         reasons = "; ".join(sorted({f.reason for f in proof.graph.frozen})[:3])
@@ -88,36 +84,6 @@ def check_output(store: Store) -> None:
             f"output (--output) {store.name}: {folder} cannot be written by this user.",
             hint="Give another --output, or change the folder's permissions.",
         )
-
-
-def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
-    """What the search chooses among: from `search.smallest` of the budget, or the lowest reachable, to the budget."""
-    of_flops = spec.budget_flops is not None
-    highest = spec.budget_flops or spec.budget_params or 1.0
-    narrowest = cost.smallest(min_channels=spec.search.min_channels, multiple_of=spec.search.multiple_of)
-    reachable = (
-        int(cost.flops(narrowest)) / cost.dense_flops if of_flops else int(cost.params(narrowest)) / cost.dense_params
-    )
-    return SearchSpace(
-        methods=spec.methods,
-        allocations=(RATIOS, *sorted(name for name in ALLOCATIONS if name != RATIOS)),
-        blocks=make_blocks(cost.group_names),
-        lowest=min(highest, max(spec.search.smallest * highest, reachable * _LOWEST_MARGIN)),
-        highest=highest,
-        target="flops" if of_flops else "params",
-        params_limit=spec.budget_params if of_flops else None,
-        settings={name: settings_of(method_named(name)) for name in spec.methods},
-    )
-
-
-def settings_of(method: type[Method]) -> dict[str, Mapping[str, Any]]:
-    """The hyper-parameters of a method that are searched over, from its fields' metadata."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for entry in dataclasses.fields(method):
-        if "search" in entry.metadata:
-            is_int = entry.type in (int, "int")
-            found[entry.name] = {"int": is_int, **entry.metadata["search"]}
-    return found
 
 
 def without_excluded(graph: ChannelGraph, patterns: tuple[str, ...]) -> ChannelGraph:
