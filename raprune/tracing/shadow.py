@@ -215,12 +215,14 @@ class Tracer(TorchDispatchMode):
         why: str = "meets fixed slots",
     ) -> None:
         """The ids of `left` and `right` are removed together, position by position; one that meets 0 stays."""
-        a, b = np.broadcast_arrays(_numpy(left), _numpy(right))
+        a, b = _numpy(left), _numpy(right)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
         if len(a) > 4096:
             a, b = np.unique(np.stack((a, b)), axis=1)
-        fixed = (a == NO_CHANNEL) | (b == NO_CHANNEL)
-        if fixed.any():
+        if not (a.all() and b.all()):
+            fixed = (a == NO_CHANNEL) | (b == NO_CHANNEL)
             self.freeze(np.maximum(a, b)[fixed], why)
             a, b = a[~fixed], b[~fixed]
         self.pairs.append((a, b))
@@ -280,6 +282,12 @@ class Tracer(TorchDispatchMode):
             self.costs.append(CostRecord(self._stack[-1], total, arrays))
 
     # -- the pass ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch would wrap the method below to keep the compiler out of it, and import the compiler (5 to 10 seconds)
+        # for that at the first call. Nothing is compiled here.
+        return False
 
     def __torch_dispatch__(
         self,
