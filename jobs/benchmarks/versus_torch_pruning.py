@@ -1,6 +1,6 @@
 """Time to a cut network, against torch-pruning 1.6.1: `uv run python jobs/benchmarks/versus_torch_pruning.py`.
 
-Both keep half of the channels of every group by filter magnitude, head untouched, in one process on one thread, by turns.
+Both keep half of the channels of every group by filter magnitude, head untouched; one process, one thread, by turns.
 
 * torch-pruning: `BasePruner(...)` (its dependency graph) and one `step()`, on a fresh deep copy that is not timed. It
   cuts in place, so each further candidate pays for both again.
@@ -100,8 +100,8 @@ def compete(contest: Contest, repeats: int) -> None:
     copies = iter([copy.deepcopy(theirs) for _ in range(repeats + 2)])
     left = prune_theirs(next(copies), image)
     print(
-        f"{contest.name} at {contest.pixels} px: FLOPs left {flops(ours_left, image) / cost.dense_flops:.1%} (raprune), "
-        f"{flops(left, image) / flops(theirs, image):.1%} (torch-pruning)"
+        f"{contest.name} at {contest.pixels} px, FLOPs left: raprune {flops(ours_left, image) / cost.dense_flops:.1%}, "
+        f"torch-pruning {flops(left, image) / flops(theirs, image):.1%}"
     )
 
     def scored() -> object:
