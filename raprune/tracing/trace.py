@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -190,8 +191,9 @@ def _groups(
     for seen in tracer.across:
         across[labels[seen]] = True
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, chunk in zip(starts, np.split(axis_number, starts[1:]), strict=True):
-        classes[tuple(chunk.tolist())].append(int(row))
+    numbers, bounds = axis_number.tolist(), [*starts.tolist(), len(label)]
+    for row, end in pairwise(bounds):
+        classes[tuple(numbers[row:end])].append(row)
     groups: list[Group] = []
     shared: dict[bytes, IndexArray] = {}
     names: dict[str, int] = {}
@@ -240,14 +242,18 @@ class _FactorTable:
     def of(self, ids: IndexArray) -> int | None:
         """The position of the factor of an axis with these ids; None if its size never changes."""
         groups = self._group_of_id[ids]
-        groups = groups[groups >= 0]
-        if not len(groups):
+        if len(groups) and (groups == groups[0]).all():
+            counts = {int(groups[0]): len(groups)}
+        else:
+            counts = dict(zip(*(part.tolist() for part in np.unique(groups, return_counts=True)), strict=True))
+        fixed = counts.pop(-1, 0)
+        if not counts:
             return None
         coefficients = {}
-        for number, count in zip(*np.unique(groups, return_counts=True), strict=True):
+        for number, count in counts.items():
             name = self._names[number]
-            coefficients[name] = int(count) // self._num_channels[name]
-        key = (len(ids) - len(groups), tuple(coefficients.items()))
+            coefficients[name] = count // self._num_channels[name]
+        key = (fixed, tuple(coefficients.items()))
         if key not in self._positions:
             self._positions[key] = len(self.factors)
             self.factors.append(Factor(key[0], coefficients))
