@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from rich.console import Console
 from torch import nn
@@ -59,8 +61,11 @@ def inspect_job(spec: SearchSpec) -> Inspection:
 
 def _inspect(workload: Workload, spec: SearchSpec) -> Inspection:
     example = workload.example_input()
-    graph = without_excluded(trace(workload.model, example), spec.exclude)
-    return Inspection(spec.model.name, prove(workload.model, graph, example, seed=spec.seed))
+    started = time.perf_counter()
+    graph = trace(workload.model, example)
+    seconds = time.perf_counter() - started
+    graph = without_excluded(graph, spec.exclude)
+    return Inspection(spec.model.name, prove(workload.model, graph, example, seed=spec.seed), seconds)
 
 
 def _check_trains(workload: Workload) -> None:

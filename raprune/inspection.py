@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class Inspection:
 
     name: str
     proof: Proof
+    trace_seconds: float = 0.0
 
     @property
     def graph(self) -> ChannelGraph:
@@ -74,6 +76,7 @@ class Inspection:
                 "seconds": self.proof.seconds,
                 "frozen": dict(self.proof.frozen),
             },
+            "trace_seconds": self.trace_seconds,
             "notes": list(self.graph.notes),
         }
 
@@ -84,7 +87,10 @@ def inspect(model: nn.Module, example_input: torch.Tensor, *, name: str = "", se
     Raises:
         ModelError: if the network does not run on it.
     """
-    return Inspection(name, prove(model, trace(model, example_input), example_input, seed=seed))
+    started = time.perf_counter()
+    graph = trace(model, example_input)
+    seconds = time.perf_counter() - started
+    return Inspection(name, prove(model, graph, example_input, seed=seed), seconds)
 
 
 def inspect_by_name(

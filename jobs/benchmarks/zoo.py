@@ -1,0 +1,147 @@
+"""`raprune inspect` over torchvision's classification models: `uv run python jobs/benchmarks/zoo.py [MODEL ...]`.
+
+Each model with random weights, at the smallest image size that it takes, in a process of its own on one thread; the
+seconds are those of the whole command, Python's and PyTorch's start included. The largest take 16 GB of memory. Over
+all models, the table is kept in `zoo.md` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bar import show
+from torchvision import models
+
+TABLE = Path(__file__).with_name("zoo.md")
+LIMIT_S = 60.0
+COMMAND = [sys.executable, "-c", "from raprune.cli import main; main()", "inspect"]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One run of the command."""
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    error: str = ""
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="names; default all")
+    arguments = parser.parse_args()
+    names = arguments.models or models.list_models(module=models)
+    inspected = []
+    for name in names:
+        inspected.append(inspect(name))
+        print(summary(inspected[-1]), flush=True)
+    passed = [run for run in inspected if not run.error and run.found["proof"]["passed"]]
+    slowest = max(inspected, key=lambda run: run.seconds)
+    show(
+        "models that end without an error, every proof passed",
+        figure=len(passed),
+        bar=len(names),
+        unit="models",
+        more_is_better=True,
+    )
+    show(f"slowest model ({slowest.name})", figure=slowest.seconds, bar=LIMIT_S, unit="s", more_is_better=False)
+    if not arguments.models:
+        TABLE.write_text(table(inspected))
+        print(f"wrote {TABLE.name}")
+
+
+def inspect(name: str) -> Inspected:
+    """Run the command on one model and wait for it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [*COMMAND, name, "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        before = os.times()
+        out, err = process.communicate()
+        after = os.times()
+    seconds = time.perf_counter() - started
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    if process.returncode != 0:
+        return Inspected(
+            name, seconds, cpu, error=(err.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        )
+    return Inspected(name, seconds, cpu, found=json.loads(out))
+
+
+def summary(run: Inspected) -> str:
+    """One line for the terminal."""
+    if run.error:
+        return f"{run.name}: {run.error} ({run.seconds:.1f} s)"
+    found = run.found
+    return (
+        f"{run.name} at {found['input_shape'][-1]} px: {len(found['groups'])} groups, "
+        f"{found['prunable_params_fraction']:.1%} of the parameters prunable, down to "
+        f"{found['min_flops_fraction']:.2%} FLOPs, {run.seconds:.1f} s ({run.cpu_seconds:.1f} s of processor)"
+    )
+
+
+def table(inspected: list[Inspected]) -> str:
+    """The Markdown file."""
+    lines = [
+        "# What can be pruned in torchvision's classification models",
+        "",
+        f"Made by `jobs/benchmarks/zoo.py`, which runs `raprune inspect` on each of the {len(inspected)} models with "
+        "random weights, at the smallest image size that the model takes, on one thread. *Prunable* is the share of "
+        "the parameters that lie on a channel that can go; *lowest FLOPs* is what one channel a group leaves, at that "
+        "image size (attention windows weigh more in small images than in large ones). The errors are the largest "
+        "differences in float64, as a share of the largest output: after a random permutation of all channels, and "
+        "between random cut networks and the masked dense one (- where no group can be masked). *Stays* counts the "
+        "channels of frozen layers by reason, the output layer aside.",
+        "",
+        "| model | px | groups | prunable | lowest FLOPs | trace s | proof s | whole s | permutation | cut | stays |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*lines, *(row(run) for run in inspected)]) + "\n"
+
+
+def row(run: Inspected) -> str:
+    """One line of the table."""
+    if run.error:
+        return f"| {run.name} | | | | | | | {run.seconds:.1f} | | | {run.error} |"
+    found, proof = run.found, run.found["proof"]
+    cut = f"{proof['cut_error']:.0e}" if proof["cut_error"] else "-"
+    cells = [
+        run.name,
+        str(found["input_shape"][-1]),
+        str(len(found["groups"])),
+        f"{found['prunable_params_fraction']:.1%}",
+        f"{found['min_flops_fraction']:.2%}",
+        f"{found['trace_seconds']:.2f}",
+        f"{proof['seconds']:.1f}",
+        f"{run.seconds:.1f}",
+        f"{proof['permutation_error']:.0e}",
+        cut,
+        stays(found),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def stays(found: dict[str, Any]) -> str:
+    """Why channels stay, the output layer aside: the three reasons with the most channels."""
+    channels: Counter[str] = Counter()
+    for frozen in found["frozen"]:
+        reason = frozen["reason"].partition(" (in ")[0]
+        if reason != "the network's output":
+            channels[reason] += frozen["num_channels"]
+    return "; ".join(f"{reason} ({count:,})" for reason, count in channels.most_common(3)) or "the output only"
+
+
+if __name__ == "__main__":
+    main()
