@@ -1,13 +1,13 @@
 """A run's folder: every trial as a row of Parquet, on any pyarrow filesystem.
 
-    RUN/run.json                what was asked, and what the dense network is; written once
-    RUN/trials/part-000000.parquet, ...   one row a trial; append-only, so that
-                                `duckdb -c "from 'RUN/trials/*.parquet'"` and `pandas.read_parquet("RUN/trials")` work at any time
-    RUN/models/<candidate>/     networks
-    RUN/report/                 figures
+    RUN/run.json                          what was asked, and what the dense network is
+    RUN/trials/part-000000.parquet, ...   one row a trial; parts are only ever added
+    RUN/models/<candidate>/               networks
+    RUN/report/                           figures
 
-One process writes. A file appears whole or not at all: on a disk it is written under RUN/tmp/ and renamed, on S3 and
-GCS an object is visible once it is complete. Whoever reads needs no lock.
+`pandas.read_parquet("RUN/trials")` and DuckDB's `from 'RUN/trials/*.parquet'` work at any time, without raprune.
+One process writes. A file appears whole or not at all: on a disk it is written under a hidden name in RUN and
+renamed, on S3 and GCS an object is visible once it is complete. Whoever reads needs no lock.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Store:
         return [from_row(row) for row in self.rows()]
 
     def rows(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The recorded trials as rows of `SCHEMA`, or of some columns of it, in the order in which they were appended."""
+        """The recorded trials as rows of `SCHEMA`, or of some columns of it, in the order of their records."""
         return list(self.table(columns).to_pylist())
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -241,9 +241,8 @@ class Store:
             with self._filesystem.open_output_stream(final) as file:
                 file.write(content)
             return
-        temporary = f"{self._path}/tmp/{rel.replace('/', '-')}"
-        for path in (temporary, final):
-            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        temporary = f"{self._path}/{_temporary(rel)}"
+        self._filesystem.create_dir(final.rpartition("/")[0], recursive=True)
         with self._filesystem.open_output_stream(temporary) as file:
             file.write(content)
         self._filesystem.move(temporary, final)
@@ -355,9 +354,8 @@ def from_row(row: dict[str, Any]) -> Trial:
 def _write_local(root: Path, rel: str, content: bytes) -> None:
     """Writes beside the data and renames; the content and the new name are on the disk before this returns."""
     final = root / rel
-    temporary = root / "tmp" / f"{rel.replace('/', '-')}.{os.getpid()}"
+    temporary = root / _temporary(rel)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary.parent.mkdir(exist_ok=True)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -372,6 +370,11 @@ def _write_local(root: Path, rel: str, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _temporary(rel: str) -> str:
+    """Where a file is written before it has its name: never in RUN/trials, where every file is data."""
+    return f".{rel.replace('/', '-')}.{os.getpid()}.tmp"
 
 
 def _hint(error: BaseException, verb: str) -> str:

@@ -1,0 +1,98 @@
+"""`raprune check`: a line for each step that holds, and the step that does not."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from raprune.check import check, inspect_job
+from raprune.errors import BudgetError, DataError, ModelError, RapruneError, UsageError
+from raprune.spec import load_spec
+
+MODULE = """
+import numpy as np
+import torch
+from torch import nn
+
+def net(num_classes):
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)]
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head)
+
+def wrong_classes():
+    return net(7)
+
+class NoGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net(2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.net(x)
+
+def raises():
+    raise RuntimeError("no such luck")
+
+def pictures():
+    images = np.arange(40 * 3 * 8 * 8, dtype=np.uint8).reshape(40, 3, 8, 8)
+    return {"train": (images, np.arange(40) % 2)}
+
+def words():
+    return "pictures"
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Name of a module of the user's own, importable and not imported before."""
+    name = f"mine_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def said(overrides: dict[str, object]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    check(load_spec(None, overrides), console=console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_what_fits_is_said_step_by_step(mine: str) -> None:
+    lines = said({"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"}).splitlines()
+    assert all(line.startswith("ok  ") for line in lines)
+    assert "32 training, 8 validation and no test images of 3x8x8, 2 classes" in lines[1]
+    assert lines[-1] == "ok  budget: can be reached"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        ({"model.name": "MINE:wrong_classes"}, ModelError, r"2 classes need"),
+        ({"model.name": "MINE:NoGradient"}, ModelError, "no parameter has a finite gradient"),
+        ({"model.name": "MINE:raises"}, RapruneError, "no such luck"),
+        ({"model.name": "MINE:nothing"}, UsageError, "has no function nothing"),
+        ({"model.name": "nowhere_to_be_found:net"}, UsageError, "importing nowhere_to_be_found"),
+        ({"data.name": "MINE:words"}, DataError, "MINE:words"),
+        ({"data.name": "MINE:raises"}, DataError, "no such luck"),
+        ({"methods": ["l3"]}, UsageError, "l3: no such method"),
+        ({"budget_flops": 0.0001}, BudgetError, "."),
+        ({"exclude": ["nothing.*"]}, UsageError, "matches no layer"),
+    ],
+)
+def test_the_first_step_that_fails_is_named(
+    mine: str, overrides: dict[str, object], error: type[RapruneError], message: str
+) -> None:
+    fields: dict[str, object] = {"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"} | overrides
+    fields = {key: value.replace("MINE", mine) if isinstance(value, str) else value for key, value in fields.items()}
+    with pytest.raises(error, match=message.replace("MINE", mine)):
+        said(fields)
+
+
+def test_a_job_is_inspected_on_images_of_its_data(mine: str) -> None:
+    found = inspect_job(load_spec(None, {"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"}))
+    assert found.to_json()["input_shape"] == [3, 8, 8]
+    assert [group.num_channels for group in found.graph.groups] == [8]
