@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ _SETTINGS = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     # Relative paths of the job mean the same in a worker.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Under `uv run` Ray would build every worker's environment again; the installed one is right.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -47,8 +50,10 @@ def cluster(address: str | None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     if address is None:
         # Else Ray would write a token into the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if "ray" not in sys.modules:
+            # Read when Ray is imported; from 2.59 on a local cluster asks for tokens without it.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     for name in ("ray", "ray.tune", "ray.data"):

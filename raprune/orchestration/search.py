@@ -186,6 +186,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
                 name="search",
                 storage_path=folder,
                 verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=RETRIES_AFTER_LOSS),
             ),
         )
