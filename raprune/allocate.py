@@ -126,13 +126,14 @@ def check_reachable(cost: CostModel, budget: Budget, *, min_channels: int = 1, m
         BudgetError: with the lowest reachable value and the layers that bind.
     """
     narrowest = cost.smallest(min_channels=min_channels, multiple_of=multiple_of)
-    for kind, limit, count, dense in (
-        ("flops", budget.flops, int(cost.flops(narrowest)), cost.dense_flops),
-        ("params", budget.params, int(cost.params(narrowest)), cost.dense_params),
+    for kind, limit, count, dense, by_module in (
+        ("flops", budget.flops, int(cost.flops(narrowest)), cost.dense_flops, cost.flops_by_module),
+        ("params", budget.params, int(cost.params(narrowest)), cost.dense_params, cost.params_by_module),
     ):
         if limit is not None and count > limit * dense:
-            binding = list(cost.flops_by_module(narrowest).items())[:3]
-            layers = ", ".join(f"{module or 'the network itself'} ({flops:,} FLOPs)" for module, flops in binding)
+            unit = {"flops": "FLOPs", "params": "parameters"}[kind]
+            binding = list(by_module(narrowest).items())[:3]
+            layers = ", ".join(f"{module or 'the network itself'} ({share:,} {unit})" for module, share in binding)
             raise BudgetError(
                 f"--budget-{kind} {limit:g}: out of reach. The lowest this network can go to is {count / dense:.4f} "
                 f"({count:,} of {dense:,} {kind}), with {min_channels} channel(s) left in each of its "

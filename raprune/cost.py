@@ -62,9 +62,16 @@ class CostModel:
 
     def flops_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
         """Module -> its FLOPs at one width vector of shape `(G,)`, the costliest first."""
+        return self._by_module(self._graph.flops, widths)
+
+    def params_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
+        """Module -> its number of parameters at one width vector of shape `(G,)`, the largest first."""
+        return self._by_module(self._graph.params, widths)
+
+    def _by_module(self, terms: tuple[Term, ...], widths: npt.ArrayLike) -> dict[str, int]:
         factors = np.asarray(widths, dtype=np.float64) @ self._coefficients.T + self._constants
         by_module: dict[str, int] = defaultdict(int)
-        for term in self._graph.flops:
+        for term in terms:
             by_module[term.module] += term.coefficient * prod(int(factors[position]) for position in term.factors)
         return dict(sorted(by_module.items(), key=lambda item: -item[1]))
 

@@ -60,6 +60,7 @@ def test_by_hand() -> None:
     assert cost.dense_params == 6 * 27 + 6 + 24 * 7 + 7 + 7 * 5 + 5
     assert int(cost.flops([2, 3])) == 2 * (64 * 2 * 27 + 8 * 3 + 3 * 5)
     assert int(cost.params([2, 3])) == 2 * 27 + 2 + 8 * 3 + 3 + 3 * 5 + 5
+    assert cost.params_by_module([2, 3]) == {"conv": 2 * 27 + 2, "hidden": 8 * 3 + 3, "head": 3 * 5 + 5}
     assert cost.flops_by_module([2, 3]) == {"conv": 2 * 64 * 2 * 27, "hidden": 2 * 8 * 3, "head": 2 * 3 * 5}
 
 
