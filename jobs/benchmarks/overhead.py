@@ -1,0 +1,121 @@
+"""What Ray Tune costs a candidate, and what a second actor gains: `uv run python jobs/benchmarks/overhead.py`.
+
+The candidates are those of a search of a CIFAR ResNet-20 (data in the folder that RAPRUNE_DATA names) by random
+proposals, sized to take 0.2 s or more. By turns, so that a busy machine bends all sides alike: the same candidates in a
+plain Python loop in this process, a search with one actor, a search with two. One thread for a candidate everywhere.
+
+Only the steady part of a search is timed: from the end of the first candidate of the last actor to join, to the end of
+the last one while all actors are busy. Ray's start, the actors' start and the report are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from bar import show
+from rich.console import Console
+
+from raprune.orchestration.search import search
+from raprune.preparation import Prepared, prepare
+from raprune.prune import Pruner
+from raprune.spec import SearchSpec, load_spec
+from raprune.store import Store
+from raprune.trial import Proposal, Trial
+from raprune.workload import build_workload
+
+JOB = Path(__file__).parent.parent / "resnet20_cifar10.toml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=48, help="candidates of a search (default 48)")
+    parser.add_argument("--images", type=int, default=500, help="validation images of a candidate (default 500)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    job = load_spec(JOB, _overrides(arguments.trials, arguments.images))
+    prepared = prepare(job)
+    loops, ones, twos = [], [], []
+    for turn in range(arguments.repeats):
+        trials = run_search(job, workers=1)
+        ones.append(seconds_per_candidate(trials))
+        loops.append(loop(job, prepared, [trial.proposal for trial in trials]))
+        twos.append(seconds_per_candidate(run_search(job, workers=2)))
+        print(
+            f"turn {turn + 1}: {loops[-1]:.3f} s a candidate in a loop, {ones[-1]:.3f} s with one actor, "
+            f"{twos[-1]:.3f} s with two; {own_share(trials):.1%} of one actor's time is the candidates' own",
+            flush=True,
+        )
+    per_loop, per_one, per_two = map(statistics.median, (loops, ones, twos))
+    show("a candidate in the loop", figure=per_loop, bar=0.2, unit="s", more_is_better=True)
+    show("through Tune against the loop", figure=per_one / per_loop, bar=1.15, unit="x time", more_is_better=False)
+    show("two actors against one", figure=per_one / per_two, bar=1.9, unit="x throughput", more_is_better=True)
+
+
+def _overrides(trials: int, images: int) -> dict[str, object]:
+    return {
+        "data.max_images": 2 * images,
+        "data.validation_fraction": 0.5,
+        "data.test": None,
+        "search.trials": trials,
+        "search.sampler": "random",
+        "search.calibration_images": max(64, images // 4),
+        "finalists.count": 0,
+    }
+
+
+def run_search(job: SearchSpec, *, workers: int) -> list[Trial]:
+    """A fresh search by so many actors; its trials in the order of their numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"{folder}/run"
+        resources = job.resources.model_copy(update={"workers": workers})
+        search(job.model_copy(update={"output": uri, "resources": resources}), console=Console(file=io.StringIO()))
+        return sorted(Store(uri).trials(), key=lambda trial: trial.proposal.number)
+
+
+def loop(job: SearchSpec, prepared: Prepared, proposals: Sequence[Proposal]) -> float:
+    """Seconds a candidate in a plain loop over the proposals, the first one not counted."""
+    workload = build_workload(job, data=prepared.data, device="cpu", weights=prepared.weights)
+    pruner = Pruner(workload, prepared.graph, job.search)
+    pruner.prune(proposals[0])
+    started = time.perf_counter()
+    for proposal in proposals[1:]:
+        pruner.prune(proposal)
+    return (time.perf_counter() - started) / (len(proposals) - 1)
+
+
+def seconds_per_candidate(trials: Sequence[Trial]) -> float:
+    """Wall time a candidate in the steady part of a search."""
+    ends: dict[str, list[float]] = defaultdict(list)
+    for trial in trials:
+        ends[trial.worker].append(trial.started_at + trial.seconds)
+    # An actor is busy from its first candidate's end to its last one's; all are between these two.
+    first, last = max(map(min, ends.values())), min(map(max, ends.values()))
+    # Each actor's rate is counted between its own candidates, so that none is cut in two.
+    rate = sum(_rate([end for end in sorted(times) if first <= end <= last]) for times in ends.values())
+    return 1 / rate
+
+
+def _rate(ends: Sequence[float]) -> float:
+    return (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def own_share(trials: Sequence[Trial]) -> float:
+    """The share of an only actor's time, after its first candidate, that lies inside candidates."""
+    ordered = sorted(trials, key=lambda trial: trial.started_at)
+    ends = [trial.started_at + trial.seconds for trial in ordered]
+    return sum(trial.seconds for trial in ordered[1:]) / (ends[-1] - ends[0])
+
+
+if __name__ == "__main__":
+    main()
