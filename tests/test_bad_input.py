@@ -45,7 +45,7 @@ CASES = [
     ("--weights empty.safetensors", 1, "empty.safetensors"),
     ("--weights text.safetensors", 1, "text.safetensors"),
     ("--weights other.pt", 1, "other.pt"),
-    ("--weights code.pt", 1, "weights_only"),
+    ("--weights code.pt", 1, "refused: it holds pickled objects"),
     ("--data imagenot", 2, "imagenot"),
     ("--data cifar10", 2, "data.train"),
     ("--data cifar10 --train nowhere", 2, "nowhere: no cifar10 there"),
