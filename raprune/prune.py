@@ -148,7 +148,8 @@ class Pruner:
         return self._scores[key]
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        return self._calibration.batches(min(self._search.eval_batch_size, 256))
+        # Two at least: batch statistics of one image are none (methods/method.py).
+        return self._calibration.batches(max(2, min(self._search.eval_batch_size, 256)))
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.workload.validation, batch_size=self._search.eval_batch_size)

@@ -121,7 +121,7 @@ class SamplerSpec(_Part):
     """Channels that stay in every group at least."""
     multiple_of: PositiveInt = 1
     """Widths are multiples of this (never below `min_channels`, and a group of fewer channels stays whole)."""
-    calibration_images: PositiveInt = 1024
+    calibration_images: Annotated[int, Field(ge=2)] = 1024
     """Training images for batch-norm re-estimation and for methods that look at activations."""
     eval_batch_size: PositiveInt = 512
 

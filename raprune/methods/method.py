@@ -47,8 +47,9 @@ class Method:
 def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:
     """Set every batch norm's running mean and variance to their average over `batches`, in place.
 
-     Cutting channels changes the statistics of every later layer; without this step a cut network cannot be judged
-    . A batch of one image is left out where it would leave one value a channel.
+    Cutting channels changes the statistics of every later layer; without this step a cut network cannot be judged.
+    Each batch counts by its images. A batch of one image is left out, as it may leave one value a channel, which has
+    no variance.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:
@@ -58,12 +59,16 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:
     model.eval()
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # a plain average over the batches
         layer.train()
+    seen = 0
     with torch.no_grad():
         for images, _ in batches():
-            if len(images) > 1:
-                model(images)
+            if len(images) == 1:
+                continue
+            seen += len(images)
+            for layer in layers:
+                layer.momentum = len(images) / seen
+            model(images)
     for layer, momentum in momenta.items():
         layer.momentum = momentum
     for module, training in was_training.items():
