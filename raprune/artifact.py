@@ -25,13 +25,13 @@ from raprune.candidate import Candidate
 from raprune.errors import RecipeError
 from raprune.store import Store
 from raprune.surgery import kept_positions, slice_parameters
+from raprune.tracing.forward import architecture_hash
 from raprune.tracing.graph import (
     ChannelGraph,
     IndexArray,
     pack_positions,
     unpack_positions,
 )
-from raprune.tracing.trace import architecture_hash
 
 RECIPE = "recipe.json"
 WEIGHTS = "weights.safetensors"

@@ -18,7 +18,8 @@ from raprune.inspection import Inspection
 from raprune.methods import method_named
 from raprune.preparation import without_excluded
 from raprune.spec import SearchSpec
-from raprune.tracing import prove, trace
+from raprune.tracing import trace
+from raprune.tracing.proof import prove
 from raprune.workload import Workload, build_workload
 
 

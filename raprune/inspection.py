@@ -17,7 +17,8 @@ from raprune.cost import CostModel, prunable_params_fraction, share_by_group
 from raprune.errors import ModelError
 from raprune.models import build_model, load_weights
 from raprune.spec import ModelSpec
-from raprune.tracing import ChannelGraph, Proof, prove, trace
+from raprune.tracing import ChannelGraph, trace
+from raprune.tracing.proof import Proof, prove
 
 Shape = tuple[int, int, int]
 

@@ -15,7 +15,8 @@ from raprune.errors import ModelError, StoreError, UsageError
 from raprune.methods import method_named
 from raprune.spec import SearchSpec
 from raprune.store import Store
-from raprune.tracing import ChannelGraph, Proof, cached_trace, prove
+from raprune.tracing import ChannelGraph, cached_trace
+from raprune.tracing.proof import Proof, prove
 from raprune.workload import WeightArrays, build_workload
 
 DENSE = "models/dense/weights.safetensors"

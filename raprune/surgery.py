@@ -51,7 +51,7 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
             continue
         gone: dict[int, IndexArray] = {}
         for member in group.members:
-            # Members that run over the same positions share their index array (trace.py).
+            # Members that run over the same positions share their index array (forward.py).
             if id(member.indices) not in gone:
                 gone[id(member.indices)] = member.indices[~stays].reshape(-1)
             removed.setdefault((member.parameter, member.axis), []).append(gone[id(member.indices)])

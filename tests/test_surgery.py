@@ -14,7 +14,8 @@ from torch import nn
 from raprune.candidate import Candidate
 from raprune.errors import RecipeError
 from raprune.surgery import cut, kept_positions, slice_parameters
-from raprune.tracing import ChannelGraph, prove, trace
+from raprune.tracing import ChannelGraph, trace
+from raprune.tracing.proof import prove
 from tests.tracing.networks import NETWORKS, build, conv, image
 from tests.tracing.proved import candidates, outputs, proved
 

@@ -1,9 +1,8 @@
-"""Which channels must fall together: shadow tensors -> groups, and the proof that the groups are right."""
+"""Which channels must fall together: shadow tensors -> groups. The proof is in `proof.py`, above surgery."""
 
 from raprune.tracing.cache import cached_trace
+from raprune.tracing.forward import architecture_hash, trace
 from raprune.tracing.graph import ChannelGraph, Factor, Frozen, Group, Member, Term
-from raprune.tracing.proof import Proof, prove
-from raprune.tracing.trace import architecture_hash, trace
 
 __all__ = [
     "ChannelGraph",
@@ -11,10 +10,8 @@ __all__ = [
     "Frozen",
     "Group",
     "Member",
-    "Proof",
     "Term",
     "architecture_hash",
     "cached_trace",
-    "prove",
     "trace",
 ]

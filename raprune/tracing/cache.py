@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from raprune.tracing.forward import architecture_hash, trace
 from raprune.tracing.graph import ChannelGraph
-from raprune.tracing.trace import architecture_hash, trace
 
 FOLDER = "RAPRUNE_CACHE"
 """Environment variable: the cache's folder (default `raprune` in the user's cache folder); empty turns it off."""

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from raprune import surgery
 from raprune.candidate import Candidate
 from raprune.errors import ModelError
+from raprune.surgery import cut, rebuild
 from raprune.tracing.graph import ChannelGraph, Group
 
 TOLERANCE = 1e-9
@@ -125,7 +125,7 @@ class _Bench:
     def __init__(self, model: nn.Module, example_input: Tensor, seed: int) -> None:
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
-        self.model = surgery.rebuild(model, lambda name, t: _telling(t, generator)).eval()
+        self.model = rebuild(model, lambda name, t: _telling(t, generator)).eval()
         shape = tuple(example_input.shape)
         self._input = torch.randn(shape, generator=generator, dtype=torch.float64).to(example_input.device)
         self._reference = self._run(self.model)
@@ -164,11 +164,11 @@ class _Bench:
                 tensor = tensor.index_select(axis, torch.as_tensor(positions, device=tensor.device))
             return tensor
 
-        return self._difference(self._run(surgery.rebuild(self.model, permute)))
+        return self._difference(self._run(rebuild(self.model, permute)))
 
     def run_cut(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         """Whether a network with about half of every named group's channels runs."""
-        smaller = surgery.cut(self.model, graph, self._candidate(graph, names))
+        smaller = cut(self.model, graph, self._candidate(graph, names))
         stack: list[str] = []
         with _module_stack(smaller, stack):
             try:
@@ -206,8 +206,8 @@ class _Bench:
                 tensor.index_fill_(axis, positions.to(tensor.device), 0.0)
             return tensor
 
-        masked = self._run(surgery.rebuild(self.model, mask))
-        smaller = self._run(surgery.cut(self.model, graph, candidate))
+        masked = self._run(rebuild(self.model, mask))
+        smaller = self._run(cut(self.model, graph, candidate))
         self.cuts += 1
         error = float((masked - smaller).abs().max()) / max(float(masked.abs().max()), 1e-300)
         if not error <= TOLERANCE:

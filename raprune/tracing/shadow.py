@@ -9,7 +9,7 @@ One forward pass under a `TorchDispatchMode` keeps two kinds of shadow:
 
 Every axis position of every parameter is an id of its own. The rules (`rules.py`) run data movement on the shadow as it
 ran on the data, *couple* ids that must be removed together and *freeze* ids that must stay. Coupling only writes down
-pairs; the classes are worked out once, at the end (`graph` building in `trace.py`).
+pairs; the classes are worked out once, at the end (`graph` building in `forward.py`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from raprune.candidate import Candidate
-from raprune.tracing import ChannelGraph, prove, trace
+from raprune.tracing import ChannelGraph, trace
+from raprune.tracing.proof import prove
 from tests.tracing.networks import build, image
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from raprune.errors import ModelError
 from raprune.models.cifar_resnet import CifarResNet
-from raprune.tracing import ChannelGraph, Group, Member, prove, trace
+from raprune.tracing import ChannelGraph, Group, Member, trace
+from raprune.tracing.proof import prove
 from tests.tracing.networks import Net, build, conv, image
 
 

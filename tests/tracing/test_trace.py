@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from raprune.candidate import Candidate
 from raprune.errors import ModelError
 from raprune.surgery import cut
-from raprune.tracing import ChannelGraph, Group, architecture_hash, prove, trace
+from raprune.tracing import ChannelGraph, Group, architecture_hash, trace
+from raprune.tracing.proof import prove
 from tests.tracing.networks import CLASSES, NETWORKS, FixedView, Net, Residual, build, conv, image
 from tests.tracing.proved import candidates, outputs, proved
 
