@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as markup
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
@@ -15,6 +16,8 @@ from raprune.front import Row
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 DENSE_COLOUR = "#888888"
 
+ACCURACY_AXIS = "validation accuracy, % (logarithm of the error)"
+
 MAX_WIDTHS = 24
 """Layers that a hover text lists; the table of the store has them all."""
 
@@ -23,7 +26,7 @@ def html(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any], test
     """A page with the front, every other candidate faded, the recipe on hover, and the front as a table."""
     from plotly.offline import get_plotlyjs
 
-    figure = {"data": _traces(rows, front, run), "layout": _layout(rows, front, run), "config": _CONFIG}
+    figure = {"data": _traces(rows, front, run), "layout": _layout(rows, run), "config": _CONFIG}
     return _PAGE.substitute(
         title=markup.escape(_title(run)),
         summary=markup.escape(_summary(front, run, test)),
@@ -41,9 +44,10 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
     figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     chosen = {row["candidate"] for row in front}
+    labelled = set()
     for method, colour in _colours(rows).items():
         for epochs, marker in ((False, "o"), (True, "D")):
-            for on_front in (False, True):
+            for on_front in (True, False):
                 part = [
                     row
                     for row in rows
@@ -52,21 +56,22 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
                     and (row["candidate"] in chosen) == on_front
                 ]
                 if part:
-                    label = f"{method}, {'fine-tuned' if epochs else 'repaired'}" if on_front else None
+                    label = f"{method}, {'fine-tuned' if epochs else 'repaired'}"
                     axes.scatter(
                         [100 * row["flops_fraction"] for row in part],
-                        [100 * row["val_accuracy"] for row in part],
+                        [_error(row["val_accuracy"], run) for row in part],
                         s=44 if on_front else 22,
                         marker=marker,
                         c=colour,
                         alpha=1.0 if on_front else 0.3,
                         linewidths=0,
-                        label=label,
-                        zorder=3,
+                        label=None if label in labelled else label,
+                        zorder=4 if on_front else 3,
                     )
+                    labelled.add(label)
     axes.step(
         [100 * row["flops_fraction"] for row in front],
-        [100 * row["val_accuracy"] for row in front],
+        [_error(row["val_accuracy"], run) for row in front],
         where="post",
         color="#444444",
         linewidth=1,
@@ -75,14 +80,18 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
     )
     dense, budget = run.get("dense", {}), run.get("spec", {}).get("budget_flops")
     if dense.get("val_accuracy") is not None:
-        axes.axhline(100 * dense["val_accuracy"], color=DENSE_COLOUR, linewidth=1, linestyle=":", label="dense network")
+        level = _error(dense["val_accuracy"], run)
+        axes.axhline(level, color=DENSE_COLOUR, linewidth=1, linestyle=":", label="dense network")
     if budget is not None:
-        axes.axvline(100 * budget, color="#444444", linewidth=1, linestyle="--", label=f"budget {budget:.0%}")
-    low, high = _accuracy_range(rows, front, run)
-    axes.set_ylim(low, high)
+        axes.axvline(100 * budget, color="#444444", linewidth=1, linestyle="--", label=f"budget {100 * budget:g} %")
+    ticks = _accuracy_ticks()
+    axes.set_yscale("log")
+    axes.set_yticks(list(ticks), labels=list(ticks.values()), minor=False)
+    axes.set_yticks([], minor=True)
+    axes.set_ylim(*_error_range(rows, run))
     axes.set_xlim(0, _flops_end(rows, run))
     axes.set_xlabel("FLOPs, % of the dense network")
-    axes.set_ylabel("validation accuracy, %")
+    axes.set_ylabel(ACCURACY_AXIS)
     axes.set_title(_title(run), fontsize=10)
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
@@ -99,7 +108,7 @@ def _traces(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -
         "mode": "lines",
         "name": "front",
         "x": [100 * row["flops_fraction"] for row in front],
-        "y": [100 * row["val_accuracy"] for row in front],
+        "y": [_error(row["val_accuracy"], run) for row in front],
         "line": {"shape": "hv", "width": 1.5, "color": DENSE_COLOUR},
         "hoverinfo": "skip",
     }
@@ -108,7 +117,7 @@ def _traces(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -
         for on_front in (False, True):
             part = [row for row in rows if row["method"] == method and (row["candidate"] in chosen) == on_front]
             if part:
-                traces.append(_points(part, markup.escape(method), colour, on_front=on_front))
+                traces.append(_points(part, run, markup.escape(method), colour, on_front=on_front))
                 traces[-1]["showlegend"] = on_front or not any(row["method"] == method for row in front)
     dense = run.get("dense", {})
     if dense.get("val_accuracy") is not None:
@@ -118,22 +127,22 @@ def _traces(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -
                 "mode": "markers",
                 "name": "dense network",
                 "x": [100],
-                "y": [100 * dense["val_accuracy"]],
+                "y": [_error(dense["val_accuracy"], run)],
                 "marker": {"symbol": "star", "size": 14, "color": DENSE_COLOUR},
-                "hovertemplate": "dense network<br>%{y:.2f} % validation<extra></extra>",
+                "hovertemplate": f"dense network<br>validation {dense['val_accuracy']:.2%}<extra></extra>",
             }
         )
     return traces
 
 
-def _points(part: Sequence[Row], method: str, colour: str, *, on_front: bool) -> dict[str, Any]:
+def _points(part: Sequence[Row], run: Mapping[str, Any], method: str, colour: str, *, on_front: bool) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
         "name": method,
         "legendgroup": method,
         "x": [100 * row["flops_fraction"] for row in part],
-        "y": [100 * row["val_accuracy"] for row in part],
+        "y": [_error(row["val_accuracy"], run) for row in part],
         "text": [_recipe(row) for row in part],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {
@@ -166,24 +175,23 @@ def _recipe(row: Row) -> str:
     return "<br>".join(lines)
 
 
-def _layout(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> dict[str, Any]:
+def _layout(rows: Sequence[Row], run: Mapping[str, Any]) -> dict[str, Any]:
     budget = run.get("spec", {}).get("budget_flops")
     line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dash", "width": 1}}
     shapes = [] if budget is None else [line | {"x0": 100 * budget, "x1": 100 * budget}]
     notes = [] if budget is None else [
-        {"x": 100 * budget, "y": 1, "yref": "paper", "text": f"budget {budget:.0%}", "showarrow": False,
+        {"x": 100 * budget, "y": 1, "yref": "paper", "text": f"budget {100 * budget:g} %", "showarrow": False,
          "xanchor": "left", "yanchor": "top"}
     ]  # fmt: skip
     dense = run.get("dense", {}).get("val_accuracy")
     if dense is not None:
-        level = {"dash": "dot", "width": 1}
-        shapes.append(
-            line | {"xref": "paper", "x1": 1, "yref": "y", "y0": 100 * dense, "y1": 100 * dense, "line": level}
-        )
+        error, dots = _error(dense, run), {"dash": "dot", "width": 1}
+        shapes.append(line | {"xref": "paper", "x1": 1, "yref": "y", "y0": error, "y1": error, "line": dots})
         notes.append(
-            {"x": 0, "xref": "paper", "y": 100 * dense, "text": f"dense {dense:.2%}", "showarrow": False,
+            {"x": 0, "xref": "paper", "y": math.log10(error), "text": f"dense {dense:.2%}", "showarrow": False,
              "xanchor": "left", "yanchor": "bottom"}
         )  # fmt: skip
+    ticks = _accuracy_ticks()
     return {
         "autosize": True,
         "xaxis": {
@@ -192,8 +200,11 @@ def _layout(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -
             "zeroline": False,
         },
         "yaxis": {
-            "title": {"text": "validation accuracy, %"},
-            "range": list(_accuracy_range(rows, front, run)),
+            "title": {"text": ACCURACY_AXIS},
+            "type": "log",
+            "range": [math.log10(end) for end in _error_range(rows, run)],
+            "tickvals": list(ticks),
+            "ticktext": list(ticks.values()),
             "zeroline": False,
         },
         "shapes": shapes,
@@ -215,14 +226,24 @@ def _flops_end(rows: Sequence[Row], run: Mapping[str, Any]) -> float:
     return 108 * max([row["flops_fraction"] for row in rows] + ([] if budget is None else [budget]), default=1.0)
 
 
-def _accuracy_range(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> tuple[float, float]:
-    """Percent that the axis shows: the front and the dense network in full, hopeless candidates left below it."""
-    shown = [100 * row["val_accuracy"] for row in (front or rows)]
+def _error(accuracy: float, run: Mapping[str, Any]) -> float:
+    """The error in percent, at least that of half a wrong image: what the axis shows on a logarithm."""
+    images = run.get("dense", {}).get("val_images")
+    return max(100 * (1 - accuracy), 50 / images if images else 0.01)
+
+
+def _accuracy_ticks() -> dict[float, str]:
+    """Error in percent -> the accuracy that is written there."""
+    errors = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 50, 75, 100)
+    return {error: f"{100 - error:g}" for error in errors}
+
+
+def _error_range(rows: Sequence[Row], run: Mapping[str, Any]) -> tuple[float, float]:
+    """From the largest error of candidates and dense network to the smallest, with a margin."""
+    shown = [row["val_accuracy"] for row in rows]
     dense = run.get("dense", {}).get("val_accuracy")
-    shown += [100 * dense] if dense is not None else []
-    low, high = (min(shown), max(shown)) if shown else (0.0, 100.0)
-    margin = max(1.0, 0.25 * (high - low))
-    return max(0.0, low - margin), min(100.5, high + margin)
+    errors = [_error(accuracy, run) for accuracy in (shown if dense is None else [*shown, dense])] or [1.0, 100.0]
+    return max(errors) * 1.2, min(errors) / 1.5
 
 
 def _title(run: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
         console.out(json.dumps(rows, indent=2), highlight=False)
     else:
         console.print(render_rows(rows, run, test, width=console.width))
+        _print_next(store, console)
 
 
 def print_pick(
@@ -178,6 +179,15 @@ def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         return "-"
     error = f" ± {100 * (accuracy * (1 - accuracy) / images) ** 0.5:.2f}" if images else ""
     return f"{100 * (accuracy - reference):+.2f}{error}"
+
+
+def _print_next(store: Store, console: Console) -> None:
+    """Where the run lies, and what can be done with it."""
+    lines = [f"Run: {store.name}"]
+    if store.exists("report/front.html"):
+        lines.append(f"Page: {store.name}/report/front.html")
+    lines.append(f"Another budget, without new work: raprune pick {store.name} --budget-flops 0.2")
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _how(row: Row) -> str:

@@ -117,7 +117,9 @@ def test_front_json_is_the_contract(run: Store) -> None:
 def test_the_front_fits_the_terminal_and_marks_the_best(run: Store, width: int) -> None:
     console = printed(width)
     print_front(run.uri, console=console)
-    lines = text(console).splitlines()
+    table, _, last = text(console).partition("Run: ")
+    assert f"raprune pick {run.name}" in last
+    lines = table.splitlines()
     assert max(map(len, lines)) <= width
     (best,) = [line for line in lines if re.match(r" *★ +[0-9a-f]{12} ", line)]
     assert " 20 " in best and "30.0%" in best and "98.00" in best and "97.60" in best
