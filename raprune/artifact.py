@@ -92,6 +92,11 @@ def load_from(model: Network, store: Store, folder: str) -> Network:
     prefix = f"{folder}/" if folder else ""
     recipe = read_recipe(store, folder)
     smaller = slice_parameters(model, _kept(model, recipe))
+    if not store.exists(prefix + WEIGHTS):
+        raise RecipeError(
+            f"{store.name}/{prefix}{WEIGHTS} is not there, though its recipe is.",
+            hint="Copy recipe.json and weights.safetensors together.",
+        )
     content = store.read_bytes(prefix + WEIGHTS)
     if hashlib.sha256(content).hexdigest() != recipe["weights_sha256"]:
         raise RecipeError(

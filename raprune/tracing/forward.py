@@ -62,7 +62,10 @@ def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """
     digest = hashlib.sha256(repr(input_shape).encode())
     for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__}({module.extra_repr()})".encode())
+        kind = type(module)
+        digest.update(
+            f"{name}:{kind.__module__}.{kind.__qualname__}({module.extra_repr()}){_settings(module)}".encode()
+        )
     for name, tensor in [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -72,6 +75,17 @@ def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     for module_name in sorted(name for name in own if name.partition(".")[0] not in ("torch", "torchvision", "timm")):
         digest.update(_source(module_name))
     return digest.hexdigest()[:16]
+
+
+def _settings(module: nn.Module) -> list[tuple[str, object]]:
+    """A module's plain attributes, which few users' layers name in their `extra_repr`."""
+    plain = (bool, int, float, str, type(None))
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    return sorted(
+        (name, value)
+        for name, value in own.items()
+        if isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(part, plain) for part in value))
+    )
 
 
 def _source(module_name: str) -> bytes:

@@ -328,7 +328,8 @@ def test_tracing_changes_nothing() -> None:
 def test_tracing_does_not_import_the_compiler() -> None:
     """It takes 5 to 10 seconds, the trace itself milliseconds."""
     code = (
-        "import sys, torch; from torch import nn; from raprune.tracing import trace; from raprune.tracing.proof import prove\n"
+        "import sys, torch; from torch import nn\n"
+        "from raprune.tracing import trace; from raprune.tracing.proof import prove\n"
         "model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), torch.ones(1, 3, 8, 8)\n"
         "prove(model, trace(model, x), x)\n"
         "print('torch._dynamo' in sys.modules)"
@@ -365,6 +366,25 @@ def test_the_architecture_hash_is_of_the_structure() -> None:
     assert architecture_hash(Strides(1), shape) != architecture_hash(Strides(2), shape)
     assert architecture_hash(OtherResidual(), shape) != architecture_hash(one, shape)
     assert architecture_hash(FixedView(), shape) != architecture_hash(one, shape)
+
+
+class Setting(Net):
+    """Its body follows an attribute that no `extra_repr` names."""
+
+    def __init__(self, *, pooled: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+
+    def body(self, x: Tensor) -> Tensor:
+        return x.mean(1, keepdim=True).expand(-1, 8, -1, -1) if self.pooled else x
+
+
+def test_the_architecture_hash_is_of_the_settings_too() -> None:
+    one, other = Setting(pooled=True), Setting(pooled=False)
+    assert repr(one) == repr(other)
+    assert architecture_hash(one, (3, 8, 8)) != architecture_hash(other, (3, 8, 8))
+    trained = Setting(pooled=True).eval()
+    assert architecture_hash(one, (3, 8, 8)) == architecture_hash(trained, (3, 8, 8))
 
 
 def test_a_network_without_channels_to_remove() -> None:

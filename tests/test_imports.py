@@ -1,0 +1,176 @@
+"""Who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import raprune
+
+ROOT = Path(raprune.__path__[0])
+MODULES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+PURE = ("pareto", "errors", "budget", "candidate", "trial", "spec", "store", "report", "front", "tracing.graph")
+"""No torch, no ray: results stay readable on a laptop."""
+
+
+def imported(name: str, *, top: bool = False) -> set[str]:
+    """Modules that a module imports, anywhere in its text (type-only imports included), or only at its top level."""
+    path = MODULES[name]
+    tree = ast.parse(path.read_text())
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import in {package}"
+            module = node.module or ""
+            found.update(f"{module}.{a.name}" if f"{module}.{a.name}" in MODULES else module for a in node.names)
+    return found
+
+
+def libraries(name: str) -> set[str]:
+    return {module.partition(".")[0] for module in imported(name)}
+
+
+def own(name: str) -> set[str]:
+    return {module for module in imported(name) if module.partition(".")[0] == "raprune"}
+
+
+def reached(name: str) -> set[str]:
+    """All of the package's modules that an import of `name` runs, itself included; packages on the way too."""
+    todo, seen = [name], set()
+    while todo:
+        module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        parent = module.rpartition(".")[0]
+        todo += [m for m in imported(module, top=True) if m in MODULES] + ([parent] if parent in MODULES else [])
+    return seen
+
+
+def test_there_is_something_to_read() -> None:
+    assert {"raprune.prune", "raprune.tracing.forward", "raprune.methods"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_orchestration_and_page_import_ray(name: str) -> None:
+    if not name.startswith(("raprune.orchestration", "raprune.page")):
+        assert "ray" not in libraries(name)
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_records_and_results_need_no_torch_and_no_ray(room: str) -> None:
+    for name in MODULES:
+        if name == f"raprune.{room}" or name.startswith(f"raprune.{room}."):
+            assert libraries(name).isdisjoint({"torch", "torchvision", "ray"}), name
+
+
+@pytest.mark.parametrize("room", [room for room in PURE if room != "tracing.graph"])
+def test_nor_do_the_modules_behind_them(room: str) -> None:
+    for module in reached(f"raprune.{room}"):
+        top = {imported_module.partition(".")[0] for imported_module in imported(module, top=True)}
+        assert top.isdisjoint({"torch", "torchvision", "ray"}), module
+
+
+def test_pareto_takes_numbers_only() -> None:
+    assert own("raprune.pareto") <= {"raprune.errors"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("raprune.methods.")])
+def test_a_method_knows_torch_and_groups_only(name: str) -> None:
+    allowed = {"raprune.methods.method", "raprune.methods.magnitude", "raprune.tracing.graph", "raprune.training"}
+    assert own(name) <= allowed
+    assert libraries(name) <= {*sys.stdlib_module_names, "numpy", "torch", "raprune"}
+
+
+def test_nobody_imports_the_command_line() -> None:
+    assert [name for name in MODULES if "raprune.cli" in own(name)] == []
+
+
+ROOMS = (
+    ("cli", "__main__"),
+    ("orchestration", "page", "inspection", "single", "preparation", "check"),
+    ("prune", "artifact", "report", "figures", "front"),
+    (
+        "allocate",
+        "surgery",
+        "training",
+        "evaluate",
+        "methods",
+        "workload",
+        "tracing",
+        "cost",
+        "models",
+        "data",
+        "layout",
+    ),
+    ("store", "pareto", "spec", "extension"),
+    ("trial", "candidate", "budget", "errors"),
+)
+"""From the top of the house to its foot; a room imports its own floor and those below."""
+
+
+def test_imports_run_downward() -> None:
+    floor = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+    for name in MODULES:
+        if name == "raprune":  # the public names, loaded on first use
+            continue
+        room = name.split(".")[1]
+        assert room in floor, f"{room} is on no floor of {Path(__file__).name}"
+        for module in own(name) - {"raprune"}:
+            assert floor[module.split(".")[1]] >= floor[room], f"{name} imports {module}, which stands above it"
+
+
+def test_no_circles() -> None:
+    """Between modules, type-only imports and imports inside functions included."""
+    graph = {name: {m for m in own(name) if m in MODULES and m != name} for name in MODULES if name != "raprune"}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which heavy libraries a fresh Python has loaded after `code`."""
+    heavy = ("torch", "torchvision", "ray", "optuna", "plotly", "matplotlib", "pandas")
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*[m for m in {heavy!r} if m in sys.modules])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(ran.stdout.strip().splitlines()[-1].split()) if ran.stdout.strip() else set()
+
+
+@pytest.mark.parametrize("module", ["raprune", "raprune.cli"])
+def test_importing_loads_neither_torch_nor_ray(module: str) -> None:
+    assert loaded_by(f"import {module}") == set()
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import contextlib, io, sys\nfrom raprune.cli import main\nsys.argv = ['raprune', '--help']\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n    main()\n"
+        "assert 'search' in out.getvalue()"
+    )
+    assert loaded_by(code) == set()
+
+
+@pytest.mark.parametrize("room", ["spec", "store", "pareto", "front", "report"])
+def test_reading_a_run_loads_neither_torch_nor_ray(room: str) -> None:
+    assert loaded_by(f"import raprune.{room}").isdisjoint({"torch", "torchvision", "ray"})
+
+
+def test_one_candidate_runs_without_ray() -> None:
+    assert "ray" not in loaded_by("import raprune.artifact, raprune.prune, raprune.training")
