@@ -312,6 +312,12 @@ def _meet(tracer: Tracer, left: Tensor, right: Tensor, shape: torch.Size) -> Ten
     if left is right:
         return left
     offset = left.dim() - right.dim()
+    left_dims = {dim for dim in range(left.dim()) if varies(left, dim)}
+    right_dims = {dim + offset for dim in range(right.dim()) if varies(right, dim)}
+    if left_dims - right_dims and right_dims - left_dims:
+        for ids in (left, right):
+            tracer.freeze(compact(ids), "meets channels that run along another axis")
+        return torch.zeros(1, dtype=torch.int64).expand(shape)
     for dim in range(right.dim()):
         if right.shape[dim] == 1 and shape[dim + offset] > 1 and varies(left, dim + offset):
             tracer.freeze(compact(right), "one channel stretched over many")

@@ -236,6 +236,25 @@ class WrittenAttention(nn.Module):
         return logits
 
 
+class Mixer(nn.Module):
+    """Layers over the channels and layers over the tokens, in turn: both are axes of channels to somebody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.norm1, self.token_up, self.token_down = nn.LayerNorm(8), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.norm2, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = self.token_down(functional.gelu(self.token_up(self.norm1(x).transpose(1, 2))))
+        x = x + tokens.transpose(1, 2)
+        x = x + self.down(functional.gelu(self.up(self.norm2(x))))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
 class PixelShuffle(Net):
     def __init__(self) -> None:
         super().__init__(width=3)
@@ -568,7 +587,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     for kind in (
         Residual, ZeroPadShortcut, DenseBlock, Grouped, Depthwise, DepthwiseMultiplier, SqueezeExcite, FlattenLinear,
         ChannelShuffle, SharedModule, SharedParameter, LayerScale, ChannelsLastNorm, GroupNorm, ModuleAttention,
-        WrittenAttention, PixelShuffle, Transposed, ParametricReLU, InPlace, ChannelBuffer, ChannelConstant,
+        WrittenAttention, Mixer, PixelShuffle, Transposed, ParametricReLU, InPlace, ChannelBuffer, ChannelConstant,
         StandardisedWeight, NormedWeight, Fourier, SortedChannels, Strided, Padded, Windows, PatchMerging,
         SoftmaxChannels, ManyOutputs, Unused, UNet, SpatialGate, Unfolded, Im2Col, UnequalSplit, GatedLinear, Maxout,
         FixedSlice, FixedView, ScaledBySize, InstanceNorm, Einsum,
