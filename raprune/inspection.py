@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from raprune.cost import CostModel, prunable_params_fraction, share_by_group
-from raprune.errors import ModelError
+from raprune.errors import ModelError, UsageError
 from raprune.models import build_model, load_weights
 from raprune.spec import ModelSpec
 from raprune.tracing import ChannelGraph, trace
@@ -125,9 +125,9 @@ def _build(spec: ModelSpec, channels: int, image_size: int | None, num_classes: 
                 model = build_model(spec, num_classes=num_classes, image_shape=shape)
             with torch.no_grad():
                 model.eval()(torch.zeros(1, *shape))
-        except ModelError as error:
-            problem = error
-        except Exception as error:
+        except UsageError:
+            raise
+        except Exception as error:  # too small for its layers, or not square enough: the next size may do
             problem = error
         else:
             return model, shape

@@ -115,7 +115,7 @@ class SamplerSpec(_Part):
     lookahead: PositiveInt = 8
     """Proposal n waits for the results up to n - lookahead, whatever the number of workers: the more, the more
     trials can run side by side, the fewer, the sooner the sampler learns. Part of what a seed reproduces."""
-    smallest: Fraction = 0.34
+    smallest: Fraction = 0.1
     """Smallest target, as a share of the budget: targets are spread between the two."""
     min_channels: PositiveInt = 1
     """Channels that stay in every group at least."""
@@ -129,7 +129,7 @@ class SamplerSpec(_Part):
 class FinalistSpec(_Part):
     """Who is fine-tuned at the end."""
 
-    count: Annotated[int, Field(ge=0)] = 6
+    count: Annotated[int, Field(ge=0)] = 12
     """Candidates of the front that are fine-tuned, spread over it."""
     train: TrainSpec = TrainSpec(epochs=20.0, lr=0.05)
 

@@ -38,7 +38,7 @@ def _vgg(depth: int) -> Callable[..., nn.Module]:
     return build
 
 
-def _digits_net(*, num_classes: int, image_shape: Shape, width: int = 32) -> nn.Module:
+def _digits_net(*, num_classes: int, image_shape: Shape, width: int = 16) -> nn.Module:
     return DigitsNet(num_classes=num_classes, in_channels=image_shape[0], width=width)
 
 

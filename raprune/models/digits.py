@@ -8,12 +8,12 @@ from torch.nn import functional
 
 
 class DigitsNet(nn.Module):
-    """Three convolutions (32, 64, 64 channels) with batch norm, the last two a residual block; global pooling.
+    """Four convolutions (16, 32, 32, 32 channels) with batch norm, the last two a residual block; global pooling.
 
     Takes `(B, in_channels, H, W)`, any size from 4x4; gives logits `(B, num_classes)`.
     """
 
-    def __init__(self, *, num_classes: int = 10, in_channels: int = 1, width: int = 32) -> None:
+    def __init__(self, *, num_classes: int = 10, in_channels: int = 1, width: int = 16) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

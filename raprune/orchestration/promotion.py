@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ def choose_finalists(outcomes: Sequence[Outcome], budget: Budget, count: int) ->
     chosen: list[str] = []
     for level in range(int(rank.max(initial=-1)) + 1):
         front = [outcome for outcome, r in zip(remaining, rank, strict=True) if r == level]
-        picked = spread([outcome.point for outcome in front], count - len(chosen))
+        # On a logarithmic scale of the cost: each halving counts the same.
+        picked = spread([(o.point[0], math.log(max(o.flops_fraction, 1e-12))) for o in front], count - len(chosen))
         chosen += [front[i].trial_id for i in picked]
     return chosen

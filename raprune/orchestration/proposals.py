@@ -146,12 +146,15 @@ class Proposals:
             return self._warm[number]
         start = np.random.default_rng(self._seed).random()
         share = (start + _GOLDEN * number) % 1.0
-        return {"target": self._space.lowest + share * (self._space.highest - self._space.lowest)}
+        # Evenly on a logarithmic scale: accuracy falls with each halving of the cost, not with each percent of it.
+        return {
+            "target": min(self._space.highest, self._space.lowest * (self._space.highest / self._space.lowest) ** share)
+        }
 
 
 def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
     """Every method with every allocation that needs no ratios, at targets spread over the range, the highest first."""
-    targets = np.linspace(space.highest, space.lowest, _WARM_TARGETS).tolist()
+    targets = np.geomspace(space.highest, space.lowest, _WARM_TARGETS).clip(space.lowest, space.highest).tolist()
     starts = [
         {"target": target, "allocation": allocation, "method": method}
         for target in targets
@@ -204,7 +207,7 @@ SAMPLERS: dict[str, Callable[[SamplerSpec, int, int], BaseSampler]] = {
 def _to_proposal(trial: optuna.Trial, space: SearchSpace, *, number: int, seed: int) -> Proposal:
     method = trial.suggest_categorical("method", space.methods)
     allocation = trial.suggest_categorical("allocation", space.allocations)
-    target = trial.suggest_float("target", space.lowest, space.highest)
+    target = trial.suggest_float("target", space.lowest, space.highest, log=True)
     ratios: dict[str, float] = {}
     if allocation == RATIOS:
         for index, block in enumerate(space.blocks):
