@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from raprune.errors import RapruneError, UsageError
 
-_SETTINGS = {
+SETTINGS = {
     # One line of ours instead of Tune's tables, loggers, warnings and traces.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -29,11 +29,11 @@ _SETTINGS = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     # Relative paths of the job mean the same in a worker.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Under `uv run` Ray would build every worker's environment again; the installed one is right.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+_UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
 
 @contextmanager
@@ -46,22 +46,13 @@ def cluster(address: str | None) -> Iterator[None]:
         UsageError: if no cluster answers at `address`.
         RapruneError: if Ray does not start.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if address is None:
-        # Else Ray would write a token into the home folder.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        if "ray" not in sys.modules:
-            # Read when Ray is imported; from 2.59 on a local cluster asks for tokens without it.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+    _settle(address)
     import ray
 
-    for name in ("ray", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
-    _connect(address)
+    connect(address)
     try:
         yield
     finally:
@@ -75,7 +66,14 @@ def node_resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _connect(address: str | None) -> None:
+def connect(address: str | None, *, num_cpus: int | None = None) -> None:
+    """Join the cluster at `address`; without one, start Ray here with `num_cpus` processors, or all there are.
+
+    Raises:
+        UsageError: if no cluster answers at `address`.
+        RapruneError: if Ray does not start.
+    """
+    _settle(address)
     import ray
 
     with warnings.catch_warnings():
@@ -83,7 +81,7 @@ def _connect(address: str | None) -> None:
         try:
             ray.init(
                 address=address or "local",
-                namespace="raprune",
+                num_cpus=num_cpus,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -99,3 +97,22 @@ def _connect(address: str | None) -> None:
                 f"resources.address (--address) {address!r}: no Ray cluster answers there: {reason}",
                 hint="`ray status` on the cluster's head shows its address; RAY_AUTH_TOKEN must be the cluster's.",
             ) from error
+
+
+def _settle(address: str | None) -> None:
+    """Ray's settings, in the environment, from which it and its processes read them."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address is None:
+        # Else Ray would write a token into the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if "ray" not in sys.modules:
+            # Read when Ray is imported; from 2.59 on a local cluster asks for tokens without it.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Under `uv run` Ray would build the environment again for its workers, which share this one.
+        os.environ.setdefault(_UV, "0")
+        from ray._private import ray_constants
+
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = os.environ[_UV] == "1"
+    for name in ("ray", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)

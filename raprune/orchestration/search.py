@@ -97,10 +97,6 @@ def _carry_out(run: Run, placement: Placement) -> None:
         coordinator = find_coordinator(run.store)
         accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
         _finish(run, accuracies)
-    except BaseException as error:
-        if not isinstance(error, RapruneError) or isinstance(error, KeyboardInterrupt):
-            run.console.print(f"Stopped. Go on with: raprune resume {run.store.name}", markup=False)
-        raise
     finally:
         if coordinator is not None:
             ray.kill(coordinator)

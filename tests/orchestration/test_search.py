@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from raprune.errors import BudgetError, ModelError, RapruneError, StoreError, UsageError
+from raprune.front import front
+from raprune.orchestration.search import resume, search
+from raprune.spec import SearchSpec
+from raprune.store import Store
+from raprune.trial import Stage, Trial, TrialState
+
+pytestmark = pytest.mark.ray
+
+SMALL: dict[str, Any] = {
+    "data": {"max_images": 400},
+    "dense": {"epochs": 2, "lr": 0.1},
+    "search": {"trials": 12, "lookahead": 4, "calibration_images": 64},
+    "finalists": {"count": 2, "train": {"epochs": 0.5}},
+    "resources": {"workers": 2},
+}
+
+
+def spec_of(output: Path, **changes: Any) -> SearchSpec:
+    return SearchSpec.model_validate({**SMALL, "output": str(output), **changes})
+
+
+def run(spec: SearchSpec) -> str:
+    """The run's output on the terminal."""
+    console = Console(file=io.StringIO(), width=120)
+    assert search(spec, console=console) == str(Path(spec.output).absolute())
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def facts(trials: list[Trial]) -> dict[str, tuple[Any, ...]]:
+    """What must be the same whoever ran it."""
+    return {t.trial_id: (t.proposal, t.state, t.candidate, t.metrics) for t in trials}
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    spec = spec_of(tmp_path_factory.mktemp("run") / "run")
+    text = run(spec)
+    assert "12 of 12" in text or "dense" in text
+    return Store(spec.output)
+
+
+def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:
+    trials = finished.trials()
+    assert [t.trial_id for t in sorted(trials, key=lambda t: t.trial_id)] == [
+        *(f"finetune-{n:05d}" for n in range(2)),
+        *(f"search-{n:05d}" for n in range(12)),
+    ]
+    assert all(t.state is TrialState.COMPLETE and t.metrics and t.metrics.flops_fraction <= 0.3 for t in trials)
+    described = finished.run()
+    assert described["state"] == "finished" and described["dense"]["val_accuracy"] > 0.1
+    assert described["weights_hash"] and described["versions"]["ray"] == ray.__version__
+
+
+def test_the_test_split_was_measured_for_the_front_and_the_dense_network(finished: Store) -> None:
+    test = finished.read_json("report/test.json")
+    rows = front(finished.trials(), SearchSpec.model_validate(finished.run()["spec"]).budget, test=test)
+    assert rows and {row["candidate"] for row in rows} == set(test["candidates"])
+    assert 0 < test["dense"] <= 1 and test["images"] == finished.run()["data"]["test"]
+    assert json.loads(finished.read_bytes("report/front.json"))[0]["test_accuracy"] is not None
+
+
+def test_a_finalist_is_written_with_its_recipe(finished: Store) -> None:
+    for trial in finished.trials():
+        if trial.proposal.stage is Stage.FINETUNE:
+            assert trial.candidate is not None and trial.metrics is not None
+            recipe = finished.read_json(f"models/{trial.candidate.id}/recipe.json")
+            assert recipe["candidate"] == trial.candidate.id and recipe["accuracy"] == trial.metrics.accuracy
+
+
+def test_no_actor_stays_behind(finished: Store) -> None:
+    alive = [name for name in ray.util.list_named_actors(all_namespaces=True) if "raprune" in str(name)]
+    assert alive == []
+
+
+def test_one_worker_finds_what_two_found(finished: Store, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "alone", resources={"workers": 1})
+    run(spec)
+    assert facts(Store(spec.output).trials()) == facts(finished.trials())
+
+
+@pytest.mark.parametrize("lost", [range(3, 14), (2, 5, 9, 12, 13)])
+def test_a_run_that_was_cut_off_is_resumed_to_the_same_end(finished: Store, tmp_path: Path, lost: Any) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.uri, folder)
+    shutil.rmtree(folder / "report")
+    parts = sorted((folder / "trials").iterdir())
+    for number in lost:
+        parts[number].unlink()
+    described = json.loads((folder / "run.json").read_text())
+    described |= {"state": "searching"}
+    (folder / "run.json").write_text(json.dumps(described))
+    kept = {t.trial_id: t for t in Store(folder).trials()}
+    resume(str(folder), console=Console(file=io.StringIO()))
+    again = {t.trial_id: t for t in Store(folder).trials()}
+    assert facts(list(again.values())) == facts(finished.trials())
+    assert {t: again[t].started_at for t in kept} == {t: kept[t].started_at for t in kept}, "none was run twice"
+    assert Store(folder).read_json("report/test.json") == finished.read_json("report/test.json")
+
+
+def test_a_finished_run_is_only_shown_again(finished: Store) -> None:
+    before = finished.read_json("report/test.json"), finished.names("trials")
+    console = Console(file=io.StringIO(), width=120)
+    resume(finished.uri, console=console)
+    assert (finished.read_json("report/test.json"), finished.names("trials")) == before
+    with pytest.raises(StoreError, match="holds a run already"):
+        search(SearchSpec.model_validate(finished.run()["spec"]))
+
+
+def test_other_data_are_not_taken_for_those_of_the_run(finished: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.uri, folder)
+    described = json.loads((folder / "run.json").read_text())
+    described |= {"state": "searching"}
+    described["spec"]["data"]["max_images"] = 390
+    (folder / "run.json").write_text(json.dumps(described))
+    with pytest.raises(StoreError, match="the data changed since the run began"):
+        resume(str(folder))
+
+
+def test_a_candidate_that_raises_is_a_row_with_its_error(ray_cluster: None, tmp_path: Path) -> None:
+    model = {"name": "tests.orchestration.fragile:build", "arguments": {"raises": True}}
+    spec = spec_of(tmp_path / "run", model=model)
+    run(spec)
+    trials = Store(spec.output).trials()
+    failed = [t for t in trials if t.state is TrialState.FAILED]
+    assert failed and len(trials) > len(failed) and len([t for t in trials if t.proposal.stage is Stage.SEARCH]) == 12
+    assert {t.error for t in failed} == {"ValueError: an odd number of channels ... that ends here"}
+
+
+def test_a_worker_that_dies_is_replaced_and_its_trial_tried_again(ray_cluster: None, tmp_path: Path) -> None:
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    model = {"name": "tests.orchestration.fragile:build", "arguments": {"deaths": str(deaths), "times": 1}}
+    spec = spec_of(tmp_path / "run", model=model)
+    run(spec)
+    trials = Store(spec.output).trials()
+    assert len(list(deaths.iterdir())) == 1 and len(trials) == 14
+    assert all(t.state is TrialState.COMPLETE for t in trials)
+
+
+def test_a_search_whose_candidates_all_fail_ends_with_the_cause(ray_cluster: None, tmp_path: Path) -> None:
+    model = {"name": "tests.orchestration.fragile:build", "arguments": {"raises": True, "always": True}}
+    spec = spec_of(tmp_path / "run", model=model)
+    with pytest.raises(RapruneError, match=r"All \d+ candidates so far failed, the last with: ValueError: an odd"):
+        run(spec)
+    assert {t.state for t in Store(spec.output).trials()} == {TrialState.FAILED}
+
+
+def test_a_time_limit_ends_the_proposals_and_the_run_still_ends_well(ray_cluster: None, tmp_path: Path) -> None:
+    search_part = {"trials": 5000, "time_limit_s": 3, "calibration_images": 64}
+    spec = spec_of(tmp_path / "run", search=search_part)
+    run(spec)
+    trials = Store(spec.output).trials()
+    stages = [t.proposal.stage for t in trials]
+    assert 1 <= stages.count(Stage.SEARCH) < 5000 and stages.count(Stage.FINETUNE) >= 1
+    assert Store(spec.output).run()["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"methods": ["l3"]}, UsageError, "l3"),
+        ({"model": {"name": "resnet-57"}}, UsageError, "resnet-57"),
+        ({"data": {"name": "digit"}}, UsageError, "Did you mean digits"),
+        ({"budget_flops": 0.0001}, BudgetError, "out of reach"),
+        ({"exclude": ["layer9.*"]}, UsageError, "matches no layer"),
+        ({"exclude": ["*"]}, ModelError, "no channel of this network can go"),
+        ({"model": {"name": "digits-net", "weights": "/nowhere.safetensors"}}, UsageError, "nowhere"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_any_work(
+    tmp_path: Path, changes: dict[str, Any], error: type[RapruneError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        search(spec_of(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_workers_than_fit_are_refused_with_nothing_written(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--workers\) 99"):
+        search(spec_of(tmp_path / "run", resources={"workers": 99}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="is a file"):
+        search(spec_of(tmp_path / "file" / "run"))
