@@ -27,6 +27,10 @@ def test_job_is_valid(path: Path) -> None:
     assert spec.search.smallest < 1.0, "a job gives a front, not one point"
 
 
+def test_the_digits_job_spells_out_the_defaults() -> None:
+    assert load_spec(JOBS / "digits.toml").model_copy(update={"output": "runs/latest"}) == load_spec()
+
+
 def test_every_job_writes_to_its_own_folder() -> None:
     outputs = [load_spec(path).output for path in FILES]
     assert len(set(outputs)) == len(outputs)
