@@ -37,7 +37,7 @@ JOB = Path(__file__).parent.parent / "resnet20_cifar10.toml"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=48, help="candidates of a search (default 48)")
+    parser.add_argument("--trials", type=int, default=128, help="candidates of a search (default 128)")
     parser.add_argument("--images", type=int, default=500, help="validation images of a candidate (default 500)")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
     arguments = parser.parse_args()
@@ -50,7 +50,12 @@ def main() -> None:
         trials = run_search(job, workers=1)
         ones.append(seconds_per_candidate(trials))
         loops.append(loop(job, prepared, [trial.proposal for trial in trials]))
-        twos.append(seconds_per_candidate(run_search(job, workers=2)))
+        pair = run_search(job, workers=2)
+        if len({trial.worker for trial in pair}) < 2:
+            raise SystemExit(
+                f"{len(pair)} candidates were done before the second actor had started: use more --trials."
+            )
+        twos.append(seconds_per_candidate(pair))
         print(
             f"turn {turn + 1}: {loops[-1]:.3f} s a candidate in a loop, {ones[-1]:.3f} s with one actor, "
             f"{twos[-1]:.3f} s with two; {own_share(trials):.1%} of one actor's time is the candidates' own",
