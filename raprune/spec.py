@@ -129,7 +129,7 @@ class SamplerSpec(_Part):
 class FinalistSpec(_Part):
     """Who is fine-tuned at the end."""
 
-    count: Annotated[int, Field(ge=0)] = 12
+    count: Annotated[int, Field(ge=0)] = 16
     """Candidates of the front that are fine-tuned, spread over it."""
     train: TrainSpec = TrainSpec(epochs=20.0, lr=0.05)
 
