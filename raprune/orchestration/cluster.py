@@ -25,8 +25,8 @@ SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # The store is the truth; Tune's own state is thrown away.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-    # One trial waits for the next free worker, so that none stands idle.
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    # The searcher bounds what is out.
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",
     # Relative paths of the job mean the same in a worker.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -42,6 +42,7 @@ class Coordinator:
             name: Gauge(name, text, tag_keys=("run", "state") if name == "raprune_trials" else ("run",))
             for name, text in GAUGES.items()
         }
+        self._workers: dict[str, set[str]] = {}
         self._exported_at = 0.0
         self._export()
 
@@ -57,6 +58,11 @@ class Coordinator:
         self._trials[trial.trial_id] = trial
         if time.monotonic() - self._exported_at > _EXPORT_PERIOD_S:
             self._export()
+
+    def join(self, session: str, worker: str) -> int:
+        """How many workers of this driver's session have come up, `worker` among them."""
+        self._workers.setdefault(session, set()).add(worker)
+        return len(self._workers[session])
 
     def trials(self) -> list[Trial]:
         """All recorded trials, in the order of their records."""

@@ -20,8 +20,6 @@ class Placement:
     cpus: float
     gpus: float
     reason: str
-    full: bool = False
-    """Whether the cluster carries no more than these workers."""
 
     @property
     def threads(self) -> int:
@@ -70,7 +68,7 @@ def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead
     reason = f"{workers} x {_words(cpus, gpus)}"
     if workers < asked:
         reason += f" (search.lookahead {lookahead} keeps {asked - workers} more idle)"
-    return Placement(workers, cpus, gpus, reason, full=workers == capacity)
+    return Placement(workers, cpus, gpus, reason)
 
 
 def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:

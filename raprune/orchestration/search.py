@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -107,7 +108,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     import ray
 
     from raprune.orchestration.live import Training
-    from raprune.orchestration.worker import Dense, prepare_dense, warm_up
+    from raprune.orchestration.worker import Dense, prepare_dense
 
     stored = _stored_weights(run.store)
     if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
@@ -117,10 +118,6 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     task = ray.remote(work).options(num_returns="streaming", max_retries=2, **resources)
     train = run.spec.model.weights is None
     news = task.remote(run.spec, placement, data, ray.put(run.prepared.weights), train=train)
-    if placement.gpus == 0:
-        # Meanwhile the other workers' processes import torch; Ray hands them on to the search.
-        for _ in range(placement.workers - 1):
-            ray.remote(warm_up).options(**resources).remote()
     with Training(run.console) as training:
         for reference in news:
             item = _get(reference)
@@ -153,6 +150,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         weights=weights,
         coordinator=coordinator,
         store=run.store,
+        session=uuid.uuid4().hex,
         provenance=_provenance(run),
     )
     searcher = CandidateSearcher(
@@ -161,7 +159,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         stored,
         record=lambda trial: ray.get(coordinator.record.remote(trial)),
         plan_test=partial(_plan_test, run, placement, coordinator),
-        most=placement.workers + (1 if placement.full else 0),
+        workers=placement.workers,
         deadline=_deadline(spec, placement, [t.seconds for t in stored if t.proposal.stage is Stage.SEARCH]),
     )
     folder = tempfile.mkdtemp(prefix="raprune-")

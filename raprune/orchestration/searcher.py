@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
     `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase;
-    `most` is how many tasks may be out.
+    at most `workers` tasks are out.
     """
 
     def __init__(
@@ -41,20 +42,22 @@ class CandidateSearcher(Searcher):
         *,
         record: Callable[[Trial], None],
         plan_test: Callable[[], list[TestTask]],
-        most: int,
+        workers: int,
         deadline: float | None,
     ) -> None:
         super().__init__()
         self.failure: RapruneError | None = None
         """Why the search cannot go on, once it cannot."""
         self.test: dict[str, float] = {}
-        self.phase = "search"
         self._spec = spec
         self._proposals = proposals
         self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.FINETUNE}
         self._record = record
         self._plan_test = plan_test
-        self._most = most
+        self._workers = workers
+        self._ahead: deque[Task] = deque()
+        self._begun = False
+        self._together = 0
         self._deadline = deadline
         self._running: dict[str, Task] = {}
         self._finalists: list[CandidateTask] | None = None
@@ -65,20 +68,25 @@ class CandidateSearcher(Searcher):
         self._lock = threading.Lock()
 
     def suggest(self, trial_id: str) -> Any:
-        """`{"task": ...}`, None to wait, or `Searcher.FINISHED`."""
+        """`{"task", "together"}` (see `CandidateTrial`), None to wait, or `Searcher.FINISHED`."""
         with self._lock:
             if self.failure is not None:
                 return Searcher.FINISHED
-            if len(self._running) >= self._most:
-                return None
             try:
-                task = self._next()
+                # The first tasks are made together, later ones one ahead, while all workers are busy.
+                self._make(1 if self._begun else self._workers)
             except RapruneError as error:
                 self.failure = error
                 return Searcher.FINISHED
-            if task is not None:
-                self._running[trial_id] = task
-                return {"task": task}
+            if len(self._running) >= self._workers:
+                return None
+            if not self._begun:
+                self._begun = True
+                self._together = len(self._ahead)
+            if self._ahead:
+                self._running[trial_id] = self._ahead.popleft()
+                together, self._together = self._together, self._together if self._ahead else 0
+                return {"task": self._running[trial_id], "together": together}
             return None if self._running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -106,6 +114,10 @@ class CandidateSearcher(Searcher):
     def num_running(self) -> int:
         return len(self._running)
 
+    def _make(self, count: int) -> None:
+        while len(self._ahead) < count and (task := self._next()) is not None:
+            self._ahead.append(task)
+
     def _next(self) -> Task | None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._proposals.stop()
@@ -120,13 +132,11 @@ class CandidateSearcher(Searcher):
         if len(self._finetuned) < self._num_finalists:
             return None
         if self._tests is None:
-            self.phase = "test"
             self._tests = self._plan_test()
         return self._tests.pop(0) if self._tests else None
 
     def _next_finalist(self) -> CandidateTask | None:
         if self._finalists is None:
-            self.phase = "finetune"
             chosen = choose_finalists(self._proposals.outcomes, self._spec.budget, self._spec.finalists.count)
             self._num_finalists = len(chosen)
             self._finalists = [
@@ -146,7 +156,7 @@ class CandidateSearcher(Searcher):
             self._finetuned[outcome.trial_id] = outcome
             return
         self._proposals.tell(task.proposal.number, outcome)
-        if hopeless([o.state for o in self._proposals.outcomes]):
+        if outcome.state is TrialState.FAILED and hopeless([o.state for o in self._proposals.outcomes]):
             self.failure = RapruneError(
                 f"All {len(self._proposals.outcomes)} candidates so far failed, the last with: {outcome.error}",
                 hint="The cause lies in the job rather than in a candidate. `raprune prune` tries one without Ray.",
@@ -162,9 +172,11 @@ class CandidateSearcher(Searcher):
 
 
 class KeepWorkers(FIFOScheduler):
-    """First in, first out; and a worker that waits for its next task is kept, which Tune would do for one alone.
+    """First in, first out, with as many workers as there are: a new one costs seconds (a process, torch, the data).
 
-    A new worker costs seconds (a process, the import of torch, the data), the wait between two phases less.
+    Tune keeps one worker that has nothing to do, and ends the others; here all are kept. And Tune hands a task that
+    waits for its own new worker to one that is free, and ends the new one before it ever ran; here a task without a
+    worker comes first.
     """
 
     def __init__(self, workers: int) -> None:
@@ -177,6 +189,10 @@ class KeepWorkers(FIFOScheduler):
         if not self._told:
             self._told = True
             tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"]
+        return min(waiting, key=lambda trial: trial in tune_controller._trial_to_actor, default=None)
 
 
 def _finalist(parent: Proposal, *, number: int, seed: int) -> CandidateTask:

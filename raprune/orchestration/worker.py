@@ -32,6 +32,9 @@ from raprune.training import Epoch
 from raprune.trial import Proposal, Trial, TrialState
 from raprune.workload import WeightArrays, Workload, build_workload, train_dense
 
+MEETING_S = 30.0
+"""A node without room for a worker that was counted on must not hold up the others for longer."""
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -45,6 +48,8 @@ class Shared:
     weights: ray.ObjectRef[WeightArrays]
     coordinator: ActorHandle[Any]
     store: Store
+    session: str
+    """Tells this driver's workers from those of one before it."""
     provenance: dict[str, Any]
 
 
@@ -73,12 +78,17 @@ class TestTask:
 
 
 class CandidateTrial(tune.Trainable):
-    """A worker of the search: one process that takes task after task by `reset_config`."""
+    """A worker of the search: one process that takes task after task by `reset_config`.
+
+    A config is `{"task": ..., "together": n}`. With n above 1 the task waits until n workers have come up: a quick
+    first worker would else take the tasks for which Tune is starting the others, and Tune would end those.
+    """
 
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
         assert shared is not None, "given by tune.with_parameters"
-        self._task: CandidateTask | TestTask = config["task"]
+        self._config = config
         self._shared = shared
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._broken: str | None = None
         try:
             self._workload = _build(shared)
@@ -88,17 +98,27 @@ class CandidateTrial(tune.Trainable):
             self._broken = error_text(error)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._task = new_config["task"]
+        self._config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
         if self._broken is not None:
             return {"done": True, "broken": self._broken}
-        if isinstance(self._task, TestTask):
-            return {"done": True, "test": self._test(self._task)}
-        trial = self._try(self._task)
+        task: CandidateTask | TestTask = self._config["task"]
+        if self._config["together"] > 1:
+            self._meet(self._config["together"])
+        if isinstance(task, TestTask):
+            return {"done": True, "test": self._test(task)}
+        trial = self._try(task)
         ray.get(self._shared.coordinator.record.remote(trial))
         return {"done": True, "outcome": Outcome.of(trial)}
+
+    def _meet(self, workers: int) -> None:
+        """Wait for so many workers, or for the time in which a worker should have come up."""
+        until = time.monotonic() + MEETING_S
+        join: Any = self._shared.coordinator.join
+        while ray.get(join.remote(self._shared.session, self._name)) < workers and time.monotonic() < until:
+            time.sleep(0.05)
 
     def _try(self, task: CandidateTask) -> Trial:
         started_at, began = time.time(), time.perf_counter()
@@ -117,7 +137,7 @@ class CandidateTrial(tune.Trainable):
             seconds=seconds,
             gpu_seconds=seconds * self._shared.placement.gpus,
             started_at=started_at,
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=self._name,
         )
 
     def _run(self, task: CandidateTask) -> Trial:
@@ -181,10 +201,6 @@ def prepare_dense(
         if isinstance(item, Dense):
             break
     thread.join()
-
-
-def warm_up() -> None:
-    """Nothing: a process that has imported this room is ready to become a worker."""
 
 
 def _save(shared: Shared, trial: Trial, model: nn.Module) -> None:
