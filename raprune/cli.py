@@ -302,7 +302,7 @@ def methods() -> None:
     from raprune.methods import METHODS
 
     for name, method in sorted(METHODS.items()):
-        typer.echo(f"{name:<12} {(method.__doc__ or '').strip().splitlines()[0]}")
+        typer.echo(f"{name:<12} {method.title}")
 
 
 @app.command()

@@ -130,6 +130,8 @@ class Progress:
     left_s: float | None
     """Estimate for the search trials still to come. None: not known yet."""
     gpu_hours: float
+    finished: bool = False
+    """Whether the run has ended with its report."""
 
 
 def progress(
@@ -149,7 +151,12 @@ def progress(
     states[TrialState.RUNNING.value] += running
     states[TrialState.WAITING.value] += max(0, asked - len(searched) - running)
     started = float(run.get("started_at") or min((t.started_at for t in trials), default=0.0))
-    ended = max((trial.started_at + trial.seconds for trial in trials), default=started)
+    finished = run.get("state") == "finished"
+    ended = (
+        float(run["finished_at"])
+        if finished
+        else max((trial.started_at + trial.seconds for trial in trials), default=started)
+    )
     elapsed = max(0.0, (time.time() if now is None else now) - started if live else ended - started)
     return Progress(
         states={state: count for state, count in sorted(states.items()) if count},
@@ -164,6 +171,7 @@ def progress(
         elapsed_s=elapsed,
         left_s=_time_left(spec, searched, asked=asked, elapsed=elapsed),
         gpu_hours=sum(trial.gpu_seconds for trial in trials) / 3600,
+        finished=finished,
     )
 
 

@@ -123,7 +123,8 @@ def render_progress(now: Progress) -> RenderableType:
         )
     left = "" if now.left_s is None else f", about {_duration(now.left_s)} of search left" if now.left_s else ""
     spent = f", {now.gpu_hours:.2f} GPU-hours" if now.gpu_hours else ""
-    grid.add_row("time", f"{_duration(now.elapsed_s)} so far{left}{spent}")
+    in_all = "in all" if now.finished else "so far"
+    grid.add_row("time", f"{_duration(now.elapsed_s)} {in_all}{left}{spent}")
     return grid
 
 
