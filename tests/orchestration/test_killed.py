@@ -1,0 +1,113 @@
+"""A driver with a Ray of its own is killed or interrupted; nothing of it stays, and the run goes on to the same end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raprune.store import Store
+from raprune.trial import Trial
+from tests.orchestration.test_search import facts, finished
+
+__all__ = ["finished"]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+MARK = "RAPRUNE_TEST_DRIVER"
+
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own, which try for a minute or two to tell a driver that is no more, and then end."""
+
+
+def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from raprune.cli import main; main()", *arguments]
+    environment = {**os.environ, MARK: mark}
+    # Its own Ray asks for its own token.
+    environment.pop("RAY_AUTH_TOKEN", None)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def wait_until_gone(mark: str, *, but: tuple[str, ...], seconds: float) -> set[str]:
+    """What still runs after so many seconds of the processes that inherited a driver's mark, apart from `but`."""
+    until = time.monotonic() + seconds
+    while (left := processes_of(mark) - set(but)) and time.monotonic() < until:
+        time.sleep(0.2)
+    return left
+
+
+def processes_of(mark: str) -> set[str]:
+    """The commands of the processes that inherited a driver's mark."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
+        except OSError:
+            continue
+    return found
+
+
+def wait_for_trials(store: Store, count: int, driver: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while len(store.names("trials")) < count:
+        assert driver.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+
+
+def job_of(finished: Store, folder: Path, output: Path) -> str:
+    """A TOML job that asks for what `finished` was asked for, by one worker."""
+    spec = finished.run()["spec"]
+    job = folder / "job.toml"
+    job.write_text(
+        f'output = "{output}"\n'
+        f"[data]\nmax_images = {spec['data']['max_images']}\n"
+        f"[dense]\nepochs = {spec['dense']['epochs']}\nlr = {spec['dense']['lr']}\n"
+        f"[search]\ntrials = {spec['search']['trials']}\nlookahead = {spec['search']['lookahead']}\n"
+        f"calibration_images = {spec['search']['calibration_images']}\n"
+        f"[finalists]\ncount = {spec['finalists']['count']}\n"
+        f"train = {{ epochs = {spec['finalists']['train']['epochs']}, lr = {spec['finalists']['train']['lr']} }}\n"
+        f"[resources]\nworkers = 1\n"
+    )
+    return str(job)
+
+
+@pytest.mark.parametrize(
+    ("how", "after", "code"), [(signal.SIGKILL, 5, -signal.SIGKILL), (signal.SIGINT, 9, 130)], ids=["kill", "interrupt"]
+)
+def test_a_driver_that_ends_leaves_nothing_behind_and_its_run_goes_on(
+    finished: Store, tmp_path: Path, how: signal.Signals, after: int, code: int
+) -> None:
+    store = Store(tmp_path / "run")
+    mark = str(tmp_path)
+    driver = start(mark, "search", job_of(finished, tmp_path, tmp_path / "run"))
+    wait_for_trials(store, after, driver)
+    driver.send_signal(how)
+    said, _ = driver.communicate(timeout=30)
+    assert driver.returncode == code
+    if how is signal.SIGINT:
+        assert f"raprune resume {store.name}" in said and "Traceback" not in said
+    assert wait_until_gone(mark, but=AGENTS, seconds=30) == set()
+    before = by_id(store)
+    assert len(before) >= after and set(before) <= set(by_id(finished))
+    again = start(mark, "resume", str(tmp_path / "run"))
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    trials = store.trials()
+    assert {t.trial_id: t.started_at for t in trials} | {i: t.started_at for i, t in before.items()} == {
+        t.trial_id: t.started_at for t in trials
+    }, "a finished trial was run twice"
+    assert facts(trials) == facts(finished.trials())
+    assert wait_until_gone(mark, but=(), seconds=150) == set()
+
+
+def by_id(store: Store) -> dict[str, Trial]:
+    return {trial.trial_id: trial for trial in store.trials()}
