@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -80,11 +80,15 @@ def check_output(store: Store) -> None:
     folder = next(p for p in (Path(store.uri), *Path(store.uri).parents) if p.exists())
     if not folder.is_dir():
         raise StoreError(f"output (--output) {store.name}: {folder} is a file.", hint="Give another --output.")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    try:
+        # What permissions say is not all: a file system may be read-only or full.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"raprune")
+    except OSError as error:
         raise StoreError(
-            f"output (--output) {store.name}: {folder} cannot be written by this user.",
-            hint="Give another --output, or change the folder's permissions.",
-        )
+            f"output (--output) {store.name}: nothing can be written in {folder}: {error.strerror}.",
+            hint="Give another --output, make room, or change the folder's permissions.",
+        ) from None
 
 
 def without_excluded(graph: ChannelGraph, patterns: tuple[str, ...]) -> ChannelGraph:
