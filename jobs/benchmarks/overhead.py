@@ -1,11 +1,14 @@
 """What Ray Tune costs a candidate, and what a second actor gains: `uv run python jobs/benchmarks/overhead.py`.
 
-The candidates are those of a search of a CIFAR ResNet-20 (data in the folder that RAPRUNE_DATA names) by random
-proposals, sized to take 0.2 s or more. By turns, so that a busy machine bends all sides alike: the same candidates in a
-plain Python loop in this process, a search with one actor, a search with two. One thread for a candidate everywhere.
+Two kinds of candidates, of 0.2 s or more each. *Computing* ones are those of a search of a CIFAR ResNet-20 (data in
+the folder that RAPRUNE_DATA names): they show what Tune costs real work. Two of them also share the machine's memory
+and its processor's units, so the gain of a second actor stands beside the gain of a second bare process, which is all
+that the machine has to give. *Waiting* ones (`waiting.py`) sleep: what they lose with a second actor, Tune lost.
 
-Only the steady part of a search is timed: from the end of the first candidate of the last actor to join, to the end of
-the last one while all actors are busy. Ray's start, the actors' start and the report are not in it.
+By turns, so that a busy machine bends all sides alike: the same candidates in a plain Python loop in this process, a
+search with one actor, a search with two. One thread for a candidate everywhere. Only the steady part of a search is
+timed: from the end of the first candidate of the last actor to join, to the end of the last one while all actors are
+busy. Ray's start, the actors' start and the report are not in it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -32,42 +38,77 @@ from raprune.store import Store
 from raprune.trial import Proposal, Trial
 from raprune.workload import build_workload
 
-JOB = Path(__file__).parent.parent / "resnet20_cifar10.toml"
+HERE = Path(__file__).parent
+COMPUTING = HERE.parent / "resnet20_cifar10.toml"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians over the turns, in seconds a candidate."""
+
+    loop: float
+    one: float
+    two: float
+    processes: float
+    """Two bare processes, each with the loop."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=128, help="candidates of a search (default 128)")
+    parser.add_argument("--trials", type=int, default=96, help="candidates of a search (default 96)")
     parser.add_argument("--images", type=int, default=500, help="validation images of a candidate (default 500)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
+    parser.add_argument("--repeats", type=int, default=2, help="turns (default 2)")
+    parser.add_argument("--only", choices=("computing", "waiting"), help="one kind of candidates")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    job = load_spec(JOB, _overrides(arguments.trials, arguments.images))
+    # The workers import the network that waits by its name.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    jobs = {
+        "computing": load_spec(COMPUTING, _computing(arguments.trials, arguments.images)),
+        "waiting": load_spec(None, _waiting(arguments.trials)),
+    }
+    for kind, job in jobs.items():
+        if arguments.only not in (None, kind):
+            continue
+        found = measure(kind, job, repeats=arguments.repeats)
+        show(f"a {kind} candidate in the loop", figure=found.loop, bar=0.2, unit="s", more_is_better=True)
+        ratio = found.one / found.loop
+        show(f"{kind}: through Tune against the loop", figure=ratio, bar=1.15, unit="x time", more_is_better=False)
+        gain, most = found.one / found.two, found.loop / found.processes
+        print(f"{kind}: two bare processes against one: {most:.3g} x throughput")
+        show(f"{kind}: two actors against one", figure=gain, bar=1.9, unit="x throughput", more_is_better=True)
+
+
+def measure(kind: str, job: SearchSpec, *, repeats: int) -> Figures:
+    """All sides by turns."""
     prepared = prepare(job)
-    loops, ones, twos = [], [], []
-    for turn in range(arguments.repeats):
-        trials = run_search(job, workers=1)
-        ones.append(seconds_per_candidate(trials))
-        loops.append(loop(job, prepared, [trial.proposal for trial in trials]))
+    turns: list[Figures] = []
+    for turn in range(repeats):
+        alone = run_search(job, workers=1)
+        proposals = [trial.proposal for trial in alone]
         pair = run_search(job, workers=2)
         if len({trial.worker for trial in pair}) < 2:
-            raise SystemExit(
-                f"{len(pair)} candidates were done before the second actor had started: use more --trials."
-            )
-        twos.append(seconds_per_candidate(pair))
+            raise SystemExit(f"{len(pair)} candidates were done before the second actor worked: use more --trials.")
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            each = list(pool.map(loop, [job] * 2, [prepared] * 2, [proposals] * 2))
+        now = Figures(
+            loop=loop(job, prepared, proposals),
+            one=seconds_per_candidate(alone),
+            two=seconds_per_candidate(pair),
+            processes=1 / sum(1 / seconds for seconds in each),
+        )
+        turns.append(now)
         print(
-            f"turn {turn + 1}: {loops[-1]:.3f} s a candidate in a loop, {ones[-1]:.3f} s with one actor, "
-            f"{twos[-1]:.3f} s with two; {own_share(trials):.1%} of one actor's time is the candidates' own",
+            f"{kind}, turn {turn + 1}: {now.loop:.3f} s a candidate in a loop, {now.processes:.3f} s in two, "
+            f"{now.one:.3f} s with one actor, {now.two:.3f} s with two; "
+            f"{own_share(alone):.1%} of one actor's time is the candidates' own",
             flush=True,
         )
-    per_loop, per_one, per_two = map(statistics.median, (loops, ones, twos))
-    show("a candidate in the loop", figure=per_loop, bar=0.2, unit="s", more_is_better=True)
-    show("through Tune against the loop", figure=per_one / per_loop, bar=1.15, unit="x time", more_is_better=False)
-    show("two actors against one", figure=per_one / per_two, bar=1.9, unit="x throughput", more_is_better=True)
+    return Figures(*(statistics.median(values) for values in zip(*map(astuple, turns), strict=True)))
 
 
-def _overrides(trials: int, images: int) -> dict[str, object]:
+def _computing(trials: int, images: int) -> dict[str, object]:
     return {
         "data.max_images": 2 * images,
         "data.validation_fraction": 0.5,
@@ -75,6 +116,17 @@ def _overrides(trials: int, images: int) -> dict[str, object]:
         "search.trials": trials,
         "search.sampler": "random",
         "search.calibration_images": max(64, images // 4),
+        "finalists.count": 0,
+    }
+
+
+def _waiting(trials: int) -> dict[str, object]:
+    return {
+        "model.name": "waiting:network",
+        "dense.epochs": 0.0,
+        "search.trials": trials,
+        "search.sampler": "random",
+        "search.calibration_images": 64,
         "finalists.count": 0,
     }
 
@@ -90,6 +142,7 @@ def run_search(job: SearchSpec, *, workers: int) -> list[Trial]:
 
 def loop(job: SearchSpec, prepared: Prepared, proposals: Sequence[Proposal]) -> float:
     """Seconds a candidate in a plain loop over the proposals, the first one not counted."""
+    torch.set_num_threads(1)
     workload = build_workload(job, data=prepared.data, device="cpu", weights=prepared.weights)
     pruner = Pruner(workload, prepared.graph, job.search)
     pruner.prune(proposals[0])
