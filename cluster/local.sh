@@ -18,18 +18,22 @@ _start() {
         > "$_folder/head.log" 2>&1 &
     echo $! > "$_folder/pids"
     export RAY_ADDRESS=127.0.0.1:$_port
-    for _ in $(seq 60); do ray status > "$_folder/status.log" 2>&1 && break; sleep 1; done
+    _wait_for "$_folder/head.log"
     for _node in $(seq "$_workers"); do
         ray start --address "$RAY_ADDRESS" --num-cpus "$_cpus" --block > "$_folder/node-$_node.log" 2>&1 &
         echo $! >> "$_folder/pids"
-    done
-    # A search takes the nodes that it finds when it begins. (A head without processors is not listed.)
-    for _ in $(seq 60); do
-        ray status > "$_folder/status.log" 2>&1
-        [ "$(grep -c '^ 1 node_' "$_folder/status.log")" -ge "$_workers" ] && break
-        sleep 1
+        # One after another: two nodes that start at once on one machine are taken for each other.
+        _wait_for "$_folder/node-$_node.log"
     done
     echo "Ray at $RAY_ADDRESS with $_workers nodes of $_cpus CPUs; logs in $_folder"
+}
+
+_wait_for() {
+    for _ in $(seq 300); do
+        grep -q 'Ray runtime started' "$1" && return
+        sleep 0.2
+    done
+    echo "Ray did not start within a minute; see $1" >&2
 }
 
 _stop() {
