@@ -236,7 +236,11 @@ def _normalised(call: Call, dim: int, vectors: tuple[Any, ...], *, across: bool 
             tracer.couple(ids, use.ids)
     if ids is not None and across:
         tracer.across.append(ids.numpy())
-    tracer.set_shadow(out, tracer.activation(x) if ids is not None else None)
+    shadow = tracer.activation(x)
+    if ids is None or shadow is None:
+        tracer.set_shadow(out, None)
+    else:
+        tracer.pass_on(out, shadow)
 
 
 # -- element by element ----------------------------------------------------------------------------------------------
@@ -266,6 +270,9 @@ def _owns_storage(value: Tensor) -> bool:
 
 
 def _elementwise(tracer: Tracer, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    if len(inputs) == 1 and (ids := tracer.activation(inputs[0])) is not None and ids.shape == out.shape:
+        tracer.pass_on(out, ids)
+        return
     shadows = [tracer.shadow(value) for value in inputs]
     activations = [s for s in shadows if isinstance(s, Tensor)]
     if not activations:

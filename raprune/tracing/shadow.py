@@ -182,6 +182,10 @@ class Tracer(TorchDispatchMode):
         else:
             self._shadows[value] = shadow
 
+    def pass_on(self, value: Tensor, shadow: Tensor) -> None:
+        """Attach a shadow that is known to carry channels: no look at its ids."""
+        self._shadows[value] = shadow
+
     def axis(self, value: Any, dim: int) -> AxisUse | None:
         """The parameter axis that runs along `dim` of a (viewed) parameter; None if there is no such one."""
         shadow = self.shadow(value)
@@ -265,7 +269,7 @@ class Tracer(TorchDispatchMode):
         """`out` holds, along `dim`, the channels that a parameter's axis writes."""
         self.written.setdefault((use.parameter, use.axis), self._stack[-1])
         shape = [-1 if d == dim else 1 for d in range(out.dim())]
-        self.set_shadow(out, torch.from_numpy(use.ids).view(shape).expand(out.shape))
+        self.pass_on(out, torch.from_numpy(use.ids).view(shape).expand(out.shape))
 
     def count(
         self,
@@ -278,7 +282,7 @@ class Tracer(TorchDispatchMode):
         """Note the FLOPs of an operation: PyTorch's own count, and the ids along the axes that it is a product of."""
         counter = flop_registry.get(func.overloadpacket)
         if counter is not None:
-            total = int(counter(*args, **kwargs, out_val=out))
+            total = _flops(counter, args, kwargs, out)
             arrays = tuple(_numpy(ids) for ids in axes if ids is not None)
             self.costs.append(CostRecord(self._stack[-1], total, arrays))
 
@@ -357,6 +361,15 @@ class Call:
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or by name."""
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+
+def _flops(counter: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """PyTorch's own FLOP formula of an operation, called with shapes."""
+    formula = getattr(counter, "__wrapped__", None)
+    if formula is None or kwargs or not isinstance(out, Tensor):
+        return int(counter(*args, **kwargs, out_val=out))
+    # The wrapper turns tensors into shapes by walking all arguments as trees: a tenth of a trace.
+    return int(formula(*(a.shape if isinstance(a, Tensor) else a for a in args), out_shape=out.shape))
 
 
 def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
