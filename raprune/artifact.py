@@ -12,6 +12,7 @@ import json
 import platform
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from raprune.candidate import Candidate
 from raprune.errors import RecipeError
+from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.surgery import kept_positions, slice_parameters
 from raprune.tracing.forward import architecture_hash
@@ -32,6 +34,7 @@ from raprune.tracing.graph import (
     pack_positions,
     unpack_positions,
 )
+from raprune.trial import Trial
 
 RECIPE = "recipe.json"
 WEIGHTS = "weights.safetensors"
@@ -147,6 +150,22 @@ def read_recipe(store: Store, folder: str) -> dict[str, Any]:
             hint="Export the candidate again.",
         )
     return recipe
+
+
+def provenance(spec: SearchSpec, data_fingerprint: str) -> dict[str, Any]:
+    """What a recipe says of the job that made its network."""
+    return {
+        "model": spec.model.model_dump(mode="json"),
+        "data": {"name": spec.data.name, "fingerprint": data_fingerprint},
+        "seed": spec.seed,
+        "budget": {"flops": spec.budget_flops, "params": spec.budget_params},
+    }
+
+
+def trial_provenance(trial: Trial) -> dict[str, Any]:
+    """What a recipe says of the trial that made its network."""
+    assert trial.metrics is not None
+    return {"trial_id": trial.trial_id, "epochs": trial.epochs, **asdict(trial.metrics)}
 
 
 def versions() -> dict[str, str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from safetensors.numpy import load as load_arrays
 from torch import nn
 
-from raprune.artifact import RECIPE, WEIGHTS, save
+from raprune.artifact import RECIPE, WEIGHTS, provenance, save, trial_provenance
 from raprune.errors import StoreError, UsageError
 from raprune.evaluate import evaluate
 from raprune.preparation import DENSE, prepare
@@ -20,7 +19,7 @@ from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.training import Epoch
 from raprune.trial import Proposal, Stage, Trial, TrialState
-from raprune.workload import Workload, build_workload, train_dense
+from raprune.workload import build_workload, train_dense
 
 
 @dataclass(frozen=True)
@@ -135,24 +134,8 @@ def _save(store: Store, model: nn.Module, pruner: Pruner, trial: Trial, spec: Se
         model=model,
         graph=pruner.graph,
         candidate=trial.candidate,
-        provenance=provenance(spec, pruner.workload) | trial_provenance(trial),
+        provenance=provenance(spec, pruner.workload.data.fingerprint) | trial_provenance(trial),
     )
-
-
-def provenance(spec: SearchSpec, workload: Workload) -> dict[str, Any]:
-    """What a recipe says of where its network comes from."""
-    return {
-        "model": spec.model.model_dump(mode="json"),
-        "data": {"name": spec.data.name, "fingerprint": workload.data.fingerprint},
-        "seed": spec.seed,
-        "budget": {"flops": spec.budget_flops, "params": spec.budget_params},
-    }
-
-
-def trial_provenance(trial: Trial) -> dict[str, Any]:
-    """What a recipe says of the trial that made its network."""
-    assert trial.metrics is not None
-    return {"trial_id": trial.trial_id, "epochs": trial.epochs, **asdict(trial.metrics)}
 
 
 def _device() -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raprune.artifact import versions
+from raprune.artifact import provenance, versions
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
 from raprune.front import front
@@ -151,7 +151,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         coordinator=coordinator,
         store=run.store,
         session=uuid.uuid4().hex,
-        provenance=_provenance(run),
+        provenance=provenance(spec, run.prepared.data.fingerprint),
     )
     searcher = CandidateSearcher(
         spec,
@@ -275,16 +275,6 @@ def _summary(data: Dataset) -> dict[str, Any]:
         "validation": size(data.validation),
         "test": size(data.test),
         "num_classes": data.num_classes,
-    }
-
-
-def _provenance(run: Run) -> dict[str, Any]:
-    spec = run.spec
-    return {
-        "model": spec.model.model_dump(mode="json"),
-        "data": {"name": spec.data.name, "fingerprint": run.prepared.data.fingerprint},
-        "seed": spec.seed,
-        "budget": {"flops": spec.budget_flops, "params": spec.budget_params},
     }
 
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -92,7 +92,7 @@ class CandidateTrial(tune.Trainable):
         self._broken: str | None = None
         try:
             self._workload = _build(shared)
-            self._pruner = Pruner(self._workload, shared.graph, shared.spec.search)
+            self._pruner = Pruner(self._workload, shared.graph, shared.spec.search, seed=shared.spec.seed)
         except Exception as error:
             # Raised from here it would be tried again for every candidate.
             self._broken = error_text(error)
@@ -211,7 +211,7 @@ def _save(shared: Shared, trial: Trial, model: nn.Module) -> None:
         model=model,
         graph=shared.graph,
         candidate=trial.candidate,
-        provenance={**shared.provenance, "trial_id": trial.trial_id, "epochs": trial.epochs, **asdict(trial.metrics)},
+        provenance=shared.provenance | artifact.trial_provenance(trial),
     )
 
 

@@ -1,0 +1,106 @@
+"""One network without a search: made alone, and handed out from a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import save as save_arrays
+from torch import nn
+
+from raprune.artifact import load, read_recipe
+from raprune.errors import StoreError, UsageError
+from raprune.models import build_model
+from raprune.preparation import DENSE, prepare
+from raprune.prune import Pruner
+from raprune.single import export, prune_once
+from raprune.spec import SearchSpec, load_spec
+from raprune.store import Store
+from raprune.trial import Proposal, Trial
+from raprune.workload import build_workload, train_dense
+
+SPEC = load_spec(None, {"seed": 3, "dense.epochs": 2.0, "finalists.train.epochs": 1.0, "output": "unused"})
+
+
+def dense(spec: SearchSpec) -> nn.Module:
+    return build_model(spec.model, num_classes=10, image_shape=(1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Trial, nn.Module]]:
+    """A run of one repaired trial, its trial, and its network as it was evaluated."""
+    prepared = prepare(SPEC)
+    workload = build_workload(SPEC, data=prepared.data, device="cpu", weights=prepared.weights)
+    train_dense(workload, SPEC)
+    pruner = Pruner(workload, prepared.graph, SPEC.search, seed=SPEC.seed)
+    proposal = Proposal(number=0, method="l1", allocation="global_rank", target_flops=0.25, seed=8)
+    trial, model = pruner.prune(proposal)
+    store = Store(tmp_path_factory.mktemp("single") / "run")
+    store.create({"spec": SPEC.model_dump(mode="json"), "state": "searching"})
+    store.write_bytes(DENSE, save_arrays(workload.weights()))
+    store.append([trial])
+    yield store, trial, model
+
+
+def test_a_repaired_candidate_is_exported_as_it_was_evaluated(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path
+) -> None:
+    store, trial, model = run
+    assert trial.candidate is not None
+    assert export(store.uri, trial.candidate.id[:5], str(tmp_path / "out")) == trial.candidate.id
+    loaded = load(dense(SPEC), str(tmp_path / "out"))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    recipe = read_recipe(Store(tmp_path / "out"), "")
+    assert trial.metrics is not None
+    assert recipe["trial_id"] == trial.trial_id
+    assert recipe["accuracy"] == trial.metrics.accuracy
+    assert recipe["seed"] == 3
+
+
+def test_a_candidate_is_found_by_its_trial(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
+    store, trial, _ = run
+    assert trial.candidate is not None
+    assert export(store.uri, trial.trial_id, str(tmp_path / "out")) == trial.candidate.id
+
+
+def test_an_unknown_candidate_is_refused_with_those_there_are(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path
+) -> None:
+    store, trial, _ = run
+    assert trial.candidate is not None
+    with pytest.raises(UsageError, match=r"no candidates of this run") as caught:
+        export(store.uri, "zzz", str(tmp_path / "out"))
+    assert trial.candidate.id in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_recipe_is_not_overwritten(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
+    store, trial, _ = run
+    export(store.uri, trial.trial_id, str(tmp_path))
+    before = (tmp_path / "recipe.json").read_bytes()
+    with pytest.raises(StoreError, match="holds a recipe"):
+        export(store.uri, trial.trial_id, str(tmp_path))
+    assert (tmp_path / "recipe.json").read_bytes() == before
+
+
+def test_a_network_pruned_alone_meets_its_budget_and_loads(tmp_path: Path) -> None:
+    epochs: list[str] = []
+    made = prune_once(
+        SPEC,
+        method="l2",
+        allocation="uniform",
+        folder=str(tmp_path),
+        finetune=True,
+        on_epoch=lambda what, epoch: epochs.append(what),
+    )
+    assert epochs == ["dense", "dense", "finetune"]
+    assert made.trial.metrics is not None
+    assert 0.29 < made.trial.metrics.flops_fraction <= 0.3
+    loaded = load(dense(SPEC), str(tmp_path))
+    assert sum(p.numel() for p in loaded.parameters()) == made.trial.metrics.params
+    with pytest.raises(StoreError, match="holds a recipe"):
+        prune_once(SPEC, method="l2", allocation="uniform", folder=str(tmp_path))
