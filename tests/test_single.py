@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def dense(spec: SearchSpec) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Trial, nn.Module]]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Trial, nn.Module]:
     """A run of one repaired trial, its trial, and its network as it was evaluated."""
     prepared = prepare(SPEC)
     workload = build_workload(SPEC, data=prepared.data, device="cpu", weights=prepared.weights)
@@ -41,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Trial
     store.create({"spec": SPEC.model_dump(mode="json"), "state": "searching"})
     store.write_bytes(DENSE, save_arrays(workload.weights()))
     store.append([trial])
-    yield store, trial, model
+    return store, trial, model
 
 
 def test_a_repaired_candidate_is_exported_as_it_was_evaluated(

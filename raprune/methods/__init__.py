@@ -1,11 +1,23 @@
 """One file a paper. A new method is a file and a line here."""
 
 from raprune.errors import UsageError
+from raprune.methods.activation import Activation
+from raprune.methods.apoz import Apoz
+from raprune.methods.fpgm import Fpgm
 from raprune.methods.magnitude import L1, L2
 from raprune.methods.method import Batches, Method, Scores, reestimate_batch_norm
 from raprune.methods.random import Random
+from raprune.methods.taylor import Taylor
 
-METHODS: dict[str, type[Method]] = {"l1": L1, "l2": L2, "random": Random}
+METHODS: dict[str, type[Method]] = {
+    "activation": Activation,
+    "apoz": Apoz,
+    "fpgm": Fpgm,
+    "l1": L1,
+    "l2": L2,
+    "random": Random,
+    "taylor": Taylor,
+}
 
 
 def method_named(name: str) -> type[Method]:

@@ -1,0 +1,22 @@
+"""Mean activation: quiet channels go. A control without a paper of its own; the score is the mean of |a_c|."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from raprune.methods.method import Batches, Method, Scores
+from raprune.methods.reading import score_by_readers
+from raprune.tracing.graph import ChannelGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation(Method):
+    """The mean of |a_c| over images and positions, as the layers that read channel c see it."""
+
+    title: ClassVar[str] = "mean absolute activation"
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        return score_by_readers(model, graph, batches, lambda x_BCP: x_BCP.abs().mean(dim=2))

@@ -1,0 +1,30 @@
+"""Average percentage of zeros: channels that are mostly zero go.
+
+Hu, Peng, Tai, Tang: "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures",
+2016 (arXiv 1607.03250). APoZ_c is the fraction of zeros of channel c after its activation, over images and positions;
+a high one is pruned, so the score is 1 - APoZ_c.
+
+The paper looks at one layer. Ours: the channel as each layer that reads it sees it, so after pooling as well; where
+several read it, their scores are added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from raprune.methods.method import Batches, Method, Scores
+from raprune.methods.reading import score_by_readers
+from raprune.tracing.graph import ChannelGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apoz(Method):
+    """1 - the fraction of zeros."""
+
+    title: ClassVar[str] = "share of non-zero activations (APoZ; Hu et al., 2016)"
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        return score_by_readers(model, graph, batches, lambda x_BCP: (x_BCP != 0).double().mean(dim=2))

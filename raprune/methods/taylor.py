@@ -1,0 +1,46 @@
+"""First-order Taylor expansion: channels whose removal would change the loss least go.
+
+Molchanov, Tyree, Karras, Aila, Kautz: "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR
+2017 (arXiv 1611.06440): the score of channel c is the mean over images of | mean over positions of a_c dL/da_c |,
+divided by the Euclidean norm of its layer's scores.
+
+The paper looks at one layer. Ours: the channel as each layer that reads it sees it; where several read it, their
+scores are added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raprune.methods.method import Batches, Method, Scores
+from raprune.methods.reading import added, readers, watching
+from raprune.tracing.graph import ChannelGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(Method):
+    """| a_c dL/da_c |, averaged."""
+
+    title: ClassVar[str] = "first-order change of the loss (Taylor; Molchanov et al., ICLR 2017)"
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        seen = readers(model, graph)
+        totals = [torch.zeros(len(reader.indices), dtype=torch.float64) for reader in seen]
+        passed: dict[int, Tensor] = {}
+        with torch.enable_grad(), watching(model, seen, passed.__setitem__):
+            for images, labels in batches():
+                passed.clear()
+                loss = functional.cross_entropy(model(images), labels, reduction="sum")
+                numbers = [number for number, x in passed.items() if x.requires_grad]
+                inputs = [passed[number] for number in numbers]
+                gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs else ()
+                for number, x, gradient in zip(numbers, inputs, gradients, strict=True):
+                    if gradient is not None:
+                        change_BCP = seen[number].channels(x.detach() * gradient)
+                        totals[number] += change_BCP.mean(dim=2).abs().double().sum(dim=0).cpu()
+        return added(graph, seen, totals)
