@@ -1,6 +1,6 @@
 """The command line: flags become a `SearchSpec`, one function is called, its failure becomes one screen and a code.
 
-Exit codes: 0 done, 1 a failure, 2 a request that cannot be right, 130 interrupted.
+Exit codes: 0 done, 1 a failure, 2 a request that cannot be right, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raprune.errors import EXIT_FAILURE, RapruneError, UsageError
+from raprune.errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    RapruneError,
+    Terminated,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from raprune.spec import SearchSpec
-
-EXIT_INTERRUPTED = 130
 
 TRACEBACK = "RAPRUNE_TRACEBACK"
 """Environment variable: set to 1, an unexpected error shows where it came from."""
@@ -38,9 +43,10 @@ class Commands(TyperGroup):
         except RapruneError as error:
             _tell(error.message, error.hint)
             code = error.exit_code
-        except KeyboardInterrupt:
-            _tell("Interrupted.", _how_to_resume(ctx.obj) if ctx.obj else "")
-            code = EXIT_INTERRUPTED
+        except KeyboardInterrupt as stop:
+            terminated = isinstance(stop, Terminated)
+            _tell("Terminated." if terminated else "Interrupted.", _how_to_resume(ctx.obj) if ctx.obj else "")
+            code = EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
         except (BrokenPipeError, typer.Exit, typer.Abort):
             raise
         except Exception as error:

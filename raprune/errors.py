@@ -7,6 +7,8 @@ from __future__ import annotations
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class RapruneError(Exception):
@@ -27,6 +29,10 @@ class RapruneError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.hint)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a job manager wants the process gone. Everything ends as after Ctrl-C."""
 
 
 class UsageError(RapruneError):

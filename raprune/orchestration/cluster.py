@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from raprune.errors import RapruneError, UsageError
+from raprune.errors import RapruneError, Terminated, UsageError
 
 SETTINGS = {
     # One line of ours instead of Tune's tables, loggers, warnings and traces.
@@ -54,9 +56,28 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     connect(address)
     try:
-        yield
+        with _terminated_like_interrupted():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM ends the block as Ctrl-C does; Ray's own handler prints its stack and leaves at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        # None: a handler that was not Python's and cannot be put back.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def node_resources() -> list[Mapping[str, float]]:
