@@ -31,35 +31,18 @@ class Target:
     multiple_of: int = 1
 
 
-def allocate(
-    name: str,
-    cost: CostModel,
-    target: Target,
-    *,
-    scores: Scores,
-    keep_ratios: Mapping[str, float],
-) -> Counts:
+def allocate(name: str, cost: CostModel, target: Target, *, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
     """The width vector of the allocation `name`, shape `(G,)`, within `target`.
 
     Raises:
         BudgetError: if even the narrowest network is above the target.
     """
-    check_reachable(
-        cost,
-        target.budget,
-        min_channels=target.min_channels,
-        multiple_of=target.multiple_of,
-    )
+    check_reachable(cost, target.budget, min_channels=target.min_channels, multiple_of=target.multiple_of)
     return ALLOCATIONS[name](cost, target, scores, keep_ratios)
 
 
 def select(
-    scores: Scores,
-    cost: CostModel,
-    widths: Counts,
-    *,
-    method: str,
-    settings: Mapping[str, Setting],
+    scores: Scores, cost: CostModel, widths: Counts, *, method: str, settings: Mapping[str, Setting]
 ) -> Candidate:
     """The candidate that keeps the best-scored channels of each group; of equal scores the lower index stays."""
     kept = {}
@@ -111,11 +94,7 @@ def global_rank(cost: CostModel, target: Target, scores: Scores, keep_ratios: Ma
 
 Allocation = Callable[[CostModel, Target, Scores, Mapping[str, float]], Counts]
 
-ALLOCATIONS: dict[str, Allocation] = {
-    "ratios": ratios,
-    "uniform": uniform,
-    "global_rank": global_rank,
-}
+ALLOCATIONS: dict[str, Allocation] = {"ratios": ratios, "uniform": uniform, "global_rank": global_rank}
 """How widths are found, by name."""
 
 

@@ -28,12 +28,7 @@ from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.surgery import kept_positions, slice_parameters
 from raprune.tracing.forward import architecture_hash
-from raprune.tracing.graph import (
-    ChannelGraph,
-    IndexArray,
-    pack_positions,
-    unpack_positions,
-)
+from raprune.tracing.graph import ChannelGraph, IndexArray, pack_positions, unpack_positions
 from raprune.trial import Trial
 
 RECIPE = "recipe.json"
@@ -130,10 +125,7 @@ def read_recipe(store: Store, folder: str) -> dict[str, Any]:
     """
     where = f"{store.name}/{folder}".rstrip("/")
     if not store.exists(f"{folder}/{RECIPE}" if folder else RECIPE):
-        raise RecipeError(
-            f"{where}: no {RECIPE} there.",
-            hint="Give a folder that `raprune export` wrote.",
-        )
+        raise RecipeError(f"{where}: no {RECIPE} there.", hint="Give a folder that `raprune export` wrote.")
     try:
         recipe = json.loads(store.read_bytes(f"{folder}/{RECIPE}" if folder else RECIPE))
     except ValueError as error:

@@ -51,8 +51,7 @@ class CostModel:
     def vector(self, widths: Mapping[str, int]) -> Counts:
         """The width vector of a mapping; groups that are not named stay whole. Shape `(G,)`."""
         return np.array(
-            [widths.get(name, n) for name, n in zip(self.group_names, self.num_channels, strict=True)],
-            dtype=np.int64,
+            [widths.get(name, n) for name, n in zip(self.group_names, self.num_channels, strict=True)], dtype=np.int64
         )
 
     def smallest(self, *, min_channels: int = 1, multiple_of: int = 1) -> Counts:

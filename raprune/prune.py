@@ -43,14 +43,7 @@ class Pruned:
 class Pruner:
     """Makes candidates of one dense network. Holds what they share: costs, scores and calibration images."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        graph: ChannelGraph,
-        search: SamplerSpec,
-        *,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, workload: Workload, graph: ChannelGraph, search: SamplerSpec, *, seed: int = 0) -> None:
         self.workload = workload
         self.graph = graph
         self.cost = CostModel(graph)
@@ -72,11 +65,7 @@ class Pruner:
         return self._trial(proposal, pruned, result, started, after_repair=result.accuracy), pruned.model
 
     def finetune(
-        self,
-        proposal: Proposal,
-        parent: Proposal,
-        spec: TrainSpec,
-        on_epoch: Callable[[Epoch], None] | None = None,
+        self, proposal: Proposal, parent: Proposal, spec: TrainSpec, on_epoch: Callable[[Epoch], None] | None = None
     ) -> tuple[Trial, nn.Module]:
         """The network of `parent`, made again and fine-tuned with the dense network as teacher; and its trial.
 
@@ -96,14 +85,7 @@ class Pruner:
             on_epoch=on_epoch,
         )
         result = self._evaluate(pruned.model)
-        trial = self._trial(
-            proposal,
-            pruned,
-            result,
-            started,
-            after_repair=repaired.accuracy,
-            epochs=spec.epochs,
-        )
+        trial = self._trial(proposal, pruned, result, started, after_repair=repaired.accuracy, epochs=spec.epochs)
         return trial, pruned.model
 
     def cut_and_repair(self, proposal: Proposal, *, judge_cut: bool = False) -> Pruned:
@@ -115,20 +97,8 @@ class Pruner:
             min_channels=self._search.min_channels,
             multiple_of=self._search.multiple_of,
         )
-        widths = allocate(
-            proposal.allocation,
-            self.cost,
-            target,
-            scores=scores,
-            keep_ratios=proposal.keep_ratios,
-        )
-        candidate = select(
-            scores,
-            self.cost,
-            widths,
-            method=proposal.method,
-            settings=proposal.settings,
-        )
+        widths = allocate(proposal.allocation, self.cost, target, scores=scores, keep_ratios=proposal.keep_ratios)
+        candidate = select(scores, self.cost, widths, method=proposal.method, settings=proposal.settings)
         model = cut(self.workload.model, self.graph, candidate)
         after_cut = self._evaluate(model).accuracy if judge_cut else None
         method.repair(model, self._batches)
@@ -136,11 +106,7 @@ class Pruner:
 
     def _score(self, method: Method, settings: Mapping[str, Setting], seed: int) -> Scores:
         """Scores, computed once for each method and setting; `random` anew for each seed."""
-        key = (
-            type(method),
-            tuple(sorted(settings.items())),
-            seed if method.seeded else None,
-        )
+        key = (type(method), tuple(sorted(settings.items())), seed if method.seeded else None)
         if key not in self._scores:
             if method.seeded:
                 return method.score(self.workload.model, self.graph, self._batches, seed=seed)
@@ -193,10 +159,5 @@ class Pruner:
 def single_proposal(*, method: str, allocation: str, target_flops: float, seed: int) -> Proposal:
     """A proposal outside any search, for `raprune prune`."""
     return Proposal(
-        number=0,
-        method=method,
-        allocation=allocation,
-        target_flops=target_flops,
-        seed=seed,
-        stage=Stage.SEARCH,
+        number=0, method=method, allocation=allocation, target_flops=target_flops, seed=seed, stage=Stage.SEARCH
     )

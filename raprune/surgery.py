@@ -155,19 +155,13 @@ def _fix_sizes(module: nn.Module) -> None:
     if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
         depthwise = module.groups == module.in_channels and module.groups > 1
         if module.transposed:
-            module.in_channels, module.out_channels = (
-                weight.shape[0],
-                weight.shape[1] * module.groups,
-            )
+            module.in_channels, module.out_channels = (weight.shape[0], weight.shape[1] * module.groups)
         elif depthwise:
             multiplier = module.out_channels // module.in_channels
             module.out_channels = weight.shape[0]
             module.groups = module.in_channels = weight.shape[0] // multiplier
         else:
-            module.out_channels, module.in_channels = (
-                weight.shape[0],
-                weight.shape[1] * module.groups,
-            )
+            module.out_channels, module.in_channels = (weight.shape[0], weight.shape[1] * module.groups)
     elif isinstance(module, nn.Linear) and weight is not None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):

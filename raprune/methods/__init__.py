@@ -34,11 +34,4 @@ def method_named(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = [
-    "METHODS",
-    "Batches",
-    "Method",
-    "Scores",
-    "method_named",
-    "reestimate_batch_norm",
-]
+__all__ = ["METHODS", "Batches", "Method", "Scores", "method_named", "reestimate_batch_norm"]

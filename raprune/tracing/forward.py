@@ -17,15 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from raprune.errors import ModelError
-from raprune.tracing.graph import (
-    ChannelGraph,
-    Factor,
-    Frozen,
-    Group,
-    IndexArray,
-    Member,
-    Term,
-)
+from raprune.tracing.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
 from raprune.tracing.rules import RULES
 from raprune.tracing.shadow import CostRecord, Tracer
 
@@ -66,10 +58,7 @@ def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
         digest.update(
             f"{name}:{kind.__module__}.{kind.__qualname__}({module.extra_repr()}){_settings(module)}".encode()
         )
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
     own = {type(module).__module__ for module in model.modules()}
     for module_name in sorted(name for name in own if name.partition(".")[0] not in ("torch", "torchvision", "timm")):
@@ -143,12 +132,7 @@ def _components(tracer: Tracer) -> IndexArray:
         open_pairs = a != b
         if not open_pairs.any():
             return labels
-        left, right, a, b = (
-            left[open_pairs],
-            right[open_pairs],
-            a[open_pairs],
-            b[open_pairs],
-        )
+        left, right, a, b = (left[open_pairs], right[open_pairs], a[open_pairs], b[open_pairs])
         np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))
         while True:
             jumped = labels[labels]
@@ -171,10 +155,7 @@ def _frozen_labels(tracer: Tracer, labels: IndexArray) -> tuple[np.ndarray, dict
 
 
 def _groups(
-    tracer: Tracer,
-    labels: IndexArray,
-    frozen: np.ndarray,
-    reasons: dict[int, tuple[str, str]],
+    tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
 ) -> tuple[list[Group], IndexArray]:
     """Classes that slice the same axes, as groups; and for each id the number of its group, -1 where it stays.
 
@@ -191,11 +172,7 @@ def _groups(
     label = labels[ids]
     free = ~frozen[label]
     order = np.lexsort((position[free], axis_number[free], label[free]))
-    label, axis_number, position = (
-        label[free][order],
-        axis_number[free][order],
-        position[free][order],
-    )
+    label, axis_number, position = (label[free][order], axis_number[free][order], position[free][order])
     group_of_label = np.full(len(labels), -1, dtype=np.int64)
     if not len(label):
         return [], group_of_label
@@ -293,10 +270,7 @@ def _term(record: CostRecord, factors: _FactorTable) -> Term:
 
 
 def _frozen_report(
-    tracer: Tracer,
-    labels: IndexArray,
-    frozen: np.ndarray,
-    reasons: dict[int, tuple[str, str]],
+    tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
 ) -> Iterator[Frozen]:
     """One line a layer and reason for written channels that stay."""
     for (name, axis), module in tracer.written.items():

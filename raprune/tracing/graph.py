@@ -135,12 +135,7 @@ class ChannelGraph:
                     "num_channels": g.num_channels,
                     "maskable": g.maskable,
                     "members": [
-                        {
-                            "parameter": m.parameter,
-                            "axis": m.axis,
-                            "writes": m.writes,
-                            **_pack(m.indices),
-                        }
+                        {"parameter": m.parameter, "axis": m.axis, "writes": m.writes, **_pack(m.indices)}
                         for m in g.members
                     ],
                 }
@@ -193,10 +188,7 @@ def _pack(indices: IndexArray) -> dict[str, Any]:
     start = int(indices[0, 0])
     stride = int(indices[1, 0] - indices[0, 0]) if rows > 1 else 0
     step = int(indices[0, 1] - indices[0, 0]) if columns > 1 else 0
-    if np.array_equal(
-        indices,
-        start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :],
-    ):
+    if np.array_equal(indices, start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :]):
         return {"affine": [start, rows, stride, columns, step]}
     return {"indices": indices.tolist()}
 

@@ -176,10 +176,7 @@ class _Bench:
             except Exception as error:
                 where = stack[-1] if stack else ""
                 text = str(error).strip().split("\n")[0]
-                return _Failure(
-                    f"the cut network stops in {where or 'its forward'}: {text[:120]}",
-                    where,
-                )
+                return _Failure(f"the cut network stops in {where or 'its forward'}: {text[:120]}", where)
         self.cuts += 1
         if out.shape != self._reference.shape:
             return _Failure("the cut network's output has another shape")

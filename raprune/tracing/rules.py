@@ -12,17 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raprune.tracing.shadow import (
-    AxisUse,
-    Call,
-    ParameterShadow,
-    Shadow,
-    Tracer,
-    collapse,
-    compact,
-    line,
-    varies,
-)
+from raprune.tracing.shadow import AxisUse, Call, ParameterShadow, Shadow, Tracer, collapse, compact, line, varies
 
 aten = torch.ops.aten
 
@@ -68,14 +58,7 @@ def _depthwise(tracer: Tracer, ids: Tensor | None, onto: AxisUse, channels: int)
         tracer.couple(ids.repeat_interleave(multiplier), onto.ids)
 
 
-def _grouped(
-    tracer: Tracer,
-    ids: Tensor | None,
-    into: AxisUse,
-    onto: AxisUse,
-    groups: int,
-    transposed: bool,
-) -> None:
+def _grouped(tracer: Tracer, ids: Tensor | None, into: AxisUse, onto: AxisUse, groups: int, transposed: bool) -> None:
     if transposed:
         for use in (into, onto):
             tracer.freeze(use.ids, "transposed convolution in groups")
@@ -292,10 +275,7 @@ def _elementwise(tracer: Tracer, inputs: tuple[Tensor, ...], out: Tensor) -> Non
 
 
 def _elementwise_parameters(
-    tracer: Tracer,
-    inputs: tuple[Tensor, ...],
-    shadows: list[Shadow | None],
-    out: Tensor,
+    tracer: Tracer, inputs: tuple[Tensor, ...], shadows: list[Shadow | None], out: Tensor
 ) -> None:
     """Parameters alone: one that is scaled keeps its axes, several that meet are a computed weight."""
     first = next(s for s in shadows if isinstance(s, ParameterShadow))
@@ -484,11 +464,7 @@ def _touched_axes(call: Call) -> list[int]:
         return [d % x.dim() for d in dims]
     dim = int(call.arg(1, "dim", 0)) % x.dim()
     if name == "slice":
-        start, end, step = (
-            call.arg(2, "start") or 0,
-            call.arg(3, "end"),
-            call.arg(4, "step", 1),
-        )
+        start, end, step = (call.arg(2, "start") or 0, call.arg(3, "end"), call.arg(4, "step", 1))
         if start == 0 and (end is None or end >= x.shape[dim]) and step == 1:
             return []
     return [dim]
@@ -565,12 +541,7 @@ def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int],
                 size_out *= after[j]
                 outside.append(j)
                 j += 1
-        blocks.append(
-            (
-                [d for d in inside if d < len(before)],
-                [d for d in outside if d < len(after)],
-            )
-        )
+        blocks.append(([d for d in inside if d < len(before)], [d for d in outside if d < len(after)]))
     return blocks
 
 
@@ -686,22 +657,8 @@ def _first(out: Any) -> Tensor:
     return first
 
 
-_RESHAPES = {
-    aten.view,
-    aten._unsafe_view,
-    aten.reshape,
-    aten._reshape_alias,
-    aten.view_copy,
-}
-_COPIES = {
-    aten.clone,
-    aten._to_copy,
-    aten.detach,
-    aten.alias,
-    aten.lift_fresh,
-    aten.contiguous,
-    aten.lift_fresh_copy,
-}
+_RESHAPES = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy}
+_COPIES = {aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, aten.contiguous, aten.lift_fresh_copy}
 
 
 def _packets(names: str) -> list[Any]:
@@ -719,10 +676,7 @@ _TABLE: list[tuple[Callable[[Call], None], str]] = [
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
         "_scaled_dot_product_fused_attention_overrideable",
     ),
-    (
-        batch_norm,
-        "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm",
-    ),
+    (batch_norm, "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm"),
     (group_norm, "native_group_norm"),
     (layer_norm, "native_layer_norm"),
     (
@@ -731,10 +685,7 @@ _TABLE: list[tuple[Callable[[Call], None], str]] = [
         "clamp_max gelu_ celu celu_ selu selu_ mish mish_ threshold_ native_dropout",
     ),
     (copy_into, "copy_"),
-    (
-        same_shape_constant,
-        "zeros_like ones_like empty_like full_like rand_like randn_like",
-    ),
+    (same_shape_constant, "zeros_like ones_like empty_like full_like rand_like randn_like"),
     (only_shape, "new_zeros new_ones new_empty new_full new_empty_strided"),
     (fill, "zero_ fill_"),
     (
@@ -744,20 +695,14 @@ _TABLE: list[tuple[Callable[[Call], None], str]] = [
         "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_nearest_exact2d "
         "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d mkldnn_max_pool2d",
     ),
-    (
-        reduction,
-        "mean sum amax amin max min var std var_mean prod linalg_vector_norm norm logsumexp argmax any all",
-    ),
+    (reduction, "mean sum amax amin max min var std var_mean prod linalg_vector_norm norm logsumexp argmax any all"),
     (along_axis, "_softmax _log_softmax _safe_softmax cumsum"),
     (
         move,
         "permute transpose t expand squeeze unsqueeze clone _to_copy detach alias lift_fresh lift_fresh_copy "
         "permute_copy transpose_copy t_copy expand_copy squeeze_copy unsqueeze_copy repeat",
     ),
-    (
-        at_fixed_positions,
-        "slice select index index_select roll flip diagonal gather unfold narrow unbind",
-    ),
+    (at_fixed_positions, "slice select index index_select roll flip diagonal gather unfold narrow unbind"),
     (split, "split split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes"),
     (view, "view _unsafe_view reshape _reshape_alias"),
     (concatenate, "cat stack"),

@@ -212,12 +212,7 @@ class Tracer(TorchDispatchMode):
     def num_ids(self) -> int:
         return self._next_id
 
-    def couple(
-        self,
-        left: IndexArray | Tensor,
-        right: IndexArray | Tensor,
-        why: str = "meets fixed slots",
-    ) -> None:
+    def couple(self, left: IndexArray | Tensor, right: IndexArray | Tensor, why: str = "meets fixed slots") -> None:
         """The ids of `left` and `right` are removed together, position by position; one that meets 0 stays."""
         a, b = _numpy(left), _numpy(right)
         if a.shape != b.shape:
@@ -271,14 +266,7 @@ class Tracer(TorchDispatchMode):
         shape = [-1 if d == dim else 1 for d in range(out.dim())]
         self.pass_on(out, torch.from_numpy(use.ids).view(shape).expand(out.shape))
 
-    def count(
-        self,
-        func: Any,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        out: Any,
-        axes: Iterable[Any],
-    ) -> None:
+    def count(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, axes: Iterable[Any]) -> None:
         """Note the FLOPs of an operation: PyTorch's own count, and the ids along the axes that it is a product of."""
         counter = flop_registry.get(func.overloadpacket)
         if counter is not None:
@@ -295,11 +283,7 @@ class Tracer(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         strides = args[0].stride() if args and isinstance(args[0], Tensor) else ()
