@@ -26,7 +26,7 @@ from raprune.spec import SamplerSpec, TrainSpec
 from raprune.surgery import cut
 from raprune.tracing.graph import ChannelGraph
 from raprune.training import Epoch, train
-from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+from raprune.trial import Metrics, Proposal, Trial, TrialState
 from raprune.workload import Workload
 
 
@@ -154,10 +154,3 @@ class Pruner:
             started_at=started,
             worker=f"{socket.gethostname()}:{os.getpid()}",
         )
-
-
-def single_proposal(*, method: str, allocation: str, target_flops: float, seed: int) -> Proposal:
-    """A proposal outside any search, for `raprune prune`."""
-    return Proposal(
-        number=0, method=method, allocation=allocation, target_flops=target_flops, seed=seed, stage=Stage.SEARCH
-    )

@@ -14,7 +14,7 @@ from raprune.data import load_data
 from raprune.errors import BudgetError, UsageError
 from raprune.evaluate import evaluate
 from raprune.methods import METHODS
-from raprune.prune import Pruner, single_proposal
+from raprune.prune import Pruner
 from raprune.spec import DataSpec, SamplerSpec, SearchSpec, TrainSpec
 from raprune.tracing import trace
 from raprune.tracing.proof import prove
@@ -49,7 +49,7 @@ def pruner(search: SamplerSpec = SPEC.search) -> Pruner:
 
 
 def proposal(method: str = "l2", allocation: str = "uniform", flops: float = 0.4) -> Proposal:
-    return single_proposal(method=method, allocation=allocation, target_flops=flops, seed=1)
+    return Proposal(number=0, method=method, allocation=allocation, target_flops=flops, seed=1)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)

@@ -29,10 +29,7 @@ def convolution(call: Call) -> None:
     if transposed:
         into, onto = onto, into
     if into is None or onto is None:
-        tracer.freeze_value(x, "convolution with a weight that is computed")
-        tracer.freeze_value(weight, "convolution with a weight that is computed")
-        tracer.set_shadow(out, None)
-        tracer.count(call.func, call.args, call.kwargs, out, ())
+        _freeze_computed(call, x, weight, "convolution with a weight that is computed")
         return
     tracer.count(call.func, call.args, call.kwargs, out, (into.ids, onto.ids))
     in_channels = x.shape[1]
@@ -40,14 +37,28 @@ def convolution(call: Call) -> None:
         _depthwise(tracer, ids, onto, groups)
     elif groups > 1:
         _grouped(tracer, ids, into, onto, groups, transposed)
-    elif ids is None:
-        tracer.freeze(into.ids, "reads the network's input or channels that stay")
     else:
-        tracer.couple(ids, into.ids)
+        _read(tracer, ids, into)
     _couple_vector(tracer, bias, onto)
     tracer.write(onto, out, 1)
     if groups > 1 and not transposed and groups != in_channels:
         _equal_parts(tracer, out, 1, groups)
+
+
+def _freeze_computed(call: Call, x: Tensor, weight: Tensor, reason: str) -> None:
+    """A weight that is no plain view of a parameter: nothing is known of what it reads and writes."""
+    for value in (x, weight):
+        call.tracer.freeze_value(value, reason)
+    call.tracer.set_shadow(call.out, None)
+    call.tracer.count(call.func, call.args, call.kwargs, call.out, ())
+
+
+def _read(tracer: Tracer, ids: Tensor | None, into: AxisUse) -> None:
+    """The incoming ids meet the weight's input axis; without any, that axis stays."""
+    if ids is None:
+        tracer.freeze(into.ids, "reads the network's input or channels that stay")
+    else:
+        tracer.couple(ids, into.ids)
 
 
 def _depthwise(tracer: Tracer, ids: Tensor | None, onto: AxisUse, channels: int) -> None:
@@ -103,16 +114,10 @@ def _linear(call: Call, x: Tensor, weight: Tensor, bias: Any) -> None:
     into, onto = tracer.axis(weight, 0), tracer.axis(weight, 1)
     ids = tracer.channels(x, 1, "linear layer over an input whose rows carry channels")
     if into is None or onto is None:
-        tracer.freeze_value(x, "linear layer with a weight that is computed")
-        tracer.freeze_value(weight, "linear layer with a weight that is computed")
-        tracer.set_shadow(out, None)
-        tracer.count(call.func, call.args, call.kwargs, out, ())
+        _freeze_computed(call, x, weight, "linear layer with a weight that is computed")
         return
     tracer.count(call.func, call.args, call.kwargs, out, (into.ids, onto.ids))
-    if ids is None:
-        tracer.freeze(into.ids, "reads the network's input or channels that stay")
-    else:
-        tracer.couple(ids, into.ids)
+    _read(tracer, ids, into)
     _couple_vector(tracer, bias, onto)
     tracer.write(onto, out, 1)
 
