@@ -21,7 +21,7 @@ from raprune.budget import Budget
 from raprune.candidate import Candidate, Setting
 from raprune.cost import CostModel
 from raprune.evaluate import Evaluation, evaluate
-from raprune.methods import Method, Scores, method_named
+from raprune.methods import Cut, Method, Scores, method_named
 from raprune.spec import SamplerSpec, TrainSpec
 from raprune.surgery import cut
 from raprune.tracing.graph import ChannelGraph
@@ -101,7 +101,7 @@ class Pruner:
         candidate = select(scores, self.cost, widths, method=proposal.method, settings=proposal.settings)
         model = cut(self.workload.model, self.graph, candidate)
         after_cut = self._evaluate(model).accuracy if judge_cut else None
-        method.repair(model, self._batches)
+        method.repair(model, self._batches, Cut(self.workload.model, self.graph, candidate.kept))
         return Pruned(model, candidate, after_cut)
 
     def _score(self, method: Method, settings: Mapping[str, Setting], seed: int) -> Scores:

@@ -5,7 +5,7 @@ from raprune.methods.activation import Activation
 from raprune.methods.apoz import Apoz
 from raprune.methods.fpgm import Fpgm
 from raprune.methods.magnitude import L1, L2
-from raprune.methods.method import Batches, Method, Scores, reestimate_batch_norm
+from raprune.methods.method import Batches, Bench, Cut, Method, Network, Regularizer, Scores, Step, reestimate_batch_norm
 from raprune.methods.random import Random
 from raprune.methods.taylor import Taylor
 
@@ -34,4 +34,16 @@ def method_named(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Batches", "Method", "Scores", "method_named", "reestimate_batch_norm"]
+__all__ = [
+    "METHODS",
+    "Batches",
+    "Bench",
+    "Cut",
+    "Method",
+    "Network",
+    "Regularizer",
+    "Scores",
+    "Step",
+    "method_named",
+    "reestimate_batch_norm",
+]

@@ -1,10 +1,15 @@
-"""What a method is: up to four hooks, each with a default."""
+"""What a method is: up to four hooks, each with a default, or a path of its own.
+
+    regularize -> score -> allocate (the searcher's widths, or by `damage`) -> cut -> repair
+
+A method that trains while it cuts (`path`) takes the place of the last three steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +23,93 @@ Scores = dict[str, npt.NDArray[np.float64]]
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives the calibration batches afresh at each call: images `(B, C, H, W)`, normalised, and labels `(B,)`."""
+
+
+Kept = Mapping[str, tuple[int, ...]]
+"""Group name -> ascending channels that stay."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network on its way to being condensed."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    """Of `model` as it is now: its groups have the channels that are left, counted from 0."""
+    kept: Kept
+    """For every group, the channels of the dense network that `model` still has, in its order."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a network was cut: out of which one, and what stays."""
+
+    dense: nn.Module
+    """The network before the cut, in evaluation mode."""
+    graph: ChannelGraph
+    """Of `dense`."""
+    kept: Kept
+    """Channels of `dense`; a group that is not named is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularizer:
+    """A training phase of the whole network, before anything is cut. Equal ones give the same network, trained once.
+
+    Its fields, and nothing else, say what the phase does.
+    """
+
+    epochs: float
+    lr: float
+    """Peak learning rate."""
+
+    def __call__(self, model: nn.Module) -> None:
+        """Add the penalty's gradient to the parameters' `grad`: called between the backward pass and the step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One network of a path."""
+
+    network: Network
+    epochs: float
+    """Of training since the dense network."""
+    maxout: Mapping[str, int] = field(default_factory=dict)
+    """Module -> candidates a unit, for modules whose output goes through a maximum over so many adjacent channels."""
+    settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """What tells this network from others of the path that keep the same channels."""
+
+
+class Bench(Protocol):
+    """What a method that trains while it cuts may use."""
+
+    @property
+    def seed(self) -> int:
+        """Of this run of the method."""
+
+    def calibration(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The calibration batches (`Batches`)."""
+
+    def training(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The whole training split in order, without augmentation: images `(B, C, H, W)` and labels `(B,)`."""
+
+    def train(
+        self,
+        model: nn.Module,
+        epochs: float,
+        *,
+        lr: float | None = None,
+        regularize: Callable[[nn.Module], None] | None = None,
+        distil: bool = False,
+    ) -> None:
+        """Train in place with the job's fine-tuning settings; `regularize` may change the gradients before a step."""
+
+    def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
+        """Which images of the validation split, or of one fixed part of it, are classified rightly: bool `(N,)`."""
+
+    def cut(self, network: Network, kept: Kept) -> Network:
+        """A smaller network with only the channels `kept` of `network`, counted as `network.graph` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +127,43 @@ class Method:
     seeded: ClassVar[bool] = False
     """Whether another seed gives other scores; they are then not shared between candidates."""
 
+    def regularize(self) -> Regularizer | None:
+        """How the network is trained before it is scored and cut; None: not at all."""
+        return None
+
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
-        """One finite score a channel for every group of `graph`; higher means keep. `model` is left unchanged."""
+        """One finite score a channel for every group of `graph`; higher means keep. `model` is left unchanged.
+
+        A group's scores do not depend on which other groups are in `graph`: they are computed in parts.
+        """
         raise TypeError(f"{type(self).__name__} has no score")
 
-    def repair(self, model: nn.Module, batches: Batches) -> None:
+    def damage(self, scores: Scores) -> Scores:
+        """Group name -> predicted damage when its m lowest-scored channels go, m = 0 .. num_channels; ascending.
+
+        Default: the sum of the scores that go, as a share of the group's.
+        """
+        return {name: _share_of_sum(values) for name, values in scores.items()}
+
+    def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
         """Mend the weights of a network that was cut, in place. Default: batch-norm re-estimation."""
         reestimate_batch_norm(model, batches)
+
+    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
+        """The networks on the way from `dense` to one with at most `widths` channels in each group, which is the last.
+
+        Only for methods that train while they cut. `dense` is left unchanged.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def has_path(cls) -> bool:
+        return cls.path is not Method.path
+
+
+def _share_of_sum(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    ascending = np.sort(scores - min(0.0, float(scores.min())))
+    return np.concatenate([[0.0], np.cumsum(ascending)]) / max(float(ascending.sum()), 1e-30)
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:

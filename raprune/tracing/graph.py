@@ -7,8 +7,8 @@ A *class* is a set of parameter slices that must be removed together; a *group* 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -123,6 +123,44 @@ class ChannelGraph:
             shapes=self.shapes,
             notes=self.notes,
         )
+
+    def only(self, names: Iterable[str]) -> ChannelGraph:
+        """The graph with the groups of these names alone; the others are whole."""
+        wanted = set(names)
+        others = {group.name: "left out" for group in self.groups if group.name not in wanted}
+        return replace(self.without(others), frozen=self.frozen)
+
+    def after(self, kept: Mapping[str, tuple[int, ...]]) -> ChannelGraph:
+        """The graph of the network that keeps only these channels: what is left is counted from 0.
+
+        A group that is not named stays whole. Costs stay those of the same closed form, as they are functions of the
+        widths.
+        """
+        stays = {group.name: np.arange(group.num_channels) for group in self.groups}
+        stays |= {name: np.asarray(channels, dtype=np.int64) for name, channels in kept.items()}
+        left: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
+        for group in self.groups:
+            gone = np.delete(np.arange(group.num_channels), stays[group.name])
+            for member in group.members:
+                size = self.shapes[member.parameter][member.axis]
+                key = (member.parameter, member.axis)
+                left.setdefault(key, np.ones(size, dtype=bool))[member.indices[gone].reshape(-1)] = False
+        position = {key: np.cumsum(mask) - 1 for key, mask in left.items()}
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        for (parameter, axis), mask in left.items():
+            shapes[parameter][axis] = int(mask.sum())
+        groups = tuple(
+            replace(
+                group,
+                num_channels=len(stays[group.name]),
+                members=tuple(
+                    replace(m, indices=position[m.parameter, m.axis][m.indices[stays[group.name]]])
+                    for m in group.members
+                ),
+            )
+            for group in self.groups
+        )
+        return replace(self, groups=groups, shapes={name: tuple(shape) for name, shape in shapes.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back to an equal graph."""

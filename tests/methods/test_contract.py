@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.errors import UsageError
-from raprune.methods import METHODS, method_named
+from raprune.methods import METHODS, Cut, method_named
 from raprune.tracing import ChannelGraph
 from tests.tracing.networks import build
 from tests.tracing.proved import proved
@@ -95,7 +95,7 @@ def test_a_data_free_method_never_asks_for_batches(method: str) -> None:
 def test_a_repair_mends_in_place_and_keeps_the_shapes(method: str) -> None:
     model, batches = build("Residual"), Counted()
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    method_named(method)().repair(model, batches)
+    method_named(method)().repair(model, batches, Cut(build("Residual"), proved("Residual")[1], {}))
     assert {name: value.shape for name, value in model.state_dict().items()} == shapes
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert not any(module.training for module in model.modules())
