@@ -21,6 +21,9 @@ from raprune.errors import BudgetError
 Scores = Mapping[str, npt.NDArray[np.float64]]
 """Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
 
+Damage = Mapping[str, npt.NDArray[np.float64]]
+"""Group name -> predicted damage when its m lowest-scored channels go, m = 0 .. num_channels; ascending."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -31,8 +34,18 @@ class Target:
     multiple_of: int = 1
 
 
-def allocate(name: str, cost: CostModel, target: Target, *, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
+def allocate(
+    name: str,
+    cost: CostModel,
+    target: Target,
+    *,
+    scores: Scores,
+    keep_ratios: Mapping[str, float],
+    damage: Damage | None = None,
+) -> Counts:
     """The width vector of the allocation `name`, shape `(G,)`, within `target`.
+
+    `damage` is what the method predicts (`Method.damage`); without it, `least_damage` takes the sum of the scores.
 
     Raises:
         BudgetError: if even the narrowest network is above the target.

@@ -13,6 +13,9 @@ from math import prod
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from raprune.tracing.graph import ChannelGraph, Term
 
@@ -91,6 +94,16 @@ class CostModel:
                 products *= factors[..., [positions[k] for positions, _ in rows]]
             total += products @ coefficients
         return np.rint(total).astype(np.int64)
+
+
+def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """FLOPs for the one image `x`, counted while it runs, and parameters."""
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    model.train(training)
+    return int(counter.get_total_flops()), sum(parameter.numel() for parameter in model.parameters())
 
 
 def share_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:

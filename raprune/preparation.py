@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from raprune.allocate import check_reachable
+from raprune.allocate import ALLOCATIONS, check_reachable
 from raprune.cost import CostModel
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
@@ -45,8 +45,7 @@ def prepare(spec: SearchSpec) -> Prepared:
         UsageError: if a name, a field or a file is wrong, or the budget is out of reach.
         DataError, ModelError: if data or network do not work.
     """
-    for name in spec.methods:
-        method_named(name)
+    _check_names(spec)
     data = load_data(spec.data, seed=spec.seed)
     # On the CPU: the driver may have no GPU.
     workload = build_workload(spec, data=data, device="cpu")
@@ -62,6 +61,30 @@ def prepare(spec: SearchSpec) -> Prepared:
     limits = {"min_channels": spec.search.min_channels, "multiple_of": spec.search.multiple_of}
     check_reachable(cost, spec.budget, **limits)
     return Prepared(data, workload.weights(), proof, cost)
+
+
+def _check_names(spec: SearchSpec) -> None:
+    """Names of methods, their settings and allocations: looked up before any work."""
+    for name in spec.methods:
+        method_named(name)
+    for name, settings in spec.settings.items():
+        known = {field.name for field in fields(method_named(name))}
+        for key in settings:
+            if key not in known:
+                raise UsageError(
+                    f"settings.{name}.{key}: the method has no such hyper-parameter.",
+                    hint=f"Valid: {', '.join(sorted(known)) or 'none, this method has no hyper-parameters'}.",
+                )
+        try:
+            method_named(name)(**settings)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"settings.{name}: {error}", hint="`raprune methods` says what each takes.") from None
+    for name in spec.allocations:
+        if name not in ALLOCATIONS:
+            raise UsageError(
+                f"allocations {name!r}: no such allocation. Valid: {', '.join(sorted(ALLOCATIONS))}.",
+                hint="Leave it out and the search chooses among all.",
+            )
 
 
 def check_output(store: Store) -> None:

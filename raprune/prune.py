@@ -1,7 +1,9 @@
 """ONE CANDIDATE, top to bottom: the page to read first.
 
-    proposal -> score -> allocate -> cut -> repair -> evaluate -> (fine-tune -> evaluate) -> trial
+    proposal -> (train for the method) -> score -> allocate -> cut -> repair -> evaluate -> (fine-tune -> evaluate)
+             -> trial
 
+A method that trains while it cuts leads along a path of networks instead, each of them a trial.
 No Ray: `raprune prune` runs this in one process, and every trial of a search runs it in its actor.
 """
 
@@ -10,20 +12,24 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from raprune.allocate import Target, allocate, select
+from raprune.bench import WorkloadBench
 from raprune.budget import Budget
-from raprune.candidate import Candidate, Setting
-from raprune.cost import CostModel
+from raprune.candidate import Candidate
+from raprune.cost import CostModel, measured
 from raprune.evaluate import Evaluation, evaluate
-from raprune.methods import Cut, Method, Scores, method_named
-from raprune.spec import SamplerSpec, TrainSpec
-from raprune.surgery import cut
+from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step, method_named
+from raprune.spec import SearchSpec, TrainSpec
+from raprune.statistics import Arrays, Statistics, key_of
+from raprune.surgery import cut, rebuild
 from raprune.tracing.graph import ChannelGraph
 from raprune.training import Epoch, train
 from raprune.trial import Metrics, Proposal, Trial, TrialState
@@ -36,44 +42,75 @@ class Pruned:
 
     model: nn.Module
     candidate: Candidate
-    after_cut: float | None
+    epochs: float = 0.0
+    """Of training since the dense network."""
+    after_cut: float | None = None
     """Validation accuracy before the repair, where it was asked for."""
+    maxout: Mapping[str, int] = field(default_factory=dict)
+    """See `methods.Step`."""
+
+
+class Result(NamedTuple):
+    """A trial and its network."""
+
+    trial: Trial
+    model: nn.Module
 
 
 class Pruner:
     """Makes candidates of one dense network. Holds what they share: costs, scores and calibration images."""
 
-    def __init__(self, workload: Workload, graph: ChannelGraph, search: SamplerSpec, *, seed: int = 0) -> None:
+    def __init__(
+        self, workload: Workload, graph: ChannelGraph, spec: SearchSpec, *, statistics: Statistics | None = None
+    ) -> None:
         self.workload = workload
         self.graph = graph
         self.cost = CostModel(graph)
-        self._search = search
-        generator = torch.Generator().manual_seed(seed)
-        self._calibration = workload.train.take(min(search.calibration_images, len(workload.train)), generator)
-        self._scores: dict[tuple[object, ...], Scores] = {}
+        self.statistics = statistics or Statistics()
+        self._spec = spec
+        self._search = spec.search
+        generator = torch.Generator().manual_seed(spec.seed)
+        self._calibration = workload.train.take(min(spec.search.calibration_images, len(workload.train)), generator)
+        self._bases: dict[Regularizer, nn.Module] = {}
 
-    def prune(self, proposal: Proposal) -> tuple[Trial, nn.Module]:
+    def prune(self, proposal: Proposal) -> Result:
         """The proposal's network, cut and repaired, and its trial.
 
         Raises:
             UsageError: if the method or the allocation is unknown.
             BudgetError: if no widths meet the proposal's target.
         """
+        *_, last = self.results(proposal)
+        return last
+
+    def results(self, proposal: Proposal) -> Iterator[Result]:
+        """`prune`, after the networks on the way to it where the method trains while it cuts."""
+        if method_of(proposal).has_path():
+            yield from self._walk(proposal)
+            return
         started = time.time()
         pruned = self.cut_and_repair(proposal)
         result = self._evaluate(pruned.model)
-        return self._trial(proposal, pruned, result, started, after_repair=result.accuracy), pruned.model
+        yield Result(self._trial(proposal, pruned, result, started, after_repair=result.accuracy), pruned.model)
 
     def finetune(
-        self, proposal: Proposal, parent: Proposal, spec: TrainSpec, on_epoch: Callable[[Epoch], None] | None = None
-    ) -> tuple[Trial, nn.Module]:
-        """The network of `parent`, made again and fine-tuned with the dense network as teacher; and its trial.
+        self,
+        proposal: Proposal,
+        parent: Proposal,
+        spec: TrainSpec,
+        *,
+        start: Pruned | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> Result:
+        """The network of `parent`, made again unless it is given, and fine-tuned with the dense network as teacher.
+
+        Weights that were pruned one by one stay zero.
 
         Raises:
             ModelError: if the training diverges.
         """
         started = time.time()
-        pruned = self.cut_and_repair(parent, judge_cut=True)
+        pruned = start or self._made_again(parent)
         repaired = self._evaluate(pruned.model)
         train(
             pruned.model,
@@ -82,36 +119,145 @@ class Pruner:
             augment=self.workload.augment,
             seed=proposal.seed,
             teacher=self.workload.model if spec.distillation > 0 else None,
+            regularize=keep_zeros(pruned.model) if method_of(parent).has_path() else None,
             on_epoch=on_epoch,
         )
+        pruned = replace(pruned, epochs=pruned.epochs + spec.epochs)
         result = self._evaluate(pruned.model)
-        trial = self._trial(proposal, pruned, result, started, after_repair=repaired.accuracy, epochs=spec.epochs)
-        return trial, pruned.model
+        return Result(self._trial(proposal, pruned, result, started, after_repair=repaired.accuracy), pruned.model)
 
     def cut_and_repair(self, proposal: Proposal, *, judge_cut: bool = False) -> Pruned:
         """score -> allocate -> cut -> repair. `judge_cut` also evaluates between cut and repair."""
-        method = method_named(proposal.method)(**proposal.settings)
-        scores = self._score(method, proposal.settings, proposal.seed)
+        method = method_of(proposal)
+        base, epochs = self.base(method)
+        scores = self.scores(method, proposal.seed)
+        candidate = self._candidate(proposal, method, scores)
+        model = cut(base, self.graph, candidate)
+        after_cut = self._evaluate(model).accuracy if judge_cut else None
+        method.repair(model, self._batches, Cut(base, self.graph, candidate.kept))
+        return Pruned(model, candidate, epochs, after_cut)
+
+    def base(self, method: Method) -> tuple[nn.Module, float]:
+        """The network that the method scores and cuts, trained for it where it asks for that; and for how long."""
+        regularizer = method.regularize()
+        if regularizer is None:
+            return self.workload.model, 0.0
+        if regularizer not in self._bases:
+            weights = self.statistics.once(self.base_key(method), lambda: self._regularized(regularizer))
+            model = rebuild(self.workload.model, lambda name, tensor: tensor.clone())
+            model.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
+            self._bases[regularizer] = model.eval()
+        return self._bases[regularizer], regularizer.epochs
+
+    def scores(self, method: Method, seed: int) -> Scores:
+        """Scores of all groups, computed once for each method and setting; of a seeded method anew for each seed."""
+        if method.seeded:
+            return self.score_part(method, self.graph, seed)
+        return self.statistics.once(self.score_key(method), lambda: self.score_part(method, self.graph, seed))
+
+    def score_part(self, method: Method, graph: ChannelGraph, seed: int) -> Scores:
+        """Scores of the groups of `graph`: all, or some (`ChannelGraph.only`)."""
+        return method.score(self.base(method)[0], graph, self._batches, seed=seed)
+
+    def score_key(self, method: Method) -> str:
+        """Under which key the statistics hold the method's scores."""
+        content = {
+            **self._network,
+            "base": None if method.regularize() is None else self.base_key(method),
+            "groups": self.graph.widths,
+            "calibration": None if method.data_free else self._calibration_content,
+            "settings": method.behind_scores(),
+        }
+        return key_of(f"scores-{type(method).__name__.lower()}", content)
+
+    def base_key(self, method: Method) -> str:
+        """Under which key the statistics hold the weights that the method's training phase gives."""
+        regularizer = method.regularize()
+        assert regularizer is not None, "the method asks for no training"
+        content = {
+            **self._network,
+            "regularizer": [type(regularizer).__name__, asdict(regularizer)],
+            "training": self._phase(regularizer).model_dump(mode="json"),
+            "augment": self.workload.augment,
+            "seed": self._spec.seed,
+        }
+        return key_of("network", content)
+
+    def _candidate(self, proposal: Proposal, method: Method, scores: Scores) -> Candidate:
         target = Target(
             budget=Budget(flops=proposal.target_flops, params=proposal.target_params),
             min_channels=self._search.min_channels,
             multiple_of=self._search.multiple_of,
         )
-        widths = allocate(proposal.allocation, self.cost, target, scores=scores, keep_ratios=proposal.keep_ratios)
-        candidate = select(scores, self.cost, widths, method=proposal.method, settings=proposal.settings)
-        model = cut(self.workload.model, self.graph, candidate)
-        after_cut = self._evaluate(model).accuracy if judge_cut else None
-        method.repair(model, self._batches, Cut(self.workload.model, self.graph, candidate.kept))
-        return Pruned(model, candidate, after_cut)
+        widths = allocate(
+            proposal.allocation,
+            self.cost,
+            target,
+            scores=scores,
+            keep_ratios=proposal.keep_ratios,
+            damage=method.damage(scores),
+        )
+        return select(scores, self.cost, widths, method=proposal.method, settings=proposal.settings)
 
-    def _score(self, method: Method, settings: Mapping[str, Setting], seed: int) -> Scores:
-        """Scores, computed once for each method and setting; `random` anew for each seed."""
-        key = (type(method), tuple(sorted(settings.items())), seed if method.seeded else None)
-        if key not in self._scores:
-            if method.seeded:
-                return method.score(self.workload.model, self.graph, self._batches, seed=seed)
-            self._scores[key] = method.score(self.workload.model, self.graph, self._batches, seed=seed)
-        return self._scores[key]
+    def _walk(self, proposal: Proposal) -> Iterator[Result]:
+        for here, pruned, seconds in self._path(proposal):
+            # As if its making, which the next network's came after, had ended just now.
+            started = time.time() - seconds
+            result = self._evaluate(pruned.model)
+            yield Result(self._trial(here, pruned, result, started, after_repair=result.accuracy), pruned.model)
+
+    def _path(self, proposal: Proposal) -> Iterator[tuple[Proposal, Pruned, float]]:
+        """The networks of the method's path to the widths that its scores and the allocation give.
+
+        Each with its own proposal (the last has `proposal` itself), and the seconds that its making took.
+        """
+        method, started = method_of(proposal), time.time()
+        goal = self._candidate(proposal, method, self.scores(method, proposal.seed))
+        whole = {group.name: tuple(range(group.num_channels)) for group in self.graph.groups}
+        bench = WorkloadBench(self.workload, self._batches, seed=proposal.seed)
+        steps = method.path(Network(self.workload.model, self.graph, whole), goal.widths, bench)
+        step: Step | None = next(steps)
+        number = 0
+        while step is not None:
+            candidate = Candidate(proposal.method, step.network.kept, {**proposal.settings, **step.settings})
+            # A copy: the path may go on training the same network.
+            model = rebuild(step.network.model, lambda name, tensor: tensor.clone())
+            pruned = Pruned(model.eval(), candidate, step.epochs, maxout=step.maxout)
+            seconds, started = time.time() - started, time.time()
+            step = next(steps, None)
+            yield proposal if step is None else replace(proposal, step=number), pruned, seconds
+            number += 1
+
+    def _made_again(self, parent: Proposal) -> Pruned:
+        if not method_of(parent).has_path():
+            return self.cut_and_repair(parent, judge_cut=True)
+        return next(pruned for here, pruned, _ in self._path(replace(parent, step=None)) if here == parent)
+
+    def _regularized(self, regularizer: Regularizer) -> Arrays:
+        """The weights of the dense network after the method's own training phase."""
+        model = rebuild(self.workload.model, lambda name, tensor: tensor.clone())
+        train(
+            model,
+            self.workload.train,
+            self._phase(regularizer),
+            augment=self.workload.augment,
+            seed=self._spec.seed,
+            regularize=regularizer,
+        )
+        return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+
+    def _phase(self, regularizer: Regularizer) -> TrainSpec:
+        phase = {"epochs": regularizer.epochs, "lr": regularizer.lr, "distillation": 0.0}
+        return self._spec.finalists.train.model_copy(update=phase)
+
+    @cached_property
+    def _network(self) -> dict[str, Any]:
+        data = self.workload.data.fingerprint
+        return {"weights": self.workload.weights_hash, "architecture": self.graph.architecture, "data": data}
+
+    @property
+    def _calibration_content(self) -> list[int]:
+        return [len(self._calibration), self._search.eval_batch_size, self._spec.seed]
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         # Two at least: batch statistics of one image are none (methods/method.py).
@@ -121,17 +267,9 @@ class Pruner:
         return evaluate(model, self.workload.validation, batch_size=self._search.eval_batch_size)
 
     def _trial(
-        self,
-        proposal: Proposal,
-        pruned: Pruned,
-        result: Evaluation,
-        started: float,
-        *,
-        after_repair: float,
-        epochs: float = 0.0,
+        self, proposal: Proposal, pruned: Pruned, result: Evaluation, started: float, *, after_repair: float
     ) -> Trial:
-        widths = self.cost.vector(pruned.candidate.widths)
-        flops, params = int(self.cost.flops(widths)), int(self.cost.params(widths))
+        flops, params = self._costs(pruned)
         seconds = time.time() - started
         return Trial(
             trial_id=proposal.trial_id,
@@ -145,12 +283,40 @@ class Pruner:
                 params=params,
                 flops_fraction=flops / self.cost.dense_flops,
                 params_fraction=params / self.cost.dense_params,
+                zeros=sum(int((parameter == 0).sum()) for parameter in pruned.model.parameters()),
             ),
             accuracy_after_cut=pruned.after_cut,
             accuracy_after_repair=after_repair,
-            epochs=epochs,
+            epochs=pruned.epochs,
             seconds=seconds,
             gpu_seconds=seconds if self.workload.device.type == "cuda" else 0.0,
             started_at=started,
             worker=f"{socket.gethostname()}:{os.getpid()}",
         )
+
+    def _costs(self, pruned: Pruned) -> tuple[int, int]:
+        """FLOPs and parameters. The closed form knows no maximum over channels: with one they are counted."""
+        if pruned.maxout:
+            return measured(pruned.model, self.workload.example_input())
+        widths = self.cost.vector(pruned.candidate.widths)
+        return int(self.cost.flops(widths)), int(self.cost.params(widths))
+
+
+def method_of(proposal: Proposal) -> Method:
+    """The proposal's method with its hyper-parameters."""
+    return method_named(proposal.method)(**proposal.settings)
+
+
+def keep_zeros(model: nn.Module) -> Callable[[nn.Module], None] | None:
+    """What keeps a training from reviving weights that are zero now, by their gradients; None if there are none."""
+    masks = {name: p.detach() != 0 for name, p in model.named_parameters() if p.ndim > 1}
+    masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    if not masks:
+        return None
+
+    def mask_gradients(model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if name in masks and parameter.grad is not None:
+                parameter.grad *= masks[name]
+
+    return mask_gradients

@@ -8,13 +8,13 @@ from functools import partial
 
 import torch
 from safetensors.numpy import load as load_arrays
-from torch import nn
 
 from raprune.artifact import RECIPE, WEIGHTS, provenance, save, trial_provenance
+from raprune.candidate import Candidate
 from raprune.errors import StoreError, UsageError
 from raprune.evaluate import evaluate
 from raprune.preparation import DENSE, prepare
-from raprune.prune import Pruner
+from raprune.prune import Pruner, Result
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.training import Epoch
@@ -56,7 +56,7 @@ def prune_once(
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
     if spec.model.weights is None:
         train_dense(workload, spec, on_epoch=on_epoch and partial(on_epoch, "dense"))
-    pruner = Pruner(workload, prepared.graph, spec.search, seed=spec.seed)
+    pruner = Pruner(workload, prepared.graph, spec)
     proposal = Proposal(
         number=0,
         method=method,
@@ -67,13 +67,13 @@ def prune_once(
     )
     if finetune:
         tell = on_epoch and partial(on_epoch, "finetune")
-        trial, model = pruner.finetune(proposal, proposal, spec.finalists.train, on_epoch=tell)
+        result = pruner.finetune(proposal, proposal, spec.finalists.train, on_epoch=tell)
     else:
-        trial, model = pruner.prune(proposal)
+        result = pruner.prune(proposal)
     if store is not None:
-        _save(store, model, pruner, trial, spec)
+        _save(store, result, pruner, spec)
     dense = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
-    return Single(trial, dense.accuracy)
+    return Single(result.trial, dense.accuracy)
 
 
 def export(run: str, candidate: str, folder: str) -> str:
@@ -99,9 +99,9 @@ def export(run: str, candidate: str, folder: str) -> str:
         return trial.candidate.id
     spec = SearchSpec.model_validate(described["spec"])
     pruner = _pruner_of_run(source, spec)
-    again, model = pruner.prune(trial.proposal)
-    assert again.candidate == trial.candidate, "the same proposal gave other channels"
-    _save(target, model, pruner, again, spec)
+    again = pruner.prune(trial.proposal)
+    assert again.trial.candidate == trial.candidate, "the same proposal gave other channels"
+    _save(target, again, pruner, spec)
     return trial.candidate.id
 
 
@@ -123,19 +123,23 @@ def _pruner_of_run(store: Store, spec: SearchSpec) -> Pruner:
     prepared = prepare(spec)
     weights = dict(load_arrays(store.read_bytes(DENSE)))
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
-    return Pruner(workload, prepared.graph, spec.search, seed=spec.seed)
+    return Pruner(workload, prepared.graph, spec)
 
 
-def _save(store: Store, model: nn.Module, pruner: Pruner, trial: Trial, spec: SearchSpec) -> None:
-    assert trial.candidate is not None and trial.metrics is not None
+def _save(store: Store, result: Result, pruner: Pruner, spec: SearchSpec) -> None:
     save(
         store,
         "",
-        model=model,
+        model=result.model,
         graph=pruner.graph,
-        candidate=trial.candidate,
-        provenance=provenance(spec, pruner.workload.data.fingerprint) | trial_provenance(trial),
+        candidate=_candidate(result),
+        provenance=provenance(spec, pruner.workload.data.fingerprint) | trial_provenance(result.trial),
     )
+
+
+def _candidate(result: Result) -> Candidate:
+    assert result.trial.candidate is not None, "a complete trial has one"
+    return result.trial.candidate
 
 
 def _device() -> str:

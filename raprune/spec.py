@@ -132,6 +132,9 @@ class FinalistSpec(_Part):
     count: Annotated[int, Field(ge=0)] = 16
     """Candidates of the front that are fine-tuned, spread over it."""
     train: TrainSpec = TrainSpec(epochs=20.0, lr=0.05)
+    each_method: bool = True
+    """Fine-tune the best of each method within the budget as well, the controls too: methods are compared after
+    equal fine-tuning."""
 
 
 class ResourceSpec(_Part):
@@ -156,7 +159,11 @@ class SearchSpec(_Part):
     budget_params: Fraction | None = None
     """Fraction of the dense network's parameters that may remain."""
     methods: tuple[str, ...] = ("l2", "l1", "random")
-    """Methods the search chooses among."""
+    """Methods the search chooses among. `random` and `l1` are tried in any case, as controls."""
+    settings: dict[str, Arguments] = Field(default_factory=dict)
+    """Method -> its hyper-parameters that are fixed instead of searched over."""
+    allocations: tuple[str, ...] = ()
+    """How widths are found: names of `raprune methods`. Empty: the search chooses among all."""
     exclude: tuple[str, ...] = ()
     """Glob patterns of module names whose channels all stay."""
     search: SamplerSpec = SamplerSpec()
@@ -167,6 +174,9 @@ class SearchSpec(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
     output: str = ""
     """Folder of the run: a path or the URI of a pyarrow filesystem. Empty: `runs/<model>-<data>-<date>-<time>`."""
+    statistics: str = ""
+    """Folder of what runs on the same network share: scores, removal orders, sparsity-trained networks. Empty:
+    `statistics` beside the run's folder."""
 
     @field_validator("methods")
     @classmethod
@@ -188,6 +198,14 @@ class SearchSpec(_Part):
             # The spec is frozen for everybody else.
             object.__setattr__(self, "output", f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}")
         return self
+
+    @property
+    def statistics_folder(self) -> str:
+        """Where shared statistics lie."""
+        if self.statistics:
+            return self.statistics
+        parent, slash, _ = self.output.rstrip("/").rpartition("/")
+        return f"{parent}{slash}statistics"
 
     @property
     def budget(self) -> Budget:

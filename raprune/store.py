@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         pa.field("target_params", pa.float64()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("parent", pa.string()),
+        pa.field("step", pa.int64()),
         pa.field("state", pa.string(), nullable=False),
         pa.field("candidate", pa.string()),
         pa.field("candidate_settings", pa.string()),
@@ -59,6 +60,7 @@ SCHEMA = pa.schema(
         pa.field("params", pa.int64()),
         pa.field("flops_fraction", pa.float64()),
         pa.field("params_fraction", pa.float64()),
+        pa.field("zeros", pa.int64()),
         pa.field("accuracy_after_cut", pa.float64()),
         pa.field("accuracy_after_repair", pa.float64()),
         pa.field("epochs", pa.float64(), nullable=False),
@@ -276,6 +278,7 @@ def to_row(trial: Trial) -> dict[str, Any]:
         "target_params": proposal.target_params,
         "seed": proposal.seed,
         "parent": proposal.parent,
+        "step": proposal.step,
         "state": trial.state.value,
         "accuracy_after_cut": trial.accuracy_after_cut,
         "accuracy_after_repair": trial.accuracy_after_repair,
@@ -302,6 +305,7 @@ def to_row(trial: Trial) -> dict[str, Any]:
             "params": metrics.params,
             "flops_fraction": metrics.flops_fraction,
             "params_fraction": metrics.params_fraction,
+            "zeros": metrics.zeros,
         }
     return row
 
@@ -320,6 +324,7 @@ def from_row(row: dict[str, Any]) -> Trial:
         seed=row["seed"],
         stage=Stage(row["stage"]),
         parent=row["parent"],
+        step=row["step"],
     )
     candidate = metrics = None
     if row["candidate"] is not None:
@@ -333,6 +338,8 @@ def from_row(row: dict[str, Any]) -> Trial:
             params=row["params"],
             flops_fraction=row["flops_fraction"],
             params_fraction=row["params_fraction"],
+            # Stores of before the column was there.
+            zeros=row["zeros"] or 0,
         )
     return Trial(
         trial_id=row["trial_id"],

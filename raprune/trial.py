@@ -48,11 +48,15 @@ class Proposal:
     stage: Stage = Stage.SEARCH
     parent: str | None = None
     """The search trial that a fine-tuned finalist continues."""
+    step: int | None = None
+    """Of a method that trains while it cuts: which network on the way, from 0. None: the network that was asked for,
+    the last of the way."""
 
     @property
     def trial_id(self) -> str:
         """Unique in a run, and the same again when the run is resumed."""
-        return f"{self.stage.value}-{self.number:05d}"
+        on_the_way = "" if self.step is None else f".{self.step}"
+        return f"{self.stage.value}-{self.number:05d}{on_the_way}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ class Metrics:
     params: int
     flops_fraction: float
     params_fraction: float
+    zeros: int = 0
+    """Parameters that are stored and exactly zero: weights that were pruned one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +91,7 @@ class Trial:
     accuracy_after_repair: float | None = None
     """Validation accuracy after repair, before any fine-tuning."""
     epochs: float = 0.0
-    """Fine-tuning epochs behind `metrics`."""
+    """Of training behind `metrics` since the dense network, the method's own phases included."""
     error: str | None = None
     seconds: float = 0.0
     gpu_seconds: float = 0.0

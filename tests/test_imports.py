@@ -89,8 +89,10 @@ def test_pareto_takes_numbers_only() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("raprune.methods.")])
 def test_a_method_knows_torch_and_groups_only(name: str) -> None:
-    shared = {"raprune.methods.method", "raprune.methods.magnitude", "raprune.methods.reading"}
-    allowed = shared | {"raprune.tracing.graph", "raprune.training"}
+    shared = {
+        f"raprune.methods.{name}" for name in ("method", "magnitude", "reading", "sparsity", "refit", "contribution")
+    }
+    allowed = shared | {"raprune.tracing.graph", "raprune.training", "raprune.maxout"}
     assert own(name) <= allowed
     assert libraries(name) <= {*sys.stdlib_module_names, "numpy", "torch", "raprune"}
 
@@ -103,6 +105,7 @@ ROOMS = (
     ("cli", "__main__"),
     ("orchestration", "page", "inspection", "single", "preparation", "check"),
     ("prune", "artifact", "report", "figures", "front"),
+    ("bench",),
     (
         "allocate",
         "surgery",
@@ -116,6 +119,7 @@ ROOMS = (
         "data",
         "layout",
     ),
+    ("statistics",),
     ("store", "pareto", "spec", "extension"),
     ("trial", "candidate", "budget", "errors"),
 )

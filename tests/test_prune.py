@@ -45,7 +45,7 @@ def workload() -> Workload:
 def pruner(search: SamplerSpec = SPEC.search) -> Pruner:
     x = workload().example_input()
     graph = prove(workload().model, trace(workload().model, x), x).graph
-    return Pruner(workload(), graph, search, seed=SPEC.seed)
+    return Pruner(workload(), graph, SPEC.model_copy(update={"search": search}))
 
 
 def proposal(method: str = "l2", allocation: str = "uniform", flops: float = 0.4) -> Proposal:
@@ -68,13 +68,15 @@ def test_a_trial_is_within_its_target_and_true(method: str, allocation: str) -> 
     assert metrics.params == sum(p.numel() for p in model.parameters())
     assert metrics.flops_fraction == metrics.flops / counted_flops(workload().model, x)
     assert metrics.params_fraction == metrics.params / sum(p.numel() for p in workload().model.parameters())
-    assert 0.4 * 0.9 <= metrics.flops_fraction <= 0.4
+    # A path may end below its target: it takes as much as its method finds.
+    assert (0.0 if METHODS[method].has_path() else 0.4 * 0.9) <= metrics.flops_fraction <= 0.4
     judged = evaluate(model, workload().validation)
     assert metrics.accuracy == judged.accuracy
     assert metrics.loss == pytest.approx(judged.loss)
     assert trial.accuracy_after_repair == metrics.accuracy
     assert trial.accuracy_after_cut is None
-    assert trial.epochs == 0.0
+    trains = METHODS[method].has_path() or METHODS[method]().regularize() is not None
+    assert trains or trial.epochs == 0.0
     assert trial.seconds > 0
     assert trial.gpu_seconds == 0.0
     assert trial.worker
@@ -109,7 +111,7 @@ def test_the_same_proposal_gives_the_same_network() -> None:
     assert one.candidate == other.candidate
     assert one.metrics == other.metrics
     assert all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
-    fresh = Pruner(workload(), pruner().graph, SPEC.search, seed=SPEC.seed)
+    fresh = Pruner(workload(), pruner().graph, SPEC)
     again, model = fresh.prune(proposal("random"))
     assert again.metrics == one.metrics
     assert all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), model.state_dict().values(), strict=True))

@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Trial, nn.Modu
     prepared = prepare(SPEC)
     workload = build_workload(SPEC, data=prepared.data, device="cpu", weights=prepared.weights)
     train_dense(workload, SPEC)
-    pruner = Pruner(workload, prepared.graph, SPEC.search, seed=SPEC.seed)
+    pruner = Pruner(workload, prepared.graph, SPEC)
     proposal = Proposal(number=0, method="l1", allocation="global_rank", target_flops=0.25, seed=8)
     trial, model = pruner.prune(proposal)
     store = Store(tmp_path_factory.mktemp("single") / "run")

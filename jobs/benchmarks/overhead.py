@@ -144,7 +144,7 @@ def loop(job: SearchSpec, prepared: Prepared, proposals: Sequence[Proposal]) -> 
     """Seconds a candidate in a plain loop over the proposals, the first one not counted."""
     torch.set_num_threads(1)
     workload = build_workload(job, data=prepared.data, device="cpu", weights=prepared.weights)
-    pruner = Pruner(workload, prepared.graph, job.search)
+    pruner = Pruner(workload, prepared.graph, job)
     pruner.prune(proposals[0])
     started = time.perf_counter()
     for proposal in proposals[1:]:

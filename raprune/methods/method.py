@@ -8,7 +8,7 @@ A method that trains while it cuts (`path`) takes the place of the last three st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -117,7 +117,8 @@ class Method:
     """One way to condense a network. Its fields are its hyper-parameters.
 
     A field whose metadata has a `"search"` entry is searched over: `{"low": a, "high": b, "log": bool}` for numbers,
-    `{"choices": (...)}` for anything else. Hooks know torch and groups, and neither Ray nor the store.
+    `{"choices": (...)}` for anything else. `"repair": True` says that only `repair` reads the field, so that scores
+    are shared over its values. Hooks know torch and groups, and neither Ray nor the store.
     """
 
     title: ClassVar[str] = ""
@@ -126,6 +127,13 @@ class Method:
     """Whether `score` never looks at the batches."""
     seeded: ClassVar[bool] = False
     """Whether another seed gives other scores; they are then not shared between candidates."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, names = getattr(self, entry.name), entry.metadata.get("search", {}).get("choices", ())
+            # Numbers may lie outside of what is searched; a name that nobody knows cannot be meant.
+            if isinstance(value, str) and names and value not in names:
+                raise ValueError(f"{entry.name} {value!r}: no such choice. Valid: {', '.join(map(str, names))}.")
 
     def regularize(self) -> Regularizer | None:
         """How the network is trained before it is scored and cut; None: not at all."""
@@ -158,7 +166,12 @@ class Method:
 
     @classmethod
     def has_path(cls) -> bool:
+        """Whether the method trains while it cuts."""
         return cls.path is not Method.path
+
+    def behind_scores(self) -> dict[str, bool | int | float | str]:
+        """The hyper-parameters that scores depend on."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if not entry.metadata.get("repair")}
 
 
 def _share_of_sum(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -46,16 +47,15 @@ class Coordinator:
         self._exported_at = 0.0
         self._export()
 
-    def record(self, trial: Trial) -> None:
-        """Write the trial; it is durable when this returns.
+    def record(self, trials: Sequence[Trial]) -> None:
+        """Write the trials of one task, all or none; they are durable when this returns.
 
         A trial that is there already stays as it is: a worker that was lost right after its trial was written runs it
         again.
         """
-        if trial.trial_id in self._trials:
-            return
-        self._store.append([trial])
-        self._trials[trial.trial_id] = trial
+        new = [trial for trial in trials if trial.trial_id not in self._trials]
+        self._store.append(new)
+        self._trials |= {trial.trial_id: trial for trial in new}
         if time.monotonic() - self._exported_at > _EXPORT_PERIOD_S:
             self._export()
 
@@ -63,6 +63,10 @@ class Coordinator:
         """How many workers of this driver's session have come up, `worker` among them."""
         self._workers.setdefault(session, set()).add(worker)
         return len(self._workers[session])
+
+    def trial(self, trial_id: str) -> Trial:
+        """One recorded trial."""
+        return self._trials[trial_id]
 
     def trials(self) -> list[Trial]:
         """All recorded trials, in the order of their records."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -47,8 +47,13 @@ class SearchSpace:
     """`flops` or `params`: which cost the sampled target is of."""
     params_limit: float | None = None
     """A fixed bound on the parameters beside a sampled `flops` target."""
+    controls: tuple[str, ...] = ()
+    """Methods that are tried at first and not searched over."""
+    fixed: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
+    """Method -> hyper-parameters that every proposal of it has."""
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Method -> name of a hyper-parameter -> `{"choices": [...]}` or `{"low", "high"}`, with `"log"` and `"int"`."""
+    """Method -> name of a hyper-parameter -> `{"choices": [...]}` or `{"low", "high"}`, with `"log"` and `"int"`, and
+    its `"default"`."""
 
 
 def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tuple[tuple[str, ...], ...]:
@@ -72,13 +77,16 @@ class Proposals:
         self._spec = spec
         self._seed = seed
         self._limit = spec.trials
-        self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.SEARCH}
+        searched = [trial for trial in stored if trial.proposal.stage is Stage.SEARCH and trial.proposal.step is None]
+        self._stored = {trial.trial_id: trial for trial in searched}
         if any(trial.proposal.stage is Stage.FINETUNE for trial in stored):
             # The search had ended when the first finalist was chosen, by its time limit perhaps.
             self._limit = min(self._limit, len(self._stored))
+        self._controls = _controls(space, spec.trials)
         self._warm = _warm_starts(space, spec.trials)
         self._study = _make_study(spec, seed, num_warm=len(self._warm))
-        self._asked: list[optuna.Trial] = []
+        self._asked: list[optuna.Trial | None] = []
+        """What the sampler was asked for; None for a control, which it does not hear of."""
         self._results: dict[int, Outcome] = {}
         self._told = 0
         self.proposals: dict[str, Proposal] = {}
@@ -129,16 +137,24 @@ class Proposals:
 
     def _ask(self, number: int) -> Proposal:
         for due in range(self._told, max(0, number - self._spec.lookahead + 1)):
-            outcome = self._results[due]
-            if outcome.state is TrialState.COMPLETE:
-                self._study.tell(self._asked[due], outcome.point)
-            else:
-                self._study.tell(self._asked[due], state=optuna.trial.TrialState.FAIL)
+            outcome, asked = self._results[due], self._asked[due]
+            if asked is not None and outcome.state is TrialState.COMPLETE:
+                self._study.tell(asked, outcome.point)
+            elif asked is not None:
+                self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
             self._told = due + 1
-        self._study.enqueue_trial(self._fixed(number))
+        if number < len(self._controls):
+            self._asked.append(None)
+            return self._control(number)
+        self._study.enqueue_trial(self._fixed(number - len(self._controls)))
         trial = self._study.ask()
         self._asked.append(trial)
         return _to_proposal(trial, self._space, number=number, seed=self._seed)
+
+    def _control(self, number: int) -> Proposal:
+        space = replace(self._space, methods=self._space.controls, settings={})
+        asked = optuna.trial.FixedTrial(self._controls[number])
+        return _to_proposal(asked, space, number=number, seed=self._seed)
 
     def _fixed(self, number: int) -> dict[str, Any]:
         """What is not left to the sampler: everything at first, then the target, which covers its range evenly."""
@@ -153,16 +169,37 @@ class Proposals:
 
 
 def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
-    """Every method with every allocation that needs no ratios, at targets spread over the range, the highest first."""
-    targets = np.geomspace(space.highest, space.lowest, _WARM_TARGETS).clip(space.lowest, space.highest).tolist()
+    """Every method, as its paper sets it, with every allocation that needs no ratios, the highest target first."""
     starts = [
-        {"target": target, "allocation": allocation, "method": method}
-        for target in targets
+        {"target": target, "allocation": allocation, "method": method, **_defaults(space, method)}
+        for target in _ladder(space)
         for allocation in space.allocations
         if allocation != RATIOS
         for method in space.methods
     ]
     return starts[: num_trials // 4]
+
+
+def _controls(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
+    """Every control with the allocations that need no ratios, the highest target first; some trials are left."""
+    simple = [name for name in space.allocations if name != RATIOS]
+    controls = [
+        {"target": target, "allocation": allocation, "method": method}
+        for target in _ladder(space)
+        for allocation in simple or space.allocations
+        for method in space.controls
+    ]
+    return controls[: min(num_trials - 1, max(len(space.controls), num_trials // 4))]
+
+
+def _ladder(space: SearchSpace) -> list[float]:
+    """Targets spread over the range, the highest first."""
+    targets = np.geomspace(space.highest, space.lowest, _WARM_TARGETS).clip(space.lowest, space.highest)
+    return list(dict.fromkeys(targets.tolist()))
+
+
+def _defaults(space: SearchSpace, method: str) -> dict[str, Setting]:
+    return {f"{method}.{name}": options["default"] for name, options in space.settings.get(method, {}).items()}
 
 
 def _make_study(spec: SamplerSpec, seed: int, *, num_warm: int) -> optuna.Study:
@@ -204,7 +241,7 @@ SAMPLERS: dict[str, Callable[[SamplerSpec, int, int], BaseSampler]] = {
 }
 
 
-def _to_proposal(trial: optuna.Trial, space: SearchSpace, *, number: int, seed: int) -> Proposal:
+def _to_proposal(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: int, seed: int) -> Proposal:
     method = trial.suggest_categorical("method", space.methods)
     allocation = trial.suggest_categorical("allocation", space.allocations)
     target = trial.suggest_float("target", space.lowest, space.highest, log=True)
@@ -213,8 +250,10 @@ def _to_proposal(trial: optuna.Trial, space: SearchSpace, *, number: int, seed: 
         for index, block in enumerate(space.blocks):
             ratio = trial.suggest_float(f"keep.{index}", _LOWEST_RATIO, 1.0)
             ratios |= dict.fromkeys(block, ratio)
+    searched = space.settings.get(method, {})
     settings = {
-        name: _suggest(trial, f"{method}.{name}", options) for name, options in space.settings.get(method, {}).items()
+        **space.fixed.get(method, {}),
+        **{name: _suggest(trial, f"{method}.{name}", options) for name, options in searched.items()},
     }
     of_flops = space.target == "flops"
     return Proposal(
@@ -234,7 +273,7 @@ def trial_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
 
 
-def _suggest(trial: optuna.Trial, name: str, options: Mapping[str, Any]) -> Setting:
+def _suggest(trial: optuna.trial.BaseTrial, name: str, options: Mapping[str, Any]) -> Setting:
     if "choices" in options:
         choice: Setting = trial.suggest_categorical(name, options["choices"])
         return choice

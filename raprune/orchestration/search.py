@@ -138,16 +138,21 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     from raprune.orchestration.live import standing
     from raprune.orchestration.proposals import Proposals
     from raprune.orchestration.searcher import CandidateSearcher, KeepWorkers
+    from raprune.orchestration.statistics import Inputs, gather
     from raprune.orchestration.worker import CandidateTrial, Shared
 
     spec = run.spec
     stored = ray.get(coordinator.trials.remote())
+    space = search_space(spec, run.prepared.cost)
+    gathered = gather(Inputs(spec, run.prepared.graph, placement, [data], [weights]), (*space.controls, *space.methods))
+    _say_statistics(run, gathered)
     shared = Shared(
         spec=spec,
         graph=run.prepared.graph,
         placement=placement,
         data=data,
         weights=weights,
+        statistics=ray.put(gathered.arrays),
         coordinator=coordinator,
         store=run.store,
         session=uuid.uuid4().hex,
@@ -155,9 +160,9 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     )
     searcher = CandidateSearcher(
         spec,
-        Proposals(search_space(spec, run.prepared.cost), spec.search, seed=spec.seed, stored=stored),
+        Proposals(space, spec.search, seed=spec.seed, stored=stored),
         stored,
-        record=lambda trial: ray.get(coordinator.record.remote(trial)),
+        record=lambda trial: ray.get(coordinator.record.remote([trial])),
         plan_test=partial(_plan_test, run, placement, coordinator),
         workers=placement.workers,
         deadline=_deadline(spec, placement, [t.seconds for t in stored if t.proposal.stage is Stage.SEARCH]),
@@ -337,6 +342,14 @@ def _get(reference: Any) -> Any:
             f"The worker that prepares the dense network was lost: {str(error).splitlines()[0]}",
             hint="It may have run out of memory; give it more, or use smaller batches.",
         ) from error
+
+
+def _say_statistics(run: Run, gathered: Any) -> None:
+    read = len(gathered.arrays) - len(gathered.computed)
+    told = {"folder": Store(run.spec.statistics_folder).name, "computed": sorted(gathered.computed), "read": read}
+    run.store.write_json(RUN_FILE, run.store.run() | {"statistics": told})
+    line = f"Statistics in {told['folder']}: {len(gathered.computed)} computed, {read} read."
+    run.console.print(line, markup=False, highlight=False)
 
 
 def _say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:

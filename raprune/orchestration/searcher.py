@@ -137,7 +137,10 @@ class CandidateSearcher(Searcher):
 
     def _next_finalist(self) -> CandidateTask | None:
         if self._finalists is None:
-            chosen = choose_finalists(self._proposals.outcomes, self._spec.budget, self._spec.finalists.count)
+            finalists = self._spec.finalists
+            chosen = choose_finalists(
+                self._proposals.outcomes, self._spec.budget, finalists.count, each_method=finalists.each_method
+            )
             self._num_finalists = len(chosen)
             self._finalists = [
                 _finalist(self._proposals.proposals[parent], number=number, seed=self._spec.seed)

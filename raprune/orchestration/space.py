@@ -12,6 +12,9 @@ from raprune.methods import Method, method_named
 from raprune.orchestration.proposals import RATIOS, SearchSpace, make_blocks
 from raprune.spec import SearchSpec
 
+CONTROLS = ("random", "l1")
+"""Methods that every search tries: what does not beat them is not worth its trouble."""
+
 _LOWEST_MARGIN = 1.02
 """Targets begin this much above the lowest reachable cost, where more than one network still meets them."""
 
@@ -26,13 +29,22 @@ def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
     )
     return SearchSpace(
         methods=spec.methods,
-        allocations=(RATIOS, *sorted(name for name in ALLOCATIONS if name != RATIOS)),
+        controls=tuple(name for name in CONTROLS if name not in spec.methods),
+        allocations=spec.allocations or (RATIOS, *sorted(name for name in ALLOCATIONS if name != RATIOS)),
         blocks=make_blocks(cost.group_names),
         lowest=min(highest, max(spec.search.smallest * highest, reachable * _LOWEST_MARGIN)),
         highest=highest,
         target="flops" if of_flops else "params",
         params_limit=spec.budget_params if of_flops else None,
-        settings={name: settings_of(method_named(name)) for name in spec.methods},
+        settings={
+            name: {
+                key: options
+                for key, options in settings_of(method_named(name)).items()
+                if key not in spec.settings.get(name, {})
+            }
+            for name in spec.methods
+        },
+        fixed=spec.settings,
     )
 
 
@@ -42,5 +54,5 @@ def settings_of(method: type[Method]) -> dict[str, Mapping[str, Any]]:
     for entry in dataclasses.fields(method):
         if "search" in entry.metadata:
             is_int = entry.type in (int, "int")
-            found[entry.name] = {"int": is_int, **entry.metadata["search"]}
+            found[entry.name] = {"int": is_int, "default": entry.default, **entry.metadata["search"]}
     return found

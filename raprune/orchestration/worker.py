@@ -24,8 +24,9 @@ from raprune.evaluate import Evaluation, evaluate
 from raprune.orchestration.failures import error_text
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.promotion import Outcome
-from raprune.prune import Pruner
+from raprune.prune import Pruned, Pruner, Result, method_of
 from raprune.spec import SearchSpec
+from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
 from raprune.tracing.graph import ChannelGraph
 from raprune.training import Epoch
@@ -46,6 +47,8 @@ class Shared:
     data: ray.ObjectRef[Dataset]
     """Without the test split."""
     weights: ray.ObjectRef[WeightArrays]
+    statistics: ray.ObjectRef[dict[str, Arrays]]
+    """What was computed before the search, by key."""
     coordinator: ActorHandle[Any]
     store: Store
     session: str
@@ -92,7 +95,8 @@ class CandidateTrial(tune.Trainable):
         self._broken: str | None = None
         try:
             self._workload = _build(shared)
-            self._pruner = Pruner(self._workload, shared.graph, shared.spec.search, seed=shared.spec.seed)
+            statistics = Statistics(Store(shared.spec.statistics_folder), ray.get(shared.statistics))
+            self._pruner = Pruner(self._workload, shared.graph, shared.spec, statistics=statistics)
         except Exception as error:
             # Raised from here it would be tried again for every candidate.
             self._broken = error_text(error)
@@ -109,9 +113,10 @@ class CandidateTrial(tune.Trainable):
             self._meet(self._config["together"])
         if isinstance(task, TestTask):
             return {"done": True, "test": self._test(task)}
-        trial = self._try(task)
-        ray.get(self._shared.coordinator.record.remote(trial))
-        return {"done": True, "outcome": Outcome.of(trial)}
+        trials = self._try(task)
+        # Together: a task that is cut off leaves no half of its path behind.
+        ray.get(self._shared.coordinator.record.remote(trials))
+        return {"done": True, "outcome": Outcome.of(trials[-1])}
 
     def _meet(self, workers: int) -> None:
         """Wait for so many workers, or for the time in which a worker should have come up."""
@@ -120,33 +125,51 @@ class CandidateTrial(tune.Trainable):
         while ray.get(join.remote(self._shared.session, self._name)) < workers and time.monotonic() < until:
             time.sleep(0.05)
 
-    def _try(self, task: CandidateTask) -> Trial:
+    def _try(self, task: CandidateTask) -> list[Trial]:
+        """The task's trials: those on the way, and at last its own."""
         started_at, began = time.time(), time.perf_counter()
         try:
-            trial = self._run(task)
+            trials = self._run(task)
         except Exception as error:
-            trial = Trial(
+            failed = Trial(
                 trial_id=task.proposal.trial_id,
                 proposal=task.proposal,
                 state=TrialState.FAILED,
                 error=error_text(error),
             )
-        seconds = time.perf_counter() - began
-        return replace(
-            trial,
-            seconds=seconds,
-            gpu_seconds=seconds * self._shared.placement.gpus,
-            started_at=started_at,
-            worker=self._name,
-        )
+            seconds = time.perf_counter() - began
+            trials = [replace(failed, seconds=seconds, started_at=started_at)]
+        gpus = self._shared.placement.gpus
+        return [replace(trial, gpu_seconds=trial.seconds * gpus, worker=self._name) for trial in trials]
 
-    def _run(self, task: CandidateTask) -> Trial:
-        if task.parent is None:
-            return self._pruner.prune(task.proposal)[0]
+    def _run(self, task: CandidateTask) -> list[Trial]:
         shared = self._shared
-        trial, model = self._pruner.finetune(task.proposal, task.parent, shared.spec.finalists.train)
-        _save(shared, trial, model)
-        return trial
+        if task.parent is not None:
+            result = self._pruner.finetune(
+                task.proposal, task.parent, shared.spec.finalists.train, start=self._start(task.parent)
+            )
+            assert result.trial.candidate is not None
+            _save(shared, result, result.trial.candidate.id)
+            return [result.trial]
+        trials: list[Trial] = []
+        for result in self._pruner.results(task.proposal):
+            if method_of(task.proposal).has_path():
+                # Made by training: too dear to be made again.
+                _save(shared, result, result.trial.trial_id)
+            trials.append(result.trial)
+        return trials
+
+    def _start(self, parent: Proposal) -> Pruned | None:
+        """The network of `parent` from the store, where it was kept."""
+        if not method_of(parent).has_path():
+            return None
+        recorded: Any = self._shared.coordinator.trial
+        trial: Trial = ray.get(recorded.remote(parent.trial_id))
+        assert trial.candidate is not None, "only complete trials are continued"
+        return Pruned(self._load(parent.trial_id), trial.candidate, trial.epochs)
+
+    def _load(self, name: str) -> nn.Module:
+        return artifact.load_from(self._workload.model, self._shared.store, f"models/{name}")
 
     def _test(self, task: TestTask) -> dict[str, float]:
         shared, workload = self._shared, self._workload
@@ -156,10 +179,10 @@ class CandidateTrial(tune.Trainable):
         if task.dense:
             accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
         for candidate in task.finetuned:
-            model = artifact.load_from(workload.model, shared.store, f"models/{candidate}")
-            accuracies[candidate] = evaluate(model, split, batch_size=batch_size).accuracy
+            accuracies[candidate] = evaluate(self._load(candidate), split, batch_size=batch_size).accuracy
         for candidate, proposal in task.repaired:
-            model = self._pruner.prune(proposal)[1]
+            has_path = method_of(proposal).has_path()
+            model = self._load(proposal.trial_id) if has_path else self._pruner.prune(proposal).model
             accuracies[candidate] = evaluate(model, split, batch_size=batch_size).accuracy
         return accuracies
 
@@ -203,15 +226,16 @@ def prepare_dense(
     thread.join()
 
 
-def _save(shared: Shared, trial: Trial, model: nn.Module) -> None:
-    assert trial.candidate is not None and trial.metrics is not None
+def _save(shared: Shared, result: Result, name: str) -> None:
+    """Write the network to `models/<name>`: the id of a fine-tuned candidate, or of a trial on a path."""
+    assert result.trial.candidate is not None
     artifact.save(
         shared.store,
-        f"models/{trial.candidate.id}",
-        model=model,
+        f"models/{name}",
+        model=result.model,
         graph=shared.graph,
-        candidate=trial.candidate,
-        provenance=shared.provenance | artifact.trial_provenance(trial),
+        candidate=result.trial.candidate,
+        provenance=shared.provenance | artifact.trial_provenance(result.trial),
     )
 
 

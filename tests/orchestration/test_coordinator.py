@@ -43,9 +43,9 @@ def store(ray_cluster: None, tmp_path: Path) -> Iterator[Store]:
 def test_a_trial_is_durable_when_its_record_returns_and_is_recorded_once(store: Store) -> None:
     coordinator = find_coordinator(store)
     first, second, third, failed = trials(4)
-    ray.get(coordinator.record.remote(first))
+    ray.get(coordinator.record.remote([first]))
     assert store.trials() == [first]
-    ray.get([coordinator.record.remote(t) for t in (second, first, third, second, failed)])
+    ray.get([coordinator.record.remote([t]) for t in (second, first, third, second, failed)])
     assert store.trials() == ray.get(coordinator.trials.remote()) == [first, second, third, failed]
     now = ray.get(coordinator.progress.remote(3))
     assert now.searched == 4 and now.states[TrialState.RUNNING] == 3 and now.states[TrialState.FAILED] == 1
@@ -57,13 +57,13 @@ def test_a_killed_coordinator_is_rebuilt_from_the_store_and_loses_no_call(store:
     for number, trial in enumerate(recorded):
         if number in (3, 7):
             ray.kill(coordinator, no_restart=False)
-        ray.get(coordinator.record.remote(trial))
+        ray.get(coordinator.record.remote([trial]))
     assert ray.get(coordinator.trials.remote()) == store.trials() == recorded
 
 
 def test_a_second_driver_takes_over_the_living_coordinator(store: Store) -> None:
     coordinator = find_coordinator(store)
-    ray.get(coordinator.record.remote(trials(1)[0]))
+    ray.get(coordinator.record.remote(trials(1)))
     again = find_coordinator(store)
     assert again._actor_id == coordinator._actor_id
     assert len(ray.get(again.trials.remote())) == 1
@@ -71,7 +71,7 @@ def test_a_second_driver_takes_over_the_living_coordinator(store: Store) -> None
 
 def test_the_gauges_reach_prometheus_under_their_names(store: Store) -> None:
     coordinator = find_coordinator(store)
-    ray.get([coordinator.record.remote(t) for t in trials(4)])
+    ray.get([coordinator.record.remote([t]) for t in trials(4)])
     ray.get(coordinator.progress.remote())
     port = ray.nodes()[0]["MetricsExportPort"]
     address = f"http://{ray.nodes()[0]['NodeManagerAddress']}:{port}/metrics"

@@ -17,7 +17,12 @@ SPACE = SearchSpace(
     blocks=(("a",), ("b", "c"), ("d",)),
     lowest=0.1,
     highest=0.3,
-    settings={"l1": {"power": {"low": 0.5, "high": 2.0}, "steps": {"low": 1, "high": 9, "int": True}}},
+    settings={
+        "l1": {
+            "power": {"low": 0.5, "high": 2.0, "default": 1.0},
+            "steps": {"low": 1, "high": 9, "int": True, "default": 3},
+        }
+    },
 )
 
 

@@ -1,0 +1,128 @@
+"""What candidates share, computed once before the search and spread over the cluster.
+
+What the folder of statistics holds already is read. The rest is computed by tasks: a method's training phase by one,
+its scores by as many as there are workers, each for a part of the groups. Settings that only the sampler comes upon are
+computed by the worker that needs them first, and kept in the same folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from raprune.data.dataset import Dataset
+from raprune.methods import Method, method_named
+from raprune.orchestration.placement import Placement
+from raprune.prune import Pruner
+from raprune.spec import SearchSpec
+from raprune.statistics import Arrays, Statistics
+from raprune.store import Store
+from raprune.tracing.graph import ChannelGraph
+from raprune.workload import WeightArrays, build_workload
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a task that computes statistics needs; the arrays are in the object store, once on each node."""
+
+    spec: SearchSpec
+    graph: ChannelGraph
+    placement: Placement
+    data: list[ray.ObjectRef[Dataset]]
+    """One reference each, in a list so that it is fetched by the task."""
+    weights: list[ray.ObjectRef[WeightArrays]]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that is known before the search."""
+
+    arrays: dict[str, Arrays]
+    computed: list[str]
+    """Keys of what was computed now; the others were read."""
+
+
+def gather(inputs: Inputs, methods: Sequence[str]) -> Gathered:
+    """The training phases and scores of `methods`, with their default settings and those that the job fixes.
+
+    Raises:
+        ModelError: if a method's training phase diverges.
+    """
+    pruner = _pruner(inputs, {}, device="cpu")
+    statistics, known = pruner.statistics, {}
+    made = [method_named(name)(**inputs.spec.settings.get(name, {})) for name in methods]
+    for method in made:
+        if method.regularize() is not None:
+            key = pruner.base_key(method)
+            if statistics.get(key) is None:
+                statistics.put(key, _get(_task(_train, inputs).remote(inputs, method)))
+            known[key] = statistics.get(key) or {}
+    pending: dict[str, list[Any]] = {}
+    for method in made:
+        key = pruner.score_key(method)
+        if not method.seeded and key not in pending and statistics.get(key) is None:
+            reference = ray.put(known)
+            pending[key] = [
+                _task(_score, inputs).remote(inputs, method, names, reference)
+                for names in _parts(inputs.graph, 1 if method.data_free else inputs.placement.workers)
+            ]
+    for key, parts in pending.items():
+        scores = {name: values for part in parts for name, values in _get(part).items()}
+        statistics.put(key, {group.name: scores[group.name] for group in inputs.graph.groups})
+    for method in made:
+        if not method.seeded:
+            known[pruner.score_key(method)] = statistics.get(pruner.score_key(method)) or {}
+    return Gathered(known, list(statistics.computed))
+
+
+def _task(work: Any, inputs: Inputs) -> Any:
+    placement = inputs.placement
+    return ray.remote(work).options(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=2)
+
+
+def _train(inputs: Inputs, method: Method) -> Arrays:
+    """The weights that the method's training phase gives."""
+    pruner = _pruner(inputs, {}, device=inputs.placement.device)
+    pruner.base(method)
+    return pruner.statistics.get(pruner.base_key(method)) or {}
+
+
+def _score(inputs: Inputs, method: Method, names: list[str], known: dict[str, Arrays]) -> Arrays:
+    """The scores of the groups of these names."""
+    pruner = _pruner(inputs, known, device=inputs.placement.device)
+    return pruner.score_part(method, inputs.graph.only(names), inputs.spec.seed)
+
+
+def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str) -> Pruner:
+    torch.set_num_threads(inputs.placement.threads)
+    workload = build_workload(
+        inputs.spec, data=ray.get(inputs.data[0]), device=device, weights=ray.get(inputs.weights[0])
+    )
+    statistics = Statistics(Store(inputs.spec.statistics_folder), known)
+    return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics)
+
+
+def _parts(graph: ChannelGraph, count: int) -> list[list[str]]:
+    """The groups' names in at most `count` parts of about equal work: solving grows with the cube of the channels."""
+    parts: list[list[str]] = [[] for _ in range(min(count, len(graph.groups)))]
+    work = np.zeros(len(parts))
+    for group in sorted(graph.groups, key=lambda group: -group.num_channels):
+        least = int(work.argmin())
+        parts[least].append(group.name)
+        work[least] += float(group.num_channels) ** 3
+    return parts
+
+
+def _get(reference: Any) -> Any:
+    """The value, with the error of the task as itself instead of wrapped in Ray's."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from None
+        raise
