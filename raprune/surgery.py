@@ -104,7 +104,7 @@ def slice_parameters(model: Network, kept: Kept) -> Network:
     changed = {name.rpartition(".")[0] for name in kept}
     for name, module in smaller.named_modules():
         if name in changed:
-            _fix_sizes(module)
+            _fix_sizes(module, kept.get(f"{name}.weight", {}).get(0))
     return smaller
 
 
@@ -147,19 +147,22 @@ def _clone(module: Any, memo: dict[int, Any]) -> Any:
 _SHARED = {bool, int, float, str, torch.dtype, torch.device}
 
 
-def _fix_sizes(module: nn.Module) -> None:
-    """Make the size attributes of PyTorch's own layers agree with their sliced parameters."""
+def _fix_sizes(module: nn.Module, rows: IndexArray | None) -> None:
+    """Make the size attributes of PyTorch's own layers agree with their sliced parameters.
+
+    `rows` are the positions that stay on the first axis of the weight; None: all.
+    """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         weight = None
     if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
-        depthwise = module.groups == module.in_channels and module.groups > 1
+        if rows is not None:
+            # Of a depthwise convolution whole blocks go. Of a grouped one each block stays, and gives some of its rows;
+            # once it has one input channel a block, only this tells it from a depthwise one.
+            size = (module.in_channels if module.transposed else module.out_channels) // module.groups
+            module.groups = len(np.unique(rows // size))
         if module.transposed:
             module.in_channels, module.out_channels = (weight.shape[0], weight.shape[1] * module.groups)
-        elif depthwise:
-            multiplier = module.out_channels // module.in_channels
-            module.out_channels = weight.shape[0]
-            module.groups = module.in_channels = weight.shape[0] // multiplier
         else:
             module.out_channels, module.in_channels = (weight.shape[0], weight.shape[1] * module.groups)
     elif isinstance(module, nn.Linear) and weight is not None:
