@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from raprune.allocate import ALLOCATIONS, check_reachable
+from raprune.candidate import Setting
 from raprune.cost import CostModel
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
@@ -68,23 +70,32 @@ def _check_names(spec: SearchSpec) -> None:
     for name in spec.methods:
         method_named(name)
     for name, settings in spec.settings.items():
-        known = {field.name for field in fields(method_named(name))}
-        for key in settings:
+        known = {field.name: field for field in fields(method_named(name))}
+        for key, value in settings.items():
+            where = f"settings.{name}.{key}"
             if key not in known:
-                raise UsageError(
-                    f"settings.{name}.{key}: the method has no such hyper-parameter.",
-                    hint=f"Valid: {', '.join(sorted(known)) or 'none, this method has no hyper-parameters'}.",
-                )
-        try:
-            method_named(name)(**settings)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"settings.{name}: {error}", hint="`raprune methods` says what each takes.") from None
+                valid = ", ".join(sorted(known)) or "none, this method has no hyper-parameters"
+                raise UsageError(f"{where}: the method has no such hyper-parameter.", hint=f"Valid: {valid}.")
+            _check_setting(where, value, known[key])
     for name in spec.allocations:
         if name not in ALLOCATIONS:
             raise UsageError(
                 f"allocations {name!r}: no such allocation. Valid: {', '.join(sorted(ALLOCATIONS))}.",
                 hint="Leave it out and the search chooses among all.",
             )
+
+
+def _check_setting(where: str, value: Setting, field: Field[Any]) -> None:
+    choices = field.metadata.get("search", {}).get("choices")
+    if choices is not None and value not in choices:
+        raise UsageError(f"{where} {value!r}: not one of {', '.join(map(repr, choices))}.", hint="Give one of these.")
+    kind = type(field.default)
+    # A whole number is a number too; a truth value is not, though Python says so.
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UsageError(
+            f"{where} {value!r}: not of the kind of its default, {field.default!r}.",
+            hint="`raprune methods` says what each hyper-parameter is.",
+        )
 
 
 def check_output(store: Store) -> None:

@@ -204,8 +204,12 @@ class SearchSpec(_Part):
         """Where shared statistics lie."""
         if self.statistics:
             return self.statistics
-        parent, slash, _ = self.output.rstrip("/").rpartition("/")
-        return f"{parent}{slash}statistics"
+        place, question, query = self.output.partition("?")
+        parent, slash, _ = place.rstrip("/").rpartition("/")
+        if parent.endswith((":/", "://")):
+            # The run is a whole bucket: there is nothing beside it.
+            parent = place.rstrip("/")
+        return f"{parent}{slash}statistics{question}{query}"
 
     @property
     def budget(self) -> Budget:

@@ -14,11 +14,13 @@ from raprune.data import load_data
 from raprune.errors import BudgetError, UsageError
 from raprune.evaluate import evaluate
 from raprune.methods import METHODS
-from raprune.prune import Pruner
+from raprune.prune import Pruner, keep_zeros
 from raprune.spec import DataSpec, SamplerSpec, SearchSpec, TrainSpec
+from raprune.statistics import Statistics
+from raprune.surgery import rebuild
 from raprune.tracing import trace
 from raprune.tracing.proof import prove
-from raprune.training import Epoch
+from raprune.training import Epoch, train
 from raprune.trial import Proposal, Stage, TrialState
 from raprune.workload import Workload, build_workload, train_dense
 from tests.tracing.proved import counted_flops
@@ -178,3 +180,34 @@ def test_what_cannot_be_done_is_told() -> None:
         pruner().prune(proposal(method="l3"))
     with pytest.raises(BudgetError, match="out of reach"):
         pruner().prune(proposal(flops=1e-5))
+
+
+def test_zeros_stay_zero_while_the_rest_is_trained() -> None:
+    model = rebuild(workload().model, lambda name, tensor: tensor.clone())
+    weight = model.get_parameter("conv2.weight")
+    with torch.no_grad():
+        weight[:, ::2] = 0.0
+    before = weight.detach().clone()
+    train(model, workload().train, TrainSpec(epochs=1.0), augment="none", seed=0, regularize=keep_zeros(model))
+    assert torch.equal(weight == 0, before == 0)
+    assert not torch.equal(weight, before)
+    assert keep_zeros(workload().model) is None
+
+
+def test_scores_are_computed_once_for_what_they_depend_on() -> None:
+    statistics = Statistics()
+    own = Pruner(workload(), pruner().graph, SPEC, statistics=statistics)
+    for flops in (0.2, 0.3):
+        own.prune(proposal("taylor", flops=flops))
+        own.prune(proposal("random", flops=flops))
+    assert statistics.computed == [own.score_key(METHODS["taylor"]())], "another seed gives other random scores"
+
+
+def test_parts_of_the_groups_have_the_scores_of_the_whole() -> None:
+    for name in ("l1", "taylor", "apoz"):
+        method = METHODS[name]()
+        whole = pruner().scores(method, 0)
+        for group in whole:
+            part = pruner().score_part(method, pruner().graph.only([group]), 0)
+            assert list(part) == [group]
+            assert part[group] == pytest.approx(whole[group])

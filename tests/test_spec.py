@@ -153,3 +153,22 @@ def test_a_dumped_spec_reads_back_equal(
     path = tmp_path_factory.getbasetemp() / "dumped.toml"
     path.write_text(dump_spec(spec))
     assert load_spec(path) == spec
+
+
+@pytest.mark.parametrize(
+    ("output", "folder"),
+    [
+        ("runs/a", "runs/statistics"),
+        ("a", "statistics"),
+        ("/data/runs/a/", "/data/runs/statistics"),
+        ("s3://bucket/runs/a", "s3://bucket/runs/statistics"),
+        (
+            "s3://bucket/a?endpoint_override=http://127.0.0.1:9",
+            "s3://bucket/statistics?endpoint_override=http://127.0.0.1:9",
+        ),
+        ("s3://bucket", "s3://bucket/statistics"),
+    ],
+)
+def test_statistics_lie_beside_the_runs_that_share_them(output: str, folder: str) -> None:
+    assert SearchSpec(output=output).statistics_folder == folder
+    assert SearchSpec(output=output, statistics="elsewhere").statistics_folder == "elsewhere"

@@ -45,3 +45,18 @@ def test_the_order_of_completion_does_not_matter() -> None:
     chosen = choose_finalists(outcomes, Budget(flops=0.3), 6)
     random.Random(0).shuffle(outcomes)
     assert choose_finalists(outcomes, Budget(flops=0.3), 6) == chosen
+
+
+def test_the_best_of_each_method_follows_the_front() -> None:
+    outcomes = [
+        *(outcome(i, 0.9 + 0.005 * i, 0.1 + 0.02 * i, method="taylor") for i in range(5)),
+        outcome(20, 0.80, 0.2, method="l1"),
+        outcome(21, 0.82, 0.29, method="l1"),
+        outcome(22, 0.99, 0.31, method="l1"),
+        outcome(23, 0.3, 0.2, method="random"),
+        outcome(24, 0.9, 0.2, method="fpgm", state=TrialState.FAILED),
+    ]
+    chosen = choose_finalists(outcomes, Budget(flops=0.3), 2, each_method=True)
+    assert chosen == ["search-00004", "search-00000", "search-00021", "search-00023"]
+    assert choose_finalists(outcomes, Budget(flops=0.3), 2) == chosen[:2]
+    assert choose_finalists(outcomes, Budget(flops=0.3), 0, each_method=True) == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -185,3 +186,43 @@ def test_blocks_are_contiguous_and_at_most_so_many() -> None:
     assert {len(block) for block in blocks} == {2, 3}
     assert make_blocks(names[:3]) == (("g0",), ("g1",), ("g2",))
     assert make_blocks([]) == ()
+
+
+CONTROLLED = replace(
+    SPACE,
+    methods=("l2",),
+    controls=("random", "l1"),
+    fixed={"l2": {"ridge": 0.5}},
+    settings={"l2": SPACE.settings["l1"]},
+)
+
+
+def test_controls_come_first_and_are_no_part_of_what_the_sampler_chooses_among() -> None:
+    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=3, order=random.Random(0))
+    controls, others = done[:10], done[10:]
+    assert [p.method for p in controls] == ["random", "l1"] * 5, "a quarter of the trials"
+    assert [p.target_flops for p in controls[:4]] == [0.3] * 4
+    assert {p.allocation for p in controls} == {"uniform", "global_rank"}
+    assert all(p.method == "l2" and p.settings["ridge"] == 0.5 for p in others)
+    assert not any(p.settings for p in controls)
+
+
+@pytest.mark.parametrize(("trials", "controls"), [(1, 0), (2, 1), (3, 2), (12, 3)])
+def test_few_trials_leave_one_for_the_method_that_was_asked_for(trials: int, controls: int) -> None:
+    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=trials), seed=0), workers=1, order=random.Random(0))
+    assert sum(p.method != "l2" for p in done) == controls
+
+
+def test_a_method_is_first_tried_as_its_paper_sets_it() -> None:
+    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=1, order=random.Random(0))
+    assert all(dict(p.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3} for p in done[10:16])
+    assert len({p.settings["power"] for p in done[16:]}) > 10
+
+
+def test_a_search_with_controls_is_resumed_where_it_was() -> None:
+    spec = SamplerSpec(trials=24, lookahead=4)
+    whole = drive(Proposals(CONTROLLED, spec, seed=5), workers=1, order=random.Random(0))
+    on_the_way = trial_of(replace(whole[7], step=1))
+    stored = [*(trial_of(p) for p in whole[:9]), on_the_way]
+    rest = drive(Proposals(CONTROLLED, spec, seed=5, stored=stored), workers=2, order=random.Random(1))
+    assert rest == whole[9:]

@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "data": {"max_images": 400},
     "dense": {"epochs": 2, "lr": 0.1},
     "search": {"trials": 12, "lookahead": 4, "calibration_images": 64},
-    "finalists": {"count": 2, "train": {"epochs": 0.5}},
+    "finalists": {"count": 2, "each_method": False, "train": {"epochs": 0.5}},
     "resources": {"workers": 2},
 }
 
@@ -201,3 +201,75 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="is a file"):
         search(spec_of(tmp_path / "file" / "run"))
+
+
+def test_a_second_search_on_the_same_network_computes_no_statistics_again(finished: Store, tmp_path: Path) -> None:
+    """Scores and the sparsity-trained network are read; another calibration set has its own."""
+    weights = str(tmp_path / "dense.safetensors")
+    Path(weights).write_bytes(finished.read_bytes("models/dense/weights.safetensors"))
+    changes: dict[str, Any] = {
+        "model": {"name": "digits-net", "weights": weights},
+        "methods": ["taylor", "slimming"],
+        "settings": {"slimming": {"epochs": 1.0}},
+        "search": {**SMALL["search"], "trials": 8},
+        "finalists": {"count": 0},
+    }
+    texts = [run(spec_of(tmp_path / name, **changes)) for name in ("first", "second")]
+    folder = tmp_path / "statistics"
+    files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    kinds = sorted({name.split("-")[0] + name.split("-")[1][:3] for name in files if name.startswith("scores")})
+    assert kinds == ["scoresl1", "scoresslimming"[:9], "scorestay"], files
+    assert sum(name.startswith("network-") for name in files) == 1
+    first, second = (Store(tmp_path / name).run()["statistics"] for name in ("first", "second"))
+    assert len(first["computed"]) == len(files) and first["read"] == 0
+    assert second["computed"] == [] and second["read"] == len(files)
+    assert "0 computed" in texts[1]
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
+    assert facts(Store(tmp_path / "first").trials()) == facts(Store(tmp_path / "second").trials())
+    changes["search"]["calibration_images"] = 32
+    run(spec_of(tmp_path / "third", **changes))
+    assert Store(tmp_path / "third").run()["statistics"]["read"] == len(files) - 1, "all but what looks at images"
+
+
+def test_controls_are_tried_beside_any_method_and_compared_after_equal_training(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    finalists = {"count": 1, "train": {"epochs": 0.5}}
+    run(spec_of(tmp_path / "run", methods=["l2"], finalists=finalists))
+    trials = Store(tmp_path / "run").trials()
+    searched = [t for t in trials if t.proposal.stage is Stage.SEARCH]
+    assert {t.proposal.method for t in searched} == {"l2", "l1", "random"}
+    assert sum(t.proposal.method != "l2" for t in searched) == 3, "a quarter of the trials"
+    finetuned = [t for t in trials if t.proposal.stage is Stage.FINETUNE]
+    assert sorted(t.proposal.method for t in finetuned) == ["l1", "l2", "random"]
+    assert {t.epochs for t in finetuned} == {0.5}
+
+
+def test_a_method_that_trains_as_it_cuts_gives_its_whole_path(ray_cluster: None, tmp_path: Path) -> None:
+    """Each network on the way is a trial and is stored; finalists go on from the stored network."""
+    spec = spec_of(
+        tmp_path / "run",
+        methods=["binary_search"],
+        allocations=["uniform"],
+        settings={"binary_search": {"tolerance": 0.2, "finetune_epochs": 0.2}},
+        search={**SMALL["search"], "trials": 3, "smallest": 1.0},
+        finalists={"count": 3, "each_method": False, "train": {"epochs": 0.5}},
+    )
+    run(spec)
+    store = Store(spec.output)
+    trials = {t.trial_id: t for t in store.trials()}
+    way = sorted(name for name in trials if name.startswith("search-00002."))
+    own = trials["search-00002"]
+    assert len(way) == 2, "three groups: two networks before the last"
+    assert own.state is TrialState.COMPLETE and own.proposal.step is None and own.epochs > 0
+    assert [trials[name].proposal.step for name in way] == [0, 1]
+    first = trials[way[0]].metrics
+    assert first and own.metrics and first.flops > own.metrics.flops
+    assert own.metrics.flops_fraction <= 0.3
+    for name in (*way, "search-00002"):
+        candidate = trials[name].candidate
+        assert candidate and store.read_json(f"models/{name}/recipe.json")["candidate"] == candidate.id
+    continued = [t for t in trials.values() if t.proposal.parent == "search-00002"]
+    assert continued and continued[0].epochs == pytest.approx(own.epochs + 0.5)
+    assert continued[0].accuracy_after_repair == own.metrics.accuracy
+    assert store.run()["state"] == "finished"
