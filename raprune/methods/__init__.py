@@ -3,6 +3,7 @@
 from raprune.errors import UsageError
 from raprune.methods.activation import Activation
 from raprune.methods.apoz import Apoz
+from raprune.methods.auto_balanced import AutoBalanced
 from raprune.methods.fpgm import Fpgm
 from raprune.methods.magnitude import L1, L2
 from raprune.methods.method import Batches, Bench, Cut, Method, Network, Regularizer, Scores, Step, reestimate_batch_norm
@@ -12,6 +13,7 @@ from raprune.methods.taylor import Taylor
 METHODS: dict[str, type[Method]] = {
     "activation": Activation,
     "apoz": Apoz,
+    "auto_balanced": AutoBalanced,
     "fpgm": Fpgm,
     "l1": L1,
     "l2": L2,
