@@ -1,0 +1,39 @@
+"""Network slimming: channels of small batch-norm scales go.
+
+Liu, Li, Shen, Huang, Yan, Zhang: "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017
+(arXiv 1708.06519): after training with an L1 penalty on the scales, the score of channel c is |gamma_c|, and one
+threshold holds for the whole network.
+
+The paper scores single layers. Ours: where several layers scale the same channels (a residual stream), the mean of
+their scales counts; channels that no layer scales have the network's largest, so that they go last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import nn
+
+from raprune.methods.method import Batches, Scores
+from raprune.methods.sparsity import SparseTrained, largest, scales, sizes
+from raprune.tracing.graph import ChannelGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slimming(SparseTrained):
+    """|gamma_c|."""
+
+    title: ClassVar[str] = "batch-norm scales after sparse training (network slimming; Liu et al., ICCV 2017)"
+    data_free: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        gammas = scales(model)
+        unscaled = largest(gammas)
+        scores: Scores = {}
+        for group in graph.groups:
+            found = sizes(group, gammas)
+            scores[group.name] = np.mean(found, axis=0) if found else np.full(group.num_channels, unscaled)
+        return scores
