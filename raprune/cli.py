@@ -185,10 +185,14 @@ def front(
     run: Run,
     as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Also what is dominated or over the budget.")] = False,
+    ablation: Annotated[bool, typer.Option("--ablation", help="The methods side by side, in place of it.")] = False,
 ) -> None:
     """The Pareto front of a run."""
-    from raprune.report import print_front
+    from raprune.report import print_ablation, print_front
 
+    if ablation:
+        print_ablation(run, console=_console(), as_json=as_json)
+        return
     print_front(run, console=_console(), as_json=as_json, everything=everything)
 
 

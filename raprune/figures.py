@@ -22,8 +22,14 @@ MAX_WIDTHS = 24
 """Layers that a hover text lists; the table of the store has them all."""
 
 
-def html(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    """A page with the front, every other candidate faded, the recipe on hover, and the front as a table."""
+def html(
+    rows: Sequence[Row],
+    front: Sequence[Row],
+    run: Mapping[str, Any],
+    test: Mapping[str, Any],
+    ablation: Sequence[Row] = (),
+) -> str:
+    """A page with the front, every other candidate faded, the recipe on hover, the front and the methods as tables."""
     from plotly.offline import get_plotlyjs
 
     figure = {"data": _traces(rows, front, run), "layout": _layout(rows, run), "config": _CONFIG}
@@ -33,6 +39,7 @@ def html(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any], test
         # A closing tag inside a string would end the script.
         figure=json.dumps(figure).replace("</", "<\\/"),
         rows="\n".join(_table_row(row) for row in front),
+        ablation="\n".join(_ablation_row(row) for row in ablation),
         plotly=get_plotlyjs(),
     )
 
@@ -162,9 +169,9 @@ def _recipe(row: Row) -> str:
     lines = [
         f"<b>{row['candidate']}</b> ({row['trial_id']})",
         markup.escape(f"{row['method']}({settings}), widths by {row['allocation']}"),
-        f"fine-tuned {row['epochs']:g} epochs" if row["epochs"] else "repaired, not fine-tuned",
+        f"trained {row['epochs']:g} epochs since the dense network" if row["epochs"] else "repaired, not fine-tuned",
         f"{row['flops_fraction']:.1%} of the FLOPs: {row['flops']:,} ({row['macs']:,} MACs)",
-        f"{row['params_fraction']:.1%} of the parameters: {row['params']:,}",
+        f"{row['params_fraction']:.1%} of the parameters: {row['params']:,}{_zeros(row)}",
         f"validation {points(row['val_accuracy'])}, test {points(row['test_accuracy'])}",
         f"after cut {points(row['accuracy_after_cut'])}, after repair {points(row['accuracy_after_repair'])}",
     ]
@@ -173,6 +180,10 @@ def _recipe(row: Row) -> str:
         widths = [*widths[:MAX_WIDTHS], f"and {len(widths) - MAX_WIDTHS} more"]
     lines += ["channels: " + ", ".join(widths[:4])] + [", ".join(widths[i : i + 4]) for i in range(4, len(widths), 4)]
     return "<br>".join(lines)
+
+
+def _zeros(row: Row) -> str:
+    return f", {row['zeros']:,} of them zero" if row["zeros"] else ""
 
 
 def _layout(rows: Sequence[Row], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,6 +290,27 @@ def _table_row(row: Row) -> str:
         f"{100 * row['val_accuracy']:.2f}",
         test,
     ]
+    return _cells(cells)
+
+
+def _ablation_row(row: Row) -> str:
+    cost = "flops" if row["budget_flops"] is not None else "params"
+    cells = [
+        row["candidate"],
+        row["method"],
+        f"{row['finetuning_epochs']:g}",
+        f"{100 * row[f'budget_{cost}']:.1f} % {'FLOPs' if cost == 'flops' else 'params'}",
+        f"{row['epochs']:g}",
+        f"{100 * row['flops_fraction']:.1f}",
+        f"{100 * row['params_fraction']:.1f}",
+        f"{100 * row['nonzero_fraction']:.1f}",
+        f"{100 * row['val_accuracy']:.2f}",
+        "" if row["test_accuracy"] is None else f"{100 * row['test_accuracy']:.2f}",
+    ]
+    return _cells(cells)
+
+
+def _cells(cells: Sequence[str]) -> str:
     return "<tr>" + "".join(f"<td>{markup.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
@@ -305,6 +337,7 @@ _PAGE = Template("""<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 0 auto;
  max-width: 1200px; padding: 1rem; }
 h1 { font-size: 1.3rem; margin: 0; }
+h2 { font-size: 1.1rem; margin: 1.5rem 0 0; }
 #figure { height: 62vh; min-height: 380px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -325,6 +358,15 @@ Point at one for its recipe.</p>
 <th>params</th><th>validation %</th><th>test %</th></tr></thead>
 <tbody>
 $rows
+</tbody></table></div>
+<h2>The methods side by side</h2>
+<p>Of each method the candidate with the best validation accuracy within the budget, after equal fine-tuning.</p>
+<div class="wide"><table>
+<caption hidden>The methods side by side</caption>
+<thead><tr><th>candidate</th><th>method</th><th>fine-tuned, epochs</th><th>up to</th><th>epochs in all</th>
+<th>FLOPs %</th><th>params %</th><th>nonzero %</th><th>validation %</th><th>test %</th></tr></thead>
+<tbody>
+$ablation
 </tbody></table></div>
 <script>$plotly</script>
 <script>

@@ -18,6 +18,9 @@ from raprune.trial import Stage, Trial, TrialState
 
 Row = dict[str, Any]
 
+SHARES = (1.0, 2 / 3, 0.5)
+"""Of the user's budget: where the methods are compared."""
+
 
 def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None) -> list[Row]:
     """One row for each candidate of a complete trial, by ascending FLOPs.
@@ -38,7 +41,10 @@ def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None
 
 
 def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
-    """What there is to say about a complete trial's candidate; accuracies and fractions in [0, 1]."""
+    """What there is to say about a complete trial's candidate; accuracies and fractions in [0, 1].
+
+    `nonzero_fraction` is the share of the dense network's parameters that neither left with a channel nor are zero.
+    """
     assert trial.candidate is not None and trial.metrics is not None
     return {
         "candidate": trial.candidate.id,
@@ -52,6 +58,8 @@ def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
         "flops_fraction": trial.metrics.flops_fraction,
         "params": trial.metrics.params,
         "params_fraction": trial.metrics.params_fraction,
+        "zeros": trial.metrics.zeros,
+        "nonzero_fraction": trial.metrics.params_fraction * (1 - trial.metrics.zeros / max(1, trial.metrics.params)),
         "val_accuracy": trial.metrics.accuracy,
         "test_accuracy": test.get("candidates", {}).get(trial.candidate.id),
         "dense_test_accuracy": test.get("dense"),
@@ -72,6 +80,28 @@ def front(trials: Sequence[Trial], budget: Budget | None = None, *, test: Mappin
 def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
     """The rows that the budget admits."""
     return [r for r in rows if budget.admits(flops_fraction=r["flops_fraction"], params_fraction=r["params_fraction"])]
+
+
+def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any] | None = None) -> list[Row]:
+    """The methods side by side: the best of each within each of `SHARES` of the budget, after equal fine-tuning.
+
+    The rows of `row` with `finetuning_epochs` (0: only repaired), `budget_flops` and `budget_params` beside them; a
+    method that has nothing so small has no row there. Ordered by these, then by falling accuracy on the validation
+    split, which the choice looks at. What a method trains by itself is no fine-tuning, and counts in `epochs`.
+    """
+    known = {trial.trial_id: trial for trial in trials}
+    tried: dict[float, dict[str, list[Row]]] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE and trial.candidate is not None and trial.metrics is not None:
+            of_methods = tried.setdefault(_finetuning(trial, known), {})
+            of_methods.setdefault(trial.proposal.method, []).append(row(trial, test=test or {}))
+    table: list[Row] = []
+    for epochs, of_methods in sorted(tried.items()):
+        for part in _shares(budget):
+            named = {"finetuning_epochs": epochs, "budget_flops": part.flops, "budget_params": part.params}
+            best = [pick(admitted, part) | named for rows in of_methods.values() if (admitted := within(rows, part))]
+            table += sorted(best, key=lambda r: (-r["val_accuracy"], r["method"]))
+    return table
 
 
 def pick(rows: Sequence[Row], budget: Budget, *, min_accuracy: float | None = None) -> Row:
@@ -112,7 +142,9 @@ class Progress:
     """How far a run is."""
 
     states: dict[str, int]
-    """State -> number of trials; what is not yet recorded is WAITING or RUNNING."""
+    """State -> number of trials that were asked for; what is not yet recorded is WAITING or RUNNING."""
+    steps: int
+    """Networks that were met on the way to those."""
     searched: int
     """Search trials that have ended."""
     trials: int
@@ -143,11 +175,12 @@ def progress(
     """
     spec = run.get("spec", {})
     budget = Budget(flops=spec.get("budget_flops"), params=spec.get("budget_params"))
-    searched = [trial for trial in trials if trial.proposal.stage is Stage.SEARCH]
+    asked_for = [trial for trial in trials if trial.proposal.step is None]
+    searched = [trial for trial in asked_for if trial.proposal.stage is Stage.SEARCH]
     asked = int(spec.get("search", {}).get("trials", len(searched)))
     admitted = front(trials, budget)
     limit = budget.flops or 1.0
-    states = Counter(trial.state.value for trial in trials)
+    states = Counter(trial.state.value for trial in asked_for)
     states[TrialState.RUNNING.value] += running
     states[TrialState.WAITING.value] += max(0, asked - len(searched) - running)
     started = float(run.get("started_at") or min((t.started_at for t in trials), default=0.0))
@@ -160,9 +193,10 @@ def progress(
     elapsed = max(0.0, (time.time() if now is None else now) - started if live else ended - started)
     return Progress(
         states={state: count for state, count in sorted(states.items()) if count},
+        steps=len(trials) - len(asked_for),
         searched=len(searched),
         trials=asked,
-        finetuned=len(trials) - len(searched),
+        finetuned=len(asked_for) - len(searched),
         finalists=int(spec.get("finalists", {}).get("count", 0)),
         front=len(admitted),
         hypervolume=pareto.hypervolume(_points(admitted), (1.0, limit)) / limit,
@@ -173,6 +207,26 @@ def progress(
         gpu_hours=sum(trial.gpu_seconds for trial in trials) / 3600,
         finished=finished,
     )
+
+
+def _shares(budget: Budget) -> list[Budget]:
+    """The budget, and smaller ones; parameters are what shrinks where no FLOPs are given."""
+    if budget.flops is None and budget.params is not None:
+        return [Budget(params=_part(budget.params, share)) for share in SHARES]
+    return [Budget(flops=_part(budget.flops or 1.0, share), params=budget.params) for share in SHARES]
+
+
+def _part(limit: float, share: float) -> float:
+    # Two thirds of 0.3 is 0.2, and a network of exactly that is within it.
+    return round(limit * share, 6)
+
+
+def _finetuning(trial: Trial, known: Mapping[str, Trial]) -> float:
+    """Epochs of fine-tuning, without those that the method itself trained."""
+    if trial.proposal.stage is Stage.SEARCH:
+        return 0.0
+    parent = known.get(trial.proposal.parent or "")
+    return round(trial.epochs - (parent.epochs if parent else 0.0), 6)
 
 
 def _fidelity(trial: Trial) -> tuple[bool, float]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from raprune import figures
 from raprune.budget import Budget
-from raprune.front import Progress, Row, candidates, front, pick, progress, within
+from raprune.front import Progress, Row, ablation, candidates, front, pick, progress, within
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.trial import Trial
@@ -56,6 +56,17 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
         _print_next(store, console)
 
 
+def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None:
+    """Prints the methods side by side: the best of each at each budget, after equal fine-tuning."""
+    store = Store(uri)
+    run, test = store.run(), read_test(store)
+    rows = ablation(store.trials(), budget_of(run), test=test)
+    if as_json:
+        console.out(json.dumps(rows, indent=2), highlight=False)
+    else:
+        console.print(render_ablation(rows, run))
+
+
 def print_pick(
     uri: str, budget: Budget, *, console: Console, min_accuracy: float | None = None, as_json: bool = False
 ) -> None:
@@ -84,11 +95,13 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
 
 
 def write_report(store: Store) -> None:
-    """Writes `front.json`, `front.html` and `front.png` into the run's folder `report`."""
+    """Writes `front.json`, `ablation.json`, `front.html` and `front.png` into the run's folder `report`."""
     run, test, trials = store.run(), read_test(store), store.trials()
     rows, chosen = candidates(trials, test=test), front(trials, budget_of(run), test=test)
+    compared = ablation(trials, budget_of(run), test=test)
     store.write_json("report/front.json", chosen)
-    store.write_bytes("report/front.html", figures.html(rows, chosen, run, test).encode())
+    store.write_json("report/ablation.json", compared)
+    store.write_bytes("report/front.html", figures.html(rows, chosen, run, test, compared).encode())
     store.write_bytes("report/front.png", figures.png(rows, chosen, run))
 
 
@@ -110,9 +123,11 @@ def render_progress(now: Progress) -> RenderableType:
     grid.add_column(style="dim")
     grid.add_column()
     states = ", ".join(f"{count} {state.lower()}" for state, count in now.states.items()) or "none yet"
-    grid.add_row("trials", f"{now.searched} of {now.trials} searched ({states})")
+    steps = f", {now.steps} networks on the way" if now.steps else ""
+    grid.add_row("trials", f"{now.searched} of {now.trials} searched ({states}){steps}")
     if now.finalists:
-        grid.add_row("fine-tuned", f"{now.finetuned} of {now.finalists}")
+        more = " and the best of each other method" if now.finetuned > now.finalists else ""
+        grid.add_row("fine-tuned", f"{now.finetuned} of {now.finalists}{more}")
     grid.add_row("front", f"{now.front} candidates, hypervolume {now.hypervolume:.4f}")
     if now.best is not None:
         dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"
@@ -143,24 +158,29 @@ def render_rows(
     admitted = within(rows, budget)
     best = pick(admitted, budget)["candidate"] if admitted else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    pruned_weights = any(r["zeros"] for r in rows)
     columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else []), "params", *[""] * wide]
+    columns += ["nonzero"] * pruned_weights
     for header in [*columns, "val %", "test %", "drop"]:
         table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
     for r in rows:
         costs = [f"{r['flops_fraction']:.1%}"]
         costs += [_count(r["flops"]), _count(r["macs"])] if wide else []
         costs += [f"{r['params_fraction']:.1%}", *([_count(r["params"])] if wide else [])]
+        costs += [f"{r['nonzero_fraction']:.1%}"] if pruned_weights else []
         star = "★" if r["candidate"] == best else ""
         accuracies = [_points(r["val_accuracy"]), _points(r["test_accuracy"]), drop(r, dense, test)]
         style = "bold" if star else None
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
         costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%", *([_count(dense["params"])] if wide else [])]
+        costs += ["100.0%", *([_count(dense["params"])] if wide else []), *["100.0%"] * pruned_weights]
         table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
-        "[dim]Epochs: of fine-tuning, 0 is repaired only. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
+        "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
     ]
+    if pruned_weights:
+        notes.append("Nonzero: parameters that are not exactly zero.")
     if best is not None:
         notes.append("★ most accurate on the validation split within the budget.")
     if test.get("images"):
@@ -168,6 +188,46 @@ def render_rows(
     else:
         notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
     return Group(table, " ".join(notes) + "[/dim]")
+
+
+def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:
+    """The methods side by side: one table for the repaired networks, one for each number of epochs of fine-tuning."""
+    if not rows:
+        return "The run has no complete trial within its budget yet."
+    dense = run.get("dense", {}).get("val_accuracy")
+    notes = (
+        "[dim]Of each method the network with the best validation accuracy within the budget: that accuracy in %, at "
+        "its share of the dense network's cost. Epochs: of training since the dense network, what the method trains by "
+        f"itself among them.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
+    )
+    finetunings = dict.fromkeys(r["finetuning_epochs"] for r in rows)
+    return Group(*(_compared([r for r in rows if r["finetuning_epochs"] == epochs]) for epochs in finetunings), notes)
+
+
+def _compared(rows: list[Row]) -> Table:
+    epochs = rows[0]["finetuning_epochs"]
+    cost = "flops" if rows[0]["budget_flops"] is not None else "params"
+    budgets = list(dict.fromkeys(r[f"budget_{cost}"] for r in rows))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"Fine-tuned for {epochs:g} epoch{'' if epochs == 1 else 's'}" if epochs else "Repaired, not fine-tuned",
+        title_justify="left",
+    )
+    table.add_column("method", no_wrap=True)
+    table.add_column("epochs", justify="right", no_wrap=True)
+    for budget in budgets:
+        what = "FLOPs" if cost == "flops" else "params"
+        table.add_column(f"up to {budget:.1%} {what}", justify="right", no_wrap=True)
+    for method in dict.fromkeys(r["method"] for r in rows):
+        own = {r[f"budget_{cost}"]: r for r in rows if r["method"] == method}
+        trained = sorted({r["epochs"] for r in own.values()})
+        cells = [
+            f"{_points(r['val_accuracy'])} at {r[f'{cost}_fraction']:.1%}" if (r := own.get(budget)) else "-"
+            for budget in budgets
+        ]
+        table.add_row(escape(method), " to ".join(f"{e:g}" for e in (trained[0], trained[-1])[: len(trained)]), *cells)
+    return table
 
 
 def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
@@ -187,6 +247,7 @@ def _print_next(store: Store, console: Console) -> None:
     lines = [f"Run: {store.name}"]
     if store.exists("report/front.html"):
         lines.append(f"Page: {store.name}/report/front.html")
+    lines.append(f"The methods side by side: raprune front {store.name} --ablation")
     lines.append(f"Another budget, without new work: raprune pick {store.name} --budget-flops 0.2")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 

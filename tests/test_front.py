@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.front import candidates, front, pick, progress
+from raprune.front import ablation, candidates, front, pick, progress
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 RUN: dict[str, Any] = {
@@ -28,15 +29,26 @@ def trial(
     stage: Stage = Stage.SEARCH,
     epochs: float = 0.0,
     width: int | None = None,
+    method: str = "l2",
+    parent: str | None = None,
+    step: int | None = None,
 ) -> Trial:
     """Two trials of one width are the same candidate."""
-    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=flops, stage=stage)
+    proposal = Proposal(
+        number=number,
+        method=method,
+        allocation="uniform",
+        target_flops=flops,
+        stage=stage,
+        parent=parent,
+        step=step,
+    )
     kept = tuple(range(number + 1 if width is None else width))
     return Trial(
         trial_id=proposal.trial_id,
         proposal=proposal,
         state=TrialState.COMPLETE,
-        candidate=Candidate("l2", {"conv1": kept}),
+        candidate=Candidate(method, {"conv1": kept}),
         metrics=Metrics(
             accuracy=accuracy,
             loss=0.1,
@@ -130,3 +142,66 @@ def test_the_time_limit_bounds_what_is_left() -> None:
     spec = RUN["spec"] | {"search": {"trials": 8, "time_limit_s": 33.0}}
     now = progress(RUN | {"spec": spec}, [trial(0, 0.9, 0.2)], live=True, now=130.0)
     assert now.left_s == pytest.approx(3.0)
+
+
+def test_steps_of_a_path_are_candidates_but_no_trials_that_were_asked_for() -> None:
+    trials = [trial(0, 0.7, 0.2, step=0), trial(0, 0.6, 0.1, step=1, width=3), trial(0, 0.5, 0.05, width=2)]
+    now = progress(RUN, trials)
+    assert (now.searched, now.steps, now.finetuned, now.front) == (1, 2, 0, 3)
+    assert now.states == {"COMPLETE": 1, "WAITING": 7}
+
+
+def test_the_ablation_has_the_best_of_each_method_within_each_budget() -> None:
+    trials = [
+        trial(0, 0.80, 0.30),
+        trial(1, 0.75, 0.18),
+        trial(2, 0.70, 0.12),
+        trial(3, 0.90, 0.25, method="random"),
+        trial(4, 0.72, 0.20, method="random"),
+        trial(5, 0.99, 0.40, method="random"),
+        failed(6),
+    ]
+    table = ablation(trials, Budget(flops=0.3))
+    found = [(round(r["budget_flops"], 3), r["method"], r["val_accuracy"]) for r in table]
+    assert found == [
+        (0.3, "random", 0.90),
+        (0.3, "l2", 0.80),
+        (0.2, "l2", 0.75),
+        (0.2, "random", 0.72),
+        (0.15, "l2", 0.70),
+    ]
+    assert {r["finetuning_epochs"] for r in table} == {0.0}
+
+
+def test_the_ablation_compares_after_equal_fine_tuning_whatever_a_method_trained_itself() -> None:
+    trials = [
+        trial(0, 0.80, 0.2),
+        trial(1, 0.85, 0.2, method="slimming", epochs=10.0),
+        trial(0, 0.90, 0.2, stage=Stage.FINETUNE, epochs=5.0, width=1, parent="search-00000"),
+        trial(1, 0.91, 0.2, stage=Stage.FINETUNE, epochs=15.0, width=2, parent="search-00001", method="slimming"),
+    ]
+    table = ablation(trials, Budget(flops=0.2))
+    found = [(r["finetuning_epochs"], r["method"], r["epochs"], r["val_accuracy"]) for r in table]
+    assert found == [
+        (0.0, "slimming", 10.0, 0.85),
+        (0.0, "l2", 0.0, 0.80),
+        (5.0, "slimming", 15.0, 0.91),
+        (5.0, "l2", 5.0, 0.90),
+    ]
+
+
+def test_the_ablation_shrinks_the_parameters_where_they_are_the_budget() -> None:
+    trials = [trial(0, 0.8, 0.3, params=0.4), trial(1, 0.7, 0.9, params=0.2)]
+    table = ablation(trials, Budget(params=0.4))
+    assert [(r["budget_flops"], round(r["budget_params"], 3), r["val_accuracy"]) for r in table] == [
+        (None, 0.4, 0.8),
+        (None, 0.267, 0.7),
+        (None, 0.2, 0.7),
+    ]
+
+
+def test_a_row_counts_parameters_that_are_zero() -> None:
+    (plain,) = front([trial(0, 0.9, 0.3)])
+    assert (plain["zeros"], plain["nonzero_fraction"]) == (0, 0.2)
+    (pruned,) = front([replace(trial(0, 0.9, 0.3), metrics=replace(trial(0, 0.9, 0.3).metrics, zeros=15))])  # type: ignore[type-var]
+    assert pruned["zeros"] == 15 and pruned["nonzero_fraction"] == pytest.approx(0.05)

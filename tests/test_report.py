@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.report import print_front, print_pick, print_status, write_report
+from raprune.report import print_ablation, print_front, print_pick, print_status, write_report
 from raprune.store import Store
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
@@ -152,6 +153,36 @@ def test_a_run_without_trials_prints_a_sentence(tmp_path: Path) -> None:
     assert "No candidate" in text(console) and "0 of 0 searched" in text(console)
 
 
+def test_the_methods_stand_side_by_side(run: Store) -> None:
+    console = printed(80)
+    print_ablation(run.uri, console=console)
+    shown = text(console)
+    assert max(map(len, shown.splitlines())) <= 80
+    repaired, finetuned = shown.split("Fine-tuned for 20 epochs")
+    for part in (repaired, finetuned):
+        assert "up to 30.0% FLOPs" in part and "up to 20.0% FLOPs" in part and "up to 15.0% FLOPs" in part
+    assert all(re.search(rf"^ *{method} ", repaired, flags=re.M) for method in ("l1", "l2", "random"))
+    # Worked by hand from `make_run`: trials 40 to 43 have 30, 25, 20 and 15 % of the FLOPs.
+    assert re.search(r"^ *l1 +20 +98.00 at 30.0% +97.25 at 15.0% +97.25 at 15.0%", finetuned, flags=re.M)
+    assert re.search(r"^ *l2 +20 +97.50 at 20.0% +97.50 at 20.0% +- *$", finetuned, flags=re.M)
+    assert "Dense: 98.10." in shown
+
+
+def test_pruned_weights_are_told_apart_from_removed_channels(run: Store, tmp_path: Path) -> None:
+    console = printed()
+    print_front(run.uri, console=console)
+    assert "nonzero" not in text(console)
+    (trial, *_) = run.trials()
+    assert trial.metrics is not None
+    halved = replace(trial, metrics=replace(trial.metrics, params=6_100, params_fraction=0.1, zeros=3_050))
+    store = Store(tmp_path)
+    store.create(run.run())
+    store.append([halved])
+    console = printed()
+    print_front(store.uri, console=console)
+    assert re.search(r"10\.0% +6\.1 k +5\.0% ", text(console)) and "nonzero" in text(console)
+
+
 def test_pick_prints_the_row_and_how_to_export_it(run: Store) -> None:
     console = printed()
     print_pick(run.uri, Budget(flops=0.21), console=console)
@@ -175,21 +206,23 @@ def test_status_is_one_block(run: Store) -> None:
 
 
 class _Page(HTMLParser):
-    """What a page would fetch, and what its table says."""
+    """What a page would fetch, and what its tables say."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fetched: list[str] = []
-        self.cells: list[str] = []
+        self.tables: list[list[str]] = []
         self.in_cell = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
         self.in_cell = tag == "td"
+        if tag == "table":
+            self.tables.append([])
 
     def handle_data(self, data: str) -> None:
         if self.in_cell:
-            self.cells.append(data)
+            self.tables[-1].append(data)
 
     def handle_endtag(self, tag: str) -> None:
         self.in_cell = False
@@ -203,7 +236,9 @@ def test_the_page_holds_everything_it_needs(run: Store) -> None:
     assert parsed.fetched == []
     assert "default-src 'none'" in page
     front = run.read_json("report/front.json")
-    assert [row["candidate"] for row in front] == [cell for cell in parsed.cells if re.fullmatch("[0-9a-f]{12}", cell)]
+    shown, compared = ([cell for cell in cells if re.fullmatch("[0-9a-f]{12}", cell)] for cells in parsed.tables)
+    assert shown == [row["candidate"] for row in front]
+    assert compared == [row["candidate"] for row in run.read_json("report/ablation.json")]
     figure = json.loads(re.findall(r"^const figure = (.*);$", page, flags=re.M)[0])
     hovers = [hover for trace in figure["data"] for hover in trace.get("text", [])]
     assert len(hovers) == 44
