@@ -120,7 +120,8 @@ def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
 
 
 def _loss(model: nn.Module, teacher: nn.Module | None, x: Tensor, y: Tensor, spec: TrainSpec) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.is_cuda):
+    half = spec.precision == "bfloat16" or (spec.precision == "auto" and x.is_cuda)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
         logits = model(x).float()
         if teacher is None or spec.distillation == 0:
             return functional.cross_entropy(logits, y, label_smoothing=spec.label_smoothing), logits

@@ -159,3 +159,14 @@ def test_a_single_image_left_over_does_not_stop_batch_norm() -> None:
     split = digits()
     odd = DeviceSplit(split.images[:33], split.labels[:33], split.mean, split.scale)
     assert train(net(), odd, TrainSpec(epochs=1, batch_size=32), augment="none", seed=0)
+
+
+@pytest.mark.parametrize(("precision", "seen"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_precision_is_that_of_the_pass_and_not_of_the_weights(precision: str, seen: torch.dtype) -> None:
+    model, dtypes = net(), set[torch.dtype]()
+    model.conv2.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    spec = TrainSpec.model_validate({"epochs": 1.0, "precision": precision})
+    history = train(model, digits(), spec, augment="none", seed=0)
+    assert dtypes == {seen}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert math.isfinite(history[-1].loss)
