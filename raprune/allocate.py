@@ -42,16 +42,18 @@ def allocate(
     scores: Scores,
     keep_ratios: Mapping[str, float],
     damage: Damage | None = None,
+    comparable: bool = False,
 ) -> Counts:
     """The width vector of the allocation `name`, shape `(G,)`, within `target`.
 
+    Scores that are not `comparable` between groups (`Method.comparable`) are divided by their group's mean.
     `damage` is what the method predicts (`Method.damage`); without it, `least_damage` takes the sum of the scores.
 
     Raises:
         BudgetError: if even the narrowest network is above the target.
     """
     check_reachable(cost, target.budget, min_channels=target.min_channels, multiple_of=target.multiple_of)
-    return ALLOCATIONS[name](cost, target, scores, keep_ratios)
+    return ALLOCATIONS[name](cost, target, scores if comparable else _by_mean(scores), keep_ratios)
 
 
 def select(
@@ -77,13 +79,13 @@ def uniform(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mappin
 
 
 def global_rank(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
-    """The best-scored channels of the whole network; scores are divided by their group's mean to be comparable."""
+    """The best-scored channels of the whole network: one threshold for all groups."""
     floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
     groups, ranked = [], []
     for number, name in enumerate(cost.group_names):
         descending = np.sort(scores[name])[::-1]
         # The best `floor` channels of a group stay whatever their score, so only the others are ranked.
-        rest = descending[int(floor[number]) :] / max(float(np.abs(descending).mean()), 1e-30)
+        rest = descending[int(floor[number]) :]
         ranked.append(rest)
         groups.append(np.full(len(rest), number))
     order = np.argsort(-np.concatenate(ranked), kind="stable")
@@ -103,6 +105,10 @@ def global_rank(cost: CostModel, target: Target, scores: Scores, keep_ratios: Ma
         else:
             high = middle - 1
     return _fill(cost, target, rounded(low), (int(g) for g in sequence[low:]))
+
+
+def _by_mean(scores: Scores) -> Scores:
+    return {name: values / max(float(np.abs(values).mean()), 1e-30) for name, values in scores.items()}
 
 
 Allocation = Callable[[CostModel, Target, Scores, Mapping[str, float]], Counts]

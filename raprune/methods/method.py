@@ -127,6 +127,8 @@ class Method:
     """Whether `score` never looks at the batches."""
     seeded: ClassVar[bool] = False
     """Whether another seed gives other scores; they are then not shared between candidates."""
+    comparable: ClassVar[bool] = False
+    """Whether scores of different groups are ranked together as they are, not divided by their group's mean."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
