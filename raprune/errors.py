@@ -49,6 +49,10 @@ class ModelError(RapruneError):
     """A network or its weights that cannot be built, loaded or run."""
 
 
+class MethodError(RapruneError):
+    """A method that does not do what every method must."""
+
+
 class RecipeError(RapruneError):
     """A recipe that does not belong to this network, or was changed since it was written."""
 
