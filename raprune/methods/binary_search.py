@@ -1,0 +1,199 @@
+"""Binary search: in each layer as many of the smallest neurons go as the accuracy allows.
+
+Zhang, Qin, Chan: "An Efficient Binary Search Based Neuron Pruning Method for ConvNet Condensation", ICONIP 2017
+(https://doi.org/10.1007/978-3-319-70096-0_20). For layer l with neurons in ascending order of magnitude, the largest m
+with accuracy(without the m smallest) >= accuracy(dense) - tolerance, found in ceil(log2 N_l) evaluations.
+
+The paper's: magnitude, the binary search of the number, layer by layer. Its text beyond the abstract was not at hand,
+so the rest is ours: the L1 norm, the order of the layers, the tolerance, a paired comparison on fixed images, training
+between layers, and a neuron as one channel of a group of layers. A probe is a network that is really cut, which gives
+the same outputs as masking behind the activation and is faster. Its batch-norm statistics are estimated again, as the
+dense ones do not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from raprune.methods.magnitude import sum_over_layers
+from raprune.methods.method import Batches, Bench, Method, Network, Scores, Step, reestimate_batch_norm
+from raprune.tracing.graph import ChannelGraph, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinarySearch(Method):
+    """max m with accuracy(m smallest removed) >= accuracy(dense) - tolerance."""
+
+    title: ClassVar[str] = "largest removal that the accuracy allows, group by group (Zhang et al., ICONIP 2017)"
+    data_free: ClassVar[bool] = True
+
+    norm: Literal["l1", "l2"] = field(default="l1", metadata={"search": {"choices": ("l1", "l2")}})
+    """What the magnitude of a neuron is."""
+    order: Literal["forward", "backward", "most_params_first", "most_flops_first"] = field(
+        default="forward",
+        metadata={"search": {"choices": ("forward", "backward", "most_params_first", "most_flops_first")}},
+    )
+    """Which group is searched first."""
+    tolerance: float = field(default=0.005, metadata={"search": {"low": 0.001, "high": 0.05, "log": True}})
+    """Accuracy that may be lost against the dense network, before training mends it; a fraction of the images."""
+    tolerance_split: Literal["global", "split"] = field(
+        default="global", metadata={"search": {"choices": ("global", "split")}}
+    )
+    """`global`: every group may use what is left of the tolerance. `split`: after l of L groups, l/L of it is used."""
+    probe_epochs: float = 0.0
+    """Training of a probe before it is judged."""
+    finetune_epochs: float = 1.0
+    """Training after each group that lost channels."""
+    sweeps: int = 1
+    """Rounds over all groups at most; a round in which none shrinks is the last."""
+    images: int = 5000
+    """Validation images on which probes are compared, the same for all; 0: the whole split."""
+    gallop: bool = False
+    """Whether larger removals are tried where the search ends, as accuracy is not monotone."""
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        power = {"l1": 1, "l2": 2}[self.norm]
+        return sum_over_layers(model, graph, lambda filters_OI: filters_OI.norm(p=power, dim=1))
+
+    def behind_scores(self) -> dict[str, bool | int | float | str]:
+        return {"norm": self.norm}
+
+    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
+        """Each group's end is a step. Epochs are all that were trained, those of refused probes included."""
+        search = _Search(self, bench, dense)
+        network, names = dense, self._ordered(dense.graph)
+        for sweep in range(max(1, self.sweeps)):
+            before = network.graph.widths
+            for done, name in enumerate(names, start=1):
+                share = done / len(names) if self.tolerance_split == "split" and sweep == 0 else 1.0
+                network = search.shrink(network, name, self.tolerance * share)
+                yield search.step(network)
+            if network.graph.widths == before:
+                break
+        left = network.graph.widths
+        above = {name: left[name] - width for name, width in widths.items() if left[name] > width}
+        if above:
+            yield search.step(search.trained(search.without_smallest(network, above), self.finetune_epochs))
+
+    def largest_removal(self, count: int, accept: Callable[[int], bool]) -> int:
+        return largest_removal(count, accept, gallop=self.gallop)
+
+    def _ordered(self, graph: ChannelGraph) -> list[str]:
+        names = list(graph.widths)
+        if self.order == "backward":
+            return names[::-1]
+        if self.order == "forward":
+            return names
+        cost = cost_of_groups(graph, graph.params if self.order == "most_params_first" else graph.flops)
+        return sorted(names, key=lambda name: -cost[name])
+
+
+class _Search:
+    """A search at work: what it compares with, and what it has used."""
+
+    def __init__(self, method: BinarySearch, bench: Bench, dense: Network) -> None:
+        self._method = method
+        self._bench = bench
+        self._reference = self._correct(dense.model)
+        self._evaluations = 0
+        self._epochs = 0.0
+
+    def step(self, network: Network) -> Step:
+        """`evaluations`: of probes so far. The dense network's, which any search needs, is one more."""
+        return Step(network=network, epochs=self._epochs, settings={"evaluations": self._evaluations})
+
+    def shrink(self, network: Network, name: str, tolerance: float) -> Network:
+        """`network` without as many of the group's smallest channels as the tolerance allows, trained."""
+        best = network
+
+        def accept(removed: int) -> bool:
+            nonlocal best
+            probe = self.trained(self.without_smallest(network, {name: removed}), self._method.probe_epochs)
+            self._evaluations += 1
+            accepted = self._within(probe.model, tolerance)
+            # What is asked next is larger than what was accepted.
+            best = probe if accepted else best
+            return accepted
+
+        removed = self._method.largest_removal(network.graph.widths[name] - 1, accept)
+        return self.trained(best, self._method.finetune_epochs) if removed else network
+
+    def without_smallest(self, network: Network, counts: Mapping[str, int]) -> Network:
+        """Groups in `counts` less so many of their channels of smallest magnitude; of equal ones the last go first."""
+        graph = network.graph.only(counts)
+        scores = self._method.score(network.model, graph, self._bench.calibration, seed=self._bench.seed)
+        kept = {}
+        for name, count in counts.items():
+            largest = np.argsort(-scores[name], kind="stable")[: len(scores[name]) - count]
+            kept[name] = tuple(sorted(largest.tolist()))
+        smaller = self._bench.cut(network, kept)
+        reestimate_batch_norm(smaller.model, self._bench.calibration)
+        return smaller
+
+    def trained(self, network: Network, epochs: float) -> Network:
+        if epochs > 0:
+            self._bench.train(network.model, epochs)
+            self._epochs += epochs
+        return network
+
+    def _within(self, model: nn.Module, tolerance: float) -> bool:
+        # Paired, image by image: what both get right or wrong, most of the sampling error, falls out.
+        correct = self._correct(model)
+        newly_wrong = int((self._reference & ~correct).sum())
+        newly_right = int((~self._reference & correct).sum())
+        return newly_wrong - newly_right <= tolerance * len(correct) + 1e-9
+
+    def _correct(self, model: nn.Module) -> Tensor:
+        return self._bench.correct(model, self._method.images or None)
+
+
+def largest_removal(count: int, accept: Callable[[int], bool], *, gallop: bool = False) -> int:
+    """The largest m in 0 .. `count` with `accept(m)`, by binary search: at most ceil(log2(count + 1)) calls.
+
+    0 counts as accepted and is not asked for. If `accept` is not monotone, the result is accepted, but a larger one may
+    be too. `gallop` then looks 2, 4, 8, ... beyond it, and searches on from where it is accepted again.
+    """
+    asked: dict[int, bool] = {0: True}
+
+    def ask(removed: int) -> bool:
+        if removed not in asked:
+            asked[removed] = accept(removed)
+        return asked[removed]
+
+    low = _bisected(0, count, ask)
+    step = 2
+    while gallop and low + step <= count:
+        if ask(low + step):
+            low, step = _bisected(low + step, count, ask), 2
+        else:
+            step *= 2
+    return low
+
+
+def _bisected(low: int, high: int, accept: Callable[[int], bool]) -> int:
+    while low < high:
+        middle = (low + high + 1) // 2
+        if accept(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def cost_of_groups(graph: ChannelGraph, terms: tuple[Term, ...]) -> dict[str, int]:
+    """Group name -> what of a cost would go if all of the group's channels went."""
+    widths = graph.widths
+    sizes = [f.constant + sum(m * widths[g] for g, m in f.coefficients.items()) for f in graph.factors]
+    saved = dict.fromkeys(widths, 0)
+    for term in terms:
+        whole = prod(sizes[position] for position in term.factors)
+        for name in {g for position in term.factors for g in graph.factors[position].coefficients}:
+            left = [sizes[p] - graph.factors[p].coefficients.get(name, 0) * widths[name] for p in term.factors]
+            saved[name] += term.coefficient * (whole - prod(left))
+    return saved
