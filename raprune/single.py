@@ -16,6 +16,7 @@ from raprune.evaluate import evaluate
 from raprune.preparation import DENSE, prepare
 from raprune.prune import Pruner, Result
 from raprune.spec import SearchSpec
+from raprune.statistics import Statistics
 from raprune.store import Store
 from raprune.training import Epoch
 from raprune.trial import Proposal, Stage, Trial, TrialState
@@ -56,10 +57,11 @@ def prune_once(
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
     if spec.model.weights is None:
         train_dense(workload, spec, on_epoch=on_epoch and partial(on_epoch, "dense"))
-    pruner = Pruner(workload, prepared.graph, spec)
+    pruner = Pruner(workload, prepared.graph, spec, statistics=_statistics(spec))
     proposal = Proposal(
         number=0,
         method=method,
+        settings=spec.settings.get(method, {}),
         allocation=allocation,
         target_flops=spec.budget_flops or 1.0,
         target_params=spec.budget_params,
@@ -79,7 +81,7 @@ def prune_once(
 def export(run: str, candidate: str, folder: str) -> str:
     """Write `recipe.json` and `weights.safetensors` of a candidate of a run to `folder`; returns the candidate's id.
 
-    `candidate` is its id, the beginning of it, or a trial's id. One that was fine-tuned is copied; any other is made
+    `candidate` is its id, the beginning of it, or a trial's id. One that was trained is copied; any other is made
     again from the dense network, which gives the same weights.
 
     Raises:
@@ -92,11 +94,12 @@ def export(run: str, candidate: str, folder: str) -> str:
         raise StoreError(f"{target.name} holds a {RECIPE} already.", hint="Give another folder.")
     trial = _find(source, candidate)
     assert trial.candidate is not None
-    stored = f"models/{trial.candidate.id}"
-    if source.exists(f"{stored}/{RECIPE}"):
-        target.write_bytes(WEIGHTS, source.read_bytes(f"{stored}/{WEIGHTS}"))
-        target.write_bytes(RECIPE, source.read_bytes(f"{stored}/{RECIPE}"))
-        return trial.candidate.id
+    # Fine-tuned networks lie under their candidate, those of a path under their trial.
+    for stored in (f"models/{trial.candidate.id}", f"models/{trial.trial_id}"):
+        if source.exists(f"{stored}/{RECIPE}"):
+            target.write_bytes(WEIGHTS, source.read_bytes(f"{stored}/{WEIGHTS}"))
+            target.write_bytes(RECIPE, source.read_bytes(f"{stored}/{RECIPE}"))
+            return trial.candidate.id
     spec = SearchSpec.model_validate(described["spec"])
     pruner = _pruner_of_run(source, spec)
     again = pruner.prune(trial.proposal)
@@ -123,7 +126,14 @@ def _pruner_of_run(store: Store, spec: SearchSpec) -> Pruner:
     prepared = prepare(spec)
     weights = dict(load_arrays(store.read_bytes(DENSE)))
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
-    return Pruner(workload, prepared.graph, spec)
+    # Beside the run where it lies now; it may be another's, and read only.
+    here = spec.model_copy(update={"output": store.uri})
+    return Pruner(workload, prepared.graph, spec, statistics=Statistics(Store(here.statistics_folder), writes=False))
+
+
+def _statistics(spec: SearchSpec) -> Statistics:
+    """In memory, unless the job names a folder: one network writes nothing that it was not asked for."""
+    return Statistics(Store(spec.statistics) if spec.statistics else None)
 
 
 def _save(store: Store, result: Result, pruner: Pruner, spec: SearchSpec) -> None:

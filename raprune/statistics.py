@@ -25,10 +25,16 @@ FORMAT = 1
 
 
 class Statistics:
-    """Arrays by key, in memory and in the folder of `store`; without one, in memory alone."""
+    """Arrays by key, in memory and in the folder of `store`; without one, in memory alone.
 
-    def __init__(self, store: Store | None = None, known: Mapping[str, Arrays] | None = None) -> None:
+    Where `writes` is false, the folder is only read.
+    """
+
+    def __init__(
+        self, store: Store | None = None, known: Mapping[str, Arrays] | None = None, *, writes: bool = True
+    ) -> None:
         self._store = store
+        self._writes = writes
         self._memory: dict[str, Arrays] = dict(known or {})
         self.computed: list[str] = []
         """Keys of what was computed here, in the order of its computation."""
@@ -47,7 +53,7 @@ class Statistics:
         """Keep `arrays` under `key`."""
         self.computed.append(key)
         self._memory[key] = arrays
-        if self._store is not None:
+        if self._store is not None and self._writes:
             self._store.write_bytes(_file(key), save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
 
     def once(self, key: str, compute: Callable[[], Arrays]) -> Arrays:

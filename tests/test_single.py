@@ -103,3 +103,10 @@ def test_a_network_pruned_alone_meets_its_budget_and_loads(tmp_path: Path) -> No
     assert sum(p.numel() for p in loaded.parameters()) == made.trial.metrics.params
     with pytest.raises(StoreError, match="holds a recipe"):
         prune_once(SPEC, method="l2", allocation="uniform", folder=str(tmp_path))
+
+
+def test_settings_of_the_job_are_those_of_the_network() -> None:
+    spec = SPEC.model_copy(update={"settings": {"binary_search": {"norm": "l2", "finetune_epochs": 0.0}}})
+    made = prune_once(spec, method="binary_search", allocation="uniform")
+    assert dict(made.trial.proposal.settings) == {"norm": "l2", "finetune_epochs": 0.0}
+    assert made.trial.epochs == 0.0

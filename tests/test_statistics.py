@@ -45,6 +45,16 @@ def test_what_was_handed_over_is_not_looked_for(tmp_path: Path) -> None:
     assert Statistics(Store(tmp_path / "missing"), known).get("a") == known["a"]
 
 
+def test_a_reader_leaves_the_folder_as_it_is(tmp_path: Path) -> None:
+    work = Work()
+    Statistics(Store(tmp_path)).once("a", work)
+    reader = Statistics(Store(tmp_path), writes=False)
+    reader.once("a", work)
+    reader.once("b", work)
+    assert work.runs == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     work = Work()
     Statistics(Store(tmp_path)).once("a", work)

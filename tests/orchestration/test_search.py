@@ -10,9 +10,12 @@ import pytest
 import ray
 from rich.console import Console
 
+from raprune.artifact import load
 from raprune.errors import BudgetError, ModelError, RapruneError, StoreError, UsageError
 from raprune.front import front
+from raprune.models import build_model
 from raprune.orchestration.search import resume, search
+from raprune.single import export
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.trial import Stage, Trial, TrialState
@@ -64,6 +67,7 @@ def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:
     described = finished.run()
     assert described["state"] == "finished" and described["dense"]["val_accuracy"] > 0.1
     assert described["weights_hash"] and described["versions"]["ray"] == ray.__version__
+    assert described["machine"].startswith(f"{os.cpu_count()} x ")
 
 
 def test_the_test_split_was_measured_for_the_front_and_the_dense_network(finished: Store) -> None:
@@ -273,3 +277,8 @@ def test_a_method_that_trains_as_it_cuts_gives_its_whole_path(ray_cluster: None,
     assert continued and continued[0].epochs == pytest.approx(own.epochs + 0.5)
     assert continued[0].accuracy_after_repair == own.metrics.accuracy
     assert store.run()["state"] == "finished"
+    for name in (way[0], "search-00002"):
+        export(store.uri, name, str(tmp_path / name))
+        dense = build_model(spec.model, num_classes=10, image_shape=(1, 8, 8))
+        loaded, metrics = load(dense, str(tmp_path / name)), trials[name].metrics
+        assert metrics and sum(p.numel() for p in loaded.parameters()) == metrics.params
