@@ -2,7 +2,8 @@
 
 The recipe says which positions of which parameters stay, so that the smaller network is rebuilt from the user's own
 model class. Nothing in either file is executed. Without raprune: slice each parameter that the recipe names by
-`index_select(axis, positions)`, set the layers' sizes, and load the weights.
+`index_select(axis, positions)`, set the layers' sizes, and load the weights. A network on its way may have maxout
+units: `maxout` names the modules whose output goes through a maximum over so many adjacent channels.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import nn
 
 from raprune.candidate import Candidate
 from raprune.errors import RecipeError
+from raprune.maxout import insert, inserted
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.surgery import kept_positions, slice_parameters
@@ -52,7 +54,8 @@ def save(
     `provenance` is plain data that goes into the recipe as it is: metrics, seed, budget, data set.
     """
     weights = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()})
-    kept = kept_positions(graph, candidate.kept)
+    maxout = inserted(model)
+    kept = _kept_in(model, graph, candidate, maxout)
     recipe = {
         "format": FORMAT,
         "candidate": candidate.id,
@@ -63,6 +66,7 @@ def save(
         "widths": candidate.widths,
         "kept": {name: {str(a): pack_positions(p) for a, p in axes.items()} for name, axes in kept.items()},
         "dense_shapes": {name: list(graph.shapes[name]) for name in kept},
+        **({"maxout": maxout} if maxout else {}),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": versions(),
         **provenance,
@@ -109,6 +113,7 @@ def load_from(model: Network, store: Store, folder: str) -> Network:
             f"{store.name}/{prefix}{WEIGHTS} does not fit the network: {_first_lines(error)}",
             hint="Pass the dense network that the recipe was made from.",
         ) from None
+    insert(smaller, recipe.get("maxout", {}))
     if architecture_hash(model, tuple(recipe["input_shape"])) != recipe["architecture"]:
         warnings.warn(
             "The network's code or settings differ from those that the recipe was made from, though all shapes agree.",
@@ -184,6 +189,30 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         state[name] = tensor.clone() if shared else tensor
     return state
+
+
+def _kept_in(
+    model: nn.Module, graph: ChannelGraph, candidate: Candidate, maxout: Mapping[str, int]
+) -> dict[str, dict[int, IndexArray]]:
+    """`kept_positions` in the condensed `model`: what stands behind a maximum has one position a unit, its first's."""
+    before = kept_positions(graph, candidate.kept)
+    if not maxout:
+        return before
+    channels = {group.name: tuple(range(group.num_channels)) for group in graph.groups} | dict(candidate.kept)
+    for group in graph.groups:
+        # A layer may also read the group, and have a maximum over what it writes itself.
+        owners = {member.parameter.rpartition(".")[0] for member in group.members if member.axis == 0}
+        count = max(maxout.get(owner, 1) for owner in ("", *owners))
+        channels[group.name] = channels[group.name][::count]
+    behind = kept_positions(graph, channels)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    kept: dict[str, dict[int, IndexArray]] = {}
+    for name, axes in behind.items():
+        for axis, positions in axes.items():
+            stay = positions if tensors[name].shape[axis] == len(positions) else before.get(name, {}).get(axis)
+            if stay is not None:
+                kept.setdefault(name, {})[axis] = stay
+    return kept
 
 
 def _kept(model: nn.Module, recipe: Mapping[str, Any]) -> dict[str, dict[int, IndexArray]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,8 +18,10 @@ from torch import nn
 from raprune.artifact import load, load_from, read_recipe, save, versions
 from raprune.candidate import Candidate
 from raprune.errors import RecipeError
+from raprune.maxout import insert, inserted
 from raprune.store import Store
 from raprune.surgery import cut
+from raprune.tracing.graph import pack_positions
 from tests.tracing.networks import NETWORKS, Residual, build, image
 from tests.tracing.proved import outputs, proved
 
@@ -106,6 +110,42 @@ def test_half_precision_comes_back_as_it_was(tmp_path: Path) -> None:
     save(Store(str(tmp_path)), "", model=smaller, graph=graph, candidate=candidate, provenance={})
     loaded = load(Residual().half(), str(tmp_path))
     assert torch.equal(outputs(loaded, image().half()), outputs(smaller, image().half()))
+
+
+def with_units(kept: tuple[int, ...]) -> tuple[nn.Module, Candidate]:
+    """`FlattenLinear` with pairs behind its convolution, whose reader has one channel a pair."""
+    model, graph = proved("FlattenLinear")
+    conv, hidden = (graph.by_name[name] for name in ("conv", "hidden"))
+    candidate = Candidate("maxout", {conv.name: kept, hidden.name: (0, 3, 5)})
+    smaller = cut(model, graph, candidate)
+    reader = replace(conv, members=tuple(member for member in conv.members if member.parameter == "hidden.weight"))
+    behind = replace(graph, groups=(reader,)).after({conv.name: kept})
+    behind = replace(behind, shapes={"hidden.weight": tuple(smaller.hidden.weight.shape)})
+    smaller = cut(smaller, behind, Candidate("", {conv.name: tuple(range(0, len(kept), 2))}))
+    insert(smaller, {"conv": 2})
+    return smaller, candidate
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 3, 4), (0, 1, 2, 3, 4, 5)])
+def test_a_network_with_maxout_units(kept: tuple[int, ...], tmp_path: Path) -> None:
+    """Before the maximum all kept channels, behind it one a unit; with no channel gone the reader alone is narrower."""
+    smaller, candidate = with_units(kept)
+    assert smaller.hidden.in_features == len(kept) // 2 * 4
+    _, graph = proved("FlattenLinear")
+    save(Store(str(tmp_path)), "", model=smaller, graph=graph, candidate=candidate, provenance={})
+    recipe = read_recipe(Store(str(tmp_path)), "")
+    assert recipe["maxout"] == {"conv": 2}
+    firsts = [channel * 4 for channel in kept[::2]]
+    assert recipe["kept"]["hidden.weight"]["1"] == pack_positions(np.add.outer(firsts, np.arange(4)).reshape(-1))
+    assert ("conv.weight" in recipe["kept"]) == (len(kept) < 6)
+    loaded = load(NETWORKS["FlattenLinear"](), str(tmp_path))
+    assert inserted(loaded) == {"conv": 2}
+    assert torch.equal(outputs(loaded, image()), outputs(smaller, image()))
+
+
+def test_a_plain_network_names_no_maxout_units(tmp_path: Path) -> None:
+    exported(tmp_path)
+    assert "maxout" not in read_recipe(Store(str(tmp_path)), "")
 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
