@@ -5,10 +5,12 @@ from raprune.methods.activation import Activation
 from raprune.methods.apoz import Apoz
 from raprune.methods.auto_balanced import AutoBalanced
 from raprune.methods.fpgm import Fpgm
+from raprune.methods.lasso import Lasso
 from raprune.methods.magnitude import L1, L2
 from raprune.methods.method import Batches, Bench, Cut, Method, Network, Regularizer, Scores, Step, reestimate_batch_norm
 from raprune.methods.random import Random
 from raprune.methods.taylor import Taylor
+from raprune.methods.thinet import ThiNet
 
 METHODS: dict[str, type[Method]] = {
     "activation": Activation,
@@ -17,8 +19,10 @@ METHODS: dict[str, type[Method]] = {
     "fpgm": Fpgm,
     "l1": L1,
     "l2": L2,
+    "lasso": Lasso,
     "random": Random,
     "taylor": Taylor,
+    "thinet": ThiNet,
 }
 
 

@@ -32,7 +32,7 @@ class Reader:
 
 
 def readers(model: nn.Module, graph: ChannelGraph) -> list[Reader]:
-    """Every linear layer and ungrouped convolution that reads a group.
+    """Every linear layer and convolution that reads a group.
 
     Layers that go through channels one by one (norms, depthwise convolutions) are no readers: what they pass on is read
     further down.
@@ -45,9 +45,14 @@ def readers(model: nn.Module, graph: ChannelGraph) -> list[Reader]:
             module = modules[owner]
             transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
             reads = isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not member.writes
-            ungrouped = getattr(module, "groups", 1) == 1
-            if attribute == "weight" and reads and ungrouped and member.axis == (0 if transposed else 1):
-                found.append(Reader(group.name, module, member.indices))
+            groups = getattr(module, "groups", 1)
+            if transposed and groups > 1:
+                continue
+            if attribute == "weight" and reads and member.axis == (0 if transposed else 1):
+                # A position on the weight's axis is one in every group of a grouped convolution.
+                firsts = np.arange(groups) * module.weight.shape[1]
+                indices = (member.indices[:, :, None] + firsts).reshape(group.num_channels, -1)
+                found.append(Reader(group.name, module, indices))
     return found
 
 

@@ -1,0 +1,175 @@
+"""What each channel adds to the outputs of the layers that read it, and how these additions go together.
+
+Output i of a layer is the sum over its input channels c of z_ic, the part of the convolution or product that runs over
+the channel's own weights. Everything that choosing channels by these parts needs is in the matrix sum_i z_ic z_id.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raprune.methods.method import Batches
+from raprune.methods.reading import Reader, readers, watching
+from raprune.tracing.graph import ChannelGraph
+
+Matrix = npt.NDArray[np.float64]
+
+BLOCK = 2**23
+"""Entries of the products of weights that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a group's channels add to one layer that reads them."""
+
+    reader: Reader
+    gram: Matrix
+    """sum_i (z_ic - mean z_c) (z_id - mean z_d), each output channel with its own mean; shape `(C, C)`."""
+    energy: float
+    """The same of the layer's whole output: sum_i (y_i - mean y)^2."""
+
+
+def contributions(model: nn.Module, graph: ChannelGraph, batches: Batches, *, positions: int) -> list[Contribution]:
+    """For every reader of a group, at so many random positions of each image or at all there are.
+
+    Means are taken off, as a bias or the batch norm after the layer can hold them.
+    """
+    sums = [_Sums(reader, positions) for reader in readers(model, graph)]
+    with torch.no_grad(), watching(model, [], lambda number, x: None), _passing(sums):
+        for images, _ in batches():
+            model(images)
+    return [one.contribution() for one in sums]
+
+
+def merged(graph: ChannelGraph, found: list[Contribution]) -> dict[str, Matrix]:
+    """Group -> its readers' matrices added up, each divided by its layer's energy.
+
+    Where nothing reads a group, all of its channels count alike.
+    """
+    total = {group.name: np.zeros((group.num_channels, group.num_channels)) for group in graph.groups}
+    for one in found:
+        total[one.reader.group] += one.gram / max(one.energy, 1e-30)
+    read = {one.reader.group for one in found}
+    return {name: gram_CC if name in read else np.eye(len(gram_CC)) / len(gram_CC) for name, gram_CC in total.items()}
+
+
+class _Sums:
+    """Of one reader, over the batches."""
+
+    def __init__(self, reader: Reader, positions: int) -> None:
+        self.reader = reader
+        self._positions = positions
+        # Each reader has its own, so that its positions do not depend on what else is watched.
+        self._generator = torch.Generator().manual_seed(0)
+        module = reader.module
+        weight = module.get_parameter("weight").detach().double()
+        weight_MIT = (weight.transpose(0, 1) if getattr(module, "transposed", False) else weight)[..., None].flatten(2)
+        outputs, inputs = weight_MIT.shape[:2]
+        groups = getattr(module, "groups", 1)
+        # For each convolution group, where it reads the channels, and its weights side by side: K = all taps a channel.
+        self._parts = []
+        for number, weight_of_group in enumerate(weight_MIT.chunk(groups)):
+            mine = torch.as_tensor(reader.indices[reader.indices // inputs == number].reshape(len(reader.indices), -1))
+            mine = mine.to(weight.device)
+            self._parts.append((mine, weight_of_group[:, mine - number * inputs].flatten(2)))
+        channels = len(reader.indices)
+        self._gram_CC = weight.new_zeros(channels, channels)
+        self._x = [weight.new_zeros(weight_MCK.shape[1:]) for _, weight_MCK in self._parts]
+        self._y_M = weight.new_zeros(outputs)
+        self._energy = 0.0
+        self._count = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        module = self.reader.module
+        y_BSM = (y if isinstance(module, nn.Linear) else y.movedim(1, -1)).reshape(len(y), -1, len(self._y_M))
+        images, places = self._drawn(len(x), y_BSM.shape[1], x.device)
+        y_NM = y_BSM[images, places].double()
+        read_NIT = _patches(module, x, y, images, places)
+        for (indices, weight_MCK), x_CK in zip(self._parts, self._x, strict=True):
+            x_NCK = read_NIT[:, indices].double().flatten(2)
+            self._gram_CC += _together(x_NCK, weight_MCK)
+            x_CK += x_NCK.sum(dim=0)
+        self._y_M += y_NM.sum(dim=0)
+        self._energy += float(y_NM.pow(2).sum())
+        self._count += len(y_NM)
+
+    def contribution(self) -> Contribution:
+        gram_CC = self._gram_CC
+        for (_, weight_MCK), x_CK in zip(self._parts, self._x, strict=True):
+            sums_CM = torch.einsum("ck,mck->cm", x_CK, weight_MCK)
+            gram_CC = gram_CC - sums_CM @ sums_CM.T / max(self._count, 1)
+        energy = self._energy - float(self._y_M.pow(2).sum()) / max(self._count, 1)
+        return Contribution(self.reader, ((gram_CC + gram_CC.T) / 2).cpu().numpy(), max(energy, 0.0))
+
+    def _drawn(self, images: int, available: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Numbers of images and of places in them, shape `(N,)` each."""
+        if available <= self._positions:
+            places = torch.arange(available).expand(images, available)
+        else:
+            places = torch.randint(available, (images, self._positions), generator=self._generator)
+        numbers = torch.arange(images)[:, None].expand_as(places)
+        return numbers.reshape(-1).to(device), places.reshape(-1).to(device)
+
+
+def _together(x_NCK: Tensor, weight_MCK: Tensor) -> Tensor:
+    """sum_i z_ic z_id over all positions and output channels, shape `(C, C)`, without the z themselves."""
+    channels, size = weight_MCK.shape[1:]
+    x_NP, weight_MP = x_NCK.flatten(1), weight_MCK.flatten(1)
+    rows = max(1, BLOCK // (channels * size * size))
+    found = []
+    for start in range(0, channels, rows):
+        part = slice(start * size, (start + rows) * size)
+        products = (x_NP[:, part].T @ x_NP) * (weight_MP[:, part].T @ weight_MP)
+        found.append(products.unflatten(1, (-1, size)).sum(dim=2).unflatten(0, (-1, size)).sum(dim=1))
+    return torch.cat(found)
+
+
+def _patches(module: nn.Module, x: Tensor, y: Tensor, images: Tensor, places: Tensor) -> Tensor:
+    """What `module` reads of `x` for its outputs `y` at these places: `(N, channels, taps)`, 0 for what lies outside.
+
+    Places count through the positions of an image's output, the last axis fastest.
+    """
+    if isinstance(module, nn.Linear):
+        return x.reshape(len(x), -1, x.shape[-1])[images, places][:, :, None]
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    if not module.transposed:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    flat, inside = places.new_zeros(len(places), 1), places.new_ones(len(places), 1, dtype=torch.bool)
+    for axis, (size, stride) in enumerate(zip(x.shape[2:], module.stride, strict=True)):
+        place = (places // math.prod(y.shape[3 + axis :]) % y.shape[2 + axis])[:, None]
+        taps = torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
+        # A transposed convolution spreads its inputs: not every tap meets one.
+        spread = place + int(module.padding[axis]) - taps if module.transposed else (place * stride + taps) * stride
+        met = (spread % stride == 0) & (spread >= 0) & (spread < size * stride)
+        along = (spread // stride).clamp(0, size - 1)
+        flat = (flat[:, :, None] * size + along[:, None]).flatten(1)
+        inside = (inside[:, :, None] & met[:, None]).flatten(1)
+    read_NTC = x.flatten(2).transpose(1, 2)[images[:, None], flat] * inside[:, :, None]
+    return read_NTC.transpose(1, 2)
+
+
+@contextmanager
+def _passing(sums: list[_Sums]) -> Iterator[None]:
+    """Inside, every pass of a reader is added to its sums."""
+    handles = []
+    for one in sums:
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, one: _Sums = one) -> None:
+            one.add(inputs[0], output)
+
+        handles.append(one.reader.module.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,66 @@
+"""ThiNet: channels whose contributions to the next layer's outputs cancel or are small go, together.
+
+Luo, Wu, Lin: "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression", ICCV 2017 (arXiv 1707.06342):
+the set T of channels that go grows greedily by the channel that keeps
+
+    sum_i ( sum_{c in T} x_ic )^2
+
+smallest, x_ic being what channel c adds to output i of the layer that reads it, at random positions of some images. A
+factor for each remaining channel, by least squares, then makes up for the loss.
+
+The paper takes one random output channel at each position; here all of them count. Ours: contributions without their
+mean, which the following batch norm holds; where several layers read a group, their sums are added, each divided by its
+layer's output energy; all remaining weights are fitted by least squares, front to back, rather than a factor a channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from raprune.methods.contribution import Matrix, contributions, merged
+from raprune.methods.method import Batches, Cut, Method, Scores
+from raprune.methods.refit import refit
+from raprune.tracing.graph import ChannelGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThiNet(Method):
+    """Greedy removal of the contributions that matter least together."""
+
+    title: ClassVar[str] = "least change of the next layer's outputs, greedily (ThiNet; Luo et al., ICCV 2017)"
+
+    positions: int = 10
+    """Random positions of each calibration image at which outputs are looked at."""
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        found = merged(graph, contributions(model, graph, batches, positions=self.positions))
+        return {name: _errors(gram_CC) for name, gram_CC in found.items()}
+
+    def damage(self, scores: Scores) -> Scores:
+        return {name: np.concatenate([[0.0], np.sort(values)]) for name, values in scores.items()}
+
+    def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
+        refit(model, batches, cut)
+
+
+def _errors(gram_CC: Matrix) -> npt.NDArray[np.float64]:
+    """For each channel, sum_i (sum_{c in T} x_ic)^2 when it has gone as the last of T."""
+    gone = np.zeros(len(gram_CC), dtype=bool)
+    with_gone = np.zeros(len(gram_CC))
+    errors = np.zeros(len(gram_CC))
+    error = highest = 0.0
+    for _ in range(len(gram_CC)):
+        after = np.where(gone, np.inf, error + 2 * with_gone + np.diagonal(gram_CC))
+        worst = int(np.argmin(after))
+        error = float(after[worst])
+        # The next one may cancel what went before. Scores have to rise all the same, to keep the order.
+        highest = max(error, float(np.nextafter(highest, np.inf)))
+        errors[worst] = highest
+        gone[worst] = True
+        with_gone += gram_CC[worst]
+    return errors

@@ -1,0 +1,109 @@
+"""What channels add to the layers that read them, against the layers themselves on one channel at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raprune.methods.contribution import contributions, merged
+from raprune.methods.reading import Reader, readers, watching
+from raprune.tracing import ChannelGraph
+from tests.tracing.networks import build
+from tests.tracing.proved import proved
+
+NETWORKS = ("Residual", "Grouped", "DenseBlock", "FlattenLinear", "WrittenAttention", "Transposed")
+DATA = torch.Generator().manual_seed(2)
+BATCHES = [(torch.randn(n, 3, 8, 8, generator=DATA, dtype=torch.float64), torch.zeros(n)) for n in (6, 3)]
+
+
+def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    yield from BATCHES
+
+
+def network(name: str) -> tuple[nn.Module, ChannelGraph]:
+    return build(name).double().eval(), proved(name)[1]
+
+
+def channel_axis(module: nn.Module, x: Tensor) -> int:
+    return x.dim() - 1 if isinstance(module, nn.Linear) else 1
+
+
+def part(reader: Reader, x: Tensor, positions: np.ndarray) -> Tensor:
+    """What the layer makes of these input positions alone, without its bias and mean: `(outputs, output channels)`."""
+    module, axis = reader.module, channel_axis(reader.module, x)
+    alone = torch.zeros_like(x).index_copy(
+        axis, torch.as_tensor(positions), x.index_select(axis, torch.as_tensor(positions))
+    )
+    y = module(alone) - module(torch.zeros_like(x))
+    y = y.movedim(channel_axis(module, y), -1).flatten(0, -2)
+    return y - y.mean(dim=0)
+
+
+def seen_by(model: nn.Module, graph: ChannelGraph) -> list[tuple[Reader, Tensor]]:
+    """Every reader and its input over all batches."""
+    seen = readers(model, graph)
+    inputs: dict[int, list[Tensor]] = {}
+    with torch.no_grad(), watching(model, seen, lambda number, x: inputs.setdefault(number, []).append(x)):
+        for x, _ in batches():
+            model(x)
+    return [(reader, torch.cat(inputs[number])) for number, reader in enumerate(seen)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_matrix_is_that_of_the_parts_channel_by_channel(name: str) -> None:
+    model, graph = network(name)
+    found = contributions(model, graph, batches, positions=10_000)
+    by_hand = seen_by(model, graph)
+    assert len(found) == len(by_hand) > 0
+    for one, (reader, x) in zip(found, by_hand, strict=True):
+        with torch.no_grad():
+            parts = torch.stack([part(reader, x, positions).flatten() for positions in reader.indices])
+            whole = part(reader, x, np.arange(x.shape[channel_axis(reader.module, x)]))
+        gram = (parts @ parts.T).numpy()
+        np.testing.assert_allclose(one.gram, gram, atol=1e-12 * np.abs(gram).max())
+        np.testing.assert_allclose(one.energy, whole.square().sum().item(), rtol=1e-10, atol=1e-20)
+
+
+def test_a_grouped_convolution_reads_a_channel_in_each_of_its_groups() -> None:
+    model, graph = network("Grouped")
+    found = [reader for reader in readers(model, graph) if reader.group == "reduce"]
+    assert [reader.module for reader in found] == [model.get_submodule("grouped")]
+    assert found[0].indices.tolist() == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_some_positions_stand_for_all() -> None:
+    """Drawn by a fixed seed, and of the right size on average."""
+    model, graph = network("Residual")
+    few, again = (contributions(model, graph, batches, positions=16) for _ in range(2))
+    every = contributions(model, graph, batches, positions=64)
+    for one, same, all_of_them in zip(few, again, every, strict=True):
+        assert np.array_equal(one.gram, same.gram)
+        if isinstance(one.reader.module, nn.Conv2d):
+            assert not np.array_equal(one.gram, all_of_them.gram)
+            assert 0.5 < 4 * np.trace(one.gram) / np.trace(all_of_them.gram) < 2
+
+
+def test_readers_are_added_as_shares_of_what_their_layers_give_out() -> None:
+    model, graph = network("Residual")
+    found = contributions(model, graph, batches, positions=10_000)
+    mine = [one for one in found if one.reader.group == "stem"]
+    assert len(mine) == 2
+    np.testing.assert_allclose(merged(graph, found)["stem"], sum(one.gram / one.energy for one in mine))
+
+
+def test_without_readers_all_channels_count_alike() -> None:
+    _, graph = network("Residual")
+    total = merged(graph, [])
+    np.testing.assert_allclose(total["conv1"], np.eye(6) / 6)
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model, graph = network("Residual")
+    model.train()
+    contributions(model, graph, batches, positions=4)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
