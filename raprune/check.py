@@ -1,4 +1,4 @@
-"""Whether a job's data and network fit together, said step by step; and what can be pruned in it. Trains nothing."""
+"""Whether a job's data and network fit together, and whether a method does as it must: said step by step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from rich.console import Console
 from torch import nn
 
 from raprune.allocate import check_reachable
+from raprune.contract import checks_of, examine
 from raprune.cost import CostModel
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
-from raprune.errors import ModelError
+from raprune.errors import MethodError, ModelError
 from raprune.evaluate import evaluate
 from raprune.inspection import Inspection
 from raprune.methods import method_named
@@ -52,6 +53,27 @@ def check(spec: SearchSpec, *, console: Console) -> None:
     limits = {"min_channels": spec.search.min_channels, "multiple_of": spec.search.multiple_of}
     check_reachable(CostModel(found.graph), spec.budget, **limits)
     holds("budget: can be reached")
+
+
+def check_method(name: str, *, console: Console) -> None:
+    """Holds a method to the contract on small networks, and prints a line for each check.
+
+    Raises:
+        UsageError: if there is no such method.
+        MethodError: if a check does not hold.
+    """
+    kind, failed = method_named(name), 0
+    for finding in examine(kind):
+        failed += finding.problem is not None
+        said = "ok  " if finding.problem is None else "no  "
+        console.print(said + finding.check, markup=False, highlight=False)
+        if finding.problem is not None:
+            console.print(f"    {finding.problem}", markup=False, highlight=False)
+    if failed:
+        raise MethodError(
+            f"{name}: {failed} of {len(checks_of(kind))} checks do not hold.",
+            hint="raprune/methods/method.py says what each hook must do; raprune/contract/checks.py is what was run.",
+        )
 
 
 def inspect_job(spec: SearchSpec) -> Inspection:

@@ -308,11 +308,14 @@ def export(
 
 @app.command()
 def methods() -> None:
-    """List the methods."""
-    from raprune.methods import METHODS
+    """List the methods, their hyper-parameters, and where those come from that are not raprune's own."""
+    from raprune.methods import list_methods
 
-    for name, method in sorted(METHODS.items()):
-        typer.echo(f"{name:<12} {method.title}")
+    for method in list_methods():
+        origin = "" if method.origin == "raprune" else f"  [{method.origin}]"
+        typer.echo(f"{method.name:<15} {method.title}{origin}")
+        if method.settings:
+            typer.echo(" " * 16 + ", ".join(method.settings))
 
 
 @app.command()
@@ -339,8 +342,20 @@ def check(
     exclude: Exclude = None,
     seed: Seed = None,
     assignments: Assignments = None,
+    method: Annotated[
+        str | None, typer.Option(help="Check a method: a name of `raprune methods`, or package.module:Class.")
+    ] = None,
 ) -> None:
-    """Check that a model and data, your own functions among them, fit together."""
+    """Check that a model and data, your own functions among them, fit together.
+
+    --method checks that a method does what every method must; with a job too, both are checked.
+    """
+    if method is not None:
+        from raprune.check import check_method
+
+        check_method(method, console=_console())
+        if job is None:
+            return
     spec = _spec(job, assignments, _common(ctx))
     from raprune.check import check as run_check
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from raprune.check import check, inspect_job
-from raprune.errors import BudgetError, DataError, ModelError, RapruneError, UsageError
+from raprune.check import check, check_method, inspect_job
+from raprune.cli import app
+from raprune.errors import BudgetError, DataError, MethodError, ModelError, RapruneError, UsageError
 from raprune.spec import load_spec
 
 MODULE = """
@@ -96,3 +98,38 @@ def test_a_job_is_inspected_on_images_of_its_data(mine: str) -> None:
     found = inspect_job(load_spec(None, {"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"}))
     assert found.to_json()["input_shape"] == [3, 8, 8]
     assert [group.num_channels for group in found.graph.groups] == [8]
+
+
+def test_a_method_is_held_to_the_contract() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    check_method("l1", console=console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) > 8 and all(line.startswith("ok  ") for line in lines)
+
+
+def test_a_broken_method_is_told_check_by_check() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with pytest.raises(MethodError, match="LooksAtData: 1 of 13 checks do not hold"):
+        check_method("tests.test_contract:LooksAtData", console=console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    failed = lines.index("no  says rightly whether it needs data")
+    assert lines[failed + 1] == "    `data_free` is True, and batches were asked for"
+    assert len([line for line in lines if line.startswith("ok  ")]) == 12, "the others are still run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--method", "random"], 0, ""),
+        (["--method", "tests.test_contract:NoTitle"], 1, "1 of 13 checks do not hold"),
+        (["--method", "l3"], 2, "--methods l3: no such method"),
+        (["--method", "tests.test_contract:BROKEN"], 2, "has no function BROKEN"),
+        (["--method", "l2", "missing.toml"], 2, "missing.toml: no such file"),
+    ],
+)
+def test_check_of_a_method_on_the_command_line(arguments: list[str], code: int, told: str) -> None:
+    done = CliRunner(env={"COLUMNS": "140", "TERM": "dumb"}).invoke(app, ["check", *arguments])
+    assert done.exit_code == code
+    assert told in done.stderr and len((done.stdout + done.stderr).splitlines()) <= 20

@@ -1,14 +1,34 @@
-"""One file a paper. A new method is a file and a line here."""
+"""One file a paper. A new method is a file and a line here; the user's own comes by its name or an entry point."""
+
+import difflib
+from dataclasses import dataclass, fields
+from importlib.metadata import EntryPoint, entry_points
 
 from raprune.errors import UsageError
+from raprune.extension import is_user_function, load_function
 from raprune.methods.activation import Activation
 from raprune.methods.apoz import Apoz
 from raprune.methods.auto_balanced import AutoBalanced
+from raprune.methods.binary_search import BinarySearch
 from raprune.methods.fpgm import Fpgm
 from raprune.methods.lasso import Lasso
+from raprune.methods.local_bn import LocalBN
 from raprune.methods.magnitude import L1, L2
-from raprune.methods.method import Batches, Bench, Cut, Method, Network, Regularizer, Scores, Step, reestimate_batch_norm
+from raprune.methods.maxout import Maxout
+from raprune.methods.method import (
+    Batches,
+    Bench,
+    Cut,
+    Kept,
+    Method,
+    Network,
+    Regularizer,
+    Scores,
+    Step,
+    reestimate_batch_norm,
+)
 from raprune.methods.random import Random
+from raprune.methods.slimming import Slimming
 from raprune.methods.taylor import Taylor
 from raprune.methods.thinet import ThiNet
 
@@ -16,28 +36,106 @@ METHODS: dict[str, type[Method]] = {
     "activation": Activation,
     "apoz": Apoz,
     "auto_balanced": AutoBalanced,
+    "binary_search": BinarySearch,
     "fpgm": Fpgm,
     "l1": L1,
     "l2": L2,
     "lasso": Lasso,
+    "local_bn": LocalBN,
+    "maxout": Maxout,
     "random": Random,
+    "slimming": Slimming,
     "taylor": Taylor,
     "thinet": ThiNet,
 }
 
 
+GROUP = "raprune.methods"
+"""Entry points of this group, `name = "package.module:Class"`, are methods that an installed distribution adds."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the user reads of a method."""
+
+    name: str
+    origin: str
+    """`raprune`, or the distribution that adds it."""
+    title: str
+    settings: tuple[str, ...]
+    """`field=default`, one a hyper-parameter."""
+
+
 def method_named(name: str) -> type[Method]:
-    """The method of this name.
+    """The method of this name: the box's own, an installed distribution's, or `package.module:Class` of the user's.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or what is there is no method.
     """
-    if name not in METHODS:
+    if name in METHODS:
+        return METHODS[name]
+    if is_user_function(name):
+        return _as_method(name, load_function(name, field="methods"))
+    if ":" in name:
         raise UsageError(
-            f"--methods {name}: no such method. Valid: {', '.join(sorted(METHODS))}.",
-            hint="`raprune methods` says what each one does.",
+            f"--methods {name}: a method of your own is written package.module:Class.",
+            hint="For example mypackage.pruning:Smallest.",
         )
-    return METHODS[name]
+    offered = {entry.name: entry for entry in _entry_points()}
+    if name not in offered:
+        close = difflib.get_close_matches(name, [*METHODS, *offered], n=2)
+        raise UsageError(
+            f"--methods {name}: no such method. Valid: {', '.join(sorted({*METHODS, *offered}))}.",
+            hint=(f"Did you mean {' or '.join(close)}? " if close else "")
+            + "`raprune methods` says what each one does; your own is package.module:Class.",
+        )
+    return _load(offered[name])
+
+
+def list_methods() -> list[Listed]:
+    """All methods that have a name: the box's own, then those that distributions add. One that is broken says so."""
+    listed = [_listed(name, "raprune", kind) for name, kind in sorted(METHODS.items())]
+    for entry in _entry_points():
+        origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+        if entry.name in METHODS:
+            hidden = f"hidden by raprune's own {entry.name}; reached as {entry.value}"
+            listed.append(Listed(entry.name, origin, hidden, ()))
+            continue
+        try:
+            listed.append(_listed(entry.name, origin, _load(entry)))
+        except UsageError as error:
+            listed.append(Listed(entry.name, origin, error.message, ()))
+    return listed
+
+
+def _listed(name: str, origin: str, kind: type[Method]) -> Listed:
+    return Listed(name, origin, kind.title, tuple(f"{entry.name}={entry.default}" for entry in fields(kind)))
+
+
+def _entry_points() -> list[EntryPoint]:
+    return sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+
+
+def _load(entry: EntryPoint) -> type[Method]:
+    where = f"entry point {entry.name} = {entry.value}" + (f" of {entry.dist.name}" if entry.dist else "")
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise UsageError(
+            f"--methods {entry.name}: loading the {where} raised {type(error).__name__}: {error}",
+            hint="Install the distribution anew, or remove it.",
+        ) from error
+    return _as_method(entry.name, found, where=where)
+
+
+def _as_method(name: str, found: object, *, where: str = "") -> type[Method]:
+    if isinstance(found, type) and issubclass(found, Method) and found is not Method:
+        return found
+    what = found.__name__ if isinstance(found, type) else f"an object of type {type(found).__name__}"
+    raise UsageError(
+        f"--methods {name}: {where + ' is ' if where else ''}{what}, no subclass of raprune.methods.Method.",
+        hint="A method is a frozen dataclass derived from it; `raprune check --method` says what it must do.",
+    )
 
 
 __all__ = [
@@ -45,11 +143,14 @@ __all__ = [
     "Batches",
     "Bench",
     "Cut",
+    "Kept",
+    "Listed",
     "Method",
     "Network",
     "Regularizer",
     "Scores",
     "Step",
+    "list_methods",
     "method_named",
     "reestimate_batch_norm",
 ]
