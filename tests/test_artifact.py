@@ -120,7 +120,7 @@ def with_units(kept: tuple[int, ...]) -> tuple[nn.Module, Candidate]:
     smaller = cut(model, graph, candidate)
     reader = replace(conv, members=tuple(member for member in conv.members if member.parameter == "hidden.weight"))
     behind = replace(graph, groups=(reader,)).after({conv.name: kept})
-    behind = replace(behind, shapes={"hidden.weight": tuple(smaller.hidden.weight.shape)})
+    behind = replace(behind, shapes={"hidden.weight": tuple(smaller.get_parameter("hidden.weight").shape)})
     smaller = cut(smaller, behind, Candidate("", {conv.name: tuple(range(0, len(kept), 2))}))
     insert(smaller, {"conv": 2})
     return smaller, candidate
@@ -130,7 +130,7 @@ def with_units(kept: tuple[int, ...]) -> tuple[nn.Module, Candidate]:
 def test_a_network_with_maxout_units(kept: tuple[int, ...], tmp_path: Path) -> None:
     """Before the maximum all kept channels, behind it one a unit; with no channel gone the reader alone is narrower."""
     smaller, candidate = with_units(kept)
-    assert smaller.hidden.in_features == len(kept) // 2 * 4
+    assert smaller.get_parameter("hidden.weight").shape[1] == len(kept) // 2 * 4
     _, graph = proved("FlattenLinear")
     save(Store(str(tmp_path)), "", model=smaller, graph=graph, candidate=candidate, provenance={})
     recipe = read_recipe(Store(str(tmp_path)), "")
