@@ -35,7 +35,7 @@ def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None
             if known is None or _fidelity(trial) >= _fidelity(known):
                 best[trial.candidate.id] = trial
     rows = [row(trial, test=test or {}) for trial in best.values()]
-    for index in pareto.non_dominated(_points(rows)):
+    for index in _non_dominated(rows):
         rows[index]["on_front"] = True
     return sorted(rows, key=lambda r: (r["flops"], -r["val_accuracy"]))
 
@@ -49,7 +49,7 @@ def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
     return {
         "candidate": trial.candidate.id,
         "method": trial.proposal.method,
-        "settings": dict(trial.proposal.settings),
+        "settings": dict(trial.candidate.settings),
         "allocation": trial.proposal.allocation,
         "stage": trial.proposal.stage.value,
         "epochs": trial.epochs,
@@ -72,9 +72,12 @@ def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
 
 
 def front(trials: Sequence[Trial], budget: Budget | None = None, *, test: Mapping[str, Any] | None = None) -> list[Row]:
-    """The rows within the budget that no other row beats in both accuracy and FLOPs, by ascending FLOPs."""
+    """The rows within the budget that no other row beats in both accuracy and FLOPs, by ascending FLOPs.
+
+    Where weights were pruned one by one, which saves no FLOPs, the share of the weights that is left counts too.
+    """
     rows = within(candidates(trials, test=test), budget or Budget())
-    return [rows[index] | {"on_front": True} for index in pareto.non_dominated(_points(rows))]
+    return [rows[index] | {"on_front": True} for index in _non_dominated(rows)]
 
 
 def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
@@ -231,6 +234,12 @@ def _finetuning(trial: Trial, known: Mapping[str, Trial]) -> float:
 
 def _fidelity(trial: Trial) -> tuple[bool, float]:
     return trial.proposal.stage is Stage.FINETUNE, trial.epochs
+
+
+def _non_dominated(rows: Sequence[Row]) -> list[int]:
+    # In whole percents: a weight that happens to be zero is no merit.
+    density = [round(1 - r["zeros"] / max(1, r["params"]), 2) for r in rows]
+    return pareto.non_dominated([(*point, share) for point, share in zip(_points(rows), density, strict=True)])
 
 
 def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:

@@ -205,3 +205,20 @@ def test_a_row_counts_parameters_that_are_zero() -> None:
     assert (plain["zeros"], plain["nonzero_fraction"]) == (0, 0.2)
     (pruned,) = front([replace(trial(0, 0.9, 0.3), metrics=replace(trial(0, 0.9, 0.3).metrics, zeros=15))])  # type: ignore[type-var]
     assert pruned["zeros"] == 15 and pruned["nonzero_fraction"] == pytest.approx(0.05)
+
+
+def test_weights_that_were_pruned_one_by_one_make_a_point_of_the_front() -> None:
+    dense, nearly, half = trial(0, 0.90, 0.2), trial(1, 0.89, 0.2), trial(2, 0.88, 0.2)
+    assert nearly.metrics is not None and half.metrics is not None
+    trials = [
+        dense,
+        replace(nearly, metrics=replace(nearly.metrics, params=1000, zeros=1)),
+        replace(half, metrics=replace(half.metrics, params=1000, zeros=500)),
+    ]
+    assert [r["trial_id"] for r in front(trials)] == [dense.trial_id, half.trial_id]
+
+
+def test_a_row_has_what_the_step_of_a_path_says_of_itself() -> None:
+    candidate = Candidate("l2", {"conv1": (0,)}, {"power": 2, "evaluations": 20})
+    (found,) = candidates([replace(trial(0, 0.9, 0.3), candidate=candidate)])
+    assert found["settings"] == {"power": 2, "evaluations": 20}
