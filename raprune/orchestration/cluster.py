@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import secrets
 import signal
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from raprune.errors import RapruneError, Terminated, UsageError
 
@@ -85,6 +88,23 @@ def node_resources() -> list[Mapping[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def machine() -> str:
+    """The processors and GPUs of this machine, in words: what the seconds of a run are seconds of."""
+    import torch
+
+    gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    parts = [f"{os.cpu_count()} x {_processor()}", *(f"{count} x {name}" for name, count in gpus.items())]
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    # What `platform.processor` says on Linux is the architecture at best.
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def connect(address: str | None, *, num_cpus: int | None = None) -> None:

@@ -22,7 +22,7 @@ from raprune.artifact import provenance, versions
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
 from raprune.front import front
-from raprune.orchestration.cluster import cluster, node_resources
+from raprune.orchestration.cluster import cluster, machine, node_resources
 from raprune.orchestration.placement import Placement, place
 from raprune.orchestration.space import search_space
 from raprune.preparation import DENSE, Prepared, check_output, prepare
@@ -246,6 +246,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "created_at": time.time(),
         "started_at": time.time(),
         "versions": versions(),
+        "machine": machine(),
         "data": _summary(data),
         "architecture": graph.architecture,
         "weights_hash": None,
