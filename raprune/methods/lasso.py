@@ -12,6 +12,9 @@ piecewise linear in lambda (Efron, Hastie, Johnstone, Tibshirani, "Least Angle R
 the order of removal is where it leaves the path for good, and its score the error that is left when beta is fitted to
 what remains. Ours: contributions without their mean, which the following batch norm holds; where several layers read a
 group, their errors are added, each divided by its layer's output energy.
+
+ResNet-56, CIFAR-10 (JPEG), inner channels cut alike to 50 and 35 % FLOPs, validation accuracy after the refit: 89.9 and
+84.3 % (with the means left in: 90.1 and 83.4 %).
 """
 
 from __future__ import annotations

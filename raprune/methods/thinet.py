@@ -11,6 +11,10 @@ factor for each remaining channel, by least squares, then makes up for the loss.
 The paper takes one random output channel at each position; here all of them count. Ours: contributions without their
 mean, which the following batch norm holds; where several layers read a group, their sums are added, each divided by its
 layer's output energy; all remaining weights are fitted by least squares, front to back, rather than a factor a channel.
+
+ResNet-56, CIFAR-10 (JPEG), inner channels cut alike to 50 and 35 % FLOPs, validation accuracy after batch-norm
+re-estimation: 84.9 and 71.7 % (with the means left in: 83.4 and 68.9 %), with a factor a channel 84.7 and 71.7 %; all
+weights fitted: 90.1 and 85.6 %.
 """
 
 from __future__ import annotations
