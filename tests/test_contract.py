@@ -126,6 +126,15 @@ class Ranked(Good):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HidesASetting(Good):
+    power: float = field(default=1.0, metadata={"search": {"low": 1.0, "high": 2.0}, "repair": True})
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        scores = super().score(model, graph, batches, seed=seed)
+        return {name: values**self.power for name, values in scores.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Writes(Good):
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         with torch.no_grad():
@@ -301,6 +310,7 @@ BROKEN: dict[type[Method], tuple[str, str]] = {
     Unseeded: ("gives the same scores for the same seed", "the same seed gave other scores"),
     SeededInSecret: ("gives the same scores for the same seed", "`seeded` is False"),
     Ranked: ("gives a group the same scores", "Residual: stem alone has other scores"),
+    HidesASetting: ("shares scores only", "`power` = 2.0 gives other scores"),
     Writes: ("leaves the network", "the network was changed"),
     LeavesAHook: ("leaves the network", "the network has hooks left"),
     LeavesEvaluation: ("leaves the network", "a network in training mode left it"),

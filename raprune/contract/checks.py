@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import Field, FrozenInstanceError, fields
 from inspect import get_annotations
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,18 @@ def scores_of_a_group_stand_alone(kind: type[Method]) -> None:
             _require(list(alone) == [name], f"{network}: asked for {name} alone, it scores {list(alone)}")
             same = np.allclose(alone[name], scores[name], rtol=1e-6, atol=1e-9 * float(np.abs(scores[name]).max()))
             _require(same, f"{network}: {name} alone has other scores than among all groups")
+
+
+def scores_are_shared_rightly(kind: type[Method]) -> None:
+    """Over the settings that `behind_scores` leaves out."""
+    scores, behind = _score(kind, "Residual"), kind().behind_scores()
+    for entry in fields(kind):
+        if entry.name in behind:
+            continue
+        for value in _other_values(entry):
+            other = kind(**{entry.name: value}).score(build("Residual"), graph_of("Residual"), Noise(), seed=0)
+            told = f"`{entry.name}` = {value!r} gives other scores, and `behind_scores` leaves it out"
+            _require(_equal(scores, other), told)
 
 
 def scoring_leaves_everything_as_it_was(kind: type[Method]) -> None:
@@ -195,6 +208,7 @@ CHECKS: dict[str, Check] = {
     "gives one finite score a channel": one_finite_score_a_channel,
     "gives the same scores for the same seed": same_seed_same_scores,
     "gives a group the same scores whatever other groups there are": scores_of_a_group_stand_alone,
+    "shares scores only over settings that they do not depend on": scores_are_shared_rightly,
     "leaves the network, the batches and the generator as they were": scoring_leaves_everything_as_it_was,
     "says rightly whether it needs data": says_whether_it_needs_data,
     "takes weights of any dtype": weights_of_any_dtype,
@@ -228,6 +242,14 @@ def _check_range(name: str, default: object, search: Mapping[str, object]) -> No
     in_order = numbers and low <= default <= high and low < high  # type: ignore[operator]  # numbers, as just found
     _require(in_order, f"`{name}`: low <= default <= high does not hold")
     _require(not search.get("log") or low > 0, f"`{name}`: on a logarithmic range, low must be above 0")  # type: ignore[operator]
+
+
+def _other_values(entry: Field[Any]) -> list[Any]:
+    """Values of a hyper-parameter that are known to be valid, without its default."""
+    search = entry.metadata.get("search", {})
+    values = search.get("choices") or [search[end] for end in ("low", "high") if end in search]
+    values = [not entry.default] if isinstance(entry.default, bool) else values
+    return [value for value in values if value != entry.default]
 
 
 def _score(kind: type[Method], network: str, *, seed: int = 0) -> Scores:
