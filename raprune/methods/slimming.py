@@ -5,7 +5,9 @@ Liu, Li, Shen, Huang, Yan, Zhang: "Learning Efficient Convolutional Networks thr
 threshold holds for the whole network.
 
 The paper scores single layers. Ours: where several layers scale the same channels (a residual stream), the mean of
-their scales counts; channels that no layer scales have the network's largest, so that they go last.
+their scales counts; channels that no layer scales have the network's largest, so that they go last. Measured on
+ResNet-20, CIFAR-10 (JPEG), three epochs of sparse training, one threshold, repaired but not fine-tuned, validation
+accuracy at 70 and 50 % FLOPs: 67.5 and 28.1 % with the mean, 53.5 and 23.5 % with the sum of the scales.
 """
 
 from __future__ import annotations

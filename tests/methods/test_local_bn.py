@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.candidate import Candidate
-from raprune.methods import Cut, Scores, reestimate_batch_norm
+from raprune.methods import Cut, Kept, Scores, reestimate_batch_norm
 from raprune.methods.local_bn import LocalBN
 from raprune.methods.slimming import Slimming
 from raprune.surgery import cut
@@ -209,7 +209,7 @@ def randomised(kind: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def half_gone(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
+def half_gone(graph: ChannelGraph) -> Kept:
     """Of every group that a layer scales, each second channel."""
     return {
         group.name: tuple(range(1, group.num_channels, 2))
@@ -218,7 +218,7 @@ def half_gone(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
     }
 
 
-def constant_channels(model: nn.Module, graph: ChannelGraph, kept: dict[str, tuple[int, ...]]) -> None:
+def constant_channels(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
     """Set the scales of the channels that are not kept to 0."""
     for group in graph.groups:
         gone = np.delete(np.arange(group.num_channels), kept.get(group.name, np.arange(group.num_channels)))
@@ -236,12 +236,12 @@ def batches_of(images: Tensor, size: int = 4) -> Callable[[], Iterator[tuple[Ten
     return lambda: iter([(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(size)])
 
 
-def traced(model: nn.Module) -> tuple[ChannelGraph, dict[str, tuple[int, ...]]]:
+def traced(model: nn.Module) -> tuple[ChannelGraph, Kept]:
     graph = trace(model, drawn(1))
     return graph, half_gone(graph)
 
 
-def transferred(model: nn.Module, graph: ChannelGraph, kept: dict[str, tuple[int, ...]], beta: str) -> nn.Module:
+def transferred(model: nn.Module, graph: ChannelGraph, kept: Kept, beta: str) -> nn.Module:
     smaller = cut(model, graph, Candidate("test", kept))
     method = LocalBN(beta=beta, reestimate=False)  # type: ignore[arg-type]  # parametrised
     method.repair(smaller, batches_of(drawn()) if beta == "measured" else no_batches, Cut(model, graph, kept))
@@ -283,10 +283,10 @@ class Padded(Small):
         return self.bn1(self.conv1(x))
 
 
-def padded() -> tuple[Padded, ChannelGraph, dict[str, tuple[int, ...]]]:
+def padded() -> tuple[Padded, ChannelGraph, Kept]:
     model = randomised(Padded)
     assert isinstance(model, Padded)
-    kept = {"stem": (1, 3, 4, 6)}
+    kept: Kept = {"stem": (1, 3, 4, 6)}
     graph = trace(model, drawn(1))
     constant_channels(model, graph, kept)
     return model, graph, kept
@@ -348,7 +348,7 @@ def test_a_norm_across_the_channels_asks_for_images() -> None:
     found = []
     for beta in ("analytic", "measured"):
         smaller = cut(model, graph, Candidate("test", kept))
-        method = LocalBN(beta=beta, reestimate=False)  # type: ignore[arg-type]  # a name from the tuple
+        method = LocalBN(beta=beta, reestimate=False)
         method.repair(smaller, batches_of(drawn().float()), Cut(model, graph, kept))
         found.append(smaller(image()))
     torch.testing.assert_close(*found)
