@@ -42,8 +42,9 @@ class AutoBalanced(Method):
     title: ClassVar[str] = "balanced shrink and growth of filters, cut in steps (Ding et al., AAAI 2018)"
     data_free: ClassVar[bool] = True
 
-    alpha: float = field(default=5e-4, metadata={"search": {"low": 1e-4, "high": 1e-1, "log": True}})
-    """Strength of the penalty."""
+    alpha: float = field(default=2e-2, metadata={"search": {"low": 1e-4, "high": 1e-1, "log": True}})
+    """Strength of the penalty. Under it alone a filter of P shrinks by exp(-2 alpha lambda x the sum of the learning
+    rates / (1 - momentum)): the shorter the training, the larger alpha must be."""
     steps: int = field(default=3, metadata={"search": {"low": 1, "high": 6}})
     """Cuts on the way from all filters to the widths asked for."""
     epochs: float = 1.0
