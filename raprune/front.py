@@ -85,6 +85,11 @@ def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
     return [r for r in rows if budget.admits(flops_fraction=r["flops_fraction"], params_fraction=r["params_fraction"])]
 
 
+def weights_pruned(row: Row) -> bool:
+    """Whether weights were pruned one by one; a parameter here and there is zero in any network."""
+    return bool(row["zeros"] > 0.01 * row["params"])
+
+
 def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any] | None = None) -> list[Row]:
     """The methods side by side: the best of each within each of `SHARES` of the budget, after equal fine-tuning.
 
@@ -237,8 +242,7 @@ def _fidelity(trial: Trial) -> tuple[bool, float]:
 
 
 def _non_dominated(rows: Sequence[Row]) -> list[int]:
-    # In whole percents: a weight that happens to be zero is no merit.
-    density = [round(1 - r["zeros"] / max(1, r["params"]), 2) for r in rows]
+    density = [1 - r["zeros"] / r["params"] if weights_pruned(r) else 1.0 for r in rows]
     return pareto.non_dominated([(*point, share) for point, share in zip(_points(rows), density, strict=True)])
 
 

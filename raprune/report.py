@@ -14,7 +14,7 @@ from rich.table import Table
 
 from raprune import figures
 from raprune.budget import Budget
-from raprune.front import Progress, Row, ablation, candidates, front, pick, progress, within
+from raprune.front import Progress, Row, ablation, candidates, front, pick, progress, weights_pruned, within
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.trial import Trial
@@ -158,28 +158,28 @@ def render_rows(
     admitted = within(rows, budget)
     best = pick(admitted, budget)["candidate"] if admitted else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    pruned_weights = any(r["zeros"] for r in rows)
+    nonzero = any(weights_pruned(r) for r in rows)
     columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else []), "params", *[""] * wide]
-    columns += ["nonzero"] * pruned_weights
+    columns += ["nonzero"] * nonzero
     for header in [*columns, "val %", "test %", "drop"]:
         table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
     for r in rows:
         costs = [f"{r['flops_fraction']:.1%}"]
         costs += [_count(r["flops"]), _count(r["macs"])] if wide else []
         costs += [f"{r['params_fraction']:.1%}", *([_count(r["params"])] if wide else [])]
-        costs += [f"{r['nonzero_fraction']:.1%}"] if pruned_weights else []
+        costs += [f"{r['nonzero_fraction']:.1%}"] if nonzero else []
         star = "★" if r["candidate"] == best else ""
         accuracies = [_points(r["val_accuracy"]), _points(r["test_accuracy"]), drop(r, dense, test)]
         style = "bold" if star else None
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
         costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%", *([_count(dense["params"])] if wide else []), *["100.0%"] * pruned_weights]
+        costs += ["100.0%", *([_count(dense["params"])] if wide else []), *["100.0%"] * nonzero]
         table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
         "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
     ]
-    if pruned_weights:
+    if nonzero:
         notes.append("Nonzero: parameters that are not exactly zero.")
     if best is not None:
         notes.append("★ most accurate on the validation split within the budget.")

@@ -169,18 +169,18 @@ def test_the_methods_stand_side_by_side(run: Store) -> None:
 
 
 def test_pruned_weights_are_told_apart_from_removed_channels(run: Store, tmp_path: Path) -> None:
-    console = printed()
-    print_front(run.uri, console=console)
-    assert "nonzero" not in text(console)
     (trial, *_) = run.trials()
     assert trial.metrics is not None
-    halved = replace(trial, metrics=replace(trial.metrics, params=6_100, params_fraction=0.1, zeros=3_050))
-    store = Store(tmp_path)
-    store.create(run.run())
-    store.append([halved])
-    console = printed()
-    print_front(store.uri, console=console)
-    assert re.search(r"10\.0% +6\.1 k +5\.0% ", text(console)) and "nonzero" in text(console)
+    shown = {}
+    for zeros in (7, 3_050):
+        store = Store(tmp_path / str(zeros))
+        store.create(run.run())
+        store.append([replace(trial, metrics=replace(trial.metrics, params=6_100, params_fraction=0.1, zeros=zeros))])
+        console = printed()
+        print_front(store.uri, console=console)
+        shown[zeros] = text(console)
+    assert "nonzero" in shown[3_050] and re.search(r"10\.0% +6\.1 k +5\.0% ", shown[3_050])
+    assert "nonzero" not in shown[7], "biases that were never trained are no pruned weights"
 
 
 def test_pick_prints_the_row_and_how_to_export_it(run: Store) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raprune.front import Row, candidates, progress, within
+from raprune.front import Row, candidates, progress, weights_pruned, within
 from raprune.report import budget_of, read_test
 from raprune.store import Store
 from raprune.trial import Stage, Trial
@@ -218,8 +218,7 @@ def choose(experiment: Experiment, run: Run) -> Found | None:
     if experiment.method not in run.spec["methods"]:
         return None
     own = candidates([t for t in run.trials if t.proposal.method == experiment.method], test=run.test)
-    # Weights that happen to be zero are not pruned ones.
-    of_stage = [row for row in own if (row["zeros"] > 0.01 * row["params"]) == experiment.weights]
+    of_stage = [row for row in own if weights_pruned(row) == experiment.weights]
     small = [row for row in of_stage if experiment.meets(row)]
     admitted = small or within(of_stage, budget_of(run.described))
     if not admitted:
