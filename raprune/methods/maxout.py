@@ -51,7 +51,7 @@ class Maxout(Method):
 
     candidates: int = field(default=2, metadata={"search": {"choices": (2, 3, 4)}})
     """Of each unit at the start, k."""
-    mode: Literal["group", "expand"] = "group"
+    mode: Literal["group", "expand"] = field(default="group", metadata={"search": {"choices": ("group", "expand")}})
     """`group`: k neighbours become a unit, so that at most a k-th of a layer's channels stays. `expand`: every channel
     that is to stay becomes a unit of k noisy copies; such a network is larger than the dense one, so that the first
     step is the last round's network."""
@@ -97,22 +97,23 @@ class Maxout(Method):
             yield Step(network=plain, epochs=epochs, settings={"weights_pruned": share})
 
     def _places(self, dense: Network, scores: Scores, bench: Bench) -> dict[str, str]:
-        """Where units can stand: by the structure of the group, and as the network's code then still runs."""
-        images, _ = next(iter(bench.calibration()))
-        places = {}
-        for group in dense.graph.groups:
-            behind = _behind(dense.model, group)
-            if behind is None or (self.mode == "group" and group.num_channels < self.candidates):
-                continue
-            alone, _ = self._united(dense, {group.name: behind}, dense.graph.widths, scores, bench)
+        """Where units can stand: by the structure of the groups, and as the network's code then still runs."""
+        images = next(iter(bench.calibration()))[0][:2]
+
+        def runs(places: Units) -> bool:
+            model = self._united(dense, places, dense.graph.widths, scores, bench)[0].model.eval()
             try:
                 with torch.no_grad():
-                    alone.model.eval()(images[:2])
+                    model(images)
             except (RuntimeError, ValueError):
                 # Not everything that reads the channels reads them behind the maximum.
-                continue
-            places[group.name] = behind
-        return places
+                return False
+            return True
+
+        least = self.candidates if self.mode == "group" else 1
+        found = {group.name: _behind(dense.model, group) for group in dense.graph.groups if group.num_channels >= least}
+        places = {name: behind for name, behind in found.items() if behind is not None}
+        return places if runs(places) else {name: behind for name, behind in places.items() if runs({name: behind})}
 
     def _united(
         self, dense: Network, places: Units, widths: Mapping[str, int], scores: Scores, bench: Bench
