@@ -157,24 +157,26 @@ def render_rows(
     budget = budget_of(run)
     admitted = within(rows, budget)
     best = pick(admitted, budget)["candidate"] if admitted else None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0, 0, 0))
     nonzero = any(weights_pruned(r) for r in rows)
-    columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else []), "params", *[""] * wide]
-    columns += ["nonzero"] * nonzero
+    # A narrow terminal has room for one of the two: the smaller.
+    stored = wide or not nonzero
+    columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else [])]
+    columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero
     for header in [*columns, "val %", "test %", "drop"]:
         table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
     for r in rows:
         costs = [f"{r['flops_fraction']:.1%}"]
         costs += [_count(r["flops"]), _count(r["macs"])] if wide else []
-        costs += [f"{r['params_fraction']:.1%}", *([_count(r["params"])] if wide else [])]
-        costs += [f"{r['nonzero_fraction']:.1%}"] if nonzero else []
+        costs += [f"{r['params_fraction']:.1%}"] * stored + [_count(r["params"])] * wide
+        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero
         star = "★" if r["candidate"] == best else ""
         accuracies = [_points(r["val_accuracy"]), _points(r["test_accuracy"]), drop(r, dense, test)]
         style = "bold" if star else None
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
         costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%", *([_count(dense["params"])] if wide else []), *["100.0%"] * nonzero]
+        costs += ["100.0%"] * stored + [_count(dense["params"])] * wide + ["100.0%"] * nonzero
         table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
         "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."

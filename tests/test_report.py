@@ -183,6 +183,24 @@ def test_pruned_weights_are_told_apart_from_removed_channels(run: Store, tmp_pat
     assert "nonzero" not in shown[7], "biases that were never trained are no pruned weights"
 
 
+@pytest.mark.parametrize("zeros", [0, 3_050])
+def test_long_names_fit_a_narrow_terminal(run: Store, tmp_path: Path, zeros: int) -> None:
+    trial = run.trials()[-1]
+    assert trial.metrics is not None and trial.candidate is not None
+    proposal = replace(trial.proposal, method="reconstruction")
+    candidate = replace(trial.candidate, method="reconstruction")
+    metrics = replace(trial.metrics, params=6_100, params_fraction=0.1, zeros=zeros)
+    store = Store(tmp_path)
+    store.create(run.run())
+    store.append([replace(trial, proposal=proposal, candidate=candidate, metrics=metrics)])
+    store.write_json("report/test.json", {"dense": 0.9778, "candidates": {candidate.id: 0.8778}, "images": 360})
+    console = printed(80)
+    print_front(store.uri, console=console)
+    shown = text(console).partition("Run: ")[0]
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert "reconstruction" in shown and "-10.00 ± 1.73" in shown and ("5.0%" if zeros else "10.0%") in shown
+
+
 def test_pick_prints_the_row_and_how_to_export_it(run: Store) -> None:
     console = printed()
     print_pick(run.uri, Budget(flops=0.21), console=console)
