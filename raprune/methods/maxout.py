@@ -244,10 +244,11 @@ def survivors(counts: Tensor) -> tuple[int, ...]:
 
 def zero_smallest(model: nn.Module, share: float) -> Callable[[nn.Module], None]:
     """Zero, in place, this share of each layer's weights, the smallest; and what keeps them zero in training."""
+    layers = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)}
     masks: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() > 1:
+            if id(weight) in layers:
                 smallest = weight.abs().flatten().argsort(stable=True)[: round(share * weight.numel())]
                 masks[name] = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
                 masks[name][smallest] = False

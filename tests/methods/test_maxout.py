@@ -286,7 +286,9 @@ def test_smallest_weights_of_each_layer_go() -> None:
     one.weight.data = torch.tensor([[0.1, -4.0], [3.0, 0.2]])
     other.weight.data = torch.tensor([[-10.0, 20.0], [40.0, 30.0]])
     biases = [layer.bias.clone() for layer in (one, other)]
+    model.register_parameter("position", nn.Parameter(torch.ones(3, 3)))
     zero_smallest(model, 0.5)
+    assert (model.get_parameter("position") == 1).all(), "is no layer's weight"
     assert one.weight.tolist() == [[0, -4], [3, 0]]
     assert other.weight.tolist() == [[0, 0], [40, 30]]
     assert all(torch.equal(layer.bias, bias) for layer, bias in zip((one, other), biases, strict=True))
