@@ -28,6 +28,7 @@ from raprune.methods.method import (
     reestimate_batch_norm,
 )
 from raprune.methods.random import Random
+from raprune.methods.reconstruction import Reconstruction
 from raprune.methods.slimming import Slimming
 from raprune.methods.taylor import Taylor
 from raprune.methods.thinet import ThiNet
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "local_bn": LocalBN,
     "maxout": Maxout,
     "random": Random,
+    "reconstruction": Reconstruction,
     "slimming": Slimming,
     "taylor": Taylor,
     "thinet": ThiNet,
