@@ -171,7 +171,7 @@ class Absorber:
     def mean(self, x: Tensor) -> Tensor:
         """Over all but the channels: `(C,)`."""
         axis = self._axis(x)
-        return x.double().mean([dim for dim in range(x.dim()) if dim != axis])
+        return x.mean([dim for dim in range(x.dim()) if dim != axis], dtype=torch.float64)
 
     def shifted(self, x: Tensor, shift: Tensor) -> Tensor:
         """`x` with `shift` `(C,)` added to its channels."""
