@@ -15,7 +15,10 @@ again with the next step's penalty, the last time with none.
 The procedure is the abstract's; the formulas are those that others report of the paper, of which we had no full text.
 Ours: the steps (geometric widths), their lengths and alpha, which the paper's abstract leaves open; lambda held within
 10 of 0 and tau within 1000 alpha, for filters of zeros; layers that write the same channels share lambda, by the sum of
-their sizes (`magnitude.py`), and each balances its own energy; scales of batch norms.
+their sizes (`magnitude.py`), and each balances its own energy; scales of batch norms, which the penalty acts on too
+unless `target` is `conv`. A filter before a batch norm can shrink without any change of the output, so that on the
+digits the cut hurts as much after the penalty on the filters alone (96 to 83 % and less) as without one; with the
+scales it costs nothing (96 to 96 %), and the loss after equal training is a third lower.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class AutoBalanced(Method):
     metric: Literal["l1", "l2"] = field(default="l1", metadata={"search": {"choices": ("l1", "l2")}})
     """Size of a filter: `l1` or `l2`."""
     target: Literal["conv", "conv+gamma", "bn_folded"] = field(
-        default="conv", metadata={"search": {"choices": ("conv", "conv+gamma", "bn_folded")}}
+        default="bn_folded", metadata={"search": {"choices": ("conv", "conv+gamma", "bn_folded")}}
     )
     """What the penalty acts on: the filters (`conv`), or the scales of their batch norms too (`conv+gamma`);
     `bn_folded` also measures the filters with those scales multiplied in, divided by the running deviation."""

@@ -203,11 +203,11 @@ def scaled_residual() -> Network:
 
 def test_scales_of_batch_norms_are_acted_on_where_asked() -> None:
     network = scaled_residual()
-    conv = penalised(AutoBalanced(alpha=0.1), network, {"stem": 3, "conv1": 2})
+    conv = penalised(AutoBalanced(alpha=0.1, target="conv"), network, {"stem": 3, "conv1": 2})
     assert all(conv[f"{norm}.weight"].count_nonzero() == 0 for norm in ("stem_bn", "bn1", "bn2"))
     both = penalised(AutoBalanced(alpha=0.1, target="conv+gamma"), network, {"stem": 3, "conv1": 2})
     assert torch.equal(both["conv1.weight"], conv["conv1.weight"])
-    found = weighed(AutoBalanced().sizes(network.model, network.graph)["conv1"], 2)[0]
+    found = weighed(AutoBalanced(target="conv").sizes(network.model, network.graph)["conv1"], 2)[0]
     gamma = network.model.get_parameter("bn1.weight").detach().double()
     by_hand = 2 * factors(torch.from_numpy(found), gamma.square(), 0.1) * gamma
     torch.testing.assert_close(both["bn1.weight"].double(), by_hand, rtol=1e-5, atol=1e-9)
@@ -226,7 +226,7 @@ def test_folded_sizes_are_those_of_the_filters_times_their_norms_scales() -> Non
         total += size / size.norm()
     found = AutoBalanced(target="bn_folded").sizes(model, network.graph)["stem"]
     np.testing.assert_allclose(found, total.numpy(), rtol=1e-6)
-    assert not np.allclose(found, AutoBalanced().sizes(model, network.graph)["stem"])
+    assert not np.allclose(found, AutoBalanced(target="conv").sizes(model, network.graph)["stem"])
 
 
 def test_lambda_stays_for_the_phase_unless_it_is_refreshed() -> None:
