@@ -40,6 +40,17 @@ def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None
     return sorted(rows, key=lambda r: (r["flops"], -r["val_accuracy"]))
 
 
+def to_be_tested(trials: Sequence[Trial], budget: Budget) -> list[Row]:
+    """The rows whose networks are looked at on the test split: the front's, and the best of each method's.
+
+    Of a candidate that was fine-tuned that is the fine-tuned network, and never the repaired one.
+    """
+    chosen = front(trials, budget)
+    last = {r["trial_id"] for r in candidates(trials)}
+    compared = [r for r in ablation(trials, budget) if r["share"] == max(SHARES) and r["trial_id"] in last]
+    return list({r["candidate"]: r for r in [*compared, *chosen]}.values())
+
+
 def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
     """What there is to say about a complete trial's candidate; accuracies and fractions in [0, 1].
 
@@ -93,20 +104,26 @@ def weights_pruned(row: Row) -> bool:
 def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any] | None = None) -> list[Row]:
     """The methods side by side: the best of each within each of `SHARES` of the budget, after equal fine-tuning.
 
-    The rows of `row` with `finetuning_epochs` (0: only repaired), `budget_flops` and `budget_params` beside them; a
-    method that has nothing so small has no row there. Ordered by these, then by falling accuracy on the validation
-    split, which the choice looks at. What a method trains by itself is no fine-tuning, and counts in `epochs`.
+    The rows of `row` with `finetuning_epochs` (0: only repaired), `share`, `budget_flops` and `budget_params` beside
+    them; a method that has nothing so small has no row there. Ordered by these, then by falling accuracy on the
+    validation split, which the choice looks at. What a method trains by itself is no fine-tuning, and counts in
+    `epochs`. A test accuracy is that of a candidate's last network, so that a repaired one that was fine-tuned later
+    has none.
     """
     known = {trial.trial_id: trial for trial in trials}
+    last = {r["trial_id"] for r in candidates(trials)}
     tried: dict[float, dict[str, list[Row]]] = {}
     for trial in trials:
         if trial.state is TrialState.COMPLETE and trial.candidate is not None and trial.metrics is not None:
             of_methods = tried.setdefault(_finetuning(trial, known), {})
-            of_methods.setdefault(trial.proposal.method, []).append(row(trial, test=test or {}))
+            of_trial = row(trial, test=(test or {}) if trial.trial_id in last else {})
+            of_methods.setdefault(trial.proposal.method, []).append(of_trial)
     table: list[Row] = []
     for epochs, of_methods in sorted(tried.items()):
-        for part in _shares(budget):
-            named = {"finetuning_epochs": epochs, "budget_flops": part.flops, "budget_params": part.params}
+        for share in SHARES:
+            part = _part(budget, share)
+            named: Row = {"finetuning_epochs": epochs, "share": share}
+            named |= {"budget_flops": part.flops, "budget_params": part.params}
             best = [pick(admitted, part) | named for rows in of_methods.values() if (admitted := within(rows, part))]
             table += sorted(best, key=lambda r: (-r["val_accuracy"], r["method"]))
     return table
@@ -217,16 +234,12 @@ def progress(
     )
 
 
-def _shares(budget: Budget) -> list[Budget]:
-    """The budget, and smaller ones; parameters are what shrinks where no FLOPs are given."""
+def _part(budget: Budget, share: float) -> Budget:
+    """The share of the budget; parameters are what shrinks where no FLOPs are given."""
+    # Rounded: two thirds of 0.3 is 0.2, and a network of exactly that is within it.
     if budget.flops is None and budget.params is not None:
-        return [Budget(params=_part(budget.params, share)) for share in SHARES]
-    return [Budget(flops=_part(budget.flops or 1.0, share), params=budget.params) for share in SHARES]
-
-
-def _part(limit: float, share: float) -> float:
-    # Two thirds of 0.3 is 0.2, and a network of exactly that is within it.
-    return round(limit * share, 6)
+        return Budget(params=round(share * budget.params, 6))
+    return Budget(flops=round(share * (budget.flops or 1.0), 6), params=budget.params)
 
 
 def _finetuning(trial: Trial, known: Mapping[str, Trial]) -> float:

@@ -213,7 +213,7 @@ def _compared(rows: list[Row]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        title=f"Fine-tuned for {epochs:g} epoch{'' if epochs == 1 else 's'}" if epochs else "Repaired, not fine-tuned",
+        title=f"Fine-tuned for {_epochs(epochs)}" if epochs else "Repaired, not fine-tuned",
         title_justify="left",
     )
     table.add_column("method", no_wrap=True)
@@ -255,7 +255,11 @@ def _print_next(store: Store, console: Console) -> None:
 
 
 def _how(row: Row) -> str:
-    return f"{row['epochs']:g} epochs" if row["epochs"] else "repaired"
+    return _epochs(row["epochs"]) if row["epochs"] else "repaired"
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
 def _points(accuracy: float | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.front import ablation, candidates, front, pick, progress
+from raprune.front import ablation, candidates, front, pick, progress, to_be_tested
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 RUN: dict[str, Any] = {
@@ -222,3 +222,29 @@ def test_a_row_has_what_the_step_of_a_path_says_of_itself() -> None:
     candidate = Candidate("l2", {"conv1": (0,)}, {"power": 2, "evaluations": 20})
     (found,) = candidates([replace(trial(0, 0.9, 0.3), candidate=candidate)])
     assert found["settings"] == {"power": 2, "evaluations": 20}
+
+
+def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
+    trials = [
+        trial(0, 0.90, 0.2),
+        trial(1, 0.80, 0.1),
+        trial(2, 0.70, 0.2, method="random"),
+        trial(3, 0.60, 0.2, method="random"),
+        trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
+    ]
+    assert {r["trial_id"] for r in to_be_tested(trials, Budget(flops=0.2))} == {
+        "finetune-00009",
+        "search-00001",
+        "search-00002",
+    }
+
+
+def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None:
+    trials = [
+        trial(0, 0.90, 0.2),
+        trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
+    ]
+    candidate = trials[0].candidate
+    assert candidate is not None and candidate == trials[1].candidate
+    rows = ablation(trials, Budget(flops=0.2), test={"candidates": {candidate.id: 0.94}})
+    assert [(r["finetuning_epochs"], r["test_accuracy"]) for r in rows] == [(0.0, None), (1.0, 0.94)]

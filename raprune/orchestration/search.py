@@ -21,7 +21,7 @@ from rich.console import Console
 from raprune.artifact import provenance, versions
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
-from raprune.front import front
+from raprune.front import to_be_tested
 from raprune.orchestration.cluster import cluster, machine, node_resources
 from raprune.orchestration.placement import Placement, place
 from raprune.orchestration.space import search_space
@@ -199,7 +199,10 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
 
 
 def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
-    """Tasks that evaluate the dense network and the final front on the test split, spread over the workers."""
+    """Tasks that evaluate the dense network, the final front and the best of each method on the test split.
+
+    They are spread over the workers.
+    """
     import ray
 
     from raprune.orchestration.worker import TestTask
@@ -209,7 +212,7 @@ def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
         return []
     trials = ray.get(coordinator.trials.remote())
     proposals: dict[str, Proposal] = {trial.trial_id: trial.proposal for trial in trials}
-    rows = front(trials, run.spec.budget)
+    rows = to_be_tested(trials, run.spec.budget)
     split = [ray.put(test)]
     count = min(placement.workers, len(rows) + 1)
     return [

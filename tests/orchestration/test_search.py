@@ -13,7 +13,7 @@ from rich.console import Console
 
 from raprune.artifact import load
 from raprune.errors import BudgetError, ModelError, RapruneError, StoreError, UsageError
-from raprune.front import front
+from raprune.front import front, to_be_tested
 from raprune.models import build_model
 from raprune.orchestration.search import resume, search
 from raprune.single import export
@@ -71,10 +71,12 @@ def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:
     assert described["machine"].startswith(f"{os.cpu_count()} x ")
 
 
-def test_the_test_split_was_measured_for_the_front_and_the_dense_network(finished: Store) -> None:
-    test = finished.read_json("report/test.json")
-    rows = front(finished.trials(), SearchSpec.model_validate(finished.run()["spec"]).budget, test=test)
+def test_the_test_split_was_measured_for_the_front_the_methods_and_the_dense_network(finished: Store) -> None:
+    test, budget = finished.read_json("report/test.json"), SearchSpec.model_validate(finished.run()["spec"]).budget
+    rows = to_be_tested(finished.trials(), budget)
     assert rows and {row["candidate"] for row in rows} == set(test["candidates"])
+    assert {row["candidate"] for row in front(finished.trials(), budget)} <= set(test["candidates"])
+    assert {row["method"] for row in rows} >= {"l1", "random"}, "the controls"
     assert 0 < test["dense"] <= 1 and test["images"] == finished.run()["data"]["test"]
     assert json.loads(finished.read_bytes("report/front.json"))[0]["test_accuracy"] is not None
 
@@ -215,15 +217,15 @@ def test_a_second_search_on_the_same_network_computes_no_statistics_again(finish
     changes: dict[str, Any] = {
         "model": {"name": "digits-net", "weights": weights},
         "methods": ["taylor", "slimming"],
-        "settings": {"slimming": {"epochs": 1.0}},
+        "settings": {"slimming": {"sparse_epochs": 1.0}},
         "search": {**SMALL["search"], "trials": 8},
         "finalists": {"count": 0},
     }
     texts = [run(spec_of(tmp_path / name, **changes)) for name in ("first", "second")]
     folder = tmp_path / "statistics"
     files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    kinds = sorted({name.split("-")[0] + name.split("-")[1][:3] for name in files if name.startswith("scores")})
-    assert kinds == ["scoresl1", "scoresslimming"[:9], "scorestay"], files
+    kinds = sorted("".join(name.split("-")[:2])[:9] for name in files if name.startswith("scores"))
+    assert kinds == ["scoresl1", "scoressli", "scorestay"], files
     assert sum(name.startswith("network-") for name in files) == 1
     first, second = (Store(tmp_path / name).run()["statistics"] for name in ("first", "second"))
     assert len(first["computed"]) == len(files) and first["read"] == 0
