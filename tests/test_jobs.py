@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tomllib
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
+from raprune.allocate import ALLOCATIONS
 from raprune.methods import METHODS
 from raprune.models import list_models
+from raprune.orchestration.proposals import RATIOS
 from raprune.spec import SearchSpec, load_spec
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -15,8 +20,16 @@ FILES = sorted(JOBS.glob("*.toml"))
 
 
 def test_the_named_jobs_are_there() -> None:
-    names = {path.name for path in FILES}
-    assert {"digits.toml", "lenet5_mnist.toml", "resnet20_cifar10.toml", "resnet56_cifar10.toml"} <= names
+    names = {path.stem for path in FILES}
+    assert {
+        "digits",
+        "lenet5_mnist",
+        "resnet20_cifar10",
+        "resnet56_cifar10",
+        "vgg16_cifar10",
+        "resnet50_imagenet",
+    } <= names
+    assert {"resnet56_cifar10_reconstruction", "resnet56_cifar10_baselines"} <= names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -24,16 +37,39 @@ def test_job_is_valid(path: Path) -> None:
     spec = load_spec(path)
     assert spec.model.name in list_models()
     assert set(spec.methods) <= set(METHODS)
+    assert set(spec.allocations) <= {*ALLOCATIONS, RATIOS}
     assert spec.search.smallest < 1.0, "a job gives a front, not one point"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_fixed_settings_are_those_of_methods_that_are_searched(path: Path) -> None:
+    spec = load_spec(path)
+    assert set(spec.settings) <= set(spec.methods)
+    for name, values in spec.settings.items():
+        fields = {entry.name: entry.default for entry in dataclasses.fields(METHODS[name])}
+        for key, value in values.items():
+            assert type(value) is type(fields[key]) or {type(value), type(fields[key])} == {int, float}
+        METHODS[name](**values)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_job_says_at_its_top_how_it_is_started(path: Path) -> None:
+    head = list(takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()))
+    assert f"uv run raprune search jobs/{path.name}" in "\n".join(head)
+
+
+def test_the_baselines_are_all_methods_that_train_nothing() -> None:
+    one_shot = {name for name, kind in METHODS.items() if not kind().has_path() and kind().regularize() is None}
+    assert set(load_spec(JOBS / "resnet56_cifar10_baselines.toml").methods) == one_shot
 
 
 def test_the_digits_job_spells_out_the_defaults() -> None:
     assert load_spec(JOBS / "digits.toml") == load_spec()
 
 
-def test_every_job_writes_to_its_own_folder() -> None:
-    outputs = [load_spec(path).output for path in FILES]
-    assert len(set(outputs)) == len(outputs)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_second_run_of_a_job_has_a_folder_of_its_own(path: Path) -> None:
+    assert "output" not in tomllib.loads(path.read_text()), "left to the clock"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
