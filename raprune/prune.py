@@ -196,6 +196,7 @@ class Pruner:
             scores=scores,
             keep_ratios=proposal.keep_ratios,
             damage=method.damage(scores),
+            comparable=method.comparable,
         )
         return select(scores, self.cost, widths, method=proposal.method, settings=proposal.settings)
 
