@@ -10,9 +10,9 @@ The paper's: units of adjacent neurons, a network that is trained from scratch w
 unit a round, training between rounds, weight pruning at the end. Ours, as the paper leaves it open or its script was
 wrong: counts without dropout, over samples and positions, of the candidates that are left, ties split equally, and
 none where a unit is off (a ReLU follows, and the maximum is not above 0); a trained network as the start, either with
-neighbours grouped into units (the readers' weights added up) or with every neuron expanded into k noisy copies; batch
-norm before the maximum; fewer units where narrower widths are asked for; weight pruning by a quantile in each layer,
-reached in equal parts.
+neighbours grouped into units (the readers' weights added up, which trains better than their mean) or with every neuron
+expanded into k noisy copies; batch norm before the maximum; fewer units where narrower widths are asked for; weight
+pruning by a quantile in each layer, reached in equal parts.
 
 Layers that take units: a convolution or linear layer that alone writes its channels, behind it at most one batch norm,
 before layers that read all of a channel. Others, residual streams among them, are cut by magnitude at the start.
