@@ -18,11 +18,36 @@ from raprune.candidate import Candidate, Setting
 from raprune.cost import CostModel, Counts
 from raprune.errors import BudgetError
 
+MOVES = 128
+"""Of `least_damage`, at most."""
+SIDES = 32
+"""Groups' steps, each way, that are tried against one another for a move."""
+
 Scores = Mapping[str, npt.NDArray[np.float64]]
 """Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
 
 Damage = Mapping[str, npt.NDArray[np.float64]]
 """Group name -> predicted damage when its m lowest-scored channels go, m = 0 .. num_channels; ascending."""
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The widths that a group may have, descending, and the damage of each."""
+
+    widths: Counts
+    damage: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One group's move to another of its choices."""
+
+    group: int
+    place: int
+    change: float
+    """Of the damage."""
+    rate: float
+    """The change, divided by how much of the target's cost the move takes or gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +78,8 @@ def allocate(
         BudgetError: if even the narrowest network is above the target.
     """
     check_reachable(cost, target.budget, min_channels=target.min_channels, multiple_of=target.multiple_of)
-    return ALLOCATIONS[name](cost, target, scores if comparable else _by_mean(scores), keep_ratios)
+    damage = damage or {group: _sum_of_lowest(values) for group, values in scores.items()}
+    return ALLOCATIONS[name](cost, target, scores if comparable else _by_mean(scores), keep_ratios, damage)
 
 
 def select(
@@ -67,18 +93,22 @@ def select(
     return Candidate(method, kept, settings)
 
 
-def ratios(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
+def ratios(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage) -> Counts:
     """The proposal's keep ratios, scaled by one factor onto the target."""
     wanted = np.array([keep_ratios.get(name, 1.0) for name in cost.group_names])
     return _scaled(cost, target, wanted)
 
 
-def uniform(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
+def uniform(
+    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
     """The same keep ratio everywhere."""
     return _scaled(cost, target, np.ones(len(cost.group_names)))
 
 
-def global_rank(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float]) -> Counts:
+def global_rank(
+    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
     """The best-scored channels of the whole network: one threshold for all groups."""
     floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
     groups, ranked = [], []
@@ -107,14 +137,157 @@ def global_rank(cost: CostModel, target: Target, scores: Scores, keep_ratios: Ma
     return _fill(cost, target, rounded(low), (int(g) for g in sequence[low:]))
 
 
+def least_damage(
+    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
+    """The widths whose predicted damage has the least sum, or nearly.
+
+    From the whole network on, each group gives up what does least damage for its cost, at the other groups' present
+    widths; then channels that still fit come back, and groups trade, as long as that lowers the sum.
+    """
+    if _fits(cost, target, cost.num_channels):
+        return cost.num_channels.copy()
+    floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
+    choices = [
+        _choices(np.asarray(damage[name], dtype=np.float64), int(lowest), target.multiple_of)
+        for name, lowest in zip(cost.group_names, floor, strict=True)
+    ]
+    at = _narrowed(cost, target, choices)
+    return _traded(cost, target, choices, at)
+
+
+def _choices(damage: npt.NDArray[np.float64], lowest: int, multiple_of: int) -> _Choices:
+    whole = len(damage) - 1
+    widths = np.arange(whole, lowest - 1, -1)
+    widths = widths[(widths % multiple_of == 0) | (widths == whole)]
+    return _Choices(widths, damage[whole - widths])
+
+
+def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[int]:
+    """A choice for each group, within the target: groups give what is worth its cost, at a price that rises."""
+    at, widths, price = [0] * len(choices), cost.num_channels.copy(), 0.0
+    while True:
+        offers = []
+        for group, load in enumerate(_loads_of_a_channel(cost, target, choices, widths)):
+            choice, here = choices[group], at[group]
+            saved = (choice.widths[here] - choice.widths[here + 1 :]) * load
+            if len(saved) and load > 0:
+                lost = choice.damage[here + 1 :] - choice.damage[here]
+                offers.append((float((lost / saved).min()), group, lost, saved))
+        price = max(price * 1.05, min(rate for rate, *_ in offers))
+        for rate, group, lost, saved in sorted(offers, key=lambda offer: offer[:2]):
+            if rate > price:
+                break
+            was, place = at[group], at[group] + 1 + int((lost - price * saved).argmin())
+            widths[group] = choices[group].widths[place]
+            if _fits(cost, target, widths):
+                # No further than it has to.
+                for nearest in range(was + 1, place + 1):
+                    widths[group] = choices[group].widths[nearest]
+                    if _fits(cost, target, widths):
+                        at[group] = nearest
+                        return at
+            at[group] = place
+
+
+def _loads_of_a_channel(cost: CostModel, target: Target, choices: list[_Choices], widths: Counts) -> list[float]:
+    """For each group, which share of the target's cost a channel takes, with the other groups as they are now."""
+    narrowest = np.repeat(widths[None], len(widths), axis=0)
+    spans = np.ones(len(widths))
+    for group, choice in enumerate(choices):
+        if widths[group] > choice.widths[-1]:
+            spans[group] = widths[group] - choice.widths[-1]
+            narrowest[group, group] = choice.widths[-1]
+    loads = np.zeros(len(widths))
+    for (counts, limit), (now, _) in zip(
+        _against_limits(cost, target, narrowest), _against_limits(cost, target, widths), strict=True
+    ):
+        loads += (now - counts) / limit
+    return (loads / spans).tolist()
+
+
+def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> Counts:
+    """Widen groups, narrowing another where that makes room, always by the best such move, until none helps."""
+    widths = np.array([choice.widths[place] for choice, place in zip(choices, at, strict=True)], dtype=np.int64)
+    for _ in range(MOVES):
+        wider = _steps(cost, target, choices, at, widths, up=True)
+        narrower = [_Step(-1, 0, 0.0, 0.0), *_steps(cost, target, choices, at, widths, up=False)[:SIDES]]
+        pairs = [
+            (a, b)
+            for b in narrower
+            for a in (wider if b.group < 0 else wider[:SIDES])
+            if a.group != b.group and a.change + b.change < 0
+        ]
+        pairs.sort(key=lambda pair: pair[0].change + pair[1].change)
+        vectors = np.repeat(widths[None], len(pairs), axis=0)
+        for row, pair in enumerate(pairs):
+            for step in pair:
+                if step.group >= 0:
+                    vectors[row, step.group] = choices[step.group].widths[step.place]
+        fits = np.ones(len(pairs), dtype=bool)
+        for counts, limit in _against_limits(cost, target, vectors):
+            fits &= counts <= limit
+        if not fits.any():
+            break
+        best = int(fits.argmax())
+        for step in pairs[best]:
+            if step.group >= 0:
+                at[step.group] = step.place
+        widths = vectors[best]
+    return widths
+
+
+def _steps(
+    cost: CostModel, target: Target, choices: list[_Choices], at: list[int], widths: Counts, *, up: bool
+) -> list[_Step]:
+    """Moves of one group by 1, 2, 4 ... of its choices, those first that do most for what they cost."""
+    found = []
+    for group, (choice, here) in enumerate(zip(choices, at, strict=True)):
+        for distance in (1, 2, 4, 8, 16):
+            place = here - distance if up else here + distance
+            if 0 <= place < len(choice.widths):
+                found.append((group, place, float(choice.damage[place] - choice.damage[here])))
+    vectors = np.repeat(widths[None], len(found), axis=0)
+    for row, (group, place, _) in enumerate(found):
+        vectors[row, group] = choices[group].widths[place]
+    loads = np.zeros(len(found))
+    for (counts, limit), (now, _) in zip(
+        _against_limits(cost, target, vectors), _against_limits(cost, target, widths), strict=True
+    ):
+        loads += np.abs(counts - now) / limit
+    steps = [_Step(*move, move[2] / max(load, 1e-30)) for move, load in zip(found, loads.tolist(), strict=True)]
+    return sorted(steps, key=lambda step: step.rate)
+
+
+def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tuple[Counts, float]]:
+    """For each limit of the target, the counts at these widths and what they may be."""
+    budget, found = target.budget, []
+    if budget.flops is not None:
+        found.append((cost.flops(widths), budget.flops * cost.dense_flops))
+    if budget.params is not None:
+        found.append((cost.params(widths), budget.params * cost.dense_params))
+    return found
+
+
 def _by_mean(scores: Scores) -> Scores:
     return {name: values / max(float(np.abs(values).mean()), 1e-30) for name, values in scores.items()}
 
 
-Allocation = Callable[[CostModel, Target, Scores, Mapping[str, float]], Counts]
+Allocation = Callable[[CostModel, Target, Scores, Mapping[str, float], Damage], Counts]
 
-ALLOCATIONS: dict[str, Allocation] = {"ratios": ratios, "uniform": uniform, "global_rank": global_rank}
+ALLOCATIONS: dict[str, Allocation] = {
+    "ratios": ratios,
+    "uniform": uniform,
+    "global_rank": global_rank,
+    "least_damage": least_damage,
+}
 """How widths are found, by name."""
+
+
+def _sum_of_lowest(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.r_[0.0, np.cumsum(np.sort(scores - min(0.0, float(scores.min()))))] / max(
+        float(np.abs(scores).sum()), 1e-30
+    )
 
 
 def check_reachable(cost: CostModel, budget: Budget, *, min_channels: int = 1, multiple_of: int = 1) -> None:
