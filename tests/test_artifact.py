@@ -17,8 +17,11 @@ from torch import nn
 
 from raprune.artifact import load, load_from, read_recipe, save, versions
 from raprune.candidate import Candidate
+from raprune.contract.noise import bench_of
 from raprune.errors import RecipeError
 from raprune.maxout import insert, inserted
+from raprune.methods import Network
+from raprune.methods.maxout import Maxout
 from raprune.store import Store
 from raprune.surgery import cut
 from raprune.tracing.graph import pack_positions
@@ -141,6 +144,23 @@ def test_a_network_with_maxout_units(kept: tuple[int, ...], tmp_path: Path) -> N
     loaded = load(NETWORKS["FlattenLinear"](), str(tmp_path))
     assert inserted(loaded) == {"conv": 2}
     assert torch.equal(outputs(loaded, image()), outputs(smaller, image()))
+
+
+@pytest.mark.parametrize("name", ["Residual", "DenseBlock", "FlattenLinear", "Transposed"])
+def test_every_network_on_the_way_of_maxout_units(name: str, tmp_path: Path) -> None:
+    """With batch norms, readers of several groups, and groups without units beside those that have some."""
+    dense, graph = proved(name)
+    widths = {group.name: 2 for group in graph.groups}
+    whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
+    method, seen = Maxout(candidates=3, epochs=0.0, weight_pruning=0.0), []
+    for number, step in enumerate(method.path(Network(dense, graph, whole), widths, bench_of(dense, seed=0))):
+        model, folder = step.network.model.eval(), str(tmp_path / str(number))
+        candidate = Candidate("maxout", step.network.kept)
+        save(Store(folder), "", model=model, graph=graph, candidate=candidate, provenance={})
+        loaded = load(NETWORKS[name](), folder)
+        assert torch.equal(outputs(loaded, image()), outputs(model, image()))
+        seen.append(set(inserted(loaded).values()))
+    assert seen == [{3}, {2}, set()]
 
 
 def test_a_plain_network_names_no_maxout_units(tmp_path: Path) -> None:
