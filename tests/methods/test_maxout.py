@@ -307,3 +307,10 @@ def test_zeroed_weights_stay_zero_in_training_and_the_others_train() -> None:
             assert int((earlier == 0).sum()) == round(0.3 * weight.numel())
             assert ((weight == 0) | (earlier != 0)).all(), "what was zero stays"
         assert (weight[weight != 0] != earlier[weight != 0]).any()
+
+
+def test_one_candidate_is_a_cut_by_magnitude() -> None:
+    (step,) = small_path(untrained(candidates=1), widths={"conv": 3, "hidden": 4})
+    plain = cut(build("FlattenLinear"), graph_of("FlattenLinear"), Candidate("", step.network.kept))
+    assert {name: len(kept) for name, kept in step.network.kept.items()} == {"conv": 3, "hidden": 4}
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in step.network.model.state_dict().items())
