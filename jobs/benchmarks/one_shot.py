@@ -211,9 +211,8 @@ class Arena:
 
 def _is_stream(group: Group) -> bool:
     """Whether several layers write the group's channels."""
-    return (
-        len({member.parameter for member in group.members if member.writes and member.parameter.endswith("weight")}) > 1
-    )
+    written = {member.parameter for member in group.members if member.writes}
+    return len([parameter for parameter in written if parameter.endswith("weight")]) > 1
 
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]

@@ -13,8 +13,8 @@ mean, which the following batch norm holds; where several layers read a group, t
 layer's output energy; all remaining weights are fitted by least squares, front to back, rather than a factor a channel.
 
 ResNet-56, CIFAR-10 (JPEG), inner channels cut alike to 50 and 35 % FLOPs, validation accuracy after batch-norm
-re-estimation: 84.9 and 71.7 % (with the means left in: 83.4 and 68.9 %), with a factor a channel 84.7 and 71.7 %; all
-weights fitted: 90.1 and 85.6 %.
+re-estimation: 84.9 and 71.7 % (with the means left in: 83.4 and 68.9 %), with a factor a channel 84.7 and 71.7 %. With
+all weights fitted instead: 86.3 % at 35 %, and 87.2 % where the widths are those of the least predicted damage.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class ThiNet(Method):
     """Greedy removal of the contributions that matter least together."""
 
     title: ClassVar[str] = "least change of the next layer's outputs, greedily (ThiNet; Luo et al., ICCV 2017)"
+    comparable: ClassVar[bool] = True
 
     positions: int = 10
     """Random positions of each calibration image at which outputs are looked at."""
