@@ -16,9 +16,10 @@ The procedure is the abstract's; the formulas are those that others report of th
 Ours: the steps (geometric widths), their lengths and alpha, which the paper's abstract leaves open; lambda held within
 10 of 0 and tau within 1000 alpha, for filters of zeros; layers that write the same channels share lambda, by the sum of
 their sizes (`magnitude.py`), and each balances its own energy; scales of batch norms, which the penalty acts on too
-unless `target` is `conv`. A filter before a batch norm can shrink without any change of the output, so that on the
-digits the cut hurts as much after the penalty on the filters alone (96 to 83 % and less) as without one; with the
-scales it costs nothing (96 to 96 %), and the loss after equal training is a third lower.
+unless `target` is `conv`. A filter before a batch norm can shrink without any change of the output: on the digits
+(alpha 0.2, 4 epochs a step, seeds 0 to 2) the first of two cuts to 15 % of the FLOPs costs 13 to 24 points after the
+penalty on filters alone, 18 to 32 without a penalty, and less than half a point with the scales; the loss after equal
+training is then 30 % lower than without.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class AutoBalanced(Method):
     title: ClassVar[str] = "balanced shrink and growth of filters, cut in steps (Ding et al., AAAI 2018)"
     data_free: ClassVar[bool] = True
 
-    alpha: float = field(default=2e-2, metadata={"search": {"low": 1e-4, "high": 1e-1, "log": True}})
+    alpha: float = field(default=2e-2, metadata={"search": {"low": 1e-4, "high": 0.3, "log": True}})
     """Strength of the penalty. Under it alone a filter of P shrinks by exp(-2 alpha lambda x the sum of the learning
     rates / (1 - momentum)): the shorter the training, the larger alpha must be."""
     steps: int = field(default=3, metadata={"search": {"low": 1, "high": 6}})
@@ -65,6 +66,11 @@ class AutoBalanced(Method):
     `bn_folded` also measures the filters with those scales multiplied in, divided by the running deviation."""
     refresh: int = 0
     """Training steps after which lambda is computed anew; 0: it stays for the whole phase."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps}: at least one, the cut to the widths asked for.")
 
     def behind_scores(self) -> dict[str, bool | int | float | str]:
         return {"metric": self.metric, "target": self.target}

@@ -312,6 +312,11 @@ def test_the_path_is_nested_and_ends_at_the_widths(name: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in dense.model.state_dict().items())
 
 
+def test_a_path_without_a_cut_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps 0: at least one"):
+        AutoBalanced(steps=0)
+
+
 def test_every_step_is_a_network_of_its_own() -> None:
     path = list(AutoBalanced(steps=2).path(whole("FlattenLinear"), {"conv": 2, "hidden": 3}, SmallBench()))
     first, last = (step.network.model for step in path)
