@@ -154,7 +154,7 @@ def test_a_fine_tuned_network_counts_the_seconds_of_its_whole_path(tmp_path: Pat
     tuned = trial(0, 0.99, stage=Stage.FINETUNE, parent="search-00000.1", settings={"tuned": True}, seconds=0.5)
     run = make_run(tmp_path, [*way, tuned])
     cells = line_of(papers.table([run]), "LeNet-5 / MNIST", "auto-balanced")
-    assert "fine-tuned 10 epochs at 0.02, distilled" in cells[6]
+    assert "fine-tuned for 10 epochs at 0.02, distilled" in cells[6]
     assert cells[9] == "110", "steps 0 and 1, and the fine-tuning, but not what came after"
 
 

@@ -291,7 +291,7 @@ def _setting(found: Found) -> str:
     if row["stage"] == Stage.FINETUNE.value:
         train = spec["finalists"]["train"]
         distilled = ", distilled" if train["distillation"] else ""
-        parts.append(f"fine-tuned {train['epochs']:g} epochs at {train['lr']:g}{distilled}")
+        parts.append(f"fine-tuned for {train['epochs']:g} epochs at {train['lr']:g}{distilled}")
     else:
         parts.append("not fine-tuned")
     if spec["data"].get("max_images"):
