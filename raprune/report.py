@@ -123,11 +123,12 @@ def render_progress(now: Progress) -> RenderableType:
     grid.add_column(style="dim")
     grid.add_column()
     states = ", ".join(f"{count} {state.lower()}" for state, count in now.states.items()) or "none yet"
-    steps = f", {now.steps} networks on the way" if now.steps else ""
+    steps = f", {now.steps} more on the way to them" if now.steps else ""
     grid.add_row("trials", f"{now.searched} of {now.trials} searched ({states}){steps}")
     if now.finalists:
-        more = " and the best of each other method" if now.finetuned > now.finalists else ""
-        grid.add_row("fine-tuned", f"{now.finetuned} of {now.finalists}{more}")
+        others = now.finetuned - now.finalists
+        more = f", and the best of {others} other method{'' if others == 1 else 's'}" if others > 0 else ""
+        grid.add_row("fine-tuned", f"{min(now.finetuned, now.finalists)} of {now.finalists}{more}")
     grid.add_row("front", f"{now.front} candidates, hypervolume {now.hypervolume:.4f}")
     if now.best is not None:
         dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"

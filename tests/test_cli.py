@@ -136,6 +136,9 @@ def test_front_pick_and_status_of_a_run(cli: CliRunner, tmp_path: Path) -> None:
     rows = json.loads(cli.invoke(app, ["front", run, "--json"]).stdout)
     assert rows and all(row["flops_fraction"] <= 0.3 for row in rows)
     assert len(json.loads(cli.invoke(app, ["front", run, "--json", "--all"]).stdout)) == 44
+    compared = json.loads(cli.invoke(app, ["front", run, "--json", "--ablation"]).stdout)
+    assert {row["method"] for row in compared} == {"l1", "l2", "random"}
+    assert "Fine-tuned for 20 epochs" in cli.invoke(app, ["front", run, "--ablation"]).stdout
     picked = json.loads(cli.invoke(app, ["pick", run, "--budget-flops", "0.25", "--json"]).stdout)
     assert picked == max((r for r in rows if r["flops_fraction"] <= 0.25), key=lambda r: r["val_accuracy"])
     assert picked["candidate"] in cli.invoke(app, ["front", run]).stdout

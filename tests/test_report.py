@@ -223,6 +223,18 @@ def test_status_is_one_block(run: Store) -> None:
     assert json.loads(text(console))["states"] == {"COMPLETE": 44}
 
 
+def test_status_tells_networks_on_the_way_and_the_best_of_other_methods(run: Store, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    described = run.run()
+    store.create(described | {"spec": described["spec"] | {"finalists": {"count": 3}}})
+    on_the_way = replace(run.trials()[0].proposal, step=0)
+    store.append([*run.trials(), replace(run.trials()[0], trial_id=on_the_way.trial_id, proposal=on_the_way)])
+    console = printed(100)
+    print_status(store.uri, console=console)
+    assert "40 of 40 searched (44 complete), 1 more on the way to them" in text(console)
+    assert "3 of 3, and the best of 1 other method\n" in re.sub(" +\n", "\n", text(console))
+
+
 class _Page(HTMLParser):
     """What a page would fetch, and what its tables say."""
 
