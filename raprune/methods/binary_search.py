@@ -7,8 +7,9 @@ with accuracy(without the m smallest) >= accuracy(dense) - tolerance, found in c
 The paper's: magnitude, the binary search of the number, layer by layer. Its text beyond the abstract was not at hand,
 so the rest is ours: the L1 norm, the order of the layers, the tolerance, a paired comparison on fixed images, training
 between layers, and a neuron as one channel of a group of layers. A probe is a network that is really cut, which gives
-the same outputs as masking behind the activation and is faster. Its batch-norm statistics are estimated again, as the
-dense ones do not fit.
+the same outputs as masking behind the activation and is faster. Its batch-norm statistics stay as they are: estimated
+again on 1,024 images for each probe, they let no more go (ResNet-56, six groups, 2 points: 96.2 % of the FLOPs are left
+either way), on 128 images less.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ class BinarySearch(Method):
         left = network.graph.widths
         above = {name: left[name] - width for name, width in widths.items() if left[name] > width}
         if above:
-            yield search.step(search.trained(search.without_smallest(network, above), self.finetune_epochs))
+            network = search.without_smallest(network, above)
+            # Unlike what a probe takes away, this may be much.
+            reestimate_batch_norm(network.model, bench.calibration)
+            yield search.step(search.trained(network, self.finetune_epochs))
 
     def largest_removal(self, count: int, accept: Callable[[int], bool]) -> int:
         return largest_removal(count, accept, gallop=self.gallop)
@@ -132,9 +136,7 @@ class _Search:
         for name, count in counts.items():
             largest = np.argsort(-scores[name], kind="stable")[: len(scores[name]) - count]
             kept[name] = tuple(sorted(largest.tolist()))
-        smaller = self._bench.cut(network, kept)
-        reestimate_batch_norm(smaller.model, self._bench.calibration)
-        return smaller
+        return self._bench.cut(network, kept)
 
     def trained(self, network: Network, epochs: float) -> Network:
         if epochs > 0:

@@ -186,6 +186,15 @@ def test_found_widths_above_the_wanted_are_lowered_in_a_last_step() -> None:
     assert bench.trained == [1.0, 1.0, 1.0]
 
 
+def test_batch_norms_are_estimated_again_only_where_widths_were_wanted() -> None:
+    method = BinarySearch(tolerance=0.0, finetune_epochs=0.0)
+    found, lowered = walk(method, {"stem": 3, "conv1": 5}, {"stem": 8, "conv1": 2})[0][1:]
+    statistics = [dict(step.network.model.named_buffers())["stem_bn.running_mean"] for step in (found, lowered)]
+    dense = dict(build("Residual").named_buffers())["stem_bn.running_mean"]
+    assert torch.equal(statistics[0], dense[list(found.network.kept["stem"])])
+    assert not torch.equal(statistics[1], statistics[0])
+
+
 def test_grouped_convolutions_lose_as_many_channels_in_each_block() -> None:
     need = {group.name: 1 for group in graph_of("Grouped").groups}
     steps, _ = walk(STILL, need, network="Grouped")
