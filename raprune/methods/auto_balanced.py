@@ -18,8 +18,8 @@ Ours: the steps (geometric widths), their lengths and alpha, which the paper's a
 their sizes (`magnitude.py`), and each balances its own energy; scales of batch norms, which the penalty acts on too
 unless `target` is `conv`. A filter before a batch norm can shrink without any change of the output: on the digits
 (alpha 0.2, 4 epochs a step, seeds 0 to 2) the first of two cuts to 15 % of the FLOPs costs 13 to 24 points after the
-penalty on filters alone, 18 to 32 without a penalty, and less than half a point with the scales. After 4 equal epochs of
-training the loss is then 30 % lower than without the penalty; after 20 nothing is left of that.
+penalty on filters alone, 18 to 32 without a penalty, and less than half a point with the scales. After 4 equal epochs
+of training the loss is then 30 % lower than without the penalty; after 20 nothing is left of that.
 """
 
 from __future__ import annotations
