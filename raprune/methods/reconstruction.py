@@ -101,12 +101,13 @@ class Reconstruction(Method):
         refit(model, batches, cut, asymmetric=self.target == "asymmetric", ridge=self.ridge)
 
 
-def removal(readers: Sequence[Solution]) -> tuple[list[int], Curve]:
-    """The channels in the order in which they go, and the error after each; both of length `num_channels`."""
+def removal(readers: Sequence[Solution], count: int | None = None) -> tuple[list[int], Curve]:
+    """The channels in the order in which they go, and the error after each: `count` of them, or all."""
     left = list(range(len(readers[0].columns)))
     order: list[int] = []
     errors: list[float] = []
-    while left:
+    stop = 0 if count is None else len(left) - count
+    while len(left) > stop:
         increase = torch.stack([reader.errors(left) for reader in readers]).sum(0).clamp(min=0)
         # Of equal channels the last one goes, as the candidate keeps the first.
         place = len(left) - 1 - int(increase.flip(0).argmin())
