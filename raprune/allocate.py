@@ -152,8 +152,16 @@ def least_damage(
         _choices(np.asarray(damage[name], dtype=np.float64), int(lowest), target.multiple_of)
         for name, lowest in zip(cost.group_names, floor, strict=True)
     ]
-    at = _narrowed(cost, target, choices)
-    return _traded(cost, target, choices, at)
+    equal = uniform(cost, target, scores, keep_ratios, damage)
+    at_equal = [int(np.flatnonzero(c.widths == width)[0]) for c, width in zip(choices, equal, strict=True)]
+    # Trades end where no single one helps, so two places to begin at are better than one.
+    found = [_traded(cost, target, choices, at) for at in (_narrowed(cost, target, choices), at_equal)]
+    at = min(found, key=lambda at: sum(float(c.damage[place]) for c, place in zip(choices, at, strict=True)))
+    return _widths(choices, at)
+
+
+def _widths(choices: list[_Choices], at: list[int]) -> Counts:
+    return np.array([choice.widths[place] for choice, place in zip(choices, at, strict=True)], dtype=np.int64)
 
 
 def _choices(damage: npt.NDArray[np.float64], lowest: int, multiple_of: int) -> _Choices:
@@ -206,9 +214,9 @@ def _loads_of_a_channel(cost: CostModel, target: Target, choices: list[_Choices]
     return (loads / spans).tolist()
 
 
-def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> Counts:
+def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> list[int]:
     """Widen groups, narrowing another where that makes room, always by the best such move, until none helps."""
-    widths = np.array([choice.widths[place] for choice, place in zip(choices, at, strict=True)], dtype=np.int64)
+    at, widths = list(at), _widths(choices, at)
     for _ in range(MOVES):
         wider = _steps(cost, target, choices, at, widths, up=True)
         narrower = [_Step(-1, 0, 0.0, 0.0), *_steps(cost, target, choices, at, widths, up=False)[:SIDES]]
@@ -234,7 +242,7 @@ def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[i
             if step.group >= 0:
                 at[step.group] = step.place
         widths = vectors[best]
-    return widths
+    return at
 
 
 def _steps(

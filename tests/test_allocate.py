@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -219,3 +220,53 @@ def test_the_layers_that_bind_a_parameter_budget_are_those_of_parameters() -> No
     with pytest.raises(BudgetError) as caught:
         check_reachable(cost, Budget(params=0.01))
     assert "conv (28 parameters), head (10 parameters), hidden (5 parameters)" in caught.value.hint
+
+
+def curves(cost: CostModel, seed: int) -> dict[str, np.ndarray]:
+    """Curves of damage of another steepness and scale in each group, some of them not convex."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.r_[0.0, np.cumsum(np.sort(rng.lognormal(rng.normal(), rng.uniform(0.1, 2), int(n))))]
+        if rng.random() < 0.7
+        else np.r_[0.0, np.cumsum(rng.lognormal(rng.normal(), 1.0, int(n)))]
+        for name, n in zip(cost.group_names, cost.num_channels, strict=True)
+    }
+
+
+def summed(cost: CostModel, damage: dict[str, np.ndarray], widths: np.ndarray) -> float:
+    return sum(
+        float(damage[name][n - w]) for name, n, w in zip(cost.group_names, cost.num_channels, widths, strict=True)
+    )
+
+
+@pytest.mark.parametrize("network", ["cifar-resnet56", "resnet50"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_least_damage_does_less_than_equal_shares(network: str, seed: int) -> None:
+    cost = cost_of(network)
+    damage, target = curves(cost, seed), Target(budget=Budget(flops=0.4))
+    ours, equal = (
+        allocate(name, cost, target, scores={}, keep_ratios={}, damage=damage) for name in ("least_damage", "uniform")
+    )
+    assert summed(cost, damage, ours) < 0.9 * summed(cost, damage, equal)
+
+
+@pytest.mark.parametrize("network", ["Residual", "DenseBlock", "Grouped"])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("flops", [0.3, 0.6])
+def test_least_damage_is_near_the_least_of_all_widths(network: str, seed: int, flops: float) -> None:
+    cost = cost_of(network)
+    damage, target = curves(cost, seed), Target(budget=Budget(flops=flops))
+    every = np.array(list(product(*(range(1, int(n) + 1) for n in cost.num_channels))))
+    every = every[cost.flops(every) <= flops * cost.dense_flops]
+    least = min(summed(cost, damage, widths) for widths in every)
+    widths = allocate("least_damage", cost, target, scores={}, keep_ratios={}, damage=damage)
+    assert least - 1e-9 <= summed(cost, damage, widths) <= 1.02 * least + 1e-9
+
+
+def test_least_damage_by_hand() -> None:
+    """Groups of 8 and 6 channels: the second one's cost nothing but the last, the first one's all the same."""
+    cost = cost_of("Residual")
+    damage = {"stem": np.arange(9.0), "conv1": np.array([0.0, 0, 0, 0, 0, 0, 50])}
+    want = np.array([8, 1])
+    target = Target(budget=Budget(flops=int(cost.flops(want)) / cost.dense_flops))
+    assert allocate("least_damage", cost, target, scores={}, keep_ratios={}, damage=damage).tolist() == want.tolist()
