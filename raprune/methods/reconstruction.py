@@ -67,9 +67,11 @@ class Reconstruction(Method):
     """What is refitted when scores are computed: each weight, or one coefficient for each pair of channels."""
     ridge: float = field(default=1e-6, metadata={"search": {"low": 1e-8, "high": 1e-3, "log": True}})
     """Weight of keeping the weights as they were, relative to the mean square of what they multiply."""
-    sensitivity: float = field(default=0.5, metadata={"search": {"low": 0.0, "high": 1.0}})
+    sensitivity: float = field(default=0.75, metadata={"search": {"low": 0.0, "high": 1.0}})
     """0: a layer's errors count as shares of its outputs, as if all layers were alike. 1: as the loss they cost, to
-    second order (the gradients' mean square takes the place of the second derivative). Between: geometric mean."""
+    second order (the gradients' mean square takes the place of the second derivative). Between: geometric mean.
+    Measured on ResNet-56: from a third on accuracy is the same within a point; 0 loses two, and takes too much from the
+    residual stream."""
     target: str = field(
         default="asymmetric", metadata={"search": {"choices": ("asymmetric", "symmetric")}, "repair": True}
     )
