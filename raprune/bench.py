@@ -54,6 +54,11 @@ class WorkloadBench:
             regularize=regularize,
         )
 
+    def allowed(self, num_channels: int) -> list[int]:
+        multiple = self._spec.search.multiple_of
+        least = max(1, -(-self._spec.search.min_channels // multiple)) * multiple
+        return [*range(least, num_channels, multiple), num_channels]
+
     def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
         split = self._workload.validation
         if images is not None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.cost import CostModel, measured
 from raprune.evaluate import Evaluation, evaluate
+from raprune.maxout import inserted
 from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step, method_named
 from raprune.spec import SearchSpec, TrainSpec
 from raprune.statistics import Arrays, Statistics, key_of
@@ -46,8 +47,6 @@ class Pruned:
     """Of training since the dense network."""
     after_cut: float | None = None
     """Validation accuracy before the repair, where it was asked for."""
-    maxout: Mapping[str, int] = field(default_factory=dict)
-    """See `methods.Step`."""
 
 
 class Result(NamedTuple):
@@ -166,6 +165,8 @@ class Pruner:
             "base": None if method.regularize() is None else self.base_key(method),
             "groups": self.graph.widths,
             "calibration": None if method.data_free else self._calibration_content,
+            # A user's method may have the name of another.
+            "method": f"{type(method).__module__}.{type(method).__qualname__}",
             "settings": method.behind_scores(),
         }
         return key_of(f"scores-{type(method).__name__.lower()}", content)
@@ -176,7 +177,7 @@ class Pruner:
         assert regularizer is not None, "the method asks for no training"
         content = {
             **self._network,
-            "regularizer": [type(regularizer).__name__, asdict(regularizer)],
+            "regularizer": [f"{type(regularizer).__module__}.{type(regularizer).__qualname__}", asdict(regularizer)],
             "training": self._phase(regularizer).model_dump(mode="json"),
             "augment": self.workload.augment,
             "seed": self._spec.seed,
@@ -223,7 +224,7 @@ class Pruner:
             candidate = Candidate(proposal.method, step.network.kept, {**proposal.settings, **step.settings})
             # A copy: the path may go on training the same network.
             model = rebuild(step.network.model, lambda name, tensor: tensor.clone())
-            pruned = Pruned(model.eval(), candidate, step.epochs, maxout=step.maxout)
+            pruned = Pruned(model.eval(), candidate, step.epochs)
             seconds, started = time.time() - started, time.time()
             step = next(steps, None)
             yield proposal if step is None else replace(proposal, step=number), pruned, seconds
@@ -297,7 +298,7 @@ class Pruner:
 
     def _costs(self, pruned: Pruned) -> tuple[int, int]:
         """FLOPs and parameters. The closed form knows no maximum over channels: with one they are counted."""
-        if pruned.maxout:
+        if inserted(pruned.model):
             return measured(pruned.model, self.workload.example_input())
         widths = self.cost.vector(pruned.candidate.widths)
         return int(self.cost.flops(widths)), int(self.cost.params(widths))

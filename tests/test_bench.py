@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 import torch
 
 from raprune.bench import WorkloadBench
@@ -92,3 +93,22 @@ def test_cuts_add_up_to_channels_of_the_dense_network() -> None:
     weight = second.model.state_dict()["conv1.weight"]
     assert torch.equal(weight, whole.model.state_dict()["conv1.weight"][[1, 7]])
     assert whole.graph.widths["conv1"] == 16
+
+
+@pytest.mark.parametrize(
+    ("least", "multiple", "channels", "widths"),
+    [
+        (1, 1, 4, [1, 2, 3, 4]),
+        (3, 1, 5, [3, 4, 5]),
+        (1, 4, 10, [4, 8, 10]),
+        (6, 4, 16, [8, 12, 16]),
+        (8, 8, 5, [5]),
+        (1, 1, 1, [1]),
+    ],
+)
+def test_allowed_widths_are_those_that_an_allocation_may_give(
+    least: int, multiple: int, channels: int, widths: list[int]
+) -> None:
+    own = bench()
+    own._spec = SPEC.model_copy(update={"search": SamplerSpec(min_channels=least, multiple_of=multiple)})
+    assert own.allowed(channels) == widths

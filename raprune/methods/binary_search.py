@@ -116,17 +116,22 @@ class _Search:
         """`network` without as many of the group's smallest channels as the tolerance allows, trained."""
         best = network
 
-        def accept(removed: int) -> bool:
+        width = network.graph.widths[name]
+        *narrower, _ = self._bench.allowed(width)
+        removals = [width - left for left in narrower[::-1]]
+
+        def accept(number: int) -> bool:
             nonlocal best
-            probe = self.trained(self.without_smallest(network, {name: removed}), self._method.probe_epochs)
+            smaller = self.without_smallest(network, {name: removals[number - 1]})
+            probe = self.trained(smaller, self._method.probe_epochs)
             self._evaluations += 1
             accepted = self._within(probe.model, tolerance)
             # What is asked next is larger than what was accepted.
             best = probe if accepted else best
             return accepted
 
-        removed = self._method.largest_removal(network.graph.widths[name] - 1, accept)
-        return self.trained(best, self._method.finetune_epochs) if removed else network
+        found = self._method.largest_removal(len(removals), accept)
+        return self.trained(best, self._method.finetune_epochs) if found else network
 
     def without_smallest(self, network: Network, counts: Mapping[str, int]) -> Network:
         """Groups in `counts` less so many of their channels of smallest magnitude; of equal ones the last go first."""

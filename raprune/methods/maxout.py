@@ -82,7 +82,7 @@ class Maxout(Method):
         epochs = self.epochs
         for left in range(self.candidates if places else 1, 1, -1):
             if self.mode == "group":
-                yield Step(network=network, epochs=epochs, maxout=dict.fromkeys(places.values(), left))
+                yield Step(network=network, epochs=epochs)
             counts = wins(network.model, places, left, outer, bench.training)
             network = bench.cut(network, {name: survivors(count) for name, count in counts.items()})
             insert(network.model, dict.fromkeys(places.values(), left - 1))
@@ -110,8 +110,9 @@ class Maxout(Method):
                 return False
             return True
 
-        least = self.candidates if self.mode == "group" else 1
-        found = {group.name: _behind(dense.model, group) for group in dense.graph.groups if group.num_channels >= least}
+        each = self.candidates if self.mode == "group" else 1
+        wide = [g for g in dense.graph.groups if bench.allowed(g.num_channels)[0] * each <= g.num_channels]
+        found = {group.name: _behind(dense.model, group) for group in wide}
         places = {name: behind for name, behind in found.items() if behind is not None}
         return places if runs(places) else {name: behind for name, behind in places.items() if runs({name: behind})}
 
@@ -124,7 +125,8 @@ class Maxout(Method):
         for group in dense.graph.groups:
             count = widths[group.name]
             if grouped and group.name in places:
-                count = min(group.num_channels // self.candidates, count) * self.candidates
+                most = min(group.num_channels // self.candidates, count)
+                count = max(width for width in bench.allowed(group.num_channels) if width <= most) * self.candidates
             kept[group.name] = tuple(sorted(np.argsort(-scores[group.name], kind="stable")[:count].tolist()))
         network = bench.cut(dense, kept)
         inner, outer = (_half(network, places, written=written) for written in (True, False))

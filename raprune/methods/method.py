@@ -75,8 +75,6 @@ class Step:
     network: Network
     epochs: float
     """Of training since the dense network."""
-    maxout: Mapping[str, int] = field(default_factory=dict)
-    """Module -> candidates a unit, for modules whose output goes through a maximum over so many adjacent channels."""
     settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """What tells this network from others of the path that keep the same channels."""
 
@@ -104,6 +102,9 @@ class Bench(Protocol):
         distil: bool = False,
     ) -> None:
         """Train in place with the job's fine-tuning settings; `regularize` may change the gradients before a step."""
+
+    def allowed(self, num_channels: int) -> list[int]:
+        """The widths that a group of so many channels may come to in this job, ascending; all of them is the last."""
 
     def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
         """Which images of the validation split, or of one fixed part of it, are classified rightly: bool `(N,)`."""

@@ -260,6 +260,9 @@ class SmallBench:
     def training(self) -> Iterable[tuple[Tensor, Tensor]]:
         raise AssertionError("the path reads no images itself")
 
+    def allowed(self, num_channels: int) -> list[int]:
+        return list(range(1, num_channels + 1))
+
     def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
         raise AssertionError("the path is not led by accuracy")
 

@@ -126,6 +126,17 @@ def test_the_evaluations_stay_within_the_sum_of_logarithms(stem: int, conv1: int
     assert bench.evaluations - 1 <= ceil(log2(8)) + ceil(log2(6))
 
 
+def test_only_widths_that_the_job_allows_are_tried() -> None:
+    class InPairs(Known):
+        def allowed(self, num_channels: int) -> list[int]:
+            return [*range(4, num_channels, 2), num_channels]
+
+    dense = dense_of("Residual")
+    bench = InPairs(dense, {"stem": 3, "conv1": 5})
+    steps = list(STILL.path(dense, dense.graph.widths, bench))
+    assert steps[-1].network.graph.widths == {"stem": 4, "conv1": 6}
+
+
 def test_the_largest_filters_stay() -> None:
     dense = dense_of("Residual")
     with torch.no_grad():

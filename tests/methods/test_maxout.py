@@ -116,11 +116,10 @@ def untrained(**settings: Any) -> Maxout:
 def test_the_networks_of_a_path() -> None:
     """Six filters and seven hidden units, four candidates: one unit each, that loses one candidate a round."""
     steps = small_path(replace(untrained(candidates=4), epochs=0.5))
-    assert [dict(step.maxout) for step in steps] == [{"conv": q, "hidden": q} for q in (4, 3, 2)] + [{}]
+    assert [inserted(step.network.model) for step in steps] == [{"conv": q, "hidden": q} for q in (4, 3, 2)] + [{}]
     assert [step.epochs for step in steps] == [0.5, 1.0, 1.5, 2.0]
     for q, step in zip((4, 3, 2, 1), steps, strict=True):
         assert {name: len(kept) for name, kept in step.network.kept.items()} == {"conv": q, "hidden": q}
-        assert inserted(step.network.model) == dict(step.maxout)
         shapes = {name: tuple(p.shape) for name, p in step.network.model.named_parameters()}
         assert shapes["conv.weight"] == (q, 3, 3, 3)
         assert shapes["hidden.weight"] == (q, 4)
@@ -147,6 +146,15 @@ def test_as_many_units_as_fit_and_as_are_asked_for(asked: int, left: int) -> Non
     assert [len(step.network.kept["hidden"]) for step in steps] == [2 * left, left]
 
 
+def test_units_are_as_many_as_the_job_allows() -> None:
+    dense, graph = build("FlattenLinear"), graph_of("FlattenLinear")
+    whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
+    bench = bench_of(dense, seed=4)
+    bench.allowed = lambda num_channels: [*range(2, num_channels, 2), num_channels]  # type: ignore[method-assign]
+    *_, last = untrained(candidates=2).path(Network(dense, graph, whole), graph.widths, bench)
+    assert {name: len(kept) for name, kept in last.network.kept.items()} == {"conv": 2, "hidden": 2}, "not 3"
+
+
 def test_of_more_neurons_than_the_units_hold_the_largest_compete() -> None:
     kept = small_path(untrained(candidates=2), widths={"conv": 1, "hidden": 2})[0].network.kept
     for name, weight in {
@@ -168,7 +176,7 @@ def test_survivors_keep_their_weights_and_each_round_drops_the_rarest_of_those_l
             assert torch.equal(after.network.model.state_dict()[weight], rows)
         # Slowly: z of every image, position and candidate of the units of the convolution.
         images = torch.cat([x for x, _ in bench_of(dense, seed=0).training()])
-        left = before.maxout["conv"]
+        left = inserted(before.network.model)["conv"]
         z = weight_of(before.network.model, "conv.weight")
         z = functional.conv2d(images, z, weight_of(before.network.model, "conv.bias"), padding=1)
         tally = np.zeros((2, left))
@@ -209,7 +217,7 @@ def test_expanded_without_noise_is_the_cut_network() -> None:
     plain = cut(dense, graph, Candidate("", step.network.kept))
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(step.network.model(x), plain(x))
-    assert not step.maxout
+    assert not inserted(step.network.model)
 
 
 def test_expanded_units_hold_the_neuron_and_noisy_copies() -> None:
@@ -253,7 +261,7 @@ PLACES = {
 def test_where_units_stand(name: str) -> None:
     """Behind the batch norm if there is one; never on a residual stream or beside grouped or transposed layers."""
     steps = small_path(untrained(candidates=2), name, {group.name: 2 for group in graph_of(name).groups})
-    assert dict(steps[0].maxout) == dict.fromkeys(PLACES[name].values(), 2)
+    assert inserted(steps[0].network.model) == dict.fromkeys(PLACES[name].values(), 2)
     assert all(len(kept) == 2 for kept in steps[-1].network.kept.values())
 
 
@@ -276,7 +284,7 @@ def test_no_units_where_somebody_reads_before_the_maximum() -> None:
     dense = Beside().eval()
     graph = trace(dense, torch.zeros(1, 3, 8, 8))
     first, last = steps_of(untrained(candidates=2), dense, graph, {"conv": 3, "one": 1, "other": 1})
-    assert dict(first.maxout) == {"one": 2, "other": 2}
+    assert inserted(first.network.model) == {"one": 2, "other": 2}
     assert len(last.network.kept["conv"]) == 3
 
 
