@@ -11,14 +11,15 @@ He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", IC
 way front to back, and fit the sum with the shortcut at the end of a residual branch. Ours: all layers behind the cut
 are refitted, those too that read only channels that stayed.
 
-Layers that go through channels one by one (depthwise), transposed convolutions, and layers that run more than once in a
-forward pass keep their weights.
+Layers that go through channels one by one (depthwise), transposed convolutions, layers that compute their weights or
+share them, and layers that run more than once in a forward pass or not on whole images keep their weights.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -391,16 +392,22 @@ class Ran:
 
 def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, Ran], int]:
     """The layers that can be refitted, in the order in which they run, and the bytes of the largest for one image."""
-    names = [name for name, module in model.named_modules() if _can_be_refitted(module)]
+    shared = Counter(id(module._parameters.get("weight")) for module in model.modules())
+    names = [
+        name
+        for name, module in model.named_modules()
+        if _can_be_refitted(module) and shared[id(module._parameters["weight"])] == 1
+    ]
     ran: dict[str, Ran] = {}
-    again: set[str] = set()
+    left_out: set[str] = set()
     sums: list[str] = []
     largest = 1
 
     def after(name: str, x: Tensor, y: Tensor) -> None:
         nonlocal largest
-        if name in ran:
-            again.add(name)
+        # Windows of an image, say, count as images to the layer: they have no place among the others'.
+        if name in ran or len(y) != len(images):
+            left_out.add(name)
         ran[name] = Ran(y)
         largest = max(largest, *(tensor.numel() * tensor.element_size() // len(images) for tensor in (x, y)))
 
@@ -414,13 +421,18 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, Ran], int]
         model(images)
     for name in sums:
         ran[name].added = sums.count(name) == 1
-    return {name: here for name, here in ran.items() if name not in again}, largest
+    return {name: here for name, here in ran.items() if name not in left_out}, largest
 
 
 def _can_be_refitted(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return not module.transposed and (module.groups == 1 or module.groups < module.in_channels)
-    return isinstance(module, nn.Linear)
+    """Whether it is PyTorch's own layer, with a weight of its own that it uses as it is."""
+    if module._parameters.get("weight") is None or type(module).forward not in _FORWARDS:
+        return False
+    groups, channels = getattr(module, "groups", 1), getattr(module, "in_channels", 1)
+    return bool(groups == 1 or groups < channels)
+
+
+_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
 class Watch(TorchFunctionMode):

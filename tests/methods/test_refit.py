@@ -192,6 +192,20 @@ def test_nearer_to_the_dense_network_than_the_bare_cut(network: str, asymmetric:
     assert error < 0.8 * bare_error
 
 
+@pytest.mark.parametrize(
+    "network", ["SharedParameter", "SharedModule", "StandardisedWeight", "NormedWeight", "Windows"]
+)
+def test_layers_that_have_no_weight_of_their_own_are_left_alone(network: str) -> None:
+    dense, graph = build(network), proved(network)[1]
+    kept = {group.name: tuple(range(max(1, group.num_channels // 2))) for group in graph.groups}
+    small, how = cut_to(dense, graph, kept)
+    bare, x = copy.deepcopy(small), images(40, dtype=torch.float32)
+    refit(small, in_batches(x), how)
+    with torch.no_grad():
+        error, bare_error = ((net(x) - dense(x)).square().sum() for net in (small, bare))
+    assert error < bare_error
+
+
 @pytest.mark.parametrize("network", ["DenseBlock", "FlattenLinear", "Chain", "Grouped"])
 def test_a_channel_that_another_one_equals_is_made_up_for(network: str) -> None:
     dense, graph = made(Chain) if network == "Chain" else (build(network).double(), proved(network)[1])
