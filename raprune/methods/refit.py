@@ -39,7 +39,10 @@ from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 from raprune.tracing.graph import ChannelGraph
 
 PATCHES = 32768
-"""Drawn for each layer, if there are so many, or `PATCHES_A_WEIGHT` for each weight of a filter if those are more."""
+"""Drawn for each layer, if there are so many, or `PATCHES_A_WEIGHT` for each weight of a filter if those are more.
+
+Measured on ResNet-56 at 30 % of the FLOPs, divergence of its predictions from the dense network's: with 20 for each
+weight and no minimum 0.459, with 200 0.408; on 2,048 images instead of 1,024, with 200 0.389, with these 0.387."""
 PATCHES_A_WEIGHT = 40
 CHUNK = 2**24
 """Entries of the patches that are in memory at a time."""
