@@ -73,7 +73,7 @@ def job_of(finished: Store, folder: Path, output: Path) -> str:
         f"[dense]\nepochs = {spec['dense']['epochs']}\nlr = {spec['dense']['lr']}\n"
         f"[search]\ntrials = {spec['search']['trials']}\nlookahead = {spec['search']['lookahead']}\n"
         f"calibration_images = {spec['search']['calibration_images']}\n"
-        f"[finalists]\ncount = {spec['finalists']['count']}\n"
+        f"[finalists]\ncount = {spec['finalists']['count']}\neach_method = false\n"
         f"train = {{ epochs = {spec['finalists']['train']['epochs']}, lr = {spec['finalists']['train']['lr']} }}\n"
         f"[resources]\nworkers = 1\n"
     )
