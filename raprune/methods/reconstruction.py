@@ -70,8 +70,8 @@ class Reconstruction(Method):
     sensitivity: float = field(default=0.75, metadata={"search": {"low": 0.0, "high": 1.0}})
     """0: a layer's errors count as shares of its outputs, as if all layers were alike. 1: as the loss they cost, to
     second order (the gradients' mean square takes the place of the second derivative). Between: geometric mean.
-    Measured on ResNet-56: from a third on accuracy is the same within a point; 0 loses two, and takes too much from the
-    residual stream."""
+    Measured on ResNet-56 (one run each, an early form of the refit): 0 costs 0.6 points at 50 % of the FLOPs and 1.8 at
+    30 %; from 0.3 to 0.75 accuracy is the same within noise."""
     target: str = field(
         default="asymmetric", metadata={"search": {"choices": ("asymmetric", "symmetric")}, "repair": True}
     )
