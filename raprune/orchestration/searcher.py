@@ -159,9 +159,11 @@ class CandidateSearcher(Searcher):
             self._finetuned[outcome.trial_id] = outcome
             return
         self._proposals.tell(task.proposal.number, outcome)
-        if outcome.state is TrialState.FAILED and hopeless([o.state for o in self._proposals.outcomes]):
+        # Controls may well work where the methods that were asked for do not.
+        own = [o.state for o in self._proposals.outcomes if o.method in self._spec.methods]
+        if outcome.state is TrialState.FAILED and hopeless(own):
             self.failure = RapruneError(
-                f"All {len(self._proposals.outcomes)} candidates so far failed, the last with: {outcome.error}",
+                f"All {len(own)} candidates so far failed, the last with: {outcome.error}",
                 hint="The cause lies in the job rather than in a candidate. `raprune prune` tries one without Ray.",
             )
 

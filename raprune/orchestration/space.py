@@ -30,7 +30,8 @@ def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
     return SearchSpace(
         methods=spec.methods,
         controls=tuple(name for name in CONTROLS if name not in spec.methods),
-        allocations=spec.allocations or (RATIOS, *sorted(name for name in ALLOCATIONS if name != RATIOS)),
+        # Widths by predicted damage are the best of the simple ones, and tried first.
+        allocations=spec.allocations or (RATIOS, *(name for name in reversed(ALLOCATIONS) if name != RATIOS)),
         blocks=make_blocks(cost.group_names),
         lowest=min(highest, max(spec.search.smallest * highest, reachable * _LOWEST_MARGIN)),
         highest=highest,

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class Fragile(nn.Module):
-    """A small network; once its second layer is cut, running it raises, or ends the process a number of times."""
+    """A small network; once its second layer is cut, running it raises, or ends the process a number of times.
+
+    `always`: once either layer is cut.
+    """
 
     def __init__(self, *, deaths: str, times: int, raises: bool, always: bool, num_classes: int) -> None:
         super().__init__()
@@ -23,7 +26,8 @@ class Fragile(nn.Module):
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if os.environ.get("RAY_JOB_ID") and self.second.out_channels < 16:
+        narrow = self.second.out_channels < 16 or (self.always and self.first.out_channels < 16)
+        if os.environ.get("RAY_JOB_ID") and narrow:
             self._break()
         x = torch.relu(self.second(torch.relu(self.first(x))))
         return self.head(x.mean((2, 3)))
