@@ -177,7 +177,7 @@ def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
         if allocation != RATIOS
         for method in space.methods
     ]
-    return starts[: num_trials // 4]
+    return starts[: max(1, num_trials // 4)]
 
 
 def _controls(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
