@@ -217,7 +217,7 @@ def test_a_method_is_first_tried_as_its_paper_sets_it() -> None:
     done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=1, order=random.Random(0))
     assert all(dict(p.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3} for p in done[10:16])
     assert len({p.settings["power"] for p in done[16:]}) > 10
-    *controls, only = drive(Proposals(CONTROLLED, SamplerSpec(trials=3), seed=0), workers=1, order=random.Random(0))
+    *_, only = drive(Proposals(CONTROLLED, SamplerSpec(trials=3), seed=0), workers=1, order=random.Random(0))
     assert dict(only.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3}, "also where there is room for one alone"
 
 
