@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +18,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raprune.methods.method import Batches
+from raprune.methods.method import Batches, Cut, Method, Scores
 from raprune.methods.reading import Reader, readers, watching
+from raprune.methods.refit import refit
 from raprune.tracing.graph import ChannelGraph
 
 Matrix = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
 
 BLOCK = 2**23
 """Entries of the products of weights that are in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByContribution(Method):
+    """A method that orders channels by what they add together, and refits those that stay by least squares."""
+
+    comparable: ClassVar[bool] = True
+
+    positions: int = 10
+    """Random positions of each calibration image at which outputs are looked at."""
+
+    def errors(self, gram_CC: Matrix) -> Vector:
+        """For each channel of a group, the error once it and all that go before it are gone."""
+        raise TypeError(f"{type(self).__name__} has no errors")
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        found = merged(graph, contributions(model, graph, batches, positions=self.positions))
+        return {name: self.errors(gram_CC) for name, gram_CC in found.items()}
+
+    def damage(self, scores: Scores) -> Scores:
+        return {name: np.concatenate([[0.0], np.sort(values)]) for name, values in scores.items()}
+
+    def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
+        refit(model, batches, cut)
 
 
 @dataclass(frozen=True)

@@ -25,38 +25,21 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
-from raprune.methods.contribution import Matrix, contributions, merged
-from raprune.methods.method import Batches, Cut, Method, Scores
-from raprune.methods.refit import refit
-from raprune.tracing.graph import ChannelGraph
-
-Vector = npt.NDArray[np.float64]
+from raprune.methods.contribution import ByContribution, Matrix, Vector
 
 RIDGE = 1e-7
 """Added to the diagonal, as a share of it: where channels are equal, beta is not unique without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lasso(Method):
+class Lasso(ByContribution):
     """The order in which channels leave the lasso's path."""
 
     title: ClassVar[str] = "lasso over channels, then least squares (CP; He et al., ICCV 2017)"
-    comparable: ClassVar[bool] = True
 
-    positions: int = 10
-    """Random positions of each calibration image at which outputs are looked at."""
-
-    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
-        found = merged(graph, contributions(model, graph, batches, positions=self.positions))
-        return {name: _errors(gram_CC) for name, gram_CC in found.items()}
-
-    def damage(self, scores: Scores) -> Scores:
-        return {name: np.concatenate([[0.0], np.sort(values)]) for name, values in scores.items()}
-
-    def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
-        refit(model, batches, cut)
+    def errors(self, gram_CC: Matrix) -> Vector:
+        return _errors(gram_CC)
 
 
 def _errors(gram_CC: Matrix) -> Vector:

@@ -7,6 +7,7 @@ A method that trains while it cuts (`path`) takes the place of the last three st
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol
@@ -53,7 +54,7 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regularizer:
+class Regularizer(ABC):
     """A training phase of the whole network, before anything is cut. Equal ones give the same network, trained once.
 
     Its fields, and nothing else, say what the phase does.
@@ -63,9 +64,9 @@ class Regularizer:
     lr: float
     """Peak learning rate."""
 
+    @abstractmethod
     def __call__(self, model: nn.Module) -> None:
         """Add the penalty's gradient to the parameters' `grad`: called between the backward pass and the step."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class Method:
 
         Only for methods that train while they cut. `dense` is left unchanged.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no path: it is scored and cut")
 
     @classmethod
     def has_path(cls) -> bool:

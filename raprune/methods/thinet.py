@@ -23,37 +23,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
-from torch import nn
 
-from raprune.methods.contribution import Matrix, contributions, merged
-from raprune.methods.method import Batches, Cut, Method, Scores
-from raprune.methods.refit import refit
-from raprune.tracing.graph import ChannelGraph
+from raprune.methods.contribution import ByContribution, Matrix, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThiNet(Method):
+class ThiNet(ByContribution):
     """Greedy removal of the contributions that matter least together."""
 
     title: ClassVar[str] = "least change of the next layer's outputs, greedily (ThiNet; Luo et al., ICCV 2017)"
-    comparable: ClassVar[bool] = True
 
-    positions: int = 10
-    """Random positions of each calibration image at which outputs are looked at."""
-
-    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
-        found = merged(graph, contributions(model, graph, batches, positions=self.positions))
-        return {name: _errors(gram_CC) for name, gram_CC in found.items()}
-
-    def damage(self, scores: Scores) -> Scores:
-        return {name: np.concatenate([[0.0], np.sort(values)]) for name, values in scores.items()}
-
-    def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
-        refit(model, batches, cut)
+    def errors(self, gram_CC: Matrix) -> Vector:
+        return _errors(gram_CC)
 
 
-def _errors(gram_CC: Matrix) -> npt.NDArray[np.float64]:
+def _errors(gram_CC: Matrix) -> Vector:
     """For each channel, sum_i (sum_{c in T} x_ic)^2 when it has gone as the last of T."""
     gone = np.zeros(len(gram_CC), dtype=bool)
     with_gone = np.zeros(len(gram_CC))
