@@ -11,7 +11,7 @@ from raprune.errors import UsageError
 class Budget:
     """The largest fraction of the dense network that may remain, for each kind of cost.
 
-    `flops` and `params` are fractions in (0, 1]; 0.3 keeps at most 30 %. `None` leaves that cost free.
+    `flops`, `params` and `latency` are fractions in (0, 1]; 0.3 keeps at most 30 %. `None` leaves that cost free.
 
     Raises:
         UsageError: if a fraction is outside (0, 1].
@@ -19,9 +19,10 @@ class Budget:
 
     flops: float | None = None
     params: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("flops", self.flops), ("params", self.params)):
+        for name, value in (("flops", self.flops), ("params", self.params), ("latency", self.latency)):
             if value is not None and not 0.0 < value <= 1.0:
                 raise UsageError(
                     f"--budget-{name} {value:g}: a budget is the fraction of the dense network that may remain, "
@@ -29,8 +30,13 @@ class Budget:
                     hint=f"For example --budget-{name} 0.3 keeps at most 30 % of the dense network's {name}.",
                 )
 
-    def admits(self, *, flops_fraction: float, params_fraction: float) -> bool:
-        """Whether a network of these fractions of the dense one is within the budget (equality is within)."""
-        return (self.flops is None or flops_fraction <= self.flops) and (
-            self.params is None or params_fraction <= self.params
+    def admits(self, *, flops_fraction: float, params_fraction: float, latency_fraction: float | None = None) -> bool:
+        """Whether a network of these fractions of the dense one is within the budget (equality is within).
+
+        One whose latency was never measured is within no budget of latency.
+        """
+        return (
+            (self.flops is None or flops_fraction <= self.flops)
+            and (self.params is None or params_fraction <= self.params)
+            and (self.latency is None or (latency_fraction is not None and latency_fraction <= self.latency))
         )

@@ -7,11 +7,13 @@ data sets and methods are looked up when the workload is built, before the first
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
 import tomllib
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,6 +77,10 @@ class DataSpec(_Part):
     augment: Literal["auto", "none", "shift", "shift-flip", "crop-flip"] = "auto"
     """Training augmentation: `shift` pads and crops by an eighth, `crop` cuts out a random part and scales it back,
     `-flip` mirrors half of the images. `auto` is what suits the data set, `shift` where that is not known."""
+    stream: bool = False
+    """Read the training split as it is trained on instead of holding it in memory: Parquet and image folders."""
+    resident_images: PositiveInt = 20_000
+    """Of a streamed training split, so many images are held in memory, drawn by seed: calibration looks at these."""
     download: bool = False
     """Allow a torchvision data set to be fetched. Nothing is ever fetched otherwise."""
     arguments: Arguments = Field(default_factory=dict)
@@ -102,6 +108,18 @@ class TrainSpec(_Part):
     """Softening of the teacher's logits (Hinton et al. 2015)."""
     distillation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
     """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
+    features: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the teacher's feature maps beside the rest of the loss; 0 leaves them out. Unused without a teacher."""
+    warm_up: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    """Share of the steps over which the learning rate rises, before half a cosine brings it down."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay a step of the moving average of the weights that training ends with; 0 ends with the weights themselves."""
+    accumulate: PositiveInt = 1
+    """Parts that a batch goes through the network in, one after another: less memory for the same batch."""
+    sync_batch_norm: bool = False
+    """Batch statistics over the batches of all workers instead of each its own."""
+    channels_last: bool = True
+    """Lay images and weights out channels-last where the network allows it: faster convolutions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward and backward pass; weights and the optimiser stay in float32. `auto` is bfloat16 on GPUs. On
     processors that have it, bfloat16 trains wide networks up to twice as fast."""
@@ -114,6 +132,15 @@ class SamplerSpec(_Part):
     """Candidates to try before fine-tuning."""
     time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which nothing new is proposed; running trials, fine-tuning and the report still end."""
+    gpu_hours: Annotated[float, Field(gt=0.0)] | None = None
+    """GPU-hours of trials (processor-hours where there is no GPU) after which nothing new is proposed."""
+    patience: PositiveInt | None = None
+    """Stop proposing after so many results in a row that did not enlarge the front's hypervolume. None: never."""
+    rungs: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0,)
+    """Epochs of fine-tuning behind a candidate at each rung of successive halving, ascending: `(0, 0.5, 2)` judges
+    all after repair, a part after half an epoch, and a part of those after two. Only the last rung's results count."""
+    keep: Fraction = 1 / 3
+    """Share of the candidates at a rung that go on to the next one: the best by front rank."""
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     lookahead: PositiveInt = 8
     """Proposal n waits for the results up to n - lookahead, whatever the number of workers: the more, the more
@@ -128,6 +155,13 @@ class SamplerSpec(_Part):
     """Training images for batch-norm re-estimation and for methods that look at activations."""
     eval_batch_size: PositiveInt = 512
 
+    @field_validator("rungs")
+    @classmethod
+    def _rungs_rise(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        if not rungs or any(b <= a for a, b in pairwise(rungs)):
+            raise ValueError("rungs are epochs, each more than the one before: [0, 0.5, 2]")
+        return rungs
+
 
 class FinalistSpec(_Part):
     """Who is fine-tuned at the end."""
@@ -135,6 +169,8 @@ class FinalistSpec(_Part):
     count: Annotated[int, Field(ge=0)] = 16
     """Candidates of the front that are fine-tuned, spread over it."""
     train: TrainSpec = TrainSpec(epochs=20.0, lr=0.05)
+    seeds: PositiveInt = 1
+    """Times that each is fine-tuned, by another seed each time: the front then says mean and interval."""
     each_method: bool = True
     """Fine-tune the best of each method within the budget as well, the controls too: methods are compared after
     equal fine-tuning."""
@@ -150,6 +186,26 @@ class ResourceSpec(_Part):
     cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
     """None: one GPU where the cluster has some, else none. Fractions share a card."""
+    train_workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that train one network together (DDP), in a group of Ray Train. 0: the search's own workers train,
+    each a network by itself. None: a group where there are more GPUs than networks to train, else none."""
+    cpus_per_train_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None
+    """None: one GPU where the cluster has some, else none."""
+
+
+class LatencySpec(_Part):
+    """How latency is measured: on a worker's device, by CUDA events there."""
+
+    batch_size: PositiveInt = 1
+    """Images that go through the network together."""
+    repeats: PositiveInt = 20
+    """Timings of a layer; their median counts."""
+    widths: Annotated[int, Field(ge=2)] = 6
+    """Widths of each layer that are timed; those between are interpolated."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    threads: PositiveInt = 1
+    """Processor threads, where the device is the processor."""
 
 
 class SearchSpec(_Part):
@@ -161,6 +217,12 @@ class SearchSpec(_Part):
     """Fraction of the dense network's FLOPs that may remain."""
     budget_params: Fraction | None = None
     """Fraction of the dense network's parameters that may remain."""
+    budget_latency: str | float | None = None
+    """Latency that may remain: a fraction of the dense network's (0.5), or a time a batch ("3ms")."""
+    min_accuracy: Fraction | None = None
+    """Validation accuracy below which a candidate is of no use: others come first, and it is not recommended."""
+    max_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Largest loss of validation accuracy against the dense network: 0.01 is one point."""
     methods: tuple[str, ...] = ("l2", "l1", "random")
     """Methods the search chooses among. `random` and `l1` are tried in any case, as controls."""
     settings: dict[str, Arguments] = Field(default_factory=dict)
@@ -174,6 +236,9 @@ class SearchSpec(_Part):
     """Training of the dense network when no weights are given."""
     finalists: FinalistSpec = FinalistSpec()
     resources: ResourceSpec = ResourceSpec()
+    latency: LatencySpec = LatencySpec()
+    warm_start: tuple[str, ...] = ()
+    """Folders of earlier runs on the same network and data: their best widths are proposed first."""
     seed: Annotated[int, Field(ge=0)] = 0
     output: str = ""
     """Folder of the run: a path or the URI of a pyarrow filesystem. Empty: `runs/<model>-<data>-<date>-<time>`."""
@@ -188,10 +253,19 @@ class SearchSpec(_Part):
             raise ValueError("name at least one method; `raprune methods` lists them")
         return methods
 
+    @field_validator("budget_latency")
+    @classmethod
+    def _latency_reads(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            read_latency(value)
+        return value
+
     @model_validator(mode="after")
     def _some_budget(self) -> SearchSpec:
-        if self.budget_flops is None and self.budget_params is None:
-            raise ValueError("give budget_flops or budget_params: the fraction of the dense network that may remain")
+        if self.budget_flops is None and self.budget_params is None and self.budget_latency is None:
+            raise ValueError(
+                "give budget_flops, budget_params or budget_latency: the fraction of the dense network that may remain"
+            )
         return self
 
     @model_validator(mode="after")
@@ -217,6 +291,27 @@ class SearchSpec(_Part):
     @property
     def budget(self) -> Budget:
         return Budget(flops=self.budget_flops, params=self.budget_params)
+
+
+def read_latency(value: str | float) -> tuple[float | None, float | None]:
+    """`(fraction of the dense network, milliseconds)`, one of them None: 0.5 and "50%" are fractions, "3ms" is a time.
+
+    Raises:
+        ValueError: if it is neither, or outside of (0, 1] or of (0, inf).
+    """
+    text = str(value).strip().lower()
+    match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*(%|us|ms|s)?", text)
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    unit = match[2] if match else None
+    if unit in ("us", "ms", "s") and number > 0:
+        return None, number * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+    fraction = number / 100 if unit == "%" else number
+    if 0 < fraction <= 1:
+        return fraction, None
+    raise ValueError("a latency budget is a fraction of the dense network's, above 0 and at most 1, or a time: 3ms")
 
 
 def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None) -> SearchSpec:

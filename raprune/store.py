@@ -46,9 +46,12 @@ SCHEMA = pa.schema(
         pa.field("keep_ratios", pa.string(), nullable=False),
         pa.field("target_flops", pa.float64(), nullable=False),
         pa.field("target_params", pa.float64()),
+        pa.field("target_latency", pa.float64()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("parent", pa.string()),
         pa.field("step", pa.int64()),
+        pa.field("rung", pa.int64()),
+        pa.field("repeat", pa.int64()),
         pa.field("state", pa.string(), nullable=False),
         pa.field("candidate", pa.string()),
         pa.field("candidate_settings", pa.string()),
@@ -61,6 +64,8 @@ SCHEMA = pa.schema(
         pa.field("flops_fraction", pa.float64()),
         pa.field("params_fraction", pa.float64()),
         pa.field("zeros", pa.int64()),
+        pa.field("latency_ms", pa.float64()),
+        pa.field("latency_fraction", pa.float64()),
         pa.field("accuracy_after_cut", pa.float64()),
         pa.field("accuracy_after_repair", pa.float64()),
         pa.field("epochs", pa.float64(), nullable=False),
@@ -276,9 +281,12 @@ def to_row(trial: Trial) -> dict[str, Any]:
         "keep_ratios": json.dumps(dict(proposal.keep_ratios)),
         "target_flops": proposal.target_flops,
         "target_params": proposal.target_params,
+        "target_latency": proposal.target_latency,
         "seed": proposal.seed,
         "parent": proposal.parent,
         "step": proposal.step,
+        "rung": proposal.rung,
+        "repeat": proposal.repeat,
         "state": trial.state.value,
         "accuracy_after_cut": trial.accuracy_after_cut,
         "accuracy_after_repair": trial.accuracy_after_repair,
@@ -306,6 +314,8 @@ def to_row(trial: Trial) -> dict[str, Any]:
             "flops_fraction": metrics.flops_fraction,
             "params_fraction": metrics.params_fraction,
             "zeros": metrics.zeros,
+            "latency_ms": metrics.latency_ms,
+            "latency_fraction": metrics.latency_fraction,
         }
     return row
 
@@ -319,12 +329,16 @@ def from_row(row: dict[str, Any]) -> Trial:
         allocation=row["allocation"],
         target_flops=row["target_flops"],
         target_params=row["target_params"],
+        target_latency=row["target_latency"],
         settings=settings,
         keep_ratios=json.loads(row["keep_ratios"]),
         seed=row["seed"],
         stage=Stage(row["stage"]),
         parent=row["parent"],
         step=row["step"],
+        # Null in stores of before the columns were there.
+        rung=row["rung"] or 0,
+        repeat=row["repeat"] or 0,
     )
     candidate = metrics = None
     if row["candidate"] is not None:
@@ -340,6 +354,8 @@ def from_row(row: dict[str, Any]) -> Trial:
             params_fraction=row["params_fraction"],
             # Stores of before the column was there.
             zeros=row["zeros"] or 0,
+            latency_ms=row["latency_ms"],
+            latency_fraction=row["latency_fraction"],
         )
     return Trial(
         trial_id=row["trial_id"],

@@ -10,7 +10,11 @@ from raprune.candidate import Candidate, Setting
 
 
 class TrialState(StrEnum):
-    """Where a trial stands. A trial is stopped early; only channels are pruned."""
+    """Where a trial stands. A trial is stopped early; only channels are pruned.
+
+    What ended below the last rung of successive halving is STOPPED, whether or not a trial of the next rung continues
+    it: its accuracy is none that counts.
+    """
 
     WAITING = "WAITING"
     RUNNING = "RUNNING"
@@ -42,6 +46,7 @@ class Proposal:
     allocation: str
     target_flops: float
     target_params: float | None = None
+    target_latency: float | None = None
     settings: Mapping[str, Setting] = field(default_factory=dict)
     keep_ratios: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
@@ -51,12 +56,18 @@ class Proposal:
     step: int | None = None
     """Of a method that trains while it cuts: which network on the way, from 0. None: the network that was asked for,
     the last of the way."""
+    rung: int = 0
+    """Of successive halving: how far a search trial was taken. From 1 on it continues `parent`, the rung before."""
+    repeat: int = 0
+    """Of a finalist that is fine-tuned by several seeds: which of them, from 0."""
 
     @property
     def trial_id(self) -> str:
         """Unique in a run, and the same again when the run is resumed."""
         on_the_way = "" if self.step is None else f".{self.step}"
-        return f"{self.stage.value}-{self.number:05d}{on_the_way}"
+        rung = f"-r{self.rung}" if self.rung else ""
+        repeat = f"-s{self.repeat}" if self.repeat else ""
+        return f"{self.stage.value}-{self.number:05d}{rung}{repeat}{on_the_way}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +85,10 @@ class Metrics:
     params_fraction: float
     zeros: int = 0
     """Parameters that are stored and exactly zero: weights that were pruned one by one."""
+    latency_ms: float | None = None
+    """Of one batch on the run's device, as its table of layer times predicts it; None where there is no table."""
+    latency_fraction: float | None = None
+    """Of the dense network's, which the same table predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
         ({"budget_flops": 0}, r"budget_flops: Input should be greater than 0 \(came: 0\)"),
         ({"budget_flops": 1.5}, "budget_flops: Input should be less than or equal to 1"),
         ({"budget_flops": "a third"}, "budget_flops: .*'a third'"),
-        ({"budget_flops": None}, "give budget_flops or budget_params"),
+        ({"budget_flops": None}, "give budget_flops, budget_params or budget_latency"),
         ({"search.trials": 0}, "search.trials: Input should be greater than 0"),
         ({"search.sampler": "grid"}, "search.sampler: .*'tpe', 'nsga2' or 'random'"),
         ({"search.triall": 3}, "search.triall: no such field. Valid here: trials, "),
