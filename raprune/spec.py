@@ -137,8 +137,8 @@ class SamplerSpec(_Part):
     patience: PositiveInt | None = None
     """Stop proposing after so many results in a row that did not enlarge the front's hypervolume. None: never."""
     rungs: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0,)
-    """Epochs of fine-tuning behind a candidate at each rung of successive halving, ascending: `(0, 0.5, 2)` judges
-    all after repair, a part after half an epoch, and a part of those after two. Only the last rung's results count."""
+    """Epochs of fine-tuning behind a candidate at each rung of successive halving: `[0, 0.5, 2]` judges all after
+    repair, a part after half an epoch, and a part of those after two. Only the last rung's results count."""
     keep: Fraction = 1 / 3
     """Share of the candidates at a rung that go on to the next one: the best by front rank."""
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
@@ -158,8 +158,8 @@ class SamplerSpec(_Part):
     @field_validator("rungs")
     @classmethod
     def _rungs_rise(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
-        if not rungs or any(b <= a for a, b in pairwise(rungs)):
-            raise ValueError("rungs are epochs, each more than the one before: [0, 0.5, 2]")
+        if not rungs or rungs[0] != 0 or any(b <= a for a, b in pairwise(rungs)):
+            raise ValueError("rungs are epochs, from 0 (repair only), each more than the one before: [0, 0.5, 2]")
         return rungs
 
 
@@ -188,7 +188,7 @@ class ResourceSpec(_Part):
     """None: one GPU where the cluster has some, else none. Fractions share a card."""
     train_workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that train one network together (DDP), in a group of Ray Train. 0: the search's own workers train,
-    each a network by itself. None: a group where there are more GPUs than networks to train, else none."""
+    each a network by itself. None: a group of all GPUs where these are twice the networks to train or more, else none."""
     cpus_per_train_worker: Annotated[float, Field(gt=0.0)] = 1.0
     gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None
     """None: one GPU where the cluster has some, else none."""
@@ -213,8 +213,9 @@ class SearchSpec(_Part):
 
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
-    budget_flops: Fraction | None = 0.3
-    """Fraction of the dense network's FLOPs that may remain."""
+    budget_flops: Fraction | None = None
+    """Fraction of the dense network's FLOPs that may remain. 0.3 where nothing at all is asked for: no other budget, no
+    accuracy."""
     budget_params: Fraction | None = None
     """Fraction of the dense network's parameters that may remain."""
     budget_latency: str | float | None = None
@@ -262,10 +263,10 @@ class SearchSpec(_Part):
 
     @model_validator(mode="after")
     def _some_budget(self) -> SearchSpec:
-        if self.budget_flops is None and self.budget_params is None and self.budget_latency is None:
-            raise ValueError(
-                "give budget_flops, budget_params or budget_latency: the fraction of the dense network that may remain"
-            )
+        costs = (self.budget_flops, self.budget_params, self.budget_latency)
+        if all(value is None for value in (*costs, self.min_accuracy, self.max_drop)):
+            # The spec is frozen for everybody else.
+            object.__setattr__(self, "budget_flops", 0.3)
         return self
 
     @model_validator(mode="after")

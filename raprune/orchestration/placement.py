@@ -1,4 +1,17 @@
-"""How many trials run side by side, and on what. Pure: what the cluster has and what was asked, to a decision."""
+"""What runs side by side, and on what. Pure: what the cluster has and what was asked, to a decision.
+
+Nothing here can lock up, for these reasons:
+
+* What holds resources is of three kinds: the search's workers (each the size of a trial), tasks of that same size
+  (dense network, statistics, test split), and one group of training workers. The coordinator, the driver and the
+  group's controller hold none.
+* Kinds take turns: a group is asked for when every trial's worker has given back what it held, and ends before the next
+  one starts. So never more is asked for at a time than `place` or `place_training` found room for, alone.
+* Within a kind all bundles are equal and each lies on one node, so wherever Ray puts the first ones, the last one fits:
+  what is left on a node after k of them still takes the other floor(node / bundle) - k.
+* Nothing that holds resources waits for something that does not have its own yet. Workers that meet before the first
+  trial go on without those that are late (`worker.MEETING_S`), and a group gets all its bundles or none.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +23,13 @@ from raprune.errors import UsageError
 from raprune.spec import ResourceSpec
 
 _TOLERANCE = 1e-9
+
+SCALING = 2.0
+"""A group is formed without being asked for where it has so many times more GPUs than there are networks to train.
+
+The search's own workers would train all of those at once, one GPU each; a group trains one after another on all GPUs,
+and takes half a minute to come up. So it is ahead where its workers, at half their efficiency, outnumber the networks.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,16 @@ class Placement:
     def resources(self) -> dict[str, float]:
         """In Ray's words, for a trial."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus > 0 else {"CPU": self.cpus}
+
+
+@dataclass(frozen=True)
+class TrainPlacement(Placement):
+    """`workers` processes that train one network together, each on `cpus` processors and `gpus` GPUs of one node."""
+
+    @property
+    def backend(self) -> str:
+        """Of torch.distributed. Two processes on one card is more than NCCL does."""
+        return "nccl" if self.gpus >= 1 else "gloo"
 
 
 def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int) -> Placement:
@@ -69,6 +99,41 @@ def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead
     if workers < asked:
         reason += f" (search.lookahead {lookahead} keeps {asked - workers} more idle)"
     return Placement(workers, cpus, gpus, reason)
+
+
+def place_training(
+    nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, num_networks: int
+) -> TrainPlacement | None:
+    """The group that trains `num_networks` networks one after another; None: the search's own workers train.
+
+    `nodes` as for `place`. With `train_workers` left open, a group is formed where there are `SCALING` times as many
+    GPUs as networks, never on processors alone.
+
+    Raises:
+        UsageError: if fewer workers fit than `train_workers` asks for.
+    """
+    if spec.train_workers == 0 or num_networks == 0:
+        return None
+    has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
+    gpus = spec.gpus_per_train_worker if spec.gpus_per_train_worker is not None else float(has_gpu)
+    cpus = spec.cpus_per_train_worker
+    capacity = sum(_fits(node, cpus, gpus) for node in nodes)
+    if spec.train_workers is None:
+        # Processes that share a card train no faster together.
+        if gpus < 1 or capacity < SCALING * num_networks:
+            return None
+        networks = f"{num_networks} network{'s' * (num_networks != 1)} to train"
+        return TrainPlacement(capacity, cpus, gpus, f"{capacity} x {_words(cpus, gpus)} together, for {networks}")
+    if spec.train_workers > capacity:
+        lower = "resources.cpus_per_train_worker" + (" or resources.gpus_per_train_worker" if gpus else "")
+        raise UsageError(
+            f"resources.train_workers {spec.train_workers}: of workers with {_words(cpus, gpus)} each, the cluster "
+            f"carries {capacity or 'none'}.",
+            hint=(f"Use {capacity} or fewer, or lower {lower}" if capacity else f"Lower {lower}")
+            + "; with 0, the search's own workers train.",
+        )
+    reason = f"{spec.train_workers} x {_words(cpus, gpus)} together, as asked for"
+    return TrainPlacement(spec.train_workers, cpus, gpus, reason)
 
 
 def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raprune.errors import UsageError
-from raprune.orchestration.placement import Placement, place
+from raprune.orchestration.placement import Placement, TrainPlacement, place, place_training
 from raprune.spec import ResourceSpec
 
 LAPTOP = {"CPU": 2.0}
@@ -55,3 +60,108 @@ def test_a_trial_uses_the_threads_and_the_device_that_it_pays_for() -> None:
     assert Placement(1, 0.5, 0.0, "").threads == 1 and Placement(1, 4.0, 0.0, "").threads == 4
     assert Placement(1, 1.0, 0.5, "").device == "cuda" and Placement(1, 1.0, 0.0, "").device == "cpu"
     assert Placement(1, 1.0, 0.0, "").resources == {"CPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "networks", "workers"),
+    [
+        ([LAPTOP], {}, 1, None),
+        ([{"CPU": 64.0}], {}, 1, None),
+        ([LAPTOP], {"train_workers": 0}, 1, None),
+        ([BOX], {"train_workers": 0}, 1, None),
+        ([BOX], {}, 0, None),
+        ([LAPTOP], {"train_workers": 2}, 9, 2),
+        ([BOX], {}, 1, 4),
+        ([BOX], {}, 2, 4),
+        ([BOX], {}, 3, None),
+        ([BOX, BOX], {}, 3, 8),
+        ([BOX, BOX], {"gpus_per_train_worker": 2}, 2, 4),
+        ([BOX], {"gpus_per_train_worker": 0.5}, 1, None),
+        ([BOX], {"gpus_per_train_worker": 0}, 1, None),
+        ([BOX], {"train_workers": 3}, 16, 3),
+    ],
+)
+def test_who_trains_together(
+    nodes: list[dict[str, float]], resources: dict[str, float], networks: int, workers: int | None
+) -> None:
+    group = place_training(nodes, ResourceSpec.model_validate(resources), num_networks=networks)
+    assert (group and group.workers) == workers
+
+
+def test_a_group_talks_by_what_its_workers_compute_on() -> None:
+    assert TrainPlacement(2, 1.0, 0.0, "").backend == "gloo" and TrainPlacement(2, 1.0, 1.0, "").backend == "nccl"
+    assert TrainPlacement(2, 1.0, 0.5, "").backend == "gloo", "NCCL takes one process a card"
+
+
+def test_a_group_that_cannot_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(UsageError, match=r"train_workers 9: .*1 CPU and 1 GPU each.* carries 4(.|\n)*Use 4 or fewer"):
+        place_training([BOX], ResourceSpec(train_workers=9), num_networks=1)
+    spec = ResourceSpec(train_workers=2, gpus_per_train_worker=1.0)
+    with pytest.raises(UsageError, match=r"carries none(.|\n)*Lower resources.cpus_per_train_worker or resources.gpus"):
+        place_training([LAPTOP], spec, num_networks=1)
+
+
+nodes_of = st.lists(
+    st.fixed_dictionaries(
+        {"CPU": st.integers(0, 12).map(float), "GPU": st.integers(0, 4).map(float)},
+    ),
+    min_size=1,
+    max_size=5,
+)
+shares = st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.0])
+cards = st.sampled_from([None, 0.0, 0.25, 0.3, 0.5, 1.0, 2.0])
+
+
+@given(nodes_of, shares, cards, shares, cards, st.integers(0, 6) | st.none(), st.integers(1, 8), st.integers(0, 2**20))
+def test_whatever_a_cluster_is_asked_for_at_a_time_it_has(
+    nodes: list[dict[str, float]],
+    cpus: float,
+    gpus: float | None,
+    train_cpus: float,
+    train_gpus: float | None,
+    train_workers: int | None,
+    networks: int,
+    shuffle: int,
+) -> None:
+    """Workers of the search, or a group, or tasks of a trial's size: wherever the first ones lie, all come up, and what
+    comes after them finds the room that they gave back. Nothing is left waiting."""
+    spec = ResourceSpec(
+        cpus_per_trial=cpus,
+        gpus_per_trial=gpus,
+        cpus_per_train_worker=train_cpus,
+        gpus_per_train_worker=train_gpus,
+        train_workers=train_workers,
+    )
+    try:
+        trials = place(nodes, spec, lookahead=8)
+        group = place_training(nodes, spec, num_networks=networks)
+    except UsageError:
+        return
+    phases: list[Placement] = [Placement(1, trials.cpus, trials.gpus, ""), trials, *([group] if group else []), trials]
+    order = random.Random(shuffle)
+    for phase in phases:
+        left = [(node["CPU"], [1.0] * int(node["GPU"])) for node in nodes]
+        for _ in range(phase.workers):
+            takers = [i for i, (free, free_cards) in enumerate(left) if _carries(free, free_cards, phase)]
+            assert takers, f"{phase} waits for room that it will not get on {nodes}"
+            at = order.choice(takers)
+            left[at] = _taken(*left[at], phase)
+
+
+def _carries(free: float, free_cards: list[float], bundle: Placement) -> bool:
+    if bundle.gpus >= 1:
+        cards = sum(card == 1.0 for card in free_cards) >= math.ceil(bundle.gpus)
+    else:
+        cards = bundle.gpus == 0 or any(card >= bundle.gpus - 1e-9 for card in free_cards)
+    return free >= bundle.cpus - 1e-9 and cards
+
+
+def _taken(free: float, free_cards: list[float], bundle: Placement) -> tuple[float, list[float]]:
+    cards = sorted(free_cards, reverse=True)
+    if bundle.gpus >= 1:
+        cards = cards[math.ceil(bundle.gpus) :]
+    elif bundle.gpus > 0:
+        # As Ray does: on the fullest card that still has room.
+        place = max(i for i, card in enumerate(cards) if card >= bundle.gpus - 1e-9)
+        cards[place] -= bundle.gpus
+    return free - bundle.cpus, cards
