@@ -131,6 +131,15 @@ def search(
     exclude: Exclude = None,
     min_channels: MinChannels = None,
     multiple_of: MultipleOf = None,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN", help="An earlier run on the same network, whose best widths come first. Repeatable."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Trials side by side. (default: as many as there is room for)")
+    ] = None,
     seed: Seed = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run. (default: runs/MODEL-DATA-TIME)")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster. (default: Ray is started here)")] = None,
@@ -150,6 +159,8 @@ def search(
         "finalists.train.epochs": epochs,
         "output": output,
         "resources.address": address,
+        "resources.workers": workers,
+        "warm_start": warm_start or None,
     }
     spec = _spec(job, assignments, fields | _common(ctx))
     if dry_run:

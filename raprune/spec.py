@@ -142,6 +142,9 @@ class SamplerSpec(_Part):
     keep: Fraction = 1 / 3
     """Share of the candidates at a rung that go on to the next one: the best by front rank."""
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    warm_starts: bool = True
+    """Begin with widths by predicted damage, uniform and global ones, and with those of earlier runs (`warm_start`).
+    Without it the sampler proposes from the first trial after the controls on: for comparisons."""
     lookahead: PositiveInt = 8
     """Proposal n waits for the results up to n - lookahead, whatever the number of workers: the more, the more
     trials can run side by side, the fewer, the sooner the sampler learns. Part of what a seed reproduces."""
@@ -188,7 +191,7 @@ class ResourceSpec(_Part):
     """None: one GPU where the cluster has some, else none. Fractions share a card."""
     train_workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that train one network together (DDP), in a group of Ray Train. 0: the search's own workers train,
-    each a network by itself. None: a group of all GPUs where these are twice the networks to train or more, else none."""
+    each a network by itself. None: a group of all GPUs where these are at least twice the networks to train."""
     cpus_per_train_worker: Annotated[float, Field(gt=0.0)] = 1.0
     gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None
     """None: one GPU where the cluster has some, else none."""
