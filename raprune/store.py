@@ -12,16 +12,16 @@ renamed, on S3 and GCS an object is visible once it is complete. Whoever reads n
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -30,10 +30,13 @@ import pyarrow.parquet as pq
 
 from raprune.candidate import Candidate
 from raprune.errors import StoreError
+from raprune.outage import AT_ONCE, Patience, passes
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 RUN_FILE = "run.json"
 TRIALS = "trials"
+
+T = TypeVar("T")
 
 SCHEMA = pa.schema(
     [
@@ -84,22 +87,47 @@ class Store:
 
     Opening does not touch the folder. It pickles: each process opens the filesystem anew.
 
+    With `patience`, that of a run under way, a filesystem that is away is waited for, and the folder has to be there:
+    one on a disk that is no longer mounted must not be begun anew beside it. `on_wait` is told why it waits, and None
+    once it goes on; it does not pickle.
+
     Raises:
         StoreError: if the URI names no filesystem; from every method, if the folder cannot be read or written.
     """
 
-    def __init__(self, uri: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        *,
+        patience: Patience = AT_ONCE,
+        on_wait: Callable[[str | None], None] | None = None,
+    ) -> None:
         text = os.fspath(uri)
         # A worker on this node may have another working folder.
         self.uri = text if "://" in text else os.path.abspath(os.path.expanduser(text))
         self.name = re.sub(r"//[^/@]*@|\?.*$", lambda match: "//" if match[0].startswith("/") else "", self.uri)
         """The URI without what may hold a secret: fit for messages."""
+        self._patience = patience
+        self._on_wait = on_wait
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.uri,)
+    def __reduce__(self) -> tuple[Callable[[str, Patience], Store], tuple[str, Patience]]:
+        return _reopen, (self.uri, self._patience)
 
     def __repr__(self) -> str:
         return f"Store({self.name!r})"
+
+    def patient(self, patience: Patience, on_wait: Callable[[str | None], None] | None = None) -> Store:
+        """The same folder for a run under way."""
+        return Store(self.uri, patience=patience, on_wait=on_wait)
+
+    def told(self, on_wait: Callable[[str | None], None]) -> Store:
+        """The same folder with the same patience, which tells of its waiting."""
+        return Store(self.uri, patience=self._patience, on_wait=on_wait)
+
+    def make(self) -> None:
+        """Makes the folder, if it is not there."""
+        if "://" not in self.uri:
+            Store(self.uri)._try("write", "", lambda: Path(self.uri).mkdir(parents=True, exist_ok=True))
 
     def create(self, run: dict[str, Any]) -> None:
         """Makes the folder and writes `run.json`.
@@ -169,34 +197,60 @@ class Store:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The recorded trials as one table of `SCHEMA`, or of some columns of it."""
-        parts = [f"{self._path}/{TRIALS}/{name}" for name in self._parts()]
-        with self._told("read", TRIALS):
+        names = self._parts()
+
+        def read() -> pa.Table:
+            parts = [f"{self._path}/{TRIALS}/{name}" for name in names]
             data = pads.dataset(parts, schema=SCHEMA, filesystem=self._filesystem, format="parquet")
             return data.to_table(columns=None if columns is None else list(columns))
 
+        return self._try("read", TRIALS, read)
+
     def exists(self, rel: str) -> bool:
         """Whether the folder holds the file `rel`."""
-        with self._told("read", rel):
+
+        def is_file() -> bool:
             return bool(self._filesystem.get_file_info(f"{self._path}/{rel}").type == pafs.FileType.File)
+
+        return self._try("read", rel, is_file)
 
     def names(self, rel: str) -> list[str]:
         """The names of files and folders in the folder `rel`, sorted; none if it is not there."""
-        selector = pafs.FileSelector(f"{self._path}/{rel}", allow_not_found=True)
-        with self._told("read", rel):
+
+        def read() -> list[str]:
+            selector = pafs.FileSelector(f"{self._path}/{rel}", allow_not_found=True)
             return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
+
+        return self._try("read", rel, read)
 
     def read_bytes(self, rel: str) -> bytes:
         """The content of the file `rel`."""
-        with self._told("read", rel), self._filesystem.open_input_file(f"{self._path}/{rel}") as file:
-            return bytes(file.read())
+
+        def read() -> bytes:
+            with self._filesystem.open_input_file(f"{self._path}/{rel}") as file:
+                return bytes(file.read())
+
+        return self._try("read", rel, read)
 
     def write_bytes(self, rel: str, content: bytes) -> None:
         """Writes the file `rel`, whole or not at all; a file of that name is replaced."""
-        with self._told("write", rel):
+
+        def write() -> None:
             if isinstance(self._filesystem, pafs.LocalFileSystem):
                 _write_local(Path(self._path), rel, content)
             else:
                 self._write_remote(rel, content)
+
+        self._try("write", rel, write)
+
+    def remove(self, rel: str) -> None:
+        """Deletes the file `rel`, if it is there."""
+
+        def remove() -> None:
+            if self._filesystem.get_file_info(f"{self._path}/{rel}").type == pafs.FileType.File:
+                self._filesystem.delete_file(f"{self._path}/{rel}")
+
+        self._try("remove", rel, remove)
 
     def read_json(self, rel: str) -> Any:
         """The content of the JSON file `rel`."""
@@ -216,8 +270,11 @@ class Store:
         try:
             filesystem, path = pafs.FileSystem.from_uri(self.uri)
         except (pa.ArrowException, OSError, ValueError) as error:
+            if passes(error):
+                # S3 is asked for the bucket's region.
+                raise
             raise StoreError(
-                f"{self.name}: no filesystem opens this: {error}",
+                f"{self.name}: no filesystem opens this: {self._without_secrets(str(error))}",
                 hint="Give a path, or a URI that pyarrow reads: s3://bucket/run, gs://bucket/run, file:///folder.",
             ) from None
         return filesystem, path.rstrip("/")
@@ -254,14 +311,55 @@ class Store:
             file.write(content)
         self._filesystem.move(temporary, final)
 
-    @contextlib.contextmanager
-    def _told(self, verb: str, rel: str) -> Iterator[None]:
-        """Turns what the filesystem raises into one message with a hint."""
-        try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-            raise StoreError(f"{self.name}/{rel}: cannot {verb}: {reason}.", hint=_hint(error, verb)) from error
+    def _try(self, verb: str, rel: str, act: Callable[[], T]) -> T:
+        """What `act` gives, tried as long as there is patience. `act` can be done twice: its answer may get lost."""
+        began, failures = time.monotonic(), 0
+        while True:
+            try:
+                if self._is_gone():
+                    raise OSError(errno.ENOENT, "the folder is gone; was it moved, or its disk unmounted?")
+                result = act()
+                break
+            except (OSError, pa.ArrowException) as error:
+                began = began if failures else time.monotonic()
+                failures += 1
+                wait_s = (
+                    self._patience.wait_s(failures, time.monotonic() - began)
+                    if passes(error) or self._is_gone()
+                    else None
+                )
+                reason = self._reason(error)
+                if wait_s is None:
+                    waited = f" (tried {failures} times)" if failures > 1 else ""
+                    where = f"{self.name}/{rel}".rstrip("/")
+                    raise StoreError(f"{where}: cannot {verb}{waited}: {reason}.", hint=_hint(error, verb)) from error
+                if failures == 1 and self._on_wait is not None:
+                    self._on_wait(
+                        f"{self.name} does not answer: {reason}. Waiting up to {self._patience.total_s:.0f} s."
+                    )
+            time.sleep(wait_s)
+        if failures and self._on_wait is not None:
+            self._on_wait(None)
+        return result
+
+    def _is_gone(self) -> bool:
+        """Whether the folder is not there though a run is under way in it."""
+        return self._patience.total_s > 0 and "://" not in self.uri and not os.path.isdir(self.uri)
+
+    def _reason(self, error: BaseException) -> str:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().splitlines()[0]
+        return self._without_secrets(text).rstrip(".")
+
+    def _without_secrets(self, text: str) -> str:
+        secrets = re.findall(r"//([^/@]*)@", self.uri) + re.findall(r"(?:key|secret|token|password)=([^&]+)", self.uri)
+        text = text.replace(self.uri, self.name)
+        for secret in sorted({part for found in secrets for part in (found, *found.split(":")) if part}, key=len)[::-1]:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _reopen(uri: str, patience: Patience) -> Store:
+    return Store(uri, patience=patience)
 
 
 def to_row(trial: Trial) -> dict[str, Any]:

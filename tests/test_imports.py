@@ -110,6 +110,9 @@ ROOMS = (
         "allocate",
         "surgery",
         "training",
+        "distillation",
+        "distributed",
+        "checkpoint",
         "evaluate",
         "methods",
         "workload",
@@ -122,7 +125,7 @@ ROOMS = (
     ),
     ("statistics",),
     ("store", "pareto", "spec", "extension"),
-    ("trial", "candidate", "budget", "errors"),
+    ("trial", "candidate", "budget", "errors", "outage"),
 )
 """From the top of the house to its foot; a room imports its own floor and those below."""
 

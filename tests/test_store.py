@@ -8,6 +8,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from moto.server import ThreadedMotoServer
 
 from raprune.candidate import Candidate
 from raprune.errors import StoreError
+from raprune.outage import Patience
 from raprune.store import SCHEMA, Store, from_row, to_row
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
@@ -147,6 +150,39 @@ def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
     assert [trial.trial_id for trial in store.trials()] == ["search-00000"]
 
 
+def test_the_folder_of_a_run_under_way_is_waited_for_and_never_begun_anew(tmp_path: Path) -> None:
+    """As when the disk that holds it is unmounted: what is written then must not land on the disk below."""
+    run, away = tmp_path / "run", tmp_path / "away"
+    Store(run).create({})
+    said: list[str | None] = []
+    store = Store(run).patient(Patience(total_s=30), said.append)
+    store.append([complete(0)])
+    run.rename(away)
+    back = threading.Timer(1.0, lambda: away.rename(run))
+    back.start()
+    began = time.monotonic()
+    store.append([complete(1)])
+    back.join()
+    assert 1.0 <= time.monotonic() - began < 15
+    assert Store(run).trials() == [complete(0), complete(1)]
+    assert len(said) == 2 and said[0] and "the folder is gone" in said[0] and said[1] is None
+    run.rename(away)
+    hasty = pickle.loads(pickle.dumps(Store(run).patient(Patience(total_s=0.2, first_s=0.1))))
+    for act in (lambda: hasty.append([complete(2)]), hasty.trials, lambda: hasty.names("trials")):
+        with pytest.raises(StoreError, match=r"tried \d times"):
+            act()
+    assert not run.exists()
+
+
+def test_what_does_not_pass_is_not_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path).patient(Patience(total_s=60))
+    (tmp_path / "models").write_text("")
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="cannot write"):
+        store.write_bytes("models/a/weights", b"")
+    assert time.monotonic() - began < 1
+
+
 def test_a_second_writer_overwrites_nothing(tmp_path: Path) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
     first.create({})
@@ -217,6 +253,7 @@ def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
     program = f"""
 import resource
 from raprune.errors import StoreError
+from raprune.outage import Patience
 from raprune.store import Store
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -284,6 +321,33 @@ def test_s3_holds_a_run(bucket: str) -> None:
         again.create({})
     with pytest.raises(StoreError, match="is recorded already"):
         again.append([complete(1)])
+
+
+def test_s3_that_goes_away_and_comes_back_is_waited_for() -> None:
+    """The server of a bucket is stopped, and started again on its port; what it held is there again."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/away", method="PUT")).close()
+    said: list[str | None] = []
+    uri = f"s3://key:hush@away/run?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    Store(uri).create({"seed": 3})
+    store = Store(uri).patient(Patience(total_s=60), said.append)
+    store.append([complete(0)])
+    server.stop()
+    with pytest.raises(StoreError, match=r"cannot read: .*NETWORK_CONNECTION") as caught:
+        Store(uri).run()
+    assert "hush" not in str(caught.value)
+    again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    # Longer than what Amazon's client tries by itself.
+    coming = threading.Timer(7.0, again.start)
+    coming.start()
+    store.append([complete(1)])
+    coming.join()
+    assert Store(uri).trials() == [complete(0), complete(1)]
+    again.stop()
+    assert len(said) == 2 and said[0] and "s3://away/run does not answer" in said[0] and said[1] is None
+    assert "hush" not in said[0]
 
 
 def test_s3_tells_what_is_missing(bucket: str) -> None:

@@ -1,0 +1,64 @@
+"""Whether a filesystem's failure passes by itself, and how long to wait for it. Pure: facts in, a decision out."""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+
+PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EINTR,
+        errno.EIO,
+        errno.EREMOTEIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+    }
+)
+"""What a network's filesystem raises while its server is away or too busy."""
+
+_PASSING_TEXT = re.compile(
+    # Amazon's names of errors, then Google's; object stores give no errno.
+    r"AWS Error (NETWORK_CONNECTION|REQUEST_TIMEOUT|REQUEST_EXPIRED|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN"
+    r"|THROTTLING)\b|\b(UNAVAILABLE|DEADLINE_EXCEEDED)\b|HTTP status (408|429|5\d\d)\b"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for a filesystem that is away: ever longer, up to a limit."""
+
+    total_s: float
+    """Seconds after the first failure from which on the next one is the last. 0: the first one is."""
+    first_s: float = 0.5
+    """Seconds to wait after the first failure; twice as many after each further one."""
+    longest_s: float = 15.0
+
+    def wait_s(self, failures: int, passed_s: float) -> float | None:
+        """Seconds to wait after so many failures, the first of them `passed_s` ago; None: enough has been waited."""
+        left_s = self.total_s - passed_s
+        if left_s <= 0:
+            return None
+        return min(self.first_s * 2.0 ** min(failures - 1, 32), self.longest_s, left_s)
+
+
+AT_ONCE = Patience(total_s=0.0)
+"""No patience: for commands that somebody waits for, and that are easily given again."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether a filesystem's error may be over after a while. What needs somebody is not: room, permission, a name."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in PASSING if number is not None else _PASSING_TEXT.search(str(error)) is not None
