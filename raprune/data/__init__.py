@@ -1,4 +1,4 @@
-"""Data sets: read, decoded and divided once, then plain arrays."""
+"""Data sets: read, decoded and divided once, then plain arrays; what is too large for that is streamed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from raprune.data.dataset import Dataset, ImageArray, LabelArray, Split
+from raprune.data.arrays import ImageArray, LabelArray, Split
+from raprune.data.dataset import Dataset
 from raprune.data.parquet import open_digits, open_parquet
-from raprune.data.source import Source
+from raprune.data.source import EncodedSource, Source
 from raprune.data.split import stratified
+from raprune.data.stream import carve
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
@@ -35,6 +37,9 @@ AUGMENT = {"cifar10": "shift-flip", "cifar100": "shift-flip", "imagefolder": "cr
 
 STANDARD_SIZE = {"imagenet": 224}
 
+STREAMED = ("parquet", "imagefolder", "imagenet")
+"""Data sets that lie in files that can be read bit by bit."""
+
 
 def load_data(spec: DataSpec, *, seed: int) -> Dataset:
     """The data set of `spec`, decoded, with a validation split drawn by `seed` from the training images.
@@ -46,41 +51,44 @@ def load_data(spec: DataSpec, *, seed: int) -> Dataset:
     opened = _open(spec)
     if isinstance(opened, Dataset):
         return opened
-    train, test = opened
-    num_classes = _check_labels(train, None)
+    source, test = opened
+    num_classes = _check_labels(source, None)
     if test is not None:
         _check_labels(test, num_classes)
     image_size = spec.image_size or STANDARD_SIZE.get(spec.name)
-    shape = train.shape(image_size)
-    rows = _draw(train.labels, spec.max_images, seed)
-    held_out = round(len(rows) * spec.validation_fraction)
-    if not 0 < held_out < len(rows):
-        raise DataError(
-            f"{train.where}: {len(rows)} images with data.validation_fraction {spec.validation_fraction:g} leave "
-            f"{held_out} for validation and {len(rows) - held_out} for training.",
-            hint="Both need at least one: use more images, or another fraction.",
-        )
-    validation_part, train_part = stratified(train.labels[rows], held_out, seed=seed)
+    shape, resize = source.shape(image_size), image_size is not None
 
     def read(source: Source, chosen: LabelArray) -> Split:
-        return Split(source.read(chosen, shape=shape, resize=image_size is not None), source.labels[chosen])
+        return Split(source.read(chosen, shape=shape, resize=resize), source.labels[chosen])
 
-    train_split = read(train, rows[train_part])
-    mean, std = _normalisation(spec, train_split.images)
+    if isinstance(source, EncodedSource) and source.files is not None and spec.stream:
+        rows = len(source.labels)
+        train, validation, stream = carve(source.files, spec, rows=rows, shape=shape, resize=resize, seed=seed)
+    else:
+        train_rows, validation_rows = _divide(source, spec, seed)
+        train, validation, stream = read(source, train_rows), read(source, validation_rows), None
+    mean, std = _normalisation(spec, train.images)
     return Dataset(
         name=spec.name,
-        train=train_split,
-        validation=read(train, rows[validation_part]),
+        train=train,
+        validation=validation,
         test=None if test is None else read(test, _draw(test.labels, spec.max_images, seed)),
         num_classes=num_classes,
-        label_names=train.label_names or tuple(str(label) for label in range(num_classes)),
+        label_names=source.label_names or tuple(str(label) for label in range(num_classes)),
         mean=mean,
         std=std,
         augment=AUGMENT.get(spec.name, "shift") if spec.augment == "auto" else spec.augment,
+        stream=stream,
     )
 
 
 def _open(spec: DataSpec) -> Dataset | tuple[Source, Source | None]:
+    known = spec.name in DATASETS or is_user_function(spec.name)
+    if spec.stream and known and spec.name not in STREAMED:
+        raise UsageError(
+            f"data.stream is set, and data.name is {spec.name!r}: it comes as a whole, and cannot be streamed.",
+            hint=f"Leave data.stream out, or give its images as files: {', '.join(STREAMED)}.",
+        )
     if spec.name in DATASETS:
         return DATASETS[spec.name](spec)
     check_name_form(spec.name, field="data.name")
@@ -109,6 +117,20 @@ def _check_labels(source: Source, num_classes: int | None) -> int:
             hint="Labels are class numbers from 0, the same in both splits; class names must cover them all.",
         )
     return num_classes
+
+
+def _divide(source: Source, spec: DataSpec, seed: int) -> tuple[LabelArray, LabelArray]:
+    """Rows that are trained on, and rows of validation."""
+    rows = _draw(source.labels, spec.max_images, seed)
+    held_out = round(len(rows) * spec.validation_fraction)
+    if not 0 < held_out < len(rows):
+        raise DataError(
+            f"{source.where}: {len(rows)} images with data.validation_fraction {spec.validation_fraction:g} leave "
+            f"{held_out} for validation and {len(rows) - held_out} for training.",
+            hint="Both need at least one: use more images, or another fraction.",
+        )
+    validation, train = stratified(source.labels[rows], held_out, seed=seed)
+    return rows[train], rows[validation]
 
 
 def _draw(labels: LabelArray, max_images: int | None, seed: int) -> LabelArray:

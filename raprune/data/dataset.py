@@ -1,4 +1,4 @@
-"""`Split` and `Dataset`: labelled images as plain arrays, which cross process borders without a copy."""
+"""`Dataset`: one data set as the search uses it, in plain arrays and plain data."""
 
 from __future__ import annotations
 
@@ -7,23 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-ImageArray = npt.NDArray[np.uint8]
-LabelArray = npt.NDArray[np.int64]
-Shape = tuple[int, int, int]
-"""(channels, height, width) of one image."""
+from raprune.data.arrays import ImageArray, LabelArray, Shape, Split
+from raprune.data.stream import StreamSource
 
-
-@dataclass(frozen=True)
-class Split:
-    """Images `(N, C, H, W)`, C-contiguous, and their labels `(N,)`."""
-
-    images: ImageArray
-    labels: LabelArray
-
-    def __len__(self) -> int:
-        return len(self.labels)
+__all__ = ["Dataset", "ImageArray", "LabelArray", "Shape", "Split", "StreamSource"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +20,7 @@ class Dataset:
 
     name: str
     train: Split
+    """What is trained on; where there is a `stream`, a sample of it."""
     validation: Split
     test: Split | None
     num_classes: int
@@ -41,6 +30,8 @@ class Dataset:
     std: tuple[float, ...]
     augment: str = "none"
     """Training augmentation that suits these images; see `raprune.data.augment`."""
+    stream: StreamSource | None = None
+    """The whole training split, where it is not held in memory."""
 
     @property
     def image_shape(self) -> Shape:
@@ -58,4 +49,6 @@ class Dataset:
             digest.update(repr(split.images.shape).encode())
             digest.update(np.ascontiguousarray(split.images).data)
             digest.update(np.ascontiguousarray(split.labels).data)
+        if self.stream is not None:
+            digest.update(self.stream.identity.encode())
         return digest.hexdigest()[:16]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from raprune.data.dataset import ImageArray, Shape
+from raprune.data.arrays import ImageArray, Shape
 from raprune.data.memory import check_memory
 from raprune.errors import DataError
 
@@ -33,6 +34,18 @@ def probe(data: bytes, *, image_size: int | None, row: int, where: str) -> Shape
     if image_size is not None:
         return channels, image_size, image_size
     return channels, image.height, image.width
+
+
+def check_header(data: bytes, *, shape: Shape, resize: bool, row: int, where: str) -> None:
+    """Refuse an image that `decode` would refuse, by its header alone: what is cut short further on passes.
+
+    Raises:
+        DataError: if it is no image, or of another size than `shape` without `resize`.
+    """
+    with _decodable(row, where):
+        width, height = Image.open(io.BytesIO(data)).size
+    if not resize:
+        _check_size(height, width, shape, row=row, where=where)
 
 
 def decode(blob: Blob, rows: Sequence[int], *, shape: Shape, resize: bool, where: str) -> ImageArray:
@@ -71,21 +84,28 @@ def resize_all(images: ImageArray, shape: Shape) -> ImageArray:
 
 
 def _open(data: bytes, *, row: int, where: str) -> Image.Image:
-    try:
+    with _decodable(row, where):
         image = Image.open(io.BytesIO(data))
         image.load()
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(
-            f"{where}: the image in row {row} cannot be decoded: {reason}.",
-            hint="Remove or repair that row; PNG, JPEG, WebP and whatever else Pillow reads are valid.",
-        ) from error
     if image.mode.startswith(("I", "F")):
         raise DataError(
             f"{where}: the image in row {row} has more than 8 bits a channel (Pillow mode {image.mode}).",
             hint="Convert the images to 8 bits; raprune holds them as uint8.",
         )
     return image
+
+
+@contextmanager
+def _decodable(row: int, where: str) -> Iterator[None]:
+    """Turns what Pillow raises into an error for the user."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(
+            f"{where}: the image in row {row} cannot be decoded: {reason}.",
+            hint="Remove or repair that row; PNG, JPEG, WebP and whatever else Pillow reads are valid.",
+        ) from error
 
 
 def _write(image: Image.Image, target: ImageArray, *, resize: bool, row: int, where: str) -> None:
@@ -95,17 +115,21 @@ def _write(image: Image.Image, target: ImageArray, *, resize: bool, row: int, wh
         image = image.convert(mode)
     if image.size != (width, height):
         if not resize:
-            raise DataError(
-                f"{where}: images differ in size: row {row} is {image.height}x{image.width}, "
-                f"the first is {height}x{width}.",
-                hint="Give data.image_size (--image-size): the shorter side is scaled to it and the centre cut out.",
-            )
+            _check_size(image.height, image.width, (channels, height, width), row=row, where=where)
         image = _fit(image, height, width)
     pixels = np.asarray(image)
     if channels == 1:
         target[0] = pixels
     else:
         target[:] = pixels.transpose(2, 0, 1)
+
+
+def _check_size(height: int, width: int, shape: Shape, *, row: int, where: str) -> None:
+    if (height, width) != shape[1:]:
+        raise DataError(
+            f"{where}: images differ in size: row {row} is {height}x{width}, the first is {shape[1]}x{shape[2]}.",
+            hint="Give data.image_size (--image-size): the shorter side is scaled to it and the centre cut out.",
+        )
 
 
 def _fit(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -6,6 +6,7 @@ import fnmatch
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,13 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
-from raprune.data.dataset import LabelArray
+from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
 from raprune.data.memory import check_memory
-from raprune.data.source import EncodedSource, Source
+from raprune.data.source import Encoded, EncodedSource, Source
 from raprune.errors import DataError, UsageError
 from raprune.spec import DataSpec
+
+READ_ROWS = 256
+"""Rows that are read and handed on together."""
+
+READ_BYTES = 8 * 2**20
+"""Of a column that are fetched at a time; a whole row group may not fit into memory."""
 
 
 def open_digits(spec: DataSpec) -> tuple[Source, Source]:
@@ -55,7 +63,7 @@ def open_parquet(spec: DataSpec) -> tuple[Source, Source | None]:
     return train, None if spec.test is None else _open(spec.test, spec, field="data.test")
 
 
-def _open(uri: str, spec: DataSpec, *, field: str) -> Source:
+def _open(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:
     filesystem, path = _filesystem(uri, field=field)
     with _readable(uri):
         files = _files(filesystem, path)
@@ -65,7 +73,61 @@ def _open(uri: str, spec: DataSpec, *, field: str) -> Source:
                 hint="A Parquet file, a folder of them or a pattern (train-*.parquet), local or as a URI.",
             )
         dataset = pads.dataset(files, format="parquet", filesystem=filesystem)
-        return _source(dataset, spec, where=uri)
+        return replace(_source(dataset, spec, where=uri), files=_parquet_files(dataset, spec, where=uri))
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The rows of Parquet files, a row group at a time. A row's number is its place in the files, one after another."""
+
+    where: str
+    """The URI that was given, which tells the filesystem."""
+    paths: tuple[str, ...]
+    groups: LabelArray
+    """`(G, 2)`: which of `paths`, and which row group in it."""
+    starts: LabelArray
+    """`(G + 1,)`: the first row of each group, and the number of all rows."""
+    image_column: str
+    label_column: str
+
+    def pieces(self, generator: np.random.Generator | None) -> list[LabelArray]:
+        """The row groups."""
+        order = np.arange(len(self.groups)) if generator is None else generator.permutation(len(self.groups))
+        return [np.arange(self.starts[group], self.starts[group + 1]) for group in order]
+
+    def read(self, rows: LabelArray) -> Iterator[Encoded]:
+        """Some rows of one row group, ascending."""
+        group = int(np.searchsorted(self.starts, rows[0], side="right")) - 1
+        file, number = self.groups[group].tolist()
+        filesystem, _ = _filesystem(self.where, field="data.train")
+        columns, start = [self.image_column, self.label_column], int(self.starts[group])
+        with _readable(self.where), filesystem.open_input_file(self.paths[file]) as handle:
+            parquet = pq.ParquetFile(handle, buffer_size=READ_BYTES, pre_buffer=False)
+            for batch in parquet.iter_batches(READ_ROWS, row_groups=[number], columns=columns):
+                first, last = np.searchsorted(rows, [start, start + len(batch)])
+                if last > first:
+                    chosen = rows[first:last]
+                    yield _encoded(batch.take(pa.array(chosen - start)), chosen, self)
+                start += len(batch)
+
+
+def _parquet_files(dataset: pads.Dataset, spec: DataSpec, *, where: str) -> ParquetFiles:
+    fragments = list(dataset.get_fragments())
+    groups = [(file, group.id) for file, fragment in enumerate(fragments) for group in fragment.row_groups]
+    counts = [group.num_rows for fragment in fragments for group in fragment.row_groups]
+    return ParquetFiles(
+        where=where,
+        paths=tuple(fragment.path for fragment in fragments),
+        groups=np.array(groups, np.int64).reshape(-1, 2),
+        starts=np.cumsum([0, *counts], dtype=np.int64),
+        image_column=spec.image_column,
+        label_column=spec.label_column,
+    )
+
+
+def _encoded(batch: pa.RecordBatch, rows: LabelArray, files: ParquetFiles) -> Encoded:
+    blobs = _blobs(batch[files.image_column], rows, files.where)
+    return Encoded(rows, blobs.to_pylist(), batch[files.label_column].to_numpy().astype(np.int64))
 
 
 @contextmanager
@@ -157,18 +219,21 @@ def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> 
     check_memory(int(size * share), what=f"{where}: {len(rows):,} encoded images")
     with _readable(where):
         table = dataset.to_table(columns=[column]) if whole else dataset.take(pa.array(rows), columns=[column])
-    blobs: Any = table[column]
-    if pa.types.is_struct(blobs.type):
-        blobs = pc.struct_field(blobs, "bytes")
+    # 32-bit offsets would overflow at 2 GiB when the chunks are joined.
+    array = _blobs(table[column], rows, where).cast(pa.large_binary()).combine_chunks()
+    return lambda position: array[position].as_py()
+
+
+def _blobs(column: Any, rows: LabelArray, where: str) -> Any:
+    """The images' bytes: a binary column, or that of a struct."""
+    blobs: Any = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
     if blobs.null_count:
-        position = int(np.flatnonzero(blobs.is_null().to_numpy())[0])
+        position = int(np.flatnonzero(blobs.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(
             f"{where}: row {rows[position]} has no image bytes.",
             hint="Images that are only named by a path must be embedded: in Hugging Face datasets, `embed_storage`.",
         )
-    # 32-bit offsets would overflow at 2 GiB when the chunks are joined.
-    array = blobs.cast(pa.large_binary()).combine_chunks()
-    return lambda position: array[position].as_py()
+    return blobs
 
 
 def _label_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from raprune.data.dataset import ImageArray, LabelArray, Shape
+from raprune.data.arrays import ImageArray, LabelArray, Shape
 from raprune.data.decode import Blob, decode, probe, resize_all
 from raprune.errors import DataError
 
@@ -33,6 +33,32 @@ class Source(Protocol):
         """The images of `rows`: `(len(rows), *shape)`."""
 
 
+class Encoded(NamedTuple):
+    """A few rows as they were read."""
+
+    rows: LabelArray
+    """Their numbers in the source."""
+    images: list[bytes]
+    labels: LabelArray
+
+
+class Files(Protocol):
+    """The rows of a source in the files that they lie in, for who reads them bit by bit. It pickles."""
+
+    @property
+    def where(self) -> str: ...
+
+    def pieces(self, generator: np.random.Generator | None) -> list[LabelArray]:
+        """All row numbers, in parts that are cheap to read by themselves: in random order, or as they lie."""
+
+    def read(self, rows: LabelArray) -> Iterator[Encoded]:
+        """A piece or every n-th row of one, in order and a few rows at a time.
+
+        Raises:
+            DataError: if they cannot be read.
+        """
+
+
 @dataclass(frozen=True)
 class EncodedSource:
     """Images that are encoded, in a table or in files. `fetch(rows)` gives access to the images of these rows."""
@@ -41,6 +67,8 @@ class EncodedSource:
     labels: LabelArray
     label_names: tuple[str, ...] | None
     fetch: Callable[[LabelArray], Blob]
+    files: Files | None = None
+    """None: a table in memory."""
 
     def shape(self, image_size: int | None) -> Shape:
         return probe(self.fetch(np.zeros(1, np.int64))(0), image_size=image_size, row=0, where=self.where)

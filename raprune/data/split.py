@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raprune.data.dataset import LabelArray
+from raprune.data.arrays import LabelArray
 
 
 def stratified(labels: LabelArray, count: int, *, seed: int) -> tuple[LabelArray, LabelArray]:

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from raprune.data.dataset import LabelArray
+from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
-from raprune.data.source import ArraySource, EncodedSource, Source
+from raprune.data.source import ArraySource, Encoded, EncodedSource, Source
 from raprune.errors import DataError, UsageError
 from raprune.spec import DataSpec
 
 CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """As in torchvision's ImageFolder, so that both number the same files."""
+
+
+PIECE = 64
+"""Files that are read together."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, a row each."""
+
+    where: str
+    """The folder."""
+    names: npt.NDArray[np.bytes_]
+    """`(N,)`: the paths from the folder on, in UTF-8. An array is shared by processes; a list would be copied."""
+    labels: LabelArray
+
+    def pieces(self, generator: np.random.Generator | None) -> list[LabelArray]:
+        """Some files each, drawn from all of them."""
+        rows = np.arange(len(self.names)) if generator is None else generator.permutation(len(self.names))
+        return [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
+
+    def read(self, rows: LabelArray) -> Iterator[Encoded]:
+        """These files, in any order."""
+        folder = Path(self.where)
+        try:
+            images = [(folder / self.names[row].decode()).read_bytes() for row in rows]
+        except OSError as error:
+            raise DataError(
+                f"{self.where}: {error.filename} cannot be read: {error.strerror}.",
+                hint="The folder must stay as it is while a search trains on it, and every node must see it.",
+            ) from error
+        yield Encoded(rows, images, self.labels[rows])
 
 
 def open_torchvision(spec: DataSpec) -> tuple[Source, Source]:
@@ -107,4 +142,6 @@ def _folder(folder: Path, names: tuple[str, ...] | None) -> EncodedSource:
     def fetch(rows: LabelArray) -> Blob:
         return lambda position: files[rows[position]].read_bytes()
 
-    return EncodedSource(str(folder), np.asarray(labels, dtype=np.int64), names, fetch)
+    numbers = np.asarray(labels, dtype=np.int64)
+    paths = np.array([str(path.relative_to(folder)).encode() for path in files])
+    return EncodedSource(str(folder), numbers, names, fetch, ImageFiles(str(folder), paths, numbers))

@@ -1,0 +1,126 @@
+"""A streamed training split read by Ray Data: tasks on all nodes read and decode, a few blocks ahead of the training.
+
+Each training opens its own stream, in whatever process it runs (a worker of the search, a task, a worker of Ray
+Train): the order of the images then depends on its seed and its rank alone, and nobody waits for a shard that another
+holds. The reading tasks ask for no processor. The search's own workers may hold all of them, and would wait for ever
+for images whose reading waits for the workers to end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from raprune.data.arrays import LabelArray, Split
+from raprune.data.stream import StreamSource
+from raprune.errors import RapruneError
+
+TASK_IMAGES = 1024
+"""Rows that a task reads, at least: a task costs some milliseconds."""
+
+BLOCK_BYTES = 16 * 2**20
+"""Of decoded images that a task hands on at a time."""
+
+OBJECT_STORE_BYTES = 2**30
+"""Of decoded images that wait on their way to one training."""
+
+
+@dataclass(frozen=True)
+class RayReader:
+    """Reads by Ray Data. The same seed gives the same images in the same order, on whatever nodes they are read."""
+
+    tasks: int = 2
+    """That read side by side for one training."""
+
+    def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
+        dataset = self._dataset(source, _tasks(source.pieces(seed=seed, rank=rank, size=size)))
+        batches: Any = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        # Closed, its tasks end: nobody reads on for a training that has ended.
+        with _errors_of_ours(), closing(iter(batches)) as blocks:
+            for block in blocks:
+                yield Split(block["image"], block["label"])
+
+    def _dataset(self, source: StreamSource, tasks: list[list[LabelArray]]) -> ray.data.Dataset:
+        with warnings.catch_warnings():
+            # Of Ray Data about its own settings.
+            warnings.simplefilter("ignore")
+            dataset = ray.data.read_datasource(
+                _Pieces(source, tasks), num_cpus=0, concurrency=self.tasks, override_num_blocks=len(tasks)
+            )
+        context = dataset.context
+        context.enable_progress_bars = False
+        context.target_max_block_size = BLOCK_BYTES
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+            object_store_memory=OBJECT_STORE_BYTES
+        )
+        return dataset
+
+
+class _Pieces(Datasource):
+    """The pieces of a stream, some to a task, in their order."""
+
+    def __init__(self, source: StreamSource, tasks: list[list[LabelArray]]) -> None:
+        super().__init__()
+        self._source = source
+        self._tasks = tasks
+
+    def get_name(self) -> str:
+        return "raprune"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        # Once, not with every task: the names of all image files are in it.
+        source = ray.put(self._source)
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(_read([source], pieces), unknown) for pieces in self._tasks]
+
+
+def _read(source: list[ray.ObjectRef[StreamSource]], pieces: list[LabelArray]) -> Callable[[], Iterable[Block]]:
+    """What reads some pieces; the reference is in a list so that the task fetches it."""
+
+    def read() -> Iterable[Block]:
+        stream = ray.get(source[0])
+        for piece in pieces:
+            for block in stream.read(piece):
+                yield BlockAccessor.batch_to_block({"image": block.images, "label": block.labels})
+
+    return read
+
+
+def _tasks(pieces: list[LabelArray]) -> list[list[LabelArray]]:
+    """The pieces in their order, so many together that a task has enough to do."""
+    tasks: list[list[LabelArray]] = []
+    rows = TASK_IMAGES
+    for piece in pieces:
+        if rows >= TASK_IMAGES:
+            tasks.append([])
+            rows = 0
+        tasks[-1].append(piece)
+        rows += len(piece)
+    return tasks
+
+
+@contextmanager
+def _errors_of_ours() -> Iterator[None]:
+    """An error of ours from a reading task as itself, instead of wrapped in Ray's."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, RapruneError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
