@@ -7,6 +7,7 @@ resumed driver finds it by its name. Its memory is the store, from which it is r
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.metrics import Gauge
 
+from raprune.errors import RapruneError
 from raprune.front import Progress, progress
+from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
 from raprune.store import Store
 from raprune.trial import Trial, TrialState
 
@@ -33,10 +36,16 @@ GAUGES = {
 
 
 class Coordinator:
-    """See the module. Use it through `find_coordinator`."""
+    """See the module. Use it through `find_coordinator`.
 
-    def __init__(self, uri: str) -> None:
-        self._store = Store(uri)
+    Records are written by a thread of their own, in their order; the rest is answered while that waits for a store
+    that is away.
+    """
+
+    def __init__(self, store: Store, orphaned_s: float = ORPHANED_S) -> None:
+        self._lock = threading.Lock()
+        self._outages: dict[str, str] = {}
+        self._store = store.told(lambda why: self.wait("coordinator", why))
         self._run = self._store.run()
         self._trials = {trial.trial_id: trial for trial in self._store.trials()}
         self._gauges = {
@@ -44,20 +53,44 @@ class Coordinator:
             for name, text in GAUGES.items()
         }
         self._workers: dict[str, set[str]] = {}
+        self._lease = Lease(heard_at=time.monotonic())
         self._exported_at = 0.0
         self._export()
+        threading.Thread(target=self._end_when_orphaned, args=(orphaned_s,), daemon=True).start()
 
-    def record(self, trials: Sequence[Trial]) -> None:
+    @ray.method(concurrency_group="records")
+    def record(self, trials: Sequence[Trial], session: str | None = None) -> None:
         """Write the trials of one task, all or none; they are durable when this returns.
 
         A trial that is there already stays as it is: a worker that was lost right after its trial was written runs it
-        again.
+        again, and so does a coordinator that was lost before it could answer.
+
+        Raises:
+            RapruneError: if the run is another driver's session by now.
+            StoreError: if they could not be written.
         """
+        if session is not None and self._lease.holder not in (None, session):
+            raise RapruneError(
+                f"{self._store.name}: another driver took this run over.", hint="It goes on there; this one ends."
+            )
         new = [trial for trial in trials if trial.trial_id not in self._trials]
         self._store.append(new)
-        self._trials |= {trial.trial_id: trial for trial in new}
+        # Made anew: other threads read it.
+        self._trials = self._trials | {trial.trial_id: trial for trial in new}
         if time.monotonic() - self._exported_at > _EXPORT_PERIOD_S:
             self._export()
+
+    def hold(self, session: str) -> Answer:
+        """A sign of life of a driver's session, which asks for the run or keeps it."""
+        return Answer(self._lease.take(session, time.monotonic()), dict(self._outages))
+
+    def wait(self, who: str, why: str | None) -> None:
+        """Note that `who` waits for a filesystem, or (None) that it goes on."""
+        with self._lock:
+            if why is None:
+                self._outages.pop(who, None)
+            else:
+                self._outages[who] = why
 
     def join(self, session: str, worker: str) -> int:
         """How many workers of this driver's session have come up, `worker` among them."""
@@ -77,7 +110,16 @@ class Coordinator:
         self._export()
         return progress(self._run, self.trials(), running=running, live=True)
 
+    def _end_when_orphaned(self, after_s: float) -> None:
+        while not self._lease.is_orphaned(time.monotonic(), after_s):
+            time.sleep(min(after_s / 4, 10.0))
+        ray.kill(ray.get_runtime_context().current_actor)
+
     def _export(self) -> None:
+        with self._lock:
+            self._export_alone()
+
+    def _export_alone(self) -> None:
         self._exported_at = time.monotonic()
         now = progress(self._run, self.trials())
         tags = {"run": self._store.name}
@@ -89,9 +131,16 @@ class Coordinator:
             self._gauges["raprune_best_accuracy"].set(now.best["val_accuracy"], tags)
 
 
-def find_coordinator(store: Store) -> ActorHandle[Any]:
-    """The coordinator of the run in `store`, ready: the one that is alive, else a new one."""
-    actor: Any = ray.remote(Coordinator)
+def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHandle[Any]:
+    """The coordinator of the run in `store`, ready: the one that is alive, else a new one.
+
+    A new one ends by itself `orphaned_s` after the last sign of life of a driver (see `lease`).
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
+    remote: Any = ray.remote
+    actor = remote(concurrency_groups={"records": 1})(Coordinator)
     handle: ActorHandle[Any] = actor.options(
         name=coordinator_name(store.uri),
         namespace=NAMESPACE,
@@ -100,10 +149,30 @@ def find_coordinator(store: Store) -> ActorHandle[Any]:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
-    ).remote(store.uri)
+    ).remote(store, orphaned_s)
     ready: Any = handle.progress
-    ray.get(ready.remote())
+    ask(ready.remote())
     return handle
+
+
+def ask(reference: Any) -> Any:
+    """What the coordinator answers.
+
+    Raises:
+        RapruneError: its own error as itself instead of wrapped in Ray's; or that it ended.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RapruneError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RapruneError(
+            f"The run's coordinator ended: {lines[-1] if lines else type(error).__name__}",
+            hint="`raprune resume` goes on with the run from what is recorded.",
+        ) from error
 
 
 def coordinator_name(uri: str) -> str:

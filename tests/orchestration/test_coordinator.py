@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import time
 import urllib.request
@@ -9,9 +10,13 @@ from typing import Any
 
 import pytest
 import ray
+from rich.console import Console
 
-from raprune.orchestration.coordinator import GAUGES, coordinator_name, find_coordinator
+from raprune.errors import RapruneError, StoreError, UsageError
+from raprune.orchestration.coordinator import GAUGES, ask, coordinator_name, find_coordinator
+from raprune.orchestration.lease import held
 from raprune.orchestration.proposals import Proposals
+from raprune.outage import Patience
 from raprune.spec import SamplerSpec
 from raprune.store import Store
 from raprune.trial import TrialState
@@ -67,6 +72,69 @@ def test_a_second_driver_takes_over_the_living_coordinator(store: Store) -> None
     again = find_coordinator(store)
     assert again._actor_id == coordinator._actor_id
     assert len(ray.get(again.trials.remote())) == 1
+
+
+def test_while_the_store_is_away_records_wait_and_all_else_is_answered(store: Store) -> None:
+    """A trial that is finished then waits in the coordinator, through a kill of it too."""
+    coordinator = find_coordinator(store.patient(Patience(total_s=120)))
+    first, *later = trials(3)
+    ray.get(coordinator.record.remote([first]))
+    ray.get(coordinator.hold.remote("driver"))
+    away = Path(f"{store.uri}-away")
+    Path(store.uri).rename(away)
+    records = [coordinator.record.remote([trial]) for trial in later]
+    until = time.monotonic() + 30
+    while not (answer := ray.get(coordinator.hold.remote("driver"))).outages and time.monotonic() < until:
+        time.sleep(0.1)
+    assert "does not answer: the folder is gone" in answer.outages["coordinator"]
+    assert ray.get(coordinator.progress.remote()).searched == 1
+    ray.kill(coordinator, no_restart=False)
+    assert ray.wait(records, num_returns=2, timeout=2) == ([], records), "neither lost nor answered"
+    away.rename(store.uri)
+    ray.get(records)
+    assert sorted(t.trial_id for t in store.trials()) == [t.trial_id for t in (first, *later)]
+    assert ray.get(coordinator.hold.remote("driver")).outages == {}
+
+
+def test_a_record_that_can_never_be_written_is_said_as_it_is(store: Store) -> None:
+    coordinator = find_coordinator(store)
+    (Path(store.uri) / "trials").write_text("in the way")
+    with pytest.raises(StoreError, match=r"cannot (read|write)") as caught:
+        ask(coordinator.record.remote(trials(1)))
+    assert caught.value.hint
+
+
+def test_a_run_is_one_drivers_until_it_is_silent(store: Store) -> None:
+    coordinator = find_coordinator(store)
+    console = Console(file=io.StringIO(), width=120)
+    with held(coordinator, "one", store.name, console=console):
+        second = held(coordinator, "two", store.name, console=console)
+        with pytest.raises(UsageError, match="another driver works on this run"), second:
+            raise AssertionError("the run was given away")
+        ray.get(coordinator.record.remote(trials(1), "one"))
+        with pytest.raises(RapruneError, match="another driver took this run over"):
+            ask(coordinator.record.remote(trials(2), "two"))
+    with held(coordinator, "two", store.name, console=console):
+        ray.get(coordinator.record.remote(trials(2), "two"))
+    assert len(store.trials()) == 2
+
+
+def test_a_coordinator_that_no_driver_needs_ends(ray_cluster: None, tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    store.create(RUN)
+    coordinator = find_coordinator(store, orphaned_s=2.0)
+    for _ in range(6):
+        ray.get(coordinator.hold.remote("driver"))
+        time.sleep(0.5)
+    assert is_there(coordinator_name(store.uri))
+    until = time.monotonic() + 30
+    while is_there(coordinator_name(store.uri)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not is_there(coordinator_name(store.uri))
+
+
+def is_there(name: str) -> bool:
+    return name in {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
 
 
 def test_the_gauges_reach_prometheus_under_their_names(store: Store) -> None:
