@@ -57,6 +57,7 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     run = Run(spec, store, prepared, console)
     with cluster(spec.resources.address):
         placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        _preflight(run)
         store.create(_describe(run))
         _carry_out(run, placement)
     return store.uri
@@ -81,8 +82,16 @@ def resume(uri: str, *, console: Console | None = None) -> str:
     run = Run(spec, store, prepared, console)
     with cluster(spec.resources.address):
         placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        _preflight(run)
         _carry_out(run, placement)
     return store.uri
+
+
+def _preflight(run: Run) -> None:
+    # Imported once the cluster's settings are made, as all that imports ray.
+    from raprune.orchestration.preflight import preflight
+
+    preflight(run.spec, run.store, console=run.console)
 
 
 def _carry_out(run: Run, placement: Placement) -> None:
