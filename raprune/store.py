@@ -252,6 +252,16 @@ class Store:
 
         self._try("remove", rel, remove)
 
+    def remove_folder(self, rel: str) -> None:
+        """Deletes the folder `rel` with all that is in it, if it is there."""
+
+        def remove() -> None:
+            path = f"{self._path}/{rel}"
+            if self._filesystem.get_file_info(path).type == pafs.FileType.Directory:
+                self._filesystem.delete_dir(path)
+
+        self._try("remove", rel, remove)
+
     def read_json(self, rel: str) -> Any:
         """The content of the JSON file `rel`."""
         try:
@@ -262,6 +272,11 @@ class Store:
     def write_json(self, rel: str, content: Any) -> None:
         """Writes plain data as the JSON file `rel`."""
         self.write_bytes(rel, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @property
+    def location(self) -> tuple[pafs.FileSystem, str]:
+        """The filesystem, and the folder's path on it: for others that write there."""
+        return self._opened
 
     @cached_property
     def _opened(self) -> tuple[pafs.FileSystem, str]:

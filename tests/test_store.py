@@ -360,3 +360,14 @@ def test_s3_tells_what_is_missing(bucket: str) -> None:
 def test_run_json_is_plain_json(tmp_path: Path) -> None:
     Store(tmp_path).create({"name": "größe", "dense": {"flops": 10}})
     assert json.loads((tmp_path / "run.json").read_text()) == {"name": "größe", "dense": {"flops": 10}}
+
+
+def test_a_folder_is_removed_with_all_that_is_in_it_and_nothing_beside_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for rel in ("train/group/marker", "train/file", "trained/file"):
+        store.write_bytes(rel, b"x")
+    store.remove_folder("train")
+    store.remove_folder("train")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == ["trained/file"]
+    filesystem, path = store.location
+    assert filesystem.get_file_info(f"{path}/trained/file").size == 1

@@ -97,6 +97,10 @@ class Coordinator:
         self._workers.setdefault(session, set()).add(worker)
         return len(self._workers[session])
 
+    def has(self, trial_id: str) -> bool:
+        """Whether the trial is recorded."""
+        return trial_id in self._trials
+
     def trial(self, trial_id: str) -> Trial:
         """One recorded trial."""
         return self._trials[trial_id]
