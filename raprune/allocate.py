@@ -17,6 +17,7 @@ from raprune.budget import Budget
 from raprune.candidate import Candidate, Setting
 from raprune.cost import CostModel, Counts
 from raprune.errors import BudgetError
+from raprune.latency import Floats
 
 MOVES = 128
 """Of `least_damage`, at most."""
@@ -267,13 +268,16 @@ def _steps(
     return sorted(steps, key=lambda step: step.rate)
 
 
-def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tuple[Counts, float]]:
-    """For each limit of the target, the counts at these widths and what they may be."""
-    budget, found = target.budget, []
+def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tuple[Counts | Floats, float]]:
+    """For each limit of the target, the costs at these widths and what they may be."""
+    budget = target.budget
+    found: list[tuple[Counts | Floats, float]] = []
     if budget.flops is not None:
         found.append((cost.flops(widths), budget.flops * cost.dense_flops))
     if budget.params is not None:
         found.append((cost.params(widths), budget.params * cost.dense_params))
+    if budget.latency is not None:
+        found.append((cost.latency_ms(widths), budget.latency * cost.dense_latency_ms))
     return found
 
 
@@ -299,7 +303,7 @@ def _sum_of_lowest(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def check_reachable(cost: CostModel, budget: Budget, *, min_channels: int = 1, multiple_of: int = 1) -> None:
-    """Refuse a budget that even the narrowest network passes.
+    """Refuse a budget that even the narrowest network passes. A latency is checked where the cost model has a table.
 
     Raises:
         BudgetError: with the lowest reachable value and the layers that bind.
@@ -311,15 +315,48 @@ def check_reachable(cost: CostModel, budget: Budget, *, min_channels: int = 1, m
     ):
         if limit is not None and count > limit * dense:
             unit = {"flops": "FLOPs", "params": "parameters"}[kind]
-            binding = list(by_module(narrowest).items())[:3]
-            layers = ", ".join(f"{module or 'the network itself'} ({share:,} {unit})" for module, share in binding)
-            raise BudgetError(
-                f"--budget-{kind} {limit:g}: out of reach. The lowest this network can go to is {count / dense:.4f} "
-                f"({count:,} of {dense:,} {kind}), with {min_channels} channel(s) left in each of its "
-                f"{len(cost.group_names)} groups (widths in multiples of {multiple_of}).",
-                hint=f"What stays is mostly in: {layers}. `raprune inspect` names what is frozen and why; a budget of "
-                f"{_round_up(count / dense)} can be met.",
+            layers = {module: f"{share:,} {unit}" for module, share in by_module(narrowest).items()}
+            lowest = f"{count / dense:.4f} ({count:,} of {dense:,} {kind})"
+            raise _out_of_reach(
+                kind, limit, lowest, layers, count / dense, cost, min_channels=min_channels, multiple_of=multiple_of
             )
+    if budget.latency is None or cost.table is None:
+        return
+    fastest, dense_ms = float(cost.latency_ms(narrowest)), cost.dense_latency_ms
+    if fastest > budget.latency * dense_ms:
+        times = cost.latency_by_module(narrowest)
+        times["what runs between the layers"] = cost.table.offset_ms
+        slowest = sorted(times.items(), key=lambda item: -item[1])
+        raise _out_of_reach(
+            "latency",
+            budget.latency,
+            f"{fastest / dense_ms:.4f} ({fastest:.3g} of {dense_ms:.3g} ms)",
+            {module: f"{time_ms:.2g} ms" for module, time_ms in slowest},
+            fastest / dense_ms,
+            cost,
+            min_channels=min_channels,
+            multiple_of=multiple_of,
+        )
+
+
+def _out_of_reach(
+    kind: str,
+    limit: float,
+    lowest: str,
+    layers: Mapping[str, str],
+    fraction: float,
+    cost: CostModel,
+    *,
+    min_channels: int,
+    multiple_of: int,
+) -> BudgetError:
+    binding = ", ".join(f"{module or 'the network itself'} ({share})" for module, share in list(layers.items())[:3])
+    return BudgetError(
+        f"--budget-{kind} {limit:g}: out of reach. The lowest this network can go to is {lowest}, with {min_channels} "
+        f"channel(s) left in each of its {len(cost.group_names)} groups (widths in multiples of {multiple_of}).",
+        hint=f"What stays is mostly in: {binding}. `raprune inspect` names what is frozen and why; a budget of "
+        f"{_round_up(fraction)} can be met.",
+    )
 
 
 def _round_up(fraction: float) -> str:
@@ -381,7 +418,4 @@ def _to_multiple(widths: Counts, cost: CostModel, floor: Counts, multiple_of: in
 
 
 def _fits(cost: CostModel, target: Target, widths: Counts) -> bool:
-    budget = target.budget
-    return (budget.flops is None or int(cost.flops(widths)) <= budget.flops * cost.dense_flops) and (
-        budget.params is None or int(cost.params(widths)) <= budget.params * cost.dense_params
-    )
+    return all(float(count) <= limit for count, limit in _against_limits(cost, target, widths))

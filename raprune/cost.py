@@ -1,8 +1,8 @@
-"""FLOPs and parameters of any width vector, in closed form.
+"""FLOPs and parameters of any width vector in closed form, and its latency by a table of measured times.
 
 FLOPs are multiply-adds counted as 2, as `torch.utils.flop_counter` counts them, for one image; MACs are half of that.
 Every cost is a sum of products of axis sizes, and every axis size is affine in the widths (`ChannelGraph.factors`), so
-thousands of width vectors are priced by two matrix products.
+thousands of width vectors are priced by two matrix products. A latency table knows the same axes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raprune.latency import Floats, LatencyTable
 from raprune.tracing.graph import ChannelGraph, Term
 
 Counts = npt.NDArray[np.int64]
@@ -25,11 +26,13 @@ Counts = npt.NDArray[np.int64]
 class CostModel:
     """The costs of a channel graph. Widths are arrays of shape `(..., G)` in the order of `group_names`.
 
-    Exact while a cost is below 2**53 (nine peta-FLOPs an image).
+    Counts are exact while they are below 2**53 (nine peta-FLOPs an image). Without a `table` nothing is known of the
+    latency.
     """
 
-    def __init__(self, graph: ChannelGraph) -> None:
+    def __init__(self, graph: ChannelGraph, table: LatencyTable | None = None) -> None:
         self._graph = graph
+        self.table = table
         self.group_names: tuple[str, ...] = tuple(group.name for group in graph.groups)
         self.num_channels: Counts = np.array([group.num_channels for group in graph.groups], dtype=np.int64)
         self._constants = np.array([factor.constant for factor in graph.factors], dtype=np.float64)
@@ -51,6 +54,22 @@ class CostModel:
         """Number of parameters (buffers are not counted); shape `(...,)`."""
         return self._evaluate(self._params, widths)
 
+    def latency_ms(self, widths: npt.ArrayLike) -> Floats:
+        """Milliseconds of one batch, as the table predicts; shape `(...,)`."""
+        assert self.table is not None, "latency is known by a table alone"
+        return self.table.predict(self.sizes(widths))
+
+    @property
+    def dense_latency_ms(self) -> float:
+        """The dense network's, measured whole with the table."""
+        assert self.table is not None, "latency is known by a table alone"
+        return self.table.dense_ms
+
+    def sizes(self, widths: npt.ArrayLike) -> Floats:
+        """The sizes of the graph's axes, `ChannelGraph.factors`; shape `(..., F)`."""
+        sizes: Floats = np.asarray(widths, dtype=np.float64) @ self._coefficients.T + self._constants
+        return sizes
+
     def vector(self, widths: Mapping[str, int]) -> Counts:
         """The width vector of a mapping; groups that are not named stay whole. Shape `(G,)`."""
         return np.array(
@@ -70,8 +89,13 @@ class CostModel:
         """Module -> its number of parameters at one width vector of shape `(G,)`, the largest first."""
         return self._by_module(self._graph.params, widths)
 
+    def latency_by_module(self, widths: npt.ArrayLike) -> dict[str, float]:
+        """Module -> milliseconds of its operations at one width vector of shape `(G,)`, the slowest first."""
+        assert self.table is not None, "latency is known by a table alone"
+        return self.table.by_module(self.sizes(widths))
+
     def _by_module(self, terms: tuple[Term, ...], widths: npt.ArrayLike) -> dict[str, int]:
-        factors = np.asarray(widths, dtype=np.float64) @ self._coefficients.T + self._constants
+        factors = self.sizes(widths)
         by_module: dict[str, int] = defaultdict(int)
         for term in terms:
             by_module[term.module] += term.coefficient * prod(int(factors[position]) for position in term.factors)
@@ -79,7 +103,7 @@ class CostModel:
 
     def _evaluate(self, terms: dict[tuple[int, ...], float], widths: npt.ArrayLike) -> Counts:
         vectors = np.asarray(widths, dtype=np.float64)
-        factors = vectors @ self._coefficients.T + self._constants
+        factors = self.sizes(vectors)
         total = np.zeros(vectors.shape[:-1])
         by_rank: dict[int, list[tuple[tuple[int, ...], float]]] = defaultdict(list)
         for positions, coefficient in terms.items():

@@ -264,6 +264,19 @@ class SearchSpec(_Part):
             read_latency(value)
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _flops_are_the_default_budget(cls, values: Any) -> Any:
+        """Whoever gives other budgets alone has not asked for the default one as well."""
+        others = ("budget_params", "budget_latency")
+        if (
+            isinstance(values, dict)
+            and "budget_flops" not in values
+            and any(values.get(name) is not None for name in others)
+        ):
+            return values | {"budget_flops": None}
+        return values
+
     @model_validator(mode="after")
     def _some_budget(self) -> SearchSpec:
         costs = (self.budget_flops, self.budget_params, self.budget_latency)
@@ -293,8 +306,22 @@ class SearchSpec(_Part):
         return f"{parent}{slash}statistics{question}{query}"
 
     @property
+    def cost(self) -> str:
+        """What accuracy is set against: `flops`, or `latency` where that alone is budgeted."""
+        return "latency" if self.budget_latency is not None and self.budget_flops is None else "flops"
+
+    @property
     def budget(self) -> Budget:
-        return Budget(flops=self.budget_flops, params=self.budget_params)
+        """What may remain. A latency that is given as a time becomes a fraction once the dense network was measured:
+        until then it is free."""
+        latency = None if self.budget_latency is None else read_latency(self.budget_latency)[0]
+        return Budget(flops=self.budget_flops, params=self.budget_params, latency=latency)
+
+
+def latency_fraction(value: str | float, dense_ms: float) -> float:
+    """A latency budget, `read_latency`'s, as a fraction of the dense network's `dense_ms`; at most 1."""
+    fraction, time_ms = read_latency(value)
+    return min(1.0, time_ms / dense_ms) if time_ms is not None else fraction or 1.0
 
 
 def read_latency(value: str | float) -> tuple[float | None, float | None]:
