@@ -25,14 +25,16 @@ from raprune.bench import WorkloadBench
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.cost import CostModel, measured
+from raprune.distillation import ChannelMap, channel_map
 from raprune.evaluate import Evaluation, evaluate
+from raprune.latency import LatencyTable
 from raprune.maxout import inserted
 from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step, method_named
 from raprune.spec import SearchSpec, TrainSpec
 from raprune.statistics import Arrays, Statistics, key_of
 from raprune.surgery import cut, rebuild
 from raprune.tracing.graph import ChannelGraph
-from raprune.training import Epoch, train
+from raprune.training import ALONE, Checkpoints, Epoch, Ranks, train
 from raprune.trial import Metrics, Proposal, Trial, TrialState
 from raprune.workload import Workload
 
@@ -60,11 +62,17 @@ class Pruner:
     """Makes candidates of one dense network. Holds what they share: costs, scores and calibration images."""
 
     def __init__(
-        self, workload: Workload, graph: ChannelGraph, spec: SearchSpec, *, statistics: Statistics | None = None
+        self,
+        workload: Workload,
+        graph: ChannelGraph,
+        spec: SearchSpec,
+        *,
+        statistics: Statistics | None = None,
+        latency: LatencyTable | None = None,
     ) -> None:
         self.workload = workload
         self.graph = graph
-        self.cost = CostModel(graph)
+        self.cost = CostModel(graph, latency)
         self.statistics = statistics or Statistics()
         self._spec = spec
         self._search = spec.search
@@ -99,11 +107,13 @@ class Pruner:
         spec: TrainSpec,
         *,
         start: Pruned | None = None,
+        ranks: Ranks = ALONE,
+        checkpoints: Checkpoints | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> Result:
         """The network of `parent`, made again unless it is given, and fine-tuned with the dense network as teacher.
 
-        Weights that were pruned one by one stay zero.
+        Weights that were pruned one by one stay zero. Of several `ranks` each calls this, and has the result.
 
         Raises:
             ModelError: if the training diverges.
@@ -113,12 +123,15 @@ class Pruner:
         repaired = self._evaluate(pruned.model)
         train(
             pruned.model,
-            self.workload.train,
+            self.workload.training,
             spec,
             augment=self.workload.augment,
             seed=proposal.seed,
-            teacher=self.workload.model if spec.distillation > 0 else None,
+            teacher=self.workload.model if spec.distillation > 0 or spec.features > 0 else None,
+            channels=self._channels(pruned) if spec.features > 0 else None,
             regularize=keep_zeros(pruned.model) if method_of(parent).has_path() else None,
+            ranks=ranks,
+            checkpoints=checkpoints,
             on_epoch=on_epoch,
         )
         pruned = replace(pruned, epochs=pruned.epochs + spec.epochs)
@@ -142,11 +155,40 @@ class Pruner:
         if regularizer is None:
             return self.workload.model, 0.0
         if regularizer not in self._bases:
-            weights = self.statistics.once(self.base_key(method), lambda: self._regularized(regularizer))
+            weights = self.statistics.once(self.base_key(method), lambda: self.train_for(method))
             model = rebuild(self.workload.model, lambda name, tensor: tensor.clone())
             model.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
             self._bases[regularizer] = model.eval()
         return self._bases[regularizer], regularizer.epochs
+
+    def train_for(
+        self,
+        method: Method,
+        *,
+        ranks: Ranks = ALONE,
+        checkpoints: Checkpoints | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> Arrays:
+        """The weights of the dense network after the method's own training phase. Of several `ranks` each calls this.
+
+        Raises:
+            ModelError: if the training diverges.
+        """
+        regularizer = method.regularize()
+        assert regularizer is not None, "the method asks for no training"
+        model = rebuild(self.workload.model, lambda name, tensor: tensor.clone())
+        train(
+            model,
+            self.workload.training,
+            self._phase(regularizer),
+            augment=self.workload.augment,
+            seed=self._spec.seed,
+            regularize=regularizer,
+            ranks=ranks,
+            checkpoints=checkpoints,
+            on_epoch=on_epoch,
+        )
+        return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
 
     def scores(self, method: Method, seed: int) -> Scores:
         """Scores of all groups, computed once for each method and setting; of a seeded method anew for each seed."""
@@ -186,7 +228,9 @@ class Pruner:
 
     def _candidate(self, proposal: Proposal, method: Method, scores: Scores) -> Candidate:
         target = Target(
-            budget=Budget(flops=proposal.target_flops, params=proposal.target_params),
+            budget=Budget(
+                flops=proposal.target_flops, params=proposal.target_params, latency=proposal.target_latency
+            ),
             min_channels=self._search.min_channels,
             multiple_of=self._search.multiple_of,
         )
@@ -235,18 +279,12 @@ class Pruner:
             return self.cut_and_repair(parent, judge_cut=True)
         return next(pruned for here, pruned, _ in self._path(replace(parent, step=None)) if here == parent)
 
-    def _regularized(self, regularizer: Regularizer) -> Arrays:
-        """The weights of the dense network after the method's own training phase."""
-        model = rebuild(self.workload.model, lambda name, tensor: tensor.clone())
-        train(
-            model,
-            self.workload.train,
-            self._phase(regularizer),
-            augment=self.workload.augment,
-            seed=self._spec.seed,
-            regularize=regularizer,
-        )
-        return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    def _channels(self, pruned: Pruned) -> ChannelMap | None:
+        """Which of the dense network's channels are left; None where maxout units stand between the two."""
+        if inserted(pruned.model):
+            return None
+        kept = pruned.candidate.kept
+        return channel_map(self.workload.model, self.graph, kept, self.workload.example_input())
 
     def _phase(self, regularizer: Regularizer) -> TrainSpec:
         phase = {"epochs": regularizer.epochs, "lr": regularizer.lr, "distillation": 0.0}
@@ -272,6 +310,7 @@ class Pruner:
         self, proposal: Proposal, pruned: Pruned, result: Evaluation, started: float, *, after_repair: float
     ) -> Trial:
         flops, params = self._costs(pruned)
+        latency_ms = self._latency_ms(pruned)
         seconds = time.time() - started
         return Trial(
             trial_id=proposal.trial_id,
@@ -286,6 +325,8 @@ class Pruner:
                 flops_fraction=flops / self.cost.dense_flops,
                 params_fraction=params / self.cost.dense_params,
                 zeros=sum(int((parameter == 0).sum()) for parameter in pruned.model.parameters()),
+                latency_ms=latency_ms,
+                latency_fraction=None if latency_ms is None else latency_ms / self.cost.dense_latency_ms,
             ),
             accuracy_after_cut=pruned.after_cut,
             accuracy_after_repair=after_repair,
@@ -302,6 +343,12 @@ class Pruner:
             return measured(pruned.model, self.workload.example_input())
         widths = self.cost.vector(pruned.candidate.widths)
         return int(self.cost.flops(widths)), int(self.cost.params(widths))
+
+    def _latency_ms(self, pruned: Pruned) -> float | None:
+        """As the run's table predicts; None without one, or with a maximum over channels, which no table knows."""
+        if self.cost.table is None or inserted(pruned.model):
+            return None
+        return float(self.cost.latency_ms(self.cost.vector(pruned.candidate.widths)))
 
 
 def method_of(proposal: Proposal) -> Method:

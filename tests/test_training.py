@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raprune.data import Split, load_data
 from raprune.data.batches import DeviceSplit
@@ -14,7 +13,7 @@ from raprune.errors import ModelError
 from raprune.evaluate import evaluate
 from raprune.models.digits import DigitsNet
 from raprune.spec import DataSpec, TrainSpec
-from raprune.training import Epoch, distillation, one_cycle, train
+from raprune.training import Epoch, one_cycle, train
 
 
 def digits(count: int = 300) -> DeviceSplit:
@@ -125,15 +124,6 @@ def test_the_learning_rate_rises_in_a_line_and_falls_like_a_cosine() -> None:
     assert rates[14:] == sorted(rates[14:], reverse=True)
     assert 0 < rates[-1] < 1e-2
     assert [one_cycle(0, 1), one_cycle(0, 2)] == [1.0, 1.0]
-
-
-def test_distillation_is_hintons() -> None:
-    torch.manual_seed(0)
-    student, teacher = torch.randn(5, 10), torch.randn(5, 10)
-    soft, target = functional.softmax(student / 4, 1), functional.softmax(teacher / 4, 1)
-    expected = 16 * (target * (target / soft).log()).sum(1).mean()
-    assert distillation(student, teacher, 4.0).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert distillation(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_student_learns_from_the_teacher_alone() -> None:

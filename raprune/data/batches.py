@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raprune.data.augment import augmented
+from raprune.data.augment import Draws, augmented
 from raprune.data.dataset import Split
+from raprune.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,20 @@ class DeviceSplit:
             yield self._normalise(self.images[start:stop]), self.labels[start:stop]
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, augment: str = "none"
+        self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in random order: normalised and augmented `(B, C, H, W)`, labels `(B,)`.
+
+        Of processes that train together each gets its part of every batch of `batch_size`.
 
         `generator` is on the CPU, so that a seed gives the same order and augmentation on every device. No image is
         dropped: a single one left over joins the batch before it, as batch norm cannot train on one.
         """
         order = torch.randperm(len(self), generator=generator)
         for part in torch.split(order, batch_sizes(len(self), batch_size)):
-            rows = part.to(self.device)
-            images = augmented(self.images[rows], augment, generator)
+            mine = ranks.part(len(part))
+            rows = part[mine].to(self.device)
+            images = augmented(self.images[rows], augment, Draws(generator, len(part), mine))
             yield self._normalise(images), self.labels[rows]
 
     def take(self, count: int, generator: torch.Generator) -> DeviceSplit:

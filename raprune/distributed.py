@@ -1,0 +1,239 @@
+"""Several processes that train one network together: what each does of a batch, and what they tell each other."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from raprune.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of `size` processes that train a network together. With more than one, torch.distributed is initialised."""
+
+    rank: int
+    """In `[0, size)`."""
+    size: int
+
+    def part(self, count: int) -> slice:
+        """Which of the `count` images of a batch are this process's.
+
+        A batch with less than two images for each goes through all processes whole: batch norm cannot train on one,
+        and how many processes there are must not change which images make a batch.
+        """
+        if count < 2 * self.size:
+            return slice(0, count)
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def share(self, images: int, count: int) -> float:
+        """What a mean over this process's `images` of a batch of `count` is multiplied by.
+
+        The mean over the processes is then the mean over the batch, also where their parts differ by an image.
+        """
+        return images * self.size / (count * self.size if count < 2 * self.size else count)
+
+
+ALONE = Ranks(0, 1)
+
+
+@contextmanager
+def joined(model: nn.Module, ranks: Ranks) -> Iterator[nn.Module]:
+    """`model` as the processes train it together: a backward pass leaves the mean of their gradients."""
+    if ranks.size == 1:
+        yield model
+        return
+    device = next(model.parameters()).device
+    with warnings.catch_warnings():
+        # Advice on speed, which the user can do nothing about.
+        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+        warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
+        yield DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            # `agree_on_buffers` does better, and less often.
+            broadcast_buffers=False,
+            # A user's network may hold parameters that its forward pass never reads.
+            find_unused_parameters=True,
+        )
+
+
+@contextmanager
+def apart(model: nn.Module) -> Iterator[None]:
+    """Within it, backward passes of a `joined` network leave each process its own gradients, to be added to."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def check_equal(model: nn.Module, ranks: Ranks, device: torch.device, *, step: int) -> None:
+    """Compare the processes' networks, and the steps that these have been trained for, before the first step.
+
+    Raises:
+        ModelError: if they differ.
+    """
+    if ranks.size == 1:
+        return
+    structure, weights = hashlib.sha256(str(step).encode()), hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        structure.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    mine = torch.tensor(list(structure.digest()[:8] + weights.digest()[:8]), dtype=torch.uint8, device=device)
+    hashes = [bytes(digest.tolist()).hex() for digest in _gathered(mine, ranks)]
+    for rank, other in enumerate(hashes):
+        if other != hashes[0]:
+            what = "structure (or another number of steps behind it)" if other[:16] != hashes[0][:16] else "weights"
+            raise ModelError(
+                f"The {ranks.size} processes of a training hold different networks: rank 0 has structure "
+                f"{hashes[0][:16]} and weights {hashes[0][16:]}, rank {rank} has {other[:16]} and {other[16:]}.",
+                hint=f"They differ in their {what}. Every process must make the network from the same candidate and "
+                "the same dense weights; versions and devices of the nodes must be equal.",
+            )
+
+
+def agree_on_buffers(model: nn.Module, buffers: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Make `buffers`, named as those of `model`, the same in all processes, in place.
+
+    Running statistics of batch norm become the mean over the processes, which have seen different images; of all
+    others rank 0's value counts.
+    """
+    if ranks.size == 1:
+        return
+    running = {
+        f"{name}.{kind}".removeprefix(".")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for kind in ("running_mean", "running_var")
+    }
+    averaged = [buffer for name, buffer in buffers.items() if name in running]
+    if averaged:
+        flat = torch.cat([buffer.reshape(-1) for buffer in averaged])
+        dist.all_reduce(flat)
+        flat /= ranks.size
+        for buffer, mean in zip(averaged, flat.split([buffer.numel() for buffer in averaged]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+    for name, buffer in buffers.items():
+        if name not in running:
+            dist.broadcast(buffer, 0)
+
+
+def total(values: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of `values` over the processes, in place."""
+    if ranks.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+@contextmanager
+def synchronised(model: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Within it, batch norm takes its statistics over the batches of all processes instead of each its own.
+
+    The layers stay the same objects, with their names and hooks: only their class is another for as long.
+    """
+    layers = [module for module in model.modules() if type(module) in _KINDS] if ranks.size > 1 else []
+    kinds = [type(layer) for layer in layers]
+    for layer in layers:
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        layer.__class__ = _SynchronisedBatchNorm if on_cpu else nn.SyncBatchNorm
+        # What nn.SyncBatchNorm's constructor sets.
+        layer.__dict__["process_group"] = None
+    try:
+        yield
+    finally:
+        for layer, kind in zip(layers, kinds, strict=True):
+            layer.__class__ = kind
+            del layer.__dict__["process_group"]
+
+
+_KINDS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the batches of all processes, for the CPU, where nn.SyncBatchNorm refuses to work."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Each kind checked its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        y, mean, var, count = _NormaliseTogether.apply(x, self.weight, self.bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), momentum)
+        return y
+
+
+class _NormaliseTogether(torch.autograd.Function):
+    """`(x - mean) / sqrt(var + eps) * weight + bias`, mean and variance over the images of all processes.
+
+    Ioffe, Szegedy (2015), "Batch Normalization", section 3. Gives the statistics and their count as well, which have no
+    gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        axes = [0, *range(2, x.dim())]
+        var_C, mean_C = torch.var_mean(x.float(), axes, correction=0)
+        mine = torch.cat([mean_C, var_C, mean_C.new_tensor([x.numel() / x.shape[1]])])
+        ranks = Ranks(dist.get_rank(), dist.get_world_size())
+        all_RC = torch.stack(_gathered(mine, ranks))
+        means_RC, vars_RC, counts_R1 = all_RC.split([len(mean_C), len(mean_C), 1], dim=1)
+        count = counts_R1.sum()
+        mean_C = (means_RC * counts_R1).sum(0) / count
+        # Chan, Golub, LeVeque (1979): no difference of large squares.
+        var_C = ((vars_RC + (means_RC - mean_C) ** 2) * counts_R1).sum(0) / count
+        scale_C = (var_C + eps).rsqrt()
+        y = (x.float() - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
+        if weight is not None:
+            y = y * _on_channels(weight, x)
+        if bias is not None:
+            y = y + _on_channels(bias, x)
+        ctx.save_for_backward(x, weight, mean_C, scale_C, count)
+        ctx.mark_non_differentiable(mean_C, var_C, count)
+        return y.to(x.dtype), mean_C, var_C, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean_C, scale_C, count = ctx.saved_tensors
+        axes = [0, *range(2, x.dim())]
+        gradient = gradients[0].float()
+        normal = (x.float() - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
+        mine = torch.cat([gradient.sum(axes), (gradient * normal).sum(axes)])
+        # Those of weight and bias are averaged with all other parameters'.
+        bias_gradient, weight_gradient = mine.clone().chunk(2)
+        dist.all_reduce(mine)
+        mean_gradient_C, mean_product_C = (mine / count).chunk(2)
+        if weight is not None:
+            scale_C = scale_C * weight
+        inner = gradient - _on_channels(mean_gradient_C, x) - normal * _on_channels(mean_product_C, x)
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        return (
+            (inner * _on_channels(scale_C, x)).to(x.dtype),
+            weight_gradient if needs_weight else None,
+            bias_gradient if needs_bias else None,
+            None,
+        )
+
+
+def _on_channels(values_C: Tensor, x: Tensor) -> Tensor:
+    return values_C.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def _gathered(mine: Tensor, ranks: Ranks) -> list[Tensor]:
+    gathered = [torch.empty_like(mine) for _ in range(ranks.size)]
+    dist.all_gather(gathered, mine)
+    return gathered
