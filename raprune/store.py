@@ -12,13 +12,16 @@ renamed, on S3 and GCS an object is visible once it is complete. Whoever reads n
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import re
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +38,7 @@ from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 RUN_FILE = "run.json"
 TRIALS = "trials"
+LOCK = ".lock"
 
 T = TypeVar("T")
 
@@ -128,6 +132,36 @@ class Store:
         """Makes the folder, if it is not there."""
         if "://" not in self.uri:
             Store(self.uri)._try("write", "", lambda: Path(self.uri).mkdir(parents=True, exist_ok=True))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder for this process alone, for the time of the block; the system lets go when the process dies.
+
+        Only folders of a disk, or of a network's filesystem that has locks; object stores have none.
+
+        Raises:
+            StoreError: if another process has it.
+        """
+        if "://" in self.uri:
+            yield
+            return
+        with self._try("write", LOCK, lambda: open(os.path.join(self.uri, LOCK), "a+")) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise StoreError(
+                    f"{self.name}: another process works on this run ({file.read().strip() or 'it did not say who'}).",
+                    hint=f"See how far it is: raprune status {self.name}   End it before you resume the run.",
+                ) from None
+            except OSError:
+                # A filesystem without locks.
+                pass
+            else:
+                file.truncate(0)
+                file.write(f"{socket.gethostname()}, process {os.getpid()}")
+                file.flush()
+            yield
 
     def create(self, run: dict[str, Any]) -> None:
         """Makes the folder and writes `run.json`.

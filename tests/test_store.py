@@ -193,6 +193,29 @@ def test_a_second_writer_overwrites_nothing(tmp_path: Path) -> None:
     assert [trial.trial_id for trial in first.trials()] == ["search-00000", "search-00001"]
 
 
+def test_a_run_is_locked_for_one_process_until_it_ends_or_dies(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    program = f"""
+from raprune.store import Store
+with Store({os.fspath(tmp_path)!r}).locked():
+    print("locked", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(StoreError, match=rf"another process works on this run .*process {other.pid}\)"):
+            store.locked().__enter__()
+        other.kill()
+        other.wait()
+    with store.locked():
+        pass
+    with store.locked():
+        pass
+
+
 def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
     Store(tmp_path).create({"seed": 1})
     with pytest.raises(StoreError, match="raprune resume") as caught:

@@ -80,6 +80,10 @@ class Coordinator:
         if time.monotonic() - self._exported_at > _EXPORT_PERIOD_S:
             self._export()
 
+    def reread(self) -> None:
+        """Take notice that the run's description says more than before: how good the dense network is."""
+        self._run = self._store.run()
+
     def hold(self, session: str) -> Answer:
         """A sign of life of a driver's session, which asks for the run or keeps it."""
         return Answer(self._lease.take(session, time.monotonic()), dict(self._outages))

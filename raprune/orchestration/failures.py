@@ -9,7 +9,10 @@ from enum import StrEnum
 from raprune.trial import TrialState
 
 RETRIES_AFTER_LOSS = 2
-"""How often a trial is tried again after its worker died under it."""
+"""How often a task is tried again after its worker died under it alone."""
+
+MOST_ATTEMPTS = 20
+"""At a task, whoever else lost workers."""
 
 FAILURES_IN_A_ROW = 8
 """So many failed trials, with none complete before them, end the search: the cause is not the candidate."""
@@ -44,8 +47,12 @@ class Decision:
     reason: str
 
 
-def decide(failure: Failure, *, attempts: int = 1) -> Decision:
-    """What to do after the `attempts`-th attempt at one trial ended in `failure`."""
+def decide(failure: Failure, *, attempts: int = 1, elsewhere: int = 0) -> Decision:
+    """What to do after the `attempts`-th attempt at one task ended in `failure`.
+
+    `elsewhere`: how many workers were lost under other tasks since the first attempt. As many of the task's own losses
+    are laid to the cluster (nodes that are taken away, a machine out of memory) and not to the candidate.
+    """
     if failure is Failure.SETUP:
         return Decision(
             Action.ABORT,
@@ -53,11 +60,9 @@ def decide(failure: Failure, *, attempts: int = 1) -> Decision:
         )
     if failure is Failure.CANDIDATE:
         return Decision(Action.RECORD, "the candidate itself failed, and would again")
-    if attempts <= RETRIES_AFTER_LOSS:
-        return Decision(
-            Action.RETRY,
-            f"the worker was lost on attempt {attempts} of {RETRIES_AFTER_LOSS + 1}",
-        )
+    allowed = min(RETRIES_AFTER_LOSS + 1 + elsewhere, MOST_ATTEMPTS)
+    if attempts < allowed:
+        return Decision(Action.RETRY, f"the worker was lost on attempt {attempts} of {allowed}")
     return Decision(Action.RECORD, f"the worker was lost on each of {attempts} attempts")
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raprune.orchestration.failures import Action, Failure, decide, error_text, hopeless
+from raprune.orchestration.failures import MOST_ATTEMPTS, Action, Failure, decide, error_text, hopeless
 from raprune.trial import TrialState
 
 
@@ -19,6 +19,12 @@ from raprune.trial import TrialState
 def test_what_is_done(failure: Failure, attempts: int, action: Action) -> None:
     decision = decide(failure, attempts=attempts)
     assert decision.action is action and decision.reason
+
+
+def test_losses_all_over_the_cluster_are_not_laid_to_one_candidate() -> None:
+    assert decide(Failure.LOST, attempts=3, elsewhere=1).action is Action.RETRY
+    assert decide(Failure.LOST, attempts=4, elsewhere=1).action is Action.RECORD
+    assert decide(Failure.LOST, attempts=MOST_ATTEMPTS, elsewhere=99).action is Action.RECORD
 
 
 def test_a_search_of_failures_alone_is_hopeless() -> None:
