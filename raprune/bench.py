@@ -46,7 +46,7 @@ class WorkloadBench:
         base = self._spec.finalists.train
         train(
             model,
-            self._workload.train,
+            self._workload.training,
             base.model_copy(update={"epochs": epochs, "lr": base.lr if lr is None else lr}),
             augment=self._workload.augment,
             seed=next(self._seeds),

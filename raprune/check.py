@@ -106,7 +106,8 @@ def _check_trains(workload: Workload) -> None:
 def _describe(data: Dataset) -> str:
     shape = "x".join(str(size) for size in data.image_shape)
     test = "no" if data.test is None else f"{len(data.test):,}"
+    streamed = "" if data.stream is None else f" (streamed, {len(data.train):,} of them held)"
     return (
-        f"{len(data.train):,} training, {len(data.validation):,} validation and {test} test images of {shape}, "
+        f"{data.num_train:,} training{streamed}, {len(data.validation):,} validation and {test} test images of {shape}, "
         f"{data.num_classes} classes"
     )

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
+from raprune.data.stream import Reader, ThreadReader
+from raprune.data.streamed import StreamedSplit
 from raprune.errors import ModelError
 from raprune.layout import layout_for
 from raprune.models import build_model, load_weights
 from raprune.spec import SearchSpec
-from raprune.training import Epoch, train
+from raprune.training import ALONE, Checkpoints, Epoch, Ranks, train
 
 WeightArrays = dict[str, npt.NDArray[Any]]
 """A state dict as arrays, which the object store holds without a copy."""
@@ -27,11 +29,14 @@ WeightArrays = dict[str, npt.NDArray[Any]]
 class Workload:
     """The dense network in evaluation mode, and its data, on `device`. Build it with `build_workload`."""
 
-    def __init__(self, model: nn.Module, data: Dataset, device: torch.device, spec: SearchSpec) -> None:
+    def __init__(
+        self, model: nn.Module, data: Dataset, device: torch.device, spec: SearchSpec, reader: Reader | None = None
+    ) -> None:
         self.model = model
         self.data = data
         self.device = device
         self.spec = spec
+        self._reader = reader or ThreadReader()
 
     @cached_property
     def layout(self) -> torch.memory_format:
@@ -45,7 +50,15 @@ class Workload:
 
     @cached_property
     def train(self) -> DeviceSplit:
+        """Training images on the device: all of them, or a sample where the split is streamed."""
         return self._place(self.data.train)
+
+    @property
+    def training(self) -> DeviceSplit | StreamedSplit:
+        """The training split, for `raprune.training.train`."""
+        if self.data.stream is None:
+            return self.train
+        return StreamedSplit(self.data.stream, self._reader, self.train)
 
     @cached_property
     def validation(self) -> DeviceSplit:
@@ -85,11 +98,12 @@ def build_workload(
     data: Dataset,
     device: str,
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
+    reader: Reader | None = None,
 ) -> Workload:
     """The network of `spec` for `data` on `device`, in evaluation mode.
 
     Its weights are `weights` if given, else those of the file `spec.model.weights`, else random under `spec.seed`
-    (to be trained by `train_dense`).
+    (to be trained by `train_dense`). A streamed training split is read by `reader`, or by threads of this process.
 
     Raises:
         UsageError: if the network's name is unknown or its weights are missing.
@@ -102,14 +116,30 @@ def build_workload(
         model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
     elif spec.model.weights is not None:
         load_weights(model, spec.model.weights)
-    workload = Workload(model.to(device).eval(), data, torch.device(device), spec)
+    workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader)
     _check_runs(workload)
     return workload
 
 
-def train_dense(workload: Workload, spec: SearchSpec, *, on_epoch: Callable[[Epoch], None] | None = None) -> None:
+def train_dense(
+    workload: Workload,
+    spec: SearchSpec,
+    *,
+    ranks: Ranks = ALONE,
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> None:
     """Train the dense network in place by `spec.dense` on the training split, and leave it in evaluation mode."""
-    train(workload.model, workload.train, spec.dense, augment=workload.augment, seed=spec.seed, on_epoch=on_epoch)
+    train(
+        workload.model,
+        workload.training,
+        spec.dense,
+        augment=workload.augment,
+        seed=spec.seed,
+        ranks=ranks,
+        checkpoints=checkpoints,
+        on_epoch=on_epoch,
+    )
 
 
 def _check_runs(workload: Workload) -> None:

@@ -38,6 +38,11 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @property
+    def num_train(self) -> int:
+        """Images that are trained on, in memory or not."""
+        return len(self.train) if self.stream is None else self.stream.count
+
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of images, labels, split and normalisation."""

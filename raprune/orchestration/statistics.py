@@ -18,6 +18,7 @@ import torch
 from raprune.data.dataset import Dataset
 from raprune.methods import Method, method_named
 from raprune.orchestration.placement import Placement
+from raprune.orchestration.streaming import RayReader
 from raprune.prune import Pruner
 from raprune.spec import SearchSpec
 from raprune.statistics import Arrays, Statistics
@@ -101,7 +102,11 @@ def _score(inputs: Inputs, method: Method, names: list[str], known: dict[str, Ar
 def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str) -> Pruner:
     torch.set_num_threads(inputs.placement.threads)
     workload = build_workload(
-        inputs.spec, data=ray.get(inputs.data[0]), device=device, weights=ray.get(inputs.weights[0])
+        inputs.spec,
+        data=ray.get(inputs.data[0]),
+        device=device,
+        weights=ray.get(inputs.weights[0]),
+        reader=RayReader(),
     )
     statistics = Statistics(Store(inputs.spec.statistics_folder), known)
     return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics)

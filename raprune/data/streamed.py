@@ -1,0 +1,78 @@
+"""A streamed training split as the training loop reads it: batches in random order, normalised, on the device."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raprune.data.arrays import Split
+from raprune.data.augment import Draws, augmented
+from raprune.data.batches import DeviceSplit, batch_sizes
+from raprune.data.shuffle import mixed, pool_size
+from raprune.data.stream import Reader, StreamSource
+from raprune.distributed import ALONE, Ranks
+from raprune.errors import DataError
+
+
+@dataclass(frozen=True)
+class StreamedSplit:
+    """A stream, who reads it, and the sample of it that stands on the device already."""
+
+    source: StreamSource
+    reader: Reader
+    sample: DeviceSplit
+
+    def __len__(self) -> int:
+        return self.source.count
+
+    @property
+    def device(self) -> torch.device:
+        return self.sample.device
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return self.sample.layout
+
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch as `DeviceSplit.shuffled` gives it, from another order of the files each time.
+
+        A process alone sees every image once. Of processes that train together each reads its own rows; one that has
+        fewer than its part of the epoch goes on with some of them again.
+
+        Raises:
+            DataError: if an image cannot be read or decoded.
+        """
+        sizes = batch_sizes(len(self), batch_size)
+        parts = [ranks.part(size) for size in sizes]
+        capacity = pool_size(int(np.prod(self.source.shape)), batch_size)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with closing(self._blocks(seed, ranks)) as blocks:
+            batches = mixed(blocks, [part.stop - part.start for part in parts], capacity=capacity, seed=seed)
+            for size, part, batch in zip(sizes, parts, batches, strict=True):
+                images, labels = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
+                images, labels = images.to(self.device), labels.to(self.device)
+                images = augmented(images, augment, Draws(generator, size, part))
+                yield next(replace(self.sample, images=images, labels=labels).batches(len(labels)))
+
+    def _blocks(self, seed: int, ranks: Ranks) -> Generator[Split, None, None]:
+        """The rank's images, and when they are used up from another order again."""
+        for again in itertools.count():
+            found = False
+            blocks = self.reader.blocks(self.source, seed=seed + again, rank=ranks.rank, size=ranks.size)
+            with closing(blocks):
+                for block in blocks:
+                    found = True
+                    yield block
+            if not found:
+                raise DataError(
+                    f"{self.source.files.where}: no training images for process {ranks.rank + 1} of {ranks.size}.",
+                    hint="Use fewer processes, or look whether the files changed since the run began.",
+                )
