@@ -9,32 +9,40 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import Any
 
 from raprune import pareto
 from raprune.budget import Budget
 from raprune.errors import RapruneError
-from raprune.trial import Stage, Trial, TrialState
+from raprune.trial import Stage, Trial, TrialState, repeat_name
 
 Row = dict[str, Any]
 
 SHARES = (1.0, 2 / 3, 0.5)
 """Of the user's budget: where the methods are compared."""
 
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last for all further ones, which is wider."""
+
 
 def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None) -> list[Row]:
     """One row for each candidate of a complete trial, by ascending FLOPs.
 
-    A candidate that was tried more than once counts as it was trained the most, then the latest. `test` is the
-    content of `report/test.json`: `{"dense": accuracy, "candidates": {id: accuracy}, "images": number}`.
+    A candidate that was tried more than once counts as it was trained the most, then the latest; one that was
+    fine-tuned by several seeds counts by their mean. `test` is the content of `report/test.json`:
+    `{"dense": accuracy, "candidates": {network: accuracy}, "images": number}`, a network being a candidate's id or
+    that of a repeat (`raprune.trial.repeat_name`).
     """
-    best: dict[str, Trial] = {}
+    best: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.state is TrialState.COMPLETE and trial.candidate is not None and trial.metrics is not None:
             known = best.get(trial.candidate.id)
-            if known is None or _fidelity(trial) >= _fidelity(known):
-                best[trial.candidate.id] = trial
-    rows = [row(trial, test=test or {}) for trial in best.values()]
+            if known is None or _fidelity(trial) > _fidelity(known[0]):
+                best[trial.candidate.id] = [trial]
+            elif _fidelity(trial) == _fidelity(known[0]):
+                known.append(trial)
+    rows = [_row_of_repeats(same, test=test or {}) for same in best.values()]
     for index in _non_dominated(rows):
         rows[index]["on_front"] = True
     return sorted(rows, key=lambda r: (r["flops"], -r["val_accuracy"]))
@@ -51,10 +59,42 @@ def to_be_tested(trials: Sequence[Trial], budget: Budget) -> list[Row]:
     return list({r["candidate"]: r for r in [*compared, *chosen]}.values())
 
 
+def _row_of_repeats(trials: Sequence[Trial], *, test: Mapping[str, Any]) -> Row:
+    """The row of a candidate from the trials that took it equally far: of its repeats the mean, else the latest."""
+    if trials[0].proposal.stage is Stage.SEARCH:
+        return row(trials[-1], test=test)
+    repeats = {trial.proposal.repeat: trial for trial in trials}
+    first = row(repeats[min(repeats)], test=test)
+    if len(repeats) == 1:
+        return first
+    validation = [trial.metrics.accuracy for trial in repeats.values() if trial.metrics is not None]
+    tested = [test.get("candidates", {}).get(repeat_name(first["candidate"], repeat)) for repeat in repeats]
+    known = [accuracy for accuracy in tested if accuracy is not None]
+    mean, interval = mean_and_interval(validation)
+    test_mean, test_interval = mean_and_interval(known) if len(known) == len(tested) else (None, None)
+    return first | {
+        "repeats": sorted(repeats),
+        "val_accuracy": mean,
+        "val_interval": interval,
+        "test_accuracy": test_mean,
+        "test_interval": test_interval,
+    }
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean of two or more values and the half width of its 95 % confidence interval (Student); None for one."""
+    if len(values) < 2:
+        return values[0], None
+    quantile = STUDENT[min(len(values) - 1, len(STUDENT)) - 1]
+    return mean(values), quantile * stdev(values) / len(values) ** 0.5
+
+
 def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
     """What there is to say about a complete trial's candidate; accuracies and fractions in [0, 1].
 
     `nonzero_fraction` is the share of the dense network's parameters that neither left with a channel nor are zero.
+    `repeats` are the fine-tunings behind the accuracies; with more than one these are means, and `val_interval` and
+    `test_interval` the half widths of their 95 % confidence intervals.
     """
     assert trial.candidate is not None and trial.metrics is not None
     return {
@@ -71,7 +111,13 @@ def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
         "params_fraction": trial.metrics.params_fraction,
         "zeros": trial.metrics.zeros,
         "nonzero_fraction": trial.metrics.params_fraction * (1 - trial.metrics.zeros / max(1, trial.metrics.params)),
+        "latency_ms": trial.metrics.latency_ms,
+        "latency_fraction": trial.metrics.latency_fraction,
+        "rung": trial.proposal.rung,
+        "repeats": [trial.proposal.repeat],
         "val_accuracy": trial.metrics.accuracy,
+        "val_interval": None,
+        "test_interval": None,
         "test_accuracy": test.get("candidates", {}).get(trial.candidate.id),
         "dense_test_accuracy": test.get("dense"),
         "accuracy_after_cut": trial.accuracy_after_cut,
@@ -93,7 +139,15 @@ def front(trials: Sequence[Trial], budget: Budget | None = None, *, test: Mappin
 
 def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
     """The rows that the budget admits."""
-    return [r for r in rows if budget.admits(flops_fraction=r["flops_fraction"], params_fraction=r["params_fraction"])]
+    return [
+        r
+        for r in rows
+        if budget.admits(
+            flops_fraction=r["flops_fraction"],
+            params_fraction=r["params_fraction"],
+            latency_fraction=r["latency_fraction"],
+        )
+    ]
 
 
 def weights_pruned(row: Row) -> bool:
@@ -112,12 +166,15 @@ def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any]
     """
     known = {trial.trial_id: trial for trial in trials}
     last = {r["trial_id"] for r in candidates(trials)}
-    tried: dict[float, dict[str, list[Row]]] = {}
+    alike: dict[tuple[float, str, str], list[Trial]] = {}
     for trial in trials:
         if trial.state is TrialState.COMPLETE and trial.candidate is not None and trial.metrics is not None:
-            of_methods = tried.setdefault(_finetuning(trial, known), {})
-            of_trial = row(trial, test=(test or {}) if trial.trial_id in last else {})
-            of_methods.setdefault(trial.proposal.method, []).append(of_trial)
+            key = (_finetuning(trial, known), trial.proposal.method, trial.candidate.id)
+            alike.setdefault(key, []).append(trial)
+    tried: dict[float, dict[str, list[Row]]] = {}
+    for (epochs, method, _), same in alike.items():
+        tested = (test or {}) if any(trial.trial_id in last for trial in same) else {}
+        tried.setdefault(epochs, {}).setdefault(method, []).append(_row_of_repeats(same, test=tested))
     table: list[Row] = []
     for epochs, of_methods in sorted(tried.items()):
         for share in SHARES:
@@ -201,11 +258,13 @@ def progress(
     spec = run.get("spec", {})
     budget = Budget(flops=spec.get("budget_flops"), params=spec.get("budget_params"))
     asked_for = [trial for trial in trials if trial.proposal.step is None]
-    searched = [trial for trial in asked_for if trial.proposal.stage is Stage.SEARCH]
+    searched = [trial for trial in asked_for if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0]
+    continued = {trial.proposal.parent for trial in asked_for if trial.proposal.rung}
     asked = int(spec.get("search", {}).get("trials", len(searched)))
     admitted = front(trials, budget)
     limit = budget.flops or 1.0
-    states = Counter(trial.state.value for trial in asked_for)
+    # A candidate that went on to the next rung counts where it came to.
+    states = Counter(trial.state.value for trial in asked_for if trial.trial_id not in continued)
     states[TrialState.RUNNING.value] += running
     states[TrialState.WAITING.value] += max(0, asked - len(searched) - running)
     started = float(run.get("started_at") or min((t.started_at for t in trials), default=0.0))
@@ -221,8 +280,8 @@ def progress(
         steps=len(trials) - len(asked_for),
         searched=len(searched),
         trials=asked,
-        finetuned=len(asked_for) - len(searched),
-        finalists=int(spec.get("finalists", {}).get("count", 0)),
+        finetuned=sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for),
+        finalists=int(spec.get("finalists", {}).get("count", 0)) * int(spec.get("finalists", {}).get("seeds", 1)),
         front=len(admitted),
         hypervolume=pareto.hypervolume(_points(admitted), (1.0, limit)) / limit,
         best=pick(admitted, budget) if admitted else None,
@@ -244,10 +303,14 @@ def _part(budget: Budget, share: float) -> Budget:
 
 def _finetuning(trial: Trial, known: Mapping[str, Trial]) -> float:
     """Epochs of fine-tuning, without those that the method itself trained."""
-    if trial.proposal.stage is Stage.SEARCH:
-        return 0.0
-    parent = known.get(trial.proposal.parent or "")
-    return round(trial.epochs - (parent.epochs if parent else 0.0), 6)
+    return round(trial.epochs - _own_epochs(trial, known), 6)
+
+
+def _own_epochs(trial: Trial, known: Mapping[str, Trial]) -> float:
+    """Epochs that the method trained before any fine-tuning: those of the trial that the others continue."""
+    while (parent := known.get(trial.proposal.parent or "")) is not None:
+        trial = parent
+    return trial.epochs if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0 else 0.0
 
 
 def _fidelity(trial: Trial) -> tuple[bool, float]:

@@ -141,7 +141,8 @@ class SamplerSpec(_Part):
     repair, a part after half an epoch, and a part of those after two. Only the last rung's results count."""
     keep: Fraction = 1 / 3
     """Share of the candidates at a rung that go on to the next one: the best by front rank."""
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    sampler: Literal["mixed", "tpe", "nsga2", "random"] = "mixed"
+    """`mixed`: by turns changes of what is best so far, and what TPE proposes."""
     warm_starts: bool = True
     """Begin with widths by predicted damage, uniform and global ones, and with those of earlier runs (`warm_start`).
     Without it the sampler proposes from the first trial after the controls on: for comparisons."""

@@ -70,6 +70,11 @@ class Proposal:
         return f"{self.stage.value}-{self.number:05d}{rung}{repeat}{on_the_way}"
 
 
+def repeat_name(candidate: str, repeat: int) -> str:
+    """What a fine-tuned network of a candidate is called in `models/` and in `report/test.json`."""
+    return f"{candidate}-s{repeat}" if repeat else candidate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """What a network costs and how good it is. Counts in units for one image, fractions in [0, 1]."""
@@ -88,7 +93,7 @@ class Metrics:
     latency_ms: float | None = None
     """Of one batch on the run's device, as its table of layer times predicts it; None where there is no table."""
     latency_fraction: float | None = None
-    """Of the dense network's, which the same table predicts."""
+    """Of the dense network's, which was measured with the table; at most 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ same search whatever the number of workers and whoever finishes first.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,6 +20,8 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from raprune.candidate import Setting
 from raprune.errors import StoreError
 from raprune.orchestration.promotion import Outcome
+from raprune.orchestration.refinement import Seen, child_of, parent_of
+from raprune.orchestration.rungs import Rungs
 from raprune.spec import SamplerSpec
 from raprune.trial import Proposal, Stage, Trial, TrialState
 
@@ -29,6 +32,9 @@ MAX_BLOCKS = 32
 _LOWEST_RATIO = 0.05
 _GOLDEN = 0.6180339887498949
 _WARM_TARGETS = 3
+_CONTROLS_EVERY = 4
+_STARTUP = 16
+"""Random draws after the warm starts, at most: a search that its time ends may be asked for any number of trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +50,15 @@ class SearchSpace:
     highest: float
     """Range of the sampled target, as fractions of the dense network."""
     target: str = "flops"
-    """`flops` or `params`: which cost the sampled target is of."""
+    """`flops`, `params` or `latency`: which cost the sampled target is of."""
+    cost: str = "flops"
+    """`flops` or `latency`: what accuracy is set against."""
     params_limit: float | None = None
-    """A fixed bound on the parameters beside a sampled `flops` target."""
+    """A fixed bound on the parameters beside a sampled target of another cost."""
+    latency_limit: float | None = None
+    """The same on the latency."""
+    channels: Mapping[str, int] = field(default_factory=dict)
+    """Group name -> its number of channels."""
     controls: tuple[str, ...] = ()
     """Methods that are tried at first and not searched over."""
     fixed: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
@@ -63,7 +75,11 @@ def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tup
 
 
 class Proposals:
-    """The search's proposals, one after another. `stored` trials are told in their turn instead of being proposed."""
+    """The search's proposals, one after another. `stored` trials are told in their turn instead of being proposed.
+
+    `enough` says whether the search should end, from the results that the next proposal may look at, in the order of
+    proposal; it is asked before each proposal that is not stored.
+    """
 
     def __init__(
         self,
@@ -72,29 +88,37 @@ class Proposals:
         *,
         seed: int,
         stored: Sequence[Trial] = (),
+        enough: Callable[[Sequence[Outcome]], bool] = lambda outcomes: False,
     ) -> None:
         self._space = space
         self._spec = spec
         self._seed = seed
+        self._enough = enough
         self._limit = spec.trials
         searched = [trial for trial in stored if trial.proposal.stage is Stage.SEARCH and trial.proposal.step is None]
         self._stored = {trial.trial_id: trial for trial in searched}
         if any(trial.proposal.stage is Stage.FINETUNE for trial in stored):
             # The search had ended when the first finalist was chosen, by its time limit perhaps.
-            self._limit = min(self._limit, len(self._stored))
-        self._controls = _controls(space, spec.trials)
-        self._warm = _warm_starts(space, spec.trials)
+            self._limit = min(self._limit, len({trial.proposal.number for trial in searched}))
+        self._controls = _spaced(_controls(space, spec.trials), spec.trials)
+        """Number -> what that proposal is fixed to."""
+        self._warm = _warm_starts(space, spec.trials) if spec.warm_starts else []
+        self._refines = spec.sampler == "mixed" and RATIOS in space.allocations and bool(space.channels)
         self._study = _make_study(spec, seed, num_warm=len(self._warm))
+        self._rungs = Rungs(len(spec.rungs), spec.keep, cost=space.cost)
         self._asked: list[optuna.Trial | None] = []
-        """What the sampler was asked for; None for a control, which it does not hear of."""
+        """What the sampler was asked for; None for what it was not asked for."""
+        self._onward: deque[Proposal] = deque()
+        """What goes on to its next rung."""
         self._results: dict[int, Outcome] = {}
+        """Of the candidates that go on no further."""
         self._told = 0
         self.proposals: dict[str, Proposal] = {}
         """Trial id -> every proposal so far, stored ones as well."""
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Of all finished search trials, in the order of proposal."""
+        """The last of every candidate that goes on no further, in the order of proposal."""
         return [self._results[number] for number in sorted(self._results)]
 
     @property
@@ -116,56 +140,140 @@ class Proposals:
         Raises:
             StoreError: if a stored trial is not what this search proposes in its place.
         """
-        while (number := len(self._asked)) < self._limit and self._ready(number):
-            proposal = self._ask(number)
+        while (proposal := self._made_next()) is not None:
             self.proposals[proposal.trial_id] = proposal
             trial = self._stored.get(proposal.trial_id)
             if trial is None:
                 return proposal
             _check_same(trial.proposal, proposal)
-            self.tell(number, Outcome.of(trial))
+            self.tell(proposal.number, Outcome.of(trial))
         return None
 
     def tell(self, number: int, outcome: Outcome) -> None:
-        """Take the result of a proposal; the sampler hears of it in its turn."""
+        """Take the result of a proposal at its rung; the sampler hears of the last one in its turn."""
         assert number not in self._results, f"proposal {number} was told twice"
-        self._results[number] = outcome
+        for decision in self._rungs.tell(number, outcome):
+            if decision.next_rung is None:
+                self._results[decision.number] = decision.outcome
+            else:
+                before = self.proposals[decision.outcome.trial_id]
+                self._onward.append(replace(before, rung=decision.next_rung, parent=before.trial_id))
+
+    def _made_next(self) -> Proposal | None:
+        # What has come far first: the sampler waits for it.
+        if self._onward:
+            return self._onward.popleft()
+        number = len(self._asked)
+        if number >= self._limit or not self._ready(number):
+            return None
+        seen = [self._results[earlier] for earlier in range(self._seen(number))]
+        if search_id(number) not in self._stored and self._enough(seen):
+            self.stop()
+            return None
+        return self._ask(number)
+
+    def _seen(self, number: int) -> int:
+        """How many results proposal `number` may look at."""
+        return max(0, number - self._spec.lookahead + 1)
 
     def _ready(self, number: int) -> bool:
-        needed = max(0, number - self._spec.lookahead + 1)
-        return all(i in self._results for i in range(self._told, needed))
+        return all(i in self._results for i in range(self._told, self._seen(number)))
 
     def _ask(self, number: int) -> Proposal:
-        for due in range(self._told, max(0, number - self._spec.lookahead + 1)):
+        for due in range(self._told, self._seen(number)):
             outcome, asked = self._results[due], self._asked[due]
             if asked is not None and outcome.state is TrialState.COMPLETE:
-                self._study.tell(asked, outcome.point)
+                self._study.tell(asked, outcome.point(self._space.cost))
             elif asked is not None:
-                self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                # An accuracy of a lower rung is none that the sampler should learn from.
+                stopped = outcome.state is TrialState.STOPPED
+                states = optuna.trial.TrialState
+                self._study.tell(asked, state=states.PRUNED if stopped else states.FAIL)
+            elif due not in self._controls and outcome.state is TrialState.COMPLETE:
+                self._tell_unasked(self.proposals[search_id(due)], outcome)
             self._told = due + 1
-        if number < len(self._controls):
+        if number in self._controls:
             self._asked.append(None)
             return self._control(number)
-        self._study.enqueue_trial(self._fixed(number - len(self._controls)))
-        trial = self._study.ask()
-        self._asked.append(trial)
-        return _to_proposal(trial, self._space, number=number, seed=self._seed)
+        own = number - sum(control < number for control in self._controls)
+        if own < len(self._warm):
+            return self._sampled(number, self._warm[own])
+        target = self._target(own)
+        if self._refines and own % 2 and (child := self._child(number, target)) is not None:
+            self._asked.append(None)
+            return child
+        return self._sampled(number, {"target": target})
 
     def _control(self, number: int) -> Proposal:
         space = replace(self._space, methods=self._space.controls, settings={})
         asked = optuna.trial.FixedTrial(self._controls[number])
         return _to_proposal(asked, space, number=number, seed=self._seed)
 
-    def _fixed(self, number: int) -> dict[str, Any]:
-        """What is not left to the sampler: everything at first, then the target, which covers its range evenly."""
-        if number < len(self._warm):
-            return self._warm[number]
+    def _sampled(self, number: int, fixed: dict[str, Any]) -> Proposal:
+        """What the sampler proposes, but for what is `fixed`."""
+        self._study.enqueue_trial(fixed)
+        trial = self._study.ask()
+        self._asked.append(trial)
+        return _to_proposal(trial, self._space, number=number, seed=self._seed)
+
+    def _target(self, own: int) -> float:
+        """What proposal `own`, counted without the controls, comes up to: the range is covered evenly."""
         start = np.random.default_rng(self._seed).random()
-        share = (start + _GOLDEN * number) % 1.0
+        share = (start + _GOLDEN * own) % 1.0
         # Evenly on a logarithmic scale: accuracy falls with each halving of the cost, not with each percent of it.
-        return {
-            "target": min(self._space.highest, self._space.lowest * (self._space.highest / self._space.lowest) ** share)
-        }
+        return min(self._space.highest, self._space.lowest * (self._space.highest / self._space.lowest) ** share)
+
+    def _child(self, number: int, target: float) -> Proposal | None:
+        """A change of what is best near `target` so far; None while there is nothing."""
+        told = [self._results[earlier] for earlier in range(self._seen(number))]
+        seen = [
+            Seen(
+                method=outcome.method,
+                settings=self.proposals[outcome.trial_id].settings,
+                ratios={name: outcome.widths[name] / count for name, count in self._space.channels.items()},
+                cost=_share(outcome, self._space.target),
+                error=1.0 - outcome.accuracy,
+            )
+            for outcome in told
+            if outcome.state is TrialState.COMPLETE and outcome.method in self._space.methods
+        ]
+        parent = parent_of(seen, target)
+        if parent is None:
+            return None
+        generator = np.random.default_rng([self._seed, number])
+        return Proposal(
+            number=number,
+            method=parent.method,
+            allocation=RATIOS,
+            **_targets(target, self._space),
+            settings=parent.settings,
+            keep_ratios=child_of(parent, seen, generator=generator),
+            seed=trial_seed(self._seed, number),
+        )
+
+    def _tell_unasked(self, proposal: Proposal, outcome: Outcome) -> None:
+        """Let the sampler know of a result that it did not propose, as far as it can express it."""
+        kept = [np.mean([proposal.keep_ratios[name] for name in block]) for block in self._space.blocks]
+        known = optuna.trial.FixedTrial(
+            {
+                "method": proposal.method,
+                "allocation": proposal.allocation,
+                "target": _target_of(proposal, self._space),
+                **{f"keep.{i}": max(_LOWEST_RATIO, float(ratio)) for i, ratio in enumerate(kept)},
+                **{f"{proposal.method}.{name}": value for name, value in proposal.settings.items()},
+            }
+        )
+        _to_proposal(known, self._space, number=0, seed=0)
+        recorded = optuna.trial.create_trial(
+            params=known.params, distributions=known.distributions, values=outcome.point(self._space.cost)
+        )
+        self._study.add_trial(recorded)
+
+
+def _spaced(controls: Sequence[dict[str, Any]], num_trials: int) -> dict[int, dict[str, Any]]:
+    """Number -> control: one in four at most, so that a search that its time ends early has tried its own as well."""
+    every = min(_CONTROLS_EVERY, num_trials // max(1, len(controls)))
+    return {every * index: control for index, control in enumerate(controls)}
 
 
 def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
@@ -216,7 +324,7 @@ def _make_study(spec: SamplerSpec, seed: int, *, num_warm: int) -> optuna.Study:
 def _tpe(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
     # Warm starts draw no ratios: without random draws after them the sampler would hardly ever try some. One joint
     # density instead of one for each dimension is also three times as fast (9 ms a proposal at 32 ratios).
-    startup = num_warm + max(8, spec.trials // 8)
+    startup = num_warm + min(_STARTUP, max(8, spec.trials // 8))
     return TPESampler(
         seed=seed,
         n_startup_trials=startup,
@@ -235,6 +343,7 @@ def _random(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
 
 
 SAMPLERS: dict[str, Callable[[SamplerSpec, int, int], BaseSampler]] = {
+    "mixed": _tpe,
     "tpe": _tpe,
     "nsga2": _nsga2,
     "random": _random,
@@ -255,17 +364,36 @@ def _to_proposal(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: i
         **space.fixed.get(method, {}),
         **{name: _suggest(trial, f"{method}.{name}", options) for name, options in searched.items()},
     }
-    of_flops = space.target == "flops"
     return Proposal(
         number=number,
         method=method,
         allocation=allocation,
-        target_flops=target if of_flops else 1.0,
-        target_params=space.params_limit if of_flops else target,
+        **_targets(target, space),
         settings=settings,
         keep_ratios=ratios,
         seed=trial_seed(seed, number),
     )
+
+
+def _targets(target: float, space: SearchSpace) -> dict[str, Any]:
+    """The fields of a proposal that say what it comes up to."""
+    return {
+        "target_flops": target if space.target == "flops" else 1.0,
+        "target_params": target if space.target == "params" else space.params_limit,
+        "target_latency": target if space.target == "latency" else space.latency_limit,
+    }
+
+
+def _target_of(proposal: Proposal, space: SearchSpace) -> float:
+    """What `_targets` was given."""
+    target: float = getattr(proposal, f"target_{space.target}")
+    return target
+
+
+def _share(outcome: Outcome, target: str) -> float:
+    """The cost that targets are of, as a fraction of the dense network's."""
+    share: float | None = getattr(outcome, f"{target}_fraction")
+    return 1.0 if share is None else share
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -283,12 +411,18 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, options: Mapping[str, Any
     return trial.suggest_float(name, options["low"], options["high"], log=log)
 
 
+def search_id(number: int) -> str:
+    """The trial id of proposal `number` at its first rung."""
+    return Proposal(number=number, method="", allocation="", target_flops=1.0).trial_id
+
+
 def _check_same(stored: Proposal, proposal: Proposal) -> None:
     for name in (
         "method",
         "allocation",
         "target_flops",
         "target_params",
+        "target_latency",
         "settings",
         "keep_ratios",
         "seed",

@@ -22,14 +22,15 @@ from raprune.artifact import provenance, versions
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
 from raprune.front import to_be_tested
+from raprune.latency import TABLE, LatencyTable
 from raprune.orchestration.cluster import cluster, machine, node_resources
 from raprune.orchestration.placement import Placement, place
 from raprune.orchestration.space import search_space
-from raprune.preparation import DENSE, Prepared, check_output, prepare
+from raprune.preparation import DENSE, Prepared, check_output, prepare, with_table
 from raprune.report import TEST_FILE, print_front, write_report
 from raprune.spec import SearchSpec
 from raprune.store import RUN_FILE, Store
-from raprune.trial import Proposal, Stage
+from raprune.trial import Proposal, Stage, repeat_name
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     with cluster(spec.resources.address):
         placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
         _preflight(run)
+        run = _with_latency(run, placement)
         store.create(_describe(run))
         _carry_out(run, placement)
     return store.uri
@@ -83,6 +85,7 @@ def resume(uri: str, *, console: Console | None = None) -> str:
     with cluster(spec.resources.address):
         placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
         _preflight(run)
+        run = _with_latency(run, placement)
         _carry_out(run, placement)
     return store.uri
 
@@ -94,6 +97,22 @@ def _preflight(run: Run) -> None:
     preflight(run.spec, run.store, console=run.console)
 
 
+def _with_latency(run: Run, placement: Placement) -> Run:
+    """The run with its latency budget as a fraction, and costs that know latency; as it is without such a budget.
+
+    Raises:
+        BudgetError: if the budget is out of reach.
+    """
+    if run.spec.budget_latency is None:
+        return run
+    from raprune.orchestration.latency import Subject, latency_table
+
+    table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
+    _say_latency(run, table, is_new=is_new)
+    spec, prepared = with_table(run.spec, run.prepared, table)
+    return replace(run, spec=spec, prepared=prepared)
+
+
 def _carry_out(run: Run, placement: Placement) -> None:
     """Everything that needs Ray. Whatever ends it, no actor of ours stays behind."""
     import ray
@@ -102,10 +121,12 @@ def _carry_out(run: Run, placement: Placement) -> None:
 
     coordinator = None
     try:
+        _keep_table(run)
         data = ray.put(replace(run.prepared.data, test=None))
         weights = _dense_network(run, placement, data)
         coordinator = find_coordinator(run.store)
         accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
+        _time_front(run, placement, coordinator)
         _finish(run, accuracies)
     finally:
         if coordinator is not None:
@@ -145,9 +166,12 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
 
     from raprune.orchestration.failures import RETRIES_AFTER_LOSS
     from raprune.orchestration.live import standing
+    from raprune.orchestration.promotion import accuracy_floor
     from raprune.orchestration.proposals import Proposals
-    from raprune.orchestration.searcher import CandidateSearcher, KeepWorkers
+    from raprune.orchestration.scheduler import KeepWorkers
+    from raprune.orchestration.searcher import CandidateSearcher
     from raprune.orchestration.statistics import Inputs, gather
+    from raprune.orchestration.stopping import Enough
     from raprune.orchestration.worker import CandidateTrial, Shared
 
     spec = run.spec
@@ -166,15 +190,18 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         store=run.store,
         session=uuid.uuid4().hex,
         provenance=provenance(spec, run.prepared.data.fingerprint),
+        latency=run.prepared.cost.table,
     )
+    enough = Enough(spec.search, placement, stored, cost=spec.cost)
     searcher = CandidateSearcher(
         spec,
-        Proposals(space, spec.search, seed=spec.seed, stored=stored),
+        Proposals(space, spec.search, seed=spec.seed, stored=stored, enough=enough),
         stored,
         record=lambda trial: ray.get(coordinator.record.remote([trial])),
         plan_test=partial(_plan_test, run, placement, coordinator),
+        spend=enough.spend,
         workers=placement.workers,
-        deadline=_deadline(spec, placement, [t.seconds for t in stored if t.proposal.stage is Stage.SEARCH]),
+        floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.run()["dense"]["val_accuracy"]),
     )
     folder = tempfile.mkdtemp(prefix="raprune-")
     try:
@@ -204,6 +231,8 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         shutil.rmtree(folder, ignore_errors=True)
     if searcher.failure is not None:
         raise searcher.failure
+    if enough.reason is not None:
+        run.store.write_json(RUN_FILE, run.store.run() | {"stopped": enough.reason})
     return searcher.test
 
 
@@ -222,20 +251,42 @@ def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
     trials = ray.get(coordinator.trials.remote())
     proposals: dict[str, Proposal] = {trial.trial_id: trial.proposal for trial in trials}
     rows = to_be_tested(trials, run.spec.budget)
+    finetuned = [
+        repeat_name(r["candidate"], repeat) for r in rows if r["stage"] == Stage.FINETUNE for repeat in r["repeats"]
+    ]
+    repaired = [(r["candidate"], proposals[r["trial_id"]]) for r in rows if r["stage"] == Stage.SEARCH]
     split = [ray.put(test)]
-    count = min(placement.workers, len(rows) + 1)
+    count = min(placement.workers, len(finetuned) + len(repaired) + 1)
     return [
         TestTask(
             number=number,
             split=split,
             dense=number == 0,
-            finetuned=tuple(r["candidate"] for r in rows[number::count] if r["stage"] == Stage.FINETUNE),
-            repaired=tuple(
-                (r["candidate"], proposals[r["trial_id"]]) for r in rows[number::count] if r["stage"] == Stage.SEARCH
-            ),
+            finetuned=tuple(finetuned[number::count]),
+            repaired=tuple(repaired[number::count]),
         )
         for number in range(count)
     ]
+
+
+def _keep_table(run: Run) -> None:
+    """Write the latency table beside the run that it steers, so that a resumed one goes on with the same."""
+    from safetensors.numpy import save
+
+    table = run.prepared.cost.table
+    if table is not None and not run.store.exists(TABLE):
+        run.store.write_bytes(TABLE, save(table.to_arrays()))
+        run.store.write_json(RUN_FILE, run.store.run() | {"latency": table.describe()})
+
+
+def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:
+    """Measure the networks of the final front whole: fewer FLOPs need not be faster."""
+    import ray
+
+    from raprune.orchestration.latency import Subject, measure_front
+
+    subject = Subject.of(run.spec, run.prepared, placement)
+    measure_front(subject, run.store, ray.get(coordinator.trials.remote()))
 
 
 def _finish(run: Run, accuracies: dict[str, float]) -> None:
@@ -289,7 +340,7 @@ def _summary(data: Dataset) -> dict[str, Any]:
     return {
         "name": data.name,
         "fingerprint": data.fingerprint,
-        "train": size(data.train),
+        "train": data.num_train,
         "validation": size(data.validation),
         "test": size(data.test),
         "num_classes": data.num_classes,
@@ -332,13 +383,6 @@ def _check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared
         console.print(f"Versions changed since the run began: {', '.join(changed)}.", markup=False)
 
 
-def _deadline(spec: SearchSpec, placement: Placement, spent: list[float]) -> float | None:
-    """When proposing stops, on the monotonic clock; the time that recorded trials took counts."""
-    if spec.search.time_limit_s is None:
-        return None
-    return time.monotonic() + spec.search.time_limit_s - sum(spent) / placement.workers
-
-
 def _get(reference: Any) -> Any:
     """The value, with an error of ours as itself instead of wrapped in Ray's."""
     import ray
@@ -365,19 +409,37 @@ def _say_statistics(run: Run, gathered: Any) -> None:
     run.console.print(line, markup=False, highlight=False)
 
 
+def _say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:
+    whence = "measured" if is_new else "read"
+    accuracy = table.accuracy
+    run.console.print(
+        f"Latency of a batch of {table.batch_size} on {table.device} ({table.precision}): the dense network takes "
+        f"{table.dense_ms:.3g} ms. Table of layer times {whence}; on {accuracy.networks} other networks its median "
+        f"error is {accuracy.median_error:.1%}, the worst {accuracy.worst_error:.1%}.",
+        markup=False,
+        highlight=False,
+    )
+
+
 def _say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
     cost, graph = prepared.cost, prepared.graph
-    budget = " and ".join(
-        f"{value:.0%} of the {name} ({value * dense:,.0f})"
+    asked = [
+        f"keep at most {value:.0%} of the {name} ({value * dense:,.0f})"
         for name, value, dense in (
             ("FLOPs", spec.budget_flops, cost.dense_flops),
             ("parameters", spec.budget_params, cost.dense_params),
         )
         if value is not None
-    )
+    ]
+    if spec.budget_latency is not None:
+        asked.append(f"keep at most {spec.budget_latency} of the latency")
+    if spec.min_accuracy is not None:
+        asked.append(f"a validation accuracy of {spec.min_accuracy:.2%} or more")
+    if spec.max_drop is not None:
+        asked.append(f"at most {100 * spec.max_drop:g} points less accuracy")
     console.print(
         f"{spec.model.name} on {spec.data.name}: {cost.dense_flops:,} FLOPs ({cost.dense_flops // 2:,} MACs), "
-        f"{cost.dense_params:,} parameters, {len(graph.groups)} groups of channels. Keep at most {budget}.",
+        f"{cost.dense_params:,} parameters, {len(graph.groups)} groups of channels. Asked for: {'; '.join(asked)}.",
         markup=False,
         highlight=False,
     )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raprune.errors import RapruneError
@@ -21,17 +19,17 @@ from raprune.orchestration.worker import CandidateTask, TestTask
 from raprune.spec import SearchSpec
 from raprune.trial import Proposal, Stage, Trial, TrialState
 
-if TYPE_CHECKING:
-    from ray.tune.experiment import Trial as TuneTrial
-
 Task = CandidateTask | TestTask
+
+REPEATS_APART = 1_000_003
+"""Between the seeds of one finalist's repeats, so that they meet no other search's."""
 
 
 class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
-    `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase;
-    at most `workers` tasks are out.
+    `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase; `spend` hears what
+    every search trial took; at most `workers` tasks are out; finalists that keep the accuracy `floor` come first.
     """
 
     def __init__(
@@ -42,8 +40,9 @@ class CandidateSearcher(Searcher):
         *,
         record: Callable[[Trial], None],
         plan_test: Callable[[], list[TestTask]],
+        spend: Callable[[Outcome], None],
         workers: int,
-        deadline: float | None,
+        floor: float | None = None,
     ) -> None:
         super().__init__()
         self.failure: RapruneError | None = None
@@ -54,11 +53,12 @@ class CandidateSearcher(Searcher):
         self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.FINETUNE}
         self._record = record
         self._plan_test = plan_test
+        self._spend = spend
         self._workers = workers
+        self._floor = floor
         self._ahead: deque[Task] = deque()
         self._begun = False
         self._together = 0
-        self._deadline = deadline
         self._running: dict[str, Task] = {}
         self._finalists: list[CandidateTask] | None = None
         self._num_finalists = 0
@@ -119,11 +119,9 @@ class CandidateSearcher(Searcher):
             self._ahead.append(task)
 
     def _next(self) -> Task | None:
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self._proposals.stop()
         proposal = self._proposals.next()
         if proposal is not None:
-            return CandidateTask(proposal)
+            return CandidateTask(proposal, self._proposals.proposals[proposal.parent] if proposal.parent else None)
         if not self._proposals.over:
             return None
         finalist = self._next_finalist()
@@ -137,15 +135,8 @@ class CandidateSearcher(Searcher):
 
     def _next_finalist(self) -> CandidateTask | None:
         if self._finalists is None:
-            finalists = self._spec.finalists
-            chosen = choose_finalists(
-                self._proposals.outcomes, self._spec.budget, finalists.count, each_method=finalists.each_method
-            )
-            self._num_finalists = len(chosen)
-            self._finalists = [
-                _finalist(self._proposals.proposals[parent], number=number, seed=self._spec.seed)
-                for number, parent in enumerate(chosen)
-            ]
+            self._finalists = self._choose_finalists()
+            self._num_finalists = len(self._finalists)
         while self._finalists:
             task = self._finalists.pop(0)
             stored = self._stored.get(task.proposal.trial_id)
@@ -154,10 +145,29 @@ class CandidateSearcher(Searcher):
             self._finetuned[stored.trial_id] = Outcome.of(stored)
         return None
 
+    def _choose_finalists(self) -> list[CandidateTask]:
+        finalists = self._spec.finalists
+        chosen = choose_finalists(
+            self._proposals.outcomes,
+            self._spec.budget,
+            finalists.count,
+            each_method=finalists.each_method,
+            floor=self._floor,
+            cost=self._spec.cost,
+        )
+        parents = [self._proposals.proposals[parent] for parent in chosen]
+        # Every finalist once before any a second time.
+        return [
+            finalist(parent, number=number, repeat=repeat, seed=self._spec.seed)
+            for repeat in range(finalists.seeds)
+            for number, parent in enumerate(parents)
+        ]
+
     def _take(self, task: CandidateTask, outcome: Outcome) -> None:
-        if task.parent is not None:
+        if task.proposal.stage is Stage.FINETUNE:
             self._finetuned[outcome.trial_id] = outcome
             return
+        self._spend(outcome)
         self._proposals.tell(task.proposal.number, outcome)
         # Controls may well work where the methods that were asked for do not.
         own = [o.state for o in self._proposals.outcomes if o.method in self._spec.methods]
@@ -176,38 +186,17 @@ class CandidateSearcher(Searcher):
         self._take(task, Outcome.of(trial))
 
 
-class KeepWorkers(FIFOScheduler):
-    """First in, first out, with as many workers as there are: a new one costs seconds (a process, torch, the data).
-
-    Tune keeps one worker that has nothing to do, and ends the others; here all are kept. And Tune hands a task that
-    waits for its own new worker to one that is free, and ends the new one before it ever ran; here a task without a
-    worker comes first.
-    """
-
-    def __init__(self, workers: int) -> None:
-        super().__init__()
-        self._workers = workers
-        self._told = False
-
-    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        super().on_trial_add(tune_controller, trial)
-        if not self._told:
-            self._told = True
-            tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"]
-        return min(waiting, key=lambda trial: trial in tune_controller._trial_to_actor, default=None)
-
-
-def _finalist(parent: Proposal, *, number: int, seed: int) -> CandidateTask:
+def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> CandidateTask:
+    """The `repeat`-th fine-tuning of finalist `number`, which continues `parent`."""
     proposal = replace(
         parent,
         number=number,
         stage=Stage.FINETUNE,
         parent=parent.trial_id,
+        rung=0,
+        repeat=repeat,
         # Apart from the search's seeds.
-        seed=trial_seed(seed + 1, number),
+        seed=trial_seed(seed + 1 + repeat * REPEATS_APART, number),
     )
     return CandidateTask(proposal, parent)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raprune.allocate import ALLOCATIONS
-from raprune.cost import CostModel
+from raprune.cost import CostModel, Counts
 from raprune.methods import Method, method_named
 from raprune.orchestration.proposals import RATIOS, SearchSpace, make_blocks
 from raprune.spec import SearchSpec
@@ -21,22 +21,23 @@ _LOWEST_MARGIN = 1.02
 
 def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
     """What the search chooses among: from `search.smallest` of the budget, or the lowest reachable, to the budget."""
-    of_flops = spec.budget_flops is not None
-    highest = spec.budget_flops or spec.budget_params or 1.0
+    limits = {"flops": spec.budget.flops, "params": spec.budget.params, "latency": spec.budget.latency}
+    target, highest = next((name, limit) for name, limit in limits.items() if limit is not None)
     narrowest = cost.smallest(min_channels=spec.search.min_channels, multiple_of=spec.search.multiple_of)
-    reachable = (
-        int(cost.flops(narrowest)) / cost.dense_flops if of_flops else int(cost.params(narrowest)) / cost.dense_params
-    )
+    lowest = max(spec.search.smallest * highest, _fraction(cost, target, narrowest) * _LOWEST_MARGIN)
     return SearchSpace(
         methods=spec.methods,
         controls=tuple(name for name in CONTROLS if name not in spec.methods),
         # Widths by predicted damage are the best of the simple ones, and tried first.
         allocations=spec.allocations or (RATIOS, *(name for name in reversed(ALLOCATIONS) if name != RATIOS)),
         blocks=make_blocks(cost.group_names),
-        lowest=min(highest, max(spec.search.smallest * highest, reachable * _LOWEST_MARGIN)),
+        channels=dict(zip(cost.group_names, cost.num_channels.tolist(), strict=True)),
+        lowest=min(highest, lowest),
         highest=highest,
-        target="flops" if of_flops else "params",
-        params_limit=spec.budget_params if of_flops else None,
+        target=target,
+        cost=spec.cost,
+        params_limit=None if target == "params" else spec.budget.params,
+        latency_limit=None if target == "latency" else spec.budget.latency,
         settings={
             name: {
                 key: options
@@ -47,6 +48,15 @@ def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
         },
         fixed=spec.settings,
     )
+
+
+def _fraction(cost: CostModel, kind: str, widths: Counts) -> float:
+    """The cost of the widths as a fraction of the dense network's."""
+    if kind == "latency":
+        return float(cost.latency_ms(widths)) / cost.dense_latency_ms
+    if kind == "params":
+        return int(cost.params(widths)) / cost.dense_params
+    return int(cost.flops(widths)) / cost.dense_flops
 
 
 def settings_of(method: type[Method]) -> dict[str, Mapping[str, Any]]:

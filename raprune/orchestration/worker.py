@@ -21,16 +21,18 @@ from raprune import artifact
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.evaluate import Evaluation, evaluate
+from raprune.latency import LatencyTable
 from raprune.orchestration.failures import error_text
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.promotion import Outcome
+from raprune.orchestration.streaming import RayReader
 from raprune.prune import Pruned, Pruner, Result, method_of
-from raprune.spec import SearchSpec
+from raprune.spec import SamplerSpec, SearchSpec
 from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
 from raprune.tracing.graph import ChannelGraph
 from raprune.training import Epoch
-from raprune.trial import Proposal, Trial, TrialState
+from raprune.trial import Proposal, Stage, Trial, TrialState, repeat_name
 from raprune.workload import WeightArrays, Workload, build_workload, train_dense
 
 MEETING_S = 30.0
@@ -54,11 +56,12 @@ class Shared:
     session: str
     """Tells this driver's workers from those of one before it."""
     provenance: dict[str, Any]
+    latency: LatencyTable | None = None
 
 
 @dataclass(frozen=True)
 class CandidateTask:
-    """Try a proposal; a fine-tuned one continues the proposal `parent`."""
+    """Try a proposal; one that is fine-tuned, at the end or on a rung, continues the proposal `parent`."""
 
     proposal: Proposal
     parent: Proposal | None = None
@@ -66,7 +69,7 @@ class CandidateTask:
 
 @dataclass(frozen=True)
 class TestTask:
-    """Evaluate networks on the test split: the dense one, fine-tuned candidates by id, others by their proposal."""
+    """Evaluate networks on the test split: the dense one, fine-tuned ones by name, others by their proposal."""
 
     number: int
     split: list[ray.ObjectRef[Split]]
@@ -96,7 +99,9 @@ class CandidateTrial(tune.Trainable):
         try:
             self._workload = _build(shared)
             statistics = Statistics(Store(shared.spec.statistics_folder), ray.get(shared.statistics))
-            self._pruner = Pruner(self._workload, shared.graph, shared.spec, statistics=statistics)
+            self._pruner = Pruner(
+                self._workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency
+            )
         except Exception as error:
             # Raised from here it would be tried again for every candidate.
             self._broken = error_text(error)
@@ -145,28 +150,41 @@ class CandidateTrial(tune.Trainable):
     def _run(self, task: CandidateTask) -> list[Trial]:
         shared = self._shared
         if task.parent is not None:
-            result = self._pruner.finetune(
-                task.proposal, task.parent, shared.spec.finalists.train, start=self._start(task.parent)
-            )
-            assert result.trial.candidate is not None
-            _save(shared, result, result.trial.candidate.id)
-            return [result.trial]
+            return [self._finetuned(task.proposal, task.parent)]
         trials: list[Trial] = []
         for result in self._pruner.results(task.proposal):
-            if method_of(task.proposal).has_path():
-                # Made by training: too dear to be made again.
+            if is_kept(task.proposal):
                 _save(shared, result, result.trial.trial_id)
-            trials.append(result.trial)
+            trials.append(of_rung(result.trial, shared.spec.search))
         return trials
 
-    def _start(self, parent: Proposal) -> Pruned | None:
-        """The network of `parent` from the store, where it was kept."""
-        if not method_of(parent).has_path():
-            return None
+    def _finetuned(self, proposal: Proposal, parent: Proposal) -> Trial:
+        spec, recorded = self._shared.spec, self._recorded(parent)
+        train, rungs = spec.finalists.train, spec.search.rungs
+        if proposal.stage is Stage.SEARCH:
+            train = train.model_copy(update={"epochs": rungs[proposal.rung] - rungs[proposal.rung - 1]})
+        result = self._pruner.finetune(proposal, parent, train, start=self._start(parent, recorded))
+        trial = of_rung(result.trial, spec.search)
+        if parent.rung:
+            # What the start came to was after its rung, not after the repair.
+            trial = replace(
+                trial,
+                accuracy_after_cut=recorded.accuracy_after_cut,
+                accuracy_after_repair=recorded.accuracy_after_repair,
+            )
+        _save(self._shared, result._replace(trial=trial), network_name(trial))
+        return trial
+
+    def _recorded(self, proposal: Proposal) -> Trial:
         recorded: Any = self._shared.coordinator.trial
-        trial: Trial = ray.get(recorded.remote(parent.trial_id))
-        assert trial.candidate is not None, "only complete trials are continued"
-        return Pruned(self._load(parent.trial_id), trial.candidate, trial.epochs)
+        return ray.get(recorded.remote(proposal.trial_id))
+
+    def _start(self, parent: Proposal, recorded: Trial) -> Pruned | None:
+        """The network of `parent` from the store, where it was kept."""
+        if not is_kept(parent):
+            return None
+        assert recorded.candidate is not None, "only trials with a network are continued"
+        return Pruned(self._load(parent.trial_id), recorded.candidate, recorded.epochs)
 
     def _load(self, name: str) -> nn.Module:
         return artifact.load_from(self._workload.model, self._shared.store, f"models/{name}")
@@ -178,11 +196,10 @@ class CandidateTrial(tune.Trainable):
         accuracies: dict[str, float] = {}
         if task.dense:
             accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
-        for candidate in task.finetuned:
-            accuracies[candidate] = evaluate(self._load(candidate), split, batch_size=batch_size).accuracy
+        for name in task.finetuned:
+            accuracies[name] = evaluate(self._load(name), split, batch_size=batch_size).accuracy
         for candidate, proposal in task.repaired:
-            has_path = method_of(proposal).has_path()
-            model = self._load(proposal.trial_id) if has_path else self._pruner.prune(proposal).model
+            model = self._load(proposal.trial_id) if is_kept(proposal) else self._pruner.prune(proposal).model
             accuracies[candidate] = evaluate(model, split, batch_size=batch_size).accuracy
         return accuracies
 
@@ -205,7 +222,8 @@ def prepare_dense(
     def work() -> None:
         try:
             torch.set_num_threads(placement.threads)
-            workload = build_workload(spec, data=data, device=placement.device, weights=weights)
+            reader = RayReader()
+            workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
             if train:
                 train_dense(workload, spec, on_epoch=news.put)
             validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
@@ -226,8 +244,27 @@ def prepare_dense(
     thread.join()
 
 
+def is_kept(proposal: Proposal) -> bool:
+    """Whether the store keeps a search trial's network: one that was trained is too dear to be made again."""
+    return method_of(proposal).has_path() or proposal.rung > 0
+
+
+def network_name(trial: Trial) -> str:
+    """What a trained network is called in `models/`: a finalist's after its candidate, any other after its trial."""
+    if trial.proposal.stage is Stage.SEARCH or trial.candidate is None:
+        return trial.trial_id
+    return repeat_name(trial.candidate.id, trial.proposal.repeat)
+
+
+def of_rung(trial: Trial, search: SamplerSpec) -> Trial:
+    """The trial as it counts: below the last rung it is stopped."""
+    proposal = trial.proposal
+    is_below = proposal.stage is Stage.SEARCH and proposal.rung < len(search.rungs) - 1
+    return replace(trial, state=TrialState.STOPPED) if is_below and trial.state is TrialState.COMPLETE else trial
+
+
 def _save(shared: Shared, result: Result, name: str) -> None:
-    """Write the network to `models/<name>`: the id of a fine-tuned candidate, or of a trial on a path."""
+    """Write the network to `models/<name>`."""
     assert result.trial.candidate is not None
     artifact.save(
         shared.store,
@@ -246,4 +283,5 @@ def _build(shared: Shared) -> Workload:
         data=ray.get(shared.data),
         device=shared.placement.device,
         weights=ray.get(shared.weights),
+        reader=RayReader(),
     )
