@@ -16,6 +16,7 @@ SPACE = SearchSpace(
     methods=("l2", "l1", "random"),
     allocations=(RATIOS, "uniform", "global_rank"),
     blocks=(("a",), ("b", "c"), ("d",)),
+    channels={"a": 4, "b": 8, "c": 8, "d": 16},
     lowest=0.1,
     highest=0.3,
     settings={
@@ -39,7 +40,16 @@ def outcome(proposal: Proposal) -> Outcome:
         candidate=f"c{proposal.number}",
         accuracy=accuracy,
         flops_fraction=proposal.target_flops,
+        method=proposal.method,
+        widths=widths_of(proposal),
     )
+
+
+def widths_of(proposal: Proposal) -> dict[str, int]:
+    return {
+        name: max(1, round(count * proposal.keep_ratios.get(name, proposal.target_flops)))
+        for name, count in SPACE.channels.items()
+    }
 
 
 def drive(proposals: Proposals, *, workers: int, order: random.Random) -> list[Proposal]:
@@ -68,13 +78,14 @@ def trial_of(proposal: Proposal) -> Trial:
         flops_fraction=result.flops_fraction,
         params_fraction=result.params_fraction,
     )
-    candidate = Candidate(method=proposal.method, kept={"a": (0,)})
+    kept = {name: tuple(range(width)) for name, width in widths_of(proposal).items()}
+    candidate = Candidate(method=proposal.method, kept=kept)
     return Trial(
         trial_id=proposal.trial_id, proposal=proposal, state=result.state, candidate=candidate, metrics=metrics
     )
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["mixed", "tpe", "nsga2", "random"])
 def test_a_seed_gives_the_same_search_for_any_number_of_workers_and_any_order_of_completion(sampler: str) -> None:
     spec = SamplerSpec.model_validate({"trials": 48, "sampler": sampler, "lookahead": 6})
     alone = drive(Proposals(SPACE, spec, seed=3), workers=1, order=random.Random(0))
@@ -108,7 +119,7 @@ def test_the_lookahead_is_all_that_runs_ahead_of_the_results() -> None:
 
 
 def test_every_proposal_is_within_the_space() -> None:
-    proposals = Proposals(SPACE, SamplerSpec(trials=60), seed=0)
+    proposals = Proposals(SPACE, SamplerSpec(trials=60, sampler="tpe"), seed=0)
     for proposal in drive(proposals, workers=2, order=random.Random(0)):
         assert 0.1 <= proposal.target_flops <= 0.3 and proposal.target_params is None
         assert set(proposal.keep_ratios) == (set("abcd") if proposal.allocation == RATIOS else set())
@@ -197,9 +208,9 @@ CONTROLLED = replace(
 )
 
 
-def test_controls_come_first_and_are_no_part_of_what_the_sampler_chooses_among() -> None:
+def test_controls_are_one_in_four_and_no_part_of_what_the_sampler_chooses_among() -> None:
     done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=3, order=random.Random(0))
-    controls, others = done[:10], done[10:]
+    controls, others = done[::4], [p for p in done if p.number % 4]
     assert [p.method for p in controls] == ["random", "l1"] * 5, "a quarter of the trials"
     assert [p.target_flops for p in controls[:4]] == [0.3] * 4
     assert {p.allocation for p in controls} == {"uniform", "global_rank"}
@@ -215,10 +226,34 @@ def test_few_trials_leave_one_for_the_method_that_was_asked_for(trials: int, con
 
 def test_a_method_is_first_tried_as_its_paper_sets_it() -> None:
     done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=1, order=random.Random(0))
-    assert all(dict(p.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3} for p in done[10:16])
-    assert len({p.settings["power"] for p in done[16:]}) > 10
+    own = [p for p in done if p.number % 4]
+    assert all(dict(p.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3} for p in own[:6])
+    assert len({p.settings["power"] for p in own[6:]}) > 10
     *_, only = drive(Proposals(CONTROLLED, SamplerSpec(trials=3), seed=0), workers=1, order=random.Random(0))
     assert dict(only.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3}, "also where there is room for one alone"
+
+
+def test_without_warm_starts_the_sampler_begins() -> None:
+    spec = SamplerSpec(trials=40, warm_starts=False, sampler="tpe")
+    own = [p for p in drive(Proposals(CONTROLLED, spec, seed=0), workers=1, order=random.Random(0)) if p.method == "l2"]
+    assert len({p.settings["power"] for p in own[:6]}) == 6 and len(own) == 30
+
+
+def test_a_search_that_its_time_ends_is_not_all_controls_and_random_draws() -> None:
+    """It may be asked for any number of trials: what a few of these do must not depend on how many there could be."""
+    few = drive_some(Proposals(CONTROLLED, SamplerSpec(trials=5000), seed=0), 40)
+    assert sum(p.method != "l2" for p in few) == 10
+    assert few[1].allocation != RATIOS, "its own warm starts come early"
+    late = [p for p in few[26:] if p.method == "l2"]
+    assert {p.allocation for p in late} >= {RATIOS}
+
+
+def drive_some(proposals: Proposals, count: int) -> list[Proposal]:
+    done = []
+    while len(done) < count and (proposal := proposals.next()) is not None:
+        proposals.tell(proposal.number, outcome(proposal))
+        done.append(proposal)
+    return done
 
 
 def test_a_search_with_controls_is_resumed_where_it_was() -> None:
