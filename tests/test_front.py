@@ -248,3 +248,48 @@ def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None
     assert candidate is not None and candidate == trials[1].candidate
     rows = ablation(trials, Budget(flops=0.2), test={"candidates": {candidate.id: 0.94}})
     assert [(r["finetuning_epochs"], r["test_accuracy"]) for r in rows] == [(0.0, None), (1.0, 0.94)]
+
+
+def repeats(number: int, accuracies: list[float], *, flops: float, parent: str) -> list[Trial]:
+    first = trial(number, 0.0, flops, stage=Stage.FINETUNE, epochs=20, parent=parent)
+    found = []
+    for repeat, accuracy in enumerate(accuracies):
+        proposal = replace(first.proposal, repeat=repeat)
+        assert first.metrics is not None
+        metrics = replace(first.metrics, accuracy=accuracy)
+        found.append(replace(first, trial_id=proposal.trial_id, proposal=proposal, metrics=metrics))
+    return found
+
+
+def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:
+    three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
+    one = trial(2, 0.94, 0.2, stage=Stage.FINETUNE, epochs=20)
+    searched = trial(1, 0.5, 0.2)
+    rows = {r["method"] + r["trial_id"][:14]: r for r in candidates([searched, *three, one], test=None)}
+    mean = rows["l2finetune-00001"]
+    assert mean["val_accuracy"] == pytest.approx(0.93) and mean["repeats"] == [0, 1, 2]
+    # Student's t for two degrees of freedom: 4.303 * 0.03 / sqrt(3).
+    assert mean["val_interval"] == pytest.approx(0.07453, abs=1e-5)
+    assert rows["l2finetune-00002"]["val_interval"] is None and rows["l2finetune-00002"]["on_front"]
+    assert not mean["on_front"], "its best seed alone would be"
+
+
+def test_the_test_split_speaks_of_every_repeat_or_of_none() -> None:
+    three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
+    name = three[0].candidate.id if three[0].candidate else ""
+    tested = {"dense": 0.97, "candidates": {name: 0.9, f"{name}-s1": 0.92, f"{name}-s2": 0.94}}
+    (row,) = candidates(three, test=tested)
+    assert row["test_accuracy"] == pytest.approx(0.92) and row["test_interval"] == pytest.approx(0.04968, abs=1e-5)
+    del tested["candidates"][f"{name}-s1"]  # type: ignore[attr-defined]  # a dictionary of dictionaries
+    (row,) = candidates(three, test=tested)
+    assert row["test_accuracy"] is None and row["test_interval"] is None
+
+
+def test_a_stopped_trial_is_on_no_front_and_counts_where_it_came_to() -> None:
+    below = [replace(trial(n, 0.99, 0.1), state=TrialState.STOPPED) for n in range(3)]
+    went_on = replace(below[0].proposal, rung=1, parent=below[0].trial_id)
+    last = replace(below[0], trial_id=went_on.trial_id, proposal=went_on, state=TrialState.COMPLETE, epochs=2)
+    assert [r["trial_id"] for r in front([*below, last])] == ["search-00000-r1"]
+    now = progress(RUN, [*below, last])
+    assert now.searched == 3 and now.states == {"COMPLETE": 1, "STOPPED": 2, "WAITING": 5}
+    assert [r["finetuning_epochs"] for r in ablation([*below, last], Budget(flops=0.3))] == [2.0] * 3

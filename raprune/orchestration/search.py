@@ -233,6 +233,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         raise searcher.failure
     if enough.reason is not None:
         run.store.write_json(RUN_FILE, run.store.run() | {"stopped": enough.reason})
+        run.console.print(f"The search ended early: {enough.reason}.", markup=False, highlight=False)
     return searcher.test
 
 

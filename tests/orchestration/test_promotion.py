@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 from raprune.budget import Budget
-from raprune.orchestration.promotion import Outcome, choose_finalists
+from raprune.orchestration.promotion import Outcome, accuracy_floor, choose_finalists
 from raprune.trial import TrialState
 
 
@@ -60,3 +60,31 @@ def test_the_best_of_each_method_follows_the_front() -> None:
     assert chosen == ["search-00004", "search-00000", "search-00021", "search-00023"]
     assert choose_finalists(outcomes, Budget(flops=0.3), 2) == chosen[:2]
     assert choose_finalists(outcomes, Budget(flops=0.3), 0, each_method=True) == []
+
+
+def test_those_that_keep_the_accuracy_come_first_and_others_fill_up() -> None:
+    chosen = choose_finalists(FRONT + DOMINATED, Budget(flops=0.3), 6, floor=0.93)
+    above = {o.trial_id for o in FRONT if o.accuracy >= 0.93}
+    assert set(chosen[:4]) == above and len(above) == 4 and len(chosen) == 6
+
+
+def test_a_front_of_latency_is_not_that_of_flops() -> None:
+    outcomes = [
+        outcome(0, 0.9, 0.1, latency_fraction=0.9),
+        outcome(1, 0.9, 0.3, latency_fraction=0.2),
+        outcome(2, 0.8, 0.2, latency_fraction=0.6),
+    ]
+    assert choose_finalists(outcomes, Budget(), 1) == ["search-00000"]
+    assert choose_finalists(outcomes, Budget(), 1, cost="latency") == ["search-00001"]
+    assert choose_finalists(outcomes, Budget(latency=0.7), 3) == ["search-00001", "search-00002"]
+
+
+def test_stopped_trials_are_no_finalists() -> None:
+    assert choose_finalists([outcome(0, 0.99, 0.2, state=TrialState.STOPPED)], Budget(flops=0.3), 1) == []
+
+
+def test_the_floor_is_the_higher_of_what_is_asked() -> None:
+    assert accuracy_floor(None, None, 0.9) is None
+    assert accuracy_floor(0.8, None, 0.9) == 0.8
+    assert accuracy_floor(0.8, 0.01, 0.9) == 0.9 - 0.01
+    assert accuracy_floor(None, 0.01, None) is None
