@@ -186,6 +186,38 @@ def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any]
     return table
 
 
+def spent(trials: Sequence[Trial], budget: Budget) -> list[Row]:
+    """What the front had become after so much work: one row for each trial that enlarged it, by the time it ended.
+
+    `gpu_hours` and `hours` are those of all trials until then, failed and stopped ones included, on GPUs and on
+    workers; `hypervolume` is as in `Progress`, and `val_accuracy` that of the best within the budget.
+    """
+    limit = budget.flops or 1.0
+    points: list[tuple[float, float]] = []
+    gpu_s = worker_s = volume = 0.0
+    table: list[Row] = []
+    for trial in sorted(trials, key=lambda t: (t.started_at + t.seconds, t.trial_id)):
+        gpu_s, worker_s = gpu_s + trial.gpu_seconds, worker_s + trial.seconds
+        if trial.state is not TrialState.COMPLETE or trial.metrics is None or not within([row(trial, test={})], budget):
+            continue
+        points.append((1.0 - trial.metrics.accuracy, trial.metrics.flops_fraction))
+        points = [points[index] for index in pareto.non_dominated(points)]
+        larger = pareto.hypervolume(points, (1.0, limit)) / limit
+        if larger > volume:
+            volume = larger
+            table.append(
+                {
+                    "trial_id": trial.trial_id,
+                    "gpu_hours": gpu_s / 3600,
+                    "hours": worker_s / 3600,
+                    "hypervolume": volume,
+                    "val_accuracy": 1.0 - min(error for error, _ in points),
+                    "points": len(points),
+                }
+            )
+    return table
+
+
 def pick(rows: Sequence[Row], budget: Budget, *, min_accuracy: float | None = None) -> Row:
     """The most accurate row within the budget; with `min_accuracy`, the cheapest that is at least so accurate.
 

@@ -10,7 +10,7 @@ import pytest
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.front import ablation, candidates, front, pick, progress, to_be_tested
+from raprune.front import ablation, candidates, front, pick, progress, spent, to_be_tested
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 RUN: dict[str, Any] = {
@@ -293,3 +293,22 @@ def test_a_stopped_trial_is_on_no_front_and_counts_where_it_came_to() -> None:
     now = progress(RUN, [*below, last])
     assert now.searched == 3 and now.states == {"COMPLETE": 1, "STOPPED": 2, "WAITING": 5}
     assert [r["finetuning_epochs"] for r in ablation([*below, last], Budget(flops=0.3))] == [2.0] * 3
+
+
+def test_what_was_spent_counts_every_trial_and_shows_what_it_bought() -> None:
+    def at(number: int, accuracy: float, ended: float, **more: Any) -> Trial:
+        return replace(trial(number, accuracy, 0.15), started_at=ended - 360, seconds=360, gpu_seconds=180, **more)
+
+    trials = [
+        at(2, 0.7, 3000),
+        at(0, 0.5, 1000),
+        at(1, 0.99, 2000, state=TrialState.STOPPED),
+        at(3, 0.6, 4000),
+        replace(trial(4, 0.9, 0.31), started_at=5000),
+    ]
+    first, second = spent(trials, Budget(flops=0.3))
+    assert (first["trial_id"], first["hours"], first["gpu_hours"]) == ("search-00000", 0.1, 0.05)
+    assert second["trial_id"] == "search-00002" and second["hours"] == pytest.approx(0.3)
+    # Half the errors and half the FLOPs of the budget are a quarter of the area.
+    assert first["hypervolume"] == pytest.approx(0.25) and second["hypervolume"] == pytest.approx(0.35)
+    assert second["val_accuracy"] == pytest.approx(0.7)
