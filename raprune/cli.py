@@ -96,6 +96,10 @@ Test = Annotated[str | None, typer.Option(help="Test split: looked at once, for 
 Download = Annotated[bool | None, typer.Option("--download", help="Let torchvision fetch the data set.")]
 BudgetFlops = Annotated[float | None, typer.Option(help="Fraction of the dense FLOPs that may remain: 0.3 keeps 30 %.")]
 BudgetParams = Annotated[float | None, typer.Option(help="Fraction of the dense parameters that may remain.")]
+BudgetLatency = Annotated[
+    str | None,
+    typer.Option(help="Latency that may remain: 0.5, a fraction of the dense network's, or 3ms, a time a batch."),
+]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Glob of module names whose channels all stay. Can be given repeatedly.")
 ]
@@ -120,12 +124,13 @@ def search(
     download: Download = None,
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
+    budget_latency: BudgetLatency = None,
     methods: Annotated[str | None, typer.Option(help="Methods to search among, by commas: l2,l1,random.")] = None,
     trials: Annotated[int | None, typer.Option(help="Candidates to try before fine-tuning.")] = None,
     time_limit: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Propose nothing new after this: 90, 90s, 10m, 2h.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="mixed, tpe, nsga2 or random.")] = None,
     finalists: Annotated[int | None, typer.Option(help="Candidates of the front that are fine-tuned.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of fine-tuning for each finalist.")] = None,
     exclude: Exclude = None,
@@ -212,6 +217,7 @@ def pick(
     run: Run,
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
+    budget_latency: BudgetLatency = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Pick the cheapest with this validation accuracy, in (0, 1].")
     ] = None,
@@ -224,7 +230,7 @@ def pick(
     if min_accuracy is not None and not 0.0 < min_accuracy <= 1.0:
         raise UsageError(f"--min-accuracy {min_accuracy:g}: above 0 and at most 1.", hint="For 95 %: 0.95")
     budget = Budget(flops=budget_flops, params=budget_params)
-    print_pick(run, budget, console=_console(), min_accuracy=min_accuracy, as_json=as_json)
+    print_pick(run, budget, latency=budget_latency, console=_console(), min_accuracy=min_accuracy, as_json=as_json)
 
 
 @app.command()
@@ -280,6 +286,7 @@ def prune(
     download: Download = None,
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
+    budget_latency: BudgetLatency = None,
     exclude: Exclude = None,
     min_channels: MinChannels = None,
     multiple_of: MultipleOf = None,
@@ -350,6 +357,7 @@ def check(
     download: Download = None,
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
+    budget_latency: BudgetLatency = None,
     exclude: Exclude = None,
     seed: Seed = None,
     assignments: Assignments = None,
@@ -382,6 +390,7 @@ FIELDS = {
     "download": "data.download",
     "budget_flops": "budget_flops",
     "budget_params": "budget_params",
+    "budget_latency": "budget_latency",
     "exclude": "exclude",
     "min_channels": "search.min_channels",
     "multiple_of": "search.multiple_of",

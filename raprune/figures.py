@@ -172,6 +172,7 @@ def _recipe(row: Row) -> str:
         f"trained {row['epochs']:g} epochs since the dense network" if row["epochs"] else "repaired, not fine-tuned",
         f"{row['flops_fraction']:.1%} of the FLOPs: {row['flops']:,} ({row['macs']:,} MACs)",
         f"{row['params_fraction']:.1%} of the parameters: {row['params']:,}{_zeros(row)}",
+        *([f"{_time(row)} % of the dense network's latency"] if _time(row) else []),
         f"validation {points(row['val_accuracy'])}, test {points(row['test_accuracy'])}",
         f"after cut {points(row['accuracy_after_cut'])}, after repair {points(row['accuracy_after_repair'])}",
     ]
@@ -287,10 +288,18 @@ def _table_row(row: Row) -> str:
         f"{row['flops']:,}",
         f"{100 * row['params_fraction']:.1f}",
         f"{row['params']:,}",
+        _time(row),
         f"{100 * row['val_accuracy']:.2f}",
         test,
     ]
     return _cells(cells)
+
+
+def _time(row: Row) -> str:
+    """Percent of the dense network's latency: measured whole, or, marked, as the table of layer times predicts."""
+    if row.get("measured_fraction") is not None:
+        return f"{100 * row['measured_fraction']:.1f}"
+    return "" if row["latency_fraction"] is None else f"~{100 * row['latency_fraction']:.1f}"
 
 
 def _ablation_row(row: Row) -> str:
@@ -355,7 +364,7 @@ Point at one for its recipe.</p>
 <div class="wide"><table>
 <caption hidden>The front</caption>
 <thead><tr><th>candidate</th><th>method</th><th>epochs</th><th>FLOPs %</th><th>FLOPs</th><th>params %</th>
-<th>params</th><th>validation %</th><th>test %</th></tr></thead>
+<th>params</th><th>time %</th><th>validation %</th><th>test %</th></tr></thead>
 <tbody>
 $rows
 </tbody></table></div>

@@ -26,6 +26,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
+TABLE = "latency.safetensors"
+"""Where a run keeps its table."""
+
 KINDS = ("matrix", "other")
 """Of operations: convolutions and products of matrices; and all that is done element by element."""
 
@@ -43,7 +46,7 @@ class Accuracy:
     networks: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatencyTable:
     """Times of a network's operations on one device, for one batch. N operations share T grids of at most W x W."""
 

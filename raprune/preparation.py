@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from safetensors.numpy import load
 
 from raprune.allocate import ALLOCATIONS, check_reachable
 from raprune.candidate import Setting
@@ -14,8 +16,9 @@ from raprune.cost import CostModel
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.errors import ModelError, StoreError, UsageError
+from raprune.latency import TABLE, LatencyTable
 from raprune.methods import method_named
-from raprune.spec import SearchSpec
+from raprune.spec import SearchSpec, latency_fraction
 from raprune.store import Store
 from raprune.tracing import ChannelGraph, cached_trace
 from raprune.tracing.proof import Proof, prove
@@ -60,15 +63,43 @@ def prepare(spec: SearchSpec) -> Prepared:
             hint="`raprune inspect` names every layer that stays and why.",
         )
     cost = CostModel(proof.graph)
-    limits = {"min_channels": spec.search.min_channels, "multiple_of": spec.search.multiple_of}
-    check_reachable(cost, spec.budget, **limits)
+    _check_budget(cost, spec)
     return Prepared(data, workload.weights(), proof, cost)
+
+
+def with_table(spec: SearchSpec, prepared: Prepared, table: LatencyTable) -> tuple[SearchSpec, Prepared]:
+    """The job once latency is known: its budget is a fraction of the dense network's, its costs have the table.
+
+    Raises:
+        BudgetError: if the latency is out of reach.
+    """
+    assert spec.budget_latency is not None, "a table is measured for a budget"
+    fraction = latency_fraction(spec.budget_latency, table.dense_ms)
+    spec = spec.model_copy(update={"budget_latency": fraction})
+    prepared = replace(prepared, cost=CostModel(prepared.graph, table))
+    _check_budget(prepared.cost, spec)
+    return spec, prepared
+
+
+def stored_table(store: Store) -> LatencyTable | None:
+    """The latency table of the run in `store`, where it has one."""
+    return LatencyTable.from_arrays(load(store.read_bytes(TABLE))) if store.exists(TABLE) else None
+
+
+def _check_budget(cost: CostModel, spec: SearchSpec) -> None:
+    check_reachable(cost, spec.budget, min_channels=spec.search.min_channels, multiple_of=spec.search.multiple_of)
 
 
 def _check_names(spec: SearchSpec) -> None:
     """Names of methods, their settings and allocations: looked up before any work."""
     for name in spec.methods:
         method_named(name)
+    if spec.budget_latency is not None and "maxout" in spec.methods:
+        raise UsageError(
+            "budget_latency (--budget-latency): not with the method maxout, whose maximum over channels no table of "
+            "layer times knows.",
+            hint="Use --budget-flops or --budget-params with it, or leave it out of --methods.",
+        )
     for name, settings in spec.settings.items():
         known = {field.name: field for field in fields(method_named(name))}
         for key, value in settings.items():

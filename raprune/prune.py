@@ -119,7 +119,7 @@ class Pruner:
             ModelError: if the training diverges.
         """
         started = time.time()
-        pruned = start or self._made_again(parent)
+        pruned = start or self.made_again(parent)
         repaired = self._evaluate(pruned.model)
         train(
             pruned.model,
@@ -148,6 +148,12 @@ class Pruner:
         after_cut = self._evaluate(model).accuracy if judge_cut else None
         method.repair(model, self._batches, Cut(base, self.graph, candidate.kept))
         return Pruned(model, candidate, epochs, after_cut)
+
+    def made_again(self, parent: Proposal) -> Pruned:
+        """The network that a search trial came to, before any fine-tuning."""
+        if not method_of(parent).has_path():
+            return self.cut_and_repair(parent, judge_cut=True)
+        return next(pruned for here, pruned, _ in self._path(replace(parent, step=None)) if here == parent)
 
     def base(self, method: Method) -> tuple[nn.Module, float]:
         """The network that the method scores and cuts, trained for it where it asks for that; and for how long."""
@@ -228,9 +234,7 @@ class Pruner:
 
     def _candidate(self, proposal: Proposal, method: Method, scores: Scores) -> Candidate:
         target = Target(
-            budget=Budget(
-                flops=proposal.target_flops, params=proposal.target_params, latency=proposal.target_latency
-            ),
+            budget=Budget(flops=proposal.target_flops, params=proposal.target_params, latency=proposal.target_latency),
             min_channels=self._search.min_channels,
             multiple_of=self._search.multiple_of,
         )
@@ -273,11 +277,6 @@ class Pruner:
             step = next(steps, None)
             yield proposal if step is None else replace(proposal, step=number), pruned, seconds
             number += 1
-
-    def _made_again(self, parent: Proposal) -> Pruned:
-        if not method_of(parent).has_path():
-            return self.cut_and_repair(parent, judge_cut=True)
-        return next(pruned for here, pruned, _ in self._path(replace(parent, step=None)) if here == parent)
 
     def _channels(self, pruned: Pruned) -> ChannelMap | None:
         """Which of the dense network's channels are left; None where maxout units stand between the two."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,12 +15,19 @@ from rich.table import Table
 
 from raprune import figures
 from raprune.budget import Budget
+from raprune.errors import UsageError
 from raprune.front import Progress, Row, ablation, candidates, front, pick, progress, weights_pruned, within
-from raprune.spec import SearchSpec
+from raprune.spec import SearchSpec, latency_fraction, read_latency
 from raprune.store import Store
 from raprune.trial import Trial
 
 TEST_FILE = "report/test.json"
+LATENCY_FILE = "report/latency.json"
+
+FASTER = 0.5
+"""A network that saves less than this share of its saved FLOPs in time did not become faster for them."""
+_WORTH_MENTIONING = 0.1
+"""Share of the FLOPs that a network must have saved for that to be said of it."""
 
 WIDE = 118
 """Columns of a terminal from which the table shows absolute costs and MACs as well."""
@@ -49,10 +57,12 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
     run, test = store.run(), read_test(store)
     trials = store.trials()
     rows = candidates(trials, test=test) if everything else front(trials, budget_of(run), test=test)
+    timed = read_times(store)
+    rows = with_times(rows, timed)
     if as_json:
         console.out(json.dumps(rows, indent=2), highlight=False)
     else:
-        console.print(render_rows(rows, run, test, width=console.width))
+        console.print(render_rows(rows, run, test, timed=timed, width=console.width))
         _print_next(store, console)
 
 
@@ -68,16 +78,28 @@ def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None
 
 
 def print_pick(
-    uri: str, budget: Budget, *, console: Console, min_accuracy: float | None = None, as_json: bool = False
+    uri: str,
+    budget: Budget,
+    *,
+    console: Console,
+    latency: str | None = None,
+    min_accuracy: float | None = None,
+    as_json: bool = False,
 ) -> None:
-    """Prints the candidate of the run that fits best; nothing is computed anew."""
+    """Prints the candidate of the run that fits best; nothing is computed anew.
+
+    `latency`: what may remain beside `budget`, as `raprune.spec.read_latency` reads it.
+    """
     store = Store(uri)
-    run, test = store.run(), read_test(store)
-    row = pick(candidates(store.trials(), test=test), budget, min_accuracy=min_accuracy)
+    run, test, timed = store.run(), read_test(store), read_times(store)
+    if latency is not None:
+        budget = replace(budget, latency=_latency_fraction(latency, run))
+    rows = with_times(candidates(store.trials(), test=test), timed)
+    row = pick(rows, budget, min_accuracy=min_accuracy)
     if as_json:
         console.out(json.dumps(row, indent=2), highlight=False)
         return
-    console.print(render_rows([row], run, test, width=console.width))
+    console.print(render_rows([row], run, test, timed=timed, width=console.width))
     hint = f"Export it: raprune export {store.name} {row['candidate']} FOLDER"
     console.print(hint, highlight=False, markup=False, soft_wrap=True)
 
@@ -97,7 +119,9 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
 def write_report(store: Store) -> None:
     """Writes `front.json`, `ablation.json`, `front.html` and `front.png` into the run's folder `report`."""
     run, test, trials = store.run(), read_test(store), store.trials()
-    rows, chosen = candidates(trials, test=test), front(trials, budget_of(run), test=test)
+    timed = read_times(store)
+    rows = with_times(candidates(trials, test=test), timed)
+    chosen = with_times(front(trials, budget_of(run), test=test), timed)
     compared = ablation(trials, budget_of(run), test=test)
     store.write_json("report/front.json", chosen)
     store.write_json("report/ablation.json", compared)
@@ -111,10 +135,65 @@ def read_test(store: Store) -> dict[str, Any]:
     return dict(found)
 
 
+def read_times(store: Store) -> dict[str, Any]:
+    """What whole networks of the front took: `{"device", "batch_size", "precision", "dense_ms", "candidates"}`.
+
+    Empty until it was measured.
+    """
+    found = store.read_json(LATENCY_FILE) if store.exists(LATENCY_FILE) else {}
+    return dict(found)
+
+
+def with_times(rows: list[Row], timed: Mapping[str, Any]) -> list[Row]:
+    """The rows with `measured_ms` and `measured_fraction`, of the dense network's; None where none was measured."""
+    known = timed.get("candidates", {})
+    return [
+        row
+        | {
+            "measured_ms": (time_ms := known.get(row["candidate"])),
+            "measured_fraction": None if time_ms is None else time_ms / timed["dense_ms"],
+        }
+        for row in rows
+    ]
+
+
+def not_faster(rows: list[Row], timed: Mapping[str, Any]) -> str:
+    """A sentence on the measured networks that fewer FLOPs did not make faster; empty if there are none."""
+    measured = [row for row in rows if row.get("measured_fraction") is not None]
+    saving = [row for row in measured if 1 - row["flops_fraction"] >= _WORTH_MENTIONING]
+    slow = [row for row in saving if 1 - row["measured_fraction"] < FASTER * (1 - row["flops_fraction"])]
+    if not slow:
+        return ""
+    worst = max(slow, key=lambda row: (row["measured_fraction"] - row["flops_fraction"], row["candidate"]))
+    return (
+        f"Fewer FLOPs did not become faster in {len(slow)} of {len(measured)} networks: {worst['candidate']} has "
+        f"{worst['flops_fraction']:.1%} of the FLOPs and takes {worst['measured_fraction']:.1%} of the time "
+        f"(batch of {timed['batch_size']}, {timed['device']}). A search with --budget-latency looks for fast ones."
+    )
+
+
+def _latency_fraction(latency: str, run: Mapping[str, Any]) -> float:
+    known = run.get("latency")
+    if known is None:
+        raise UsageError(
+            f"--budget-latency {latency}: this run knows no latencies: it was searched without --budget-latency.",
+            hint="Pick by --budget-flops or --budget-params, or search with --budget-latency.",
+        )
+    try:
+        return latency_fraction(latency, known["dense_ms"])
+    except ValueError as error:
+        raise UsageError(f"--budget-latency {latency}: {error}.", hint="For example 0.5 or 3ms.") from None
+
+
 def budget_of(run: Mapping[str, Any]) -> Budget:
-    """The budget of `run.json` content."""
+    """The budget of `run.json` content. A latency is a fraction there; one that is still a time is free."""
     spec = run.get("spec", {})
-    return Budget(flops=spec.get("budget_flops"), params=spec.get("budget_params"))
+    latency = spec.get("budget_latency")
+    return Budget(
+        flops=spec.get("budget_flops"),
+        params=spec.get("budget_params"),
+        latency=None if latency is None else read_latency(latency)[0],
+    )
 
 
 def render_progress(now: Progress) -> RenderableType:
@@ -145,7 +224,12 @@ def render_progress(now: Progress) -> RenderableType:
 
 
 def render_rows(
-    rows: list[Row], run: Mapping[str, Any], test: Mapping[str, Any], *, width: int = WIDE
+    rows: list[Row],
+    run: Mapping[str, Any],
+    test: Mapping[str, Any],
+    *,
+    timed: Mapping[str, Any] | None = None,
+    width: int = WIDE,
 ) -> RenderableType:
     """The table of the rows beside the dense network; the most accurate within the budget has a star.
 
@@ -162,22 +246,23 @@ def render_rows(
     nonzero = any(weights_pruned(r) for r in rows)
     # A narrow terminal has room for one of the two: the smaller.
     stored = wide or not nonzero
+    has_times = any(_time_share(r) for r in rows)
     columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else [])]
-    columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero
+    columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero + ["time"] * has_times
     for header in [*columns, "val %", "test %", "drop"]:
         table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
     for r in rows:
         costs = [f"{r['flops_fraction']:.1%}"]
         costs += [_count(r["flops"]), _count(r["macs"])] if wide else []
         costs += [f"{r['params_fraction']:.1%}"] * stored + [_count(r["params"])] * wide
-        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero
+        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [_time_share(r)] * has_times
         star = "★" if r["candidate"] == best else ""
         accuracies = [_points(r["val_accuracy"]), _points(r["test_accuracy"]), drop(r, dense, test)]
         style = "bold" if star else None
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
         costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%"] * stored + [_count(dense["params"])] * wide + ["100.0%"] * nonzero
+        costs += ["100.0%"] * stored + [_count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_times)
         table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
         "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
@@ -190,7 +275,27 @@ def render_rows(
         notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
     else:
         notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
-    return Group(table, " ".join(notes) + "[/dim]")
+    if has_times:
+        notes.append(_how_timed(rows, run, timed or {}))
+    slow = not_faster(rows, timed or {})
+    return Group(table, " ".join(notes) + "[/dim]", *([escape(slow)] if slow else []))
+
+
+def _time_share(row: Row) -> str:
+    """The network's share of the dense one's latency: measured, or, marked, as the table of layer times predicts."""
+    if row.get("measured_fraction") is not None:
+        return f"{row['measured_fraction']:.1%}"
+    return "" if row["latency_fraction"] is None else f"~{row['latency_fraction']:.1%}"
+
+
+def _how_timed(rows: list[Row], run: Mapping[str, Any], timed: Mapping[str, Any]) -> str:
+    known = timed or run.get("latency", {})
+    what = "Time: share of the dense network's latency"
+    if known:
+        device, ms = escape(known["device"]), known["dense_ms"]
+        what += f", {ms:.3g} ms for a batch of {known['batch_size']} ({known['precision']}) on {device}"
+    is_predicted = any(row.get("measured_fraction") is None and row["latency_fraction"] is not None for row in rows)
+    return f"{what}{'; ~ as layer times predict it' if is_predicted else ''}."
 
 
 def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:

@@ -13,14 +13,16 @@ from raprune.artifact import RECIPE, WEIGHTS, provenance, save, trial_provenance
 from raprune.candidate import Candidate
 from raprune.errors import StoreError, UsageError
 from raprune.evaluate import evaluate
-from raprune.preparation import DENSE, prepare
+from raprune.latency import LatencyTable
+from raprune.preparation import DENSE, Prepared, prepare, stored_table, with_table
 from raprune.prune import Pruner, Result
 from raprune.spec import SearchSpec
 from raprune.statistics import Statistics
 from raprune.store import Store
+from raprune.timing import measure_table, table_key
 from raprune.training import Epoch
 from raprune.trial import Proposal, Stage, Trial, TrialState
-from raprune.workload import build_workload, train_dense
+from raprune.workload import Workload, build_workload, train_dense
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ def prune_once(
     store = None if folder is None else Store(folder)
     if store is not None and store.exists(RECIPE):
         raise StoreError(f"{store.name} holds a {RECIPE} already.", hint="Give another folder.")
-    prepared = prepare(spec)
+    prepared, statistics = prepare(spec), _statistics(spec)
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
+    if spec.budget_latency is not None:
+        spec, prepared = with_table(spec, prepared, _table(workload, prepared, spec, statistics))
     if spec.model.weights is None:
         train_dense(workload, spec, on_epoch=on_epoch and partial(on_epoch, "dense"))
-    pruner = Pruner(workload, prepared.graph, spec, statistics=_statistics(spec))
+    pruner = Pruner(workload, prepared.graph, spec, statistics=statistics, latency=prepared.cost.table)
     proposal = Proposal(
         number=0,
         method=method,
@@ -65,6 +69,7 @@ def prune_once(
         allocation=allocation,
         target_flops=spec.budget_flops or 1.0,
         target_params=spec.budget_params,
+        target_latency=spec.budget.latency,
         seed=spec.seed,
     )
     if finetune:
@@ -128,7 +133,18 @@ def _pruner_of_run(store: Store, spec: SearchSpec) -> Pruner:
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
     # Beside the run where it lies now; it may be another's, and read only.
     here = spec.model_copy(update={"output": store.uri})
-    return Pruner(workload, prepared.graph, spec, statistics=Statistics(Store(here.statistics_folder), writes=False))
+    statistics = Statistics(Store(here.statistics_folder), writes=False)
+    return Pruner(workload, prepared.graph, spec, statistics=statistics, latency=stored_table(store))
+
+
+def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics: Statistics) -> LatencyTable:
+    """Measured here, unless the folder of statistics has it."""
+    device = workload.device.type
+    arrays = statistics.once(
+        table_key(prepared.graph, spec.latency, device=device),
+        lambda: measure_table(workload.model, prepared.graph, spec.latency, device=device).to_arrays(),
+    )
+    return LatencyTable.from_arrays(arrays)
 
 
 def _statistics(spec: SearchSpec) -> Statistics:

@@ -146,6 +146,15 @@ def measure_whole(
         torch.set_num_threads(threads)
 
 
+def conditions(spec: LatencySpec, *, device: str) -> dict[str, Any]:
+    """What timings were taken under: the device's name, images a batch, precision; as plain data."""
+    where = torch.device(device)
+    name = device_name(where)
+    if where.type == "cpu":
+        name = f"{name}, {spec.threads} thread{'s' * (spec.threads > 1)}"
+    return {"device": name, "batch_size": spec.batch_size, "precision": precision_of(spec, where)}
+
+
 def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0) -> str:
     """Under which key the statistics hold the table of this network on this device. Weights do not matter to it."""
     content = {
@@ -216,9 +225,7 @@ def _operation_times(subject: Subject, cost: CostModel, spec: LatencySpec, seed:
         offset_ms=0.0,
         dense_ms=np.inf,
         accuracy=Accuracy(0.0, 0.0, 0),
-        device=_device_text(subject, spec),
-        batch_size=spec.batch_size,
-        precision=subject.precision,
+        **conditions(spec, device=subject.device.type),
         unknown=tuple(
             f"{op.call.operation} in {op.call.module}"
             for op, table in zip(operations, tables, strict=True)
@@ -294,8 +301,3 @@ def _some_widths(cost: CostModel, generator: np.random.Generator) -> Counts:
     """From narrow to wide networks, each with groups about as wide as the others or not."""
     share = generator.uniform(0.15, 1.0) * generator.uniform(0.5, 1.5, len(cost.num_channels))
     return np.clip(np.round(share * cost.num_channels), 1, cost.num_channels).astype(np.int64)
-
-
-def _device_text(subject: Subject, spec: LatencySpec) -> str:
-    name = device_name(subject.device)
-    return name if subject.device.type == "cuda" else f"{name}, {spec.threads} thread{'s' * (spec.threads > 1)}"
