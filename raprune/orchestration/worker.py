@@ -7,9 +7,9 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import ray
 import torch
@@ -18,10 +18,12 @@ from ray.actor import ActorHandle
 from torch import nn
 
 from raprune import artifact
+from raprune.checkpoint import StoreCheckpoints
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.evaluate import Evaluation, evaluate
 from raprune.latency import LatencyTable
+from raprune.orchestration.coordinator import ask
 from raprune.orchestration.failures import error_text
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.promotion import Outcome
@@ -31,7 +33,7 @@ from raprune.spec import SamplerSpec, SearchSpec
 from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
 from raprune.tracing.graph import ChannelGraph
-from raprune.training import Epoch
+from raprune.training import ALONE, Checkpoints, Epoch, Ranks
 from raprune.trial import Proposal, Stage, Trial, TrialState, repeat_name
 from raprune.workload import WeightArrays, Workload, build_workload, train_dense
 
@@ -83,6 +85,86 @@ class TestTask:
         return f"test-{self.number:05d}"
 
 
+@dataclass(frozen=True)
+class Equipment:
+    """What a worker holds on its device: the dense network and the data, and what makes candidates of them."""
+
+    shared: Shared
+    workload: Workload
+    pruner: Pruner
+
+    @classmethod
+    def of(cls, shared: Shared, *, writes: bool = True) -> Self:
+        """Built from what the run shares. Where `writes` is false, statistics are read and not kept."""
+        workload = _build(shared)
+        statistics = Statistics(Store(shared.spec.statistics_folder), ray.get(shared.statistics), writes=writes)
+        pruner = Pruner(workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency)
+        return cls(shared, workload, pruner)
+
+    def recorded(self, proposal: Proposal) -> Trial:
+        """The trial of a proposal that is recorded."""
+        recorded: Any = self.shared.coordinator.trial
+        return ask(recorded.remote(proposal.trial_id))
+
+    def start(self, parent: Proposal, recorded: Trial) -> Pruned:
+        """The network that the trial of `parent` ended with: the store's, else made again."""
+        if not is_kept(parent):
+            return self.pruner.made_again(parent)
+        assert recorded.candidate is not None, "only trials with a network are continued"
+        return Pruned(self.load(parent.trial_id), recorded.candidate, recorded.epochs)
+
+    def finetune(
+        self,
+        proposal: Proposal,
+        parent: Proposal,
+        recorded: Trial,
+        start: Pruned,
+        *,
+        ranks: Ranks = ALONE,
+        checkpoints: Checkpoints | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> Trial:
+        """The trial of `proposal`, which takes `start` on; rank 0 saves its network. `recorded`: the parent's trial."""
+        spec = self.shared.spec
+        train, rungs = spec.finalists.train, spec.search.rungs
+        if proposal.stage is Stage.SEARCH:
+            train = train.model_copy(update={"epochs": rungs[proposal.rung] - rungs[proposal.rung - 1]})
+        result = self.pruner.finetune(
+            proposal, parent, train, start=start, ranks=ranks, checkpoints=checkpoints, on_epoch=on_epoch
+        )
+        trial = of_rung(result.trial, spec.search)
+        if parent.rung:
+            # What the start came to was after its rung, not after the repair.
+            trial = replace(
+                trial,
+                accuracy_after_cut=recorded.accuracy_after_cut,
+                accuracy_after_repair=recorded.accuracy_after_repair,
+            )
+        if ranks.rank == 0:
+            self.save(result._replace(trial=trial))
+        return trial
+
+    def checkpoints(self, name: str) -> StoreCheckpoints:
+        """Where the training of this name keeps its checkpoint; removed when what comes of it is stored."""
+        return StoreCheckpoints(self.shared.store, f"checkpoints/{name}.safetensors")
+
+    def load(self, name: str) -> nn.Module:
+        """The network `models/<name>` of the run."""
+        return artifact.load_from(self.workload.model, self.shared.store, f"models/{name}")
+
+    def save(self, result: Result) -> None:
+        """Write the network to `models/` under the name that its trial gives it."""
+        assert result.trial.candidate is not None
+        artifact.save(
+            self.shared.store,
+            f"models/{network_name(result.trial)}",
+            model=result.model,
+            graph=self.shared.graph,
+            candidate=result.trial.candidate,
+            provenance=self.shared.provenance | artifact.trial_provenance(result.trial),
+        )
+
+
 class CandidateTrial(tune.Trainable):
     """A worker of the search: one process that takes task after task by `reset_config`.
 
@@ -97,11 +179,7 @@ class CandidateTrial(tune.Trainable):
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._broken: str | None = None
         try:
-            self._workload = _build(shared)
-            statistics = Statistics(Store(shared.spec.statistics_folder), ray.get(shared.statistics))
-            self._pruner = Pruner(
-                self._workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency
-            )
+            self._held = Equipment.of(shared)
         except Exception as error:
             # Raised from here it would be tried again for every candidate.
             self._broken = error_text(error)
@@ -121,6 +199,8 @@ class CandidateTrial(tune.Trainable):
         trials = self._try(task)
         # Together: a task that is cut off leaves no half of its path behind.
         ray.get(self._shared.coordinator.record.remote(trials))
+        if task.parent is not None:
+            self._held.checkpoints(task.proposal.trial_id).remove()
         return {"done": True, "outcome": Outcome.of(trials[-1])}
 
     def _meet(self, workers: int) -> None:
@@ -150,56 +230,31 @@ class CandidateTrial(tune.Trainable):
     def _run(self, task: CandidateTask) -> list[Trial]:
         shared = self._shared
         if task.parent is not None:
-            return [self._finetuned(task.proposal, task.parent)]
+            began = time.perf_counter()
+            recorded = self._held.recorded(task.parent)
+            start = self._held.start(task.parent, recorded)
+            kept = self._held.checkpoints(task.proposal.trial_id)
+            trial = self._held.finetune(task.proposal, task.parent, recorded, start, checkpoints=kept)
+            return [replace(trial, seconds=time.perf_counter() - began)]
         trials: list[Trial] = []
-        for result in self._pruner.results(task.proposal):
+        for result in self._held.pruner.results(task.proposal):
             if is_kept(task.proposal):
-                _save(shared, result, result.trial.trial_id)
+                self._held.save(result)
             trials.append(of_rung(result.trial, shared.spec.search))
         return trials
 
-    def _finetuned(self, proposal: Proposal, parent: Proposal) -> Trial:
-        spec, recorded = self._shared.spec, self._recorded(parent)
-        train, rungs = spec.finalists.train, spec.search.rungs
-        if proposal.stage is Stage.SEARCH:
-            train = train.model_copy(update={"epochs": rungs[proposal.rung] - rungs[proposal.rung - 1]})
-        result = self._pruner.finetune(proposal, parent, train, start=self._start(parent, recorded))
-        trial = of_rung(result.trial, spec.search)
-        if parent.rung:
-            # What the start came to was after its rung, not after the repair.
-            trial = replace(
-                trial,
-                accuracy_after_cut=recorded.accuracy_after_cut,
-                accuracy_after_repair=recorded.accuracy_after_repair,
-            )
-        _save(self._shared, result._replace(trial=trial), network_name(trial))
-        return trial
-
-    def _recorded(self, proposal: Proposal) -> Trial:
-        recorded: Any = self._shared.coordinator.trial
-        return ray.get(recorded.remote(proposal.trial_id))
-
-    def _start(self, parent: Proposal, recorded: Trial) -> Pruned | None:
-        """The network of `parent` from the store, where it was kept."""
-        if not is_kept(parent):
-            return None
-        assert recorded.candidate is not None, "only trials with a network are continued"
-        return Pruned(self._load(parent.trial_id), recorded.candidate, recorded.epochs)
-
-    def _load(self, name: str) -> nn.Module:
-        return artifact.load_from(self._workload.model, self._shared.store, f"models/{name}")
-
     def _test(self, task: TestTask) -> dict[str, float]:
-        shared, workload = self._shared, self._workload
+        shared, workload = self._shared, self._held.workload
         split = DeviceSplit.place(ray.get(task.split[0]), workload.data.mean, workload.data.std, workload.device)
         batch_size = shared.spec.search.eval_batch_size
         accuracies: dict[str, float] = {}
         if task.dense:
             accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
         for name in task.finetuned:
-            accuracies[name] = evaluate(self._load(name), split, batch_size=batch_size).accuracy
+            accuracies[name] = evaluate(self._held.load(name), split, batch_size=batch_size).accuracy
         for candidate, proposal in task.repaired:
-            model = self._load(proposal.trial_id) if is_kept(proposal) else self._pruner.prune(proposal).model
+            kept, held = is_kept(proposal), self._held
+            model = held.load(proposal.trial_id) if kept else held.pruner.prune(proposal).model
             accuracies[candidate] = evaluate(model, split, batch_size=batch_size).accuracy
         return accuracies
 
@@ -261,19 +316,6 @@ def of_rung(trial: Trial, search: SamplerSpec) -> Trial:
     proposal = trial.proposal
     is_below = proposal.stage is Stage.SEARCH and proposal.rung < len(search.rungs) - 1
     return replace(trial, state=TrialState.STOPPED) if is_below and trial.state is TrialState.COMPLETE else trial
-
-
-def _save(shared: Shared, result: Result, name: str) -> None:
-    """Write the network to `models/<name>`."""
-    assert result.trial.candidate is not None
-    artifact.save(
-        shared.store,
-        f"models/{name}",
-        model=result.model,
-        graph=shared.graph,
-        candidate=result.trial.candidate,
-        provenance=shared.provenance | artifact.trial_provenance(result.trial),
-    )
 
 
 def _build(shared: Shared) -> Workload:

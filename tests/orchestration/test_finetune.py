@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.numpy import load
+
+from raprune.methods.slimming import Slimming
+from raprune.orchestration.coordinator import find_coordinator
+from raprune.orchestration.finetune import FOLDER, News, train_together
+from raprune.orchestration.placement import TrainPlacement
+from raprune.orchestration.trainings import DenseTraining, FinalistTraining, PhaseTraining
+from raprune.orchestration.worker import CandidateTask, Shared
+from raprune.preparation import DENSE, Prepared, prepare
+from raprune.prune import Pruner
+from raprune.spec import SearchSpec
+from raprune.statistics import Statistics
+from raprune.store import Store
+from raprune.trial import Proposal, Stage, Trial, TrialState
+from raprune.workload import build_workload, train_dense
+from tests.orchestration.test_coordinator import RUN
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TWO = TrainPlacement(2, 1.0, 0.0, "2 x 1 CPU together")
+
+STEPS = 3
+"""Batches an epoch: 320 images, 128 at a time."""
+
+
+def spec_of(folder: Path, **changes: Any) -> SearchSpec:
+    part = {
+        "data": {"max_images": 400},
+        "dense": {"epochs": 2, "lr": 0.1},
+        "search": {"trials": 3, "calibration_images": 64},
+        "settings": {"slimming": {"sparse_epochs": 1.0}},
+        "finalists": {"count": 2, "train": {"epochs": 2, "lr": 0.02}},
+        "output": str(folder / "run"),
+    }
+    return SearchSpec.model_validate({**part, **changes})
+
+
+@dataclass(frozen=True)
+class Job:
+    spec: SearchSpec
+    store: Store
+    prepared: Prepared
+    shared: Shared
+
+    def pruner(self, weights: dict[str, Any]) -> Pruner:
+        """Of this process, with the run's statistics and a dense network of these weights."""
+        data = replace(self.prepared.data, test=None)
+        workload = build_workload(self.spec, data=data, device="cpu", weights=weights)
+        return Pruner(
+            workload, self.prepared.graph, self.spec, statistics=Statistics(Store(self.spec.statistics_folder))
+        )
+
+    def group(self, trainings: list[Any]) -> list[News]:
+        heard: list[News] = []
+        told = train_together(self.shared, trainings, placed=lambda: TWO, tell=heard.append)
+        assert heard == told
+        return told
+
+
+def begun(spec: SearchSpec) -> Iterator[Job]:
+    store = Store(spec.output)
+    store.create(RUN)
+    prepared = prepare(spec)
+    coordinator = find_coordinator(store)
+    shared = Shared(
+        spec=spec,
+        graph=prepared.graph,
+        placement=TWO,
+        data=ray.put(replace(prepared.data, test=None)),
+        weights=ray.put(prepared.weights),
+        statistics=ray.put({}),
+        coordinator=coordinator,
+        store=store,
+        session="here",
+        provenance={},
+    )
+    yield Job(spec, store, prepared, shared)
+    ray.kill(coordinator)
+
+
+def proposal(number: int, method: str, target: float, settings: dict[str, Any] | None = None) -> Proposal:
+    return Proposal(
+        number=number, method=method, allocation="uniform", target_flops=target, settings=settings or {}, seed=number
+    )
+
+
+def searched(job: Job, proposals: list[Proposal]) -> list[Trial]:
+    """Trials of the search, recorded; of a dense network that was trained in this process."""
+    pruner = job.pruner(job.prepared.weights)
+    train_dense(pruner.workload, job.spec)
+    elsewhere = Pruner(pruner.workload, job.prepared.graph, job.spec)
+    trials = [elsewhere.prune(proposal).trial for proposal in proposals]
+    ray.get(job.shared.coordinator.record.remote(trials))
+    return trials
+
+
+def finalist(number: int, parent: Proposal) -> FinalistTraining:
+    own = replace(parent, number=number, stage=Stage.FINETUNE, parent=parent.trial_id, seed=100 + number)
+    return FinalistTraining(CandidateTask(own, parent))
+
+
+def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a_worker_is_killed(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    # In the second epoch of the first finalist, after two of the dense network and one of the phase.
+    model = {
+        "name": "tests.orchestration.mortal:build",
+        "arguments": {"deaths": str(deaths), "at": (2 + 1 + 1) * STEPS + 2},
+    }
+    for job in begun(spec_of(tmp_path, model=model)):
+        slimming = Slimming(sparse_epochs=1.0)
+        parents = [proposal(0, "l2", 0.4), proposal(1, "slimming", 0.3, {"sparse_epochs": 1.0})]
+        searched(job, parents)
+        trainings = [DenseTraining(), PhaseTraining(slimming), finalist(0, parents[0]), finalist(1, parents[1])]
+        # What is done already is not done again.
+        trainings += trainings
+        told = job.group(trainings)
+        assert len(list(deaths.iterdir())) == 1
+        names = ["dense", "dense", told[2].name, *["finetune-00000"] * 2, *["finetune-00001"] * 2]
+        assert [news.name for news in told] == names
+        assert [news.epoch.number for news in told] == [1, 2, 1, 1, 2, 1, 2], "an epoch was done twice"
+        assert [news.attempt for news in told] == [1, 1, 1, 1, 2, 1, 1]
+        assert all(math.isfinite(news.epoch.loss) for news in told)
+
+        dense = load(job.store.read_bytes(DENSE))
+        pruner = job.pruner(dense)
+        assert pruner.statistics.get(pruner.base_key(slimming)) is not None
+        assert told[2].name == pruner.base_key(slimming)
+        trials = {trial.trial_id: trial for trial in job.store.trials()}
+        for number, parent in enumerate(parents):
+            trial = trials[f"finetune-{number:05d}"]
+            made = pruner.made_again(parent)
+            assert trial.state is TrialState.COMPLETE and trial.candidate == made.candidate and trial.metrics
+            assert trial.epochs == made.epochs + 2 and math.isfinite(trial.metrics.loss)
+            assert trial.accuracy_after_cut == made.after_cut
+            weights = load(job.store.read_bytes(f"models/{trial.candidate.id}/weights.safetensors"))
+            assert all(torch.as_tensor(array).isfinite().all() for array in weights.values())
+        assert len(trials) == 4 and job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
