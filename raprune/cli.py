@@ -130,8 +130,27 @@ def search(
     time_limit: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Propose nothing new after this: 90, 90s, 10m, 2h.")
     ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="Propose nothing new after so many GPU-hours of trials (else processor-hours).")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Propose nothing new after so many results that did not enlarge the front.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Validation accuracy that a network must keep, in (0, 1].")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Largest loss of validation accuracy: 0.01 is one point.")
+    ] = None,
+    rungs: Annotated[
+        str | None,
+        typer.Option(metavar="EPOCHS", help="Successive halving: 0,0.5,2 fine-tunes the best a little, then more."),
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="mixed, tpe, nsga2 or random.")] = None,
     finalists: Annotated[int | None, typer.Option(help="Candidates of the front that are fine-tuned.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Fine-tune each finalist so often: mean and interval on the front.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of fine-tuning for each finalist.")] = None,
     exclude: Exclude = None,
     min_channels: MinChannels = None,
@@ -159,8 +178,14 @@ def search(
         "methods": None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
         "search.trials": trials,
         "search.time_limit_s": None if time_limit is None else _seconds(time_limit),
+        "search.gpu_hours": gpu_hours,
+        "search.patience": patience,
+        "search.rungs": None if rungs is None else [rung.strip() for rung in rungs.split(",")],
         "search.sampler": sampler,
+        "min_accuracy": min_accuracy,
+        "max_drop": max_drop,
         "finalists.count": finalists,
+        "finalists.seeds": seeds,
         "finalists.train.epochs": epochs,
         "output": output,
         "resources.address": address,
