@@ -40,3 +40,14 @@ class Budget:
             and (self.params is None or params_fraction <= self.params)
             and (self.latency is None or (latency_fraction is not None and latency_fraction <= self.latency))
         )
+
+
+def accuracy_floor(min_accuracy: float | None, max_drop: float | None, dense_accuracy: float | None) -> float | None:
+    """The validation accuracy that a candidate has to keep, the higher of the two; None where nothing is asked.
+
+    `max_drop` is the largest loss against `dense_accuracy`; all three in [0, 1].
+    """
+    floors = [] if min_accuracy is None else [min_accuracy]
+    if max_drop is not None and dense_accuracy is not None:
+        floors.append(dense_accuracy - max_drop)
+    return max(floors, default=None)

@@ -28,16 +28,21 @@ def html(
     run: Mapping[str, Any],
     test: Mapping[str, Any],
     ablation: Sequence[Row] = (),
+    spent: Sequence[Row] = (),
 ) -> str:
-    """A page with the front, every other candidate faded, the recipe on hover, the front and the methods as tables."""
+    """A page with the front, every other candidate faded, the recipe on hover, the front and the methods as tables.
+
+    `spent`, what the front had become after so much work, is a figure of its own.
+    """
     from plotly.offline import get_plotlyjs
 
     figure = {"data": _traces(rows, front, run), "layout": _layout(rows, run), "config": _CONFIG}
     return _PAGE.substitute(
         title=markup.escape(_title(run)),
         summary=markup.escape(_summary(front, run, test)),
-        # A closing tag inside a string would end the script.
-        figure=json.dumps(figure).replace("</", "<\\/"),
+        figure=_script(figure),
+        spent=_script(_spent_figure(spent)),
+        unit="GPU-hours" if _on_gpus(spent) else "hours of workers",
         rows="\n".join(_table_row(row) for row in front),
         ablation="\n".join(_ablation_row(row) for row in ablation),
         plotly=get_plotlyjs(),
@@ -152,12 +157,61 @@ def _points(part: Sequence[Row], run: Mapping[str, Any], method: str, colour: st
         "y": [_error(row["val_accuracy"], run) for row in part],
         "text": [_recipe(row) for row in part],
         "hovertemplate": "%{text}<extra></extra>",
+        "error_y": _intervals(part, run),
         "marker": {
             "color": colour,
             "size": 11 if on_front else 7,
             "opacity": 1.0 if on_front else 0.35,
             "symbol": ["diamond" if row["epochs"] else "circle" for row in part],
         },
+    }
+
+
+def _intervals(part: Sequence[Row], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Error bars of means over several seeds, in percent of error."""
+    widths = [100 * (row["val_interval"] or 0.0) for row in part]
+    if not any(widths):
+        return {"visible": False}
+    errors = [_error(row["val_accuracy"], run) for row in part]
+    # The axis is a logarithm: a bar must not reach down to no error at all.
+    down = [min(width, 0.9 * error) for width, error in zip(widths, errors, strict=True)]
+    return {"type": "data", "symmetric": False, "array": widths, "arrayminus": down, "thickness": 1}
+
+
+def _script(figure: Mapping[str, Any]) -> str:
+    # A closing tag inside a string would end the script.
+    return json.dumps(figure).replace("</", "<\\/")
+
+
+def _on_gpus(spent: Sequence[Row]) -> bool:
+    return any(row["gpu_hours"] for row in spent)
+
+
+def _spent_figure(spent: Sequence[Row]) -> dict[str, Any]:
+    """Hypervolume and best accuracy over the GPU-hours (without GPUs the workers' hours) of all trials so far."""
+    hours = [row["gpu_hours" if _on_gpus(spent) else "hours"] for row in spent]
+    line = {"type": "scatter", "mode": "lines", "x": hours}
+    texts = [f"{h:.3g} h, {row['trial_id']}: {row['points']} on the front" for h, row in zip(hours, spent, strict=True)]
+    shown = {"text": texts, "hovertemplate": "%{y:.4g}<br>%{text}<extra></extra>"}
+    volume = {"name": "hypervolume", "y": [row["hypervolume"] for row in spent]}
+    best = {"name": "best validation accuracy, %", "y": [100 * row["val_accuracy"] for row in spent], "yaxis": "y2"}
+    axis = {"zeroline": False}
+    return {
+        "data": [
+            line | shown | volume | {"line": {"shape": "hv", "width": 2, "color": PALETTE[0]}},
+            line | shown | best | {"line": {"shape": "hv", "width": 2, "color": PALETTE[1], "dash": "dot"}},
+        ],
+        "layout": {
+            "autosize": True,
+            "xaxis": axis | {"title": {"text": "GPU-hours" if _on_gpus(spent) else "hours of workers"}},
+            "yaxis": axis | {"title": {"text": "hypervolume"}},
+            "yaxis2": axis
+            | {"title": {"text": "best validation accuracy, %"}, "overlaying": "y", "side": "right", "showgrid": False},
+            "shapes": [],
+            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02},
+            "margin": {"t": 40, "r": 70, "b": 60, "l": 70},
+        },
+        "config": _CONFIG,
     }
 
 
@@ -173,7 +227,8 @@ def _recipe(row: Row) -> str:
         f"{row['flops_fraction']:.1%} of the FLOPs: {row['flops']:,} ({row['macs']:,} MACs)",
         f"{row['params_fraction']:.1%} of the parameters: {row['params']:,}{_zeros(row)}",
         *([f"{_time(row)} % of the dense network's latency"] if _time(row) else []),
-        f"validation {points(row['val_accuracy'])}, test {points(row['test_accuracy'])}",
+        f"validation {points(row['val_accuracy'])}{_spread(row['val_interval'])}, "
+        f"test {points(row['test_accuracy'])}{_spread(row['test_interval'])}",
         f"after cut {points(row['accuracy_after_cut'])}, after repair {points(row['accuracy_after_repair'])}",
     ]
     widths = [f"{markup.escape(group)} {width}" for group, width in row["widths"].items()]
@@ -181,6 +236,10 @@ def _recipe(row: Row) -> str:
         widths = [*widths[:MAX_WIDTHS], f"and {len(widths) - MAX_WIDTHS} more"]
     lines += ["channels: " + ", ".join(widths[:4])] + [", ".join(widths[i : i + 4]) for i in range(4, len(widths), 4)]
     return "<br>".join(lines)
+
+
+def _spread(interval: float | None) -> str:
+    return "" if interval is None else f" ± {100 * interval:.2f}"
 
 
 def _zeros(row: Row) -> str:
@@ -279,7 +338,7 @@ def _summary(front: Sequence[Row], run: Mapping[str, Any], test: Mapping[str, An
 
 
 def _table_row(row: Row) -> str:
-    test = "" if row["test_accuracy"] is None else f"{100 * row['test_accuracy']:.2f}"
+    test = "" if row["test_accuracy"] is None else f"{100 * row['test_accuracy']:.2f}{_spread(row['test_interval'])}"
     cells = [
         row["candidate"],
         row["method"],
@@ -289,7 +348,7 @@ def _table_row(row: Row) -> str:
         f"{100 * row['params_fraction']:.1f}",
         f"{row['params']:,}",
         _time(row),
-        f"{100 * row['val_accuracy']:.2f}",
+        f"{100 * row['val_accuracy']:.2f}{_spread(row['val_interval'])}",
         test,
     ]
     return _cells(cells)
@@ -348,6 +407,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
 h1 { font-size: 1.3rem; margin: 0; }
 h2 { font-size: 1.1rem; margin: 1.5rem 0 0; }
 #figure { height: 62vh; min-height: 380px; }
+#spent { height: 38vh; min-height: 280px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
@@ -368,6 +428,10 @@ Point at one for its recipe.</p>
 <tbody>
 $rows
 </tbody></table></div>
+<h2>What the search bought</h2>
+<p>The front and its best network after so many $unit of trials, stopped and failed ones included.</p>
+<div id="spent" role="img" aria-label="Hypervolume and best validation accuracy over $unit; report/spent.json has the
+figures"></div>
 <h2>The methods side by side</h2>
 <p>Of each method the candidate with the best validation accuracy within the budget, after equal fine-tuning.</p>
 <div class="wide"><table>
@@ -380,16 +444,19 @@ $ablation
 <script>$plotly</script>
 <script>
 const figure = $figure;
+const spent = $spent;
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 function draw() {
   const style = getComputedStyle(document.documentElement);
   const text = style.getPropertyValue("--text"), back = style.getPropertyValue("--back");
   const line = style.getPropertyValue("--line");
-  const layout = structuredClone(figure.layout);
-  Object.assign(layout, { paper_bgcolor: back, plot_bgcolor: back, font: { color: text } });
-  for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { gridcolor: line, linecolor: line });
-  for (const shape of layout.shapes) shape.line.color = text;
-  Plotly.react("figure", figure.data, layout, figure.config);
+  for (const [place, drawn] of Object.entries({ figure, spent })) {
+    const layout = structuredClone(drawn.layout);
+    Object.assign(layout, { paper_bgcolor: back, plot_bgcolor: back, font: { color: text } });
+    for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { gridcolor: line, linecolor: line });
+    for (const shape of layout.shapes) shape.line.color = text;
+    Plotly.react(place, drawn.data, layout, drawn.config);
+  }
 }
 dark.addEventListener("change", draw);
 draw();

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from raprune import figures
-from raprune.budget import Budget
+from raprune.budget import Budget, accuracy_floor
 from raprune.errors import UsageError
-from raprune.front import Progress, Row, ablation, candidates, front, pick, progress, weights_pruned, within
+from raprune.front import Progress, Row, ablation, candidates, front, pick, progress, spent, weights_pruned, within
 from raprune.spec import SearchSpec, latency_fraction, read_latency
 from raprune.store import Store
 from raprune.trial import Trial
@@ -117,7 +117,10 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
 
 
 def write_report(store: Store) -> None:
-    """Writes `front.json`, `ablation.json`, `front.html` and `front.png` into the run's folder `report`."""
+    """Writes the front, the methods side by side and what was spent into the run's folder `report`.
+
+    `front.json`, `ablation.json` and `spent.json` are for programs, `front.html` and `front.png` for people.
+    """
     run, test, trials = store.run(), read_test(store), store.trials()
     timed = read_times(store)
     rows = with_times(candidates(trials, test=test), timed)
@@ -125,7 +128,9 @@ def write_report(store: Store) -> None:
     compared = ablation(trials, budget_of(run), test=test)
     store.write_json("report/front.json", chosen)
     store.write_json("report/ablation.json", compared)
-    store.write_bytes("report/front.html", figures.html(rows, chosen, run, test, compared).encode())
+    bought = spent(trials, budget_of(run))
+    store.write_json("report/spent.json", bought)
+    store.write_bytes("report/front.html", figures.html(rows, chosen, run, test, compared, bought).encode())
     store.write_bytes("report/front.png", figures.png(rows, chosen, run))
 
 
@@ -196,6 +201,12 @@ def budget_of(run: Mapping[str, Any]) -> Budget:
     )
 
 
+def floor_of(run: Mapping[str, Any]) -> float | None:
+    """The validation accuracy that was asked for in `run.json` content; None where nothing was."""
+    spec = run.get("spec", {})
+    return accuracy_floor(spec.get("min_accuracy"), spec.get("max_drop"), run.get("dense", {}).get("val_accuracy"))
+
+
 def render_progress(now: Progress) -> RenderableType:
     """The block that says how far a run is: a few lines, whatever the number of trials."""
     grid = Table.grid(padding=(0, 2))
@@ -239,9 +250,11 @@ def render_rows(
     if not rows:
         return "No candidate is on the front yet."
     dense, wide = run.get("dense", {}), width >= WIDE
-    budget = budget_of(run)
+    budget, floor = budget_of(run), floor_of(run)
     admitted = within(rows, budget)
-    best = pick(admitted, budget)["candidate"] if admitted else None
+    accurate = [r for r in admitted if floor is None or r["val_accuracy"] >= floor]
+    chosen = pick(accurate or admitted, budget, min_accuracy=floor if accurate else None) if admitted else None
+    best = None if chosen is None else chosen["candidate"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0, 0, 0))
     nonzero = any(weights_pruned(r) for r in rows)
     # A narrow terminal has room for one of the two: the smaller.
@@ -257,7 +270,11 @@ def render_rows(
         costs += [f"{r['params_fraction']:.1%}"] * stored + [_count(r["params"])] * wide
         costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [_time_share(r)] * has_times
         star = "★" if r["candidate"] == best else ""
-        accuracies = [_points(r["val_accuracy"]), _points(r["test_accuracy"]), drop(r, dense, test)]
+        accuracies = [
+            _points(r["val_accuracy"], r["val_interval"] if wide else None),
+            _points(r["test_accuracy"], r["test_interval"] if wide else None),
+            drop(r, dense, test),
+        ]
         style = "bold" if star else None
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
@@ -269,8 +286,16 @@ def render_rows(
     ]
     if nonzero:
         notes.append("Nonzero: parameters that are not exactly zero.")
-    if best is not None:
+    if best is not None and floor is None:
         notes.append("★ most accurate on the validation split within the budget.")
+    elif best is not None and accurate:
+        notes.append(f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}.")
+    elif best is not None:
+        notes.append(f"★ most accurate within the budget: none has the validation accuracy asked for, {floor:.2%}.")
+    seeds = max(len(r["repeats"]) for r in rows)
+    if seeds > 1:
+        interval = ", with their 95 % confidence interval" if wide else ""
+        notes.append(f"Fine-tuned accuracies are means over {seeds} seeds{interval}.")
     if test.get("images"):
         notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
     else:
@@ -368,8 +393,9 @@ def _epochs(number: float) -> str:
     return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
-def _points(accuracy: float | None) -> str:
-    return "-" if accuracy is None else f"{100 * accuracy:.2f}"
+def _points(accuracy: float | None, interval: float | None = None) -> str:
+    spread = "" if interval is None else f" ±{100 * interval:.2f}"
+    return "-" if accuracy is None else f"{100 * accuracy:.2f}{spread}"
 
 
 def _count(number: int) -> str:

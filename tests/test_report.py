@@ -17,6 +17,7 @@ from rich.console import Console
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
+from raprune.front import front
 from raprune.report import print_ablation, print_front, print_pick, print_status, write_report
 from raprune.store import Store
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
@@ -273,6 +274,30 @@ def test_the_page_holds_everything_it_needs(run: Store) -> None:
     hovers = [hover for trace in figure["data"] for hover in trace.get("text", [])]
     assert len(hovers) == 44
     assert all("head&lt;b&gt;" in hover for hover in hovers)
+    bought = json.loads(re.findall(r"^const spent = (.*);$", page, flags=re.M)[0])["data"][0]
+    told = run.read_json("report/spent.json")
+    assert bought["y"] == [row["hypervolume"] for row in told] == sorted(bought["y"]) and len(told) > 2
+    assert bought["x"] == [row["hours"] for row in told] == sorted(bought["x"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "place", "said"),
+    [
+        ({"min_accuracy": 0.5}, 0, "cheapest with the validation accuracy that was asked for, 50.00%"),
+        ({"max_drop": 0.01, "min_accuracy": 0.5}, -4, "cheapest with the validation accuracy that was asked for"),
+        ({"min_accuracy": 0.9999}, -1, "none has the validation accuracy asked for, 99.99%"),
+    ],
+)
+def test_the_star_is_for_what_was_asked(tmp_path: Path, asked: dict[str, float], place: int, said: str) -> None:
+    store = make_run(tmp_path)
+    described = store.run()
+    described["spec"] |= asked
+    store.write_json("run.json", described)
+    console = printed(140)
+    print_front(store.uri, console=console)
+    (starred,) = re.findall(r"★ +([0-9a-f]{12})", text(console))
+    rows = front(store.trials(), Budget(flops=0.3))
+    assert rows[place]["candidate"] == starred and said in " ".join(text(console).split())
 
 
 def test_the_picture_is_a_picture(run: Store) -> None:

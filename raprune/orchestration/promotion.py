@@ -87,14 +87,6 @@ def goes_on(points: Sequence[tuple[float, float]], keep: float) -> bool:
     return ahead < max(1, math.ceil(keep * len(points) - 1e-9))
 
 
-def accuracy_floor(min_accuracy: float | None, max_drop: float | None, dense_accuracy: float | None) -> float | None:
-    """The validation accuracy that a candidate has to keep, the higher of the two; None where nothing is asked."""
-    floors = [] if min_accuracy is None else [min_accuracy]
-    if max_drop is not None and dense_accuracy is not None:
-        floors.append(dense_accuracy - max_drop)
-    return max(floors, default=None)
-
-
 def choose_finalists(
     outcomes: Sequence[Outcome],
     budget: Budget,

@@ -12,25 +12,34 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from raprune.artifact import provenance, versions
+from raprune.budget import accuracy_floor
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
 from raprune.front import to_be_tested
 from raprune.latency import TABLE, LatencyTable
 from raprune.orchestration.cluster import cluster, machine, node_resources
-from raprune.orchestration.placement import Placement, place
+from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_training
 from raprune.orchestration.space import search_space
 from raprune.preparation import DENSE, Prepared, check_output, prepare, with_table
 from raprune.report import TEST_FILE, print_front, write_report
 from raprune.spec import SearchSpec
 from raprune.store import RUN_FILE, Store
 from raprune.trial import Proposal, Stage, repeat_name
+from raprune.workload import hash_of
+
+if TYPE_CHECKING:
+    from raprune.orchestration.earlier import Identity
+    from raprune.orchestration.proposals import Earlier, SearchSpace
+    from raprune.orchestration.trainings import Training
+    from raprune.orchestration.worker import Shared
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,10 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     prepared = prepare(spec)
     _say_job(console, spec, prepared)
     run = Run(spec, store, prepared, console)
+    _check_earlier(run)
     with cluster(spec.resources.address):
         placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        place_training(node_resources(), spec.resources, num_networks=1)
         _preflight(run)
         run = _with_latency(run, placement)
         store.create(_describe(run))
@@ -84,10 +95,45 @@ def resume(uri: str, *, console: Console | None = None) -> str:
     run = Run(spec, store, prepared, console)
     with cluster(spec.resources.address):
         placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        place_training(node_resources(), spec.resources, num_networks=1)
         _preflight(run)
         run = _with_latency(run, placement)
         _carry_out(run, placement)
     return store.uri
+
+
+def _check_earlier(run: Run) -> None:
+    """Refuse earlier runs that are on another network, other weights or other data.
+
+    Raises:
+        UsageError: naming which differ.
+    """
+    if run.spec.warm_start:
+        from raprune.orchestration.earlier import read
+
+        given = None if run.spec.model.weights is None else hash_of(run.prepared.weights)
+        read(run.spec.warm_start, _identity(run, given))
+
+
+def _earlier(run: Run, space: SearchSpace) -> Earlier | None:
+    """What is taken from earlier runs: read once, then kept with the run."""
+    from raprune.orchestration import earlier
+
+    if not run.spec.warm_start:
+        return None
+    if not run.store.exists(earlier.FILE):
+        now = _identity(run, run.store.run()["weights_hash"])
+        taken = earlier.reused(earlier.read(run.spec.warm_start, now), run.spec, space, now)
+        run.store.write_json(earlier.FILE, earlier.to_json(taken))
+        names = [Store(uri).name for uri in run.spec.warm_start]
+        run.console.print(earlier.told(taken, names), markup=False, highlight=False)
+    return earlier.from_json(run.store.read_json(earlier.FILE))
+
+
+def _identity(run: Run, weights: str | None) -> Identity:
+    from raprune.orchestration.earlier import Identity
+
+    return Identity(run.prepared.graph.architecture, run.prepared.data.fingerprint, weights)
 
 
 def _preflight(run: Run) -> None:
@@ -138,16 +184,26 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     import ray
 
     from raprune.orchestration.live import Training
+    from raprune.orchestration.statistics import named, phases
+    from raprune.orchestration.trainings import DenseTraining, PhaseTraining
     from raprune.orchestration.worker import Dense, prepare_dense
 
     stored = _stored_weights(run.store)
     if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
         return ray.put(stored)
+    if stored is None and run.spec.model.weights is None:
+        # Nothing is recorded yet: nobody asks for a coordinator.
+        shared = _shared(run, placement, data, ray.put(run.prepared.weights), None)
+        space = search_space(run.spec, run.prepared.cost)
+        methods = phases(named(run.spec, (*space.controls, *space.methods)))
+        _train_together(run, shared, [DenseTraining(), *map(PhaseTraining, methods)])
+        stored = _stored_weights(run.store)
     resources = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     work: Any = prepare_dense
     task = ray.remote(work).options(num_returns="streaming", max_retries=2, **resources)
-    train = run.spec.model.weights is None
-    news = task.remote(run.spec, placement, data, ray.put(run.prepared.weights), train=train)
+    train = stored is None and run.spec.model.weights is None
+    weights = ray.put(run.prepared.weights if stored is None else stored)
+    news = task.remote(run.spec, placement, data, weights, train=train)
     with Training(run.console) as training:
         for reference in news:
             item = _get(reference)
@@ -166,40 +222,34 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
 
     from raprune.orchestration.failures import RETRIES_AFTER_LOSS
     from raprune.orchestration.live import standing
-    from raprune.orchestration.promotion import accuracy_floor
     from raprune.orchestration.proposals import Proposals
     from raprune.orchestration.scheduler import KeepWorkers
     from raprune.orchestration.searcher import CandidateSearcher
-    from raprune.orchestration.statistics import Inputs, gather
+    from raprune.orchestration.statistics import Inputs, gather, missing_phases, named
     from raprune.orchestration.stopping import Enough
-    from raprune.orchestration.worker import CandidateTrial, Shared
+    from raprune.orchestration.trainings import FinalistTraining, PhaseTraining
+    from raprune.orchestration.worker import CandidateTrial
 
     spec = run.spec
     stored = ray.get(coordinator.trials.remote())
     space = search_space(spec, run.prepared.cost)
-    gathered = gather(Inputs(spec, run.prepared.graph, placement, [data], [weights]), (*space.controls, *space.methods))
+    shared = _shared(run, placement, data, weights, coordinator)
+    inputs, methods = Inputs(spec, run.prepared.graph, placement, [data], [weights]), (*space.controls, *space.methods)
+    if spec.resources.train_workers != 0:
+        missing = missing_phases(inputs, named(spec, methods))
+        _train_together(run, shared, [PhaseTraining(method) for method in missing])
+    gathered = gather(inputs, methods)
     _say_statistics(run, gathered)
-    shared = Shared(
-        spec=spec,
-        graph=run.prepared.graph,
-        placement=placement,
-        data=data,
-        weights=weights,
-        statistics=ray.put(gathered.arrays),
-        coordinator=coordinator,
-        store=run.store,
-        session=uuid.uuid4().hex,
-        provenance=provenance(spec, run.prepared.data.fingerprint),
-        latency=run.prepared.cost.table,
-    )
+    shared = replace(shared, statistics=ray.put(gathered.arrays))
     enough = Enough(spec.search, placement, stored, cost=spec.cost)
     searcher = CandidateSearcher(
         spec,
-        Proposals(space, spec.search, seed=spec.seed, stored=stored, enough=enough),
+        Proposals(space, spec.search, seed=spec.seed, stored=stored, earlier=_earlier(run, space), enough=enough),
         stored,
         record=lambda trial: ray.get(coordinator.record.remote([trial])),
         plan_test=partial(_plan_test, run, placement, coordinator),
         spend=enough.spend,
+        grouped=lambda networks: _place_group(run, networks) is not None,
         workers=placement.workers,
         floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.run()["dense"]["val_accuracy"]),
     )
@@ -234,7 +284,68 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     if enough.reason is not None:
         run.store.write_json(RUN_FILE, run.store.run() | {"stopped": enough.reason})
         run.console.print(f"The search ended early: {enough.reason}.", markup=False, highlight=False)
+    if searcher.waiting:
+        _train_together(run, shared, [FinalistTraining(task) for task in searcher.waiting])
+        return _test(run, shared, placement, coordinator)
     return searcher.test
+
+
+def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> None:
+    """Have a group of workers carry out the trainings, if there is to be one; nothing else runs meanwhile."""
+    placement = _place_group(run, len(trainings))
+    if placement is None:
+        return
+    from raprune.orchestration import live
+    from raprune.orchestration.finetune import train_together
+
+    run.console.print(f"Training by {placement.reason}: {len(trainings)} networks.", markup=False, highlight=False)
+    with live.Training(run.console) as shown:
+        train_together(
+            shared,
+            trainings,
+            placement,
+            again=lambda before: place_again(node_resources(), before),
+            tell=lambda news: shown.epoch(news.epoch, news.title),
+        )
+
+
+def _place_group(run: Run, num_networks: int) -> TrainPlacement | None:
+    return place_training(node_resources(), run.spec.resources, num_networks=num_networks)
+
+
+def _test(run: Run, shared: Shared, placement: Placement, coordinator: Any) -> dict[str, float]:
+    """The accuracies on the test split, by tasks of the cluster: the search's workers are gone."""
+    import ray
+
+    from raprune.orchestration.failures import RETRIES_AFTER_LOSS
+    from raprune.orchestration.worker import evaluate_on_test
+
+    work: Any = ray.remote(evaluate_on_test)
+    resources = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    task = work.options(max_retries=RETRIES_AFTER_LOSS, **resources)
+    tests = [task.remote([shared], test) for test in _plan_test(run, placement, coordinator)]
+    return {name: accuracy for test in tests for name, accuracy in _get(test).items()}
+
+
+def _shared(run: Run, placement: Placement, data: Any, weights: Any, coordinator: Any) -> Shared:
+    """What the workers share, before anything was computed."""
+    import ray
+
+    from raprune.orchestration.worker import Shared
+
+    return Shared(
+        spec=run.spec,
+        graph=run.prepared.graph,
+        placement=placement,
+        data=data,
+        weights=weights,
+        statistics=ray.put({}),
+        coordinator=coordinator,
+        store=run.store,
+        session=uuid.uuid4().hex,
+        provenance=provenance(run.spec, run.prepared.data.fingerprint),
+        latency=run.prepared.cost.table,
+    )
 
 
 def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
@@ -397,7 +508,7 @@ def _get(reference: Any) -> Any:
         raise
     except ray.exceptions.RayError as error:
         raise RapruneError(
-            f"The worker that prepares the dense network was lost: {str(error).splitlines()[0]}",
+            f"A worker was lost again and again: {str(error).splitlines()[0]}",
             hint="It may have run out of memory; give it more, or use smaller batches.",
         ) from error
 

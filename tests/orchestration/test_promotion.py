@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 from raprune.budget import Budget
-from raprune.orchestration.promotion import Outcome, accuracy_floor, choose_finalists
+from raprune.orchestration.promotion import Outcome, choose_finalists
 from raprune.trial import TrialState
 
 
@@ -81,10 +81,3 @@ def test_a_front_of_latency_is_not_that_of_flops() -> None:
 
 def test_stopped_trials_are_no_finalists() -> None:
     assert choose_finalists([outcome(0, 0.99, 0.2, state=TrialState.STOPPED)], Budget(flops=0.3), 1) == []
-
-
-def test_the_floor_is_the_higher_of_what_is_asked() -> None:
-    assert accuracy_floor(None, None, 0.9) is None
-    assert accuracy_floor(0.8, None, 0.9) == 0.8
-    assert accuracy_floor(0.8, 0.01, 0.9) == 0.9 - 0.01
-    assert accuracy_floor(None, 0.01, None) is None

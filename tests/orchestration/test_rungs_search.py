@@ -72,7 +72,8 @@ def test_a_network_of_a_rung_and_one_of_a_repeat_load(climbed: Store, tmp_path: 
     assert climbed.exists(f"models/{name.candidate.id}-s1/recipe.json")
     export(climbed.uri, row["candidate"], str(tmp_path / "out"))
     dense = build_model(ModelSpec(), num_classes=10, image_shape=(1, 8, 8))
-    assert sum(p.numel() for p in load(dense, tmp_path / "out").parameters()) == row["params"]
+    small = load(dense, str(tmp_path / "out"))
+    assert sum(parameter.numel() for parameter in small.parameters()) == row["params"]
 
 
 def test_a_run_cut_off_between_rungs_ends_the_same(climbed: Store, tmp_path: Path) -> None:
