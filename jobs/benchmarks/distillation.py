@@ -47,13 +47,15 @@ CUT = Proposal(number=0, method="thinet", allocation="least_damage", target_flop
 STREAM = ("conv1", "*.conv2")
 """Modules that write the residual stream, which stays whole."""
 CALIBRATION = 2_048
-HALF, TWO = "25,000 images", "two epochs"
+HALF, TWO = "25000-images", "two-epochs"
 BARS = {HALF: 88.8, TWO: 89.45}
 """Training -> the test accuracy in % that it has to reach with a teacher."""
 SETTINGS = {
     HALF: TrainSpec(lr=0.02, distillation=1.0, precision="bfloat16"),
     TWO: TrainSpec(lr=0.02, distillation=1.0, precision="bfloat16"),
 }
+SIDES = {"with": True, "without": False}
+"""With a teacher or without."""
 DENSE, REPAIRED = "dense network", "cut and repaired"
 
 
@@ -81,15 +83,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default 3)")
     parser.add_argument("--trainings", nargs="*", choices=list(SETTINGS), default=list(SETTINGS), help="default both")
+    parser.add_argument("--sides", nargs="*", choices=list(SIDES), default=list(SIDES), help="default both")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, default=Path("runs/distillation.jsonl"), help="a line a result")
     parser.add_argument("--table-only", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     results = Results(arguments.results)
     wanted = [(name, False, 0) for name in (DENSE, REPAIRED)]
-    # With a teacher first, and all kinds by one seed before the next.
     wanted += [
-        (name, on, seed) for seed in range(arguments.seeds) for name in arguments.trainings for on in (True, False)
+        (training, SIDES[side], seed)
+        for seed in range(arguments.seeds)
+        for training in arguments.trainings
+        for side in arguments.sides
     ]
     arena = Arena(arguments.device)
     for key in [] if arguments.table_only else wanted:
