@@ -33,8 +33,8 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Arguments = dict[str, bool | int | float | str]
 
-PATHS = ("model.weights", "data.train", "data.test")
-"""Fields that hold a path or URI to read."""
+PATHS = ("model.weights", "data.train", "data.test", "warm_start")
+"""Fields that hold a path or URI to read, or several."""
 
 
 class _Part(BaseModel):
@@ -357,8 +357,7 @@ def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None)
     """
     values = {} if path is None else _read_toml(path)
     for dotted, value in (overrides or {}).items():
-        is_path = dotted in PATHS and isinstance(value, str)
-        _set(values, dotted, _resolve_path(value, Path.cwd()) if is_path else value)
+        _set(values, dotted, _resolved(value, Path.cwd()) if dotted in PATHS else value)
     try:
         return SearchSpec.model_validate(values)
     except ValidationError as error:
@@ -399,10 +398,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: not readable as TOML: {error}", hint="See jobs/ for complete examples.") from None
     for dotted in PATHS:
-        table, key = dotted.split(".")
-        part = values.get(table)
-        if isinstance(part, dict) and isinstance(part.get(key), str):
-            part[key] = _resolve_path(part[key], path.absolute().parent)
+        *tables, key = dotted.split(".")
+        part = values.get(tables[0]) if tables else values
+        if isinstance(part, dict) and key in part:
+            part[key] = _resolved(part[key], path.absolute().parent)
     return values
 
 
@@ -417,6 +416,13 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
                 hint=f"Valid at the top: {', '.join(SearchSpec.model_fields)}.",
             )
     table[leaf] = value
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """Paths of a field resolved; what is none is left for the check of its type."""
+    if isinstance(value, list | tuple):
+        return [_resolved(one, folder) for one in value]
+    return _resolve_path(value, folder) if isinstance(value, str) else value
 
 
 def _resolve_path(text: str, folder: Path) -> str:

@@ -80,13 +80,8 @@ class Workload:
 
     @property
     def weights_hash(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of names, shapes and values."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.model.state_dict().items()):
-            array = value.detach().cpu().contiguous().numpy()
-            digest.update(f"{key} {array.dtype} {array.shape}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
+        """As `hash_of`."""
+        return hash_of(self.weights())
 
     def _place(self, split: Split) -> DeviceSplit:
         return DeviceSplit.place(split, self.data.mean, self.data.std, self.device, layout=self.layout)
@@ -119,6 +114,15 @@ def build_workload(
     workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader)
     _check_runs(workload)
     return workload
+
+
+def hash_of(weights: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of names, shapes and values."""
+    digest = hashlib.sha256()
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def train_dense(

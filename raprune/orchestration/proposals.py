@@ -68,6 +68,41 @@ class SearchSpace:
     its `"default"`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A result of an earlier run."""
+
+    run: str
+    trial_id: str
+    method: str
+    settings: Mapping[str, Setting]
+    allocation: str
+    target: float | None
+    """What its proposal came up to, of the cost that this search's targets are of; None: of another."""
+    keep_ratios: Mapping[str, float]
+    widths: Mapping[str, int]
+    """Group name -> how many channels stayed."""
+    accuracy: float
+    flops_fraction: float
+    params_fraction: float
+    latency_fraction: float | None
+
+    def point(self, cost: str) -> tuple[float, float]:
+        """As `Outcome.point`."""
+        share = self.flops_fraction if cost == "flops" else self.latency_fraction
+        return (1.0 - self.accuracy, 1.0 if share is None else share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What a search takes from earlier runs."""
+
+    first: tuple[Known, ...] = ()
+    """Whose widths it proposes first."""
+    observed: tuple[Known, ...] = ()
+    """What it takes for results of its own."""
+
+
 def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tuple[tuple[str, ...], ...]:
     """Contiguous blocks of near-equal size, one for each group when there are at most `max_blocks`."""
     edges = np.linspace(0, len(group_names), min(len(group_names), max_blocks) + 1).round().astype(int)
@@ -77,8 +112,8 @@ def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tup
 class Proposals:
     """The search's proposals, one after another. `stored` trials are told in their turn instead of being proposed.
 
-    `enough` says whether the search should end, from the results that the next proposal may look at, in the order of
-    proposal; it is asked before each proposal that is not stored.
+    `earlier` comes before all but the controls. `enough` says whether the search should end, from the results that the
+    next proposal may look at, in the order of proposal; it is asked before each proposal that is not stored.
     """
 
     def __init__(
@@ -88,6 +123,7 @@ class Proposals:
         *,
         seed: int,
         stored: Sequence[Trial] = (),
+        earlier: Earlier | None = None,
         enough: Callable[[Sequence[Outcome]], bool] = lambda outcomes: False,
     ) -> None:
         self._space = space
@@ -103,8 +139,11 @@ class Proposals:
         self._controls = _spaced(_controls(space, spec.trials), spec.trials)
         """Number -> what that proposal is fixed to."""
         self._warm = _warm_starts(space, spec.trials) if spec.warm_starts else []
+        self._earlier = (spec.warm_starts and earlier) or Earlier()
         self._refines = spec.sampler == "mixed" and RATIOS in space.allocations and bool(space.channels)
         self._study = _make_study(spec, seed, num_warm=len(self._warm))
+        for known in self._earlier.observed:
+            self._tell_unasked(known, known.target or 0.0, known.point(space.cost))
         self._rungs = Rungs(len(spec.rungs), spec.keep, cost=space.cost)
         self._asked: list[optuna.Trial | None] = []
         """What the sampler was asked for; None for what it was not asked for."""
@@ -190,12 +229,17 @@ class Proposals:
                 states = optuna.trial.TrialState
                 self._study.tell(asked, state=states.PRUNED if stopped else states.FAIL)
             elif due not in self._controls and outcome.state is TrialState.COMPLETE:
-                self._tell_unasked(self.proposals[search_id(due)], outcome)
+                proposal = self.proposals[search_id(due)]
+                self._tell_unasked(proposal, _target_of(proposal, self._space), outcome.point(self._space.cost))
             self._told = due + 1
         if number in self._controls:
             self._asked.append(None)
             return self._control(number)
         own = number - sum(control < number for control in self._controls)
+        if own < len(self._earlier.first):
+            self._asked.append(None)
+            return self._once_more(number, self._earlier.first[own])
+        own -= len(self._earlier.first)
         if own < len(self._warm):
             return self._sampled(number, self._warm[own])
         target = self._target(own)
@@ -208,6 +252,20 @@ class Proposals:
         space = replace(self._space, methods=self._space.controls, settings={})
         asked = optuna.trial.FixedTrial(self._controls[number])
         return _to_proposal(asked, space, number=number, seed=self._seed)
+
+    def _once_more(self, number: int, known: Known) -> Proposal:
+        """The widths of an earlier run's candidate."""
+        # A hair above its cost, of which a fraction may fall short by rounding.
+        target = min(self._space.highest, _share(known, self._space.target) * (1 + 1e-12))
+        return Proposal(
+            number=number,
+            method=known.method,
+            allocation=RATIOS,
+            **_targets(target, self._space),
+            settings={**known.settings, **self._space.fixed.get(known.method, {})},
+            keep_ratios=_ratios(known.widths, self._space),
+            seed=trial_seed(self._seed, number),
+        )
 
     def _sampled(self, number: int, fixed: dict[str, Any]) -> Proposal:
         """What the sampler proposes, but for what is `fixed`."""
@@ -225,17 +283,22 @@ class Proposals:
 
     def _child(self, number: int, target: float) -> Proposal | None:
         """A change of what is best near `target` so far; None while there is nothing."""
-        told = [self._results[earlier] for earlier in range(self._seen(number))]
+        told = [self._results[before] for before in range(self._seen(number))]
+        own = [outcome for outcome in told if outcome.state is TrialState.COMPLETE]
+        found: list[tuple[Mapping[str, Setting], Known | Outcome]] = [
+            *((known.settings, known) for known in self._earlier.observed),
+            *((self.proposals[outcome.trial_id].settings, outcome) for outcome in own),
+        ]
         seen = [
             Seen(
-                method=outcome.method,
-                settings=self.proposals[outcome.trial_id].settings,
-                ratios={name: outcome.widths[name] / count for name, count in self._space.channels.items()},
-                cost=_share(outcome, self._space.target),
-                error=1.0 - outcome.accuracy,
+                method=result.method,
+                settings=settings,
+                ratios=_ratios(result.widths, self._space),
+                cost=_share(result, self._space.target),
+                error=1.0 - result.accuracy,
             )
-            for outcome in told
-            if outcome.state is TrialState.COMPLETE and outcome.method in self._space.methods
+            for settings, result in found
+            if result.method in self._space.methods
         ]
         parent = parent_of(seen, target)
         if parent is None:
@@ -251,23 +314,30 @@ class Proposals:
             seed=trial_seed(self._seed, number),
         )
 
-    def _tell_unasked(self, proposal: Proposal, outcome: Outcome) -> None:
-        """Let the sampler know of a result that it did not propose, as far as it can express it."""
-        kept = [np.mean([proposal.keep_ratios[name] for name in block]) for block in self._space.blocks]
+    def _tell_unasked(self, proposal: Proposal | Known, target: float, point: tuple[float, float]) -> None:
+        """Let the sampler know of a result that it did not propose, where it could have, or nearly."""
+        ratios = proposal.keep_ratios
+        kept = [np.mean([ratios[name] for name in block]) for block in self._space.blocks if ratios]
         known = optuna.trial.FixedTrial(
             {
                 "method": proposal.method,
                 "allocation": proposal.allocation,
-                "target": _target_of(proposal, self._space),
+                "target": target,
                 **{f"keep.{i}": max(_LOWEST_RATIO, float(ratio)) for i, ratio in enumerate(kept)},
                 **{f"{proposal.method}.{name}": value for name, value in proposal.settings.items()},
             }
         )
-        _to_proposal(known, self._space, number=0, seed=0)
-        recorded = optuna.trial.create_trial(
-            params=known.params, distributions=known.distributions, values=outcome.point(self._space.cost)
-        )
-        self._study.add_trial(recorded)
+        with warnings.catch_warnings():
+            # Optuna warns of what lies outside.
+            warnings.simplefilter("error")
+            try:
+                as_proposed = _to_proposal(known, self._space, number=0, seed=0)
+            except (UserWarning, ValueError, KeyError):
+                return
+        if dict(as_proposed.settings) == dict(proposal.settings):
+            self._study.add_trial(
+                optuna.trial.create_trial(params=known.params, distributions=known.distributions, values=point)
+            )
 
 
 def _spaced(controls: Sequence[dict[str, Any]], num_trials: int) -> dict[int, dict[str, Any]]:
@@ -390,9 +460,14 @@ def _target_of(proposal: Proposal, space: SearchSpace) -> float:
     return target
 
 
-def _share(outcome: Outcome, target: str) -> float:
+def _ratios(widths: Mapping[str, int], space: SearchSpace) -> dict[str, float]:
+    """The share of each group's channels that stayed; a group that is not named is whole."""
+    return {name: widths.get(name, count) / count for name, count in space.channels.items()}
+
+
+def _share(result: Outcome | Known, target: str) -> float:
     """The cost that targets are of, as a fraction of the dense network's."""
-    share: float | None = getattr(outcome, f"{target}_fraction")
+    share: float | None = getattr(result, f"{target}_fraction")
     return 1.0 if share is None else share
 
 
