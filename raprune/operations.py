@@ -167,11 +167,14 @@ def _followed(
             found[place] = (factor, numbers[0], False)
         else:
             return SizedCall(same[0], (), {}, known=False)
-    factors = list(dict.fromkeys(factor for factor, *_ in found.values()))
-    # Of more than two, as in a concatenation, the first goes for all others as well: they narrow together.
-    own = {factor: place if len(factors) <= 2 else 0 for place, factor in enumerate(factors)}
-    rules = {place: Rule(own[factor], dense, is_share) for place, (factor, dense, is_share) in found.items()}
-    return SizedCall(same[0], tuple(factors if len(factors) <= 2 else factors[:1]), rules)
+    largest_first = sorted(found.values(), key=lambda rule: -rule[1])
+    factors = list(dict.fromkeys(factor for factor, *_ in largest_first))
+    if len(factors) > 2:
+        # As in a concatenation: the largest goes for all others as well, they narrow together.
+        rules = {place: Rule(0, dense, is_share=True) for place, (_, dense, _) in found.items()}
+        return SizedCall(same[0], tuple(factors[:1]), rules)
+    rules = {place: Rule(factors.index(f), dense, is_share) for place, (f, dense, is_share) in found.items()}
+    return SizedCall(same[0], tuple(factors), rules)
 
 
 def _numbers(same: Sequence[Call]) -> Iterator[tuple[tuple[int, int], list[int]]]:
