@@ -249,7 +249,7 @@ def test_a_search_that_its_time_ends_is_not_all_controls_and_random_draws() -> N
 
 
 def drive_some(proposals: Proposals, count: int) -> list[Proposal]:
-    done = []
+    done: list[Proposal] = []
     while len(done) < count and (proposal := proposals.next()) is not None:
         proposals.tell(proposal.number, outcome(proposal))
         done.append(proposal)

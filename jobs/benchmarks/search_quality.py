@@ -1,0 +1,240 @@
+"""What a search finds in equal wall time: `uv run python jobs/benchmarks/search_quality.py`.
+
+ResNet-20 on CIFAR-10 (JPEG), from the checkpoint and the data in the folder that RAPRUNE_DATA names; budget 50 % of the
+FLOPs, candidates down to 5 %, cut and repaired, no fine-tuning. Every arm is one `raprune search` in a process of its
+own, with its own folder of statistics. Its time begins when the run does: statistics and the workers' start are in it,
+and trials that ended after it do not count. Arms of a seed have the same validation split (5,000 images) and the same
+calibration images; `random` and `l1` are tried by every arm, as by every search, on a quarter of its first trials.
+
+* `warm`: the product as it is, on `reconstruction`.
+* `tpe`: the same without warm starts and without changes of the front: TPE over widths, allocations, hyper-parameters.
+* `tpe_ratios`: TPE over widths alone.
+* `random_l1`, `random_reconstruction`: widths drawn at random.
+* `uniform_l1`: every group cut alike, L1; only the target varies.
+* `global`: global ranking of every baseline that needs no training, each in turn.
+
+Two figures, both of the front on the validation split. *Hypervolume*: share of the area between (error 0, no FLOPs) and
+(error 1, the budget) that it dominates. *Mean accuracy*: of the best network within a budget, over budgets from an
+eighth to a half of the FLOPs on a logarithmic scale; where there is none, chance. It leaves out the ends, which any
+search fills.
+
+A line a run goes to `--results`, and what stands there is not run again; the table is written to `search_quality.md`
+beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bar import show
+
+from raprune import pareto
+from raprune.spec import load_spec
+from raprune.store import Store
+from raprune.trial import Stage, Trial, TrialState
+
+JOB = Path(__file__).parents[1] / "resnet20_cifar10.toml"
+TABLE = Path(__file__).with_name("search_quality.md")
+SEARCH = """
+import sys
+from raprune.orchestration.search import search
+from raprune.spec import SearchSpec
+search(SearchSpec.model_validate_json(sys.argv[1]))
+"""
+BUDGET = 0.5
+LOWEST = 0.125
+CHANCE = 0.1
+BASELINES = ("activation", "apoz", "fpgm", "l1", "l2", "lasso", "random", "taylor", "thinet")
+
+COMMON: dict[str, Any] = {
+    "budget_flops": BUDGET,
+    "search.smallest": 0.1,
+    "search.trials": 10_000,
+    "finalists.count": 0,
+    "resources.workers": 2,
+    "methods": ["reconstruction"],
+}
+WITHOUT = {"search.warm_starts": False}
+ARMS: dict[str, dict[str, Any]] = {
+    "warm": {},
+    "tpe": {"search.sampler": "tpe", **WITHOUT},
+    "tpe_ratios": {"search.sampler": "tpe", "allocations": ["ratios"], **WITHOUT},
+    "random_l1": {"search.sampler": "random", "allocations": ["ratios"], "methods": ["l1"], **WITHOUT},
+    "random_reconstruction": {"search.sampler": "random", "allocations": ["ratios"], **WITHOUT},
+    "uniform_l1": {"search.sampler": "random", "allocations": ["uniform"], "methods": ["l1"], **WITHOUT},
+    "global": {"search.sampler": "random", "allocations": ["global_rank"], "methods": list(BASELINES), **WITHOUT},
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run."""
+
+    arm: str
+    seed: int
+    minutes: float
+    trials: int
+    """Complete ones within the time."""
+    hypervolume: float
+    mean_accuracy: float
+    front: list[tuple[float, float]]
+    """`(error, fraction of the FLOPs)`, by ascending FLOPs."""
+    by_method: dict[str, float]
+    """Mean accuracy of each method's own front."""
+    statistics_s: float
+    """Of the time, before the first trial began."""
+    machine: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="wall time of a run (default 10)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="default all")
+    parser.add_argument("--results", type=Path, default=Path("runs/search_quality.jsonl"), help="a line a run")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, write the table")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of the training split (default 0.1)")
+    arguments = parser.parse_args()
+    results = _read(arguments.results)
+    for seed in arguments.seeds:
+        for arm in [] if arguments.table_only else arguments.arms:
+            if not any((r.arm, r.seed, r.minutes) == (arm, seed, arguments.minutes) for r in results):
+                results.append(
+                    run(
+                        arm,
+                        seed=seed,
+                        minutes=arguments.minutes,
+                        assignments={"data.validation_fraction": arguments.validation},
+                    )
+                )
+                _append(arguments.results, results[-1])
+    chosen = [r for r in results if r.minutes == arguments.minutes and r.arm in arguments.arms]
+    chosen = [r for r in chosen if r.seed in arguments.seeds]
+    TABLE.write_text(table(chosen, minutes=arguments.minutes))
+    print(f"wrote {TABLE.name}")
+    ours = {r.seed: r for r in chosen if r.arm == "warm"}
+    for arm in [arm for arm in arguments.arms if arm != "warm"]:
+        theirs = [r for r in chosen if r.arm == arm and r.seed in ours]
+        for figure in ("hypervolume", "mean_accuracy") if theirs else ():
+            least = min(getattr(ours[r.seed], figure) - getattr(r, figure) for r in theirs)
+            show(f"warm - {arm}, least of {len(theirs)} seeds", figure=least, bar=0.0, unit=figure, more_is_better=True)
+
+
+def run(arm: str, *, seed: int, minutes: float, assignments: dict[str, Any]) -> Result:
+    """One search to its end, and what it found in its time."""
+    with tempfile.TemporaryDirectory() as folder:
+        fields = COMMON | ARMS[arm] | {"search.time_limit_s": 60 * minutes, "statistics": f"{folder}/statistics"}
+        # The test split is nobody's business here.
+        fields |= {"data.test": None, "seed": seed, "output": f"{folder}/run", **assignments}
+        spec = load_spec(JOB, fields)
+        command = [sys.executable, "-c", SEARCH, spec.model_dump_json()]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        store = Store(f"{folder}/run")
+        result = judged(arm, seed, minutes, store.trials(), store.run())
+    print(
+        f"{arm}, seed {seed}, {minutes:g} minutes: {result.trials} trials, hypervolume {result.hypervolume:.4f}, "
+        f"mean accuracy {result.mean_accuracy:.2%}",
+        flush=True,
+    )
+    return result
+
+
+def judged(arm: str, seed: int, minutes: float, trials: Sequence[Trial], described: dict[str, Any]) -> Result:
+    """What a run's trials come to."""
+    began = float(described["started_at"])
+    in_time = [
+        trial
+        for trial in trials
+        if trial.state is TrialState.COMPLETE
+        and trial.proposal.stage is Stage.SEARCH
+        and trial.started_at + trial.seconds <= began + 60 * minutes
+    ]
+    points = [_point(trial) for trial in in_time]
+    methods = sorted({trial.proposal.method for trial in in_time})
+    return Result(
+        arm=arm,
+        seed=seed,
+        minutes=minutes,
+        trials=len(in_time),
+        hypervolume=pareto.hypervolume(points, (1.0, BUDGET + 1e-9)) / BUDGET,
+        mean_accuracy=mean_accuracy(points),
+        front=sorted((points[i] for i in pareto.non_dominated(points)), key=lambda point: point[1]),
+        by_method={m: mean_accuracy([_point(t) for t in in_time if t.proposal.method == m]) for m in methods},
+        statistics_s=min(trial.started_at for trial in in_time) - began if in_time else math.nan,
+        machine=described["machine"],
+    )
+
+
+def mean_accuracy(points: Sequence[tuple[float, float]]) -> float:
+    """Of the best network within a budget, over budgets from `LOWEST` to `BUDGET` on a logarithmic scale."""
+    span = math.log2(BUDGET / LOWEST)
+    scaled = [(error, max(0.0, math.log2(cost / LOWEST))) for error, cost in points]
+    return CHANCE + pareto.hypervolume(scaled, (1 - CHANCE, span + 1e-9)) / span
+
+
+def _point(trial: Trial) -> tuple[float, float]:
+    assert trial.metrics is not None
+    return 1 - trial.metrics.accuracy, trial.metrics.flops_fraction
+
+
+def table(results: Sequence[Result], *, minutes: float) -> str:
+    """The Markdown file."""
+    lines = [
+        "# What a search finds in equal wall time: ResNet-20 on CIFAR-10 (JPEG)",
+        "",
+        "Made by `jobs/benchmarks/search_quality.py`, whose docstring says what the arms and the figures are. "
+        f"{minutes:g} minutes a run, seeds {', '.join(map(str, sorted({r.seed for r in results})))}, "
+        f"{'; '.join(sorted({r.machine for r in results}))}. Mean over the seeds, with the least and the most.",
+        "",
+        "| arm | hypervolume | mean accuracy, % | trials |",
+        "| --- | --- | --- | --- |",
+    ]
+    by_arm = {arm: [r for r in results if r.arm == arm] for arm in ARMS}
+    for arm, own in sorted(by_arm.items(), key=lambda item: -_mean([r.hypervolume for r in item[1]])):
+        if own:
+            accuracies = [100 * r.mean_accuracy for r in own]
+            lines.append(
+                f"| {arm} | {_told([r.hypervolume for r in own], 4)} | {_told(accuracies, 2)} | "
+                f"{_mean([r.trials for r in own]):.0f} |"
+            )
+    ranked = [r for r in results if r.arm == "global"]
+    if ranked:
+        names = sorted({name for r in ranked for name in r.by_method})
+        means = {name: _mean([100 * r.by_method.get(name, CHANCE) for r in ranked]) for name in names}
+        each = ", ".join(f"{name} {mean:.1f}" for name, mean in sorted(means.items(), key=lambda item: -item[1]))
+        lines += ["", f"Mean accuracy of each method's own front in `global`, %: {each}."]
+    return "\n".join(lines) + "\n"
+
+
+def _told(values: Sequence[float], digits: int) -> str:
+    return f"**{_mean(values):.{digits}f}** ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def _read(path: Path) -> list[Result]:
+    return [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _append(path: Path, result: Result) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(result)) + "\n")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAPRUNE_DATA", str(Path(__file__).parents[3] / "shared" / "data"))
+    main()
