@@ -1,7 +1,8 @@
 """Whether every node of the cluster can do the job, asked before any work.
 
 Facts are gathered by short tasks, one on each node at a time, or in this process where the driver's node is the only
-one. `problems` judges them. Of what a node writes for it nothing stays.
+one. `problems` judges them. Of what a node writes for it nothing stays, but for marks of empty folders in object stores
+that keep such.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,11 @@ SEEN_S = 5.0
 """How long a file of another node may take to appear: network file systems remember for a while what was not there."""
 SAME = ("raprune", "torch", "torchvision", "ray", "optuna")
 """Distributions whose versions change results, or what processes send each other."""
+
+FLAGS = {"output": "output (--output)"}
+"""Fields that have a flag."""
+TEMPORARY = "Ray's folder"
+"""Where Ray puts what does not fit into memory."""
 
 _SHOWN = 8
 
@@ -137,58 +143,49 @@ def question(spec: SearchSpec, store: Store) -> Question:
 def problems(facts: Sequence[NodeFacts], asked: Question) -> list[Problem]:
     """What stands in the way on which node. Pure. The first of `facts` is the driver's, which others must match."""
     found: list[Problem] = []
-    places = {where: Store(uri).name for where, uri in asked.places.items()}
     for one in facts:
-
-        def add(text: str, hint: str, *, fatal: bool = True, node: str = one.node) -> None:
-            found.append(Problem(node, text, hint, fatal))
-
         if one.failure:
-            add(
-                f"gave no answer: {one.failure}",
-                "Install the same raprune there as on the driver's node, or take the node out of the cluster.",
-            )
+            hint = "Install the same raprune there as on the driver's node, or take the node out of the cluster."
+            found.append(Problem(one.node, f"gave no answer: {one.failure}", hint))
             continue
-        for name, there in one.versions.items():
-            here = facts[0].versions.get(name, there)
-            if here != there:
-                add(f"{name} {there}, where the driver has {here}.", f"Install {name} {here} there.")
-        for where, why in one.unwritable.items():
-            add(
-                f"{where} (--output) {places[where]}: cannot be written: {why}",
-                "Give an --output that every node can write: a shared folder, or s3://bucket/run.",
-            )
-        for where, others in one.unseen.items():
-            add(
-                f"{where} (--output) {places[where]}: not the folder that {_listed(others)} wrote to.",
-                "Give an --output that all nodes share: a network file system, or s3://bucket/run.",
-            )
-        for room in one.rooms:
-            if room.free < SMALLEST_ROOM:
-                add(
-                    f"{room.what} {room.path}: {_mib(room.free)} free; at least {_mib(SMALLEST_ROOM)} are needed.",
-                    "Free some, or take another disk.",
-                )
-            elif room.what == TEMPORARY and room.free < (1 - FULL) * room.size:
-                add(
-                    f"{room.what} {room.path}: {1 - room.free / room.size:.0%} full; above {FULL:.0%} Ray moves no "
-                    f"objects out of memory.",
-                    "Free some before data or networks outgrow the memory.",
-                    fatal=False,
-                )
-            elif room.free < LOW_ROOM:
-                add(f"{room.what} {room.path}: only {_mib(room.free)} free.", "It may become full.", fatal=False)
+        found += [*_versions_apart(one, facts[0]), *_places_apart(one, asked), *_little_room(one)]
         for where, why in one.code.items():
-            add(why, f"Install what {where} names on every node, or ship it with the job (a working_dir).")
+            hint = f"Install what {where} names on every node, or ship it with the job (a working_dir)."
+            found.append(Problem(one.node, why, hint))
         for where, why in one.data.items():
-            add(
-                f"{where} {asked.data[where]}: {why}",
-                "A streamed split (data.stream) is read by every node: put it where all see it, or leave stream out.",
-            )
+            hint = "A streamed split (data.stream) is read by every node: put it where all see it, or leave stream out."
+            found.append(Problem(one.node, f"{where} {asked.data[where]}: {why}", hint))
     return found
 
 
-TEMPORARY = "Ray's folder"
+def _versions_apart(one: NodeFacts, driver: NodeFacts) -> Iterator[Problem]:
+    for name, there in one.versions.items():
+        here = driver.versions.get(name, there)
+        if here != there:
+            yield Problem(one.node, f"{name} {there}, where the driver has {here}.", f"Install {name} {here} there.")
+
+
+def _places_apart(one: NodeFacts, asked: Question) -> Iterator[Problem]:
+    named = {where: f"{FLAGS.get(where, where)} {Store(uri).name}" for where, uri in asked.places.items()}
+    for where, why in one.unwritable.items():
+        hint = "Give a place that every node can write: a shared folder, or s3://bucket/run."
+        yield Problem(one.node, f"{named[where]}: cannot be written: {why}", hint)
+    for where, others in one.unseen.items():
+        hint = "Give a place that all nodes share: a network file system, or s3://bucket/run."
+        yield Problem(one.node, f"{named[where]}: not the folder that {_listed(others)} wrote to.", hint)
+
+
+def _little_room(one: NodeFacts) -> Iterator[Problem]:
+    for room in one.rooms:
+        disk, share = f"{room.what} {room.path}", 1 - room.free / room.size
+        if room.free < SMALLEST_ROOM:
+            text = f"{disk}: {_mib(room.free)} free; at least {_mib(SMALLEST_ROOM)} are needed."
+            yield Problem(one.node, text, "Free some, or take another disk.")
+        elif room.what == TEMPORARY and share > FULL:
+            text = f"{disk}: {share:.0%} full; above {FULL:.0%} Ray moves no objects out of memory."
+            yield Problem(one.node, text, "Free some before data or networks outgrow the memory.", fatal=False)
+        elif room.free < LOW_ROOM:
+            yield Problem(one.node, f"{disk}: only {_mib(room.free)} free.", "It may become full.", fatal=False)
 
 
 def gather(asked: Question) -> list[NodeFacts]:
