@@ -54,6 +54,13 @@ class News:
     attempt: int
     """At the training: from 1, counted anew after each epoch."""
 
+    @property
+    def title(self) -> str:
+        """What is being done, in words for the user."""
+        if self.name.startswith("finetune-"):
+            return f"fine-tuning {self.name}"
+        return "training the dense network" + (" for a method" if self.name.startswith("network-") else "")
+
 
 class Bulletin:
     """The actor between a group and its driver; it outlives the group's workers, and what they said stays."""
@@ -113,14 +120,15 @@ class Bulletin:
 def train_together(
     shared: Shared,
     trainings: Sequence[Training],
+    placement: TrainPlacement,
     *,
-    placed: Callable[[], TrainPlacement | None],
+    again: Callable[[TrainPlacement], TrainPlacement | None],
     tell: Callable[[News], None],
 ) -> list[News]:
     """Carry out `trainings` by one group of workers, and return the epochs that this took.
 
-    What the store holds already is left out. `placed` says how many workers, asked again when there is no more room for
-    so many; `tell` hears of each epoch. The search's workers must have given back what they held.
+    What the store holds already is left out. `again` places a group that was lost; `tell` hears of each epoch. The
+    search's workers must have given back what they held.
 
     Raises:
         RapruneError: if the dense network or a method's phase cannot be trained, the store fails, or workers are lost
@@ -138,24 +146,21 @@ def train_together(
     shared.store.remove_folder(FOLDER)
     try:
         while True:
-            placement, steps = placed(), ray.get(bulletin.steps.remote())
-            if placement is None:
-                raise RapruneError(
-                    "No node is left for the group of workers that trains.",
-                    hint="Bring nodes back; `raprune resume` then goes on at the last epoch.",
-                )
+            steps = ray.get(bulletin.steps.remote())
             loss = _group(replace(shared, placement=placement), placement, trainings, bulletin, look)
             failure = ray.get(bulletin.failure.remote())
             if failure is not None:
                 raise failure
             if loss is None:
                 return told
-            if ray.get(bulletin.steps.remote()) == steps and placed() == placement:
+            left = again(placement)
+            if left is None or (left == placement and ray.get(bulletin.steps.remote()) == steps):
                 raise RapruneError(
                     f"The group that trains ({placement.reason}) was lost again and again: {error_text(loss)}",
-                    hint="It may have run out of memory. What is recorded stays: `raprune resume` goes on at the last "
-                    "epoch.",
+                    hint="It may have run out of memory, or of nodes. What is recorded stays: `raprune resume` goes on "
+                    "at the last epoch.",
                 )
+            placement = left
     finally:
         ray.kill(bulletin)
         shared.store.remove_folder(FOLDER)

@@ -17,7 +17,7 @@ from raprune.errors import UsageError
 BEAT_S = 1.0
 """Between two signs of life of a driver."""
 
-LEASE_S = 15.0
+LEASE_S = 10.0
 """So long after a driver's last sign of life another may take its run over."""
 
 ORPHANED_S = 600.0

@@ -37,13 +37,13 @@ def standing(console: Console, read: Callable[[], Standing]) -> Iterator[None]:
 
 
 class Training:
-    """The progress of the dense network's training; `epoch` for each one that ended."""
+    """The progress of one training after another; `epoch` for each one that ended."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._said_at = 0.0
         self._bar = Progress(
-            TextColumn("training the dense network"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("epochs, training accuracy {task.fields[accuracy]:.2%}"),
@@ -52,7 +52,7 @@ class Training:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=None, accuracy=0.0)
+        self._task = self._bar.add_task("training", total=None, accuracy=0.0)
 
     def __enter__(self) -> Training:
         self._bar.start()
@@ -61,13 +61,14 @@ class Training:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def epoch(self, epoch: Epoch) -> None:
-        self._bar.update(self._task, completed=epoch.number, total=epoch.epochs, accuracy=epoch.accuracy)
+    def epoch(self, epoch: Epoch, what: str = "training the dense network") -> None:
+        self._bar.update(
+            self._task, description=what, completed=epoch.number, total=epoch.epochs, accuracy=epoch.accuracy
+        )
         if not self._console.is_terminal and time.monotonic() - self._said_at > _LINE_S:
             self._said_at = time.monotonic()
             self._console.print(
-                f"training the dense network: epoch {epoch.number} of {epoch.epochs:g}, "
-                f"training accuracy {epoch.accuracy:.2%}"
+                f"{what}: epoch {epoch.number} of {epoch.epochs:g}, training accuracy {epoch.accuracy:.2%}"
             )
 
 

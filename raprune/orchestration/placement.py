@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raprune.errors import UsageError
 from raprune.spec import ResourceSpec
@@ -134,6 +134,15 @@ def place_training(
         )
     reason = f"{spec.train_workers} x {_words(cpus, gpus)} together, as asked for"
     return TrainPlacement(spec.train_workers, cpus, gpus, reason)
+
+
+def place_again(nodes: Sequence[Mapping[str, float]], before: TrainPlacement) -> TrainPlacement | None:
+    """The group that was placed `before`, as large as it still fits on what is left; None: no worker fits."""
+    workers = min(before.workers, sum(_fits(node, before.cpus, before.gpus) for node in nodes))
+    if workers in (0, before.workers):
+        return before if workers else None
+    reason = f"{workers} x {_words(before.cpus, before.gpus)} together, of {before.workers} before nodes were lost"
+    return replace(before, workers=workers, reason=reason)
 
 
 def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:

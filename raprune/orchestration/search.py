@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from raprune.latency import TABLE, LatencyTable
 from raprune.orchestration.cluster import cluster, machine, node_resources
 from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_training
 from raprune.orchestration.space import search_space
+from raprune.outage import Patience
 from raprune.preparation import DENSE, Prepared, check_output, prepare, with_table
 from raprune.report import TEST_FILE, print_front, write_report
 from raprune.spec import SearchSpec
@@ -50,6 +51,8 @@ class Run:
     store: Store
     prepared: Prepared
     console: Console
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this driver from those of the same run before it."""
 
 
 def search(spec: SearchSpec, *, console: Console | None = None) -> str:
@@ -72,7 +75,8 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
         _preflight(run)
         run = _with_latency(run, placement)
         store.create(_describe(run))
-        _carry_out(run, placement)
+        with store.locked():
+            _carry_out(_under_way(run), placement)
     return store.uri
 
 
@@ -85,21 +89,32 @@ def resume(uri: str, *, console: Console | None = None) -> str:
     console = console or Console()
     store = Store(uri)
     described = store.run()
-    spec = SearchSpec.model_validate(described["spec"])
+    # The folder may have been moved, and its URI may hold what was not written into it.
+    spec = SearchSpec.model_validate(described["spec"] | {"output": store.uri})
     if described["state"] == "finished":
         console.print("The run is finished.")
         print_front(store.uri, console=console)
         return store.uri
-    prepared = prepare(spec)
-    _check_unchanged(store, described, prepared, console)
-    run = Run(spec, store, prepared, console)
-    with cluster(spec.resources.address):
-        placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
-        place_training(node_resources(), spec.resources, num_networks=1)
-        _preflight(run)
-        run = _with_latency(run, placement)
-        _carry_out(run, placement)
+    with store.locked():
+        prepared = prepare(spec)
+        _check_unchanged(store, described, prepared, console)
+        run = _under_way(Run(spec, store, prepared, console))
+        with cluster(spec.resources.address):
+            placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+            place_training(node_resources(), spec.resources, num_networks=1)
+            _preflight(run)
+            run = _with_latency(run, placement)
+            _carry_out(run, placement)
     return store.uri
+
+
+def _under_way(run: Run) -> Run:
+    """The run with its folder there: from now on a filesystem that is away is waited for."""
+
+    def say(why: str | None) -> None:
+        run.console.print(why or "The store answers again.", markup=False, highlight=False)
+
+    return replace(run, store=run.store.patient(Patience(total_s=run.spec.resources.store_patience_s), say))
 
 
 def _check_earlier(run: Run) -> None:
@@ -163,19 +178,21 @@ def _carry_out(run: Run, placement: Placement) -> None:
     """Everything that needs Ray. Whatever ends it, no actor of ours stays behind."""
     import ray
 
-    from raprune.orchestration.coordinator import find_coordinator
+    from raprune.orchestration.coordinator import ask, find_coordinator
+    from raprune.orchestration.lease import held
 
-    coordinator = None
-    try:
-        _keep_table(run)
-        data = ray.put(replace(run.prepared.data, test=None))
-        weights = _dense_network(run, placement, data)
-        coordinator = find_coordinator(run.store)
-        accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
-        _time_front(run, placement, coordinator)
-        _finish(run, accuracies)
-    finally:
-        if coordinator is not None:
+    coordinator: Any = find_coordinator(run.store)
+    with held(coordinator, run.session, run.store.name, console=run.console):
+        try:
+            _keep_table(run)
+            Store(run.spec.statistics_folder).make()
+            data = ray.put(replace(run.prepared.data, test=None))
+            weights = _dense_network(run, placement, data)
+            ask(coordinator.reread.remote())
+            accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
+            _time_front(run, placement, coordinator)
+            _finish(run, accuracies)
+        finally:
             ray.kill(coordinator)
 
 
@@ -220,7 +237,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     import ray
     from ray import tune
 
-    from raprune.orchestration.failures import RETRIES_AFTER_LOSS
+    from raprune.orchestration.coordinator import ask
     from raprune.orchestration.live import standing
     from raprune.orchestration.proposals import Proposals
     from raprune.orchestration.scheduler import KeepWorkers
@@ -231,7 +248,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     from raprune.orchestration.worker import CandidateTrial
 
     spec = run.spec
-    stored = ray.get(coordinator.trials.remote())
+    stored = ask(coordinator.trials.remote())
     space = search_space(spec, run.prepared.cost)
     shared = _shared(run, placement, data, weights, coordinator)
     inputs, methods = Inputs(spec, run.prepared.graph, placement, [data], [weights]), (*space.controls, *space.methods)
@@ -246,7 +263,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         spec,
         Proposals(space, spec.search, seed=spec.seed, stored=stored, earlier=_earlier(run, space), enough=enough),
         stored,
-        record=lambda trial: ray.get(coordinator.record.remote([trial])),
+        record=lambda trial: ask(coordinator.record.remote([trial], run.session)),
         plan_test=partial(_plan_test, run, placement, coordinator),
         spend=enough.spend,
         grouped=lambda networks: _place_group(run, networks) is not None,
@@ -272,7 +289,8 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
                 storage_path=folder,
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=RETRIES_AFTER_LOSS),
+                # The searcher decides who is tried again.
+                failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
         with standing(run.console, lambda: ray.get(coordinator.progress.remote(searcher.num_running))):
@@ -342,7 +360,7 @@ def _shared(run: Run, placement: Placement, data: Any, weights: Any, coordinator
         statistics=ray.put({}),
         coordinator=coordinator,
         store=run.store,
-        session=uuid.uuid4().hex,
+        session=run.session,
         provenance=provenance(run.spec, run.prepared.data.fingerprint),
         latency=run.prepared.cost.table,
     )
@@ -355,12 +373,13 @@ def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
     """
     import ray
 
+    from raprune.orchestration.coordinator import ask
     from raprune.orchestration.worker import TestTask
 
     test = run.prepared.data.test
     if test is None or run.store.exists(TEST_FILE):
         return []
-    trials = ray.get(coordinator.trials.remote())
+    trials = ask(coordinator.trials.remote())
     proposals: dict[str, Proposal] = {trial.trial_id: trial.proposal for trial in trials}
     rows = to_be_tested(trials, run.spec.budget)
     finetuned = [
@@ -393,12 +412,11 @@ def _keep_table(run: Run) -> None:
 
 def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:
     """Measure the networks of the final front whole: fewer FLOPs need not be faster."""
-    import ray
-
+    from raprune.orchestration.coordinator import ask
     from raprune.orchestration.latency import Subject, measure_front
 
     subject = Subject.of(run.spec, run.prepared, placement)
-    measure_front(subject, run.store, ray.get(coordinator.trials.remote()))
+    measure_front(subject, run.store, ask(coordinator.trials.remote()))
 
 
 def _finish(run: Run, accuracies: dict[str, float]) -> None:
@@ -416,7 +434,8 @@ def _describe(run: Run) -> dict[str, Any]:
     """What `run.json` says before the dense network is known."""
     graph, cost, data = run.prepared.graph, run.prepared.cost, run.prepared.data
     return {
-        "spec": run.spec.model_dump(mode="json"),
+        # Without what the URI may hold of credentials: whoever resumes gives it again.
+        "spec": run.spec.model_dump(mode="json") | {"output": run.store.name},
         "state": "searching",
         "created_at": time.time(),
         "started_at": time.time(),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from raprune.errors import RapruneError
-from raprune.orchestration.failures import RETRIES_AFTER_LOSS, Failure, decide, hopeless
+from raprune.orchestration.failures import Action, Failure, decide, hopeless
 from raprune.orchestration.promotion import Outcome, choose_finalists
 from raprune.orchestration.proposals import Proposals, trial_seed
 from raprune.orchestration.worker import CandidateTask, TestTask
@@ -25,11 +25,22 @@ REPEATS_APART = 1_000_003
 """Between the seeds of one finalist's repeats, so that they meet no other search's."""
 
 
+@dataclass
+class Losses:
+    """Workers that were lost since the first one under some task."""
+
+    attempts: int = 0
+    """Under this task."""
+    elsewhere: int = 0
+    """Under others."""
+
+
 class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
     `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase; `spend` hears what
-    every search trial took; at most `workers` tasks are out; finalists that keep the accuracy `floor` come first.
+    every search trial took; `grouped` says whether so many finalists are left to a group; at most `workers` tasks are
+    out; finalists that keep the accuracy `floor` come first.
     """
 
     def __init__(
@@ -41,6 +52,7 @@ class CandidateSearcher(Searcher):
         record: Callable[[Trial], None],
         plan_test: Callable[[], list[TestTask]],
         spend: Callable[[Outcome], None],
+        grouped: Callable[[int], bool],
         workers: int,
         floor: float | None = None,
     ) -> None:
@@ -48,18 +60,22 @@ class CandidateSearcher(Searcher):
         self.failure: RapruneError | None = None
         """Why the search cannot go on, once it cannot."""
         self.test: dict[str, float] = {}
+        self.waiting: list[CandidateTask] = []
+        """Finalists that a group of workers trains, once this run of Tune has ended and given back what it held."""
         self._spec = spec
         self._proposals = proposals
         self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.FINETUNE}
         self._record = record
         self._plan_test = plan_test
         self._spend = spend
+        self._grouped = grouped
         self._workers = workers
         self._floor = floor
         self._ahead: deque[Task] = deque()
         self._begun = False
         self._together = 0
         self._running: dict[str, Task] = {}
+        self._losses: dict[str, Losses] = {}
         self._finalists: list[CandidateTask] | None = None
         self._num_finalists = 0
         self._finetuned: dict[str, Outcome] = {}
@@ -92,15 +108,14 @@ class CandidateSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         with self._lock:
             task = self._running.pop(trial_id)
-            if result is not None and "broken" in result:
-                decision = decide(Failure.SETUP)
-                self.failure = RapruneError(f"{decision.reason}: {result['broken']}", hint="Nothing was recorded.")
-            elif isinstance(task, TestTask):
-                self.test |= _test_accuracies(result)
-            elif error or result is None:
-                self._lost(task)
-            else:
-                self._take(task, result["outcome"])
+            try:
+                if error or result is None:
+                    self._lost(task)
+                else:
+                    self._done(task, result)
+            except RapruneError as failure:
+                # The first one is the cause.
+                self.failure = self.failure or failure
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the search's state, and Tune's is thrown away."""
@@ -137,6 +152,9 @@ class CandidateSearcher(Searcher):
         if self._finalists is None:
             self._finalists = self._choose_finalists()
             self._num_finalists = len(self._finalists)
+            pending = [task for task in self._finalists if task.proposal.trial_id not in self._stored]
+            if self._grouped(len(pending)):
+                self.waiting, self._finalists = pending, []
         while self._finalists:
             task = self._finalists.pop(0)
             stored = self._stored.get(task.proposal.trial_id)
@@ -163,6 +181,18 @@ class CandidateSearcher(Searcher):
             for number, parent in enumerate(parents)
         ]
 
+    def _done(self, task: Task, result: dict[str, Any]) -> None:
+        self._losses.pop(task.trial_id, None)
+        if "broken" in result:
+            decision = decide(Failure.SETUP)
+            raise RapruneError(f"{decision.reason}: {result['broken']}", hint="Nothing was recorded.")
+        if "failure" in result:
+            raise result["failure"]
+        if isinstance(task, TestTask):
+            self.test |= _test_accuracies(result)
+        else:
+            self._take(task, result["outcome"])
+
     def _take(self, task: CandidateTask, outcome: Outcome) -> None:
         if task.proposal.stage is Stage.FINETUNE:
             self._finetuned[outcome.trial_id] = outcome
@@ -177,13 +207,28 @@ class CandidateSearcher(Searcher):
                 hint="The cause lies in the job rather than in a candidate. `raprune prune` tries one without Ray.",
             )
 
-    def _lost(self, task: CandidateTask) -> None:
-        decision = decide(Failure.LOST, attempts=RETRIES_AFTER_LOSS + 1)
-        trial = Trial(
-            trial_id=task.proposal.trial_id, proposal=task.proposal, state=TrialState.FAILED, error=decision.reason
-        )
-        self._record(trial)
-        self._take(task, Outcome.of(trial))
+    def _lost(self, task: Task) -> None:
+        self._losses.setdefault(task.trial_id, Losses())
+        for trial_id, losses in self._losses.items():
+            if trial_id == task.trial_id:
+                losses.attempts += 1
+            else:
+                losses.elsewhere += 1
+        losses = self._losses[task.trial_id]
+        decision = decide(Failure.LOST, attempts=losses.attempts, elsewhere=losses.elsewhere)
+        if decision.action is Action.RETRY:
+            self._ahead.appendleft(task)
+        elif isinstance(task, TestTask):
+            raise RapruneError(
+                f"The test split could not be measured: {decision.reason}.",
+                hint="All trials are recorded; `raprune resume` measures it again.",
+            )
+        else:
+            failed = Trial(
+                trial_id=task.trial_id, proposal=task.proposal, state=TrialState.FAILED, error=decision.reason
+            )
+            self._record(failed)
+            self._take(task, Outcome.of(failed))
 
 
 def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> CandidateTask:

@@ -19,6 +19,7 @@ from raprune.data.dataset import Dataset
 from raprune.methods import Method, method_named
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.streaming import RayReader
+from raprune.outage import Patience
 from raprune.prune import Pruner
 from raprune.spec import SearchSpec
 from raprune.statistics import Arrays, Statistics
@@ -56,7 +57,7 @@ def gather(inputs: Inputs, methods: Sequence[str]) -> Gathered:
     """
     pruner = _pruner(inputs, {}, device="cpu")
     statistics, known = pruner.statistics, {}
-    made = [method_named(name)(**inputs.spec.settings.get(name, {})) for name in methods]
+    made = named(inputs.spec, methods)
     for method in made:
         if method.regularize() is not None:
             key = pruner.base_key(method)
@@ -79,6 +80,27 @@ def gather(inputs: Inputs, methods: Sequence[str]) -> Gathered:
         if not method.seeded:
             known[pruner.score_key(method)] = statistics.get(pruner.score_key(method)) or {}
     return Gathered(known, list(statistics.computed))
+
+
+def named(spec: SearchSpec, methods: Sequence[str]) -> list[Method]:
+    """The methods of these names, with their default settings and those that the job fixes."""
+    return [method_named(name)(**spec.settings.get(name, {})) for name in methods]
+
+
+def phases(methods: Sequence[Method]) -> list[Method]:
+    """Those that have the dense network trained for them, one for each such training."""
+    return list({method.regularize(): method for method in methods if method.regularize() is not None}.values())
+
+
+def missing_phases(inputs: Inputs, methods: Sequence[Method]) -> list[Method]:
+    """Those of `phases` whose training nobody has done yet."""
+    pruner = _pruner(inputs, {}, device="cpu")
+    return [method for method in phases(methods) if pruner.statistics.get(pruner.base_key(method)) is None]
+
+
+def statistics_store(spec: SearchSpec) -> Store:
+    """The folder of shared statistics, which the driver made; it is waited for as the run's is."""
+    return Store(spec.statistics_folder, patience=Patience(total_s=spec.resources.store_patience_s))
 
 
 def _task(work: Any, inputs: Inputs) -> Any:
@@ -108,7 +130,7 @@ def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str) -> Pruner:
         weights=ray.get(inputs.weights[0]),
         reader=RayReader(),
     )
-    statistics = Statistics(Store(inputs.spec.statistics_folder), known)
+    statistics = Statistics(statistics_store(inputs.spec), known)
     return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics)
 
 

@@ -21,12 +21,14 @@ from raprune import artifact
 from raprune.checkpoint import StoreCheckpoints
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
+from raprune.errors import RapruneError, StoreError
 from raprune.evaluate import Evaluation, evaluate
 from raprune.latency import LatencyTable
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.failures import error_text
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.promotion import Outcome
+from raprune.orchestration.statistics import statistics_store
 from raprune.orchestration.streaming import RayReader
 from raprune.prune import Pruned, Pruner, Result, method_of
 from raprune.spec import SamplerSpec, SearchSpec
@@ -68,6 +70,10 @@ class CandidateTask:
     proposal: Proposal
     parent: Proposal | None = None
 
+    @property
+    def trial_id(self) -> str:
+        return self.proposal.trial_id
+
 
 @dataclass(frozen=True)
 class TestTask:
@@ -97,7 +103,7 @@ class Equipment:
     def of(cls, shared: Shared, *, writes: bool = True) -> Self:
         """Built from what the run shares. Where `writes` is false, statistics are read and not kept."""
         workload = _build(shared)
-        statistics = Statistics(Store(shared.spec.statistics_folder), ray.get(shared.statistics), writes=writes)
+        statistics = Statistics(statistics_store(shared.spec), ray.get(shared.statistics), writes=writes)
         pruner = Pruner(workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency)
         return cls(shared, workload, pruner)
 
@@ -164,6 +170,26 @@ class Equipment:
             provenance=self.shared.provenance | artifact.trial_provenance(result.trial),
         )
 
+    def test(self, task: TestTask) -> dict[str, float]:
+        """Accuracies on the test split: `dense`, and by name or candidate."""
+        workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
+        split = DeviceSplit.place(ray.get(task.split[0]), workload.data.mean, workload.data.std, workload.device)
+        accuracies: dict[str, float] = {}
+        if task.dense:
+            accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
+        for name in task.finetuned:
+            accuracies[name] = evaluate(self.load(name), split, batch_size=batch_size).accuracy
+        for candidate, proposal in task.repaired:
+            kept = is_kept(proposal)
+            model = self.load(proposal.trial_id) if kept else self.pruner.prune(proposal).model
+            accuracies[candidate] = evaluate(model, split, batch_size=batch_size).accuracy
+        return accuracies
+
+
+def evaluate_on_test(shared: list[Shared], task: TestTask) -> dict[str, float]:
+    """What the task asks for, in a worker of its own; `shared` is in a list so that its references stay ones."""
+    return Equipment.of(shared[0]).test(task)
+
 
 class CandidateTrial(tune.Trainable):
     """A worker of the search: one process that takes task after task by `reset_config`.
@@ -175,8 +201,10 @@ class CandidateTrial(tune.Trainable):
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
         assert shared is not None, "given by tune.with_parameters"
         self._config = config
-        self._shared = shared
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+        wait: Any = shared.coordinator.wait
+        shared = replace(shared, store=shared.store.told(lambda why: wait.remote(self._name, why)))
+        self._shared = shared
         self._broken: str | None = None
         try:
             self._held = Equipment.of(shared)
@@ -194,13 +222,17 @@ class CandidateTrial(tune.Trainable):
         task: CandidateTask | TestTask = self._config["task"]
         if self._config["together"] > 1:
             self._meet(self._config["together"])
-        if isinstance(task, TestTask):
-            return {"done": True, "test": self._test(task)}
-        trials = self._try(task)
-        # Together: a task that is cut off leaves no half of its path behind.
-        ray.get(self._shared.coordinator.record.remote(trials))
-        if task.parent is not None:
-            self._held.checkpoints(task.proposal.trial_id).remove()
+        try:
+            if isinstance(task, TestTask):
+                return {"done": True, "test": self._held.test(task)}
+            trials = self._try(task)
+            # Together: a task that is cut off leaves no half of its path behind.
+            ask(self._shared.coordinator.record.remote(trials, self._shared.session))
+            if task.parent is not None:
+                self._held.checkpoints(task.proposal.trial_id).remove()
+        except RapruneError as error:
+            # The run's, not the candidate's.
+            return {"done": True, "failure": error}
         return {"done": True, "outcome": Outcome.of(trials[-1])}
 
     def _meet(self, workers: int) -> None:
@@ -215,6 +247,9 @@ class CandidateTrial(tune.Trainable):
         started_at, began = time.time(), time.perf_counter()
         try:
             trials = self._run(task)
+        except StoreError:
+            # Says nothing of the candidate.
+            raise
         except Exception as error:
             failed = Trial(
                 trial_id=task.proposal.trial_id,
@@ -242,21 +277,6 @@ class CandidateTrial(tune.Trainable):
                 self._held.save(result)
             trials.append(of_rung(result.trial, shared.spec.search))
         return trials
-
-    def _test(self, task: TestTask) -> dict[str, float]:
-        shared, workload = self._shared, self._held.workload
-        split = DeviceSplit.place(ray.get(task.split[0]), workload.data.mean, workload.data.std, workload.device)
-        batch_size = shared.spec.search.eval_batch_size
-        accuracies: dict[str, float] = {}
-        if task.dense:
-            accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
-        for name in task.finetuned:
-            accuracies[name] = evaluate(self._held.load(name), split, batch_size=batch_size).accuracy
-        for candidate, proposal in task.repaired:
-            kept, held = is_kept(proposal), self._held
-            model = held.load(proposal.trial_id) if kept else held.pruner.prune(proposal).model
-            accuracies[candidate] = evaluate(model, split, batch_size=batch_size).accuracy
-        return accuracies
 
 
 @dataclass(frozen=True)

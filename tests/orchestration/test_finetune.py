@@ -63,7 +63,7 @@ class Job:
 
     def group(self, trainings: list[Any]) -> list[News]:
         heard: list[News] = []
-        told = train_together(self.shared, trainings, placed=lambda: TWO, tell=heard.append)
+        told = train_together(self.shared, trainings, TWO, again=lambda before: before, tell=heard.append)
         assert heard == told
         return told
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raprune.errors import UsageError
-from raprune.orchestration.placement import Placement, TrainPlacement, place, place_training
+from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_training
 from raprune.spec import ResourceSpec
 
 LAPTOP = {"CPU": 2.0}
@@ -165,3 +165,13 @@ def _taken(free: float, free_cards: list[float], bundle: Placement) -> tuple[flo
         place = max(i for i, card in enumerate(cards) if card >= bundle.gpus - 1e-9)
         cards[place] -= bundle.gpus
     return free - bundle.cpus, cards
+
+
+def test_a_group_is_placed_again_on_what_is_left() -> None:
+    before = place_training([LAPTOP] * 3, ResourceSpec(train_workers=6), num_networks=2)
+    assert before is not None
+    assert place_again([LAPTOP] * 3, before) == before
+    left = place_again([LAPTOP], before)
+    assert left is not None and left.workers == 2 and (left.cpus, left.gpus) == (before.cpus, before.gpus)
+    assert "of 6 before" in left.reason
+    assert place_again([], before) is None
