@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,24 +47,39 @@ ALONE = Ranks(0, 1)
 
 
 @contextmanager
-def joined(model: nn.Module, ranks: Ranks) -> Iterator[nn.Module]:
-    """`model` as the processes train it together: a backward pass leaves the mean of their gradients."""
+def joined(model: nn.Module, ranks: Ranks, example: Callable[[], Tensor]) -> Iterator[nn.Module]:
+    """`model` as the processes train it together: a backward pass leaves the mean of their gradients.
+
+    `example` gives a few images `(B, C, H, W)` on the model's device; it is not asked where there is one process.
+    """
     if ranks.size == 1:
         yield model
         return
     device = next(model.parameters()).device
     with warnings.catch_warnings():
+        # Newer PyTorch has another name for it, which older ones do not know.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated", category=FutureWarning)
         # Advice on speed, which the user can do nothing about.
-        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
         warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
         yield DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             # `agree_on_buffers` does better, and less often.
             broadcast_buffers=False,
-            # A user's network may hold parameters that its forward pass never reads.
-            find_unused_parameters=True,
+            # Waited for, gradients that never come would stop the second step; looked for in vain, they cost time.
+            find_unused_parameters=_leaves_parameters_out(model, example()),
         )
+
+
+def _leaves_parameters_out(model: nn.Module, x: Tensor) -> bool:
+    """Whether the forward pass reads some parameters not at all."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    try:
+        gradients = torch.autograd.grad(model(x).float().sum(), parameters, allow_unused=True)
+    finally:
+        model.train()
+    return any(gradient is None for gradient in gradients)
 
 
 @contextmanager
@@ -187,7 +202,7 @@ class _NormaliseTogether(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
         axes = [0, *range(2, x.dim())]
-        var_C, mean_C = torch.var_mean(x.float(), axes, correction=0)
+        var_C, mean_C = torch.var_mean(_wide(x), axes, correction=0)
         mine = torch.cat([mean_C, var_C, mean_C.new_tensor([x.numel() / x.shape[1]])])
         ranks = Ranks(dist.get_rank(), dist.get_world_size())
         all_RC = torch.stack(_gathered(mine, ranks))
@@ -197,7 +212,7 @@ class _NormaliseTogether(torch.autograd.Function):
         # Chan, Golub, LeVeque (1979): no difference of large squares.
         var_C = ((vars_RC + (means_RC - mean_C) ** 2) * counts_R1).sum(0) / count
         scale_C = (var_C + eps).rsqrt()
-        y = (x.float() - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
+        y = (_wide(x) - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
         if weight is not None:
             y = y * _on_channels(weight, x)
         if bias is not None:
@@ -210,8 +225,8 @@ class _NormaliseTogether(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean_C, scale_C, count = ctx.saved_tensors
         axes = [0, *range(2, x.dim())]
-        gradient = gradients[0].float()
-        normal = (x.float() - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
+        gradient = _wide(gradients[0])
+        normal = (_wide(x) - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
         mine = torch.cat([gradient.sum(axes), (gradient * normal).sum(axes)])
         # Those of weight and bias are averaged with all other parameters'.
         bias_gradient, weight_gradient = mine.clone().chunk(2)
@@ -227,6 +242,10 @@ class _NormaliseTogether(torch.autograd.Function):
             bias_gradient if needs_bias else None,
             None,
         )
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _on_channels(values_C: Tensor, x: Tensor) -> Tensor:

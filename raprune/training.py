@@ -118,7 +118,7 @@ def train(
         if checkpoints is not None:
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
-        objective = stack.enter_context(_objective(model, teacher, channels, spec, split.device, ranks))
+        objective = stack.enter_context(_objective(model, teacher, channels, spec, split, ranks))
         while course.step < total:
             torch.manual_seed(_epoch_seed(seed, ranks.rank, len(course.history)))
             started, tally = time.perf_counter(), _Tally(split.device)
@@ -295,19 +295,23 @@ def _objective(
     teacher: nn.Module | None,
     channels: ChannelMap | None,
     spec: TrainSpec,
-    device: torch.device,
+    split: TrainingSplit,
     ranks: Ranks,
 ) -> Iterator[_Objective]:
     """The objective; as long as it lasts, the networks are watched and joined with those of other processes."""
     with_maps = spec.features > 0 and channels is not None
-    if teacher is None or not (spec.distillation > 0 or with_maps):
-        with distributed.joined(model, ranks) as joined:
-            yield _Objective(joined, None, None, spec)
-        return
-    teacher.eval()
-    maps = FeatureMaps(model, teacher, channels, device) if with_maps and channels is not None else None
+    if teacher is not None:
+        teacher = teacher.eval() if spec.distillation > 0 or with_maps else None
+    maps = None
+    if teacher is not None and channels is not None and with_maps:
+        maps = FeatureMaps(model, teacher, channels, split.device)
+
+    def example() -> Tensor:
+        x, _ = next(split.shuffled(2, torch.Generator(), "none", ALONE))
+        return x
+
     try:
-        with distributed.joined(model, ranks) as joined:
+        with distributed.joined(model, ranks, example) as joined:
             yield _Objective(joined, teacher, maps, spec)
     finally:
         if maps is not None:

@@ -160,3 +160,98 @@ def test_the_precision_is_that_of_the_pass_and_not_of_the_weights(precision: str
     assert dtypes == {seen}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert math.isfinite(history[-1].loss)
+
+
+def two_steps(model: nn.Module, changes: dict[str, object], count: int = 64) -> list[Tensor]:
+    split = digits()
+    part = DeviceSplit(split.images[:count], split.labels[:count], split.mean, split.scale, split.layout)
+    spec = TrainSpec.model_validate({"epochs": 2.0, "batch_size": 32, **changes})
+    train(model, part, spec, augment="none", seed=0)
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize(("parts", "count"), [(2, 64), (3, 64), (3, 61), (100, 64)])
+def test_a_batch_in_parts_is_the_batch_where_there_is_no_batch_norm(parts: int, count: int) -> None:
+    whole = two_steps(perceptron(), {}, count)
+    split_up = two_steps(perceptron(), {"accumulate": parts}, count)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, split_up, strict=True))
+
+
+def test_a_batch_in_parts_goes_through_the_network_in_parts_and_through_the_optimiser_once() -> None:
+    sizes, steps, model = list[int](), list[int](), net()
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    spec = TrainSpec(epochs=0.1, batch_size=32, accumulate=3)
+    train(model, digits(), spec, augment="none", seed=0, regularize=lambda _: steps.append(1))
+    assert (sizes, steps) == ([11, 11, 10], [1])
+
+
+def test_the_warm_up_may_be_longer_shorter_or_none() -> None:
+    rates = [one_cycle(step, 100, 0.5) for step in range(100)]
+    assert rates.index(1.0) == 49
+    assert one_cycle(0, 100, 0.0) == 1.0
+    history = train(net(), digits(), TrainSpec(epochs=2, batch_size=240, warm_up=0.0), augment="none", seed=0)
+    assert history[0].lr == TrainSpec().lr > history[1].lr
+
+
+def test_label_smoothing_is_the_cross_entropy_with_smooth_labels() -> None:
+    spec = TrainSpec(epochs=1, batch_size=240, label_smoothing=0.3)
+    split, model = digits(), net()
+    x, y = next(split.batches(240))
+    logits = net().train()(x).detach()
+    target = 0.7 * torch.nn.functional.one_hot(y, 10) + 0.03
+    expected = -(target * logits.log_softmax(1)).sum(1).mean().item()
+    assert train(model, split, spec, augment="none", seed=0)[0].loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_ends_with_the_moving_average_of_weights_and_running_statistics() -> None:
+    class Recorded(nn.Module):
+        """Keeps what its network holds at the beginning of every forward pass."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+            self.seen: list[dict[str, Tensor]] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append({key: value.detach().clone() for key, value in self.net.state_dict().items()})
+            logits: Tensor = self.net(x)
+            return logits
+
+    spec, model, plain = TrainSpec(epochs=3, batch_size=60, ema=0.5), Recorded(), net()
+    train(model, digits(), spec, augment="none", seed=0)
+    train(plain, digits(), spec.model_copy(update={"ema": 0.0}), augment="none", seed=0)
+    average = {key: value.double() for key, value in model.seen[0].items()}
+    # The last step's weights are those that the training without an average ends with.
+    for step, weights in enumerate([*model.seen[1:], dict(plain.state_dict())]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = {key: decay * average[key] + (1 - decay) * value.double() for key, value in weights.items()}
+    for key, value in model.net.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), average[key], atol=1e-6), key
+            assert not torch.equal(value, plain.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_and_weights_lie_as_asked_while_training(channels_last: bool) -> None:
+    model, seen = net(), set[tuple[bool, bool]]()
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        parts = (inputs[0], module.weight)
+        seen.add(tuple(part.is_contiguous(memory_format=torch.channels_last) for part in parts))  # type: ignore[arg-type]
+
+    model.conv2.register_forward_pre_hook(look)
+    train(model, digits(), TrainSpec(epochs=0.5, channels_last=channels_last), augment="none", seed=0)
+    assert seen == {(channels_last, channels_last)}
+    assert model.conv2.weight.is_contiguous()
+
+
+def test_gradients_from_before_do_not_count() -> None:
+    clean, stained = perceptron(), perceptron()
+    for parameter in stained.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert all(torch.equal(a, b) for a, b in zip(two_steps(clean, {}), two_steps(stained, {}), strict=True))
