@@ -35,7 +35,7 @@ SPEC = SearchSpec.model_validate({"search": {"trials": 16}, "methods": ["l1", "l
 
 def trial(number: int, flops: float, accuracy: float, **changes: Any) -> Trial:
     """A trial of its own widths."""
-    given = {"method": "l1", "allocation": "uniform", "target_flops": flops} | changes
+    given: dict[str, Any] = {"method": "l1", "allocation": "uniform", "target_flops": flops} | changes
     proposal = Proposal(number=number, **given)
     kept = {"a": tuple(range(1 + number % 8)), "b": tuple(range(8)), "c": tuple(range(4))}
     metrics = Metrics(accuracy=accuracy, loss=1.0, flops=1, params=1, flops_fraction=flops, params_fraction=flops / 2)
@@ -92,7 +92,8 @@ def test_what_was_taken_reads_back() -> None:
 
 def drive(earlier: Earlier | None, count: int, **spec: Any) -> tuple[Proposals, list[Proposal]]:
     sampler = SamplerSpec.model_validate({"trials": 24, "lookahead": 1, **spec})
-    proposals, done = Proposals(SPACE, sampler, seed=0, earlier=earlier), []
+    proposals = Proposals(SPACE, sampler, seed=0, earlier=earlier)
+    done: list[Proposal] = []
     while len(done) < count and (proposal := proposals.next()) is not None:
         result = Outcome.of(trial(proposal.number, proposal.target_flops, 0.5, method=proposal.method))
         proposals.tell(proposal.number, result)
