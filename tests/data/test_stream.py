@@ -24,7 +24,9 @@ from raprune.data.stream import HashRule, StreamSource, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.distributed import Ranks
 from raprune.errors import DataError, UsageError
-from raprune.spec import DataSpec
+from raprune.evaluate import evaluate
+from raprune.spec import DataSpec, SearchSpec
+from raprune.workload import build_workload, train_dense
 from tests.streams import digits, write_images, write_parts
 
 
@@ -320,3 +322,11 @@ def test_the_pool_takes_no_more_than_it_gives() -> None:
 def test_the_pool_is_bounded_in_bytes_and_holds_two_batches() -> None:
     assert pool_size(3 * 224 * 224, 128) * 3 * 224 * 224 <= POOL_BYTES
     assert pool_size(10**9, 128) == 256
+
+
+def test_what_is_trained_is_trained_on_the_stream_and_calibrated_on_the_sample(data: Dataset) -> None:
+    spec = SearchSpec.model_validate({"dense": {"epochs": 4, "batch_size": 32, "lr": 0.2}})
+    workload = build_workload(spec, data=data, device="cpu")
+    assert len(workload.train) == 100 and len(workload.training) == stream_of(data).count == data.num_train
+    train_dense(workload, spec)
+    assert evaluate(workload.model, workload.validation).accuracy > 0.8

@@ -104,7 +104,7 @@ def job(folder: Path, kind: str) -> SearchSpec:
     return SearchSpec.model_validate(
         {
             "data": data,
-            "dense": {"epochs": 3, "lr": 0.1},
+            "dense": {"epochs": 6, "lr": 0.1, "batch_size": 32},
             "search": {"trials": 6, "lookahead": 4, "calibration_images": 64},
             "finalists": {"count": 1, "each_method": False, "train": {"epochs": 0.5}},
             "resources": {"workers": 2},
@@ -124,7 +124,7 @@ def test_a_search_trains_on_a_stream_and_goes_on_after_it_was_cut_off(
     trials, described = {t.trial_id: t for t in store.trials()}, store.run()
     assert described["state"] == "finished"
     assert described["data"]["train"] > 400, "what is trained on, not the sample"
-    assert described["dense"]["val_accuracy"] > 0.5, "it learned more than the sample's first steps"
+    assert described["dense"]["val_accuracy"] > 0.5
     assert len(trials) == 7 and all(t.state is TrialState.COMPLETE for t in trials.values())
     if kind == "parquet":
         shutil.rmtree(tmp_path / "run" / "report")
