@@ -196,6 +196,8 @@ class ResourceSpec(_Part):
     cpus_per_train_worker: Annotated[float, Field(gt=0.0)] = 1.0
     gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None
     """None: one GPU where the cluster has some, else none."""
+    store_patience_s: Annotated[float, Field(ge=0.0)] = 300.0
+    """Seconds to wait for the filesystem of the run's folder when it is away, before the run ends to be resumed."""
 
 
 class LatencySpec(_Part):

@@ -1,0 +1,72 @@
+"""Random kills in a row, survived: `PYTHONPATH=. uv run python jobs/benchmarks/chaos.py --kills 30 --seed 0`.
+
+Runs of a small job on two nodes of this machine. Every few seconds a random one is killed by SIGKILL: the driver (which
+is then resumed), the coordinator, a worker, a trainer, a task, or the second node (another comes in its place). Each
+run has to end with the trials of an undisturbed one, and no recorded trial may be lost or run twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from bar import show
+
+from raprune.store import Store
+from tests.orchestration.chaos import Nodes, Run, Victim, differences, small_job
+
+LONGEST_S = 8.0
+"""Between two kills at most; the mean is half of it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=24, help="candidates of a run")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="raprune-chaos-") as folder:
+        root = Path(folder)
+        nodes = Nodes(str(root / "nodes"), head_cpus=1, others=[1])
+        try:
+            show_kills(root, nodes, options.kills, options.seed, options.trials)
+        finally:
+            nodes.shutdown()
+
+
+def show_kills(root: Path, nodes: Nodes, count: int, seed: int, trials: int) -> None:
+    """Run until so many kills were survived, and print what they hit."""
+    rng = random.Random(seed)
+    calm = run_of(root / "calm", nodes, trials)
+    began = time.monotonic()
+    calm.survive([])
+    calm_s = time.monotonic() - began
+    kills: list[str] = []
+    began = time.monotonic()
+    runs = 0
+    while len(kills) < count:
+        run = run_of(root / f"run-{runs}", nodes, trials)
+        run.survive_any(count - len(kills), rng, victims=list(Victim), longest_s=LONGEST_S)
+        found = differences(run, calm.store)
+        assert not found, f"run {runs} after {run.kills}: {found}"
+        kills += run.kills
+        runs += 1
+    for what, times in sorted(Counter(kills).items()):
+        print(f"{times:3d} x {what}")
+    print(f"{runs} runs of {calm_s:.0f} s undisturbed, {time.monotonic() - began:.0f} s in all")
+    show("random kills survived in a row", figure=len(kills), bar=30, unit="", more_is_better=True)
+
+
+def run_of(folder: Path, nodes: Nodes, trials: int) -> Run:
+    """A run of the small job in a folder of its own: statistics are computed anew."""
+    folder.mkdir()
+    job = small_job(folder, address=nodes.address, trials=trials)
+    return Run(Store(folder / "run"), job, mark=str(folder / "driver"), nodes=nodes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Whatever is killed, and wherever the run is then: it ends as the run that nothing happened to."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raprune.store import Store
+from tests.orchestration.chaos import (
+    AGENTS,
+    Kill,
+    Nodes,
+    Phase,
+    Run,
+    Victim,
+    differences,
+    end,
+    phase,
+    processes_of,
+    small_job,
+    wait_until,
+    wait_until_gone,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    """A head of one processor, where drivers are, and another node."""
+    cluster = Nodes(str(tmp_path / "nodes"), head_cpus=1, others=[1])
+    yield cluster
+    cluster.shutdown()
+    assert wait_until_gone(cluster.mark, but=(), seconds=30) == set()
+
+
+def test_whoever_is_killed_in_whatever_phase_a_run_ends_as_if_undisturbed(
+    undisturbed: Store, nodes: Nodes, tmp_path: Path
+) -> None:
+    """On a cluster that drivers join. The node that is lost does not come back: the run goes on with the other."""
+    run = Run(
+        Store(tmp_path / "run"), small_job(tmp_path, address=nodes.address), str(tmp_path / "driver"), nodes=nodes
+    )
+    run.survive(
+        [
+            Kill(Victim.TASK, Phase.DENSE),
+            Kill(Victim.COORDINATOR, Phase.DENSE),
+            Kill(Victim.TASK, Phase.STATISTICS),
+            Kill(Victim.WORKER, Phase.SEARCH),
+            Kill(Victim.COORDINATOR, Phase.SEARCH),
+            Kill(Victim.NODE, Phase.SEARCH),
+            Kill(Victim.DRIVER, Phase.SEARCH),
+            Kill(Victim.WORKER, Phase.FINETUNE),
+            Kill(Victim.COORDINATOR, Phase.FINETUNE),
+            Kill(Victim.DRIVER, Phase.TEST),
+        ]
+    )
+    hit = " ".join(run.kills)
+    assert len(run.kills) >= 6 and all(victim in hit for victim in ("worker", "coordinator", "driver", "node")), hit
+    assert differences(run, undisturbed) == []
+    assert "Traceback" not in run.said()
+    assert wait_until(lambda: not ours(nodes.mark), seconds=30), ours(nodes.mark)
+    assert processes_of(run.mark) == {}
+
+
+def test_random_kills_in_a_row_are_survived_and_a_second_driver_is_refused(
+    undisturbed: Store, nodes: Nodes, tmp_path: Path
+) -> None:
+    """A few of the kills that jobs/benchmarks/chaos.py does for longer.
+
+    Before that, somebody else resumes the run: by its path, where the folder's lock is in the way, and by a URI that
+    has no lock, where the coordinator is.
+    """
+    uri, log = f"file://{tmp_path}/run", tmp_path / "second.log"
+    job = small_job(tmp_path, output=uri, address=nodes.address)
+    run = Run(Store(uri), job, str(tmp_path / "driver"), nodes=nodes)
+    run.start()
+    assert wait_until(lambda: run.phase() is Phase.SEARCH, seconds=run.patience_s)
+    assert run.raprune("resume", uri, log=log).wait(timeout=120) == 2
+    assert "another driver works on this run" in log.read_text() and "Traceback" not in log.read_text()
+    with Store(tmp_path / "run").locked():
+        assert run.raprune("resume", str(tmp_path / "run"), log=log).wait(timeout=120) == 1
+    assert "another process works on this run" in log.read_text()
+    run.survive_any(5, random.Random(0), victims=list(Victim), longest_s=5.0)
+    assert differences(run, undisturbed) == [], run.kills
+
+
+def test_a_store_that_goes_away_and_comes_back_is_waited_for(undisturbed: Store, tmp_path: Path) -> None:
+    """Meanwhile the coordinator and a worker are killed as well: what they had finished is not lost."""
+    folder, away = tmp_path / "disk", tmp_path / "unmounted"
+    folder.mkdir()
+    run = Run(Store(folder / "run"), small_job(folder), str(tmp_path / "driver"))
+    driver = run.start()
+    assert wait_until(lambda: run.phase() is Phase.SEARCH and run.pids(Victim.WORKER), seconds=run.patience_s)
+    before = run.snapshot()
+    folder.rename(away)
+    back = threading.Timer(12.0, lambda: away.rename(folder))
+    back.start()
+    assert wait_until(lambda: "does not answer" in run.said() or driver.poll() is not None, seconds=60)
+    for victim in (Victim.COORDINATOR, Victim.WORKER):
+        for pid in run.pids(victim)[:1]:
+            end(pid)
+    back.join()
+    run.finish()
+    assert run.starts == 1, run.said()
+    assert before <= run.snapshot() and differences(run, undisturbed) == []
+    said = run.said()
+    assert "the folder is gone" in said and "The store answers again." in said and "Traceback" not in said
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of 400 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_ends_a_run_that_is_resumed_once_there_is_room(
+    undisturbed: Store, disk: Path, tmp_path: Path
+) -> None:
+    run = Run(Store(disk / "run"), small_job(disk), str(tmp_path / "driver"))
+    driver = run.start()
+    assert wait_until(lambda: len(run.snapshot()) >= 3, seconds=run.patience_s)
+    with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(2**20))
+    assert driver.wait(timeout=120) == 1
+    said, before = run.said(), run.snapshot()
+    assert "There is no room left" in said and "raprune resume" in said and "Traceback" not in said
+    assert phase(run.store) in (Phase.SEARCH, Phase.FINETUNE)
+    assert wait_until_gone(run.mark, but=AGENTS, seconds=60) == set()
+    assert not [path.name for path in Path(run.store.uri).iterdir() if path.suffix == ".tmp"]
+    (disk / "filler").unlink()
+    assert run.start().wait(timeout=run.patience_s) == 0, run.said()
+    run.recorded |= dict(before)
+    assert differences(run, undisturbed) == []
+
+
+def ours(mark: str) -> dict[int, str]:
+    """What runs of ours on a cluster: actors of the search, and the coordinator."""
+    named = ("Coordinator", "CandidateTrial", "prepare_dense", "Bulletin", "TrainController", "RayTrainWorker")
+    return {pid: title for pid, title in processes_of(mark).items() if any(name in title for name in named)}
