@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from rich.console import Console
 
 from raprune.budget import Budget
 from raprune.candidate import Candidate
-from raprune.errors import RapruneError
+from raprune.errors import RapruneError, UsageError
 from raprune.front import front
-from raprune.report import print_ablation, print_front, print_pick, print_status, write_report
+from raprune.report import not_faster, print_ablation, print_front, print_pick, print_status, write_report
 from raprune.store import Store
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
@@ -128,6 +129,75 @@ def test_the_front_fits_the_terminal_and_marks_the_best(run: Store, width: int) 
     assert re.search(r"-0\.18 ± 0\.81", best)
     assert ("1.02 M" in best) == (width == 140)
     assert any("dense" in line and "100.0%" in line for line in lines)
+
+
+TIMED = {"device": "AMD EPYC, 1 thread", "batch_size": 1, "precision": "float32", "dense_ms": 4.0}
+
+
+def timed_run(folder: Path, share_of_time: float) -> tuple[Store, list[dict[str, Any]]]:
+    """A run whose front was measured: each network takes that share of the dense one's time."""
+    store = make_run(folder)
+    rows = front(store.trials(), Budget(flops=0.3))
+    times = {row["candidate"]: 4.0 * share_of_time for row in rows}
+    store.write_json("report/latency.json", TIMED | {"candidates": times})
+    return store, rows
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_measured_times_are_a_column_that_fits_the_terminal(tmp_path: Path, width: int) -> None:
+    store, _ = timed_run(tmp_path, 0.434)
+    console = printed(width)
+    print_front(store.uri, console=console)
+    shown = text(console).partition("Run: ")[0]
+    assert max(map(len, shown.splitlines())) <= width
+    (best,) = [line for line in shown.splitlines() if re.match(r" *★ +[0-9a-f]{12} ", line)]
+    assert "43.4%" in best
+    words = " ".join(shown.split())
+    assert "4 ms for a batch of 1 (float32) on AMD EPYC, 1 thread" in words
+    assert "did not become faster" not in words
+
+
+def test_the_report_says_when_fewer_flops_did_not_become_faster(tmp_path: Path) -> None:
+    """At most 30 % of the FLOPs at 90 % of the time: a tenth is saved of what would be half of 70 %."""
+    store, rows = timed_run(tmp_path, 0.9)
+    console = printed()
+    print_front(store.uri, console=console)
+    words = " ".join(text(console).split())
+    least = min(rows, key=lambda row: row["flops_fraction"])
+    assert (
+        f"Fewer FLOPs did not become faster in {len(rows)} of {len(rows)} networks: {least['candidate']} has" in words
+    )
+    assert f"{least['flops_fraction']:.1%} of the FLOPs and takes 90.0% of the time" in words
+    write_report(store)
+    first, *_ = store.read_json("report/front.json")
+    assert (first["measured_ms"], first["measured_fraction"]) == (pytest.approx(3.6), pytest.approx(0.9))
+    assert "<td>90.0</td>" in store.read_bytes("report/front.html").decode()
+
+
+@pytest.mark.parametrize(
+    ("flops", "time", "said"),
+    [(0.5, 0.74, False), (0.5, 0.76, True), (0.5, 1.2, True), (0.95, 1.0, False), (0.3, None, False)],
+)
+def test_not_faster_is_less_than_half_of_what_the_flops_saved(flops: float, time: float | None, said: bool) -> None:
+    row = {"candidate": "c", "flops_fraction": flops, "measured_fraction": time}
+    assert bool(not_faster([row], TIMED)) == said
+
+
+def test_predicted_times_are_marked(tmp_path: Path) -> None:
+    store = make_run(tmp_path)
+    trial = next(t for t in store.trials() if t.trial_id == "finetune-00043")
+    assert trial.metrics is not None
+    predicted = replace(trial.metrics, accuracy=0.999, latency_ms=1.0, latency_fraction=0.25)
+    proposal = replace(trial.proposal, number=99)
+    store.append([replace(trial, trial_id=proposal.trial_id, proposal=proposal, metrics=predicted)])
+    console = printed()
+    print_front(store.uri, console=console)
+    assert "~25.0%" in text(console) and "~ as layer times predict it" in " ".join(text(console).split())
+
+
+def test_a_latency_cannot_be_picked_where_none_is_known(run: Store) -> None:
+    with pytest.raises(UsageError, match=r"--budget-latency 3ms: this run knows no latencies"):
+        print_pick(run.uri, Budget(), latency="3ms", console=printed())
 
 
 def test_everything_lists_dominated_candidates_too(run: Store) -> None:

@@ -1,0 +1,77 @@
+"""How far predicted latencies are from whole networks: `uv run python jobs/benchmarks/latency.py`.
+
+ResNet-20 and ResNet-56 on 32 pixels, ResNet-18 and MobileNetV2 on 64, with batches of 1 and 32; one thread, or a GPU
+where there is one. For each, the table is measured as a search measures it and set against networks that it never saw.
+Their error is what `raprune search --budget-latency` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from bar import show
+from torch import nn
+from torchvision import models
+
+from raprune.cost import CostModel
+from raprune.models.cifar_resnet import CifarResNet
+from raprune.spec import LatencySpec
+from raprune.timing import measure_table
+from raprune.tracing import trace
+
+NETWORKS = ("resnet20", "resnet56", "resnet18", "mobilenet_v2")
+VECTORS = 10_000
+
+
+def build(name: str) -> tuple[nn.Module, int]:
+    """The network, and the height and width of its images."""
+    if name in ("resnet20", "resnet56"):
+        return CifarResNet(int(name.removeprefix("resnet"))), 32
+    return models.get_model(name, weights=None, num_classes=10), 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, help=f"default {' '.join(NETWORKS)}")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=(1, 32), help="default 1 32")
+    parser.add_argument("--widths", type=int, default=6, help="widths of a layer that are timed (default 6)")
+    parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (default float32)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name in arguments.networks:
+        for batch_size in arguments.batch_sizes:
+            torch.manual_seed(0)
+            model, size = build(name)
+            model = model.to(device).eval()
+            graph = trace(model, torch.randn(1, 3, size, size, device=device))
+            spec = LatencySpec(batch_size=batch_size, widths=arguments.widths, precision=arguments.precision)
+            started = time.perf_counter()
+            table = measure_table(model, graph, spec, device=device)
+            seconds = time.perf_counter() - started
+            cost = CostModel(graph, table)
+            widths = np.random.default_rng(0).integers(1, cost.num_channels + 1, (VECTORS, len(cost.num_channels)))
+            started = time.perf_counter()
+            cost.latency_ms(widths)
+            rate = VECTORS / (time.perf_counter() - started)
+            show(
+                f"{name}, batch {batch_size}: median error on {table.accuracy.networks} networks",
+                figure=100 * table.accuracy.median_error,
+                bar=10,
+                unit="%",
+                more_is_better=False,
+            )
+            lowest = float(cost.latency_ms(cost.smallest())) / table.dense_ms
+            print(
+                f"  worst {table.accuracy.worst_error:.1%}; dense {table.dense_ms:.3g} ms, lowest reachable {lowest:.1%} "
+                f"of it; {len(table.times_ms)} shapes for {len(table.tables)} operations in {seconds:.0f} s; "
+                f"{rate:,.0f} vectors/s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
