@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 from raprune.front import Row
+from raprune.spec import read_latency
 
 # Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -70,7 +71,7 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
                 if part:
                     label = f"{method}, {'fine-tuned' if epochs else 'repaired'}"
                     axes.scatter(
-                        [100 * row["flops_fraction"] for row in part],
+                        [_cost(row, run) for row in part],
                         [_error(row["val_accuracy"], run) for row in part],
                         s=44 if on_front else 22,
                         marker=marker,
@@ -81,16 +82,17 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
                         zorder=4 if on_front else 3,
                     )
                     labelled.add(label)
+    by_cost = sorted(front, key=lambda row: _cost(row, run))
     axes.step(
-        [100 * row["flops_fraction"] for row in front],
-        [_error(row["val_accuracy"], run) for row in front],
+        [_cost(row, run) for row in by_cost],
+        [_error(row["val_accuracy"], run) for row in by_cost],
         where="post",
         color="#444444",
         linewidth=1,
         label="front",
         zorder=2,
     )
-    dense, budget = run.get("dense", {}), run.get("spec", {}).get("budget_flops")
+    dense, budget = run.get("dense", {}), _budget(run)
     if dense.get("val_accuracy") is not None:
         level = _error(dense["val_accuracy"], run)
         axes.axhline(level, color=DENSE_COLOUR, linewidth=1, linestyle=":", label="dense network")
@@ -101,8 +103,8 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
     axes.set_yticks(list(ticks), labels=list(ticks.values()), minor=False)
     axes.set_yticks([], minor=True)
     axes.set_ylim(*_error_range(rows, run))
-    axes.set_xlim(0, _flops_end(rows, run))
-    axes.set_xlabel("FLOPs, % of the dense network")
+    axes.set_xlim(0, _cost_end(rows, run))
+    axes.set_xlabel(_cost_title(run))
     axes.set_ylabel(ACCURACY_AXIS)
     axes.set_title(_title(run), fontsize=10)
     axes.grid(alpha=0.25)
@@ -114,13 +116,13 @@ def png(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> by
 
 
 def _traces(rows: Sequence[Row], front: Sequence[Row], run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    chosen = {row["candidate"] for row in front}
+    chosen, by_cost = {row["candidate"] for row in front}, sorted(front, key=lambda row: _cost(row, run))
     line: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines",
         "name": "front",
-        "x": [100 * row["flops_fraction"] for row in front],
-        "y": [_error(row["val_accuracy"], run) for row in front],
+        "x": [_cost(row, run) for row in by_cost],
+        "y": [_error(row["val_accuracy"], run) for row in by_cost],
         "line": {"shape": "hv", "width": 1.5, "color": DENSE_COLOUR},
         "hoverinfo": "skip",
     }
@@ -153,7 +155,7 @@ def _points(part: Sequence[Row], run: Mapping[str, Any], method: str, colour: st
         "mode": "markers",
         "name": method,
         "legendgroup": method,
-        "x": [100 * row["flops_fraction"] for row in part],
+        "x": [_cost(row, run) for row in part],
         "y": [_error(row["val_accuracy"], run) for row in part],
         "text": [_recipe(row) for row in part],
         "hovertemplate": "%{text}<extra></extra>",
@@ -247,7 +249,7 @@ def _zeros(row: Row) -> str:
 
 
 def _layout(rows: Sequence[Row], run: Mapping[str, Any]) -> dict[str, Any]:
-    budget = run.get("spec", {}).get("budget_flops")
+    budget = _budget(run)
     line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dash", "width": 1}}
     shapes = [] if budget is None else [line | {"x0": 100 * budget, "x1": 100 * budget}]
     notes = [] if budget is None else [
@@ -266,8 +268,8 @@ def _layout(rows: Sequence[Row], run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "autosize": True,
         "xaxis": {
-            "title": {"text": "FLOPs, % of the dense network"},
-            "range": [0, _flops_end(rows, run)],
+            "title": {"text": _cost_title(run)},
+            "range": [0, _cost_end(rows, run)],
             "zeroline": False,
         },
         "yaxis": {
@@ -291,10 +293,41 @@ def _colours(rows: Sequence[Row]) -> dict[str, str]:
     return {method: PALETTE[i % len(PALETTE)] for i, method in enumerate(methods)}
 
 
-def _flops_end(rows: Sequence[Row], run: Mapping[str, Any]) -> float:
+def _cost_end(rows: Sequence[Row], run: Mapping[str, Any]) -> float:
     """Percent up to which the axis goes: the candidates and the budget, with a margin."""
-    budget = run.get("spec", {}).get("budget_flops")
-    return 108 * max([row["flops_fraction"] for row in rows] + ([] if budget is None else [budget]), default=1.0)
+    budget = _budget(run)
+    return 1.08 * max([_cost(row, run) for row in rows] + ([] if budget is None else [100 * budget]), default=100.0)
+
+
+def _is_latency(run: Mapping[str, Any]) -> bool:
+    """Whether accuracy is set against latency: where that, and no FLOPs, has a budget (`SearchSpec.cost`)."""
+    spec = run.get("spec", {})
+    return spec.get("budget_latency") is not None and spec.get("budget_flops") is None
+
+
+def _cost(row: Row, run: Mapping[str, Any]) -> float:
+    """What the axis shows, in percent of the dense network: FLOPs, or latency as the table of layer times predicts."""
+    share = row["latency_fraction"] if _is_latency(run) else row["flops_fraction"]
+    return 100.0 if share is None else 100 * float(share)
+
+
+def _cost_title(run: Mapping[str, Any]) -> str:
+    return f"{'predicted latency' if _is_latency(run) else 'FLOPs'}, % of the dense network"
+
+
+def _budget(run: Mapping[str, Any]) -> float | None:
+    """The budget on the axis, as a fraction; None where there is none."""
+    spec = run.get("spec", {})
+    if _is_latency(run):
+        return read_latency(spec["budget_latency"])[0]
+    budget: float | None = spec.get("budget_flops")
+    return budget
+
+
+def budgeted(row: Row) -> tuple[str, str]:
+    """Of a row of `front.ablation`, the cost that its budget is of: in the row's keys, and in words."""
+    named = (("flops", "FLOPs"), ("params", "params"), ("latency", "latency"))
+    return next((cost for cost in named if row.get(f"budget_{cost[0]}") is not None), named[0])
 
 
 def _error(accuracy: float, run: Mapping[str, Any]) -> float:
@@ -362,12 +395,12 @@ def _time(row: Row) -> str:
 
 
 def _ablation_row(row: Row) -> str:
-    cost = "flops" if row["budget_flops"] is not None else "params"
+    cost, what = budgeted(row)
     cells = [
         row["candidate"],
         row["method"],
         f"{row['finetuning_epochs']:g}",
-        f"{100 * row[f'budget_{cost}']:.1f} % {'FLOPs' if cost == 'flops' else 'params'}",
+        f"{100 * row[f'budget_{cost}']:.1f} % {what}",
         f"{row['epochs']:g}",
         f"{100 * row['flops_fraction']:.1f}",
         f"{100 * row['params_fraction']:.1f}",

@@ -339,7 +339,7 @@ def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:
 
 def _compared(rows: list[Row]) -> Table:
     epochs = rows[0]["finetuning_epochs"]
-    cost = "flops" if rows[0]["budget_flops"] is not None else "params"
+    cost, what = figures.budgeted(rows[0])
     budgets = list(dict.fromkeys(r[f"budget_{cost}"] for r in rows))
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -350,7 +350,6 @@ def _compared(rows: list[Row]) -> Table:
     table.add_column("method", no_wrap=True)
     table.add_column("epochs", justify="right", no_wrap=True)
     for budget in budgets:
-        what = "FLOPs" if cost == "flops" else "params"
         table.add_column(f"up to {budget:.1%} {what}", justify="right", no_wrap=True)
     for method in dict.fromkeys(r["method"] for r in rows):
         own = {r[f"budget_{cost}"]: r for r in rows if r["method"] == method}

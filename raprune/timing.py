@@ -99,7 +99,7 @@ class Subject:
         self.x = x.to(self._dtype).contiguous(memory_format=self._layout)
 
     def placed(self, model: nn.Module) -> nn.Module:
-        """A copy of `model` on the device, in the layout and precision of the measurement."""
+        """`model` on the device, in the layout and precision of the measurement; of the dense network a copy."""
         whole = cut(model, self.graph, Candidate("whole", {})) if model is self._model else model
         return whole.to(self.device, self._dtype).to(memory_format=self._layout).eval()
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from raprune import figures
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError, UsageError
@@ -193,6 +194,19 @@ def test_predicted_times_are_marked(tmp_path: Path) -> None:
     console = printed()
     print_front(store.uri, console=console)
     assert "~25.0%" in text(console) and "~ as layer times predict it" in " ".join(text(console).split())
+
+
+def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
+    store = make_run(tmp_path)
+    run = store.run()
+    run["spec"] |= {"budget_flops": None, "budget_latency": 0.6}
+    rows = [row | {"latency_fraction": 0.9 - row["flops_fraction"]} for row in front(store.trials(), Budget())]
+    page = figures.html(rows, rows, run, {})
+    assert "predicted latency, % of the dense network" in page and "budget 60 %" in page
+    drawn = json.loads(re.search(r"const figure = (.*);\n", page)[1].replace("<\\/", "</"))  # type: ignore[index]
+    line = next(trace for trace in drawn["data"] if trace["name"] == "front")
+    assert line["x"] == pytest.approx(sorted(100 * row["latency_fraction"] for row in rows))
+    assert figures.png(rows, rows, run).startswith(b"\x89PNG")
 
 
 def test_a_latency_cannot_be_picked_where_none_is_known(run: Store) -> None:

@@ -66,8 +66,8 @@ def main() -> None:
             )
             lowest = float(cost.latency_ms(cost.smallest())) / table.dense_ms
             print(
-                f"  worst {table.accuracy.worst_error:.1%}; dense {table.dense_ms:.3g} ms, lowest reachable {lowest:.1%} "
-                f"of it; {len(table.times_ms)} shapes for {len(table.tables)} operations in {seconds:.0f} s; "
+                f"  worst {table.accuracy.worst_error:.1%}; dense {table.dense_ms:.3g} ms, lowest {lowest:.1%} of it; "
+                f"{len(table.times_ms)} shapes for {len(table.tables)} operations in {seconds:.0f} s; "
                 f"{rate:,.0f} vectors/s",
                 flush=True,
             )

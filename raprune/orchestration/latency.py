@@ -15,6 +15,7 @@ from torch import nn
 from raprune import artifact
 from raprune.candidate import Candidate
 from raprune.data.dataset import Dataset
+from raprune.errors import RapruneError
 from raprune.front import Row, front
 from raprune.latency import LatencyTable
 from raprune.methods import method_named
@@ -128,3 +129,8 @@ def _run(work: Any, subject: Subject, *arguments: Any) -> Any:
         if isinstance(error.cause, Exception):
             raise error.cause from None
         raise
+    except ray.exceptions.RayError as error:
+        raise RapruneError(
+            f"The worker that measures latency was lost: {str(error).splitlines()[0]}",
+            hint="It may have run out of memory: a smaller latency.batch_size needs less.",
+        ) from error

@@ -168,7 +168,8 @@ def _with_latency(run: Run, placement: Placement) -> Run:
         return run
     from raprune.orchestration.latency import Subject, latency_table
 
-    table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
+    with run.console.status("measuring layer times"):
+        table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
     _say_latency(run, table, is_new=is_new)
     spec, prepared = with_table(run.spec, run.prepared, table)
     return replace(run, spec=spec, prepared=prepared)
