@@ -157,3 +157,5 @@ def _settle(address: str | None) -> None:
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = os.environ[_UV] == "1"
     for name in ("ray", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It counts tasks whose worker was lost, which the searcher has judged.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
