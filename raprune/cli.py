@@ -470,7 +470,9 @@ def _how_to_resume(output: str) -> str:
         recorded = Store(output).is_run()
     except RapruneError:
         recorded = True
-    return f"Go on with it: raprune resume {output}" if recorded else "Nothing was recorded yet; start it again."
+    # A URI may hold a secret.
+    shown = Store(output).name if "://" in output else output
+    return f"Go on with it: raprune resume {shown}" if recorded else "Nothing was recorded yet; start it again."
 
 
 def _tell(message: str, hint: str) -> None:

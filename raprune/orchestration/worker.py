@@ -239,7 +239,7 @@ class CandidateTrial(tune.Trainable):
         """Wait for so many workers, or for the time in which a worker should have come up."""
         until = time.monotonic() + MEETING_S
         join: Any = self._shared.coordinator.join
-        while ray.get(join.remote(self._shared.session, self._name)) < workers and time.monotonic() < until:
+        while ask(join.remote(self._shared.session, self._name)) < workers and time.monotonic() < until:
             time.sleep(0.05)
 
     def _try(self, task: CandidateTask) -> list[Trial]:
