@@ -20,6 +20,9 @@ BEAT_S = 1.0
 LEASE_S = 10.0
 """So long after a driver's last sign of life another may take its run over."""
 
+SILENT_S = 20.0
+"""So long without an answer of the coordinator, and the user is told."""
+
 ORPHANED_S = 600.0
 """So long after any driver's last sign of life a coordinator ends: nobody came to resume the run."""
 
@@ -90,9 +93,16 @@ def _take(ask: Callable[[], Answer], name: str, *, console: Console) -> None:
 
 def _beat(coordinator: Any, session: str, console: Console, done: threading.Event) -> None:
     said: Mapping[str, str] = {}
+    silent = False
     while not done.wait(BEAT_S):
+        reference = coordinator.hold.remote(session)
+        while not ray.wait([reference], timeout=SILENT_S)[0] and not done.is_set():
+            if not silent:
+                console.print("The run's coordinator does not answer; it may be coming up again.", markup=False)
+            silent = True
         try:
-            answer: Answer = ray.get(coordinator.hold.remote(session))
+            answer: Answer = ray.get(reference, timeout=0)
+            silent = False
         except ray.exceptions.RayError:
             # Whoever needs an answer of the coordinator says it.
             continue
