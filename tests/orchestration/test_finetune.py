@@ -1,6 +1,10 @@
+"""Groups of Ray Train workers: two processes by gloo, on a network that trains in moments."""
+
 from __future__ import annotations
 
 import math
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +13,14 @@ from typing import Any
 import pytest
 import ray
 import torch
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
+from raprune.checkpoint import unpack
+from raprune.errors import RapruneError
 from raprune.methods.slimming import Slimming
 from raprune.orchestration.coordinator import find_coordinator
-from raprune.orchestration.finetune import FOLDER, News, train_together
+from raprune.orchestration.failures import RETRIES_AFTER_LOSS
+from raprune.orchestration.finetune import FOLDER, Bulletin, News, train_together
 from raprune.orchestration.placement import TrainPlacement
 from raprune.orchestration.trainings import DenseTraining, FinalistTraining, PhaseTraining
 from raprune.orchestration.worker import CandidateTask, Shared
@@ -22,11 +29,11 @@ from raprune.prune import Pruner
 from raprune.spec import SearchSpec
 from raprune.statistics import Statistics
 from raprune.store import Store
+from raprune.training import Epoch
 from raprune.trial import Proposal, Stage, Trial, TrialState
 from raprune.workload import build_workload, train_dense
 from tests.orchestration.test_coordinator import RUN
-
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+from tests.orchestration.test_killed import AGENTS, start, wait_until_gone
 
 TWO = TrainPlacement(2, 1.0, 0.0, "2 x 1 CPU together")
 
@@ -110,6 +117,9 @@ def finalist(number: int, parent: Proposal) -> FinalistTraining:
     return FinalistTraining(CandidateTask(own, parent))
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a_worker_is_killed(
     ray_cluster: None, tmp_path: Path
 ) -> None:
@@ -124,7 +134,11 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
         slimming = Slimming(sparse_epochs=1.0)
         parents = [proposal(0, "l2", 0.4), proposal(1, "slimming", 0.3, {"sparse_epochs": 1.0})]
         searched(job, parents)
-        trainings = [DenseTraining(), PhaseTraining(slimming), finalist(0, parents[0]), finalist(1, parents[1])]
+        beyond = proposal(2, "l2", 1e-6)
+        hopeless = Trial(trial_id=beyond.trial_id, proposal=beyond, state=TrialState.FAILED)
+        ray.get(job.shared.coordinator.record.remote([hopeless]))
+        finalists = [finalist(0, parents[0]), finalist(1, parents[1]), finalist(2, beyond)]
+        trainings = [DenseTraining(), PhaseTraining(slimming), *finalists]
         # What is done already is not done again.
         trainings += trainings
         told = job.group(trainings)
@@ -148,4 +162,63 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
             assert trial.accuracy_after_cut == made.after_cut
             weights = load(job.store.read_bytes(f"models/{trial.candidate.id}/weights.safetensors"))
             assert all(torch.as_tensor(array).isfinite().all() for array in weights.values())
-        assert len(trials) == 4 and job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
+        failed = trials["finetune-00002"]
+        assert failed.state is TrialState.FAILED and (failed.error or "").startswith("BudgetError: ")
+        assert len(trials) == 6 and job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_driver_that_is_killed_while_its_group_trains_goes_on_at_the_last_epoch(tmp_path: Path) -> None:
+    epochs = 24
+    train = {"epochs": epochs, "lr": 0.02}
+    prepared = prepare(spec_of(tmp_path))
+    workload = build_workload(spec_of(tmp_path), data=prepared.data, device="cpu", weights=prepared.weights)
+    train_dense(workload, spec_of(tmp_path))
+    (tmp_path / "dense.safetensors").write_bytes(save(workload.weights()))
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'output = "{tmp_path}/run"\nmethods = ["l2"]\n'
+        f'[model]\nname = "digits-net"\nweights = "{tmp_path}/dense.safetensors"\n'
+        "[data]\nmax_images = 400\n[search]\ntrials = 3\ncalibration_images = 64\n"
+        f"[finalists]\ncount = 1\neach_method = false\ntrain = {{ epochs = {epochs}, lr = {train['lr']} }}\n"
+        "[resources]\nworkers = 1\ntrain_workers = 2\n"
+    )
+    store, mark = Store(tmp_path / "run"), str(tmp_path)
+    driver = start(mark, "search", str(job))
+    until = time.monotonic() + 400
+    while not store.names("checkpoints"):
+        assert driver.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=30)
+    assert wait_until_gone(mark, but=AGENTS, seconds=60) == set()
+    _, progress = unpack(store.read_bytes("checkpoints/finetune-00000.safetensors"))
+    done = len(progress["history"])
+    before = {trial.trial_id: trial.started_at for trial in store.trials()}
+    assert 1 <= done < epochs and len(before) == 3
+
+    again = start(mark, "resume", store.uri)
+    said, _ = again.communicate(timeout=500)
+    assert again.returncode == 0, said
+    assert f"fine-tuning finetune-00000: epoch {done + 1} of {epochs}" in said
+    trials = {trial.trial_id: trial for trial in store.trials()}
+    assert set(trials) == {*before, "finetune-00000"}
+    assert all(trials[trial_id].started_at == started for trial_id, started in before.items())
+    assert trials["finetune-00000"].state is TrialState.COMPLETE and trials["finetune-00000"].epochs == epochs
+    assert store.run()["state"] == "finished" and store.exists("report/front.html")
+    assert not store.names("checkpoints") and not store.names(FOLDER)
+
+
+def test_attempts_are_counted_from_the_last_epoch_on() -> None:
+    bulletin = Bulletin()
+    assert [bulletin.begin("a") for _ in range(RETRIES_AFTER_LOSS + 1)] == [1, 2, 3]
+    assert bulletin.begin("b") == 1 and bulletin.steps() == 0
+    bulletin.epoch("a", Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0))
+    assert bulletin.begin("a") == 2, "the loss after an epoch is the first"
+    assert [news.attempt for news in bulletin.news(0)] == [3] and bulletin.news(1) == []
+    assert bulletin.steps() == 1
+    bulletin.stop(RapruneError("first"))
+    bulletin.stop(RapruneError("second"))
+    assert str(bulletin.failure()) == "first"
