@@ -6,10 +6,11 @@ own, with its own folder of statistics. Its time begins when the run does: stati
 and trials that ended after it do not count. Arms of a seed have the same validation split (5,000 images) and the same
 calibration images; `random` and `l1` are tried by every arm, as by every search, on a quarter of its first trials.
 
-* `warm`: the product as it is, on `reconstruction`.
-* `tpe`: the same without warm starts and without changes of the front: TPE over widths, allocations, hyper-parameters.
-* `tpe_ratios`: TPE over widths alone.
-* `random_l1`, `random_reconstruction`: widths drawn at random.
+* `warm`: the product as it is, on the methods that refit by least squares: `reconstruction`, `thinet`, `lasso`.
+* `tpe`: the same without warm starts and without changes of the front: TPE over methods, allocations, widths and
+  hyper-parameters.
+* `tpe_ratios`: the same, widths by TPE alone.
+* `random_l1`, `random`: widths drawn at random, with L1 or with the methods of `warm`.
 * `uniform_l1`: every group cut alike, L1; only the target varies.
 * `global`: global ranking of every baseline that needs no training, each in turn.
 
@@ -63,7 +64,7 @@ COMMON: dict[str, Any] = {
     "search.trials": 10_000,
     "finalists.count": 0,
     "resources.workers": 2,
-    "methods": ["reconstruction"],
+    "methods": ["reconstruction", "thinet", "lasso"],
 }
 WITHOUT = {"search.warm_starts": False}
 ARMS: dict[str, dict[str, Any]] = {
@@ -71,7 +72,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "tpe": {"search.sampler": "tpe", **WITHOUT},
     "tpe_ratios": {"search.sampler": "tpe", "allocations": ["ratios"], **WITHOUT},
     "random_l1": {"search.sampler": "random", "allocations": ["ratios"], "methods": ["l1"], **WITHOUT},
-    "random_reconstruction": {"search.sampler": "random", "allocations": ["ratios"], **WITHOUT},
+    "random": {"search.sampler": "random", "allocations": ["ratios"], **WITHOUT},
     "uniform_l1": {"search.sampler": "random", "allocations": ["uniform"], "methods": ["l1"], **WITHOUT},
     "global": {"search.sampler": "random", "allocations": ["global_rank"], "methods": list(BASELINES), **WITHOUT},
 }
