@@ -86,7 +86,7 @@ class LatencyTable:
     def by_module(self, sizes: npt.ArrayLike) -> dict[str, float]:
         """Module -> milliseconds of its operations, the slowest first; `sizes` of shape `(F,)`."""
         scale = np.array(self.scales)[self.kinds]
-        times = self._interpolated(np.asarray(sizes, dtype=np.float64)[None], self.tables, self.factors)[0] * scale
+        times = self._all.times(self.times_ms, np.asarray(sizes, dtype=np.float64)[None])[0] * scale
         by_module: dict[str, float] = {}
         for module, time_ms in zip(self.modules, times.tolist(), strict=True):
             by_module[module] = by_module.get(module, 0.0) + time_ms
@@ -94,40 +94,24 @@ class LatencyTable:
 
     def sums(self, sizes: Floats) -> Floats:
         """For each kind the sum of its operations' times, before any scale; `(n, F)` to `(n, len(KINDS))`."""
-        times = self._interpolated(sizes, self.tables, self.factors)
+        times = self._all.times(self.times_ms, sizes)
         return np.stack([times[:, self.kinds == kind].sum(axis=1) for kind in range(len(KINDS))], axis=1)
 
     def _predict(self, sizes: Floats) -> Floats:
-        tables, factors, weights = self._distinct
-        total = self._interpolated(sizes, tables, factors) @ weights + self.offset_ms
+        lookup, weights = self._distinct
+        total = lookup.times(self.times_ms, sizes) @ weights + self.offset_ms
         return np.minimum(total, self.dense_ms)
 
     @cached_property
-    def _distinct(self) -> tuple[Positions, Positions, Floats]:
-        """Grid, axes and summed scale of every operation that differs from the others."""
+    def _all(self) -> _Lookup:
+        return _Lookup.of(self.grids, self.tables, self.factors)
+
+    @cached_property
+    def _distinct(self) -> tuple[_Lookup, Floats]:
+        """Every operation that differs from the others, and its scales added up."""
         rows, which = np.unique(np.c_[self.tables, self.factors], axis=0, return_inverse=True)
         weights = np.bincount(which.reshape(-1), np.array(self.scales)[self.kinds], minlength=len(rows))
-        return rows[:, 0], rows[:, 1:], weights.astype(np.float64)
-
-    def _interpolated(self, sizes: Floats, tables: Positions, factors: Positions) -> Floats:
-        """Times of the operations at these sizes, shape `(n, operations)`; beyond a grid as at its edge."""
-        last = self.grids.shape[2] - 1
-        lower, share = [], []
-        for axis in range(2):
-            grid = self.grids[tables, axis]
-            at = np.where(factors[:, axis] >= 0, sizes[:, factors[:, axis]], grid[:, 0])
-            place = np.clip((at[:, :, None] >= grid).sum(axis=2) - 1, 0, max(0, last - 1))
-            left = np.take_along_axis(grid[None], place[:, :, None], axis=2)[:, :, 0]
-            right = np.take_along_axis(grid[None], np.minimum(place + 1, last)[:, :, None], axis=2)[:, :, 0]
-            lower.append(place)
-            share.append(np.clip((at - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0))
-        (i, j), (u, v) = lower, share
-        up, on = np.minimum(i + 1, last), np.minimum(j + 1, last)
-        times = self.times_ms
-        near = times[tables, i, j] * (1 - v) + times[tables, i, on] * v
-        far = times[tables, up, j] * (1 - v) + times[tables, up, on] * v
-        result: Floats = near * (1 - u) + far * u
-        return result
+        return _Lookup.of(self.grids, rows[:, 0], rows[:, 1:]), weights.astype(np.float64)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Arrays alone, which `from_arrays` reads back to an equal table."""
@@ -179,6 +163,44 @@ class LatencyTable:
             "networks": self.accuracy.networks,
             "unknown": list(self.unknown),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class _Lookup:
+    """Where operations look up their times. They share U axes, each a factor with a grid: those are worked out once."""
+
+    tables: Positions
+    """Shape `(N,)`."""
+    axes: Positions
+    """Shape `(N, 2)`."""
+    factors: Positions
+    """Of the axes, shape `(U,)`."""
+    grids: Floats
+    """Of the axes, shape `(U, W)`."""
+
+    @classmethod
+    def of(cls, grids: Floats, tables: Positions, factors: Positions) -> _Lookup:
+        axes = np.c_[factors.reshape(-1), grids[tables].reshape(-1, grids.shape[2])]
+        distinct, which = np.unique(axes, axis=0, return_inverse=True)
+        return cls(tables, which.reshape(-1, 2), distinct[:, 0].astype(np.int64), distinct[:, 1:])
+
+    def times(self, times_ms: Floats, sizes: Floats) -> Floats:
+        """Times of the operations at these sizes, `(n, F)` to `(n, N)`; beyond a grid as at its edge."""
+        last = self.grids.shape[1] - 1
+        at = np.where(self.factors >= 0, sizes[:, self.factors], self.grids[:, 0])
+        lower = np.zeros(at.shape, dtype=np.int64)
+        for edge in range(1, last):
+            lower += at >= self.grids[:, edge]
+        upper, axis = np.minimum(lower + 1, last), np.arange(len(self.grids))
+        left, right = self.grids[axis, lower], self.grids[axis, upper]
+        share = np.clip((at - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
+        (first, second), tables = self.axes.T, self.tables
+        i, up, u = lower[:, first], upper[:, first], share[:, first]
+        j, on, v = lower[:, second], upper[:, second], share[:, second]
+        near = times_ms[tables, i, j] * (1 - v) + times_ms[tables, i, on] * v
+        far = times_ms[tables, up, j] * (1 - v) + times_ms[tables, up, on] * v
+        result: Floats = near * (1 - u) + far * u
+        return result
 
 
 def monotone(times: Floats) -> Floats:

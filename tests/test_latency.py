@@ -275,7 +275,7 @@ def test_threads_are_as_they_were() -> None:
 
 def job(folder: Path, **changes: object) -> SearchSpec:
     fields = {
-        "budget_latency": 0.8,
+        "budget_latency": 0.95,
         "latency.batch_size": 64,
         "latency.repeats": 3,
         "latency.widths": 3,
@@ -295,11 +295,11 @@ def test_a_second_run_reads_the_table(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "statistics").glob("latency-*")} == written
     assert first.metrics is not None and second.metrics is not None
     assert first.candidate == second.candidate and first.metrics.latency_ms == second.metrics.latency_ms
-    assert first.proposal.target_latency == 0.8 and first.proposal.target_flops == 1.0
-    assert first.metrics.latency_fraction is not None and 0 < first.metrics.latency_fraction <= 0.8
+    assert first.proposal.target_latency == 0.95 and first.proposal.target_flops == 1.0
+    assert first.metrics.latency_fraction is not None and 0 < first.metrics.latency_fraction <= 0.95
     table = LatencyTable.from_arrays(_arrays(next(iter(written.values()))))
     assert first.metrics.latency_ms == pytest.approx(first.metrics.latency_fraction * table.dense_ms)
-    in_ms = job(tmp_path, budget_latency=f"{0.8 * table.dense_ms}ms")
+    in_ms = job(tmp_path, budget_latency=f"{0.95 * table.dense_ms}ms")
     assert prune_once(in_ms, method="l1", allocation="uniform").trial.candidate == first.candidate
 
 
