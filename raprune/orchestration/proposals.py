@@ -142,7 +142,9 @@ class Proposals:
         self._earlier = (spec.warm_starts and earlier) or Earlier()
         self._refines = spec.sampler == "mixed" and RATIOS in space.allocations and bool(space.channels)
         self._study = _make_study(spec, seed, num_warm=len(self._warm))
+        self._seen_so_far: list[Seen] = []
         for known in self._earlier.observed:
+            self._see(known.settings, known)
             self._tell_unasked(known, known.target or 0.0, known.point(space.cost))
         self._rungs = Rungs(len(spec.rungs), spec.keep, cost=space.cost)
         self._asked: list[optuna.Trial | None] = []
@@ -231,6 +233,8 @@ class Proposals:
             elif due not in self._controls and outcome.state is TrialState.COMPLETE:
                 proposal = self.proposals[search_id(due)]
                 self._tell_unasked(proposal, _target_of(proposal, self._space), outcome.point(self._space.cost))
+            if outcome.state is TrialState.COMPLETE:
+                self._see(self.proposals[outcome.trial_id].settings, outcome)
             self._told = due + 1
         if number in self._controls:
             self._asked.append(None)
@@ -283,24 +287,7 @@ class Proposals:
 
     def _child(self, number: int, target: float) -> Proposal | None:
         """A change of what is best near `target` so far; None while there is nothing."""
-        told = [self._results[before] for before in range(self._seen(number))]
-        own = [outcome for outcome in told if outcome.state is TrialState.COMPLETE]
-        found: list[tuple[Mapping[str, Setting], Known | Outcome]] = [
-            *((known.settings, known) for known in self._earlier.observed),
-            *((self.proposals[outcome.trial_id].settings, outcome) for outcome in own),
-        ]
-        seen = [
-            Seen(
-                method=result.method,
-                settings=settings,
-                ratios=_ratios(result.widths, self._space),
-                cost=_share(result, self._space.target),
-                error=1.0 - result.accuracy,
-            )
-            for settings, result in found
-            if result.method in self._space.methods
-        ]
-        parent = parent_of(seen, target)
+        parent = parent_of(self._seen_so_far, target)
         if parent is None:
             return None
         generator = np.random.default_rng([self._seed, number])
@@ -310,9 +297,21 @@ class Proposals:
             allocation=RATIOS,
             **_targets(target, self._space),
             settings=parent.settings,
-            keep_ratios=child_of(parent, seen, generator=generator),
+            keep_ratios=child_of(parent, self._seen_so_far, generator=generator),
             seed=trial_seed(self._seed, number),
         )
+
+    def _see(self, settings: Mapping[str, Setting], result: Known | Outcome) -> None:
+        """Let children learn from a result of the search's own methods."""
+        if result.method in self._space.methods and self._refines:
+            seen = Seen(
+                method=result.method,
+                settings=settings,
+                ratios=_ratios(result.widths, self._space),
+                cost=_share(result, self._space.target),
+                error=1.0 - result.accuracy,
+            )
+            self._seen_so_far.append(seen)
 
     def _tell_unasked(self, proposal: Proposal | Known, target: float, point: tuple[float, float]) -> None:
         """Let the sampler know of a result that it did not propose, where it could have, or nearly."""

@@ -28,8 +28,10 @@ CHANGED = 0.5
 CHILDREN = 64
 """Of which the model picks one."""
 LOWEST = 0.01
+LEARNED = 512
+"""Results of the nearest costs that the model is fitted to, at most."""
 NEAR = np.log(2.0)
-"""Distance of two costs, as logarithms, at which a result counts for half an e-th in the model."""
+"""Distance of two costs, as logarithms, at which a result counts for 1 / e in the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def _slopes(parent: Seen, seen: Sequence[Seen], names: Sequence[str]) -> npt.NDA
     """How the logarithm of the error changes with that of each ratio at one cost, shape `(G,)`."""
     if len(seen) < 8:
         return None
+    seen = sorted(seen, key=lambda one: abs(np.log(one.cost / parent.cost)))[:LEARNED]
     ratios = np.log([[one.ratios[name] for name in names] for one in seen])
     cost = np.log([one.cost for one in seen])
     error = np.log(np.maximum([one.error for one in seen], 1e-4))

@@ -96,7 +96,7 @@ def test_one_node_answers_in_this_process_and_leaves_nothing(ray_cluster: None, 
     spec = SearchSpec.model_validate({"output": str(tmp_path / "runs" / "run")})
     started = time.monotonic()
     (facts,) = gather(asked(spec))
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 2.0, "a tenth of that where nothing else runs"
     assert not (facts.failure or facts.unwritable or facts.unseen or facts.code)
     assert {one.what for one in facts.rooms} == {TEMPORARY, "output", "statistics"} and facts.versions["torch"]
     assert list(tmp_path.iterdir()) == []
