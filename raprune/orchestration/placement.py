@@ -101,6 +101,20 @@ def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead
     return Placement(workers, cpus, gpus, reason)
 
 
+def place_resumed(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int) -> Placement:
+    """`place` for a run that goes on: with as many of its workers as the cluster carries by now.
+
+    Nodes may be gone since it began; what it finds does not depend on the number of workers.
+
+    Raises:
+        UsageError: if no node carries a trial.
+    """
+    most = place(nodes, spec.model_copy(update={"workers": None}), lookahead=lookahead)
+    if spec.workers is None or spec.workers >= most.workers:
+        return most
+    return place(nodes, spec, lookahead=lookahead)
+
+
 def place_training(
     nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, num_networks: int
 ) -> TrainPlacement | None:

@@ -26,7 +26,7 @@ from raprune.errors import RapruneError, StoreError
 from raprune.front import to_be_tested
 from raprune.latency import TABLE, LatencyTable
 from raprune.orchestration.cluster import cluster, machine, node_resources
-from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_training
+from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
 from raprune.orchestration.space import search_space
 from raprune.outage import Patience
 from raprune.preparation import DENSE, Prepared, check_output, prepare, with_table
@@ -100,7 +100,7 @@ def resume(uri: str, *, console: Console | None = None) -> str:
         _check_unchanged(store, described, prepared, console)
         run = _under_way(Run(spec, store, prepared, console))
         with cluster(spec.resources.address):
-            placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+            placement = place_resumed(node_resources(), spec.resources, lookahead=spec.search.lookahead)
             place_training(node_resources(), spec.resources, num_networks=1)
             _preflight(run)
             run = _with_latency(run, placement)

@@ -142,7 +142,8 @@ class Run:
     def raprune(self, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
         """The command, begun; what it prints goes to the run's log, or to another one."""
         command = [sys.executable, "-c", "from raprune.cli import main; main()", *arguments]
-        environment = {**os.environ, MARK: self.mark, **self.environment}
+        # Nodes of this machine share the driver's Python; under `uv run` Ray would ship it to them.
+        environment = {**os.environ, MARK: self.mark, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", **self.environment}
         if self.nodes is None:
             # Its own Ray asks for its own token.
             environment.pop("RAY_AUTH_TOKEN", None)
@@ -220,6 +221,8 @@ class Run:
             assert self._driver is not None
             self._driver.wait(timeout=30)
         self.kills.append(f"{victim} in {now}")
+        with self.log.open("a") as log:
+            log.write(f"--- killed: {self.kills[-1]}\n")
         self.recorded |= dict(self.snapshot())
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raprune.errors import UsageError
-from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_training
+from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
 from raprune.spec import ResourceSpec
 
 LAPTOP = {"CPU": 2.0}
@@ -175,3 +175,12 @@ def test_a_group_is_placed_again_on_what_is_left() -> None:
     assert left is not None and left.workers == 2 and (left.cpus, left.gpus) == (before.cpus, before.gpus)
     assert "of 6 before" in left.reason
     assert place_again([], before) is None
+
+
+def test_a_run_that_goes_on_makes_do_with_the_nodes_that_are_left() -> None:
+    asked = ResourceSpec(workers=3)
+    assert place_resumed([{"CPU": 1.0}], asked, lookahead=8).workers == 1
+    assert place_resumed([{"CPU": 8.0}], asked, lookahead=8).workers == 3
+    assert place_resumed([{"CPU": 8.0}], asked, lookahead=2).workers == 2
+    with pytest.raises(UsageError, match="no node of the cluster has that"):
+        place_resumed([{"CPU": 0.0}], asked, lookahead=8)
