@@ -106,8 +106,7 @@ def _check_trains(workload: Workload) -> None:
 def _describe(data: Dataset) -> str:
     shape = "x".join(str(size) for size in data.image_shape)
     test = "no" if data.test is None else f"{len(data.test):,}"
-    streamed = "" if data.stream is None else f" (streamed, {len(data.train):,} of them held)"
-    return (
-        f"{data.num_train:,} training{streamed}, {len(data.validation):,} validation and {test} test images of {shape}, "
-        f"{data.num_classes} classes"
-    )
+    train = f"{data.num_train:,} training"
+    if data.stream is not None:
+        train += f" (streamed, {len(data.train):,} of them held)"
+    return f"{train}, {len(data.validation):,} validation and {test} test images of {shape}, {data.num_classes} classes"

@@ -78,7 +78,8 @@ class DataSpec(_Part):
     """Training augmentation: `shift` pads and crops by an eighth, `crop` cuts out a random part and scales it back,
     `-flip` mirrors half of the images. `auto` is what suits the data set, `shift` where that is not known."""
     stream: bool = False
-    """Read the training split as it is trained on instead of holding it in memory: Parquet and image folders."""
+    """Read the training split as it is trained on instead of holding it in memory: Parquet and image folders. Of its
+    images 20,000 are validation at most."""
     resident_images: PositiveInt = 20_000
     """Of a streamed training split, so many images are held in memory, drawn by seed: calibration looks at these."""
     download: bool = False

@@ -129,7 +129,7 @@ def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str) -> Pruner:
         data=ray.get(inputs.data[0]),
         device=device,
         weights=ray.get(inputs.weights[0]),
-        reader=RayReader(),
+        reader=RayReader(inputs.placement.workers),
     )
     statistics = Statistics(statistics_store(inputs.spec), known)
     return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics)

@@ -25,6 +25,9 @@ from raprune.errors import RapruneError
 TASK_IMAGES = 1024
 """Rows that a task reads, at least: a task costs some milliseconds."""
 
+LEAST_TASKS = 2
+"""That read side by side for one training: one decodes while the other waits for its file."""
+
 BLOCK_BYTES = 16 * 2**20
 """Of decoded images that a task hands on at a time."""
 
@@ -36,32 +39,34 @@ OBJECT_STORE_BYTES = 2**30
 class RayReader:
     """Reads by Ray Data. The same seed gives the same images in the same order, on whatever nodes they are read."""
 
-    tasks: int = 2
-    """That read side by side for one training."""
+    beside: int = 1
+    """Trainings that read streams side by side: the cluster's processors are divided among them."""
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
-        dataset = self._dataset(source, _tasks(source.pieces(seed=seed, rank=rank, size=size)))
+        concurrency = max(LEAST_TASKS, int(ray.cluster_resources().get("CPU", 0)) // max(self.beside, size))
+        dataset = _dataset(source, _tasks(source.pieces(seed=seed, rank=rank, size=size)), concurrency)
         batches: Any = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         # Closed, its tasks end: nobody reads on for a training that has ended.
         with _errors_of_ours(), closing(iter(batches)) as blocks:
             for block in blocks:
                 yield Split(block["image"], block["label"])
 
-    def _dataset(self, source: StreamSource, tasks: list[list[LabelArray]]) -> ray.data.Dataset:
-        with warnings.catch_warnings():
-            # Of Ray Data about its own settings.
-            warnings.simplefilter("ignore")
-            dataset = ray.data.read_datasource(
-                _Pieces(source, tasks), num_cpus=0, concurrency=self.tasks, override_num_blocks=len(tasks)
-            )
-        context = dataset.context
-        context.enable_progress_bars = False
-        context.target_max_block_size = BLOCK_BYTES
-        context.execution_options.preserve_order = True
-        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-            object_store_memory=OBJECT_STORE_BYTES
+
+def _dataset(source: StreamSource, tasks: list[list[LabelArray]], concurrency: int) -> ray.data.Dataset:
+    with warnings.catch_warnings():
+        # Of Ray Data about its own settings.
+        warnings.simplefilter("ignore")
+        dataset = ray.data.read_datasource(
+            _Pieces(source, tasks), num_cpus=0, concurrency=concurrency, override_num_blocks=len(tasks)
         )
-        return dataset
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        object_store_memory=OBJECT_STORE_BYTES
+    )
+    return dataset
 
 
 class _Pieces(Datasource):

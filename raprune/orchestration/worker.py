@@ -345,5 +345,5 @@ def _build(shared: Shared) -> Workload:
         data=ray.get(shared.data),
         device=shared.placement.device,
         weights=ray.get(shared.weights),
-        reader=RayReader(),
+        reader=RayReader(shared.placement.workers),
     )

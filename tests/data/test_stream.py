@@ -15,7 +15,9 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from rich.console import Console
 
+from raprune.check import check
 from raprune.data import Dataset, load_data
 from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
@@ -25,7 +27,8 @@ from raprune.data.streamed import StreamedSplit
 from raprune.distributed import Ranks
 from raprune.errors import DataError, UsageError
 from raprune.evaluate import evaluate
-from raprune.spec import DataSpec, SearchSpec
+from raprune.spec import DataSpec, SearchSpec, load_spec
+from raprune.training import Epoch
 from raprune.workload import build_workload, train_dense
 from tests.streams import digits, write_images, write_parts
 
@@ -330,3 +333,39 @@ def test_what_is_trained_is_trained_on_the_stream_and_calibrated_on_the_sample(d
     assert len(workload.train) == 100 and len(workload.training) == stream_of(data).count == data.num_train
     train_dense(workload, spec)
     assert evaluate(workload.model, workload.validation).accuracy > 0.8
+
+
+class Kept:
+    """A checkpoint in memory."""
+
+    content: bytes | None = None
+
+    def load(self) -> bytes | None:
+        return self.content
+
+    def save(self, content: bytes) -> None:
+        self.content = content
+
+
+def test_a_training_that_was_cut_off_goes_on_in_the_same_order(data: Dataset) -> None:
+    spec = SearchSpec.model_validate({"dense": {"epochs": 3, "batch_size": 64, "lr": 0.1}})
+    whole, cut_off, again = (build_workload(spec, data=data, device="cpu") for _ in range(3))
+    train_dense(whole, spec)
+    kept = Kept()
+
+    def fall(epoch: Epoch) -> None:
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_dense(cut_off, spec, checkpoints=kept, on_epoch=fall)
+    train_dense(again, spec, checkpoints=kept)
+    assert again.weights_hash == whole.weights_hash
+
+
+def test_check_says_what_is_streamed_and_what_is_held(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    fields = {"name": "parquet", "train": write_parts(tmp_path, digits()), "stream": True, "resident_images": 100}
+    check(load_spec(None, {f"data.{field}": value for field, value in fields.items()}), console=console)
+    assert isinstance(console.file, io.StringIO)
+    assert "training (streamed, 100 of them held), " in console.file.getvalue()
