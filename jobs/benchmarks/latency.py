@@ -2,7 +2,8 @@
 
 ResNet-20 and ResNet-56 on 32 pixels, ResNet-18 and MobileNetV2 on 64, with batches of 1 and 32; one thread, or a GPU
 where there is one. For each, the table is measured as a search measures it and set against networks that it never saw.
-Their error is what `raprune search --budget-latency` prints.
+Their error is what `raprune search --budget-latency` prints. Then networks that were cut to a share of the latency, by
+equal ratios, are measured beside the dense one.
 """
 
 from __future__ import annotations
@@ -16,14 +17,21 @@ from bar import show
 from torch import nn
 from torchvision import models
 
+from raprune.allocate import Target, allocate
+from raprune.budget import Budget
+from raprune.candidate import Candidate
 from raprune.cost import CostModel
+from raprune.errors import BudgetError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.spec import LatencySpec
-from raprune.timing import measure_table
-from raprune.tracing import trace
+from raprune.surgery import cut
+from raprune.timing import measure_table, measure_whole
+from raprune.tracing import ChannelGraph, trace
 
 NETWORKS = ("resnet20", "resnet56", "resnet18", "mobilenet_v2")
 VECTORS = 10_000
+ASKED = (0.8, 0.65, 0.5)
+"""Shares of the dense network's latency."""
 
 
 def build(name: str) -> tuple[nn.Module, int]:
@@ -31,6 +39,19 @@ def build(name: str) -> tuple[nn.Module, int]:
     if name in ("resnet20", "resnet56"):
         return CifarResNet(int(name.removeprefix("resnet"))), 32
     return models.get_model(name, weights=None, num_classes=10), 64
+
+
+def really(asked: float, model: nn.Module, cost: CostModel, graph: ChannelGraph, spec: LatencySpec, device: str) -> str:
+    """What a network that is predicted to take this share of the time takes, and its share of the FLOPs."""
+    try:
+        widths = allocate("uniform", cost, Target(budget=Budget(latency=asked)), scores={}, keep_ratios={})
+    except BudgetError:
+        return f"{asked:.0%} out of reach"
+    kept = {name: tuple(range(int(n))) for name, n in zip(cost.group_names, widths, strict=True)}
+    time_ms, dense_ms = measure_whole(
+        [cut(model, graph, Candidate("uniform", kept))], model, graph, spec, device=device
+    )
+    return f"{asked:.0%} is {time_ms / dense_ms:.0%} at {int(cost.flops(widths)) / cost.dense_flops:.0%} of the FLOPs"
 
 
 def main() -> None:
@@ -71,6 +92,7 @@ def main() -> None:
                 f"{rate:,.0f} vectors/s",
                 flush=True,
             )
+            print("  " + "; ".join(really(asked, model, cost, graph, spec, device) for asked in ASKED), flush=True)
 
 
 if __name__ == "__main__":
