@@ -397,6 +397,8 @@ class Store:
 
     def _reason(self, error: BaseException) -> str:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().splitlines()[0]
+        # The message names the file already.
+        text = re.sub(r"^When .*?: (?=AWS Error)", "", text)
         return self._without_secrets(text).rstrip(".")
 
     def _without_secrets(self, text: str) -> str:
