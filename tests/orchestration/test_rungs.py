@@ -61,7 +61,7 @@ def climb(count: int, keep: float, order: random.Random, *, failing: int = -1) -
 def test_the_order_of_completion_does_not_matter() -> None:
     truth = random.Random(5)
     points = [(truth.random(), truth.random()) for _ in range(20)]
-    one_by_one, members = {number: 0 for number in range(20)}, list(range(20))
+    one_by_one, members = dict.fromkeys(range(20), 0), list(range(20))
     for rung in (1, 2):
         members = [n for i, n in enumerate(members) if goes_on([points[m] for m in members[: i + 1]], 0.4)]
         one_by_one |= dict.fromkeys(members, rung)
