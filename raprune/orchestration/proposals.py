@@ -346,12 +346,20 @@ def _spaced(controls: Sequence[dict[str, Any]], num_trials: int) -> dict[int, di
 
 
 def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
-    """Every method, as its paper sets it, with every allocation that needs no ratios, the highest target first."""
+    """Every method, as its paper sets it, with every allocation that needs no ratios and with every target.
+
+    The first allocation begins with the highest target, the next with the one below: a few starts cover the range.
+    """
+    ladder, simple = _ladder(space), [name for name in space.allocations if name != RATIOS]
     starts = [
-        {"target": target, "allocation": allocation, "method": method, **_defaults(space, method)}
-        for target in _ladder(space)
-        for allocation in space.allocations
-        if allocation != RATIOS
+        {
+            "target": ladder[(place + turn) % len(ladder)],
+            "allocation": allocation,
+            "method": method,
+            **_defaults(space, method),
+        }
+        for turn in range(len(ladder))
+        for place, allocation in enumerate(simple)
         for method in space.methods
     ]
     return starts[: max(1, num_trials // 4)]

@@ -132,13 +132,14 @@ def test_every_proposal_is_within_the_space() -> None:
             assert not proposal.settings
 
 
-def test_the_first_proposals_take_every_method_at_the_budget_and_later_targets_cover_the_range() -> None:
+def test_the_first_proposals_take_every_method_and_cover_the_range() -> None:
     proposals = Proposals(SPACE, SamplerSpec(trials=64), seed=0)
     done = drive(proposals, workers=1, order=random.Random(0))
     assert {(p.method, p.allocation) for p in done[:6]} == {
         (m, a) for m in SPACE.methods for a in ("uniform", "global_rank")
     }
-    assert all(p.target_flops == 0.3 for p in done[:6])
+    assert all(p.target_flops == (0.3 if p.allocation == "uniform" else 0.3 / 3**0.5) for p in done[:6])
+    assert {p.target_flops for p in done[:12]} == {0.1, 0.3 / 3**0.5, 0.3}, "a few cover the range"
     targets = sorted(p.target_flops for p in done[16:])
     assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.02
 
