@@ -241,8 +241,10 @@ def test_images_and_weights_lie_as_asked_while_training(channels_last: bool) -> 
     model, seen = net(), set[tuple[bool, bool]]()
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        parts = (inputs[0], module.weight)
-        seen.add(tuple(part.is_contiguous(memory_format=torch.channels_last) for part in parts))  # type: ignore[arg-type]
+        image, weight = (
+            part.is_contiguous(memory_format=torch.channels_last) for part in (inputs[0], model.conv2.weight)
+        )
+        seen.add((image, weight))
 
     model.conv2.register_forward_pre_hook(look)
     train(model, digits(), TrainSpec(epochs=0.5, channels_last=channels_last), augment="none", seed=0)
