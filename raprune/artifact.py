@@ -155,7 +155,7 @@ def provenance(spec: SearchSpec, data_fingerprint: str) -> dict[str, Any]:
         "model": spec.model.model_dump(mode="json"),
         "data": {"name": spec.data.name, "fingerprint": data_fingerprint},
         "seed": spec.seed,
-        "budget": {"flops": spec.budget_flops, "params": spec.budget_params},
+        "budget": {"flops": spec.budget_flops, "params": spec.budget_params, "latency": spec.budget_latency},
     }
 
 

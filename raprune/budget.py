@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raprune.errors import UsageError
 
@@ -29,6 +29,26 @@ class Budget:
                     f"above 0 and at most 1.",
                     hint=f"For example --budget-{name} 0.3 keeps at most 30 % of the dense network's {name}.",
                 )
+
+    @property
+    def cost(self) -> str:
+        """What accuracy is set against: `flops`, or `latency` where that is limited and FLOPs are not."""
+        return "latency" if self.latency is not None and self.flops is None else "flops"
+
+    @property
+    def limit(self) -> float:
+        """How much of that cost may remain, as a fraction; 1 where it is free."""
+        limit = self.latency if self.cost == "latency" else self.flops
+        return 1.0 if limit is None else limit
+
+    def share(self, share: float) -> Budget:
+        """The budget with so much of its first limit: of FLOPs, else of latency, else of parameters."""
+        # Rounded: two thirds of 0.3 is 0.2, and a network of exactly that is within it.
+        if self.cost == "latency":
+            return replace(self, latency=round(share * self.limit, 6))
+        if self.flops is None and self.params is not None:
+            return replace(self, params=round(share * self.params, 6))
+        return replace(self, flops=round(share * self.limit, 6))
 
     def admits(self, *, flops_fraction: float, params_fraction: float, latency_fraction: float | None = None) -> bool:
         """Whether a network of these fractions of the dense one is within the budget (equality is within).

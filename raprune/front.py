@@ -15,6 +15,7 @@ from typing import Any
 from raprune import pareto
 from raprune.budget import Budget
 from raprune.errors import RapruneError
+from raprune.spec import read_latency
 from raprune.trial import Stage, Trial, TrialState, repeat_name
 
 Row = dict[str, Any]
@@ -43,7 +44,7 @@ def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None
             elif _fidelity(trial) == _fidelity(known[0]):
                 known.append(trial)
     rows = [_row_of_repeats(same, test=test or {}) for same in best.values()]
-    for index in _non_dominated(rows):
+    for index in _non_dominated(rows, "flops"):
         rows[index]["on_front"] = True
     return sorted(rows, key=lambda r: (r["flops"], -r["val_accuracy"]))
 
@@ -134,7 +135,7 @@ def front(trials: Sequence[Trial], budget: Budget | None = None, *, test: Mappin
     Where weights were pruned one by one, which saves no FLOPs, the share of the weights that is left counts too.
     """
     rows = within(candidates(trials, test=test), budget or Budget())
-    return [rows[index] | {"on_front": True} for index in _non_dominated(rows)]
+    return [rows[index] | {"on_front": True} for index in _non_dominated(rows, (budget or Budget()).cost)]
 
 
 def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
@@ -178,9 +179,9 @@ def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any]
     table: list[Row] = []
     for epochs, of_methods in sorted(tried.items()):
         for share in SHARES:
-            part = _part(budget, share)
+            part = budget.share(share)
             named: Row = {"finetuning_epochs": epochs, "share": share}
-            named |= {"budget_flops": part.flops, "budget_params": part.params}
+            named |= {"budget_flops": part.flops, "budget_params": part.params, "budget_latency": part.latency}
             best = [pick(admitted, part) | named for rows in of_methods.values() if (admitted := within(rows, part))]
             table += sorted(best, key=lambda r: (-r["val_accuracy"], r["method"]))
     return table
@@ -192,17 +193,19 @@ def spent(trials: Sequence[Trial], budget: Budget) -> list[Row]:
     `gpu_hours` and `hours` are those of all trials until then, failed and stopped ones included, on GPUs and on
     workers; `hypervolume` is as in `Progress`, and `val_accuracy` that of the best within the budget.
     """
-    limit = budget.flops or 1.0
     points: list[tuple[float, float]] = []
     gpu_s = worker_s = volume = 0.0
     table: list[Row] = []
     for trial in sorted(trials, key=lambda t: (t.started_at + t.seconds, t.trial_id)):
         gpu_s, worker_s = gpu_s + trial.gpu_seconds, worker_s + trial.seconds
-        if trial.state is not TrialState.COMPLETE or trial.metrics is None or not within([row(trial, test={})], budget):
+        if trial.state is not TrialState.COMPLETE or trial.metrics is None:
             continue
-        points.append((1.0 - trial.metrics.accuracy, trial.metrics.flops_fraction))
+        reached = row(trial, test={})
+        if not within([reached], budget):
+            continue
+        points += _points([reached], budget.cost)
         points = [points[index] for index in pareto.non_dominated(points)]
-        larger = pareto.hypervolume(points, (1.0, limit)) / limit
+        larger = pareto.hypervolume(points, (1.0, budget.limit)) / budget.limit
         if larger > volume:
             volume = larger
             table.append(
@@ -280,6 +283,17 @@ class Progress:
     """Whether the run has ended with its report."""
 
 
+def budget_of(run: Mapping[str, Any]) -> Budget:
+    """The budget of `run.json` content. A latency is a fraction there; one that is still a time is free."""
+    spec = run.get("spec", {})
+    latency = spec.get("budget_latency")
+    return Budget(
+        flops=spec.get("budget_flops"),
+        params=spec.get("budget_params"),
+        latency=None if latency is None else read_latency(latency)[0],
+    )
+
+
 def progress(
     run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0, live: bool = False, now: float | None = None
 ) -> Progress:
@@ -288,13 +302,12 @@ def progress(
     `running` trials are under way. A run that is not `live` lasted until its last trial ended.
     """
     spec = run.get("spec", {})
-    budget = Budget(flops=spec.get("budget_flops"), params=spec.get("budget_params"))
+    budget = budget_of(run)
     asked_for = [trial for trial in trials if trial.proposal.step is None]
     searched = [trial for trial in asked_for if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0]
     continued = {trial.proposal.parent for trial in asked_for if trial.proposal.rung}
     asked = int(spec.get("search", {}).get("trials", len(searched)))
     admitted = front(trials, budget)
-    limit = budget.flops or 1.0
     # A candidate that went on to the next rung counts where it came to.
     states = Counter(trial.state.value for trial in asked_for if trial.trial_id not in continued)
     states[TrialState.RUNNING.value] += running
@@ -315,7 +328,7 @@ def progress(
         finetuned=sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for),
         finalists=int(spec.get("finalists", {}).get("count", 0)) * int(spec.get("finalists", {}).get("seeds", 1)),
         front=len(admitted),
-        hypervolume=pareto.hypervolume(_points(admitted), (1.0, limit)) / limit,
+        hypervolume=pareto.hypervolume(_points(admitted, budget.cost), (1.0, budget.limit)) / budget.limit,
         best=pick(admitted, budget) if admitted else None,
         dense_accuracy=run.get("dense", {}).get("val_accuracy"),
         elapsed_s=elapsed,
@@ -323,14 +336,6 @@ def progress(
         gpu_hours=sum(trial.gpu_seconds for trial in trials) / 3600,
         finished=finished,
     )
-
-
-def _part(budget: Budget, share: float) -> Budget:
-    """The share of the budget; parameters are what shrinks where no FLOPs are given."""
-    # Rounded: two thirds of 0.3 is 0.2, and a network of exactly that is within it.
-    if budget.flops is None and budget.params is not None:
-        return Budget(params=round(share * budget.params, 6))
-    return Budget(flops=round(share * (budget.flops or 1.0), 6), params=budget.params)
 
 
 def _finetuning(trial: Trial, known: Mapping[str, Trial]) -> float:
@@ -349,19 +354,21 @@ def _fidelity(trial: Trial) -> tuple[bool, float]:
     return trial.proposal.stage is Stage.FINETUNE, trial.epochs
 
 
-def _non_dominated(rows: Sequence[Row]) -> list[int]:
+def _non_dominated(rows: Sequence[Row], cost: str) -> list[int]:
     density = [1 - r["zeros"] / r["params"] if weights_pruned(r) else 1.0 for r in rows]
-    return pareto.non_dominated([(*point, share) for point, share in zip(_points(rows), density, strict=True)])
+    return pareto.non_dominated([(*point, share) for point, share in zip(_points(rows, cost), density, strict=True)])
 
 
-def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    return [(1.0 - r["val_accuracy"], r["flops_fraction"]) for r in rows]
+def _points(rows: Sequence[Row], cost: str) -> list[tuple[float, float]]:
+    # A latency that is not known counts as the dense network's.
+    shares = [r[f"{cost}_fraction"] for r in rows]
+    return [(1.0 - r["val_accuracy"], 1.0 if share is None else share) for r, share in zip(rows, shares, strict=True)]
 
 
 def _wanted(budget: Budget) -> str:
     parts = [
         f"{value:.1%} of the dense network's {name}"
-        for name, value in (("FLOPs", budget.flops), ("parameters", budget.params))
+        for name, value in (("FLOPs", budget.flops), ("parameters", budget.params), ("latency", budget.latency))
         if value is not None
     ]
     return " and ".join(parts) or "no budget at all"

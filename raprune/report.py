@@ -16,8 +16,20 @@ from rich.table import Table
 from raprune import figures
 from raprune.budget import Budget, accuracy_floor
 from raprune.errors import UsageError
-from raprune.front import Progress, Row, ablation, candidates, front, pick, progress, spent, weights_pruned, within
-from raprune.spec import SearchSpec, latency_fraction, read_latency
+from raprune.front import (
+    Progress,
+    Row,
+    ablation,
+    budget_of,
+    candidates,
+    front,
+    pick,
+    progress,
+    spent,
+    weights_pruned,
+    within,
+)
+from raprune.spec import SearchSpec, latency_fraction
 from raprune.store import Store
 from raprune.trial import Trial
 
@@ -188,17 +200,6 @@ def _latency_fraction(latency: str, run: Mapping[str, Any]) -> float:
         return latency_fraction(latency, known["dense_ms"])
     except ValueError as error:
         raise UsageError(f"--budget-latency {latency}: {error}.", hint="For example 0.5 or 3ms.") from None
-
-
-def budget_of(run: Mapping[str, Any]) -> Budget:
-    """The budget of `run.json` content. A latency is a fraction there; one that is still a time is free."""
-    spec = run.get("spec", {})
-    latency = spec.get("budget_latency")
-    return Budget(
-        flops=spec.get("budget_flops"),
-        params=spec.get("budget_params"),
-        latency=None if latency is None else read_latency(latency)[0],
-    )
 
 
 def floor_of(run: Mapping[str, Any]) -> float | None:

@@ -312,3 +312,25 @@ def test_what_was_spent_counts_every_trial_and_shows_what_it_bought() -> None:
     # Half the errors and half the FLOPs of the budget are a quarter of the area.
     assert first["hypervolume"] == pytest.approx(0.25) and second["hypervolume"] == pytest.approx(0.35)
     assert second["val_accuracy"] == pytest.approx(0.7)
+
+
+def test_a_front_of_latency_is_set_against_latency() -> None:
+    def timed(number: int, accuracy: float, flops: float, latency: float) -> Trial:
+        made = trial(number, accuracy, flops)
+        assert made.metrics is not None
+        return replace(made, metrics=replace(made.metrics, latency_ms=10 * latency, latency_fraction=latency))
+
+    trials = [timed(0, 0.9, 0.1, 0.5), timed(1, 0.9, 0.4, 0.2), timed(2, 0.95, 0.3, 0.6), trial(3, 0.99, 0.2)]
+    assert [r["trial_id"] for r in front(trials, Budget(latency=0.5))] == ["search-00001"]
+    assert [r["trial_id"] for r in front(trials, Budget(flops=0.35, latency=0.6))] == ["search-00000", "search-00002"]
+    with pytest.raises(RapruneError, match=r"No candidate is within 10.0% of the dense network's latency"):
+        pick(candidates(trials), Budget(latency=0.1))
+    asked = {"spec": {"budget_latency": 0.5, "search": {"trials": 4}}}
+    # A tenth of errors less, three fifths of the half less.
+    assert progress(asked, trials).hypervolume == pytest.approx(0.9 * 0.6)
+    table = ablation(trials, Budget(latency=0.6))
+    assert [(r["trial_id"], r["budget_latency"]) for r in table] == [
+        ("search-00002", 0.6),
+        ("search-00001", 0.4),
+        ("search-00001", 0.3),
+    ]

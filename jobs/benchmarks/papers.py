@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raprune.front import Row, candidates, progress, weights_pruned, within
-from raprune.report import budget_of, read_test
+from raprune.front import Row, budget_of, candidates, progress, weights_pruned, within
+from raprune.report import read_test
 from raprune.store import Store
 from raprune.trial import Stage, Trial
 

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from raprune.budget import Budget
 from raprune.errors import BudgetError
-from raprune.front import front
+from raprune.front import budget_of, front
 from raprune.latency import TABLE
 from raprune.orchestration.search import search
 from raprune.preparation import stored_table
-from raprune.report import LATENCY_FILE, budget_of, print_front, print_pick
+from raprune.report import LATENCY_FILE, print_front, print_pick
 from raprune.single import export
 from raprune.spec import SearchSpec
 from raprune.store import Store
