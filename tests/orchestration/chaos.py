@@ -88,7 +88,7 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
     nodes: Nodes | None = None
     """Where it runs; None: each driver has a Ray of its own."""
-    patience_s: float = 240.0
+    patience_s: float = 400.0
     """For a phase or a victim to come."""
     look_s: float = 0.02
     """Between two looks at the store."""
@@ -119,7 +119,7 @@ class Run:
     def survive_any(self, count: int, rng: random.Random, *, victims: Sequence[Victim], longest_s: float) -> None:
         """Up to `count` kills, each of a random victim of those that are there, after random times up to `longest_s`.
 
-        The run may end before; it is seen to its end.
+        Another node comes in the place of one that is lost. The run may end before; it is seen to its end.
         """
         if self._driver is None:
             self.start()
@@ -130,7 +130,10 @@ class Run:
                 break
             there = [(victim, pids[0]) for victim in victims if (pids := self.pids(victim))]
             if there and self.phase() is not None:
-                self._kill(*rng.choice(there))
+                victim, pid = rng.choice(there)
+                self._kill(victim, pid)
+                if victim is Victim.NODE and self.nodes is not None:
+                    self.nodes.add(1)
         self.finish()
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -242,7 +245,7 @@ def small_job(
         "[data]\nmax_images = 400\n"
         "[dense]\nepochs = 2\nlr = 0.1\n"
         f"[search]\ntrials = {trials}\nlookahead = 4\ncalibration_images = 64\nrungs = [0, 0.25]\nkeep = 0.5\n"
-        "[finalists]\ncount = 2\neach_method = false\ntrain = { epochs = 1, lr = 0.05 }\n"
+        "[finalists]\ncount = 2\neach_method = false\ntrain = { epochs = 4, lr = 0.05 }\n"
         f"[resources]\nworkers = 2\ntrain_workers = {train_workers}\n{at}"
     )
     return [str(job)]
@@ -295,7 +298,7 @@ def phase(store: Store) -> Phase | None:
     if not rows:
         return Phase.SEARCH if "statistics" in run else Phase.STATISTICS
     finetuned = sum(row["stage"] == Stage.FINETUNE for row in rows)
-    if not finetuned:
+    if not finetuned and not any(name.startswith("finetune") for name in store.names("checkpoints")):
         return Phase.SEARCH
     wanted = run["spec"]["finalists"]["count"] * run["spec"]["finalists"]["seeds"]
     return Phase.FINETUNE if finetuned < wanted else Phase.TEST

@@ -81,7 +81,8 @@ def test_a_run_on_s3_survives_its_server_and_its_driver(
     assert "s3://runs/folder/run does not answer" in said and "Traceback" not in said and SECRET not in said
     assert Store(bucket.uri("folder")).names("statistics"), "beside the run"
     cli = CliRunner()
-    assert "12 of 12 searched" in cli.invoke(app, ["status", uri]).output
+    status = cli.invoke(app, ["status", uri]).output
+    assert "12 of 12 searched" in status, status
     rows = json.loads(cli.invoke(app, ["front", uri, "--json"]).output)
     assert rows == run.store.read_json("report/front.json")
     picked = json.loads(cli.invoke(app, ["pick", uri, "--budget-flops", "0.3", "--json"]).output)
