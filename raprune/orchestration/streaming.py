@@ -43,8 +43,9 @@ class RayReader:
     """Trainings that read streams side by side: the cluster's processors are divided among them."""
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
-        concurrency = max(LEAST_TASKS, int(ray.cluster_resources().get("CPU", 0)) // max(self.beside, size))
-        dataset = _dataset(source, _tasks(source.pieces(seed=seed, rank=rank, size=size)), concurrency)
+        tasks = _tasks(source.pieces(seed=seed, rank=rank, size=size))
+        share = int(ray.cluster_resources().get("CPU", 0)) // max(self.beside, size)
+        dataset = _dataset(source, tasks, concurrency=min(len(tasks), max(LEAST_TASKS, share)))
         batches: Any = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         # Closed, its tasks end: nobody reads on for a training that has ended.
         with _errors_of_ours(), closing(iter(batches)) as blocks:
@@ -52,7 +53,7 @@ class RayReader:
                 yield Split(block["image"], block["label"])
 
 
-def _dataset(source: StreamSource, tasks: list[list[LabelArray]], concurrency: int) -> ray.data.Dataset:
+def _dataset(source: StreamSource, tasks: list[list[LabelArray]], *, concurrency: int) -> ray.data.Dataset:
     with warnings.catch_warnings():
         # Of Ray Data about its own settings.
         warnings.simplefilter("ignore")
