@@ -44,6 +44,8 @@ class RayReader:
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
         tasks = _tasks(source.pieces(seed=seed, rank=rank, size=size))
+        if not tasks:
+            return
         share = int(ray.cluster_resources().get("CPU", 0)) // max(self.beside, size)
         dataset = _dataset(source, tasks, concurrency=min(len(tasks), max(LEAST_TASKS, share)))
         batches: Any = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
