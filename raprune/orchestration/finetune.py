@@ -112,9 +112,10 @@ class Bulletin:
         """Why nothing more is to be begun."""
         return self._failure
 
-    def news(self, start: int) -> list[News]:
-        """The epochs from number `start` on."""
-        return self._news[start:]
+    def news(self) -> list[News]:
+        """The epochs since it was last asked."""
+        news, self._news = self._news, []
+        return news
 
 
 def train_together(
@@ -139,7 +140,7 @@ def train_together(
     told: list[News] = []
 
     def look() -> None:
-        for news in ray.get(bulletin.news.remote(len(told))):
+        for news in ray.get(bulletin.news.remote()):
             told.append(news)
             tell(news)
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from torch import distributed
 
 from raprune.distributed import Ranks
-from raprune.errors import ModelError, RapruneError
+from raprune.errors import ModelError, RapruneError, StoreError
 from raprune.methods import Method
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.failures import error_text
@@ -185,12 +185,16 @@ def _alike(rank: Rank, make: Callable[[], Pruned]) -> Pruned:
 
     Raises:
         CandidateError: on all ranks, if any could not make it.
+        StoreError: on the rank that could not read it.
         ModelError: on all ranks, if they kept different channels.
     """
     made: Pruned | None = None
     fault = ""
     try:
         made = make()
+    except StoreError:
+        # No fault of the candidate.
+        raise
     except Exception as error:
         fault = error_text(error)
     said: list[tuple[str, str]] = [("", "")] * rank.ranks.size

@@ -110,7 +110,7 @@ class Equipment:
     def recorded(self, proposal: Proposal) -> Trial:
         """The trial of a proposal that is recorded."""
         recorded: Any = self.shared.coordinator.trial
-        return ask(recorded.remote(proposal.trial_id))
+        return ray.get(recorded.remote(proposal.trial_id))
 
     def start(self, parent: Proposal, recorded: Trial) -> Pruned:
         """The network that the trial of `parent` ended with: the store's, else made again."""

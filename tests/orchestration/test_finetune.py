@@ -78,6 +78,7 @@ class Job:
 def begun(spec: SearchSpec) -> Iterator[Job]:
     store = Store(spec.output)
     store.create(RUN)
+    Store(spec.statistics_folder).make()
     prepared = prepare(spec)
     coordinator = find_coordinator(store)
     shared = Shared(
@@ -217,7 +218,7 @@ def test_attempts_are_counted_from_the_last_epoch_on() -> None:
     assert bulletin.begin("b") == 1 and bulletin.steps() == 0
     bulletin.epoch("a", Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0))
     assert bulletin.begin("a") == 2, "the loss after an epoch is the first"
-    assert [news.attempt for news in bulletin.news(0)] == [3] and bulletin.news(1) == []
+    assert [news.attempt for news in bulletin.news()] == [3] and bulletin.news() == []
     assert bulletin.steps() == 1
     bulletin.stop(RapruneError("first"))
     bulletin.stop(RapruneError("second"))
