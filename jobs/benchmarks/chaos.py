@@ -1,8 +1,8 @@
 """Random kills in a row, survived: `PYTHONPATH=. uv run python jobs/benchmarks/chaos.py --kills 30 --seed 0`.
 
-Runs of a small job on two nodes of this machine. Every now and then a random one is killed by SIGKILL: the driver (which
-is then resumed), the coordinator, a worker, a trainer, a task, or the second node (another comes in its place). Each
-run has to end with the trials of an undisturbed one, and no recorded trial may be lost or run twice.
+Runs of a small job on two nodes of this machine. Now and then one of these is killed by SIGKILL: the driver (which is
+then resumed), the coordinator, a worker, a trainer, a task, or the second node (another comes in its place). Each run
+has to end with the trials of an undisturbed one, and no recorded trial may be lost or run twice.
 """
 
 from __future__ import annotations

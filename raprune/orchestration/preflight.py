@@ -189,7 +189,7 @@ def _little_room(one: NodeFacts) -> Iterator[Problem]:
 
 
 def gather(asked: Question) -> list[NodeFacts]:
-    """The answers of all living nodes, the driver's own first."""
+    """The answers of all nodes that live through the asking, the driver's own first."""
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     ids = sorted(nodes, key=lambda node_id: (node_id != here, node_id))
@@ -210,7 +210,9 @@ def gather(asked: Question) -> list[NodeFacts]:
     everywhere(tidy, living, [(facts[i].made,) for i in alive])
     for i, answer in zip(alive, unseen, strict=True):
         facts[i] = replace(facts[i], failure=answer) if isinstance(answer, str) else replace(facts[i], unseen=answer)
-    return facts
+    # Who was lost over the asking takes no part in the run.
+    left = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return [one for node_id, one in zip(ids, facts, strict=True) if not one.failure or node_id in left]
 
 
 Everywhere = Callable[[Callable[..., Any], Sequence[str], Sequence[tuple[Any, ...]]], list[Any]]
