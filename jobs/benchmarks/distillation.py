@@ -12,7 +12,9 @@ and on random crops of it, by one run each. As figures both lie too high: the ch
 
 The test figures are not those of a choice that was blind to them. `CUT` was taken before `reconstruction` with the
 stream pruned, which is ahead on validation (93.7 to 93.2 %), as it is ahead on test before any training (87.6 to
-87.2 %); so all figures here, with a teacher and without, begin from a choice that favours them a little.
+87.2 %); so all figures here, with a teacher and without, begin from a choice that favours them a little. And one
+training at a peak learning rate of 0.02 met the test images (88.40 %, 196 batches, seed 0) before 0.01 was taken, on
+validation (94.1 to 93.8 %). The settings for two epochs are carried over, not sought.
 
 A line a result goes to `--results`, and what stands there is not measured again; `distillation.md` beside this file is
 written anew after each.
@@ -57,8 +59,8 @@ BARS = {HALF: 88.8, TWO: 89.45}
 IMAGES = {HALF: 195 * 128, TWO: 2 * 45_000}
 """Training -> images that go through it: whole batches, so 24,960 and not 25,000."""
 SETTINGS = {
-    HALF: TrainSpec(epochs=195 / 352, lr=0.02, distillation=1.0, features=4.0, ema=0.97, precision="bfloat16"),
-    TWO: TrainSpec(epochs=2.0, lr=0.02, distillation=1.0, features=4.0, ema=0.99, precision="bfloat16"),
+    HALF: TrainSpec(epochs=195 / 352, lr=0.01, distillation=1.0, features=4.0, ema=0.97, precision="bfloat16"),
+    TWO: TrainSpec(epochs=2.0, lr=0.01, distillation=1.0, features=4.0, ema=0.99, precision="bfloat16"),
 }
 SIDES = {"with": True, "without": False}
 """With a teacher or without."""
