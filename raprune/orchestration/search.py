@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from raprune.artifact import provenance, versions
+from raprune.artifact import provenance
 from raprune.budget import accuracy_floor
-from raprune.data.dataset import Dataset, Split
-from raprune.errors import RapruneError, StoreError
+from raprune.errors import RapruneError
 from raprune.front import to_be_tested
-from raprune.latency import TABLE, LatencyTable
-from raprune.orchestration.cluster import cluster, machine, node_resources
+from raprune.orchestration.cluster import cluster, node_resources
 from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
+from raprune.orchestration.run import (
+    Run,
+    check_unchanged,
+    describe,
+    finish,
+    keep_table,
+    say_job,
+    say_latency,
+    say_statistics,
+    store_dense,
+    stored_weights,
+    under_way,
+)
 from raprune.orchestration.space import search_space
-from raprune.outage import Patience
-from raprune.preparation import DENSE, Prepared, check_output, prepare, with_table
-from raprune.report import TEST_FILE, print_front, write_report
+from raprune.preparation import check_output, prepare, with_table
+from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
 from raprune.store import RUN_FILE, Store
 from raprune.trial import Proposal, Stage, repeat_name
@@ -41,18 +49,6 @@ if TYPE_CHECKING:
     from raprune.orchestration.proposals import Earlier, SearchSpace
     from raprune.orchestration.trainings import Training
     from raprune.orchestration.worker import Shared
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run under way: what was asked, what was prepared, where it is written."""
-
-    spec: SearchSpec
-    store: Store
-    prepared: Prepared
-    console: Console
-    session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells this driver from those of the same run before it."""
 
 
 def search(spec: SearchSpec, *, console: Console | None = None) -> str:
@@ -66,7 +62,7 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     store = Store(spec.output)
     check_output(store)
     prepared = prepare(spec)
-    _say_job(console, spec, prepared)
+    say_job(console, spec, prepared)
     run = Run(spec, store, prepared, console)
     _check_earlier(run)
     with cluster(spec.resources.address):
@@ -74,9 +70,9 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
         place_training(node_resources(), spec.resources, num_networks=1)
         _preflight(run)
         run = _with_latency(run, placement)
-        store.create(_describe(run))
+        store.create(describe(run))
         with store.locked():
-            _carry_out(_under_way(run), placement)
+            _carry_out(under_way(run), placement)
     return store.uri
 
 
@@ -97,8 +93,8 @@ def resume(uri: str, *, console: Console | None = None) -> str:
         return store.uri
     with store.locked():
         prepared = prepare(spec)
-        _check_unchanged(store, described, prepared, console)
-        run = _under_way(Run(spec, store, prepared, console))
+        check_unchanged(store, described, prepared, console)
+        run = under_way(Run(spec, store, prepared, console))
         with cluster(spec.resources.address):
             placement = place_resumed(node_resources(), spec.resources, lookahead=spec.search.lookahead)
             place_training(node_resources(), spec.resources, num_networks=1)
@@ -106,15 +102,6 @@ def resume(uri: str, *, console: Console | None = None) -> str:
             run = _with_latency(run, placement)
             _carry_out(run, placement)
     return store.uri
-
-
-def _under_way(run: Run) -> Run:
-    """The run with its folder there: from now on a filesystem that is away is waited for."""
-
-    def say(why: str | None) -> None:
-        run.console.print(why or "The store answers again.", markup=False, highlight=False)
-
-    return replace(run, store=run.store.patient(Patience(total_s=run.spec.resources.store_patience_s), say))
 
 
 def _check_earlier(run: Run) -> None:
@@ -170,7 +157,7 @@ def _with_latency(run: Run, placement: Placement) -> Run:
 
     with run.console.status("measuring layer times"):
         table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
-    _say_latency(run, table, is_new=is_new)
+    say_latency(run, table, is_new=is_new)
     spec, prepared = with_table(run.spec, run.prepared, table)
     return replace(run, spec=spec, prepared=prepared)
 
@@ -185,14 +172,14 @@ def _carry_out(run: Run, placement: Placement) -> None:
     coordinator: Any = find_coordinator(run.store)
     with held(coordinator, run.session, run.store.name, console=run.console):
         try:
-            _keep_table(run)
+            keep_table(run)
             Store(run.spec.statistics_folder).make()
             data = ray.put(replace(run.prepared.data, test=None))
             weights = _dense_network(run, placement, data)
             ask(coordinator.reread.remote())
             accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
             _time_front(run, placement, coordinator)
-            _finish(run, accuracies)
+            finish(run, accuracies)
         finally:
             ray.kill(coordinator)
 
@@ -206,7 +193,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     from raprune.orchestration.trainings import DenseTraining, PhaseTraining
     from raprune.orchestration.worker import Dense, prepare_dense
 
-    stored = _stored_weights(run.store)
+    stored = stored_weights(run.store)
     if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
         return ray.put(stored)
     if stored is None and run.spec.model.weights is None:
@@ -215,7 +202,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
         space = search_space(run.spec, run.prepared.cost)
         methods = phases(named(run.spec, (*space.controls, *space.methods)))
         _train_together(run, shared, [DenseTraining(), *map(PhaseTraining, methods)])
-        stored = _stored_weights(run.store)
+        stored = stored_weights(run.store)
     resources = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     work: Any = prepare_dense
     task = ray.remote(work).options(num_returns="streaming", max_retries=2, **resources)
@@ -229,7 +216,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
                 dense = item
             else:
                 training.epoch(item)
-    _store_dense(run, dense)
+    store_dense(run, dense)
     return ray.put(dense.weights)
 
 
@@ -257,7 +244,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         missing = missing_phases(inputs, named(spec, methods))
         _train_together(run, shared, [PhaseTraining(method) for method in missing])
     gathered = gather(inputs, methods)
-    _say_statistics(run, gathered)
+    say_statistics(run, gathered)
     shared = replace(shared, statistics=ray.put(gathered.arrays))
     enough = Enough(spec.search, placement, stored, cost=spec.cost)
     searcher = CandidateSearcher(
@@ -401,16 +388,6 @@ def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
     ]
 
 
-def _keep_table(run: Run) -> None:
-    """Write the latency table beside the run that it steers, so that a resumed one goes on with the same."""
-    from safetensors.numpy import save
-
-    table = run.prepared.cost.table
-    if table is not None and not run.store.exists(TABLE):
-        run.store.write_bytes(TABLE, save(table.to_arrays()))
-        run.store.write_json(RUN_FILE, run.store.run() | {"latency": table.describe()})
-
-
 def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:
     """Measure the networks of the final front whole: fewer FLOPs need not be faster."""
     from raprune.orchestration.coordinator import ask
@@ -418,101 +395,6 @@ def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:
 
     subject = Subject.of(run.spec, run.prepared, placement)
     measure_front(subject, run.store, ask(coordinator.trials.remote()))
-
-
-def _finish(run: Run, accuracies: dict[str, float]) -> None:
-    """Write what the test split said, the report, and that the run is finished; print the front."""
-    test = run.prepared.data.test
-    if accuracies and test is not None:
-        dense = accuracies.pop("dense")
-        run.store.write_json(TEST_FILE, {"dense": dense, "candidates": accuracies, "images": len(test)})
-    write_report(run.store)
-    run.store.write_json(RUN_FILE, run.store.run() | {"state": "finished", "finished_at": time.time()})
-    print_front(run.store.uri, console=run.console)
-
-
-def _describe(run: Run) -> dict[str, Any]:
-    """What `run.json` says before the dense network is known."""
-    graph, cost, data = run.prepared.graph, run.prepared.cost, run.prepared.data
-    return {
-        # Without what the URI may hold of credentials: whoever resumes gives it again.
-        "spec": run.spec.model_dump(mode="json") | {"output": run.store.name},
-        "state": "searching",
-        "created_at": time.time(),
-        "started_at": time.time(),
-        "versions": versions(),
-        "machine": machine(),
-        "data": _summary(data),
-        "architecture": graph.architecture,
-        "weights_hash": None,
-        "dense": {
-            "val_accuracy": None,
-            "val_loss": None,
-            "val_images": len(data.validation),
-            "flops": cost.dense_flops,
-            "macs": cost.dense_flops // 2,
-            "params": cost.dense_params,
-        },
-        "graph": {
-            "groups": {group.name: group.num_channels for group in graph.groups},
-            "frozen": [[f.module, f.num_channels, f.reason] for f in graph.frozen],
-            "notes": list(graph.notes),
-            "proof": {
-                "permutation_error": run.prepared.proof.permutation_error,
-                "cut_error": run.prepared.proof.cut_error,
-            },
-        },
-    }
-
-
-def _summary(data: Dataset) -> dict[str, Any]:
-    def size(split: Split | None) -> int:
-        return 0 if split is None else len(split)
-
-    return {
-        "name": data.name,
-        "fingerprint": data.fingerprint,
-        "train": data.num_train,
-        "validation": size(data.validation),
-        "test": size(data.test),
-        "num_classes": data.num_classes,
-    }
-
-
-def _store_dense(run: Run, dense: Any) -> None:
-    from safetensors.numpy import save
-
-    run.store.write_bytes(DENSE, save(dense.weights))
-    described = run.store.run()
-    described["weights_hash"] = dense.weights_hash
-    described["dense"] |= {"val_accuracy": dense.validation.accuracy, "val_loss": dense.validation.loss}
-    run.store.write_json(RUN_FILE, described)
-
-
-def _stored_weights(store: Store) -> dict[str, Any] | None:
-    from safetensors.numpy import load
-
-    return dict(load(store.read_bytes(DENSE))) if store.exists(DENSE) else None
-
-
-def _check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared, console: Console) -> None:
-    for what, before, now in (
-        ("data", described["data"]["fingerprint"], prepared.data.fingerprint),
-        ("network", described["architecture"], prepared.graph.architecture),
-    ):
-        if before != now:
-            raise StoreError(
-                f"{store.name}: the {what} changed since the run began (fingerprint {before}, now {now}).",
-                hint=f"Bring the {what} back as it was, or begin a new run with another --output.",
-            )
-    installed = versions()
-    changed = [
-        f"{name} {was} -> {installed.get(name)}"
-        for name, was in described["versions"].items()
-        if installed.get(name) != was
-    ]
-    if changed:
-        console.print(f"Versions changed since the run began: {', '.join(changed)}.", markup=False)
 
 
 def _get(reference: Any) -> Any:
@@ -531,47 +413,3 @@ def _get(reference: Any) -> Any:
             f"A worker was lost again and again: {str(error).splitlines()[0]}",
             hint="It may have run out of memory; give it more, or use smaller batches.",
         ) from error
-
-
-def _say_statistics(run: Run, gathered: Any) -> None:
-    read = len(gathered.arrays) - len(gathered.computed)
-    told = {"folder": Store(run.spec.statistics_folder).name, "computed": sorted(gathered.computed), "read": read}
-    run.store.write_json(RUN_FILE, run.store.run() | {"statistics": told})
-    line = f"Statistics in {told['folder']}: {len(gathered.computed)} computed, {read} read."
-    run.console.print(line, markup=False, highlight=False)
-
-
-def _say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:
-    whence = "measured" if is_new else "read"
-    accuracy = table.accuracy
-    run.console.print(
-        f"Latency of a batch of {table.batch_size} on {table.device} ({table.precision}): the dense network takes "
-        f"{table.dense_ms:.3g} ms. Table of layer times {whence}; on {accuracy.networks} other networks its median "
-        f"error is {accuracy.median_error:.1%}, the worst {accuracy.worst_error:.1%}.",
-        markup=False,
-        highlight=False,
-    )
-
-
-def _say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
-    cost, graph = prepared.cost, prepared.graph
-    asked = [
-        f"keep at most {value:.0%} of the {name} ({value * dense:,.0f})"
-        for name, value, dense in (
-            ("FLOPs", spec.budget_flops, cost.dense_flops),
-            ("parameters", spec.budget_params, cost.dense_params),
-        )
-        if value is not None
-    ]
-    if spec.budget_latency is not None:
-        asked.append(f"keep at most {spec.budget_latency} of the latency")
-    if spec.min_accuracy is not None:
-        asked.append(f"a validation accuracy of {spec.min_accuracy:.2%} or more")
-    if spec.max_drop is not None:
-        asked.append(f"at most {100 * spec.max_drop:g} points less accuracy")
-    console.print(
-        f"{spec.model.name} on {spec.data.name}: {cost.dense_flops:,} FLOPs ({cost.dense_flops // 2:,} MACs), "
-        f"{cost.dense_params:,} parameters, {len(graph.groups)} groups of channels. Asked for: {'; '.join(asked)}.",
-        markup=False,
-        highlight=False,
-    )

@@ -1,0 +1,191 @@
+"""A run under way: what its folder says of it, and what the user is told on the way."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+
+from raprune.artifact import versions
+from raprune.data.dataset import Dataset, Split
+from raprune.errors import StoreError
+from raprune.latency import TABLE, LatencyTable
+from raprune.orchestration.cluster import machine
+from raprune.outage import Patience
+from raprune.preparation import DENSE, Prepared
+from raprune.report import TEST_FILE, print_front, write_report
+from raprune.spec import SearchSpec
+from raprune.store import RUN_FILE, Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way: what was asked, what was prepared, where it is written."""
+
+    spec: SearchSpec
+    store: Store
+    prepared: Prepared
+    console: Console
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this driver from those of the same run before it."""
+
+
+def under_way(run: Run) -> Run:
+    """The run with its folder there: from now on a filesystem that is away is waited for."""
+
+    def say(why: str | None) -> None:
+        run.console.print(why or "The store answers again.", markup=False, highlight=False)
+
+    return replace(run, store=run.store.patient(Patience(total_s=run.spec.resources.store_patience_s), say))
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What `run.json` says before the dense network is known."""
+    graph, cost, data = run.prepared.graph, run.prepared.cost, run.prepared.data
+    return {
+        # Without what the URI may hold of credentials: whoever resumes gives it again.
+        "spec": run.spec.model_dump(mode="json") | {"output": run.store.name},
+        "state": "searching",
+        "created_at": time.time(),
+        "started_at": time.time(),
+        "versions": versions(),
+        "machine": machine(),
+        "data": _summary(data),
+        "architecture": graph.architecture,
+        "weights_hash": None,
+        "dense": {
+            "val_accuracy": None,
+            "val_loss": None,
+            "val_images": len(data.validation),
+            "flops": cost.dense_flops,
+            "macs": cost.dense_flops // 2,
+            "params": cost.dense_params,
+        },
+        "graph": {
+            "groups": {group.name: group.num_channels for group in graph.groups},
+            "frozen": [[f.module, f.num_channels, f.reason] for f in graph.frozen],
+            "notes": list(graph.notes),
+            "proof": {
+                "permutation_error": run.prepared.proof.permutation_error,
+                "cut_error": run.prepared.proof.cut_error,
+            },
+        },
+    }
+
+
+def _summary(data: Dataset) -> dict[str, Any]:
+    def size(split: Split | None) -> int:
+        return 0 if split is None else len(split)
+
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "train": data.num_train,
+        "validation": size(data.validation),
+        "test": size(data.test),
+        "num_classes": data.num_classes,
+    }
+
+
+def check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared, console: Console) -> None:
+    for what, before, now in (
+        ("data", described["data"]["fingerprint"], prepared.data.fingerprint),
+        ("network", described["architecture"], prepared.graph.architecture),
+    ):
+        if before != now:
+            raise StoreError(
+                f"{store.name}: the {what} changed since the run began (fingerprint {before}, now {now}).",
+                hint=f"Bring the {what} back as it was, or begin a new run with another --output.",
+            )
+    installed = versions()
+    changed = [
+        f"{name} {was} -> {installed.get(name)}"
+        for name, was in described["versions"].items()
+        if installed.get(name) != was
+    ]
+    if changed:
+        console.print(f"Versions changed since the run began: {', '.join(changed)}.", markup=False)
+
+
+def stored_weights(store: Store) -> dict[str, Any] | None:
+    from safetensors.numpy import load
+
+    return dict(load(store.read_bytes(DENSE))) if store.exists(DENSE) else None
+
+
+def store_dense(run: Run, dense: Any) -> None:
+    from safetensors.numpy import save
+
+    run.store.write_bytes(DENSE, save(dense.weights))
+    described = run.store.run()
+    described["weights_hash"] = dense.weights_hash
+    described["dense"] |= {"val_accuracy": dense.validation.accuracy, "val_loss": dense.validation.loss}
+    run.store.write_json(RUN_FILE, described)
+
+
+def keep_table(run: Run) -> None:
+    """Write the latency table beside the run that it steers, so that a resumed one goes on with the same."""
+    from safetensors.numpy import save
+
+    table = run.prepared.cost.table
+    if table is not None and not run.store.exists(TABLE):
+        run.store.write_bytes(TABLE, save(table.to_arrays()))
+        run.store.write_json(RUN_FILE, run.store.run() | {"latency": table.describe()})
+
+
+def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
+    cost, graph = prepared.cost, prepared.graph
+    asked = [
+        f"keep at most {value:.0%} of the {name} ({value * dense:,.0f})"
+        for name, value, dense in (
+            ("FLOPs", spec.budget_flops, cost.dense_flops),
+            ("parameters", spec.budget_params, cost.dense_params),
+        )
+        if value is not None
+    ]
+    if spec.budget_latency is not None:
+        asked.append(f"keep at most {spec.budget_latency} of the latency")
+    if spec.min_accuracy is not None:
+        asked.append(f"a validation accuracy of {spec.min_accuracy:.2%} or more")
+    if spec.max_drop is not None:
+        asked.append(f"at most {100 * spec.max_drop:g} points less accuracy")
+    console.print(
+        f"{spec.model.name} on {spec.data.name}: {cost.dense_flops:,} FLOPs ({cost.dense_flops // 2:,} MACs), "
+        f"{cost.dense_params:,} parameters, {len(graph.groups)} groups of channels. Asked for: {'; '.join(asked)}.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:
+    whence = "measured" if is_new else "read"
+    accuracy = table.accuracy
+    run.console.print(
+        f"Latency of a batch of {table.batch_size} on {table.device} ({table.precision}): the dense network takes "
+        f"{table.dense_ms:.3g} ms. Table of layer times {whence}; on {accuracy.networks} other networks its median "
+        f"error is {accuracy.median_error:.1%}, the worst {accuracy.worst_error:.1%}.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def say_statistics(run: Run, gathered: Any) -> None:
+    read = len(gathered.arrays) - len(gathered.computed)
+    told = {"folder": Store(run.spec.statistics_folder).name, "computed": sorted(gathered.computed), "read": read}
+    run.store.write_json(RUN_FILE, run.store.run() | {"statistics": told})
+    line = f"Statistics in {told['folder']}: {len(gathered.computed)} computed, {read} read."
+    run.console.print(line, markup=False, highlight=False)
+
+
+def finish(run: Run, accuracies: dict[str, float]) -> None:
+    """Write what the test split said, the report, and that the run is finished; print the front."""
+    test = run.prepared.data.test
+    if accuracies and test is not None:
+        dense = accuracies.pop("dense")
+        run.store.write_json(TEST_FILE, {"dense": dense, "candidates": accuracies, "images": len(test)})
+    write_report(run.store)
+    run.store.write_json(RUN_FILE, run.store.run() | {"state": "finished", "finished_at": time.time()})
+    print_front(run.store.uri, console=run.console)
