@@ -77,16 +77,18 @@ def test_random_kills_in_a_row_are_survived_and_a_second_driver_is_refused(
     Before that, somebody else resumes the run: by its path, where the folder's lock is in the way, and by a URI that
     has no lock, where the coordinator is.
     """
-    uri, log = f"file://{tmp_path}/run", tmp_path / "second.log"
+    uri = f"file://{tmp_path}/run"
     job = small_job(tmp_path, output=uri, address=nodes.address)
     run = Run(Store(uri), job, str(tmp_path / "driver"), nodes=nodes)
     run.start()
-    assert wait_until(lambda: run.phase() is Phase.SEARCH, seconds=run.patience_s)
-    assert run.raprune("resume", uri, log=log).wait(timeout=120) == 2
-    assert "another driver works on this run" in log.read_text() and "Traceback" not in log.read_text()
+    assert wait_until(lambda: run.phase() is not None, seconds=run.patience_s)
+    second, third = tmp_path / "second.log", tmp_path / "third.log"
+    by_uri = run.raprune("resume", uri, log=second)
     with Store(tmp_path / "run").locked():
-        assert run.raprune("resume", str(tmp_path / "run"), log=log).wait(timeout=120) == 1
-    assert "another process works on this run" in log.read_text()
+        assert run.raprune("resume", str(tmp_path / "run"), log=third).wait(timeout=120) == 1
+    assert "another process works on this run" in third.read_text()
+    assert by_uri.wait(timeout=120) == 2
+    assert "another driver works on this run" in second.read_text() and "Traceback" not in second.read_text()
     run.survive_any(5, random.Random(0), victims=list(Victim), longest_s=5.0)
     assert differences(run, undisturbed) == [], run.kills
 
