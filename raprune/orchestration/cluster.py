@@ -129,12 +129,13 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:
+            # Ray raises what comes: a plain Exception where a busy machine does not start it within half a minute.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if address is None:
                 raise RapruneError(
                     f"Ray did not start: {reason}",
-                    hint="Look at the logs under /tmp/ray/session_latest/logs; free memory or disk may be short.",
+                    hint="The machine may be busy, or short of memory or disk: try again. Ray's logs are in its session folder.",
                 ) from error
             raise UsageError(
                 f"resources.address (--address) {address!r}: no Ray cluster answers there: {reason}",
