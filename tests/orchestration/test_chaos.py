@@ -69,18 +69,20 @@ def test_whoever_is_killed_in_whatever_phase_a_run_ends_as_if_undisturbed(
     assert processes_of(run.mark) == {}
 
 
-def test_random_kills_in_a_row_are_survived_and_a_second_driver_is_refused(
-    undisturbed: Store, nodes: Nodes, tmp_path: Path
-) -> None:
-    """A few of the kills that jobs/benchmarks/chaos.py does for longer.
+def test_random_kills_in_a_row_are_survived(undisturbed: Store, nodes: Nodes, tmp_path: Path) -> None:
+    """A few of the kills that jobs/benchmarks/chaos.py does for longer."""
+    job = small_job(tmp_path, address=nodes.address)
+    run = Run(Store(tmp_path / "run"), job, str(tmp_path / "driver"), nodes=nodes)
+    run.survive_any(5, random.Random(0), victims=list(Victim), longest_s=6.0)
+    assert run.kills and differences(run, undisturbed) == [], run.kills
 
-    Before that, somebody else resumes the run: by its path, where the folder's lock is in the way, and by a URI that
-    has no lock, where the coordinator is.
-    """
+
+def test_a_second_driver_of_a_run_is_refused_and_the_first_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+    """By its path, where the folder's lock is in the way, and by a URI that has no lock, where the coordinator is."""
     uri = f"file://{tmp_path}/run"
     job = small_job(tmp_path, output=uri, address=nodes.address)
     run = Run(Store(uri), job, str(tmp_path / "driver"), nodes=nodes)
-    run.start()
+    first = run.start()
     assert wait_until(lambda: run.phase() is not None, seconds=run.patience_s)
     second, third = tmp_path / "second.log", tmp_path / "third.log"
     by_uri = run.raprune("resume", uri, log=second)
@@ -89,8 +91,8 @@ def test_random_kills_in_a_row_are_survived_and_a_second_driver_is_refused(
     assert "another process works on this run" in third.read_text()
     assert by_uri.wait(timeout=120) == 2
     assert "another driver works on this run" in second.read_text() and "Traceback" not in second.read_text()
-    run.survive_any(5, random.Random(0), victims=list(Victim), longest_s=5.0)
-    assert differences(run, undisturbed) == [], run.kills
+    assert first.wait(timeout=run.patience_s) == 0, run.said()
+    assert len({trial_id for trial_id, _ in run.snapshot()}) == len(run.store.trials())
 
 
 def test_a_store_that_goes_away_and_comes_back_is_waited_for(undisturbed: Store, tmp_path: Path) -> None:
