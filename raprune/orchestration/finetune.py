@@ -9,9 +9,7 @@ finalists. What it did lies in the store, from which it goes on after the loss o
 
 from __future__ import annotations
 
-import threading
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -157,7 +155,7 @@ def train_together(
             left = again(placement)
             if left is None or (left == placement and ray.get(bulletin.steps.remote()) == steps):
                 raise RapruneError(
-                    f"The group that trains ({placement.reason}) was lost again and again: {error_text(loss)}",
+                    f"The group that trains ({placement.reason}) was lost again and again: {loss}",
                     hint="It may have run out of memory, or of nodes. What is recorded stays: `raprune resume` goes on "
                     "at the last epoch.",
                 )
@@ -173,14 +171,32 @@ def _group(
     trainings: Sequence[Training],
     bulletin: Any,
     look: Callable[[], None],
-) -> Exception | None:
+) -> str | None:
     """One group from its start to its end, with `look` now and then; why it was lost, if it was."""
-    filesystem, path = shared.store.location
+    config = {"shared": shared, "trainings": list(trainings), "bulletin": bulletin}
+    # In a process of its own: Ray Train takes Ctrl-C for itself, and the group ends with the process that asked for it.
+    task: Any = ray.remote(_fit)
+    fit = task.options(num_cpus=0, max_retries=RETRIES_AFTER_LOSS).remote(config, placement)
+    try:
+        while not ray.wait([fit], timeout=_LOOK_S)[0]:
+            look()
+        look()
+        return ray.get(fit)
+    except ray.exceptions.RayError as error:
+        return error_text(error)
+    except BaseException:
+        ray.cancel(fit, force=True)
+        raise
+
+
+def _fit(config: dict[str, Any], placement: TrainPlacement) -> str | None:
+    """Ray Train's part; why the group was lost, if it was."""
+    filesystem, path = config["shared"].store.location
     # Typed after the first version of Ray Train, which does not know all of its fields.
     again: Any = FailureConfig
     trainer = TorchTrainer(
         _train_each,
-        train_loop_config={"shared": shared, "trainings": list(trainings), "bulletin": bulletin},
+        train_loop_config=config,
         torch_config=TorchConfig(backend=placement.backend),
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=placement.resources
@@ -194,24 +210,11 @@ def _group(
             failure_config=again(max_failures=RETRIES_AFTER_LOSS + 1, controller_failure_limit=WAITS_FOR_ROOM - 1),
         ),
     )
-    losses: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:
-            losses.append(error)
-
-    # Ray Train leaves Ctrl-C alone in a thread that is not the main one.
-    thread = threading.Thread(target=fit, daemon=True, name="raprune-group")
-    with warnings.catch_warnings():
-        # Of Ray Data about its own settings.
-        warnings.simplefilter("ignore")
-        thread.start()
-        while thread.is_alive():
-            thread.join(_LOOK_S)
-            look()
-    return losses[0] if losses else None
+    try:
+        trainer.fit()
+    except Exception as error:
+        return error_text(error)
+    return None
 
 
 def _train_each(config: dict[str, Any]) -> None:
