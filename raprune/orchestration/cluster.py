@@ -135,7 +135,7 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
             if address is None:
                 raise RapruneError(
                     f"Ray did not start: {reason}",
-                    hint="The machine may be busy, or short of memory or disk: try again. Ray's logs are in its session folder.",
+                    hint="The machine may be busy, or short of memory or disk. Try again; Ray's own logs say more.",
                 ) from error
             raise UsageError(
                 f"resources.address (--address) {address!r}: no Ray cluster answers there: {reason}",
