@@ -113,7 +113,8 @@ class Pruner:
     ) -> Result:
         """The network of `parent`, made again unless it is given, and fine-tuned with the dense network as teacher.
 
-        Weights that were pruned one by one stay zero. Of several `ranks` each calls this, and has the result.
+        Weights that were pruned one by one stay zero. Of several `ranks` each calls this, and has the result. The
+        trial's seconds include those of epochs that a checkpoint was resumed after.
 
         Raises:
             ModelError: if the training diverges.
@@ -121,7 +122,14 @@ class Pruner:
         started = time.time()
         pruned = start or self.made_again(parent)
         repaired = self._evaluate(pruned.model)
-        train(
+        trained: list[Epoch] = []
+
+        def tell(epoch: Epoch) -> None:
+            trained.append(epoch)
+            if on_epoch is not None:
+                on_epoch(epoch)
+
+        history = train(
             pruned.model,
             self.workload.training,
             spec,
@@ -132,10 +140,11 @@ class Pruner:
             regularize=keep_zeros(pruned.model) if method_of(parent).has_path() else None,
             ranks=ranks,
             checkpoints=checkpoints,
-            on_epoch=on_epoch,
+            on_epoch=tell,
         )
         pruned = replace(pruned, epochs=pruned.epochs + spec.epochs)
         result = self._evaluate(pruned.model)
+        started -= sum(epoch.seconds for epoch in history[: len(history) - len(trained)])
         return Result(self._trial(proposal, pruned, result, started, after_repair=repaired.accuracy), pruned.model)
 
     def cut_and_repair(self, proposal: Proposal, *, judge_cut: bool = False) -> Pruned:

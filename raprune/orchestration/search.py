@@ -246,7 +246,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     gathered = gather(inputs, methods)
     say_statistics(run, gathered)
     shared = replace(shared, statistics=ray.put(gathered.arrays))
-    enough = Enough(spec.search, placement, stored, cost=spec.cost)
+    enough = Enough(spec.search, placement, stored, cost=spec.cost, already=run.store.run().get("stopped"))
     searcher = CandidateSearcher(
         spec,
         Proposals(space, spec.search, seed=spec.seed, stored=stored, earlier=_earlier(run, space), enough=enough),

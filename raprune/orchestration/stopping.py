@@ -43,11 +43,20 @@ def reason_to_stop(spec: SamplerSpec, spent: Spent, points: Sequence[tuple[float
 class Enough:
     """Asked before each new proposal: whether the search should end. Remembers why.
 
-    What the `stored` trials took counts, as if they had just run.
+    What the `stored` trials took counts, as if they had just run. A search that had ended, `already` for some reason,
+    stays so.
     """
 
-    def __init__(self, spec: SamplerSpec, placement: Placement, stored: Sequence[Trial], *, cost: str) -> None:
-        self.reason: str | None = None
+    def __init__(
+        self,
+        spec: SamplerSpec,
+        placement: Placement,
+        stored: Sequence[Trial],
+        *,
+        cost: str,
+        already: str | None = None,
+    ) -> None:
+        self.reason = already
         self._spec = spec
         self._cost = cost
         self._share = placement.gpus or placement.cpus
@@ -60,6 +69,8 @@ class Enough:
         self._device_s += outcome.seconds * self._share
 
     def __call__(self, outcomes: Sequence[Outcome]) -> bool:
+        if self.reason is not None:
+            return True
         spent = Spent(elapsed_s=time.monotonic() - self._started, device_s=self._device_s)
         points = [outcome.point(self._cost) for outcome in outcomes if outcome.state is TrialState.COMPLETE]
         self.reason = reason_to_stop(self._spec, spent, points)

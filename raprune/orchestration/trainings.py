@@ -155,11 +155,12 @@ class FinalistTraining:
         began = time.perf_counter()
         recorded = rank.held.recorded(parent)
         start = _alike(rank, lambda: rank.held.start(parent, recorded))
+        making_s = time.perf_counter() - began
         trial = rank.held.finetune(
             proposal, parent, recorded, start, ranks=rank.ranks, checkpoints=checkpoints, on_epoch=on_epoch
         )
         if rank.is_first:
-            _record(rank, replace(trial, seconds=time.perf_counter() - began))
+            _record(rank, replace(trial, seconds=trial.seconds + making_s))
 
     def take_over(self, rank: Rank) -> None:
         """Nothing: no other training needs it."""

@@ -268,9 +268,10 @@ class CandidateTrial(tune.Trainable):
             began = time.perf_counter()
             recorded = self._held.recorded(task.parent)
             start = self._held.start(task.parent, recorded)
+            making_s = time.perf_counter() - began
             kept = self._held.checkpoints(task.proposal.trial_id)
             trial = self._held.finetune(task.proposal, task.parent, recorded, start, checkpoints=kept)
-            return [replace(trial, seconds=time.perf_counter() - began)]
+            return [replace(trial, seconds=trial.seconds + making_s)]
         trials: list[Trial] = []
         for result in self._held.pruner.results(task.proposal):
             if is_kept(task.proposal):

@@ -52,3 +52,4 @@ def test_what_a_driver_before_this_one_spent_counts() -> None:
     # Two workers side by side took 1,500 s.
     assert not Enough(SamplerSpec(time_limit_s=1600), placement, stored, cost="flops")([])
     assert Enough(SamplerSpec(time_limit_s=1499), placement, stored, cost="flops")([])
+    assert Enough(SamplerSpec(), placement, [], cost="flops", already="enough was enough")([])
