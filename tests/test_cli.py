@@ -83,7 +83,7 @@ def test_every_command_has_help(cli: CliRunner, command: str) -> None:
         (["search", "--budget-flops", "0"], "budget_flops: Input should be greater than 0"),
         (["search", "--bogus"], "No such option"),
         (["search", "missing.toml"], "missing.toml: no such file"),
-        (["search", "--sampler", "grid"], "search.sampler: Input should be 'tpe', 'nsga2' or 'random'"),
+        (["search", "--sampler", "grid"], "search.sampler: Input should be 'mixed', 'tpe', 'nsga2' or 'random'"),
         (["search", "--methods", ","], "name at least one method"),
         (["search", "--time-limit", "soon"], "--time-limit soon: not a duration"),
         (["search", "--set", "finalists.train.lr"], "not FIELD=VALUE"),

@@ -113,7 +113,7 @@ def _network(
     row: Row, kept: Mapping[str, tuple[int, ...]], model: nn.Module, graph: ChannelGraph, store: Store
 ) -> nn.Module:
     """As fast as the row's network; with its weights only where these may have put other layers into it."""
-    if method_named(row["method"])(**row["settings"]).has_path():
+    if method_named(row["method"]).has_path():
         name = row["candidate"] if row["stage"] == Stage.FINETUNE else row["trial_id"]
         return artifact.load_from(model, store, f"models/{name}")
     return cut(model, graph, Candidate("timed", kept))
