@@ -168,31 +168,16 @@ def search(
     output: Annotated[str | None, typer.Option(help="Folder of the run. (default: runs/MODEL-DATA-TIME)")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster. (default: Ray is started here)")] = None,
     assignments: Assignments = None,
+    resume_it: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, if it holds one already.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved job as TOML; start nothing.")] = False,
 ) -> None:
     """Search for the Pareto front under a budget, fine-tune the best, report them.
 
     --dry-run prints every field with its default.
     """
-    fields = {
-        "methods": None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
-        "search.trials": trials,
-        "search.time_limit_s": None if time_limit is None else _seconds(time_limit),
-        "search.gpu_hours": gpu_hours,
-        "search.patience": patience,
-        "search.rungs": None if rungs is None else [rung.strip() for rung in rungs.split(",")],
-        "search.sampler": sampler,
-        "min_accuracy": min_accuracy,
-        "max_drop": max_drop,
-        "finalists.count": finalists,
-        "finalists.seeds": seeds,
-        "finalists.train.epochs": epochs,
-        "output": output,
-        "resources.address": address,
-        "resources.workers": workers,
-        "warm_start": warm_start or None,
-    }
-    spec = _spec(job, assignments, fields | _common(ctx))
+    spec = _spec(job, assignments, _search_fields(ctx))
     if dry_run:
         from raprune.spec import dump_spec
 
@@ -200,8 +185,9 @@ def search(
         return
     ctx.find_root().obj = spec.output
     from raprune.orchestration.search import search as run_search
+    from raprune.orchestration.search import search_or_resume
 
-    run_search(spec, console=_console())
+    (search_or_resume if resume_it else run_search)(spec, console=_console())
 
 
 @app.command()
@@ -428,6 +414,34 @@ def _common(ctx: typer.Context) -> dict[str, Any]:
     given = {field: ctx.params.get(flag) for flag, field in FIELDS.items()}
     # A flag that can be repeated is empty when it was not given.
     return {field: value for field, value in given.items() if value not in (None, [], ())}
+
+
+def _search_fields(ctx: typer.Context) -> dict[str, Any]:
+    """Field of the spec -> value, of the flags that `search` was given."""
+    given = ctx.params
+    fields = {
+        "methods": None if given["methods"] is None else _names(given["methods"]),
+        "search.trials": given["trials"],
+        "search.time_limit_s": None if given["time_limit"] is None else _seconds(given["time_limit"]),
+        "search.gpu_hours": given["gpu_hours"],
+        "search.patience": given["patience"],
+        "search.rungs": None if given["rungs"] is None else [rung.strip() for rung in given["rungs"].split(",")],
+        "search.sampler": given["sampler"],
+        "min_accuracy": given["min_accuracy"],
+        "max_drop": given["max_drop"],
+        "finalists.count": given["finalists"],
+        "finalists.seeds": given["seeds"],
+        "finalists.train.epochs": given["epochs"],
+        "output": given["output"],
+        "resources.address": given["address"],
+        "resources.workers": given["workers"],
+        "warm_start": list(given["warm_start"] or []) or None,
+    }
+    return {field: value for field, value in (fields | _common(ctx)).items() if value is not None}
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any]) -> SearchSpec:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raprune.errors import RapruneError, Terminated, UsageError
+from raprune.orchestration.submitted import cluster_address
 
 SETTINGS = {
     # One line of ours instead of Tune's tables, loggers, warnings and traces.
@@ -47,12 +48,13 @@ _UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 def cluster(address: str | None) -> Iterator[None]:
     """Ray for the time of the block: joined at `address`, else started here and ended with the block.
 
-    A cluster that this process is connected to already is used as it is, and left.
+    A submitted job joins the cluster that it was submitted to. A cluster that this process is connected to already is used as it is, and left.
 
     Raises:
         UsageError: if no cluster answers at `address`.
         RapruneError: if Ray does not start.
     """
+    address = cluster_address(address)
     _settle(address)
     import ray
 

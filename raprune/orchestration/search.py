@@ -37,6 +37,7 @@ from raprune.orchestration.run import (
     under_way,
 )
 from raprune.orchestration.space import search_space
+from raprune.orchestration.submitted import tell_best, telling
 from raprune.preparation import check_output, prepare, with_table
 from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
@@ -76,8 +77,10 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     return store.uri
 
 
-def resume(uri: str, *, console: Console | None = None) -> str:
+def resume(uri: str, *, console: Console | None = None, placed: SearchSpec | None = None) -> str:
     """Go on with the run in `uri` from what its store holds, and return its folder.
+
+    With `placed`, data and weights are read where that says, on its cluster: they were moved.
 
     Raises:
         StoreError: if there is no run, or data, network or code are not those that it began with.
@@ -87,6 +90,8 @@ def resume(uri: str, *, console: Console | None = None) -> str:
     described = store.run()
     # The folder may have been moved, and its URI may hold what was not written into it.
     spec = SearchSpec.model_validate(described["spec"] | {"output": store.uri})
+    if placed is not None:
+        spec = _moved(spec, placed)
     if described["state"] == "finished":
         console.print("The run is finished.")
         print_front(store.uri, console=console)
@@ -102,6 +107,47 @@ def resume(uri: str, *, console: Console | None = None) -> str:
             run = _with_latency(run, placement)
             _carry_out(run, placement)
     return store.uri
+
+
+def search_or_resume(spec: SearchSpec, *, console: Console | None = None) -> str:
+    """Go on with the run in the output of `spec` if it holds one, else begin it; return its folder.
+
+    A run keeps the job that it began with: what `spec` asks for otherwise is named and left.
+
+    Raises:
+        RapruneError: as `search` and `resume`.
+    """
+    console = console or Console()
+    store = Store(spec.output)
+    if not store.is_run():
+        return search(spec, console=console)
+    console.print(f"{store.name} holds a run: it goes on.", markup=False, highlight=False)
+    begun = SearchSpec.model_validate(store.run()["spec"])
+    changed = _differing(_moved(begun, spec), spec)
+    if changed:
+        console.print(f"It keeps its own job; ignored: {', '.join(changed)}.", markup=False, highlight=False)
+    return resume(spec.output, console=console, placed=spec)
+
+
+def _moved(begun: SearchSpec, now: SearchSpec) -> SearchSpec:
+    """The job of `begun` with its data, weights and cluster where `now` has them."""
+    data = {"train": now.data.train, "test": now.data.test}
+    return begun.model_copy(
+        update={
+            "model": begun.model.model_copy(update={"weights": now.model.weights}),
+            "data": begun.data.model_copy(update=data),
+            "resources": begun.resources.model_copy(update={"address": now.resources.address}),
+        }
+    )
+
+
+def _differing(begun: SearchSpec, now: SearchSpec) -> list[str]:
+    """Parts of the job that differ, but for where it is written and what it began with."""
+    return [
+        name
+        for name in sorted(set(SearchSpec.model_fields) - {"output", "statistics", "warm_start"})
+        if getattr(begun, name) != getattr(now, name)
+    ]
 
 
 def _check_earlier(run: Run) -> None:
@@ -180,6 +226,7 @@ def _carry_out(run: Run, placement: Placement) -> None:
             accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
             _time_front(run, placement, coordinator)
             finish(run, accuracies)
+            tell_best(ask(coordinator.progress.remote()))
         finally:
             ray.kill(coordinator)
 
@@ -281,7 +328,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        with standing(run.console, lambda: ray.get(coordinator.progress.remote(searcher.num_running))):
+        with standing(run.console, telling(lambda: ray.get(coordinator.progress.remote(searcher.num_running)))):
             tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
