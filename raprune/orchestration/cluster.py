@@ -48,7 +48,8 @@ _UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 def cluster(address: str | None) -> Iterator[None]:
     """Ray for the time of the block: joined at `address`, else started here and ended with the block.
 
-    A submitted job joins the cluster that it was submitted to. A cluster that this process is connected to already is used as it is, and left.
+    A submitted job joins the cluster that it was submitted to. A cluster that this process is connected to already is
+    used as it is, and left.
 
     Raises:
         UsageError: if no cluster answers at `address`.
