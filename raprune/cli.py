@@ -323,6 +323,23 @@ def prune(
 
 
 @app.command()
+def serve(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Address to listen at; one that is not this machine's needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8501,
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="File with the page's token. (or RAPRUNE_PAGE_TOKEN)")
+    ] = None,
+) -> None:
+    """Show a run in the browser, while it goes on or afterwards; Ctrl-C ends it."""
+    from raprune.page.serve import serve as run_serve
+
+    run_serve(run, host=host, port=port, token_file=token_file, console=_console())
+
+
+@app.command()
 def export(
     run: Run,
     candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="Its id, as `raprune front RUN` prints it.")],

@@ -225,13 +225,13 @@ class Store:
         """All recorded trials, in the order in which they were appended."""
         return [from_row(row) for row in self.rows()]
 
-    def rows(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def rows(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The recorded trials as rows of `SCHEMA`, or of some columns of it, in the order of their records."""
-        return list(self.table(columns).to_pylist())
+        return list(self.table(columns, parts).to_pylist())
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The recorded trials as one table of `SCHEMA`, or of some columns of it."""
-        names = self._parts()
+    def table(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> pa.Table:
+        """The recorded trials, or those of some of the `parts`, as one table of `SCHEMA` or of some columns of it."""
+        names = self.parts() if parts is None else parts
 
         def read() -> pa.Table:
             parts = [f"{self._path}/{TRIALS}/{name}" for name in names]
@@ -247,6 +247,10 @@ class Store:
             return bool(self._filesystem.get_file_info(f"{self._path}/{rel}").type == pafs.FileType.File)
 
         return self._try("read", rel, is_file)
+
+    def parts(self) -> list[str]:
+        """The names of the files of trials, in the order in which they were added; none is ever changed."""
+        return [name for name in self.names(TRIALS) if re.fullmatch(r"part-\d+\.parquet", name)]
 
     def names(self, rel: str) -> list[str]:
         """The names of files and folders in the folder `rel`, sorted; none if it is not there."""
@@ -265,6 +269,22 @@ class Store:
                 return bytes(file.read())
 
         return self._try("read", rel, read)
+
+    def size(self, rel: str) -> int | None:
+        """Bytes of the file `rel`; None if it is not there."""
+
+        def read() -> int | None:
+            found = self._filesystem.get_file_info(f"{self._path}/{rel}")
+            return int(found.size) if found.type == pafs.FileType.File else None
+
+        return self._try("read", rel, read)
+
+    def chunks(self, rel: str, size: int = 2**20) -> Iterator[bytes]:
+        """The content of the file `rel`, in pieces of so many bytes: for files that are larger than memory."""
+        file = self._try("read", rel, lambda: self._filesystem.open_input_stream(f"{self._path}/{rel}"))
+        with file:
+            while piece := self._try("read", rel, lambda: bytes(file.read(size))):
+                yield piece
 
     def write_bytes(self, rel: str, content: bytes) -> None:
         """Writes the file `rel`, whole or not at all; a file of that name is replaced."""
@@ -342,10 +362,7 @@ class Store:
 
     @cached_property
     def _next_part(self) -> int:
-        return 1 + max((int(re.sub(r"\D", "", name)) for name in self._parts()), default=-1)
-
-    def _parts(self) -> list[str]:
-        return [name for name in self.names(TRIALS) if re.fullmatch(r"part-\d+\.parquet", name)]
+        return 1 + max((int(re.sub(r"\D", "", name)) for name in self.parts()), default=-1)
 
     def _write_remote(self, rel: str, content: bytes) -> None:
         final = f"{self._path}/{rel}"

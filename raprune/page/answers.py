@@ -1,0 +1,330 @@
+"""What the page answers: plain data made of what is known of a run. Pure: nothing is read here.
+
+Numbers that are no numbers (a training that diverged) are None: JSON has no word for them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from raprune.budget import Budget
+from raprune.errors import RapruneError, UsageError
+from raprune.front import Progress, Row, pick
+from raprune.page.feed import Away, Known
+from raprune.report import floor_of
+from raprune.spec import latency_fraction
+from raprune.trial import Stage, Trial, TrialState, repeat_name
+
+Answer = dict[str, Any]
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What the name of a file or folder in the store may be, whoever wrote it there."""
+
+_OF_TRIAL = ("state", "accuracy_after_cut", "accuracy_after_repair", "epochs", "seconds", "gpu_seconds", "started_at")
+_OF_PROPOSAL = ("number", "stage", "rung", "repeat", "parent", "step", "method", "allocation", "target_flops")
+_OF_METRICS = (
+    "loss",
+    "flops_fraction",
+    "params_fraction",
+    "latency_fraction",
+    "latency_ms",
+    "flops",
+    "params",
+    "zeros",
+)
+
+
+def describe_run(known: Known, away: Away | None, *, name: str, place: str) -> Answer:
+    """The run: what was asked, what the dense network is, how far it is. `place`: its URI without secrets."""
+    run, spec = known.run, known.run.get("spec", {})
+    dense, graph, budget = run.get("dense", {}), run.get("graph", {}), known.budget
+    latency = run.get("latency")
+    answer = {
+        "name": name,
+        "store": place,
+        "generation": known.generation,
+        "state": run.get("state"),
+        "live": known.pulse.live,
+        "stopped": run.get("stopped"),
+        "created_at": run.get("created_at"),
+        "started_at": run.get("started_at"),
+        "finished_at": run.get("finished_at"),
+        "spec": without_secrets(spec),
+        "dense": dense
+        | {
+            "test_accuracy": known.test.get("dense"),
+            "latency_ms": None if latency is None else latency.get("dense_ms"),
+            "widths": graph.get("groups", {}),
+        },
+        "budget": asdict(budget),
+        "cost": budget.cost,
+        "floor": floor_of(run),
+        "groups": list(graph.get("groups", {})),
+        "frozen": graph.get("frozen", []),
+        "methods": {method: spec.get("settings", {}).get(method, {}) for method in spec.get("methods", [])},
+        "data": run.get("data"),
+        "latency": latency,
+        "test": known.test,
+        "measured": known.times,
+        "machine": run.get("machine"),
+        "versions": run.get("versions", {}),
+        "progress": describe_progress(known),
+        "away": None if away is None else asdict(away),
+    }
+    return dict(plain(answer))
+
+
+def describe_progress(known: Known) -> Answer:
+    """How far the run is: `raprune.front.Progress`, and what is recorded."""
+    now: Progress = known.progress
+    best = with_times_of(known, now.best)
+    return dict(plain(vars(now) | {"best": best, "recorded": len(known.trials)}))
+
+
+def with_times_of(known: Known, row: Row | None) -> Row | None:
+    """The row with what its whole network took."""
+    if row is None:
+        return None
+    return next((r for r in known.rows if r["candidate"] == row["candidate"]), row)
+
+
+def list_trials(known: Known, after: int) -> Answer:
+    """The trials from number `after` of the order of their records on, by column."""
+    rows = [describe_trial(trial, known) for trial in known.trials[after:]]
+    names = list(rows[0]) if rows else _column_names()
+    return {
+        "generation": known.generation,
+        "total": len(known.trials),
+        "after": after,
+        "complete": known.complete,
+        "columns": {name: [row[name] for row in rows] for name in names},
+    }
+
+
+def describe_trial(trial: Trial, known: Known) -> Answer:
+    """One trial as the row of a table."""
+    proposal, metrics, candidate = trial.proposal, trial.metrics, trial.candidate
+    accuracies = known.test.get("candidates", {})
+    has_network = trial.state is TrialState.COMPLETE and candidate is not None and metrics is not None
+    row = {
+        "trial_id": trial.trial_id,
+        "candidate": None if candidate is None else candidate.id,
+        **{name: getattr(proposal, name) for name in _OF_PROPOSAL},
+        "settings": json.dumps(dict(proposal.settings)),
+        "val_accuracy": None if metrics is None else metrics.accuracy,
+        **{f"val_{n}" if n == "loss" else n: None if metrics is None else getattr(metrics, n) for n in _OF_METRICS},
+        **{name: getattr(trial, name) for name in _OF_TRIAL},
+        "test_accuracy": accuracies.get(network_name(trial)) if proposal.stage is Stage.FINETUNE else None,
+        "worker": trial.worker,
+        "error": None if trial.error is None else without_secrets(trial.error),
+        "eligible": has_network,
+        "downloadable": network_name(trial) in known.networks,
+    }
+    if candidate is not None and row["test_accuracy"] is None and candidate.id not in known.finetuned:
+        row["test_accuracy"] = accuracies.get(candidate.id)
+    return {name: plain(value) for name, value in row.items()}
+
+
+def detail_trial(
+    trial: Trial, known: Known, *, curves: Mapping[str, Sequence[Any]], size: int | None, place: str
+) -> Answer:
+    """Everything on one trial. `curves`: training by trial id; `size`: bytes of its stored network."""
+    proposal, candidate = trial.proposal, trial.candidate
+    row = None
+    if candidate is not None:
+        row = next((r for r in known.rows if r["candidate"] == candidate.id), None)
+    own = {
+        "settings": dict(proposal.settings),
+        "candidate_settings": None if candidate is None else dict(candidate.settings),
+        "widths": None if candidate is None else candidate.widths,
+        "keep_ratios": dict(proposal.keep_ratios),
+        "target_params": proposal.target_params,
+        "target_latency": proposal.target_latency,
+        "seed": proposal.seed,
+        "network": f"models/{network_name(trial)}" if network_name(trial) in known.networks else None,
+    }
+    history = [
+        {
+            "trial_id": other.trial_id,
+            **{name: getattr(other.proposal, name) for name in ("stage", "rung", "repeat", "step")},
+            "state": other.state,
+            "epochs": other.epochs,
+            "val_accuracy": None if other.metrics is None else other.metrics.accuracy,
+            "error": None if other.error is None else without_secrets(other.error),
+            "relation": relation,
+        }
+        for other, relation in relatives(trial, known.trials)
+    ]
+    exported = None if candidate is None else f"raprune export {shlex.quote(place)} {candidate.id} FOLDER"
+    answer = {
+        "trial": describe_trial(trial, known) | own,
+        "row": row,
+        "history": history,
+        "curve": curves.get(trial.trial_id, []),
+        "curves": {name: curve for name, curve in curves.items() if name != trial.trial_id},
+        "download": None if own["network"] is None else download_links(trial.trial_id, size),
+        "export": exported,
+    }
+    return dict(plain(answer))
+
+
+def download_links(name: str, size: int | None) -> Answer:
+    """Where a stored network is to be had, relative to the page."""
+    files = {"recipe": "recipe.json", "weights": "weights.safetensors"}
+    links = {what: f"download/{name}/{file}" for what, file in files.items()}
+    return links | {"zip": f"download/{name}.zip", "bytes": size}
+
+
+def relatives(trial: Trial, trials: Sequence[Trial]) -> list[tuple[Trial, str]]:
+    """What the trial comes from, oldest first, itself with what was made beside it, and what continues it."""
+    known = {other.trial_id: other for other in trials}
+    ancestors: list[Trial] = []
+    parent = known.get(trial.proposal.parent or "")
+    while parent is not None and parent not in ancestors and parent is not trial:
+        ancestors.insert(0, parent)
+        parent = known.get(parent.proposal.parent or "")
+    beside = [other for other in trials if other is trial or _is_sibling(other, trial)]
+    descendants: list[Trial] = []
+    todo = [trial.trial_id]
+    while todo:
+        name = todo.pop(0)
+        found = [t for t in trials if t.proposal.parent == name and t not in descendants and t not in ancestors]
+        descendants += [t for t in found if t is not trial]
+        todo += [t.trial_id for t in found if t is not trial]
+    return [
+        *((other, "ancestor") for other in ancestors),
+        *((other, "self" if other is trial else "sibling") for other in beside),
+        *((other, "descendant") for other in descendants),
+    ]
+
+
+def list_front(known: Known) -> Answer:
+    """The front within the run's budget."""
+    return {"total": len(known.trials), "rows": plain(known.front)}
+
+
+def list_candidates(known: Known) -> Answer:
+    """Which trials stand for their candidates, and which of these are on the front."""
+    return {
+        "total": len(known.trials),
+        "counting": [row["trial_id"] for row in known.rows],
+        "front": [row["trial_id"] for row in known.front],
+    }
+
+
+def list_history(known: Known) -> Answer:
+    """What the run had come to after each trial."""
+    columns = ("t_s", "gpu_hours", "hours", "hypervolume", "best")
+    return {
+        "total": len(known.trials),
+        **{name: [plain(getattr(point, name)) for point in known.history] for name in columns},
+    }
+
+
+def list_ablation(known: Known) -> Answer:
+    """The methods side by side."""
+    return {"rows": plain(known.ablation)}
+
+
+def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
+    """The row that `raprune pick` gives. `wanted`: `flops`, `params`, `latency`, `min_accuracy` as text; empty is none.
+
+    Raises:
+        UsageError: if one is not understood.
+        RapruneError: if nothing fits.
+    """
+    given = {name: text.strip() for name, text in wanted.items() if text.strip()}
+    budget = Budget(flops=_fraction(given, "flops"), params=_fraction(given, "params"))
+    if "latency" in given:
+        budget = replace(budget, latency=_latency(given["latency"], known))
+    picked: Row = pick(known.rows, budget, min_accuracy=_fraction(given, "min_accuracy"))
+    return dict(plain(picked))
+
+
+def find_network(known: Known, name: str) -> str | None:
+    """The folder of the network that a candidate's or a trial's id names; None if no stored one has it.
+
+    The name is looked up, never made a path of.
+    """
+    position = known.positions.get(name)
+    if position is not None:
+        chosen = [known.trials[position]]
+    else:
+        complete = [t for t in known.trials if t.state is TrialState.COMPLETE and t.candidate is not None]
+        found = [t for t in complete if t.candidate is not None and t.candidate.id == name]
+        chosen = sorted(found, key=lambda t: (t.proposal.stage is Stage.FINETUNE, t.epochs), reverse=True)
+    folders = (network_name(trial) for trial in chosen)
+    return next((f for f in folders if f in known.networks and PLAIN_NAME.fullmatch(f)), None)
+
+
+def network_name(trial: Trial) -> str:
+    """What the trial's network is called in `models/`, if it is there."""
+    if trial.proposal.stage is Stage.SEARCH or trial.candidate is None:
+        return trial.trial_id
+    return repeat_name(trial.candidate.id, trial.proposal.repeat)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON knows it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def without_secrets(value: Any) -> Any:
+    """The value with all that may be a credential taken out of its URIs."""
+    if isinstance(value, str):
+        text = re.sub(r"://[^/@\s]*@", "://", value)
+        return re.sub(r"(://[^\s?]*)\?[^\s'\",;)]*", r"\1", text)
+    if isinstance(value, Mapping):
+        return {key: without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner) for inner in value]
+    return value
+
+
+def _column_names() -> list[str]:
+    metrics = [f"val_{name}" if name == "loss" else name for name in _OF_METRICS]
+    first = ["trial_id", "candidate", *_OF_PROPOSAL, "settings", "val_accuracy", *metrics, *_OF_TRIAL]
+    return [*first, "test_accuracy", "worker", "error", "eligible", "downloadable"]
+
+
+def _is_sibling(one: Trial, other: Trial) -> bool:
+    """Whether one is a repeat of the other, or a network on the same way."""
+    a, b = one.proposal, other.proposal
+    return (a.stage, a.number, a.rung, a.parent) == (b.stage, b.number, b.rung, b.parent)
+
+
+def _fraction(given: Mapping[str, str], name: str) -> float | None:
+    if name not in given:
+        return None
+    try:
+        value = float(given[name])
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value <= 1.0:
+        raise UsageError(f"{name}={given[name]}: not a number above 0 and at most 1.", hint=f"For example {name}=0.3")
+    return value
+
+
+def _latency(text: str, known: Known) -> float:
+    latency = known.run.get("latency")
+    if latency is None:
+        raise RapruneError(
+            f"latency={text}: this run knows no latencies: it was searched without --budget-latency.",
+            hint="Pick by flops or params.",
+        )
+    try:
+        return latency_fraction(text, latency["dense_ms"])
+    except ValueError as error:
+        raise UsageError(f"latency={text}: {error}.", hint="For example 0.5 or 3ms.") from None

@@ -1,0 +1,513 @@
+"""The web application of a run's page: addresses, headers, events. Reads one store, and writes nothing.
+
+Nothing in the page's answers comes from elsewhere, and nothing that a request says becomes a path: names are looked up
+among those that are recorded, or that the package holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import importlib.util
+import io
+import itertools
+import json
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raprune.errors import RapruneError, StoreError, UsageError
+from raprune.page import access, answers
+from raprune.page.access import Access, Admitted, Moved, Refused
+from raprune.page.feed import Feed, Known
+from raprune.trial import Trial
+
+STATIC = Path(__file__).parent / "static"
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".woff2": "font/woff2",
+}
+"""Files of the package that are handed out."""
+
+PLOTLY = "plotly.min.js"
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "font-src 'self'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Plotly sets styles; scripts come from the package alone."""
+
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+MAX_STREAMS = 64
+"""Pages that are pushed to at a time."""
+_STEP_S = 0.25
+_HEARTBEAT_S = 15.0
+_FIRST_S = 20.0
+_FRESH_S = 1.0
+"""How long an answer waits for a look at the store, when there is something to answer already."""
+
+
+def make_app(feed: Feed, rule: Access, *, name: str, is_closing: Callable[[], bool] = lambda: False) -> ASGIApp:
+    """The page of the run of `feed`, called `name`; event streams end once `is_closing` says so."""
+    page = Page(feed, name, is_closing)
+    routes = [
+        Route("/", page.index),
+        Route("/static/{name}", page.static),
+        Route("/api/run", page.run),
+        Route("/api/trials", page.trials),
+        Route("/api/trials/{trial}", page.trial),
+        Route("/api/front", page.front),
+        Route("/api/candidates", page.candidates),
+        Route("/api/curves/dense", page.dense_curve),
+        Route("/api/history", page.history),
+        Route("/api/ablation", page.ablation),
+        Route("/api/pick", page.pick),
+        Route("/api/events", page.events),
+        Route("/download/{name}/recipe.json", page.recipe),
+        Route("/download/{name}/weights.safetensors", page.weights),
+        Route("/download/{name}.zip", page.archive),
+    ]
+    handlers: Any = {RapruneError: _refuse, HTTPException: _no_such_address, Exception: _broken}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return Guarded(app, rule)
+
+
+class Guarded:
+    """The application behind its rule of access; every answer gets the headers that keep it to itself."""
+
+    def __init__(self, app: ASGIApp, rule: Access) -> None:
+        self._app = app
+        self._rule = rule
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # A browser opens WebSockets across origins: there are none here.
+            await send({"type": "websocket.close", "code": 1000})
+            return
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        decision = self._rule.decide(_facts(scope))
+        app = self._app if isinstance(decision, Admitted) else _answer_to(decision, scope, self._rule.cookie_name)
+        await app(scope, receive, send_on)
+
+
+class MissingError(RapruneError):
+    """Something that is asked for and is not there."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An answer, ready to be sent."""
+
+    content: bytes
+    packed: bytes
+    """The same under gzip."""
+    etag: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Packed:
+        etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'
+        return cls(content, gzip.compress(content, 5, mtime=0) if len(content) > 512 else content, etag)
+
+
+class Page:
+    """What is answered at each address."""
+
+    def __init__(self, feed: Feed, name: str, is_closing: Callable[[], bool]) -> None:
+        self._feed = feed
+        self._name = name
+        self._is_closing = is_closing
+        self._streams = 0
+        self._looking: asyncio.Task[None] | None = None
+        self._answers: dict[str, tuple[int, Packed]] = {}
+        self._files: dict[Path, tuple[int, Packed]] = {}
+
+    async def index(self, request: Request) -> Response:
+        return await self._file(request, "index.html")
+
+    async def static(self, request: Request) -> Response:
+        return await self._file(request, request.path_params["name"])
+
+    async def run(self, request: Request) -> Response:
+        known = await self._fresh()
+        store = self._feed.store
+
+        def describe() -> Packed:
+            answer = answers.describe_run(known, self._feed.away, name=self._name, place=store.name)
+            return _json(answer)
+
+        return _send(request, await run_in_threadpool(describe))
+
+    async def trials(self, request: Request) -> Response:
+        text = request.query_params.get("after") or "0"
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise UsageError(f"after={text[:32]}: not a number of trials.", hint="For example after=0")
+        known = await self._fresh()
+        if int(text) == 0:
+            return await self._kept(request, "trials", known, lambda: answers.list_trials(known, 0))
+        return _send(request, await run_in_threadpool(lambda: _json(answers.list_trials(known, int(text)))))
+
+    async def trial(self, request: Request) -> Response:
+        known = await self._fresh()
+        position = known.positions.get(request.path_params["trial"])
+        if position is None:
+            raise MissingError("The run has no trial of that id.", hint="./api/trials lists those that are recorded.")
+        trial = known.trials[position]
+        return _send(request, await run_in_threadpool(lambda: _json(self._detail(trial, known))))
+
+    async def front(self, request: Request) -> Response:
+        known = await self._fresh()
+        return await self._kept(request, "front", known, lambda: answers.list_front(known))
+
+    async def candidates(self, request: Request) -> Response:
+        known = await self._fresh()
+        return await self._kept(request, "candidates", known, lambda: answers.list_candidates(known))
+
+    async def history(self, request: Request) -> Response:
+        known = await self._fresh()
+        return await self._kept(request, "history", known, lambda: answers.list_history(known))
+
+    async def ablation(self, request: Request) -> Response:
+        known = await self._fresh()
+        return await self._kept(request, "ablation", known, lambda: answers.list_ablation(known))
+
+    async def dense_curve(self, request: Request) -> Response:
+        return _send(request, await run_in_threadpool(lambda: _json({"curve": answers.plain(self._curve("dense"))})))
+
+    async def pick(self, request: Request) -> Response:
+        known = await self._fresh()
+        wanted = {name: request.query_params.get(name, "") for name in ("flops", "params", "latency", "min_accuracy")}
+
+        def choose() -> Packed:
+            try:
+                return _json(answers.pick_row(known, wanted))
+            except UsageError:
+                raise
+            except RapruneError as error:
+                raise MissingError(error.message, hint=error.hint) from None
+
+        return _send(request, await run_in_threadpool(choose))
+
+    async def events(self, request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
+        if self._streams >= MAX_STREAMS:
+            raise StoreError(
+                f"{self._streams} pages are open already.", hint="Close one, or ask ./api/trials now and then."
+            )
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
+
+    async def recipe(self, request: Request) -> Response:
+        return await self._download(request, "recipe.json", "application/json")
+
+    async def weights(self, request: Request) -> Response:
+        return await self._download(request, "weights.safetensors", "application/octet-stream")
+
+    async def archive(self, request: Request) -> Response:
+        folder = await self._network(request.path_params["name"])
+        store, files = self._feed.store, [f"{folder}/recipe.json", f"{folder}/weights.safetensors"]
+        for file in files:
+            if await run_in_threadpool(store.size, file) is None:
+                raise _not_stored(store.name, folder)
+        name = folder.removeprefix("models/")
+        headers = _attachment(f"{name}.zip")
+        if request.method == "HEAD":
+            return Response(media_type="application/zip", headers=headers)
+        parts = [(f"{name}/{file.rpartition('/')[2]}", store.chunks(file)) for file in files]
+        return StreamingResponse(_zipped(parts), media_type="application/zip", headers=headers)
+
+    async def _fresh(self) -> Known:
+        """What is known, after a look at the store if one is due.
+
+        Raises:
+            StoreError: if nothing is known yet, and the store does not answer.
+        """
+        known = await self._look(_FRESH_S)
+        if known is None:
+            known = await self._look(_FIRST_S)
+        if known is not None:
+            return known
+        away = self._feed.away
+        if away is not None:
+            raise StoreError(away.error, hint=away.hint)
+        raise StoreError("The run is still being read.", hint="Ask again in a moment.")
+
+    async def _look(self, patience_s: float) -> Known | None:
+        """Look if it is due; what is known when that is done, or after `patience_s`."""
+        if self._feed.is_due and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(run_in_threadpool(self._feed.look))
+        if self._looking is not None and not self._looking.done():
+            # Until it is done, or (the first look is a long one) something is known.
+            waiting = itertools.repeat(min(patience_s, 0.05), round(patience_s / 0.05) if patience_s else 0)
+            for step_s in waiting:
+                done, _ = await asyncio.wait({self._looking}, timeout=step_s)
+                known = self._feed.known
+                if done or (known is not None and not known.complete):
+                    break
+        return self._feed.known
+
+    async def _events(self) -> AsyncIterator[str]:
+        self._streams += 1
+        try:
+            said: dict[str, str] = {}
+            silent_s = 0.0
+            while not self._is_closing():
+                await self._look(0.0)
+                news = await run_in_threadpool(self._news)
+                # Progress follows what it is the progress of.
+                for event, data in news.items():
+                    if said.get(event) != data:
+                        said[event] = data
+                        silent_s = 0.0
+                        yield f"event: {event}\ndata: {data}\n\n"
+                await asyncio.sleep(_STEP_S)
+                silent_s += _STEP_S
+                if silent_s >= _HEARTBEAT_S:
+                    silent_s = 0.0
+                    yield ":\n\n"
+        finally:
+            self._streams -= 1
+
+    def _news(self) -> dict[str, str]:
+        """Event -> its data, as of now."""
+        known, away = self._feed.known, self._feed.away
+        news: dict[str, Any] = {"away": {"error": None} if away is None else asdict(away)}
+        if known is not None:
+            state = {"state": known.run.get("state"), "live": known.pulse.live}
+            total = {"generation": known.generation, "total": len(known.trials), "complete": known.complete}
+            written = json.dumps([known.run, known.test, known.times], sort_keys=True, default=str)
+            # A change of any of these is one of the run.
+            version = hashlib.sha256(written.encode()).hexdigest()[:8]
+            news |= {
+                "run": state | {"version": version},
+                "trials": total,
+                "progress": answers.describe_progress(known) | state,
+            }
+        return {event: json.dumps(data) for event, data in news.items()}
+
+    def _detail(self, trial: Trial, known: Known) -> dict[str, Any]:
+        ancestors = [other for other, relation in answers.relatives(trial, known.trials) if relation == "ancestor"]
+        curves = {name: self._curve(name) for name in (*(t.trial_id for t in ancestors), trial.trial_id)}
+        network = answers.network_name(trial)
+        size = None
+        if network in known.networks and answers.PLAIN_NAME.fullmatch(network):
+            size = self._feed.store.size(f"models/{network}/weights.safetensors")
+        kept = {name: curve for name, curve in curves.items() if curve}
+        return answers.detail_trial(trial, known, curves=kept, size=size, place=self._feed.store.name)
+
+    def _curve(self, name: str) -> list[Any]:
+        """The training of that name, if it was kept."""
+        file = f"curves/{name}.json"
+        if not answers.PLAIN_NAME.fullmatch(name) or not self._feed.store.exists(file):
+            return []
+        curve = self._feed.store.read_json(file)
+        return curve if isinstance(curve, list) else []
+
+    async def _kept(self, request: Request, what: str, known: Known, make: Callable[[], Any]) -> Response:
+        """An answer that is made once for each version of what is known."""
+        version, packed = self._answers.get(what, (-1, None))
+        if packed is None or version != known.version:
+            packed = await run_in_threadpool(lambda: _json(make()))
+            self._answers[what] = (known.version, packed)
+        return _send(request, packed)
+
+    async def _file(self, request: Request, name: str) -> Response:
+        path = _package_files().get(name)
+        if path is None:
+            raise MissingError("The page has no such file.", hint="Its files are those of the package.")
+        changed = path.stat().st_mtime_ns
+        known = self._files.get(path)
+        if known is None or known[0] != changed:
+            known = (changed, await run_in_threadpool(lambda: Packed.of(path.read_bytes())))
+            self._files[path] = known
+        return _send(request, known[1], KINDS[path.suffix])
+
+    async def _download(self, request: Request, file: str, kind: str) -> Response:
+        folder = await self._network(request.path_params["name"])
+        store = self._feed.store
+        size = await run_in_threadpool(store.size, f"{folder}/{file}")
+        if size is None:
+            raise _not_stored(store.name, folder)
+        headers = _attachment(file) | {"content-length": str(size)}
+        if request.method == "HEAD":
+            return Response(media_type=kind, headers=headers)
+        pieces = store.chunks(f"{folder}/{file}")
+        # What cannot be opened is told before the answer begins.
+        first = await run_in_threadpool(next, pieces, b"")
+        return StreamingResponse(itertools.chain([first], pieces), media_type=kind, headers=headers)
+
+    async def _network(self, name: str) -> str:
+        known = await self._fresh()
+        found = await run_in_threadpool(answers.find_network, known, name)
+        if found is None:
+            raise _not_stored(self._feed.store.name, name)
+        return f"models/{found}"
+
+
+def _facts(scope: Scope) -> access.Request:
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return access.Request(
+        method=scope["method"],
+        path=path.removeprefix(root) if root else path,
+        last=path.rpartition("/")[2],
+        query=scope.get("query_string", b"").decode("latin-1"),
+        headers=[(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]],
+    )
+
+
+def _answer_to(decision: Moved | Refused, scope: Scope, cookie_name: str) -> Response:
+    if isinstance(decision, Moved):
+        response: Response = RedirectResponse(decision.location, status_code=303)
+        response.headers["cache-control"] = "no-store"
+        if decision.cookie is not None:
+            path = (scope.get("root_path", "").rstrip("/") or "") + "/"
+            secure = scope.get("scheme") == "https"
+            response.set_cookie(
+                cookie_name, decision.cookie, path=path, httponly=True, samesite="strict", secure=secure
+            )
+        return response
+    headers = {401: {"www-authenticate": "Bearer"}, 405: {"allow": ", ".join(access.METHODS)}}.get(decision.status, {})
+    if decision.status == 401 and "text/html" in Headers(scope=scope).get("accept", ""):
+        return Response(_DOOR, status_code=401, media_type="text/html", headers=headers)
+    return _error(decision.status, decision.error, decision.hint, headers)
+
+
+_DOOR = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>raprune</title>
+<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:4rem auto;
+padding:0 1rem}</style></head><body><h1>This page needs its token</h1>
+<p>Open its address once with <code>?token=TOKEN</code> behind it. The run's log says where the token is.</p>
+<p>You have been here before? <a href="./">Open the page</a>.</p></body></html>
+"""
+
+
+def _refuse(request: Request, error: RapruneError) -> Response:
+    status = 404 if isinstance(error, MissingError) else 503 if isinstance(error, StoreError) else 400
+    headers = {"retry-after": "2"} if status == 503 else {}
+    return _error(status, error.message, error.hint, headers)
+
+
+def _no_such_address(request: Request, error: HTTPException) -> Response:
+    return _error(error.status_code, "The page has no such address.", "./ is the page, ./api/run what is known.")
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    # Its text may hold anything; the log has it.
+    return _error(500, "The page failed at this.", "Its log says why.")
+
+
+def _error(status: int, error: str, hint: str, headers: Mapping[str, str] | None = None) -> Response:
+    content = json.dumps({"error": error, "hint": hint}).encode()
+    return Response(content, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json")
+
+
+def _not_stored(place: str, name: str) -> MissingError:
+    return MissingError(
+        "No network is stored under that id.",
+        hint=f"Only networks that were trained are kept; any candidate is made again by: "
+        f"raprune export {place} CANDIDATE FOLDER",
+    )
+
+
+def _json(answer: Any) -> Packed:
+    return Packed.of(json.dumps(answer, allow_nan=False, separators=(",", ":")).encode())
+
+
+def _send(request: Request, packed: Packed, kind: str = "application/json") -> Response:
+    headers = {"etag": packed.etag, "cache-control": "private, no-cache", "vary": "accept-encoding, cookie"}
+    if packed.etag in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
+        return Response(status_code=304, headers=headers)
+    if packed.packed is not packed.content and _takes_gzip(request):
+        return Response(packed.packed, headers=headers | {"content-encoding": "gzip"}, media_type=kind)
+    return Response(packed.content, headers=headers, media_type=kind)
+
+
+def _takes_gzip(request: Request) -> bool:
+    wanted = request.headers.get("accept-encoding", "").lower()
+    return any(part.strip() in ("gzip", "*") or part.strip().startswith("gzip;q=1") for part in wanted.split(","))
+
+
+def _attachment(name: str) -> dict[str, str]:
+    return {"content-disposition": f'attachment; filename="{name}"', "cache-control": "private, no-store"}
+
+
+def _package_files() -> dict[str, Path]:
+    files = {path.name: path for path in STATIC.iterdir() if path.suffix in KINDS and path.is_file()}
+    plotly = importlib.util.find_spec("plotly")
+    if plotly is not None and plotly.origin is not None:
+        files[PLOTLY] = Path(plotly.origin).parent / "package_data" / PLOTLY
+    return files
+
+
+def _zipped(parts: list[tuple[str, Iterator[bytes]]]) -> Iterator[bytes]:
+    """An archive of the named files, not compressed, piece by piece."""
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        for name, pieces in parts:
+            with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as file:
+                for piece in pieces:
+                    file.write(piece)
+                    yield sink.taken()
+    yield sink.taken()
+
+
+class _Sink(io.RawIOBase):
+    """What is written is taken away again."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._written += content
+        return len(content)
+
+    def taken(self) -> bytes:
+        taken, self._written = bytes(self._written), bytearray()
+        return taken

@@ -1,0 +1,320 @@
+"""What the page knows of a run: its store, read part by part, and as often as somebody looks.
+
+A part of the store is never changed, so each is read once. What goes wrong is kept beside what was known before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from raprune import pareto
+from raprune.budget import Budget
+from raprune.candidate import Candidate
+from raprune.errors import RapruneError
+from raprune.front import Progress, Row, ablation, budget_of, candidates, front, progress
+from raprune.report import read_test, read_times, with_times
+from raprune.store import SCHEMA, Store, from_row
+from raprune.trial import Stage, Trial, TrialState
+
+COLUMNS = [name for name in SCHEMA.names if name != "kept"]
+"""What is read of a trial: the channel indices of thousands of wide networks would fill the memory."""
+
+BATCH = 256
+"""Parts that are read before what they hold is shown."""
+
+_QUIET_S = 180.0
+"""A run that is not finished and records nothing for so long, and for three times its longest trial, is at rest."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """Whether something works on the run, and how many trials are under way."""
+
+    live: bool
+    running: int = 0
+
+
+@dataclass(frozen=True)
+class Away:
+    """Why the store cannot be read, and since when (seconds since the epoch)."""
+
+    error: str
+    hint: str
+    since: float
+
+
+@dataclass(frozen=True)
+class Recorded(Candidate):
+    """A candidate by its id and its widths; which channels they are is left in the store."""
+
+    recorded_id: str = ""
+    recorded_widths: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        return self.recorded_id
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return dict(self.recorded_widths)
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that is known of a run at one moment."""
+
+    run: Mapping[str, Any]
+    """The content of `run.json`."""
+    test: Mapping[str, Any]
+    """As `raprune.report.read_test` gives it."""
+    times: Mapping[str, Any]
+    """As `raprune.report.read_times` gives it."""
+    trials: Sequence[Trial]
+    history: Sequence[Point]
+    """One for each trial."""
+    networks: frozenset[str]
+    """Names in `models/`."""
+    complete: bool
+    """Whether all parts were read that were there."""
+    generation: str
+    """Another one where another run lies in the folder."""
+    pulse: Pulse
+    version: int
+    """Higher whenever anything else is."""
+
+    @cached_property
+    def budget(self) -> Budget:
+        return budget_of(self.run)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The candidates, by ascending FLOPs."""
+        return with_times(candidates(self.trials, test=self.test), self.times)
+
+    @cached_property
+    def front(self) -> list[Row]:
+        """The front within the run's budget."""
+        return with_times(front(self.trials, self.budget, test=self.test), self.times)
+
+    @cached_property
+    def ablation(self) -> list[Row]:
+        return ablation(self.trials, self.budget, test=self.test)
+
+    @cached_property
+    def progress(self) -> Progress:
+        return progress(self.run, self.trials, running=self.pulse.running, live=self.pulse.live)
+
+    @cached_property
+    def finetuned(self) -> frozenset[str]:
+        """Ids of the candidates that were fine-tuned: a test figure by that id is the fine-tuned network's."""
+        return frozenset(
+            trial.candidate.id
+            for trial in self.trials
+            if trial.candidate is not None and trial.proposal.stage is Stage.FINETUNE
+        )
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Trial id -> its position among the trials."""
+        return {trial.trial_id: position for position, trial in enumerate(self.trials)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a run had come to when a trial was recorded."""
+
+    t_s: float
+    """Since the run began."""
+    gpu_hours: float
+    hours: float
+    """Of workers."""
+    hypervolume: float
+    """As in `raprune.front.Progress`."""
+    best: float | None
+    """Validation accuracy of the best within the budget."""
+
+
+class Course:
+    """The points of a run, one trial after another."""
+
+    def __init__(self, budget: Budget, started_at: float) -> None:
+        self.budget = budget
+        self.points: list[Point] = []
+        self._started_at = started_at
+        self._front: list[tuple[float, float]] = []
+        self._last = Point(0.0, 0.0, 0.0, 0.0, None)
+
+    def add(self, trial: Trial) -> None:
+        last = self._last
+        self._last = replace(
+            last,
+            t_s=max(last.t_s, trial.started_at + trial.seconds - self._started_at),
+            gpu_hours=last.gpu_hours + trial.gpu_seconds / 3600,
+            hours=last.hours + trial.seconds / 3600,
+        )
+        metrics = trial.metrics
+        if trial.state is TrialState.COMPLETE and trial.candidate is not None and metrics is not None:
+            shares = {cost: getattr(metrics, f"{cost}_fraction") for cost in ("flops", "params", "latency")}
+            if self.budget.admits(**{f"{cost}_fraction": share for cost, share in shares.items()}):
+                share = shares[self.budget.cost]
+                self._reach((1.0 - metrics.accuracy, 1.0 if share is None else share))
+        self.points.append(self._last)
+
+    def _reach(self, point: tuple[float, float]) -> None:
+        # Thousands of trials are dominated, and need no more than this.
+        if not point[0] < 1.0 or any(error <= point[0] and cost <= point[1] for error, cost in self._front):
+            return
+        points = [*self._front, point]
+        self._front = [points[index] for index in pareto.non_dominated(points)]
+        limit = self.budget.limit
+        volume = pareto.hypervolume(self._front, (1.0, limit)) / limit
+        best = 1.0 - min(error for error, _ in self._front)
+        self._last = replace(self._last, hypervolume=volume, best=best)
+
+
+class Feed:
+    """What is known of the run in `store`, and how it is kept up to date.
+
+    `pulse` says whether something works on the run; without it that is judged by what is recorded. All methods may be
+    called by several threads.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        pulse: Callable[[], Pulse] | None = None,
+        every_s: float | None = None,
+    ) -> None:
+        self.store = store
+        self.away: Away | None = None
+        self._pulse = pulse
+        # Each look at an object store is paid for.
+        self._every_s = every_s if every_s is not None else 2.0 if "://" in store.uri else 0.5
+        self._known: Known | None = None
+        self._working = threading.Lock()
+        self._looked_at = float("-inf")
+        self._resets = 0
+        self._run: dict[str, Any] = {}
+        self._test: dict[str, Any] = {}
+        self._times: dict[str, Any] = {}
+        self._read: set[str] = set()
+        self._trials: list[Trial] = []
+        self._networks: frozenset[str] = frozenset()
+        self._course = Course(Budget(), 0.0)
+        self._generation = ""
+
+    @property
+    def known(self) -> Known | None:
+        """What was known last; None before the first look."""
+        return self._known
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a look is worth while."""
+        return time.monotonic() - self._looked_at >= self._every_s
+
+    def look(self) -> None:
+        """Read what is new, unless another thread does or it was done just now. What fails is kept in `away`."""
+        if not self.is_due or not self._working.acquire(blocking=False):
+            return
+        try:
+            self._look()
+            self.away = None
+        except RapruneError as error:
+            self._note(error.message, error.hint)
+        except Exception as error:
+            # A run that another version wrote. The page goes on with what it has.
+            self._note(f"{self.store.name} is not understood: {type(error).__name__}: {error}", "See the page's log.")
+            traceback.print_exc()
+        finally:
+            self._looked_at = time.monotonic()
+            self._working.release()
+
+    def _note(self, error: str, hint: str) -> None:
+        since = time.time() if self.away is None else self.away.since
+        self.away = Away(error, hint, since)
+
+    def _look(self) -> None:
+        run = self.store.run()
+        parts = self.store.parts()
+        if run.get("created_at") != self._run.get("created_at") or not self._read <= set(parts):
+            # Another run, or one of which parts were taken away.
+            self._forget()
+        if run != self._run:
+            # Both are written before `run.json` says that the run is finished.
+            self._test = read_test(self.store)
+            self._times = read_times(self.store)
+            self._begin(run)
+        new = [part for part in parts if part not in self._read]
+        if new:
+            self._networks = frozenset(self.store.names("models"))
+        for start in range(0, len(new), BATCH):
+            self._take(new[start : start + BATCH])
+            if start + BATCH < len(new):
+                self._publish(complete=False)
+        self._publish(complete=True)
+
+    def _forget(self) -> None:
+        self._run, self._generation = {}, ""
+        self._read, self._trials = set(), []
+
+    def _begin(self, run: dict[str, Any]) -> None:
+        if not self._generation:
+            self._resets += 1
+            identity = f"{run.get('created_at')} {self._resets}"
+            self._generation = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        self._run = run
+        if not self._trials or self._course.budget != budget_of(run):
+            self._course = Course(budget_of(run), float(run.get("started_at") or run.get("created_at") or 0.0))
+            for trial in self._trials:
+                self._course.add(trial)
+
+    def _take(self, parts: Sequence[str]) -> None:
+        trials = [_without_channels(found) for found in self.store.rows(COLUMNS, parts)]
+        for trial in trials:
+            self._course.add(trial)
+        self._trials += trials
+        self._read |= set(parts)
+
+    def _publish(self, *, complete: bool) -> None:
+        before = self._known
+        known = Known(
+            run=self._run,
+            test=self._test,
+            times=self._times,
+            trials=tuple(self._trials),
+            history=tuple(self._course.points),
+            networks=self._networks,
+            complete=complete,
+            generation=self._generation,
+            pulse=self._judge() if self._pulse is None else self._pulse(),
+            version=0 if before is None else before.version,
+        )
+        if before is None or known != before:
+            self._known = replace(known, version=known.version + 1)
+
+    def _judge(self) -> Pulse:
+        if self._run.get("state") in (None, "finished"):
+            return Pulse(live=False)
+        longest = max((trial.seconds for trial in self._trials), default=0.0)
+        last = max((trial.started_at + trial.seconds for trial in self._trials), default=0.0)
+        begun = float(self._run.get("started_at") or 0.0)
+        return Pulse(live=time.time() - max(last, begun) < max(_QUIET_S, 3 * longest))
+
+
+def _without_channels(recorded: dict[str, Any]) -> Trial:
+    trial = from_row(recorded | {"kept": "{}"})
+    if trial.candidate is None:
+        return trial
+    widths = json.loads(recorded["widths"])
+    known = Recorded(trial.candidate.method, {}, trial.candidate.settings, recorded["candidate"], widths)
+    return replace(trial, candidate=known)

@@ -1,0 +1,175 @@
+"""`raprune serve`: the page of a run in a process of its own, from its store alone. No Ray."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from rich.console import Console
+from starlette.types import ASGIApp
+
+from raprune.errors import RapruneError, UsageError
+from raprune.page.access import MIN_TOKEN, Access, is_loopback
+from raprune.page.app import make_app
+from raprune.page.feed import Feed
+from raprune.store import Store
+
+TOKEN = "RAPRUNE_PAGE_TOKEN"
+"""Environment variable: the page's token."""
+
+_CONNECTIONS = 256
+
+
+@dataclass(frozen=True)
+class Token:
+    """What opens a page, and where it is to be found."""
+
+    text: str
+    place: str
+
+
+def serve(uri: str, *, host: str, port: int, token_file: str | None = None, console: Console) -> None:
+    """Serve the page of the run in `uri` until Ctrl-C.
+
+    Raises:
+        StoreError: if there is no run.
+        UsageError: if host, port or token cannot be used.
+        RapruneError: if the port is taken.
+    """
+    store = Store(uri)
+    store.run()
+    with listen(host, port) as listener:
+        token = page_token(token_file, needed=not is_loopback(host))
+        port = listener.getsockname()[1]
+        closing = threading.Event()
+        rule = Access.of(None if token is None else token.text, f"{store.name} {port}")
+        app = make_app(Feed(store), rule, name=short_name(store), is_closing=closing.is_set)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        lines = [f"The page of {store.name}: {address}"]
+        if token is not None:
+            lines.append(f"Its token is in {token.place}; open it once as {address}?token=TOKEN")
+        console.print("\n".join([*lines, "Ctrl-C ends it."]), markup=False, highlight=False, soft_wrap=True)
+        run_server(app, listener, closing)
+
+
+def run_server(app: ASGIApp, listener: socket.socket, closing: threading.Event) -> None:
+    """Serve `app` until a signal comes, of which `closing` tells the streams; returns when all has ended."""
+    config = uvicorn.Config(
+        app,
+        # Its parser bounds what it holds of a request.
+        http="h11",
+        h11_max_incomplete_event_size=32 * 1024,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        # An address may hold the token.
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=2,
+    )
+    try:
+        _Server(config, closing).run(sockets=[listener])
+    except KeyboardInterrupt:
+        # The way to end it.
+        return
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, closing: threading.Event) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._closing.set()
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any that is free.
+
+    Raises:
+        UsageError: if there is no such host on this machine, or no such port.
+        RapruneError: if the port is taken.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: a port is a number from 0 to 65535.", hint="For example --port 8501")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"--host {host!r}: no such host: {error}.", hint=_HOSTS) from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise RapruneError(
+                f"--port {port}: something listens there already.",
+                hint=f"Give another one: --port {port + 1}   Or any that is free: --port 0",
+            ) from None
+        if error.errno == errno.EACCES:
+            raise UsageError(f"--port {port}: this user may not.", hint="Ports from 1024 on are free to use.") from None
+        raise UsageError(f"--host {host}: {error.strerror or error}.", hint=_HOSTS) from None
+
+
+_HOSTS = "127.0.0.1 is this machine alone, 0.0.0.0 all its addresses."
+
+
+def page_token(file: str | None, *, needed: bool) -> Token | None:
+    """The token of a file or of the environment; if none is given but one is `needed`, this user's own, made once.
+
+    Raises:
+        UsageError: if it cannot be read, is too short, or holds what an address cannot.
+    """
+    if file is not None:
+        try:
+            return Token(_checked(Path(file).expanduser().read_text().strip(), f"--token-file {file}"), file)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise UsageError(f"--token-file {file}: {reason}.", hint=_MAKE) from None
+    if TOKEN in os.environ:
+        return Token(_checked(os.environ[TOKEN].strip(), TOKEN), f"the environment variable {TOKEN}")
+    return _own_token() if needed else None
+
+
+_MAKE = "Make one: openssl rand -hex 24 > FILE && chmod 600 FILE"
+
+
+def _checked(token: str, whence: str) -> str:
+    if len(token) < MIN_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+        raise UsageError(
+            f"{whence}: a token has {MIN_TOKEN} characters or more, of letters, digits and . _ ~ - (this one has "
+            f"{len(token)}).",
+            hint=_MAKE,
+        )
+    return token
+
+
+def _own_token() -> Token:
+    """This user's token, in a file that nobody else can read."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    file = Path(state).expanduser() / "raprune" / "page-token"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
+            made.write(secrets.token_hex(24) + "\n")
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RapruneError(
+            f"{file}: no token can be kept there: {error.strerror}.", hint=f"Set {TOKEN}, or give --token-file."
+        ) from None
+    if file.stat().st_mode & 0o077:
+        raise UsageError(f"{file}: others can read this token.", hint=f"chmod 600 {file}")
+    return Token(_checked(file.read_text().strip(), str(file)), str(file))
+
+
+def short_name(store: Store) -> str:
+    """What a run is called: its folder."""
+    return store.name.rstrip("/").rpartition("/")[2] or "run"
