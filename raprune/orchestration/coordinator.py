@@ -14,25 +14,18 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.metrics import Gauge
 
 from raprune.errors import RapruneError
 from raprune.front import Progress, progress
+from raprune.orchestration.gauges import Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
 from raprune.store import Store
-from raprune.trial import Trial, TrialState
+from raprune.trial import Trial
 
 NAMESPACE = "raprune"
 
-_EXPORT_PERIOD_S = 2.0
-
-GAUGES = {
-    "raprune_trials": "Recorded trials by state.",
-    "raprune_front_points": "Candidates on the Pareto front of accuracy and FLOPs.",
-    "raprune_hypervolume": "Area that the front dominates, from (error 1, the budget's FLOPs).",
-    "raprune_best_accuracy": "Best validation accuracy within the budget.",
-}
-"""Name -> description. Ray exports them with the prefix `ray_`, and the tags `run` and (for trials) `state`."""
+_RUNNING_S = 10.0
+"""So long a driver's word on how many trials are under way holds."""
 
 
 class Coordinator:
@@ -48,14 +41,10 @@ class Coordinator:
         self._store = store.told(lambda why: self.wait("coordinator", why))
         self._run = self._store.run()
         self._trials = {trial.trial_id: trial for trial in self._store.trials()}
-        self._gauges = {
-            name: Gauge(name, text, tag_keys=("run", "state") if name == "raprune_trials" else ("run",))
-            for name, text in GAUGES.items()
-        }
         self._workers: dict[str, set[str]] = {}
         self._lease = Lease(heard_at=time.monotonic())
-        self._exported_at = 0.0
-        self._export()
+        self._running, self._running_at = 0, 0.0
+        self._heart = Heart(self._store.name, self._facts)
         threading.Thread(target=self._end_when_orphaned, args=(orphaned_s,), daemon=True).start()
 
     @ray.method(concurrency_group="records")
@@ -77,8 +66,6 @@ class Coordinator:
         self._store.append(new)
         # Made anew: other threads read it.
         self._trials = self._trials | {trial.trial_id: trial for trial in new}
-        if time.monotonic() - self._exported_at > _EXPORT_PERIOD_S:
-            self._export()
 
     def reread(self) -> None:
         """Take notice that the run's description says more than before: how good the dense network is."""
@@ -115,7 +102,7 @@ class Coordinator:
 
     def progress(self, running: int = 0) -> Progress:
         """Where the run stands, with `running` trials under way."""
-        self._export()
+        self._running, self._running_at = running, time.monotonic()
         return progress(self._run, self.trials(), running=running, live=True)
 
     def _end_when_orphaned(self, after_s: float) -> None:
@@ -123,20 +110,19 @@ class Coordinator:
             time.sleep(min(after_s / 4, 10.0))
         ray.kill(ray.get_runtime_context().current_actor)
 
-    def _export(self) -> None:
-        with self._lock:
-            self._export_alone()
+    def unexported_s(self) -> float:
+        """Seconds until what is recorded has surely been exported to Prometheus."""
+        return self._heart.unexported_s()
 
-    def _export_alone(self) -> None:
-        self._exported_at = time.monotonic()
-        now = progress(self._run, self.trials())
-        tags = {"run": self._store.name}
-        for state in (TrialState.COMPLETE, TrialState.FAILED):
-            self._gauges["raprune_trials"].set(now.states.get(state.value, 0), {**tags, "state": state.value})
-        self._gauges["raprune_front_points"].set(now.front, tags)
-        self._gauges["raprune_hypervolume"].set(now.hypervolume, tags)
-        if now.best is not None:
-            self._gauges["raprune_best_accuracy"].set(now.best["val_accuracy"], tags)
+    def _facts(self) -> Facts:
+        now = time.monotonic()
+        return Facts(
+            run=self._run,
+            trials=self._trials,
+            running=self._running if now - self._running_at < _RUNNING_S else 0,
+            silent_s=now - self._lease.heard_at,
+            store_waits=len(self._outages),
+        )
 
 
 def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHandle[Any]:

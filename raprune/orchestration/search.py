@@ -213,6 +213,7 @@ def _carry_out(run: Run, placement: Placement) -> None:
     import ray
 
     from raprune.orchestration.coordinator import ask, find_coordinator
+    from raprune.orchestration.gauges import see_off
     from raprune.orchestration.lease import held
 
     coordinator: Any = find_coordinator(run.store)
@@ -227,6 +228,7 @@ def _carry_out(run: Run, placement: Placement) -> None:
             _time_front(run, placement, coordinator)
             finish(run, accuracies)
             tell_best(ask(coordinator.progress.remote()))
+            see_off(lambda: ask(coordinator.unexported_s.remote()))
         finally:
             ray.kill(coordinator)
 
