@@ -39,8 +39,10 @@ _start() {
         # Each worker its own GPUs: Ray would give the first ones of the machine to every node.
         _first=$(((_number - 1) * _gpus))
         # One after another: two nodes that start at once on one machine are taken for each other.
+        # And its own folder: nodes that share one unpack a job's files over each other, below the feet of its driver.
         CUDA_VISIBLE_DEVICES=$(seq -s , "$_first" $((_first + _gpus - 1))) \
-            _node "node-$_number" --address "$RAY_ADDRESS" --num-cpus "$_cpus" --num-gpus "$_gpus" || return 1
+            _node "node-$_number" --address "$RAY_ADDRESS" --temp-dir "$_folder/n$_number" \
+            --num-cpus "$_cpus" --num-gpus "$_gpus" || return 1
     done
     echo "Ray at $RAY_ADDRESS with $_workers workers of $_cpus CPUs and $_gpus GPUs; logs in $_folder"
     if [ "$_dashboard" = 1 ]; then
