@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -56,6 +56,8 @@ class Result(NamedTuple):
 
     trial: Trial
     model: nn.Module
+    history: Sequence[Epoch] = ()
+    """What each epoch of fine-tuning came to."""
 
 
 class Pruner:
@@ -145,7 +147,8 @@ class Pruner:
         pruned = replace(pruned, epochs=pruned.epochs + spec.epochs)
         result = self._evaluate(pruned.model)
         started -= sum(epoch.seconds for epoch in history[: len(history) - len(trained)])
-        return Result(self._trial(proposal, pruned, result, started, after_repair=repaired.accuracy), pruned.model)
+        trial = self._trial(proposal, pruned, result, started, after_repair=repaired.accuracy)
+        return Result(trial, pruned.model, history)
 
     def cut_and_repair(self, proposal: Proposal, *, judge_cut: bool = False) -> Pruned:
         """score -> allocate -> cut -> repair. `judge_cut` also evaluates between cut and repair."""

@@ -132,9 +132,12 @@ def train_dense(
     ranks: Ranks = ALONE,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
-) -> None:
-    """Train the dense network in place by `spec.dense` on the training split, and leave it in evaluation mode."""
-    train(
+) -> list[Epoch]:
+    """Train the dense network in place by `spec.dense` on the training split, and leave it in evaluation mode.
+
+    What each epoch came to.
+    """
+    return train(
         workload.model,
         workload.training,
         spec.dense,

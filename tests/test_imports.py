@@ -104,7 +104,7 @@ def test_nobody_imports_the_command_line() -> None:
 ROOMS = (
     ("cli", "__main__"),
     ("orchestration", "page", "inspection", "single", "preparation", "check"),
-    ("prune", "artifact", "report", "figures", "front", "contract"),
+    ("prune", "artifact", "curves", "report", "figures", "front", "contract"),
     ("bench",),
     (
         "allocate",

@@ -9,7 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from raprune import curves
 from raprune.artifact import versions
+from raprune.curves import write_curve
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import StoreError
 from raprune.latency import TABLE, LatencyTable
@@ -119,6 +121,8 @@ def stored_weights(store: Store) -> dict[str, Any] | None:
 def store_dense(run: Run, dense: Any) -> None:
     from safetensors.numpy import save
 
+    if dense.history:
+        write_curve(run.store, curves.DENSE, dense.history)
     run.store.write_bytes(DENSE, save(dense.weights))
     described = run.store.run()
     described["weights_hash"] = dense.weights_hash

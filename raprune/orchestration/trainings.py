@@ -17,6 +17,8 @@ import torch
 from safetensors.numpy import load, save
 from torch import distributed
 
+from raprune import curves
+from raprune.curves import write_curve
 from raprune.distributed import Ranks
 from raprune.errors import ModelError, RapruneError, StoreError
 from raprune.methods import Method
@@ -94,7 +96,7 @@ class DenseTraining:
         return rank.shared.store.exists(DENSE)
 
     def run(self, rank: Rank, checkpoints: Checkpoints, on_epoch: OnEpoch) -> None:
-        train_dense(
+        history = train_dense(
             rank.held.workload,
             rank.shared.spec,
             ranks=rank.ranks,
@@ -102,6 +104,8 @@ class DenseTraining:
             on_epoch=on_epoch,
         )
         if rank.is_first:
+            # The weights last: with them the training is done.
+            write_curve(rank.shared.store, curves.DENSE, history)
             rank.shared.store.write_bytes(DENSE, save(rank.held.workload.weights()))
 
     def take_over(self, rank: Rank) -> None:

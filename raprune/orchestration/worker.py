@@ -7,7 +7,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from raprune import artifact
 from raprune.checkpoint import StoreCheckpoints
+from raprune.curves import write_curve
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
@@ -148,6 +149,7 @@ class Equipment:
             )
         if ranks.rank == 0:
             self.save(result._replace(trial=trial))
+            write_curve(self.shared.store, trial.trial_id, result.history)
         return trial
 
     def checkpoints(self, name: str) -> StoreCheckpoints:
@@ -287,6 +289,8 @@ class Dense:
     weights: WeightArrays
     weights_hash: str
     validation: Evaluation
+    history: Sequence[Epoch] = ()
+    """What each epoch of its training came to, if it was trained."""
 
 
 def prepare_dense(
@@ -300,10 +304,9 @@ def prepare_dense(
             torch.set_num_threads(placement.threads)
             reader = RayReader()
             workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
-            if train:
-                train_dense(workload, spec, on_epoch=news.put)
+            history = train_dense(workload, spec, on_epoch=news.put) if train else ()
             validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
-            news.put(Dense(workload.weights(), workload.weights_hash, validation))
+            news.put(Dense(workload.weights(), workload.weights_hash, validation, history))
         except Exception as error:
             news.put(error)
 

@@ -28,6 +28,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raprune import curves
+from raprune.curves import read_curve
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.page import access, answers
 from raprune.page.access import Access, Admitted, Moved, Refused
@@ -215,7 +217,9 @@ class Page:
         return await self._kept(request, "ablation", known, lambda: answers.list_ablation(known))
 
     async def dense_curve(self, request: Request) -> Response:
-        return _send(request, await run_in_threadpool(lambda: _json({"curve": answers.plain(self._curve("dense"))})))
+        return _send(
+            request, await run_in_threadpool(lambda: _json({"curve": answers.plain(self._curve(curves.DENSE))}))
+        )
 
     async def pick(self, request: Request) -> Response:
         known = await self._fresh()
@@ -331,21 +335,17 @@ class Page:
 
     def _detail(self, trial: Trial, known: Known) -> dict[str, Any]:
         ancestors = [other for other, relation in answers.relatives(trial, known.trials) if relation == "ancestor"]
-        curves = {name: self._curve(name) for name in (*(t.trial_id for t in ancestors), trial.trial_id)}
+        trained = {name: self._curve(name) for name in (*(t.trial_id for t in ancestors), trial.trial_id)}
         network = answers.network_name(trial)
         size = None
         if network in known.networks and answers.PLAIN_NAME.fullmatch(network):
             size = self._feed.store.size(f"models/{network}/weights.safetensors")
-        kept = {name: curve for name, curve in curves.items() if curve}
+        kept = {name: curve for name, curve in trained.items() if curve}
         return answers.detail_trial(trial, known, curves=kept, size=size, place=self._feed.store.name)
 
     def _curve(self, name: str) -> list[Any]:
         """The training of that name, if it was kept."""
-        file = f"curves/{name}.json"
-        if not answers.PLAIN_NAME.fullmatch(name) or not self._feed.store.exists(file):
-            return []
-        curve = self._feed.store.read_json(file)
-        return curve if isinstance(curve, list) else []
+        return read_curve(self._feed.store, name) if answers.PLAIN_NAME.fullmatch(name) else []
 
     async def _kept(self, request: Request, what: str, known: Known, make: Callable[[], Any]) -> Response:
         """An answer that is made once for each version of what is known."""
