@@ -1,0 +1,57 @@
+/** The methods side by side: the best of each within shares of the budget, after equal fine-tuning. */
+
+import { element, named, refill } from "./dom.js";
+import { count, known, percent, settingsText } from "./format.js";
+
+export class Ablation {
+  constructor(view) {
+    this.view = view;
+    view.on(["ablation", "rows"], () => this.draw());
+  }
+
+  draw() {
+    const rows = this.view.get("ablation");
+    const host = named("ablation-table");
+    named("ablation-empty").hidden = Boolean(rows?.length);
+    host.hidden = !rows?.length;
+    if (!rows?.length) return;
+    const groups = Map.groupBy
+      ? [...Map.groupBy(rows, (row) => `${row.finetuning_epochs} ${row.share}`).values()]
+      : [...rows.reduce((known, row) => known.set(`${row.finetuning_epochs} ${row.share}`, [...(known.get(`${row.finetuning_epochs} ${row.share}`) ?? []), row]), new Map()).values()];
+    const lowest = Math.min(...rows.map((row) => row.val_accuracy));
+    const highest = Math.max(...rows.map((row) => row.val_accuracy));
+    for (const body of [...host.tBodies]) body.remove();
+    host.append(...groups.map((group) => this.#group(group, lowest, highest)));
+  }
+
+  #group(group, lowest, highest) {
+    const first = group[0];
+    const epochs = first.finetuning_epochs;
+    const limits = [["flops", "FLOPs"], ["params", "parameters"], ["latency", "latency"]]
+      .filter(([cost]) => known(first[`budget_${cost}`]))
+      .map(([cost, name]) => `${percent(first[`budget_${cost}`], 0)} of the ${name}`);
+    const title = `${epochs ? `${Number(epochs.toPrecision(3))} epochs of fine-tuning` : "Repaired, not fine-tuned"}, at most ${limits.join(" and ") || "all"}`;
+    const body = element("tbody", {}, element("tr", { class: "group" }, element("th", { colspan: 6, scope: "rowgroup" }, title)));
+    group.forEach((row, i) => body.append(this.#row(row, i === 0, lowest, highest)));
+    return body;
+  }
+
+  #row(row, best, lowest, highest) {
+    const interval = known(row.val_interval) ? ` ± ${(100 * row.val_interval).toFixed(2)}` : "";
+    const bar = element("span", { class: best ? "bar best" : "bar" });
+    bar.style.width = `${highest > lowest ? 8 + 92 * ((row.val_accuracy - lowest) / (highest - lowest)) : 100}%`;
+    const position = this.view.get("trials").positions.get(row.trial_id);
+    const select = () => this.view.set({ selected: position, revealed: performance.now() });
+    const settings = settingsText(row.settings ?? {});
+    return element(
+      "tr",
+      {},
+      element("th", { scope: "row", title: settings || null }, row.method),
+      element("td", { class: "number" }, `${percent(row.val_accuracy)}${interval}`),
+      element("td", { class: "track", "aria-hidden": "true" }, bar),
+      element("td", { class: "number" }, percent(row.test_accuracy)),
+      element("td", { class: "number" }, percent(row.flops_fraction, 1)),
+      element("td", {}, position === undefined ? row.candidate : element("button", { type: "button", class: "link", click: select, title: `${count(row.flops)} FLOPs` }, row.candidate)),
+    );
+  }
+}

@@ -1,0 +1,50 @@
+/** Numbers as people read them. Accuracies and fractions come in [0, 1] and go out in percent. */
+
+const COUNT = new Intl.NumberFormat("en");
+const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const NOTHING = "–";
+
+/** 0.9876 -> "98.76 %"; what is not known is a dash. */
+export function percent(fraction, digits = 2) {
+  return known(fraction) ? `${(100 * fraction).toFixed(digits)} %` : NOTHING;
+}
+
+/** 12345 -> "12,345". */
+export function count(value) {
+  return known(value) ? COUNT.format(value) : NOTHING;
+}
+
+/** 12345678 -> "12.3M". */
+export function short(value) {
+  return known(value) ? SHORT.format(value) : NOTHING;
+}
+
+/** Seconds -> "1 h 05 min", "12 min", "34 s", "0.4 s". */
+export function duration(seconds) {
+  if (!known(seconds)) return NOTHING;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 100) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 100) return `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 100 ? `${hours} h ${String(minutes % 60).padStart(2, "0")} min` : `${(hours / 24).toFixed(1)} days`;
+}
+
+/** Up to four significant digits, without zeros at the end. */
+export function number(value) {
+  if (!known(value)) return NOTHING;
+  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) {
+    return value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e");
+  }
+  return String(Number(value.toPrecision(4)));
+}
+
+/** {"lr": 0.1, "form": "block"} -> "lr=0.1, form=block". */
+export function settingsText(settings) {
+  const parts = Object.entries(settings).map(([key, value]) => `${key}=${typeof value === "number" ? number(value) : value}`);
+  return parts.join(", ");
+}
+
+export function known(value) {
+  return value !== null && value !== undefined && !Number.isNaN(value);
+}

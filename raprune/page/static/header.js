@@ -1,0 +1,93 @@
+/** The head of the page: whose run this is, how far it has come, and whether what is shown is still true. */
+
+import { element, named, refill } from "./dom.js";
+import { count, duration, known, percent } from "./format.js";
+
+const STATES = { searching: "searching", finetuning: "fine-tuning", testing: "testing", finished: "finished" };
+
+export class Header {
+  constructor(view) {
+    this.view = view;
+    view.on(["run", "progress"], () => this.draw());
+    view.on(["connected", "away", "live", "failure"], () => this.#line());
+  }
+
+  draw() {
+    const run = this.view.get("run");
+    const now = this.view.get("progress");
+    if (!run || !now) return;
+    document.title = `${run.name} · raprune`;
+    named("run-name").textContent = run.name;
+    named("run-asked").textContent = asked(run);
+    const best = now.best;
+    const states = Object.entries(now.states).map(([state, number]) => `${count(number)} ${state.toLowerCase()}`);
+    const figures = [
+      ["Trials", `${count(now.searched)} of ${count(now.trials)}`, states.join(", ")],
+      ["Fine-tuned", `${count(now.finetuned)}`, "networks taken to the end"],
+      ["On the front", count(now.front), "within the budget"],
+      ["Hypervolume", known(now.hypervolume) ? now.hypervolume.toFixed(4) : "–", "of the budget's area"],
+      ["Best within budget", best ? percent(best.val_accuracy) : "–", best ? `at ${percent(best.flops_fraction, 1)} of the FLOPs` : "none yet"],
+      now.gpu_hours > 0
+        ? ["GPU-hours", now.gpu_hours.toFixed(now.gpu_hours < 10 ? 2 : 1), `${duration(now.elapsed_s)} elapsed`]
+        : ["Elapsed", duration(now.elapsed_s), "no GPU used"],
+      ["Time left", now.finished || run.state === "finished" ? "none" : duration(now.left_s), now.finished ? "the run has ended" : "of the search, about"],
+    ];
+    refill(
+      named("figures"),
+      figures.map(([name, value, note]) =>
+        element("div", {}, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "note" }, note)),
+      ),
+    );
+    this.#said(now, run);
+    this.#line();
+  }
+
+  /** For those who do not see the figures change: at most once in twenty seconds, and at the end. */
+  #said(now, run) {
+    const ended = run.state === "finished";
+    if (!ended && this.saidAt && performance.now() - this.saidAt < 20000) return;
+    const text = ended
+      ? `Run finished with ${now.front} on the front.`
+      : `${now.searched} of ${now.trials} trials, ${now.front} on the front${now.best ? `, best ${percent(now.best.val_accuracy)}` : ""}.`;
+    if (named("progress-said").textContent !== text) named("progress-said").textContent = text;
+    this.saidAt = performance.now();
+  }
+
+  /** Whether it is live, and what is wrong, if something is. */
+  #line() {
+    const run = this.view.get("run");
+    const badge = named("run-state");
+    const failure = this.view.get("failure");
+    const away = this.view.get("away");
+    const connected = this.view.get("connected");
+    const notice = named("notice");
+    const state = run ? (STATES[run.state] ?? String(run.state ?? "unknown")) : "loading";
+    let [kind, text] = run?.state === "finished" ? ["done", state] : [this.view.get("live") ? "live" : "idle", state];
+    if (kind === "idle" && run) text = `${state}, nothing works on it`;
+    let told = run?.stopped ? [String(run.stopped), ""] : null;
+    if (failure) [kind, text, told] = ["lost", "error", [failure.message, failure.hint]];
+    else if (connected === false) {
+      [kind, text] = ["lost", "connection lost"];
+      told = ["The page's server does not answer; what is shown may be old.", "It is tried again by itself. Does `raprune serve`, or the cluster, still run?"];
+    } else if (away) {
+      [kind, text] = ["lost", "store away"];
+      told = [away.error, away.hint ?? ""];
+    }
+    badge.className = `badge ${kind}`;
+    badge.textContent = text;
+    notice.hidden = told === null;
+    notice.className = kind === "lost" ? "notice bad" : "notice";
+    if (told) refill(notice, element("strong", {}, told[0]), told[1] ? ` ${told[1]}` : null);
+  }
+}
+
+/** "digits-net on digits: at most 30 % of the FLOPs". */
+function asked(run) {
+  const spec = run.spec ?? {};
+  const limits = [["flops", "FLOPs"], ["params", "parameters"], ["latency", "latency"]]
+    .filter(([cost]) => known(run.budget[cost]))
+    .map(([cost, name]) => `${percent(run.budget[cost], 0)} of the ${name}`);
+  const floor = known(run.floor) ? `, at least ${percent(run.floor)} accuracy` : "";
+  const what = [spec.model?.name, spec.data?.name].filter(Boolean).join(" on ");
+  return `${what}${limits.length ? `: at most ${limits.join(" and ")}` : ""}${floor}`;
+}

@@ -1,0 +1,243 @@
+/** The page of a run: asks the server, hears what it pushes, and hands what it knows to the parts that draw. */
+
+import { ask, listen } from "./api.js";
+import { Ablation } from "./ablation.js";
+import { Detail } from "./detail.js";
+import { named } from "./dom.js";
+import { Filter } from "./filter.js";
+import { known } from "./format.js";
+import { FrontChart } from "./front.js";
+import { Header } from "./header.js";
+import { Parallel } from "./parallel.js";
+import { Picker } from "./pick.js";
+import { TrialTable } from "./table.js";
+import { Trend } from "./trend.js";
+import { candidates, COSTS, front, Trials } from "./trials.js";
+import { View } from "./view.js";
+
+const SLOW_MS = 3000;
+/* History and ablation are looked at now and then, not with every trial. */
+
+const view = new View({
+  run: null, progress: null, live: false, connected: null, away: null, failure: null,
+  trials: new Trials(), rows: [], front: [], methods: [],
+  filter: { words: [], state: "", stage: "", method: "", front: false }, brushes: null, visible: null,
+  cost: "flops", scale: "error", colouring: "stage", over: "t_s", theme: "", selected: null, picked: null, wanted: null,
+  history: null, ablation: null, revealed: 0, unasked: null,
+});
+
+new Header(view);
+new Filter(view);
+new FrontChart(view);
+new Picker(view);
+new Detail(view);
+new Trend(view);
+new Parallel(view);
+new Ablation(view);
+new TrialTable(view);
+
+let loading = null;
+let again = false;
+let measured = null;
+
+/** Asks for what came since; one request at a time, one more if something came meanwhile. */
+function catchUp() {
+  if (loading) {
+    again = true;
+    return loading;
+  }
+  loading = (async () => {
+    do {
+      again = false;
+      await nextTrials();
+    } while (again);
+  })()
+    .catch(failed)
+    .finally(() => {
+      loading = null;
+    });
+  return loading;
+}
+
+async function nextTrials() {
+  const tests = JSON.stringify(view.get("run")?.test ?? null);
+  if (tests !== measured) {
+    // Test accuracies are all that ever changes in what was recorded: at the end of a run.
+    if (measured !== null) view.set({ trials: new Trials() });
+    measured = tests;
+  }
+  const trials = view.get("trials");
+  for (;;) {
+    const answer = await ask(`trials?after=${trials.length}`);
+    if (known(answer.generation) && view.get("run") && answer.generation !== view.get("run").generation) {
+      startAnew();
+      return;
+    }
+    const before = trials.length;
+    trials.append(answer.columns);
+    if (trials.length > before || before === 0) recount();
+    if (trials.length >= answer.total || trials.length === before) break;
+  }
+  view.set({ failure: null });
+}
+
+/** Candidates and front from all that is recorded. */
+function recount() {
+  const trials = view.get("trials");
+  const run = view.get("run");
+  const rows = candidates(trials);
+  const methods = [...new Set(trials.columns.method ?? [])].sort();
+  view.set({ rows, methods, front: front(rows, run?.budget ?? {}, view.get("cost")) });
+  view.touch("rows");
+  fromAddress();
+}
+
+/** Another run lies in the folder now: nothing that is shown is true any more. */
+function startAnew() {
+  view.set({ trials: new Trials(), selected: null, history: null, ablation: null, rows: [], front: [], visible: null });
+  named("filter").reset();
+  loadRun().then(catchUp);
+}
+
+async function loadRun() {
+  try {
+    const run = await ask("run");
+    const first = view.get("run") === null;
+    // What `raprune front` sets accuracy against.
+    if (first) view.set({ cost: run.cost ?? "flops" });
+    view.set({ run, progress: run.progress, live: run.live, away: run.away ?? null, failure: null });
+    if (first) offer(run);
+    document.documentElement.dataset.state = run.state ?? "";
+  } catch (error) {
+    failed(error);
+  }
+}
+
+function failed(error) {
+  if (!("status" in error)) throw error;
+  view.set({ failure: error });
+  setTimeout(() => (view.get("run") ? catchUp() : loadRun().then(catchUp)), 5000);
+}
+
+let slowTimer = null;
+let slowAt = -Infinity;
+
+function slowly() {
+  if (slowTimer !== null) return;
+  slowTimer = setTimeout(async () => {
+    slowTimer = null;
+    slowAt = performance.now();
+    try {
+      const [history, ablation] = await Promise.all([ask("history"), ask("ablation")]);
+      view.set({ history, ablation: ablation.rows ?? ablation });
+      offer(view.get("run"));
+    } catch (error) {
+      if (!("status" in error)) throw error;
+      slowly();
+    }
+  }, Math.max(0, slowAt + SLOW_MS - performance.now()));
+}
+
+/** Shows a switch only for what is known of this run. */
+function offer(run) {
+  if (!run) return;
+  const trials = view.get("trials");
+  for (const cost of Object.keys(COSTS)) {
+    const present = known(run.budget[cost]) || trials.columns[`${cost}_fraction`]?.some(known);
+    const button = named(`cost-${cost}`);
+    button.disabled = !present;
+    button.parentElement.hidden = !present && cost === "latency";
+  }
+  const history = view.get("history");
+  const gpus = Boolean(history?.gpu_hours?.some((value) => value > 0));
+  named("over-gpu_hours").disabled = !gpus;
+  named("over-gpu_hours").parentElement.title = gpus ? "" : "No GPU was used so far.";
+  named("over-hours").parentElement.hidden = gpus;
+}
+
+/** The radio buttons of a group set a value of the view. */
+function choice(group, name) {
+  for (const box of document.querySelectorAll(`input[name="${group}"]`)) {
+    box.addEventListener("change", () => view.set({ [name]: box.value }));
+  }
+  view.on([name], () => {
+    const box = document.querySelector(`input[name="${group}"][value="${CSS.escape(view.get(name))}"]`);
+    if (box) box.checked = true;
+  });
+}
+
+/** `#trial=ID` opens that trial, so that an address says what it is about; without one the best is shown at first. */
+function fromAddress() {
+  if (view.get("selected") !== null) return;
+  const wanted = new URLSearchParams(location.hash.slice(1)).get("trial") ?? view.get("progress")?.best?.trial_id;
+  const position = view.get("trials").positions.get(wanted);
+  if (position !== undefined) view.set({ selected: position, unasked: position });
+}
+
+function toAddress() {
+  const selected = view.get("selected");
+  if (selected === view.get("unasked")) return;
+  const id = selected === null ? null : view.get("trials").get(selected, "trial_id");
+  history.replaceState(null, "", id === null ? location.pathname + location.search : `#trial=${encodeURIComponent(id)}`);
+}
+
+function themes() {
+  const list = named("theme");
+  list.value = document.documentElement.dataset.theme ?? "";
+  list.addEventListener("input", () => {
+    if (list.value) document.documentElement.dataset.theme = list.value;
+    else delete document.documentElement.dataset.theme;
+    try {
+      if (list.value) localStorage.setItem("raprune-theme", list.value);
+      else localStorage.removeItem("raprune-theme");
+    } catch {
+      // Storage is off: the choice holds for this visit.
+    }
+    view.touch("theme");
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.touch("theme"));
+}
+
+choice("cost", "cost");
+choice("scale", "scale");
+choice("colouring", "colouring");
+choice("over", "over");
+themes();
+view.on(["cost", "run"], () => {
+  view.set({ front: front(view.get("rows"), view.get("run").budget, view.get("cost")) });
+  view.touch("rows");
+});
+view.on(["selected"], toAddress);
+view.on(["revealed"], () => {
+  // Where the details are not beside the table they would change out of sight.
+  if (matchMedia("(max-width: 1179px)").matches) {
+    named("detail").scrollIntoView();
+    named("detail").focus({ preventScroll: true });
+  }
+});
+addEventListener("hashchange", () => {
+  view.set({ selected: null, unasked: null });
+  fromAddress();
+});
+
+await loadRun();
+await catchUp();
+requestAnimationFrame(() => {
+  performance.mark("drawn");
+  document.documentElement.dataset.drawn = "";
+});
+listen({
+  connected: (connected) => {
+    // What was pushed while the line was away is asked for.
+    if (connected && view.get("connected") === false) loadRun().then(catchUp);
+    view.set({ connected });
+  },
+  trials: ({ total, generation }) => {
+    if (known(generation) && view.get("run") && generation !== view.get("run").generation) startAnew();
+    else if (total > view.get("trials").length) catchUp().then(slowly);
+  },
+  progress: (progress) => view.set({ progress, live: progress.live ?? view.get("live") }),
+  run: () => loadRun().then(catchUp),
+  away: (away) => view.set({ away: away.error ? away : null }),
+});
+slowly();

@@ -1,0 +1,58 @@
+/** From values to pixels and back, and where the ticks of an axis stand. */
+
+/** `domain` values to `range` pixels, in proportion. */
+export function linear([low, high], [start, end]) {
+  const factor = high === low ? 0 : (end - start) / (high - low);
+  const scale = (value) => start + (value - low) * factor;
+  scale.back = (pixel) => (factor === 0 ? low : low + (pixel - start) / factor);
+  scale.domain = [low, high];
+  return scale;
+}
+
+/**
+ * Accuracies by the logarithm of their error, so that 99.0 and 99.5 % stand as far apart as 90 and 95 %.
+ *
+ * `least` is the error that counts as none: an accuracy of 1 has no logarithm of its own.
+ */
+export function byError([low, high], [start, end], least) {
+  const height = (accuracy) => -Math.log(Math.max(1 - accuracy, least));
+  const inner = linear([height(low), height(high)], [start, end]);
+  const scale = (accuracy) => inner(height(accuracy));
+  scale.back = (pixel) => 1 - Math.exp(-inner.back(pixel));
+  scale.domain = [low, high];
+  return scale;
+}
+
+/** Round values within [low, high], about `wanted` of them. */
+export function ticks(low, high, wanted = 6) {
+  if (!(high > low)) return [low];
+  const raw = (high - low) / wanted;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * [1, 2, 2.5, 5, 10].find((multiple) => multiple * power >= raw * 0.999);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) {
+    found.push(Number((i * step).toPrecision(12)));
+  }
+  return found;
+}
+
+/** Accuracies at round errors within [low, high], at least `apart` pixels from each other: the rounder ones first. */
+export function errorTicks(low, high, scale, apart = 26) {
+  const chosen = [];
+  // Errors of 10, 1, 0.1 %, then of 50, 5, ..., then whole digits, halves of them, tenths.
+  for (const digits of [[1], [5], [2], [3, 4, 6, 7, 8, 9], [1.5, 2.5, 3.5, 4.5], tenths()]) {
+    for (let power = -1; power >= -6; power -= 1) {
+      for (const digit of digits) {
+        const accuracy = 1 - Number((digit * 10 ** power).toPrecision(3));
+        if (accuracy < low - 1e-9 || accuracy > high + 1e-9) continue;
+        const room = digits.length > 4 ? 1.5 * apart : apart;
+        if (chosen.every((other) => Math.abs(scale(other) - scale(accuracy)) >= room)) chosen.push(accuracy);
+      }
+    }
+  }
+  return chosen.sort((a, b) => a - b);
+}
+
+function tenths() {
+  return Array.from({ length: 90 }, (_, i) => 1 + i / 10);
+}

@@ -1,0 +1,77 @@
+/** What the page shows at the moment, and who draws it anew when a part of it changes. */
+
+export class View {
+  #values;
+  #drawers = [];
+  #dirty = new Set();
+  #waiting = false;
+
+  constructor(values) {
+    this.#values = { ...values };
+  }
+
+  get(name) {
+    return this.#values[name];
+  }
+
+  /** Changes values; whoever draws from them is called once, before the next frame. */
+  set(changes) {
+    for (const [name, value] of Object.entries(changes)) {
+      if (Object.is(this.#values[name], value)) continue;
+      this.#values[name] = value;
+      this.#dirty.add(name);
+    }
+    this.#schedule();
+  }
+
+  /** Says that what a value holds has changed, though it is the same object. */
+  touch(...names) {
+    for (const name of names) this.#dirty.add(name);
+    this.#schedule();
+  }
+
+  /** Calls `draw` whenever one of the values changes; in the order in which the drawers came. */
+  on(names, draw) {
+    this.#drawers.push([names, draw]);
+  }
+
+  #schedule() {
+    if (this.#waiting || this.#dirty.size === 0) return;
+    this.#waiting = true;
+    // A hidden tab has no frames, and must not gather work for hours.
+    if (document.hidden) setTimeout(() => this.#flush(), 1000);
+    else requestAnimationFrame(() => this.#flush());
+  }
+
+  #flush() {
+    const started = performance.now();
+    this.#waiting = false;
+    const dirty = this.#dirty;
+    this.#dirty = new Set();
+    for (const [names, draw] of this.#drawers) {
+      if (names.some((name) => dirty.has(name))) draw();
+    }
+    performance.measure(`draw:${[...dirty].join(",")}`, { start: started });
+  }
+}
+
+/** Calls `draw` when the host has come into sight since the last call of the function that this gives back. */
+export function whenSeen(host, draw) {
+  let stale = false;
+  let seen = false;
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      seen = entries[entries.length - 1].isIntersecting;
+      if (seen && stale) {
+        stale = false;
+        draw();
+      }
+    },
+    { rootMargin: "200px" },
+  );
+  watcher.observe(host);
+  return () => {
+    if (seen) draw();
+    else stale = true;
+  };
+}
