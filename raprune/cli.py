@@ -245,6 +245,19 @@ def pick(
 
 
 @app.command()
+def report(
+    run: Run,
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where to write. (default: the run's folder, in report/)")
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file to send to someone, and its figures as PDF, SVG and PNG."""
+    from raprune.document import report as write
+
+    write(run, folder=output, console=_console())
+
+
+@app.command()
 def inspect(
     ctx: typer.Context,
     model_or_job: Annotated[str | None, typer.Argument(metavar="MODEL|JOB.toml", help="What to look at.")] = None,

@@ -151,6 +151,24 @@ def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
     ]
 
 
+def choose(rows: Sequence[Row], budget: Budget, *, floor: float | None = None) -> Row | None:
+    """The row with the star: the most accurate within the budget, or the cheapest that is as accurate as `floor` asks.
+
+    Where none is so accurate it is the most accurate all the same; None where none is within the budget.
+    """
+    admitted = within(rows, budget)
+    accurate = [] if floor is None else [r for r in admitted if r["val_accuracy"] >= floor]
+    if accurate:
+        return pick(accurate, budget, min_accuracy=floor)
+    return pick(admitted, budget) if admitted else None
+
+
+def budgeted(row: Row) -> tuple[str, str]:
+    """Of a row of `ablation`, the cost that its budget is of: in the row's keys, and in words."""
+    named = (("flops", "FLOPs"), ("params", "params"), ("latency", "latency"))
+    return next((cost for cost in named if row.get(f"budget_{cost[0]}") is not None), named[0])
+
+
 def weights_pruned(row: Row) -> bool:
     """Whether weights were pruned one by one; a parameter here and there is zero in any network."""
     return bool(row["zeros"] > 0.01 * row["params"])

@@ -1,4 +1,4 @@
-"""A run on the screen and on one page: tables, `report/front.html`, `report/front.png`. No torch, no ray."""
+"""A run on the screen: how far it is, its front, its methods side by side. No torch, no ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from raprune import figures
 from raprune.budget import Budget, accuracy_floor
 from raprune.errors import UsageError
 from raprune.front import (
@@ -21,13 +20,13 @@ from raprune.front import (
     Row,
     ablation,
     budget_of,
+    budgeted,
     candidates,
+    choose,
     front,
     pick,
     progress,
-    spent,
     weights_pruned,
-    within,
 )
 from raprune.spec import SearchSpec, latency_fraction
 from raprune.store import Store
@@ -126,24 +125,6 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
     }
     run = {"spec": spec.model_dump(mode="json"), "dense": dense}
     console.print(render_rows(candidates([trial]), run, {}, width=console.width))
-
-
-def write_report(store: Store) -> None:
-    """Writes the front, the methods side by side and what was spent into the run's folder `report`.
-
-    `front.json`, `ablation.json` and `spent.json` are for programs, `front.html` and `front.png` for people.
-    """
-    run, test, trials = store.run(), read_test(store), store.trials()
-    timed = read_times(store)
-    rows = with_times(candidates(trials, test=test), timed)
-    chosen = with_times(front(trials, budget_of(run), test=test), timed)
-    compared = ablation(trials, budget_of(run), test=test)
-    store.write_json("report/front.json", chosen)
-    store.write_json("report/ablation.json", compared)
-    bought = spent(trials, budget_of(run))
-    store.write_json("report/spent.json", bought)
-    store.write_bytes("report/front.html", figures.html(rows, chosen, run, test, compared, bought).encode())
-    store.write_bytes("report/front.png", figures.png(rows, chosen, run))
 
 
 def read_test(store: Store) -> dict[str, Any]:
@@ -252,9 +233,7 @@ def render_rows(
         return "No candidate is on the front yet."
     dense, wide = run.get("dense", {}), width >= WIDE
     budget, floor = budget_of(run), floor_of(run)
-    admitted = within(rows, budget)
-    accurate = [r for r in admitted if floor is None or r["val_accuracy"] >= floor]
-    chosen = pick(accurate or admitted, budget, min_accuracy=floor if accurate else None) if admitted else None
+    chosen = choose(rows, budget, floor=floor)
     best = None if chosen is None else chosen["candidate"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0, 0, 0))
     nonzero = any(weights_pruned(r) for r in rows)
@@ -289,9 +268,9 @@ def render_rows(
         notes.append("Nonzero: parameters that are not exactly zero.")
     if best is not None and floor is None:
         notes.append("★ most accurate on the validation split within the budget.")
-    elif best is not None and accurate:
+    elif chosen is not None and floor is not None and chosen["val_accuracy"] >= floor:
         notes.append(f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}.")
-    elif best is not None:
+    elif chosen is not None:
         notes.append(f"★ most accurate within the budget: none has the validation accuracy asked for, {floor:.2%}.")
     seeds = max(len(r["repeats"]) for r in rows)
     if seeds > 1:
@@ -340,7 +319,7 @@ def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:
 
 def _compared(rows: list[Row]) -> Table:
     epochs = rows[0]["finetuning_epochs"]
-    cost, what = figures.budgeted(rows[0])
+    cost, what = budgeted(rows[0])
     budgets = list(dict.fromkeys(r[f"budget_{cost}"] for r in rows))
     table = Table(
         box=box.SIMPLE_HEAD,

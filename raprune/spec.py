@@ -369,7 +369,12 @@ def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None)
 
 def dump_spec(spec: SearchSpec) -> str:
     """The spec as TOML that `load_spec` reads back to an equal one; fields without a value are left out."""
-    return "\n".join(_toml_lines(spec.model_dump(mode="json", exclude_none=True))) + "\n"
+    return to_toml(spec.model_dump(mode="json", exclude_none=True))
+
+
+def to_toml(fields: Mapping[str, Any]) -> str:
+    """Fields of a job as TOML: numbers, strings, lists of these, and tables."""
+    return "\n".join(_toml_lines(fields)) + "\n"
 
 
 def _toml_lines(table: Mapping[str, Any], name: str = "") -> list[str]:

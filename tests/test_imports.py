@@ -18,7 +18,21 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 
-PURE = ("pareto", "errors", "budget", "candidate", "trial", "spec", "store", "report", "front", "tracing.graph")
+PURE = (
+    "pareto",
+    "errors",
+    "budget",
+    "candidate",
+    "trial",
+    "spec",
+    "store",
+    "report",
+    "front",
+    "findings",
+    "figures",
+    "document",
+    "tracing.graph",
+)
 """No torch, no ray: results stay readable on a laptop."""
 
 
@@ -104,7 +118,7 @@ def test_nobody_imports_the_command_line() -> None:
 ROOMS = (
     ("cli", "__main__"),
     ("orchestration", "page", "inspection", "single", "preparation", "check"),
-    ("prune", "artifact", "curves", "report", "figures", "front", "contract"),
+    ("prune", "artifact", "curves", "report", "findings", "figures", "document", "front", "contract"),
     ("bench",),
     (
         "allocate",
@@ -179,7 +193,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     assert loaded_by(code) == set()
 
 
-@pytest.mark.parametrize("room", ["spec", "store", "pareto", "front", "report"])
+@pytest.mark.parametrize("room", ["spec", "store", "pareto", "front", "report", "document"])
 def test_reading_a_run_loads_neither_torch_nor_ray(room: str) -> None:
     assert loaded_by(f"import raprune.{room}").isdisjoint({"torch", "torchvision", "ray"})
 

@@ -18,7 +18,7 @@ from raprune.latency import TABLE, LatencyTable
 from raprune.orchestration.cluster import machine
 from raprune.outage import Patience
 from raprune.preparation import DENSE, Prepared
-from raprune.report import TEST_FILE, print_front, write_report
+from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
 from raprune.store import RUN_FILE, Store
 
@@ -186,6 +186,8 @@ def say_statistics(run: Run, gathered: Any) -> None:
 
 def finish(run: Run, accuracies: dict[str, float]) -> None:
     """Write what the test split said, the report, and that the run is finished; print the front."""
+    from raprune.document import write_report  # loads matplotlib: a second that a search need not begin with
+
     test = run.prepared.data.test
     if accuracies and test is not None:
         dense = accuracies.pop("dense")

@@ -1,0 +1,259 @@
+"""The report as one file: complete, true, the same each time; nothing in it is fetched or run."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from raprune.document import html, report, write_report
+from raprune.document.sections import job_of
+from raprune.errors import StoreError
+from raprune.findings import read_findings
+from raprune.spec import load_spec
+from raprune.store import Store
+from tests.test_figures import GROUPS
+from tests.test_report import TIMED, failed_trial, make_run
+
+KEPT_SECRET = "s3://key:hunter2@bucket/train.parquet?token=hunter2"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = make_run(tmp_path_factory.mktemp("run"))
+    described = store.run()
+    described["spec"]["data"]["train"] = KEPT_SECRET
+    described |= {
+        "state": "finished",
+        "finished_at": 1_800_000_060.0,
+        "graph": {
+            "groups": GROUPS,
+            "frozen": [["linear", 10, "the network's output"]],
+            "proof": {"permutation_error": 1.5e-16, "cut_error": 0.0},
+        },
+        "versions": {"python": "3.12.1", "raprune": "0.1.0"},
+        "data": {"name": "digits", "fingerprint": "72231f54", "train": 1006, "validation": 251, "test": 540},
+    }
+    store.write_json("run.json", described)
+    store.append([failed_trial(store, 90, "<script>boom</script>\nx")])
+    write_report(store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def page(run: Store) -> str:
+    return run.read_bytes("report/front.html").decode()
+
+
+class Parsed(HTMLParser):
+    """What a page refers to and runs, what its tables say, and whether its elements are closed."""
+
+    VOID = ("meta", "br", "hr", "img", "link", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.referred: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.headings: list[str] = []
+        self._open: list[str] = []
+        self._caption = ""
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        given = dict(attrs)
+        self.referred += [given[name] or "" for name in ("src", "href", "xlink:href", "action") if name in given]
+        self.ids += [given["id"] or ""] if "id" in given else []
+        assert not any(name.startswith("on") for name in given)
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "tr" and self._caption:
+            self.tables[self._caption].append([])
+        if tag == "td":
+            self.tables[self._caption][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_data(self, data: str) -> None:
+        inside = self._open[-1] if self._open else ""
+        if inside == "caption":
+            self._caption = data
+            self.tables[data] = []
+        elif inside == "td":
+            self.tables[self._caption][-1][-1] += data
+        elif inside == "h2":
+            self.headings.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open.pop() == tag
+        if tag == "table":
+            self._caption = ""
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(page: str) -> None:
+    parsed = Parsed(page)
+    assert "script" not in parsed.tags and "default-src 'none'" in page
+    assert all(reference.startswith("#") for reference in parsed.referred)
+    assert {reference[1:] for reference in parsed.referred} <= set(parsed.ids) and len(parsed.ids) == len(
+        set(parsed.ids)
+    )
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_the_page_is_small_enough_to_send(page: str) -> None:
+    assert len(page.encode()) < 400_000
+
+
+def test_the_page_says_all_that_was_asked_for(page: str) -> None:
+    parsed = Parsed(page)
+    assert parsed.headings == [
+        "What was asked for",
+        "The front",
+        "The chosen network",
+        "Widths by layer",
+        "The methods side by side",
+        "What the work bought",
+        "To repeat it",
+    ]
+    words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert (
+        "keeps 30.0% of the FLOPs and 38.2% of the parameters with 97.60% test accuracy, -0.18 ± 0.81 points" in words
+    )
+    assert "at most 30 % of the FLOPs (1,023,600)" in words and "1,006 train, 251 validation, 540 test" in words
+    assert "1.5e-16 of their size" in words and "linear: the network&#x27;s output" in words
+    assert "python 3.12.1, raprune 0.1.0" in words
+
+
+def test_the_tables_hold_the_figures(run: Store, page: str) -> None:
+    tables = Parsed(page).tables
+    front = tables["The networks of the front"][1:]
+    assert [cells[1] for cells in front] == [row["candidate"] for row in run.read_json("report/front.json")]
+    assert [cells[0] for cells in front].count("★") == 1
+    compared = tables["The best of each method, after equal fine-tuning"][1:]
+    assert [cells[4] for cells in compared] == [row["candidate"] for row in run.read_json("report/ablation.json")]
+    widths = {cells[0]: cells[1:] for cells in tables["Channels in each group"][1:]}
+    assert widths["head<b>"][0] == "44" and widths.keys() == GROUPS.keys()
+    beside = {cells[0]: cells[1:] for cells in tables["Beside the dense one"][1:]}
+    assert beside["FLOPs for one image"] == ["3,412,000", "1,023,600", "30.0"]
+    assert beside["test accuracy, % (360 images)"] == ["97.78", "97.60", "-0.18 ± 0.81 points"]
+
+
+def test_an_error_is_text(page: str) -> None:
+    assert Parsed(page).tables["1 failed trials"][1:] == [["1", "<script>boom</script>"]]
+
+
+def test_no_secret_is_told(run: Store, page: str, tmp_path: Path) -> None:
+    assert "hunter2" not in page and "s3://bucket/train.parquet" in page
+
+
+def test_a_point_of_the_figure_leads_to_its_row(run: Store, page: str) -> None:
+    for row in run.read_json("report/front.json"):
+        assert f'<a href="#candidate-{row["candidate"]}"' in page and f'<tr id="candidate-{row["candidate"]}"' in page
+
+
+def test_the_same_run_gives_the_same_page(run: Store, page: str) -> None:
+    assert html(read_findings(run)) == page
+
+
+def test_measured_times_are_told(tmp_path: Path) -> None:
+    store = make_run(tmp_path)
+    rows = read_findings(store).front
+    store.write_json("report/latency.json", TIMED | {"candidates": {row["candidate"]: 3.6 for row in rows}})
+    write_report(store)
+    first, *_ = store.read_json("report/front.json")
+    assert (first["measured_ms"], first["measured_fraction"]) == (pytest.approx(3.6), pytest.approx(0.9))
+    page = store.read_bytes("report/front.html").decode()
+    assert Parsed(page).tables["Beside the dense one"][4] == ["latency, measured", "4 ms", "3.6 ms", "90.0"]
+    assert "Fewer FLOPs did not become faster" in page and "batch of 1, float32, on AMD EPYC" in page
+
+
+def test_the_picture_is_a_picture(run: Store) -> None:
+    with Image.open(io.BytesIO(run.read_bytes("report/front.png"))) as picture:
+        assert picture.width == 2070
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    store = make_run(tmp_path, tested=False)
+    page = html(read_findings(store))
+    assert "This run is not finished" in page and "40 of 40 candidates were searched, 4 of 4 fine-tuned." in page
+    assert "recorded until 2027-01-15 08:00 UTC" in page and "the test split was not touched" in page
+
+
+@pytest.mark.parametrize(
+    "described",
+    [{}, {"state": "searching", "dense": {"val_accuracy": None, "flops": 2, "params": 1}, "spec": {}}],
+)
+def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, described: dict[str, Any]) -> None:
+    Store(tmp_path).create(described)
+    write_report(Store(tmp_path))
+    assert Store(tmp_path).read_json("report/front.json") == []
+    page = Store(tmp_path).read_bytes("report/front.html").decode()
+    assert "No network within the budget is known yet." in page
+    Parsed(page)
+
+
+def test_the_job_of_the_page_is_the_job_of_the_run(tmp_path: Path) -> None:
+    spec = load_spec(Path("jobs/resnet56_cifar10.toml"))
+    path = tmp_path / "job.toml"
+    path.write_text(text := job_of(spec.model_dump(mode="json")))
+    again = load_spec(path)
+    apart = {"output": "", "statistics": ""}
+    assert again.model_copy(update=apart) == spec.model_copy(update=apart)
+    assert len(text.splitlines()) < 30
+
+
+def test_no_run_no_report(tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        report(str(tmp_path / "none"), console=Console(file=io.StringIO()))
+
+
+def test_a_laptop_writes_the_report_where_it_is_told_without_torch_and_ray(run: Store, tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    program = (
+        "import sys\nfrom raprune.cli import app\n"
+        f"try:\n    app(['report', {run.uri!r}, '--output', {str(sent)!r}])\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "assert not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert f"Wrote {sent}/front.html" in done.stdout
+    written = {path.relative_to(sent).as_posix() for path in sent.rglob("*.*")}
+    assert {"front.html", "front.png", "front.json", "figures/front.pdf", "figures/cost-wide.svg"} <= written
+    assert not run.exists("report/figures/front.pdf")
+    assert json.loads((sent / "front.json").read_text()) == run.read_json("report/front.json")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_it_prints_on_a_few_pages_of_a4(run: Store, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    source, printed = tmp_path / "front.html", tmp_path / "front.pdf"
+    source.write_bytes(run.read_bytes("report/front.html"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command = [CHROMIUM, *flags, "--no-pdf-header-footer", f"--print-to-pdf={printed}", source.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    content = printed.read_bytes()
+    assert 3 <= len(re.findall(rb"/Type /Page\b", content)) <= 6
+    found = re.search(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content)
+    assert found is not None
+    assert [float(found[1]), float(found[2])] == pytest.approx([595, 842], abs=1)
