@@ -111,6 +111,15 @@ Assignments = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Any other field: --set finalists.train.lr=0.02. Repeatable."),
 ]
 
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="The cluster's dashboard. (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id, as `raprune jobs` prints it.")]
+KUBERAY = "With --kuberay"
+
 
 @app.command()
 def search(
@@ -167,6 +176,10 @@ def search(
     seed: Seed = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run. (default: runs/MODEL-DATA-TIME)")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster. (default: Ray is started here)")] = None,
+    page: Annotated[
+        bool | None,
+        typer.Option("--page/--no-page", help="A web page beside the run. (default: on a running cluster)"),
+    ] = None,
     assignments: Assignments = None,
     resume_it: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --output, if it holds one already.")
@@ -197,6 +210,92 @@ def resume(ctx: typer.Context, run: Run) -> None:
     from raprune.orchestration.search import resume as run_resume
 
     run_resume(run, console=_console())
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def submit(
+    ctx: typer.Context,
+    address: ClusterAddress = None,
+    working_dir: Annotated[Path, typer.Option(help="Folder that goes with the job: its code, small data.")] = Path(),
+    install: Annotated[
+        str | None,
+        typer.Option(metavar="REQUIREMENT", help="Install raprune there: raprune==0.1.0. (default: this one is sent)"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="In the list of jobs. (default: the run's folder)")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow its log to the end.")] = True,
+    kuberay: Annotated[bool, typer.Option("--kuberay", help="Print it as a KubeRay RayJob; submit nothing.")] = False,
+    image: Annotated[str | None, typer.Option(help="The image, with raprune in it.", rich_help_panel=KUBERAY)] = None,
+    nodes: Annotated[int, typer.Option(help="Workers.", min=1, rich_help_panel=KUBERAY)] = 2,
+    cpus: Annotated[int, typer.Option(help="Processors of a worker.", min=1, rich_help_panel=KUBERAY)] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs of a worker.", min=0, rich_help_panel=KUBERAY)] = 1,
+    memory: Annotated[str, typer.Option(help="Memory of a worker.", rich_help_panel=KUBERAY)] = "32Gi",
+    token_secret: Annotated[
+        str | None, typer.Option(help="Secret with Ray's token as auth_token.", rich_help_panel=KUBERAY)
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(help="Secret that becomes environment variables. Repeatable.", rich_help_panel=KUBERAY),
+    ] = None,
+) -> None:
+    """Run a search on a cluster. JOB.toml and all flags of `raprune search` are taken too.
+
+    A run that --output holds already goes on.
+    """
+    wanted = _parsed_as_search(ctx)
+    job, overrides = wanted.params["job"], _overrides(wanted.params["assignments"], _search_fields(wanted))
+    from raprune.orchestration import jobs
+    from raprune.orchestration import kuberay as rayjob
+
+    if kuberay:
+        given = {"image": image, "token_secret": token_secret, "secrets": tuple(secret or ()) or None}
+        sizes: dict[str, Any] = {"nodes": nodes, "cpus": cpus, "gpus": gpus, "memory": memory}
+        pods = rayjob.Pods(**sizes, **{key: value for key, value in given.items() if value is not None})
+        jobs.print_manifest(job, overrides, pods, install=install, name=name)
+        return
+    code = jobs.submit(
+        job,
+        overrides,
+        address=address,
+        working_dir=working_dir,
+        install=install,
+        name=name,
+        wait=wait,
+        dry_run=wanted.params["dry_run"],
+        console=_console(),
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def jobs(
+    address: ClusterAddress = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also jobs that are not raprune's.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The jobs of a cluster, and the best that each has found so far."""
+    from raprune.orchestration.jobs import print_jobs
+
+    print_jobs(address, everything=everything, as_json=as_json, console=_console())
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    address: ClusterAddress = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+) -> None:
+    """What a job on a cluster has printed."""
+    from raprune.orchestration.jobs import print_logs
+
+    raise typer.Exit(print_logs(job_id, address, follow=follow, console=_console()))
+
+
+@app.command()
+def stop(job_id: JobId, address: ClusterAddress = None) -> None:
+    """End a job on a cluster; submitted again, its run goes on."""
+    from raprune.orchestration.jobs import stop as run_stop
+
+    run_stop(job_id, address, console=_console())
 
 
 @app.command()
@@ -422,6 +521,23 @@ def check(
     run_check(spec, console=_console())
 
 
+dashboards = typer.Typer(no_args_is_help=True, help="raprune's dashboard for Grafana.")
+app.add_typer(dashboards, name="dashboards")
+
+
+@dashboards.command("install")
+def install_dashboards(
+    folder: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Grafana's, as /etc/grafana. (default: that of Ray's latest session here)"),
+    ] = None,
+) -> None:
+    """Put the dashboard of runs where Grafana finds it: Ray's, whose charts stand in the Metrics tab, or another."""
+    from raprune.dashboards import install, next_steps
+
+    typer.echo(next_steps(install(folder)))
+
+
 FIELDS = {
     "model": "model.name",
     "weights": "model.weights",
@@ -446,6 +562,14 @@ def _common(ctx: typer.Context) -> dict[str, Any]:
     return {field: value for field, value in given.items() if value not in (None, [], ())}
 
 
+def _parsed_as_search(ctx: typer.Context) -> typer.Context:
+    """What is left of a command's arguments, as `search` would read them."""
+    group = ctx.find_root().command
+    assert isinstance(group, TyperGroup)
+    read: Any = group.commands["search"].make_context(ctx.info_name, list(ctx.args), parent=ctx.parent)
+    return read
+
+
 def _search_fields(ctx: typer.Context) -> dict[str, Any]:
     """Field of the spec -> value, of the flags that `search` was given."""
     given = ctx.params
@@ -465,6 +589,7 @@ def _search_fields(ctx: typer.Context) -> dict[str, Any]:
         "output": given["output"],
         "resources.address": given["address"],
         "resources.workers": given["workers"],
+        "page.serve": given["page"],
         "warm_start": list(given["warm_start"] or []) or None,
     }
     return {field: value for field, value in (fields | _common(ctx)).items() if value is not None}
@@ -477,8 +602,13 @@ def _names(text: str) -> list[str]:
 def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any]) -> SearchSpec:
     from raprune.spec import load_spec
 
-    overrides = dict(_assignment(text) for text in assignments or [])
-    return load_spec(job, overrides | {field: value for field, value in fields.items() if value is not None})
+    return load_spec(job, _overrides(assignments, fields))
+
+
+def _overrides(assignments: list[str] | None, fields: dict[str, Any]) -> dict[str, Any]:
+    """Field -> value, of --set and of the flags, which win."""
+    given = dict(_assignment(text) for text in assignments or [])
+    return given | {field: value for field, value in fields.items() if value is not None}
 
 
 def _assignment(text: str) -> tuple[str, Any]:
