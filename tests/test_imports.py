@@ -118,7 +118,7 @@ def test_nobody_imports_the_command_line() -> None:
 ROOMS = (
     ("cli", "__main__"),
     ("orchestration", "page", "inspection", "single", "preparation", "check"),
-    ("prune", "artifact", "curves", "report", "findings", "figures", "document", "front", "contract"),
+    ("prune", "artifact", "curves", "report", "findings", "figures", "document", "front", "contract", "dashboards"),
     ("bench",),
     (
         "allocate",
