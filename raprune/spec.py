@@ -201,6 +201,20 @@ class ResourceSpec(_Part):
     """Seconds to wait for the filesystem of the run's folder when it is away, before the run ends to be resumed."""
 
 
+class PageSpec(_Part):
+    """The run's page, which Ray Serve shows beside the search."""
+
+    serve: bool | None = None
+    """None: where a running cluster was joined. `raprune serve` shows any run, with or without it."""
+    host: str = "127.0.0.1"
+    """Where Ray Serve listens on the head node, if nobody has started it before; other than loopback, the page has a
+    token."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of Ray Serve, if nobody has started it before."""
+    linger_s: Annotated[float, Field(ge=0.0)] = 3600.0
+    """Seconds that the page stays once the run is at rest and nobody has it open. 0: it goes when the run ends."""
+
+
 class LatencySpec(_Part):
     """How latency is measured: on a worker's device, by CUDA events there."""
 
@@ -245,6 +259,7 @@ class SearchSpec(_Part):
     finalists: FinalistSpec = FinalistSpec()
     resources: ResourceSpec = ResourceSpec()
     latency: LatencySpec = LatencySpec()
+    page: PageSpec = PageSpec()
     warm_start: tuple[str, ...] = ()
     """Folders of earlier runs on the same network and data: their best widths are proposed first."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -114,13 +114,16 @@ class Coordinator:
         """Seconds until what is recorded has surely been exported to Prometheus."""
         return self._heart.unexported_s()
 
+    def running(self) -> int:
+        """How many trials are under way, as far as the driver said so just now."""
+        return self._running if time.monotonic() - self._running_at < _RUNNING_S else 0
+
     def _facts(self) -> Facts:
-        now = time.monotonic()
         return Facts(
             run=self._run,
             trials=self._trials,
-            running=self._running if now - self._running_at < _RUNNING_S else 0,
-            silent_s=now - self._lease.heard_at,
+            running=self.running(),
+            silent_s=time.monotonic() - self._lease.heard_at,
             store_waits=len(self._outages),
         )
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from raprune.orchestration.run import (
     under_way,
 )
 from raprune.orchestration.space import search_space
-from raprune.orchestration.submitted import tell_best, telling
+from raprune.orchestration.submitted import cluster_address, tell_best, telling
 from raprune.preparation import check_output, prepare, with_table
 from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
@@ -217,12 +218,13 @@ def _carry_out(run: Run, placement: Placement) -> None:
     from raprune.orchestration.lease import held
 
     coordinator: Any = find_coordinator(run.store)
-    with held(coordinator, run.session, run.store.name, console=run.console):
+    with held(coordinator, run.session, run.store.name, console=run.console), _page(run) as note_page:
         try:
             keep_table(run)
             Store(run.spec.statistics_folder).make()
             data = ray.put(replace(run.prepared.data, test=None))
             weights = _dense_network(run, placement, data)
+            note_page()
             ask(coordinator.reread.remote())
             accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
             _time_front(run, placement, coordinator)
@@ -231,6 +233,18 @@ def _carry_out(run: Run, placement: Placement) -> None:
             see_off(lambda: ask(coordinator.unexported_s.remote()))
         finally:
             ray.kill(coordinator)
+
+
+def _page(run: Run) -> AbstractContextManager[Callable[[], None]]:
+    """The page beside the run, where the job asks for it, or says nothing and a running cluster was joined."""
+    wanted = run.spec.page.serve
+    if wanted is None:
+        wanted = cluster_address(run.spec.resources.address) is not None
+    if not wanted:
+        return nullcontext(lambda: None)
+    from raprune.page.beside import beside
+
+    return beside(run.store, run.spec.page, run.console)
 
 
 def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
