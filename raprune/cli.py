@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from raprune import __version__
 from raprune.errors import (
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
@@ -224,14 +225,16 @@ def submit(
     name: Annotated[str | None, typer.Option(help="In the list of jobs. (default: the run's folder)")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow its log to the end.")] = True,
     kuberay: Annotated[bool, typer.Option("--kuberay", help="Print it as a KubeRay RayJob; submit nothing.")] = False,
-    image: Annotated[str | None, typer.Option(help="The image, with raprune in it.", rich_help_panel=KUBERAY)] = None,
+    image: Annotated[
+        str, typer.Option(help="Image with raprune in it.", rich_help_panel=KUBERAY)
+    ] = f"raprune:{__version__}",
     nodes: Annotated[int, typer.Option(help="Workers.", min=1, rich_help_panel=KUBERAY)] = 2,
     cpus: Annotated[int, typer.Option(help="Processors of a worker.", min=1, rich_help_panel=KUBERAY)] = 8,
     gpus: Annotated[int, typer.Option(help="GPUs of a worker.", min=0, rich_help_panel=KUBERAY)] = 1,
     memory: Annotated[str, typer.Option(help="Memory of a worker.", rich_help_panel=KUBERAY)] = "32Gi",
     token_secret: Annotated[
-        str | None, typer.Option(help="Secret with Ray's token as auth_token.", rich_help_panel=KUBERAY)
-    ] = None,
+        str, typer.Option(help="Secret with Ray's token as auth_token.", rich_help_panel=KUBERAY)
+    ] = "raprune-ray-token",
     secret: Annotated[
         list[str] | None,
         typer.Option(help="Secret that becomes environment variables. Repeatable.", rich_help_panel=KUBERAY),
@@ -247,9 +250,15 @@ def submit(
     from raprune.orchestration import kuberay as rayjob
 
     if kuberay:
-        given = {"image": image, "token_secret": token_secret, "secrets": tuple(secret or ()) or None}
-        sizes: dict[str, Any] = {"nodes": nodes, "cpus": cpus, "gpus": gpus, "memory": memory}
-        pods = rayjob.Pods(**sizes, **{key: value for key, value in given.items() if value is not None})
+        pods = rayjob.Pods(
+            image=image,
+            nodes=nodes,
+            cpus=cpus,
+            gpus=gpus,
+            memory=memory,
+            token_secret=token_secret,
+            secrets=tuple(secret or ()),
+        )
         jobs.print_manifest(job, overrides, pods, install=install, name=name)
         return
     code = jobs.submit(

@@ -77,12 +77,20 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
         return
 
+    came = threading.Event()
+
     def stop(*_: object) -> None:
+        came.set()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except KeyboardInterrupt:
+        # Where Ray waits, it makes an interruption of its own of whatever a handler raises.
+        if came.is_set():
+            raise Terminated from None
+        raise
     finally:
         # None: a handler that was not Python's and cannot be put back.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

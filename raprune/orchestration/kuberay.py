@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # Ray brings it, without types
 
-from raprune import __version__
 from raprune.errors import UsageError
 from raprune.orchestration.submission import STOP_WAIT_S, Submission, requirement
 
 FOLDER = "/etc/raprune"
 """Where the head's pod finds the job."""
 
-IMAGE = f"raprune:{__version__}"
-TOKEN_SECRET = "raprune-ray-token"
 
 _NAME_LENGTH = 47
 """KubeRay derives the names of pods from a job's."""
@@ -26,13 +24,13 @@ _NAME_LENGTH = 47
 class Pods:
     """What the job's cluster is made of: a head that computes nothing, and `nodes` workers."""
 
-    image: str = IMAGE
-    nodes: int = 2
-    cpus: int = 8
-    """Of each worker."""
-    gpus: int = 1
-    memory: str = "32Gi"
-    token_secret: str = TOKEN_SECRET
+    image: str
+    nodes: int
+    cpus: int
+    """Of each worker, as GPUs and memory."""
+    gpus: int
+    memory: str
+    token_secret: str
     """The Kubernetes secret whose key `auth_token` is the Ray cluster's token."""
     secrets: tuple[str, ...] = ()
     """Kubernetes secrets whose keys become environment variables of all pods: the storage's credentials."""
@@ -75,6 +73,7 @@ def manifest(submission: Submission, pods: Pods, *, install: str | None = None) 
             "ttlSecondsAfterFinished": 600,
             "backoffLimit": 2,
             "rayClusterSpec": {
+                "rayVersion": version("ray"),
                 "authOptions": {"mode": "token", "secretName": pods.token_secret},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
@@ -106,7 +105,8 @@ def kubernetes_name(text: str) -> str:
 
 
 _HEAD = """\
-# A raprune search as a KubeRay RayJob, for KubeRay 1.6 or newer; the image {image} holds raprune (cluster/Dockerfile).
+# A raprune search as a KubeRay RayJob, for KubeRay 1.6 or newer. The image {image} holds raprune (cluster/Dockerfile)
+# and this machine's Ray.
 # Once, a token that only the cluster knows:
 #   kubectl create secret generic {secret} --from-literal=auth_token="$(python -c 'import secrets; print(secrets.token_hex(32))')"
 # Then: kubectl apply -f THIS_FILE; kubectl get rayjob; kubectl logs --follow job/NAME

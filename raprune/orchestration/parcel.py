@@ -92,10 +92,10 @@ def find(folder: Path, always: Sequence[str] = ()) -> Found:
     for path in _walk(folder, PurePosixPath(), [(PurePosixPath(), _patterns(LEFT_OUT))], found, set()):
         _take(folder, path, found)
     for name in always:
-        whole = folder / name
-        for path in sorted(whole.rglob("*")) if whole.is_dir() else [whole]:
-            if path.is_file():
-                _take(folder, PurePosixPath(path.relative_to(folder).as_posix()), found)
+        named = folder / name
+        for file in sorted(named.rglob("*")) if named.is_dir() else [named]:
+            if file.is_file():
+                _take(folder, PurePosixPath(file.relative_to(folder).as_posix()), found)
     return found
 
 
@@ -139,9 +139,9 @@ def _ignore_files(folder: Path) -> Any:
 
 def _patterns(lines: Sequence[str]) -> Any:
     # As Ray itself reads them.
-    from ray._private.thirdparty.pathspec import PathSpec
+    from ray._private.thirdparty import pathspec
 
-    return PathSpec.from_lines("gitwildmatch", lines)
+    return pathspec.PathSpec.from_lines("gitwildmatch", lines)
 
 
 def _matches(patterns: Any, path: PurePosixPath, is_folder: bool) -> bool:
