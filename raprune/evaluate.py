@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.data.batches import DeviceSplit
@@ -39,3 +40,17 @@ def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> 
     finally:
         model.train(training)
     return Evaluation(accuracy=correct.item() / len(split), loss=loss.item() / len(split))
+
+
+def divergence(dense: nn.Module, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Mean Kullback-Leibler divergence of the predictions of `model` from those of `dense`, in nats an image.
+
+    Both are in evaluation mode.
+    """
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for x, _ in batches:
+            wanted, given = (network(x).flatten(1).double().log_softmax(1) for network in (dense, model))
+            total += float(functional.kl_div(given, wanted, reduction="sum", log_target=True))
+            count += len(x)
+    return total / max(1, count)

@@ -14,9 +14,12 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,17 +29,20 @@ from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.cost import CostModel, measured
 from raprune.distillation import ChannelMap, channel_map
-from raprune.evaluate import Evaluation, evaluate
+from raprune.evaluate import Evaluation, divergence, evaluate
 from raprune.latency import LatencyTable
 from raprune.maxout import inserted
 from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step, method_named
 from raprune.spec import SearchSpec, TrainSpec
 from raprune.statistics import Arrays, Statistics, key_of
 from raprune.surgery import cut, rebuild
-from raprune.tracing.graph import ChannelGraph
+from raprune.tracing.graph import ChannelGraph, Group
 from raprune.training import ALONE, Checkpoints, Epoch, Ranks, train
 from raprune.trial import Metrics, Proposal, Trial, TrialState
 from raprune.workload import Workload
+
+PRICED = 256
+"""Images, of those for calibration, on which it is measured what cutting one group alone costs."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,27 @@ class Pruner:
 
     def score_part(self, method: Method, graph: ChannelGraph, seed: int) -> Scores:
         """Scores of the groups of `graph`: all, or some (`ChannelGraph.only`)."""
-        return method.score(self.base(method)[0], graph, self._batches, seed=seed)
+        scores = method.score(self.base(method)[0], graph, self._batches, seed=seed)
+        return {
+            group.name: method.priced(scores[group.name], self._prices(method, graph, group, scores[group.name]))
+            for group in graph.groups
+        }
+
+    def _prices(
+        self, method: Method, graph: ChannelGraph, group: Group, scores: npt.NDArray[np.float64]
+    ) -> dict[int, float]:
+        """What it costs to cut `group` alone, at the widths that the method asks for (`Method.priced_at`)."""
+        dense, images = self.base(method)[0], partial(self._batches, PRICED)
+        # With the defaults of what only its repair reads: scores are shared over those.
+        repairing = type(method)(**method.behind_scores())
+        prices = {}
+        for gone in method.priced_at(group.num_channels):
+            best = np.argsort(-scores, kind="stable")[: group.num_channels - gone]
+            kept = {group.name: tuple(sorted(best.tolist()))}
+            model = cut(dense, graph, Candidate("priced", kept))
+            repairing.repair(model, images, Cut(dense, graph, kept))
+            prices[gone] = divergence(dense, model, images())
+        return prices
 
     def score_key(self, method: Method) -> str:
         """Under which key the statistics hold the method's scores."""
@@ -310,9 +336,11 @@ class Pruner:
     def _calibration_content(self) -> list[int]:
         return [len(self._calibration), self._search.eval_batch_size, self._spec.seed]
 
-    def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def _batches(self, first: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+        """The calibration images, or the `first` of them in whole batches."""
         # Two at least: batch statistics of one image are none (methods/method.py).
-        return self._calibration.batches(max(2, min(self._search.eval_batch_size, 256)))
+        size = max(2, min(self._search.eval_batch_size, 256))
+        return islice(self._calibration.batches(size), None if first is None else -(-first // size))
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.workload.validation, batch_size=self._search.eval_batch_size)

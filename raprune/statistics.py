@@ -20,7 +20,7 @@ from raprune.store import Store
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a method comes to compute something else under the same settings."""
 
 

@@ -150,6 +150,18 @@ class Method:
         """
         raise TypeError(f"{type(self).__name__} has no score")
 
+    def priced_at(self, num_channels: int) -> tuple[int, ...]:
+        """For a group of so many channels, after how many removals `priced` wants to know what they cost; default none.
+
+        What is measured: the lowest-scored channels of that group alone are cut and the network repaired.
+        """
+        return ()
+
+    def priced(self, scores: npt.NDArray[np.float64], prices: Mapping[int, float]) -> npt.NDArray[np.float64]:
+        """A group's scores, `(num_channels,)`, in the same order, once those costs are known: number of channels gone
+        -> mean Kullback-Leibler divergence of the predictions from the dense network's, in nats."""
+        return scores
+
     def damage(self, scores: Scores) -> Scores:
         """Group name -> predicted damage when its m lowest-scored channels go, m = 0 .. num_channels; ascending.
 
@@ -174,7 +186,7 @@ class Method:
         return cls.path is not Method.path
 
     def behind_scores(self) -> dict[str, bool | int | float | str]:
-        """The hyper-parameters that scores depend on."""
+        """The hyper-parameters that scores and prices depend on."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if not entry.metadata.get("repair")}
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import dropwhile
 from types import TracebackType
 from typing import Any, cast
 
@@ -288,6 +289,8 @@ class _Layer:
     """Which positions on the dense layer's input axis stay (of each group)."""
     outputs: Tensor
     """Which of the dense layer's outputs stay."""
+    is_whole: bool
+    """Whether it reads all that the dense layer reads."""
     patches: Patches
 
     @property
@@ -353,7 +356,7 @@ class _Layer:
 
 
 def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, _Layer], list[Tensor]]:
-    """The layers to be refitted, in the order in which they run, and the images that there is room for."""
+    """The layers behind the first cut, in the order in which they run, and the images that there is room for."""
     ran, largest = structure_of(cut.dense, parts[0][:2])
     images = torch.cat(parts)[: max(1, LARGEST // largest)]
     modules, dense = dict(model.named_modules()), dict(cut.dense.named_modules())
@@ -368,8 +371,11 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
         )
         norm = None if here.norm is None else cast(nn.BatchNorm2d, modules[here.norm])
         patches = Patches.drawn(module, here.output, len(images), seed)
-        layers[name] = _Layer(module, norm, here.added, inputs, outputs, patches)
-    return layers, list(images.split(len(parts[0])))
+        is_whole = len(inputs) == shape[1]
+        layers[name] = _Layer(module, norm, here.added, inputs, outputs, is_whole, patches)
+    # What runs before anything is missing gives what it gave.
+    behind = dropwhile(lambda item: item[1].is_whole, layers.items())
+    return dict(behind), list(images.split(len(parts[0])))
 
 
 def _staying(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], npt.NDArray[np.int64]]:

@@ -268,22 +268,28 @@ def test_the_map_form_of_a_layer_by_hand() -> None:
     assert scores.min() == pytest.approx(min(rests) / energy, rel=1e-6)
 
 
-def test_sensitivity_one_is_the_loss_to_second_order() -> None:
-    """At the head, the gradient of cross-entropy is the prediction less the label: its mean square is p (1 - p)."""
-    model, graph = mixed()
-    x = images(512)
-    shares, losses = (
-        Reconstruction(sensitivity=s, ridge=1e-13).score(model, graph.only(["two"]), Batches(x), seed=0)["two"]
-        for s in (0.0, 1.0)
-    )
-    with torch.no_grad():
-        curvature = model(x).softmax(1)
-        curvature = (curvature * (1 - curvature)).mean(0)
-        _, outputs = read_by(model, "head", x)
-    energy = float((outputs[0].square().mean(0) * curvature).sum())
-    # With nothing left, the error is all that the layer gave.
-    assert shares.max() == pytest.approx(1.0)
-    assert losses.max() == pytest.approx(energy, rel=0.2)
+def test_prices_are_asked_for_where_they_tell_most() -> None:
+    assert Reconstruction().priced_at(64) == (19, 38, 54)
+    assert Reconstruction().priced_at(2) == (1,)
+    assert Reconstruction().priced_at(1) == ()
+    assert Reconstruction(sensitivity=0.0).priced_at(64) == ()
+
+
+def test_priced_errors_are_what_was_paid() -> None:
+    """Exact where it was measured, in proportion to the error between, in the same order everywhere."""
+    errors = np.array([0.4, 0.1, 0.2, 0.8, 1.6])
+    priced = Reconstruction().priced(errors, {2: 0.6, 4: 8.0})
+    # After 2 removals the rate is 3, after 4 it is 10.
+    np.testing.assert_allclose(priced[[1, 2, 0, 3, 4]], [0.3, 0.6, 0.4 * 6.5, 8.0, 16.0])
+    half = Reconstruction(sensitivity=0.5).priced(errors, {2: 0.6, 4: 8.0})
+    np.testing.assert_allclose(half, np.sqrt(priced * errors))
+
+
+def test_a_price_that_falls_leaves_the_order() -> None:
+    errors = np.array([0.1, 0.2, 0.2, 0.4])
+    priced = Reconstruction().priced(errors, {1: 10.0, 3: 0.002})
+    assert priced[0] < priced[1] == priced[2] < priced[3]
+    assert np.array_equal(Reconstruction().priced(np.zeros(3), {1: 0.5}), np.zeros(3))
 
 
 def test_a_share_of_the_budget() -> None:
