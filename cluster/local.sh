@@ -23,7 +23,8 @@ _start() {
         return 1
     fi
     mkdir -p "$_folder" && : > "$_folder/pids" || return 1
-    export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+    # With no time to drain: what stops here has nobody to hand its work to.
+    export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
     export RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(python -c 'import secrets; print(secrets.token_hex(32))')}
     export RAY_ADDRESS=127.0.0.1:$_port
     _head=(--head --port "$_port" --ray-client-server-port $((_port + 1)) --temp-dir "$_folder/ray")
@@ -73,14 +74,14 @@ _stop() {
     # The nodes first: a node whose head is gone takes a while to notice.
     for _pid in $(_pids | sort -rn); do
         if _alive "$_pid"; then kill -TERM "$_pid"; fi
-        for _ in $(seq 150); do
+        for _ in $(seq 300); do
             _alive "$_pid" || break
             sleep 0.2
         done
         if _alive "$_pid"; then kill -KILL "$_pid"; fi
     done
     rm -f "$_folder/pids"
-    unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_TOKEN RAY_AUTH_MODE
+    unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_TOKEN RAY_AUTH_MODE RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 }
 
 _pids() { cat "$_folder/pids" 2> /dev/null; }
