@@ -391,11 +391,14 @@ def _probe(url: str, headers: Mapping[str, str]) -> None:
                 return
         answer = "something that is no Ray dashboard"
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code in (401, 403):
             raise _not_let_in(url, bool(headers)) from None
         answer = f"something that is no Ray dashboard (HTTP {error.code})"
-    except (HTTPException, ValueError, ConnectionResetError):
+    except (HTTPException, ConnectionResetError):
         answer = "something that does not speak HTTP"
+    except ValueError:
+        answer = "something that is no Ray dashboard"
     except (urllib.error.URLError, OSError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UsageError(

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -139,9 +140,8 @@ def _ignore_files(folder: Path) -> Any:
 
 def _patterns(lines: Sequence[str]) -> Any:
     # As Ray itself reads them.
-    from ray._private.thirdparty import pathspec
-
-    return pathspec.PathSpec.from_lines("gitwildmatch", lines)
+    module: Any = import_module("ray._private.thirdparty.pathspec")
+    return module.PathSpec.from_lines("gitwildmatch", lines)
 
 
 def _matches(patterns: Any, path: PurePosixPath, is_folder: bool) -> bool:
