@@ -15,9 +15,13 @@ export class Ablation {
     named("ablation-empty").hidden = Boolean(rows?.length);
     host.hidden = !rows?.length;
     if (!rows?.length) return;
-    const groups = Map.groupBy
-      ? [...Map.groupBy(rows, (row) => `${row.finetuning_epochs} ${row.share}`).values()]
-      : [...rows.reduce((known, row) => known.set(`${row.finetuning_epochs} ${row.share}`, [...(known.get(`${row.finetuning_epochs} ${row.share}`) ?? []), row]), new Map()).values()];
+    const alike = new Map();
+    for (const row of rows) {
+      const key = `${row.finetuning_epochs} ${row.share}`;
+      alike.set(key, [...(alike.get(key) ?? []), row]);
+    }
+    // What was trained the most is what is handed on: it comes first.
+    const groups = [...alike.values()].sort((a, b) => b[0].finetuning_epochs - a[0].finetuning_epochs);
     const lowest = Math.min(...rows.map((row) => row.val_accuracy));
     const highest = Math.max(...rows.map((row) => row.val_accuracy));
     for (const body of [...host.tBodies]) body.remove();

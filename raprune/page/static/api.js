@@ -12,7 +12,7 @@ export class Refused extends Error {
 export async function ask(path) {
   let answer;
   try {
-    answer = await fetch(`./api/${path}`, { headers: { Accept: "application/json" }, credentials: "same-origin" });
+    answer = await fetch(`./api/${path}`);
   } catch {
     throw new Refused(0, { error: "The page's server does not answer.", hint: "It is tried again by itself." });
   }

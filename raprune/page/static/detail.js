@@ -94,12 +94,10 @@ export class Detail {
     const run = this.view.get("run");
     const dense = run.dense.widths;
     const groups = (run.groups?.length ? run.groups : Object.keys(dense)).filter((group) => dense[group]);
-    const most = Math.max(...groups.map((group) => dense[group]));
     const rows = groups.map((group) => {
       const kept = widths[group] ?? dense[group];
       const outer = element("span", { class: "dense-bar" });
       const inner = element("span", { class: "kept-bar" });
-      outer.style.width = `${Math.max(2, (100 * dense[group]) / most)}%`;
       inner.style.width = `${(100 * kept) / dense[group]}%`;
       outer.append(inner);
       return element(

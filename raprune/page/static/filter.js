@@ -19,7 +19,7 @@ export class Filter {
       this.#options();
       this.apply();
     });
-    view.on(["filter", "brushes"], () => this.apply());
+    view.on(["filter", "brushes", "front"], () => this.apply());
     view.on(["visible", "rows"], () => this.#told());
   }
 

@@ -26,7 +26,7 @@ export class FrontChart {
     this.tip = new Tip(this.host);
     this.#legend();
     this.#listen();
-    view.on(["rows", "cost", "scale", "visible", "theme", "colouring", "run"], () => this.draw());
+    view.on(["rows", "front", "cost", "scale", "visible", "theme", "colouring", "run"], () => this.draw());
     view.on(["selected", "picked"], () => this.#overlay());
     view.on(["rows", "colouring", "theme"], () => this.#legend());
   }

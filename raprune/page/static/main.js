@@ -88,7 +88,6 @@ function recount() {
   const rows = candidates(trials);
   const methods = [...new Set(trials.columns.method ?? [])].sort();
   view.set({ rows, methods, front: front(rows, run?.budget ?? {}, view.get("cost")) });
-  view.touch("rows");
   fromAddress();
 }
 
@@ -105,7 +104,10 @@ async function loadRun() {
     const first = view.get("run") === null;
     // What `raprune front` sets accuracy against.
     if (first) view.set({ cost: run.cost ?? "flops" });
-    view.set({ run, progress: run.progress, live: run.live, away: run.away ?? null, failure: null });
+    // The first event only repeats what was asked for.
+    const same = JSON.stringify({ ...run, progress: null }) === JSON.stringify({ ...view.get("run"), progress: null });
+    view.set({ progress: run.progress, live: run.live, away: run.away ?? null, failure: null });
+    if (!same) view.set({ run });
     if (first) offer(run);
     document.documentElement.dataset.state = run.state ?? "";
   } catch (error) {
@@ -169,8 +171,9 @@ function choice(group, name) {
 /** `#trial=ID` opens that trial, so that an address says what it is about; without one the best is shown at first. */
 function fromAddress() {
   if (view.get("selected") !== null) return;
-  const wanted = new URLSearchParams(location.hash.slice(1)).get("trial") ?? view.get("progress")?.best?.trial_id;
-  const position = view.get("trials").positions.get(wanted);
+  const positions = view.get("trials").positions;
+  const asked = new URLSearchParams(location.hash.slice(1)).get("trial");
+  const position = positions.get(asked) ?? positions.get(view.get("progress")?.best?.trial_id);
   if (position !== undefined) view.set({ selected: position, unasked: position });
 }
 
@@ -203,10 +206,7 @@ choice("scale", "scale");
 choice("colouring", "colouring");
 choice("over", "over");
 themes();
-view.on(["cost", "run"], () => {
-  view.set({ front: front(view.get("rows"), view.get("run").budget, view.get("cost")) });
-  view.touch("rows");
-});
+view.on(["cost"], () => view.set({ front: front(view.get("rows"), view.get("run").budget, view.get("cost")) }));
 view.on(["selected"], toAddress);
 view.on(["revealed"], () => {
   // Where the details are not beside the table they would change out of sight.

@@ -276,6 +276,8 @@ export class Parallel {
     const faint = [];
     for (const i of this.members) (this.#bright(i) ? bright : faint).push(i);
     bright.sort((a, b) => this.bin(a) - this.bin(b));
+    // So many lines would hide each other and the order of what they gave.
+    const clarity = Math.min(0.6, Math.max(0.12, 400 / bright.length));
     const selected = this.view.get("selected");
     const order = [...faint, ...bright];
     if (selected !== null && this.lines.has(selected)) order.push(selected);
@@ -289,7 +291,7 @@ export class Parallel {
           const i = order[next];
           const picked = next === faint.length + bright.length;
           const lit = next >= faint.length;
-          context.globalAlpha = picked ? 1 : lit ? (bright.length > 600 ? 0.35 : 0.6) : 0.05;
+          context.globalAlpha = picked ? 1 : lit ? clarity : 0.05;
           context.strokeStyle = picked ? colours.accent : lit ? colours.ramp[this.bin(i)] : colours.quiet;
           context.lineWidth = picked ? 3 : 1;
           this.#stroke(context, this.lines.get(i));
