@@ -27,11 +27,14 @@ from raprune.trial import Proposal, Stage, Trial, TrialState
 
 RATIOS = "ratios"
 """The allocation that follows a keep ratio for each block of groups."""
+LEAST_DAMAGE = "least_damage"
+"""The one that follows what the method predicts."""
 
 MAX_BLOCKS = 32
 _LOWEST_RATIO = 0.05
 _GOLDEN = 0.6180339887498949
-_WARM_TARGETS = 3
+_CONTROL_TARGETS = 3
+_WARM_TURNS = 3
 _CONTROLS_EVERY = 4
 _STARTUP = 16
 """Random draws after the warm starts, at most: a search that its time ends may be asked for any number of trials."""
@@ -280,10 +283,7 @@ class Proposals:
 
     def _target(self, own: int) -> float:
         """What proposal `own`, counted without the controls, comes up to: the range is covered evenly."""
-        start = np.random.default_rng(self._seed).random()
-        share = (start + _GOLDEN * own) % 1.0
-        # Evenly on a logarithmic scale: accuracy falls with each halving of the cost, not with each percent of it.
-        return min(self._space.highest, self._space.lowest * (self._space.highest / self._space.lowest) ** share)
+        return _spread(self._space, float(np.random.default_rng(self._seed).random()) + _GOLDEN * own)
 
     def _child(self, number: int, target: float) -> Proposal | None:
         """A change of what is best near `target` so far; None while there is nothing."""
@@ -346,23 +346,19 @@ def _spaced(controls: Sequence[dict[str, Any]], num_trials: int) -> dict[int, di
 
 
 def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
-    """Every method, as its paper sets it, with every allocation that needs no ratios and with every target.
+    """Every method, as its paper sets it, with every allocation that needs no ratios, and that by turns.
 
-    The first allocation begins with the highest target, the next with the one below: a few starts cover the range.
+    Their targets cover the range evenly from the first few on, beginning with the highest.
     """
-    ladder, simple = _ladder(space), [name for name in space.allocations if name != RATIOS]
-    starts = [
-        {
-            "target": ladder[(place + turn) % len(ladder)],
-            "allocation": allocation,
-            "method": method,
-            **_defaults(space, method),
-        }
-        for turn in range(len(ladder))
-        for place, allocation in enumerate(simple)
+    # What predicts most comes first: a search that its time ends may have room for few.
+    simple = sorted((name for name in space.allocations if name != RATIOS), key=lambda name: name != LEAST_DAMAGE)
+    combined = [
+        {"allocation": allocation, "method": method, **_defaults(space, method)}
+        for allocation in simple
         for method in space.methods
     ]
-    return starts[: max(1, num_trials // 4)]
+    count = min(_WARM_TURNS * len(combined), max(1, num_trials // 4))
+    return [{"target": _spread(space, -_GOLDEN * i), **combined[i % len(combined)]} for i in range(count)]
 
 
 def _controls(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
@@ -377,9 +373,16 @@ def _controls(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
     return controls[: min(num_trials - 1, max(len(space.controls), num_trials // 4))]
 
 
+def _spread(space: SearchSpace, place: float) -> float:
+    """The target at `place` of the range, whose fraction counts: above 0 is the lowest, 1 (or 0) the highest."""
+    share = 1.0 - (-place) % 1.0
+    # Evenly on a logarithmic scale: accuracy falls with each halving of the cost, not with each percent of it.
+    return float(np.clip(space.lowest * (space.highest / space.lowest) ** share, space.lowest, space.highest))
+
+
 def _ladder(space: SearchSpace) -> list[float]:
     """Targets spread over the range, the highest first."""
-    targets = np.geomspace(space.highest, space.lowest, _WARM_TARGETS).clip(space.lowest, space.highest)
+    targets = np.geomspace(space.highest, space.lowest, _CONTROL_TARGETS).clip(space.lowest, space.highest)
     return list(dict.fromkeys(targets.tolist()))
 
 
@@ -399,9 +402,10 @@ def _make_study(spec: SamplerSpec, seed: int, *, num_warm: int) -> optuna.Study:
 
 
 def _tpe(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
-    # Warm starts draw no ratios: without random draws after them the sampler would hardly ever try some. One joint
-    # density instead of one for each dimension is also three times as fast (9 ms a proposal at 32 ratios).
-    startup = num_warm + min(_STARTUP, max(8, spec.trials // 8))
+    # Warm starts draw no ratios: without random draws after them the sampler would hardly ever try some. Changes of
+    # the front, which it is told of, have ratios. One joint density instead of one for each dimension is also three
+    # times as fast (9 ms a proposal at 32 ratios).
+    startup = num_warm + (0 if spec.sampler == "mixed" and num_warm else min(_STARTUP, max(8, spec.trials // 8)))
     return TPESampler(
         seed=seed,
         n_startup_trials=startup,
