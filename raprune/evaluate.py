@@ -12,6 +12,9 @@ from torch.nn import functional
 from raprune.data.batches import DeviceSplit
 from raprune.layout import laid_out
 
+LARGEST_ON_CPU = 128
+"""Images of a batch. Measured, ResNet-20 on CIFAR-10, one core: 512 take 1.6 times as long an image, 1024 twice."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -24,8 +27,10 @@ class Evaluation:
 def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> Evaluation:
     """Accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
 
-    NaN logits count as wrong.
+    NaN logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images.
     """
+    if split.device.type == "cpu":
+        batch_size = min(batch_size, LARGEST_ON_CPU)
     training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=split.device)

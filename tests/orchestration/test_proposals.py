@@ -145,7 +145,6 @@ def test_the_first_proposals_take_every_method_and_cover_the_range() -> None:
     # Evenly on a logarithmic scale from 0.1 to 0.3: no gap above a third of the range, its ends included.
     places = sorted([0.0, *(math.log(t / 0.1) / math.log(3) for t in targets)])
     assert max(b - a for a, b in pairwise(places)) < 0.34
-    assert {p.target_flops for p in done[:12]} == {0.1, 0.3 / 3**0.5, 0.3}, "a few cover the range"
     targets = sorted(p.target_flops for p in done[16:])
     assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.02
 
