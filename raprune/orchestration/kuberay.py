@@ -15,7 +15,6 @@ from raprune.orchestration.submission import STOP_WAIT_S, Submission, requiremen
 FOLDER = "/etc/raprune"
 """Where the head's pod finds the job."""
 
-
 _NAME_LENGTH = 47
 """KubeRay derives the names of pods from a job's."""
 
@@ -101,7 +100,7 @@ def kubernetes_name(text: str) -> str:
     """`text` as a name that Kubernetes takes."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     name = name if name[:1].isalpha() else f"raprune-{name}"
-    return name[:_NAME_LENGTH].rstrip("-")
+    return name[:_NAME_LENGTH].strip("-")
 
 
 _HEAD = """\
