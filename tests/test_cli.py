@@ -18,19 +18,7 @@ from raprune.spec import load_spec
 from raprune.store import Store
 from tests.test_report import make_run
 
-COMMANDS = [
-    "search",
-    "resume",
-    "status",
-    "front",
-    "pick",
-    "inspect",
-    "prune",
-    "export",
-    "methods",
-    "models",
-    "check",
-]
+COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

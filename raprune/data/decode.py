@@ -128,7 +128,7 @@ def _check_size(height: int, width: int, shape: Shape, *, row: int, where: str) 
     if (height, width) != shape[1:]:
         raise DataError(
             f"{where}: images differ in size: row {row} is {height}x{width}, the first is {shape[1]}x{shape[2]}.",
-            hint="Give data.image_size (--image-size): the shorter side is scaled to it and the centre cut out.",
+            hint="Give --set data.image_size=224: the shorter side is scaled to it and the centre cut out.",
         )
 
 

@@ -57,7 +57,7 @@ def open_parquet(spec: DataSpec) -> tuple[Source, Source | None]:
     if spec.train is None:
         raise UsageError(
             "data.train is not set: the path or URI of the training images in Parquet.",
-            hint="For example --data-train train.parquet --data-test test.parquet.",
+            hint="For example --train train.parquet --test test.parquet.",
         )
     train = _open(spec.train, spec, field="data.train")
     return train, None if spec.test is None else _open(spec.test, spec, field="data.test")

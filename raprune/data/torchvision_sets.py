@@ -90,7 +90,7 @@ def _root(spec: DataSpec) -> Path:
     if spec.train is None:
         raise UsageError(
             f"data.train is not set: the root folder of {spec.name}.",
-            hint=f"For example --data-train ~/data/{spec.name}; --download fetches a torchvision data set into it.",
+            hint=f"For example --train ~/data/{spec.name}; --download fetches a torchvision data set into it.",
         )
     return Path(spec.train).expanduser()
 

@@ -92,7 +92,7 @@ def front(findings: Findings) -> str:
     )
     caption = (
         f"Validation accuracy over {figures.front.cost_title(findings)}: {len(findings.rows)} candidates, "
-        f"{len(rows)} of them on the front. The axis is the logarithm of the error."
+        f"{len(rows)} of them on the front; the others are faint. The axis is the logarithm of the error."
     )
     pruned = any(weights_pruned(row) for row in rows)
     timed = any(_time(row) for row in rows)
