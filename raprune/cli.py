@@ -224,6 +224,7 @@ def submit(
     ] = None,
     name: Annotated[str | None, typer.Option(help="In the list of jobs. (default: the run's folder)")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow its log to the end.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print its id as JSON; do not follow it.")] = False,
     kuberay: Annotated[bool, typer.Option("--kuberay", help="Print it as a KubeRay RayJob; submit nothing.")] = False,
     image: Annotated[
         str, typer.Option(help="Image with raprune in it.", rich_help_panel=KUBERAY)
@@ -269,6 +270,7 @@ def submit(
         install=install,
         name=name,
         wait=wait,
+        as_json=as_json,
         dry_run=wanted.params["dry_run"],
         console=_console(),
     )

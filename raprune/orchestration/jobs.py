@@ -73,12 +73,14 @@ def submit(
     install: str | None = None,
     name: str | None = None,
     wait: bool = True,
+    as_json: bool = False,
     dry_run: bool = False,
     console: Console,
 ) -> int:
     """Submit the job of the TOML file `job` with `overrides`, and follow it; returns the exit code.
 
-    That is the job's own, or 0 where `wait` is false, or 130 after Ctrl-C, which leaves the job alone.
+    That is the job's own, or 0 where it is not followed (`wait` false, or `as_json`), or 130 after Ctrl-C, which leaves
+    the job alone. `dry_run` prints the job as it would be there, and sends nothing.
 
     Raises:
         UsageError: if the job cannot be right, or no dashboard lets us in at `address`.
@@ -89,19 +91,25 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="raprune-") as scratch:
         target = Path(scratch) / "working-dir.zip"
         parcel = pack(working_dir, target, always=made.always, extra={JOB_FILE: made.toml})
-        environment = runtime_env(working_dir=str(target), install=install, package=package_folder())
-        _say(console, f"Working folder {working_dir.absolute()}: {parcel}{_left_out(parcel.left_out)}.", *made.notes)
+        notes = [f"Working folder {working_dir.absolute()}: {parcel}{_left_out(parcel.left_out)}.", *made.notes]
         if cluster is None:
-            console.print(made.toml, markup=False, highlight=False, end="")
+            print("".join(f"# {note}\n" for note in notes) + made.toml, end="")
             return 0
+        if not as_json:
+            _say(console, *notes)
+        environment = runtime_env(working_dir=str(target), install=install, package=package_folder())
         with cluster.asked():
             job_id = cluster.client.submit_job(
                 entrypoint=ENTRYPOINT, runtime_env=environment, metadata=dict(made.metadata)
             )
+    page = f"{cluster.url}/#/jobs/{job_id}"
+    if as_json:
+        print(json.dumps({"id": job_id, "run": made.metadata[RUN], "dashboard": page, "notes": notes}, indent=2))
+        return 0
     _say(
         console,
         f"Submitted {job_id}: {made.metadata['job_name']}, {made.metadata[BUDGET]}, its run in {made.metadata[RUN]}",
-        f"In the dashboard: {cluster.url}/#/jobs/{job_id}",
+        f"In the dashboard: {page}",
     )
     if not wait:
         _say(console, *cluster.commands(job_id))
@@ -227,7 +235,7 @@ class Cluster:
                 raise
             raise UsageError(
                 f"{job_id}: no such job at {self.url}.",
-                hint=f"raprune jobs --address {self.url} lists them; Ray keeps the latest 10,000.",
+                hint=f"raprune jobs --address {self.url} lists them; they go with the cluster.",
             ) from None
 
     def jobs(self) -> list[dict[str, Any]]:

@@ -433,9 +433,8 @@ def test_a_dry_run_says_what_would_go_there(folder: Path, monkeypatch: pytest.Mo
     line = "submit --trials 5 job.toml --dry-run --output s3://bucket/run --set latency.repeats=3"
     result = CliRunner().invoke(app, line.split())
     assert result.exit_code == 0, result.output
-    first, rest = result.stdout.split("\n", 1)
-    assert re.search(r": 8 files, \d KiB, without \.env, \.git/", first)
-    (folder / "resolved.toml").write_text(rest)
+    assert re.search(r"^# Working folder .*: 8 files, \d KiB, without \.env, \.git/", result.stdout)
+    (folder / "resolved.toml").write_text(result.stdout)
     spec = load_spec(folder / "resolved.toml")
     assert (spec.seed, spec.search.trials, spec.latency.repeats, spec.output) == (3, 5, 3, "s3://bucket/run")
 
