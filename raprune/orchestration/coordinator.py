@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 
 from raprune.errors import RapruneError
 from raprune.front import Progress, progress
+from raprune.orchestration.answers import answer
 from raprune.orchestration.gauges import Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
 from raprune.store import Store
@@ -156,20 +157,13 @@ def ask(reference: Any) -> Any:
     """What the coordinator answers.
 
     Raises:
-        RapruneError: its own error as itself instead of wrapped in Ray's; or that it ended.
+        RapruneError: its own error; or that it ended.
     """
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RapruneError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise RapruneError(
-            f"The run's coordinator ended: {lines[-1] if lines else type(error).__name__}",
-            hint="`raprune resume` goes on with the run from what is recorded.",
-        ) from error
+    return answer(
+        reference,
+        lost="The run's coordinator ended",
+        hint="`raprune resume` goes on with the run from what is recorded.",
+    )
 
 
 def coordinator_name(uri: str) -> str:

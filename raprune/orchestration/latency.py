@@ -15,11 +15,11 @@ from torch import nn
 from raprune import artifact
 from raprune.candidate import Candidate
 from raprune.data.dataset import Dataset
-from raprune.errors import RapruneError
 from raprune.front import Row, front
 from raprune.latency import LatencyTable
 from raprune.methods import method_named
 from raprune.models import build_model
+from raprune.orchestration.answers import answer
 from raprune.orchestration.placement import Placement
 from raprune.preparation import Prepared, stored_table
 from raprune.report import LATENCY_FILE
@@ -120,17 +120,11 @@ def _network(
 
 
 def _run(work: Any, subject: Subject, *arguments: Any) -> Any:
-    """What a task of a trial's size gives; its error as itself instead of wrapped in Ray's."""
+    """What a task of a trial's size gives."""
     placement = subject.placement
     task = ray.remote(work).options(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=2)
-    try:
-        return ray.get(task.remote(subject, *arguments))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Exception):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise RapruneError(
-            f"The worker that measures latency was lost: {str(error).splitlines()[0]}",
-            hint="It may have run out of memory: a smaller latency.batch_size needs less.",
-        ) from error
+    return answer(
+        task.remote(subject, *arguments),
+        lost="The worker that measures latency was lost",
+        hint="It may have run out of memory: a smaller latency.batch_size needs less.",
+    )

@@ -16,8 +16,8 @@ import ray
 import torch
 
 from raprune.data.dataset import Dataset
-from raprune.errors import RapruneError
 from raprune.methods import Method, method_named
+from raprune.orchestration.answers import answer
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.streaming import RayReader
 from raprune.outage import Patience
@@ -147,19 +147,8 @@ def _parts(graph: ChannelGraph, count: int) -> list[list[str]]:
 
 
 def _get(reference: Any) -> Any:
-    """The value, with the error of the task as itself instead of wrapped in Ray's.
-
-    Raises:
-        RapruneError: if the worker was lost on each attempt.
-    """
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Exception):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise RapruneError(
-            f"The worker that computes what candidates share was lost: {str(error).splitlines()[0]}",
-            hint="It may have run out of memory; `raprune resume` computes what is missing, on more memory.",
-        ) from error
+    return answer(
+        reference,
+        lost="The worker that computes what candidates share was lost",
+        hint="It may have run out of memory; `raprune resume` computes what is missing, on more memory.",
+    )
