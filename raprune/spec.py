@@ -188,6 +188,9 @@ class ResourceSpec(_Part):
     """Address of a running Ray cluster. None: Ray is started in the process."""
     workers: PositiveInt | None = None
     """Trials side by side. None: as many as the cluster's processors or GPUs carry."""
+    scale_up_s: Annotated[float, Field(ge=0.0)] = 0.0
+    """Seconds to wait until an autoscaler has brought nodes for so many workers, or for one; then the search goes on
+    with what came. 0: the cluster is as large as it is."""
     cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
     """None: one GPU where the cluster has some, else none. Fractions share a card."""
@@ -283,21 +286,9 @@ class SearchSpec(_Part):
             read_latency(value)
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _flops_are_the_default_budget(cls, values: Any) -> Any:
-        """Whoever gives other budgets alone has not asked for the default one as well."""
-        others = ("budget_params", "budget_latency")
-        if (
-            isinstance(values, dict)
-            and "budget_flops" not in values
-            and any(values.get(name) is not None for name in others)
-        ):
-            return values | {"budget_flops": None}
-        return values
-
     @model_validator(mode="after")
     def _some_budget(self) -> SearchSpec:
+        """30 % of the FLOPs for whoever asks for nothing."""
         costs = (self.budget_flops, self.budget_params, self.budget_latency)
         if all(value is None for value in (*costs, self.min_accuracy, self.max_drop)):
             # The spec is frozen for everybody else.

@@ -30,9 +30,6 @@ from raprune.errors import ModelError
 from raprune.layout import laid_out
 from raprune.spec import TrainSpec
 
-WARM_UP = 0.15
-"""Share of the steps over which the learning rate rises, where nobody says another."""
-
 
 class TrainingSplit(Protocol):
     """Images and labels that can be trained on: in memory (data/batches.py), or read as they are needed."""
@@ -145,7 +142,7 @@ def train(
     return course.history
 
 
-def one_cycle(step: int, total: int, warm_up: float = WARM_UP) -> float:
+def one_cycle(step: int, total: int, warm_up: float) -> float:
     """The share of the peak learning rate at `step` of `total`, in (0, 1]: linear up, then half a cosine down."""
     rising = max(1, round(warm_up * total))
     if step < rising:

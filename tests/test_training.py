@@ -116,14 +116,14 @@ def test_weights_without_gradient_do_not_shrink_when_they_are_biases_or_norms() 
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_like_a_cosine() -> None:
-    rates = [one_cycle(step, 100) for step in range(100)]
+    rates = [one_cycle(step, 100, 0.15) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 15)
     assert rates[14] == 1.0
     assert max(rates) == 1.0
     assert rates[:15] == sorted(rates[:15])
     assert rates[14:] == sorted(rates[14:], reverse=True)
     assert 0 < rates[-1] < 1e-2
-    assert [one_cycle(0, 1), one_cycle(0, 2)] == [1.0, 1.0]
+    assert [one_cycle(0, 1, 0.15), one_cycle(0, 2, 0.15)] == [1.0, 1.0]
 
 
 def test_a_student_learns_from_the_teacher_alone() -> None:

@@ -144,7 +144,9 @@ class Plain(Ours):
         others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
         groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(min(step, steps - 1), steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: one_cycle(min(step, steps - 1), steps, spec.warm_up)
+        )
         model.train()
         for _, (x, y) in zip(range(steps), batches, strict=False):
             optimizer.zero_grad()
