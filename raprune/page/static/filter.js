@@ -15,11 +15,8 @@ export class Filter {
       // The fields are empty after this event, not yet within it.
       setTimeout(() => this.#changed());
     });
-    view.on(["rows"], () => {
-      this.#options();
-      this.apply();
-    });
-    view.on(["filter", "brushes", "front"], () => this.apply());
+    view.derive(["rows", "filter", "brushes", "front"], () => this.apply());
+    view.on(["rows"], () => this.#options());
     view.on(["visible", "rows"], () => this.#told());
   }
 

@@ -26,16 +26,25 @@ export class FrontChart {
     this.tip = new Tip(this.host);
     this.#legend();
     this.#listen();
-    view.on(["rows", "front", "cost", "scale", "visible", "theme", "colouring", "run"], () => this.draw());
+    const looks = ["rows", "front", "cost", "theme", "colouring", "run"];
+    view.on(looks, () => {
+      this.stale = true;
+    });
+    view.on([...looks, "scale", "visible"], () => this.draw());
+    view.on(looks, () => this.#legend());
     view.on(["selected", "picked"], () => this.#overlay());
-    view.on(["rows", "colouring", "theme"], () => this.#legend());
+    this.stale = true;
   }
 
+  /** Draws it anew; a filter changes neither places nor looks, only which points stand out. */
   draw() {
     const started = performance.now();
     if (!this.view.get("run")) return;
-    this.colours = palette();
-    this.points = this.#points();
+    if (this.stale) {
+      this.colours = palette();
+      this.points = this.#points();
+      this.stale = false;
+    }
     this.#scales();
     this.#paint();
     this.#overlay();
@@ -110,26 +119,33 @@ export class FrontChart {
       point.py = this.y(point.y);
       point.shown = visible === null || visible[point.trial] === 1;
     }
-    // Many marks of one look are one path each: a few fills instead of thousands.
     for (const [shown, onFront] of [[false, false], [true, false], [false, true], [true, true]]) {
       const part = this.points.filter((point) => point.shown === shown && point.onFront === onFront);
       for (const [colour, kind, points] of this.#looks(part)) {
-        const path = new Path2D();
-        for (const point of points) trace(path, kind, point.px, point.py, onFront ? 5.5 : 3.6);
-        context.globalAlpha = shown ? (onFront ? 1 : 0.5) : 0.07;
-        if (onFront) this.#intervals(context, points, colour);
-        context.fillStyle = colour;
-        context.strokeStyle = onFront ? this.colours.surface : colour;
-        context.lineWidth = 1.2;
-        if (kind === "below") context.stroke(path);
-        else {
-          context.fill(path);
-          if (onFront) context.stroke(path);
-        }
-        if (!onFront) this.#intervals(context, points, colour);
+        context.globalAlpha = shown ? (onFront ? 1 : 0.5) : 0.08;
+        this.#intervals(context, points, colour);
+        this.#stamp(context, points, kind, colour, onFront);
       }
     }
     context.restore();
+  }
+
+  /** One mark drawn once and copied to each place: thousands of outlines would take longer than a frame. */
+  #stamp(context, points, kind, colour, onFront) {
+    const size = onFront ? 5.5 : 3.6;
+    const half = Math.ceil(size * 1.3 + 2);
+    const { ratio } = this.area;
+    const stamp = new OffscreenCanvas(2 * half * ratio, 2 * half * ratio);
+    const mark = stamp.getContext("2d");
+    mark.scale(ratio, ratio);
+    mark.fillStyle = colour;
+    mark.strokeStyle = onFront ? this.colours.surface : colour;
+    mark.lineWidth = 1.2;
+    const path = new Path2D();
+    trace(path, kind, half, half, size);
+    if (kind !== "below") mark.fill(path);
+    if (kind === "below" || onFront) mark.stroke(path);
+    for (const point of points) context.drawImage(stamp, point.px - half, point.py - half, 2 * half, 2 * half);
   }
 
   #intervals(context, points, colour) {
@@ -230,7 +246,9 @@ export class FrontChart {
         shape(
           "text",
           { class: "note", x: area.left + 6, y: at - 6 },
-          `dense network ${percent(dense)}${inside ? "" : ` at 100 % of the ${COSTS[cost]} →`}`,
+          area.width < 520
+            ? `dense ${percent(dense)}`
+            : `dense network ${percent(dense)}${inside ? "" : ` at 100 % of the ${COSTS[cost]} →`}`,
         ),
       );
     }

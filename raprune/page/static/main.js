@@ -206,7 +206,7 @@ choice("scale", "scale");
 choice("colouring", "colouring");
 choice("over", "over");
 themes();
-view.on(["cost"], () => view.set({ front: front(view.get("rows"), view.get("run").budget, view.get("cost")) }));
+view.derive(["cost"], () => view.set({ front: front(view.get("rows"), view.get("run").budget, view.get("cost")) }));
 view.on(["selected"], toAddress);
 view.on(["revealed"], () => {
   // Where the details are not beside the table they would change out of sight.

@@ -331,8 +331,8 @@ function scaled(axis, members, value) {
     const map = wide ? Math.log : (one) => one;
     const scale = linear([map(low), map(high)], [0, 1]);
     made.place = (one) => (typeof one === "number" ? (high === low ? 0.5 : scale(map(one))) : undefined);
-    made.read = (at) => number(wide ? Math.exp(scale.back(at)) : scale.back(at));
-    made.labels = high === low ? [[0.5, number(low)]] : [0, 0.5, 1].map((at) => [at, made.read(at)]);
+    made.read = (at) => brief(wide ? Math.exp(scale.back(at)) : scale.back(at));
+    made.labels = high === low ? [[0.5, brief(low)]] : [0, 0.5, 1].map((at) => [at, made.read(at)]);
   } else {
     const names = distinct.map(String).sort();
     made.place = (one) => (known(one) ? (names.length === 1 ? 0.5 : names.indexOf(String(one)) / (names.length - 1)) : undefined);
@@ -340,6 +340,11 @@ function scaled(axis, members, value) {
     made.read = (at) => names[Math.round(at * (names.length - 1))] ?? "";
   }
   return made;
+}
+
+/** Three digits: the labels of an axis stand among the lines. */
+function brief(value) {
+  return number(Number(value.toPrecision(3)));
 }
 
 function cut(text, length) {

@@ -9,7 +9,8 @@ export class Picker {
   constructor(view) {
     this.view = view;
     this.sliders = {};
-    view.on(["run", "rows"], () => this.#build());
+    view.derive(["run", "rows"], () => this.#build());
+    view.derive(["rows", "wanted"], () => this.#pick());
     view.on(["rows", "wanted", "run"], () => this.draw());
     named("pick-select").addEventListener("click", () => {
       if (this.row) view.set({ selected: this.row.trial });
@@ -47,14 +48,19 @@ export class Picker {
     this.view.set({ wanted: { budget, floor: Number.isFinite(floor) ? floor / 100 : null } });
   }
 
+  #pick() {
+    const wanted = this.view.get("wanted");
+    if (!wanted) return;
+    this.row = pick(this.view.get("rows"), wanted.budget, wanted.floor);
+    this.view.set({ picked: this.row ? this.row.trial : null });
+  }
+
   draw() {
     const started = performance.now();
     const wanted = this.view.get("wanted");
     const run = this.view.get("run");
     if (!wanted || !run) return;
     const rows = this.view.get("rows");
-    this.row = pick(rows, wanted.budget, wanted.floor);
-    this.view.set({ picked: this.row ? this.row.trial : null });
     named("pick-select").disabled = this.row === null;
     const parts = Object.entries(wanted.budget)
       .filter(([, share]) => share !== null)

@@ -40,17 +40,21 @@ export function ticks(low, high, wanted = 6) {
 export function errorTicks(low, high, scale, apart = 26) {
   const chosen = [];
   // Errors of 10, 1, 0.1 %, then of 50, 5, ..., then whole digits, halves of them, tenths.
-  for (const digits of [[1], [5], [2], [3, 4, 6, 7, 8, 9], [1.5, 2.5, 3.5, 4.5], tenths()]) {
+  for (const digits of [[1], [5], [2], [3, 4, 6, 7, 8, 9], halves(), tenths()]) {
     for (let power = -1; power >= -6; power -= 1) {
       for (const digit of digits) {
         const accuracy = 1 - Number((digit * 10 ** power).toPrecision(3));
         if (accuracy < low - 1e-9 || accuracy > high + 1e-9) continue;
-        const room = digits.length > 4 ? 1.5 * apart : apart;
-        if (chosen.every((other) => Math.abs(scale(other) - scale(accuracy)) >= room)) chosen.push(accuracy);
+        if (chosen.every((other) => Math.abs(scale(other) - scale(accuracy)) >= apart)) chosen.push(accuracy);
       }
     }
+    if (digits.length > 4 && chosen.length > 3) break;
   }
   return chosen.sort((a, b) => a - b);
+}
+
+function halves() {
+  return [1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5];
 }
 
 function tenths() {

@@ -22,9 +22,10 @@ const COLUMNS = [
   { key: "seconds", title: "time", text: (value) => duration(value), number: true },
   { key: "allocation", title: "widths by" },
   { key: "settings", title: "settings", wide: true },
-  { key: "error", title: "error", wide: true },
 ];
-const RARE = ["test_accuracy", "latency_fraction", "error"];
+const RARE = ["test_accuracy", "latency_fraction"];
+const OF_NETWORK = ["val_accuracy", "test_accuracy", "flops_fraction", "params_fraction", "latency_fraction", "epochs"];
+/* What a trial that failed has not: there stands why. */
 
 export class TrialTable {
   constructor(view) {
@@ -136,11 +137,17 @@ export class TrialTable {
     const i = this.order[at];
     const trials = this.view.get("trials");
     const selected = this.view.get("selected") === i;
-    const cells = this.shown.map((column) => {
+    const error = trials.get(i, "error");
+    const cells = this.shown.flatMap((column) => {
+      if (known(error) && OF_NETWORK.includes(column.key)) {
+        if (column.key !== OF_NETWORK[0]) return [];
+        const span = this.shown.filter(({ key }) => OF_NETWORK.includes(key)).length;
+        return element("td", { class: "error", colspan: span, title: error }, error.split("\n")[0]);
+      }
       const text = this.#text(column, i);
       const long = column.wide && text.length > 30;
       const mark = column.key === "state" ? element("span", { class: `state ${text.toLowerCase()}` }, text.toLowerCase()) : text;
-      const name = [column.number ? "number" : "", column.wide ? "wide" : "", column.key === "error" ? "error" : ""].join(" ").trim();
+      const name = `${column.number ? "number" : ""} ${column.wide ? "wide" : ""}`.trim();
       return element("td", { class: name || null, title: long ? text : null }, mark);
     });
     return element("tr", { "aria-rowindex": at + 2, "aria-selected": String(selected), "data-trial": i, tabindex: stop ? 0 : -1, class: trials.get(i, "state") === "FAILED" ? "failed" : null }, cells);

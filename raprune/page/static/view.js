@@ -2,6 +2,7 @@
 
 export class View {
   #values;
+  #derivers = [];
   #drawers = [];
   #dirty = new Set();
   #waiting = false;
@@ -30,6 +31,11 @@ export class View {
     this.#schedule();
   }
 
+  /** Calls `derive`, which sets values that follow from these, whenever one of them changes; before anything is drawn. */
+  derive(names, derive) {
+    this.#derivers.push([names, derive]);
+  }
+
   /** Calls `draw` whenever one of the values changes; in the order in which the drawers came. */
   on(names, draw) {
     this.#drawers.push([names, draw]);
@@ -45,9 +51,17 @@ export class View {
 
   #flush() {
     const started = performance.now();
+    const dirty = new Set();
+    // What follows from a change is drawn with it, in this frame and once.
+    while (this.#dirty.size) {
+      const changed = this.#dirty;
+      this.#dirty = new Set();
+      for (const name of changed) dirty.add(name);
+      for (const [names, derive] of this.#derivers) {
+        if (names.some((name) => changed.has(name))) derive();
+      }
+    }
     this.#waiting = false;
-    const dirty = this.#dirty;
-    this.#dirty = new Set();
     for (const [names, draw] of this.#drawers) {
       if (names.some((name) => dirty.has(name))) draw();
     }
