@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from raprune.budget import Budget
-from raprune.front import Progress, Row, ablation, budget_of, candidates, choose, front, progress, spent
-from raprune.report import floor_of, read_test, read_times, with_times
+from raprune.front import Progress, Row, ablation, budget_of, candidates, choose, floor_of, front, progress, spent
+from raprune.report import read_test, read_times, with_times
 from raprune.store import Store
 from raprune.trial import Trial, TrialState
 

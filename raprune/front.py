@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from raprune import pareto
-from raprune.budget import Budget
+from raprune.budget import Budget, accuracy_floor
 from raprune.errors import RapruneError
 from raprune.spec import read_latency
 from raprune.trial import Stage, Trial, TrialState, repeat_name
@@ -310,6 +310,12 @@ def budget_of(run: Mapping[str, Any]) -> Budget:
         params=spec.get("budget_params"),
         latency=None if latency is None else read_latency(latency)[0],
     )
+
+
+def floor_of(run: Mapping[str, Any]) -> float | None:
+    """The validation accuracy that was asked for in `run.json` content; None where nothing was."""
+    spec = run.get("spec", {})
+    return accuracy_floor(spec.get("min_accuracy"), spec.get("max_drop"), run.get("dense", {}).get("val_accuracy"))
 
 
 def progress(

@@ -5,43 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console
 
-from raprune.budget import Budget, accuracy_floor
+from raprune.budget import Budget
 from raprune.errors import UsageError
-from raprune.front import (
-    Progress,
-    Row,
-    ablation,
-    budget_of,
-    budgeted,
-    candidates,
-    choose,
-    front,
-    pick,
-    progress,
-    weights_pruned,
-)
+from raprune.front import Row, ablation, budget_of, candidates, front, pick, progress
 from raprune.spec import SearchSpec, latency_fraction
 from raprune.store import Store
+from raprune.tables import render_ablation, render_progress, render_rows
 from raprune.trial import Trial
 
 TEST_FILE = "report/test.json"
 LATENCY_FILE = "report/latency.json"
-
-FASTER = 0.5
-"""A network that saves less than this share of its saved FLOPs in time did not become faster for them."""
-_WORTH_MENTIONING = 0.1
-"""Share of the FLOPs that a network must have saved for that to be said of it."""
-
-WIDE = 118
-"""Columns of a terminal from which the table shows absolute costs and MACs as well."""
 
 
 def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
@@ -155,21 +132,6 @@ def with_times(rows: list[Row], timed: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def not_faster(rows: list[Row], timed: Mapping[str, Any]) -> str:
-    """A sentence on the measured networks that fewer FLOPs did not make faster; empty if there are none."""
-    measured = [row for row in rows if row.get("measured_fraction") is not None]
-    saving = [row for row in measured if 1 - row["flops_fraction"] >= _WORTH_MENTIONING]
-    slow = [row for row in saving if 1 - row["measured_fraction"] < FASTER * (1 - row["flops_fraction"])]
-    if not slow:
-        return ""
-    worst = max(slow, key=lambda row: (row["measured_fraction"] - row["flops_fraction"], row["candidate"]))
-    return (
-        f"Fewer FLOPs did not become faster in {len(slow)} of {len(measured)} networks: {worst['candidate']} has "
-        f"{worst['flops_fraction']:.1%} of the FLOPs and takes {worst['measured_fraction']:.1%} of the time "
-        f"(batch of {timed['batch_size']}, {timed['device']}). A search with --budget-latency looks for fast ones."
-    )
-
-
 def _latency_fraction(latency: str, run: Mapping[str, Any]) -> float:
     known = run.get("latency")
     if known is None:
@@ -183,177 +145,6 @@ def _latency_fraction(latency: str, run: Mapping[str, Any]) -> float:
         raise UsageError(f"--budget-latency {latency}: {error}.", hint="For example 0.5 or 3ms.") from None
 
 
-def floor_of(run: Mapping[str, Any]) -> float | None:
-    """The validation accuracy that was asked for in `run.json` content; None where nothing was."""
-    spec = run.get("spec", {})
-    return accuracy_floor(spec.get("min_accuracy"), spec.get("max_drop"), run.get("dense", {}).get("val_accuracy"))
-
-
-def render_progress(now: Progress) -> RenderableType:
-    """The block that says how far a run is: a few lines, whatever the number of trials."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim")
-    grid.add_column()
-    states = ", ".join(f"{count} {state.lower()}" for state, count in now.states.items()) or "none yet"
-    steps = f", {now.steps} more on the way to them" if now.steps else ""
-    grid.add_row("trials", f"{now.searched} of {now.trials} searched ({states}){steps}")
-    if now.finalists:
-        others = now.finetuned - now.finalists
-        more = f", and the best of {others} other method{'' if others == 1 else 's'}" if others > 0 else ""
-        grid.add_row("fine-tuned", f"{min(now.finetuned, now.finalists)} of {now.finalists}{more}")
-    grid.add_row("front", f"{now.front} candidates, hypervolume {now.hypervolume:.4f}")
-    if now.best is not None:
-        dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"
-        grid.add_row(
-            "best",
-            f"{now.best['val_accuracy']:.2%} validation at {now.best['flops_fraction']:.1%} of the FLOPs "
-            f"({escape(now.best['method'])}, {_how(now.best)}){dense}",
-        )
-    left = "" if now.left_s is None else f", about {_duration(now.left_s)} of search left" if now.left_s else ""
-    spent = f", {now.gpu_hours:.2f} GPU-hours" if now.gpu_hours else ""
-    in_all = "in all" if now.finished else "so far"
-    grid.add_row("time", f"{_duration(now.elapsed_s)} {in_all}{left}{spent}")
-    return grid
-
-
-def render_rows(
-    rows: list[Row],
-    run: Mapping[str, Any],
-    test: Mapping[str, Any],
-    *,
-    timed: Mapping[str, Any] | None = None,
-    width: int = WIDE,
-) -> RenderableType:
-    """The table of the rows beside the dense network; the most accurate within the budget has a star.
-
-    The drop is that of the test accuracy where it was measured, else of the validation accuracy, in points, with the
-    standard error of a share of so many images (two networks on the same images differ by less than it tells).
-    """
-    if not rows:
-        return "No candidate is on the front yet."
-    dense, wide = run.get("dense", {}), width >= WIDE
-    budget, floor = budget_of(run), floor_of(run)
-    chosen = choose(rows, budget, floor=floor)
-    best = None if chosen is None else chosen["candidate"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0, 0, 0))
-    nonzero = any(weights_pruned(r) for r in rows)
-    # A narrow terminal has room for one of the two: the smaller.
-    stored = wide or not nonzero
-    has_times = any(_time_share(r) for r in rows)
-    columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else [])]
-    columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero + ["time"] * has_times
-    for header in [*columns, "val %", "test %", "drop"]:
-        table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
-    for r in rows:
-        costs = [f"{r['flops_fraction']:.1%}"]
-        costs += [_count(r["flops"]), _count(r["macs"])] if wide else []
-        costs += [f"{r['params_fraction']:.1%}"] * stored + [_count(r["params"])] * wide
-        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [_time_share(r)] * has_times
-        star = "★" if r["candidate"] == best else ""
-        accuracies = [
-            _points(r["val_accuracy"], r["val_interval"] if wide else None),
-            _points(r["test_accuracy"], r["test_interval"] if wide else None),
-            drop(r, dense, test),
-        ]
-        style = "bold" if star else None
-        table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
-    if dense:
-        costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%"] * stored + [_count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_times)
-        table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
-    notes = [
-        "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
-    ]
-    if nonzero:
-        notes.append("Nonzero: parameters that are not exactly zero.")
-    if best is not None and floor is None:
-        notes.append("★ most accurate on the validation split within the budget.")
-    elif chosen is not None and floor is not None and chosen["val_accuracy"] >= floor:
-        notes.append(f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}.")
-    elif chosen is not None:
-        notes.append(f"★ most accurate within the budget: none has the validation accuracy asked for, {floor:.2%}.")
-    seeds = max(len(r["repeats"]) for r in rows)
-    if seeds > 1:
-        interval = ", with their 95 % confidence interval" if wide else ""
-        notes.append(f"Fine-tuned accuracies are means over {seeds} seeds{interval}.")
-    if test.get("images"):
-        notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
-    else:
-        notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
-    if has_times:
-        notes.append(_how_timed(rows, run, timed or {}))
-    slow = not_faster(rows, timed or {})
-    return Group(table, " ".join(notes) + "[/dim]", *([escape(slow)] if slow else []))
-
-
-def _time_share(row: Row) -> str:
-    """The network's share of the dense one's latency: measured, or, marked, as the table of layer times predicts."""
-    if row.get("measured_fraction") is not None:
-        return f"{row['measured_fraction']:.1%}"
-    return "" if row["latency_fraction"] is None else f"~{row['latency_fraction']:.1%}"
-
-
-def _how_timed(rows: list[Row], run: Mapping[str, Any], timed: Mapping[str, Any]) -> str:
-    known = timed or run.get("latency", {})
-    what = "Time: share of the dense network's latency"
-    if known:
-        device, ms = escape(known["device"]), known["dense_ms"]
-        what += f", {ms:.3g} ms for a batch of {known['batch_size']} ({known['precision']}) on {device}"
-    is_predicted = any(row.get("measured_fraction") is None and row["latency_fraction"] is not None for row in rows)
-    return f"{what}{'; ~ as layer times predict it' if is_predicted else ''}."
-
-
-def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:
-    """The methods side by side: one table for the repaired networks, one for each number of epochs of fine-tuning."""
-    if not rows:
-        return "The run has no complete trial within its budget yet."
-    dense = run.get("dense", {}).get("val_accuracy")
-    notes = (
-        "[dim]Of each method the network with the best validation accuracy within the budget: that accuracy in %, at "
-        "its share of the dense network's cost. Epochs: of training since the dense network, what the method trains by "
-        f"itself among them.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
-    )
-    finetunings = dict.fromkeys(r["finetuning_epochs"] for r in rows)
-    return Group(*(_compared([r for r in rows if r["finetuning_epochs"] == epochs]) for epochs in finetunings), notes)
-
-
-def _compared(rows: list[Row]) -> Table:
-    epochs = rows[0]["finetuning_epochs"]
-    cost, what = budgeted(rows[0])
-    budgets = list(dict.fromkeys(r[f"budget_{cost}"] for r in rows))
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"Fine-tuned for {_epochs(epochs)}" if epochs else "Repaired, not fine-tuned",
-        title_justify="left",
-    )
-    table.add_column("method", no_wrap=True)
-    table.add_column("epochs", justify="right", no_wrap=True)
-    for budget in budgets:
-        table.add_column(f"up to {budget:.1%} {what}", justify="right", no_wrap=True)
-    for method in dict.fromkeys(r["method"] for r in rows):
-        own = {r[f"budget_{cost}"]: r for r in rows if r["method"] == method}
-        trained = sorted({r["epochs"] for r in own.values()})
-        cells = [
-            f"{_points(r['val_accuracy'])} at {r[f'{cost}_fraction']:.1%}" if (r := own.get(budget)) else "-"
-            for budget in budgets
-        ]
-        table.add_row(escape(method), " to ".join(f"{e:g}" for e in (trained[0], trained[-1])[: len(trained)]), *cells)
-    return table
-
-
-def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
-    if row["test_accuracy"] is not None and row["dense_test_accuracy"] is not None:
-        accuracy, reference, images = row["test_accuracy"], row["dense_test_accuracy"], test.get("images")
-    elif dense.get("val_accuracy") is not None:
-        accuracy, reference, images = row["val_accuracy"], dense["val_accuracy"], dense.get("val_images")
-    else:
-        return "-"
-    error = f" ± {100 * (accuracy * (1 - accuracy) / images) ** 0.5:.2f}" if images else ""
-    return f"{100 * (accuracy - reference):+.2f}{error}"
-
-
 def _print_next(store: Store, console: Console) -> None:
     """Where the run lies, and what can be done with it."""
     lines = [f"Run: {store.name}"]
@@ -362,27 +153,3 @@ def _print_next(store: Store, console: Console) -> None:
     lines.append(f"The methods side by side: raprune front {store.name} --ablation")
     lines.append(f"Another budget, without new work: raprune pick {store.name} --budget-flops 0.2")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _how(row: Row) -> str:
-    return _epochs(row["epochs"]) if row["epochs"] else "repaired"
-
-
-def _epochs(number: float) -> str:
-    return f"{number:g} epoch{'' if number == 1 else 's'}"
-
-
-def _points(accuracy: float | None, interval: float | None = None) -> str:
-    spread = "" if interval is None else f" ±{100 * interval:.2f}"
-    return "-" if accuracy is None else f"{100 * accuracy:.2f}{spread}"
-
-
-def _count(number: int) -> str:
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"
-    return str(number)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))

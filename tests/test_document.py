@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from raprune.document import html, report, write_report
-from raprune.document.sections import job_of
+from raprune.document.job import job_of
 from raprune.errors import StoreError
 from raprune.findings import read_findings
 from raprune.spec import load_spec

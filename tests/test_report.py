@@ -17,8 +17,9 @@ from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError, UsageError
 from raprune.front import front
-from raprune.report import not_faster, print_ablation, print_front, print_pick, print_status
+from raprune.report import print_ablation, print_front, print_pick, print_status
 from raprune.store import Store
+from raprune.tables import not_faster
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 DENSE = {"val_accuracy": 0.981, "val_images": 288, "flops": 3_412_000, "params": 61_000}

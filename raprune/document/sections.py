@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from raprune import figures
+from raprune.document import words
+from raprune.document.job import job_of
 from raprune.document.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
-from raprune.report import drop, not_faster
-from raprune.spec import SearchSpec, to_toml
 from raprune.store import Store
+from raprune.tables import drop, not_faster
 
 FINISHED = "finished"
 MOST_ERRORS = 5
@@ -43,7 +43,7 @@ def _unfinished(findings: Findings) -> str:
     now, state = findings.progress, findings.run.get("state") or "not begun"
     tuned = f", {now.finetuned} of {now.finalists} fine-tuned" if now.finetuned else ""
     how_far = f"This run is not finished ({state}): {now.searched} of {now.trials} candidates were searched{tuned}."
-    until = f"What follows is what was recorded until {_when(findings.ended_at)}." if findings.ended_at else ""
+    until = f"What follows is what was recorded until {words.moment(findings.ended_at)}." if findings.ended_at else ""
     return notice(how_far, until)
 
 
@@ -95,7 +95,7 @@ def front(findings: Findings) -> str:
         f"{len(rows)} of them on the front; the others are faint. The axis is the logarithm of the error."
     )
     pruned = any(weights_pruned(row) for row in rows)
-    timed = any(_time(row) for row in rows)
+    timed = any(words.time_share(row) for row in rows)
     head = ["", "candidate", "method", "#epochs", "#FLOPs %", "#FLOPs", "#params %", "#params"]
     head += ["#nonzero %"] * pruned + ["#time %"] * timed + ["#validation %", "#test %", "#drop, points"]
     cells = [
@@ -104,14 +104,14 @@ def front(findings: Findings) -> str:
             row["candidate"],
             row["method"],
             f"{row['epochs']:g}",
-            _percent(row["flops_fraction"]),
+            words.percent(row["flops_fraction"]),
             f"{row['flops']:,}",
-            _percent(row["params_fraction"]),
+            words.percent(row["params_fraction"]),
             f"{row['params']:,}",
-            *([_percent(row["nonzero_fraction"])] * pruned),
-            *([_time(row)] * timed),
-            _accuracy(row["val_accuracy"], row["val_interval"]),
-            _accuracy(row["test_accuracy"], row["test_interval"]),
+            *([words.percent(row["nonzero_fraction"])] * pruned),
+            *([words.time_share(row)] * timed),
+            words.accuracy(row["val_accuracy"], row["val_interval"]),
+            words.accuracy(row["test_accuracy"], row["test_interval"]),
             drop(row, findings.dense, findings.test),
         ]
         for row in rows
@@ -130,22 +130,26 @@ def chosen(findings: Findings) -> str:
     images = test.get("images")
     measured = findings.timed
     cells = [
-        ["FLOPs for one image", f"{dense['flops']:,}", f"{row['flops']:,}", _percent(row["flops_fraction"])],
-        ["MACs for one image", f"{dense['flops'] // 2:,}", f"{row['macs']:,}", _percent(row["flops_fraction"])],
-        ["parameters", f"{dense['params']:,}", f"{row['params']:,}", _percent(row["params_fraction"])],
+        ["FLOPs for one image", f"{dense['flops']:,}", f"{row['flops']:,}", words.percent(row["flops_fraction"])],
+        ["MACs for one image", f"{dense['flops'] // 2:,}", f"{row['macs']:,}", words.percent(row["flops_fraction"])],
+        ["parameters", f"{dense['params']:,}", f"{row['params']:,}", words.percent(row["params_fraction"])],
     ]
     if row["measured_ms"] is not None:
-        share = _percent(row["measured_fraction"])
+        share = words.percent(row["measured_fraction"])
         cells.append(["latency, measured", f"{measured['dense_ms']:.3g} ms", f"{row['measured_ms']:.3g} ms", share])
     elif row["latency_fraction"] is not None:
         whole = row["latency_ms"] / row["latency_fraction"]
-        share = _percent(row["latency_fraction"])
+        share = words.percent(row["latency_fraction"])
         cells.append(["latency, predicted", f"{whole:.3g} ms", f"{row['latency_ms']:.3g} ms", share])
-    dense_val = _accuracy(dense.get("val_accuracy"))
-    cells.append(["validation accuracy, %", dense_val, _accuracy(row["val_accuracy"], row["val_interval"]), ""])
+    dense_val = words.accuracy(dense.get("val_accuracy"))
+    cells.append(["validation accuracy, %", dense_val, words.accuracy(row["val_accuracy"], row["val_interval"]), ""])
     if row["test_accuracy"] is not None:
         against = f"{drop(row, dense, test)} points"
-        tested = [_accuracy(test.get("dense")), _accuracy(row["test_accuracy"], row["test_interval"]), against]
+        tested = [
+            words.accuracy(test.get("dense")),
+            words.accuracy(row["test_accuracy"], row["test_interval"]),
+            against,
+        ]
         cells.append([f"test accuracy, % ({images} images)", *tested])
     settings = _settings(row)
     steps = {
@@ -182,7 +186,7 @@ def widths(findings: Findings) -> str:
         known = whole.setdefault(reason, [])
         if name not in known:
             known.append(name)
-    stays = [f"{_few(names)}: {reason}" for reason, names in whole.items()]
+    stays = [f"{words.few(names)}: {reason}" for reason, names in whole.items()]
     return section(
         "Widths by layer",
         figure(drawn, "Channels that stayed in each group, in the network's order; grey is the dense network."),
@@ -207,10 +211,10 @@ def methods(findings: Findings) -> str:
             f"{row['finetuning_epochs']:g}",
             f"{row['epochs']:g}",
             row["candidate"],
-            _percent(row["flops_fraction"]),
-            _percent(row["params_fraction"]),
-            _accuracy(row["val_accuracy"], row["val_interval"]),
-            _accuracy(row["test_accuracy"], row["test_interval"]),
+            words.percent(row["flops_fraction"]),
+            words.percent(row["params_fraction"]),
+            words.accuracy(row["val_accuracy"], row["val_interval"]),
+            words.accuracy(row["test_accuracy"], row["test_interval"]),
         ]
         for row in rows
     ]
@@ -234,7 +238,7 @@ def cost(findings: Findings) -> str:
         f"{per_hour * last['gpu_hours' if findings.on_gpus else 'hours']:.3g}."
     )
     failed = sum(findings.errors.values())
-    errors = [[str(count), _cut(text)] for text, count in findings.errors.most_common(MOST_ERRORS)]
+    errors = [[str(count), words.shortened(text)] for text, count in findings.errors.most_common(MOST_ERRORS)]
     return section(
         "What the work bought",
         figure(drawn, f"The front within the budget after so many {unit} of all trials, failed and stopped ones too."),
@@ -259,7 +263,9 @@ def repeat(findings: Findings) -> str:
         "Weights": str(run.get("weights_hash") or ""),
         "Architecture": str(run.get("architecture", "")),
         "Run": findings.name,
-        "Recorded": f"{_when(float(run['started_at']))} to {_when(findings.ended_at)}" if run.get("started_at") else "",
+        "Recorded": f"{words.moment(float(run['started_at']))} to {words.moment(findings.ended_at)}"
+        if run.get("started_at")
+        else "",
     }
     job = job_of(spec)
     return section(
@@ -270,35 +276,6 @@ def repeat(findings: Findings) -> str:
         else "",
         listing(f"# raprune search job.toml\n{job}") if job else "",
     )
-
-
-def job_of(spec: Mapping[str, Any]) -> str:
-    """The fields of `spec` that a job must name, as TOML: what differs from the defaults, without secrets in URIs."""
-    asked = _differing(spec, SearchSpec().model_dump(mode="json"))
-    asked |= {name: value for name, value in spec.items() if name.startswith("budget_") and value is not None}
-    asked.pop("output", None)
-    asked.pop("statistics", None)
-    return to_toml(asked) if asked else ""
-
-
-def _differing(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in spec.items():
-        known = defaults.get(name)
-        if isinstance(value, dict) and isinstance(known, dict):
-            found |= {name: part} if (part := _differing(value, known)) else {}
-        elif value is not None and value != known:
-            found[name] = _public(value)
-    return found
-
-
-def _public(value: Any) -> Any:
-    """Without what a URI may hold of a secret."""
-    if isinstance(value, dict):
-        return {name: _public(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_public(part) for part in value]
-    return Store(value).name if isinstance(value, str) and "://" in value else value
 
 
 def _notes(findings: Findings) -> str:
@@ -338,9 +315,9 @@ def _proof(findings: Findings) -> str:
 
 def _way(row: Row) -> str:
     after = (("after the cut", "accuracy_after_cut"), ("after repair", "accuracy_after_repair"))
-    steps = [f"{_accuracy(row[key])} % {when}" for when, key in after if row[key] is not None]
+    steps = [f"{words.accuracy(row[key])} % {when}" for when, key in after if row[key] is not None]
     if row["epochs"]:
-        steps.append(f"{_accuracy(row['val_accuracy'])} % after {row['epochs']:g} epochs of training")
+        steps.append(f"{words.accuracy(row['val_accuracy'])} % after {row['epochs']:g} epochs of training")
     return ", ".join(steps)
 
 
@@ -351,8 +328,8 @@ def _recipe(row: Row) -> str:
             f"{row['candidate']} ({row['trial_id']})",
             f"{row['method']}({_settings(row)}), widths by {row['allocation']}",
             f"{row['flops_fraction']:.1%} of the FLOPs, {row['params_fraction']:.1%} of the parameters",
-            f"validation {_accuracy(row['val_accuracy'], row['val_interval'])} %, "
-            f"test {_accuracy(row['test_accuracy'], row['test_interval'])} %",
+            f"validation {words.accuracy(row['val_accuracy'], row['val_interval'])} %, "
+            f"test {words.accuracy(row['test_accuracy'], row['test_interval'])} %",
             f"trained {row['epochs']:g} epochs since the dense network" if row["epochs"] else "not fine-tuned",
         ]
     )
@@ -367,9 +344,9 @@ def _settings(row: Row) -> str:
 def _budget(findings: Findings) -> str:
     spec, dense = findings.run.get("spec", {}), findings.dense
     parts = [
-        f"at most {100 * spec[f'budget_{name}']:g} % of the {words}"
+        f"at most {100 * spec[f'budget_{name}']:g} % of the {spoken}"
         + (f" ({spec[f'budget_{name}'] * dense[name]:,.0f})" if dense.get(name) else "")
-        for name, words in (("flops", "FLOPs"), ("params", "parameters"))
+        for name, spoken in (("flops", "FLOPs"), ("params", "parameters"))
         if spec.get(f"budget_{name}") is not None
     ]
     if spec.get("budget_latency") is not None:
@@ -389,31 +366,3 @@ def _data_name(spec: Mapping[str, Any]) -> str:
 
 def _whence(weights: str | None) -> str:
     return f", weights {Store(weights).name.rpartition('/')[2]}" if weights else ""
-
-
-def _few(names: list[str], most: int = 6) -> str:
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
-
-
-def _cut(text: str, most: int = 160) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _accuracy(accuracy: float | None, interval: float | None = None) -> str:
-    spread = "" if interval is None else f" ± {100 * interval:.2f}"
-    return "-" if accuracy is None else f"{100 * accuracy:.2f}{spread}"
-
-
-def _time(row: Row) -> str:
-    """Percent of the dense network's latency: measured whole, or, marked, as the table of layer times predicts."""
-    if row["measured_fraction"] is not None:
-        return _percent(row["measured_fraction"])
-    return "" if row["latency_fraction"] is None else f"~{_percent(row['latency_fraction'])}"

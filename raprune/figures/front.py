@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def _front(axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
         )
         if row["test_accuracy"] is not None:
             tested = findings.error(row["test_accuracy"])
-            axes.plot([cost], [tested], marker=TEST, markersize=5, color=INK, linestyle="none", zorder=4)
+            axes.plot([cost], [tested], marker=TEST, markersize=5, color=INK, linestyle="none", zorder=6)
     if (chosen := findings.chosen) is not None:
         place = [cost_of(chosen, findings)], [findings.error(chosen["val_accuracy"])]
         axes.plot(*place, marker="o", markersize=11, color=INK, fillstyle="none", linestyle="none", zorder=4)
@@ -104,6 +105,8 @@ def _limits(axes: Axes, findings: Findings) -> None:
     dense = findings.dense.get("val_accuracy")
     if dense is not None:
         axes.axhline(findings.error(dense), color=INK, linewidth=0.7, linestyle=":")
+    if findings.test.get("dense") is not None:
+        axes.axhline(findings.error(findings.test["dense"]), color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
     if findings.floor is not None:
         axes.axhline(findings.error(findings.floor), color=FAINT, linewidth=0.7, linestyle="-.")
 
@@ -111,7 +114,8 @@ def _limits(axes: Axes, findings: Findings) -> None:
 def _scales(axes: Axes, findings: Findings) -> None:
     accuracies = [row["val_accuracy"] for row in findings.rows]
     accuracies += [row["test_accuracy"] for row in findings.front if row["test_accuracy"] is not None]
-    accuracies += [value for value in (findings.dense.get("val_accuracy"), findings.floor) if value is not None]
+    lines = findings.dense.get("val_accuracy"), findings.test.get("dense"), findings.floor
+    accuracies += [value for value in lines if value is not None]
     error_axis(axes.yaxis, [findings.error(accuracy) for accuracy in accuracies])
     axes.set_ylabel("validation accuracy, %")
     costs = [cost_of(row, findings) for row in findings.rows] or [0.0, 100.0]
@@ -124,7 +128,7 @@ def _scales(axes: Axes, findings: Findings) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
-    def sign(marker: str, colour: str, label: str, *, filled: bool = True, size: float = 5.0, line: str = "") -> None:
+    def sign(marker: str, colour: str, label: str, *, filled: bool = True, size: float = 5.0, line: Any = "") -> None:
         face = colour if filled else PAPER
         handles.extend(
             axes.plot([], [], marker=marker, color=colour, markerfacecolor=face, markersize=size, linestyle=line,
@@ -143,6 +147,8 @@ def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mar
         sign(TEST, INK, "its test accuracy")
     if findings.dense.get("val_accuracy") is not None:
         sign("", INK, "dense network", line=":")
+    if findings.test.get("dense") is not None:
+        sign("", FAINT, "dense, test", line=(0, (1, 3)))
     if findings.floor is not None:
         sign("", FAINT, "accuracy asked for", line="-.")
     if any(row["val_interval"] for row in findings.front):

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raprune.front import Progress as Standing
-from raprune.report import render_progress
+from raprune.tables import render_progress
 from raprune.training import Epoch
 
 _REFRESH_S = 1.0

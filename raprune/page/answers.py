@@ -15,9 +15,8 @@ from typing import Any
 
 from raprune.budget import Budget
 from raprune.errors import RapruneError, UsageError
-from raprune.front import Progress, Row, pick
+from raprune.front import Progress, Row, floor_of, pick
 from raprune.page.feed import Away, Known
-from raprune.report import floor_of
 from raprune.spec import latency_fraction
 from raprune.trial import Stage, Trial, TrialState, repeat_name
 

@@ -1,0 +1,38 @@
+"""The job of a run, as a report repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raprune.spec import SearchSpec, to_toml
+from raprune.store import Store
+
+
+def job_of(spec: Mapping[str, Any]) -> str:
+    """The fields of `spec` that a job must name, as TOML: what differs from the defaults, without secrets in URIs."""
+    asked = _differing(spec, SearchSpec().model_dump(mode="json"))
+    asked |= {name: value for name, value in spec.items() if name.startswith("budget_") and value is not None}
+    asked.pop("output", None)
+    asked.pop("statistics", None)
+    return to_toml(asked) if asked else ""
+
+
+def _differing(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in spec.items():
+        known = defaults.get(name)
+        if isinstance(value, dict) and isinstance(known, dict):
+            found |= {name: part} if (part := _differing(value, known)) else {}
+        elif value is not None and value != known:
+            found[name] = _public(value)
+    return found
+
+
+def _public(value: Any) -> Any:
+    """Without what a URI may hold of a secret."""
+    if isinstance(value, dict):
+        return {name: _public(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_public(part) for part in value]
+    return Store(value).name if isinstance(value, str) and "://" in value else value
