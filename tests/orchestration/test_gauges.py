@@ -209,8 +209,9 @@ def test_all_metrics_reach_prometheus_and_a_candidate_that_left_the_front_goes(s
     assert set(found) == set(GAUGES) | {f"{name}_total" for name in COUNTERS}
     assert found["raprune_dense_accuracy"][0][1] == 0.9
     ray.get(coordinator.record.remote([better]))
+    assert ray.get(coordinator.unexported_s.remote()) > 0, "it is not there yet"
     until(store, lambda found: on_front(found) == {better.candidate.id})
-    assert ray.get(coordinator.unexported_s.remote()) < 30
+    until(store, lambda _: ray.get(coordinator.unexported_s.remote()) == 0)
 
 
 @pytest.mark.ray
