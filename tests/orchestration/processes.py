@@ -1,0 +1,40 @@
+"""The processes below one that a test has started, found and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+
+
+def below(pid: int) -> list[int]:
+    """The ids of the processes that `pid` has started, and these, and so on; `pid` itself is not among them."""
+    # From procps, since Python has no such thing without psutil.
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
+    found = [pid]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found[1:]
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those that run; a zombie, which only waits to be asked for its end, does not."""
+    states = {pid: _state(pid) for pid in pids}
+    return [pid for pid, state in states.items() if state and not state.startswith("Z")]
+
+
+def kill(pids: Iterable[int], *, patience_s: float = 20.0) -> None:
+    """End them at once, and wait until they are gone."""
+    pids = list(pids)
+    for pid in alive(pids):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + patience_s
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _state(pid: int) -> str:
+    return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
