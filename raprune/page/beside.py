@@ -36,6 +36,7 @@ _PATIENCE_S = 30.0
 """A page that has not come up by then comes later, or not at all: the search does not wait."""
 _PROXY_S = 30.0
 _GRACE_S = 60.0
+"""A page that its driver takes away stays as long without one."""
 _CHECK_S = 10.0
 _ASK_S = 2.0
 
@@ -177,14 +178,14 @@ class Beside:
         feed = Feed(store, pulse=lambda: _pulse(store))
         # Before somebody asks: thousands of trials take seconds.
         threading.Thread(target=feed.look, daemon=True).start()
-        threading.Thread(target=self._leave_in_time, args=(app, max(linger_s, _GRACE_S)), daemon=True).start()
+        threading.Thread(target=self._leave_in_time, args=(app, linger_s or _GRACE_S), daemon=True).start()
         return make_app(feed, rule, name=name)
 
     def _leave_in_time(self, app: str, linger_s: float) -> None:
         """Take the application away once nothing works on the run, and nobody has looked at it for `linger_s`."""
         last = time.monotonic()
         while time.monotonic() - last < linger_s:
-            time.sleep(_CHECK_S)
+            time.sleep(min(_CHECK_S, linger_s / 4))
             if self._open or _pulse(self._store).live:
                 last = time.monotonic()
             last = max(last, self._closed_at)

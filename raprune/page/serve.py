@@ -62,7 +62,16 @@ def serve(uri: str, *, host: str, port: int, token_file: str | None = None, cons
 
 def run_server(app: ASGIApp, listener: socket.socket, closing: threading.Event) -> None:
     """Serve `app` until a signal comes, of which `closing` tells the streams; returns when all has ended."""
-    config = uvicorn.Config(
+    try:
+        _Server(config_of(app), closing).run(sockets=[listener])
+    except KeyboardInterrupt:
+        # The way to end it.
+        return
+
+
+def config_of(app: ASGIApp) -> uvicorn.Config:
+    """How `app` is served."""
+    return uvicorn.Config(
         app,
         # Its parser bounds what it holds of a request.
         http="h11",
@@ -76,11 +85,6 @@ def run_server(app: ASGIApp, listener: socket.socket, closing: threading.Event) 
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=2,
     )
-    try:
-        _Server(config, closing).run(sockets=[listener])
-    except KeyboardInterrupt:
-        # The way to end it.
-        return
 
 
 class _Server(uvicorn.Server):

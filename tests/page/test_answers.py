@@ -1,0 +1,206 @@
+"""What the page answers, from what is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from raprune.cli import app
+from raprune.errors import RapruneError, UsageError
+from raprune.page import answers
+from raprune.page.feed import Feed, Known
+from raprune.store import Store
+from raprune.trial import Stage
+from tests.page.served import RUN, finetuned, make_run, trial
+
+SECRET = "hush-hush"
+
+
+def look(store: Store) -> Known:
+    feed = Feed(store, every_s=0.0)
+    feed.look()
+    assert feed.known is not None, feed.away
+    return feed.known
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_run(tmp_path_factory.mktemp("answers") / "run")
+
+
+@pytest.fixture(scope="module")
+def known(store: Store) -> Known:
+    return look(store)
+
+
+def everything(known: Known, store: Store) -> list[Any]:
+    details = [answers.detail_trial(t, known, curves={}, size=1, place=store.name) for t in known.trials]
+    return [
+        answers.describe_run(known, None, name="run", place=store.name),
+        answers.list_trials(known, 0),
+        answers.list_front(known),
+        answers.list_candidates(known),
+        answers.list_history(known),
+        answers.list_ablation(known),
+        answers.describe_progress(known),
+        *details,
+    ]  # fmt: skip
+
+
+def test_the_front_is_that_of_the_command_line(store: Store, known: Known) -> None:
+    printed = json.loads(CliRunner().invoke(app, ["front", store.uri, "--json"]).output)
+    assert answers.list_front(known)["rows"] == printed and len(printed) > 1
+
+
+@pytest.mark.parametrize("asked", [{"flops": "0.2"}, {"params": "0.15"}, {"min_accuracy": "0.85"}, {}])
+def test_the_pick_is_that_of_the_command_line(store: Store, known: Known, asked: dict[str, str]) -> None:
+    flags = [f"--{name if name == 'min_accuracy' else f'budget-{name}'}".replace("_", "-") for name in asked]
+    words = [word for pair in zip(flags, asked.values(), strict=True) for word in pair]
+    printed = json.loads(CliRunner().invoke(app, ["pick", store.uri, "--json", *words]).output)
+    assert answers.pick_row(known, asked) == printed
+
+
+@pytest.mark.parametrize("text", ["x", "0", "1.1", "-0.3", "nan", "inf", "1e400", "0,3"])
+@pytest.mark.parametrize("name", ["flops", "params", "min_accuracy"])
+def test_a_pick_that_is_no_fraction_is_refused(known: Known, name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        answers.pick_row(known, {name: text})
+
+
+def test_a_pick_that_nothing_fits_names_the_nearest(known: Known) -> None:
+    with pytest.raises(RapruneError, match="the smallest"):
+        answers.pick_row(known, {"flops": "0.001"})
+    with pytest.raises(RapruneError, match="knows no latencies"):
+        answers.pick_row(known, {"latency": "3ms"})
+
+
+def test_columns_are_of_one_length_and_go_on_where_they_ended(known: Known) -> None:
+    whole = answers.list_trials(known, 0)
+    columns = whole["columns"]
+    assert {len(column) for column in columns.values()} == {whole["total"]} == {8}
+    rest = answers.list_trials(known, 5)["columns"]
+    assert list(rest) == list(columns)
+    assert all(columns[name][5:] == rest[name] for name in columns)
+    beyond = answers.list_trials(known, 99)["columns"]
+    assert list(beyond) == list(columns) and not any(beyond.values())
+
+
+def test_a_row_says_what_may_count_and_what_is_stored(known: Known) -> None:
+    columns = answers.list_trials(known, 0)["columns"]
+    rows = {name: dict(zip(columns, values, strict=True)) for name, *values in zip(
+        columns["trial_id"], *columns.values(), strict=True)}  # fmt: skip
+    assert not rows["search-00005"]["eligible"] and "RuntimeError" in rows["search-00005"]["error"]
+    assert rows["search-00000"]["eligible"] and not rows["search-00000"]["downloadable"]
+    assert rows["finetune-00000"]["downloadable"] and rows["finetune-00000-s1"]["repeat"] == 1
+    counting = answers.list_candidates(known)["counting"]
+    assert "finetune-00000" in counting and "search-00004" not in counting and "search-00000" in counting
+
+
+def test_no_answer_holds_a_credential(known: Known, store: Store) -> None:
+    told = json.dumps(everything(known, store))
+    assert SECRET not in told and "secret_key" not in told
+    assert "s3://bucket/train" in told and "s3://bucket is <b>away</b>" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:secret@bucket/run?region=x&secret_key=abc", "s3://bucket/run"),
+        ("open gs://t0ken@b/x, then", "open gs://b/x, then"),
+        ("https://host/path?token=abc failed", "https://host/path failed"),
+        ("no address at all: a@b?c", "no address at all: a@b?c"),
+    ],
+)
+def test_credentials_are_taken_out_of_addresses(text: str, shown: str) -> None:
+    assert answers.without_secrets(text) == shown
+    assert answers.without_secrets({"a": [text]}) == {"a": [shown]}
+
+
+def test_what_is_no_number_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    store.create(RUN)
+    lost = trial(0, accuracy=float("nan"))
+    assert lost.metrics is not None
+    store.append([replace(lost, metrics=replace(lost.metrics, loss=float("inf")))])
+    known = look(store)
+    json.dumps(everything(known, store), allow_nan=False)
+    columns = answers.list_trials(known, 0)["columns"]
+    assert columns["val_accuracy"] == columns["val_loss"] == [None]
+
+
+def test_the_history_of_a_trial() -> None:
+    first = trial(0)
+    rung = replace(first, proposal=replace(first.proposal, rung=1, parent=first.trial_id), trial_id="search-00000-r1")
+    step = replace(first, proposal=replace(first.proposal, step=0), trial_id="search-00000.0")
+    tuned = [replace(finetuned(rung, 3, accuracy=0.9, repeat=r)) for r in range(2)]
+    tuned = [replace(t, proposal=replace(t.proposal, rung=0)) for t in tuned]
+    tuned = [replace(t, trial_id=t.proposal.trial_id) for t in tuned]
+    other = trial(1)
+    trials = [step, first, other, rung, *tuned]
+
+    def told(chosen: Any) -> list[tuple[str, str]]:
+        return [(t.trial_id, relation) for t, relation in answers.relatives(chosen, trials)]
+
+    assert told(rung) == [
+        ("search-00000", "ancestor"),
+        ("search-00000-r1", "self"),
+        ("finetune-00003", "descendant"),
+        ("finetune-00003-s1", "descendant"),
+    ]
+    assert told(first)[:2] == [("search-00000.0", "sibling"), ("search-00000", "self")]
+    assert told(tuned[1]) == [
+        ("search-00000", "ancestor"),
+        ("search-00000-r1", "ancestor"),
+        ("finetune-00003", "sibling"),
+        ("finetune-00003-s1", "self"),
+    ]
+    assert told(other) == [("search-00001", "self")]
+
+
+def test_a_history_that_bites_its_tail_ends() -> None:
+    a, b = (replace(trial(n), proposal=replace(trial(n).proposal, parent=f"search-{1 - n:05d}")) for n in range(2))
+    assert {t.trial_id for t, _ in answers.relatives(a, [a, b])} == {"search-00000", "search-00001"}
+
+
+def test_a_network_is_found_by_candidate_or_trial(known: Known) -> None:
+    best = known.trials[-1].candidate
+    assert best is not None
+    assert answers.find_network(known, best.id) == best.id
+    assert answers.find_network(known, "finetune-00000-s1") == f"{best.id}-s1"
+    for name in (
+        "search-00000",
+        "search-00005",
+        "nobody",
+        "",
+        ".",
+        "..",
+        best.id[:6],
+        f"{best.id}-s1",
+        f"../{best.id}",
+    ):
+        assert answers.find_network(known, name) is None, name
+
+
+@pytest.mark.parametrize("hostile", ["../../etc/passwd", "..", ".hidden", "a/b", "a\\b", "a b", "", "x" * 300, "a\n"])
+def test_a_name_that_a_hostile_store_recorded_is_no_path(known: Known, hostile: str) -> None:
+    planted = replace(known.trials[0], trial_id=hostile)
+    networks = known.networks | {hostile}
+    assert answers.find_network(replace(known, trials=(planted,), networks=networks), hostile) is None
+
+
+def test_a_detail_says_all(store: Store, known: Known) -> None:
+    tuned = known.trials[-1]
+    assert tuned.proposal.stage is Stage.FINETUNE and tuned.candidate is not None
+    detail = answers.detail_trial(tuned, known, curves={tuned.trial_id: [{"epoch": 1}]}, size=7, place=store.name)
+    assert detail["trial"]["widths"] == tuned.candidate.widths and detail["row"]["repeats"] == [0, 1]
+    assert detail["trial"]["settings"] == {} and detail["curve"] == [{"epoch": 1}]
+    assert detail["download"]["weights"] == "download/finetune-00000-s1/weights.safetensors"
+    assert detail["download"]["bytes"] == 7
+    assert detail["export"] == f"raprune export {store.name} {tuned.candidate.id} FOLDER"
+    searched = answers.detail_trial(known.trials[0], known, curves={}, size=None, place=store.name)
+    assert searched["download"] is None and searched["curve"] == []

@@ -1,0 +1,183 @@
+"""What the page knows of a run, while that grows, is away, or is another one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raprune.front import budget_of, candidates, progress, spent
+from raprune.page.feed import Feed, Known
+from raprune.store import RUN_FILE, Store
+from raprune.trial import Trial
+from tests.page.served import RUN, finetuned, make_run, trial
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_run(tmp_path / "run")
+
+
+def looked(feed: Feed) -> Known:
+    feed.look()
+    assert feed.known is not None, feed.away
+    return feed.known
+
+
+def test_the_rows_are_those_that_the_whole_trials_give(store: Store) -> None:
+    known = looked(Feed(store, every_s=0.0))
+    assert candidates(known.trials) == candidates(store.trials())
+    assert [t.trial_id for t in known.trials] == [t.trial_id for t in store.trials()]
+    first = known.trials[0].candidate
+    assert first is not None and first.kept == {} and first.widths == {"conv1": 1, "conv2": 1, "conv<b>3": 1}
+
+
+def test_a_part_is_read_once(store: Store) -> None:
+    feed = Feed(store, every_s=0.0)
+    before = looked(feed)
+    Path(store.uri, "trials", store.parts()[0]).write_bytes(b"no longer Parquet")
+    store.append([trial(77, accuracy=0.5)])
+    after = looked(feed)
+    assert feed.away is None
+    assert [t.trial_id for t in after.trials] == [*(t.trial_id for t in before.trials), "search-00077"]
+    assert after.trials[0] is before.trials[0]
+
+
+def test_nothing_new_is_the_same_version(store: Store) -> None:
+    feed = Feed(store, every_s=0.0)
+    before = looked(feed)
+    assert looked(feed) is before
+    store.append([trial(77)])
+    assert looked(feed).version > before.version
+
+
+def test_a_look_that_is_not_due_does_nothing(store: Store) -> None:
+    feed = Feed(store, every_s=60.0)
+    before = looked(feed)
+    store.append([trial(77)])
+    assert not feed.is_due and looked(feed) is before
+
+
+def test_the_last_point_is_where_the_run_stands(store: Store) -> None:
+    known = looked(Feed(store, every_s=0.0))
+    run, trials, last = store.run(), store.trials(), known.history[-1]
+    now = progress(run, trials)
+    assert last.hypervolume == pytest.approx(spent(trials, budget_of(run))[-1]["hypervolume"])
+    assert last.gpu_hours == pytest.approx(now.gpu_hours) and now.best is not None
+    assert len(known.history) == len(trials)
+    assert last.best == max(t.metrics.accuracy for t in trials if t.metrics and t.metrics.flops_fraction <= 0.3)
+    volumes = [point.hypervolume for point in known.history]
+    assert volumes == sorted(volumes) and volumes[0] < volumes[-1]
+
+
+def test_a_trial_over_the_budget_or_without_an_accuracy_enlarges_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    store.create(RUN)
+    store.append([trial(0, fraction=0.2, accuracy=0.5), trial(1, fraction=0.4, accuracy=0.99)])
+    store.append([trial(2, fraction=0.1, accuracy=float("nan"))])
+    known = looked(Feed(store, every_s=0.0))
+    assert len({(point.hypervolume, point.best) for point in known.history}) == 1
+    assert known.history[-1].best == 0.5
+
+
+def test_a_store_that_goes_away_is_told_of_and_comes_back(store: Store, tmp_path: Path) -> None:
+    feed = Feed(store, every_s=0.0)
+    before = looked(feed)
+    Path(store.uri).rename(tmp_path / "elsewhere")
+    assert looked(feed) is before
+    assert feed.away is not None and "run.json" in feed.away.error and feed.away.hint
+    since = feed.away.since
+    feed.look()
+    assert feed.away is not None and feed.away.since == since
+    (tmp_path / "elsewhere").rename(store.uri)
+    Store(store.uri).append([trial(78)])
+    assert len(looked(feed).trials) == len(before.trials) + 1
+    assert feed.away is None
+
+
+def test_a_damaged_part_is_named_and_waited_for(store: Store) -> None:
+    part = Path(store.uri, "trials", "part-000099.parquet")
+    part.write_bytes(b"half of it")
+    feed = Feed(store, every_s=0.0)
+    feed.look()
+    assert feed.known is None
+    assert feed.away is not None and "trials" in feed.away.error
+    part.unlink()
+    assert len(looked(feed).trials) == 8
+    assert feed.away is None
+
+
+def test_what_another_version_wrote_is_told_of(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    feed = Feed(store, every_s=0.0)
+    before = looked(feed)
+    run = Path(store.uri, RUN_FILE)
+    run.write_text(json.dumps(RUN | {"spec": "not a table"}))
+    assert looked(feed) is before
+    assert feed.away is not None and "is not understood" in feed.away.error
+    capsys.readouterr()
+
+
+def test_another_run_in_the_folder_is_another_generation(store: Store) -> None:
+    feed = Feed(store, every_s=0.0)
+    before = looked(feed)
+    for part in store.parts():
+        Path(store.uri, "trials", part).unlink()
+    Path(store.uri, RUN_FILE).write_text(json.dumps(RUN | {"created_at": 1.9e9}))
+    Store(store.uri).append([trial(3)])
+    after = looked(feed)
+    assert after.generation != before.generation
+    assert [t.trial_id for t in after.trials] == ["search-00003"] and len(after.history) == 1
+
+
+def test_a_part_that_was_taken_away_begins_anew(store: Store) -> None:
+    feed = Feed(store, every_s=0.0)
+    before = looked(feed)
+    Path(store.uri, "trials", store.parts()[-1]).unlink()
+    after = looked(feed)
+    assert after.generation != before.generation
+    assert len(after.trials) == len(after.history) == len(before.trials) - 1
+
+
+def test_test_figures_come_with_the_end(store: Store) -> None:
+    feed = Feed(store, every_s=0.0)
+    assert not looked(feed).test
+    best = looked(feed).front[-1]["candidate"]
+    store.write_json("report/test.json", {"dense": 0.97, "candidates": {best: 0.94, f"{best}-s1": 0.96}, "images": 100})
+    store.write_json(RUN_FILE, store.run() | {"state": "finished", "finished_at": 1.8e9 + 100})
+    after = looked(feed)
+    assert after.test["dense"] == 0.97 and after.front[-1]["test_accuracy"] == pytest.approx(0.95)
+    assert not after.pulse.live and after.progress.finished
+
+
+def test_a_run_that_records_nothing_for_long_is_at_rest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = max(t.started_at + t.seconds for t in store.trials())
+    monkeypatch.setattr("time.time", lambda: last + 60)
+    assert looked(Feed(store, every_s=0.0)).pulse.live
+    monkeypatch.setattr("time.time", lambda: last + 3600)
+    assert not looked(Feed(store, every_s=0.0)).pulse.live
+
+
+def test_parts_of_many_trials_are_shown_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raprune.page.feed.BATCH", 2)
+    store = make_run(tmp_path / "run")
+    seen: list[tuple[int, bool]] = []
+
+    class Watched(Feed):
+        def _publish(self, *, complete: bool) -> None:
+            super()._publish(complete=complete)
+            assert self.known is not None
+            seen.append((len(self.known.trials), self.known.complete))
+
+    looked(Watched(store, every_s=0.0))
+    assert seen == [(2, False), (4, False), (6, False), (8, True)]
+
+
+def test_a_finetuned_candidate_is_known_by_its_repeats(store: Store) -> None:
+    known = looked(Feed(store, every_s=0.0))
+    tuned: list[Trial] = [t for t in known.trials if t.trial_id.startswith("finetune")]
+    assert known.finetuned == {t.candidate.id for t in tuned if t.candidate}
+    again = finetuned(replace(tuned[0], candidate=store.trials()[-1].candidate), 0, accuracy=0.99, repeat=2)
+    store.append([again])
+    assert len(known.networks) == 2

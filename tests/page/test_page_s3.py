@@ -1,0 +1,40 @@
+"""The page of a run on S3: it grows, its server goes away and comes back, and no credential is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from raprune.store import Store
+from tests.orchestration.test_s3 import CREDENTIALS, SECRET, Bucket, bucket
+from tests.page.served import make_run, served, trial, wait_until
+
+pytestmark = pytest.mark.slow
+
+__all__ = ["bucket"]
+
+
+def test_a_run_on_s3_is_shown_while_it_grows_and_when_it_is_away(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    store = make_run(bucket.uri("folder/run", user=f"key:{SECRET}@"))
+    with served(Store(store.uri), every_s=0.2) as page:
+        run = page.get("/api/run")
+        assert run.json["store"] == "s3://runs/folder/run" and run.json["away"] is None
+        assert page.get("/api/trials").json["total"] == 8
+        store.append([trial(60)])
+        assert wait_until(lambda: page.get("/api/trials").json["total"] == 9)
+        name = page.get("/api/trials/finetune-00000").json["trial"]["candidate"]
+        assert page.get(f"/download/{name}/weights.safetensors").body == bytes(3_000_000)
+        detail = page.get("/api/trials/finetune-00000")
+        assert detail.json["curve"] and detail.json["download"]["bytes"] == 3_000_000
+        bucket.stop()
+        assert wait_until(lambda: page.get("/api/run").json["away"] is not None, 60)
+        away = page.get("/api/run")
+        assert away.json["away"]["error"].startswith("s3://runs/folder/run")
+        assert page.get("/api/trials").json["total"] == 9
+        bucket.start()
+        assert wait_until(lambda: page.get("/api/run").json["away"] is None, 60)
+        for answer in (run, away, detail, page.get("/download/nobody.zip")):
+            assert SECRET.encode() not in answer.body and b"endpoint_override" not in answer.body
