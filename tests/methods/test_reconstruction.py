@@ -269,7 +269,7 @@ def test_the_map_form_of_a_layer_by_hand() -> None:
 
 
 def test_prices_are_asked_for_where_they_tell_most() -> None:
-    assert Reconstruction().priced_at(64) == (19, 38, 54)
+    assert Reconstruction().priced_at(64) == (26, 51)
     assert Reconstruction().priced_at(2) == (1,)
     assert Reconstruction().priced_at(1) == ()
     assert Reconstruction(sensitivity=0.0).priced_at(64) == ()
