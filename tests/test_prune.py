@@ -58,7 +58,7 @@ def proposal(method: str = "l2", allocation: str = "uniform", flops: float = 0.4
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trial_is_within_its_target_and_true(method: str, allocation: str) -> None:
     asked = proposal(method, allocation)
-    trial, model = pruner().prune(asked)
+    trial, model, _ = pruner().prune(asked)
     assert trial.state is TrialState.COMPLETE
     assert (trial.trial_id, trial.proposal, trial.error) == ("search-00000", asked, None)
     assert trial.candidate is not None
@@ -86,7 +86,7 @@ def test_a_trial_is_within_its_target_and_true(method: str, allocation: str) -> 
 
 
 def test_a_target_of_parameters_is_met_too() -> None:
-    trial, _ = pruner().prune(replace(proposal(), target_params=0.2))
+    trial, *_ = pruner().prune(replace(proposal(), target_params=0.2))
     assert trial.metrics is not None
     assert trial.metrics.params_fraction <= 0.2
     assert trial.metrics.flops_fraction <= 0.4
@@ -94,7 +94,7 @@ def test_a_target_of_parameters_is_met_too() -> None:
 
 def test_keep_ratios_are_followed() -> None:
     asked = replace(proposal(allocation="ratios", flops=0.3), keep_ratios={"conv3": 0.25})
-    trial, _ = pruner().prune(asked)
+    trial, *_ = pruner().prune(asked)
     assert trial.candidate is not None
     share = {group: width / pruner().graph.widths[group] for group, width in trial.candidate.widths.items()}
     others = [value for group, value in share.items() if group != "conv3"]
@@ -103,18 +103,18 @@ def test_keep_ratios_are_followed() -> None:
 
 
 def test_limits_of_the_widths_are_followed() -> None:
-    trial, _ = pruner(SamplerSpec(calibration_images=64, min_channels=8, multiple_of=8)).prune(proposal(flops=0.3))
+    trial, *_ = pruner(SamplerSpec(calibration_images=64, min_channels=8, multiple_of=8)).prune(proposal(flops=0.3))
     assert trial.candidate is not None
     assert all(width >= 8 and width % 8 == 0 for width in trial.candidate.widths.values())
 
 
 def test_the_same_proposal_gives_the_same_network() -> None:
-    (one, left), (other, right) = (pruner().prune(proposal("random")) for _ in range(2))
+    (one, left, _), (other, right, _) = (pruner().prune(proposal("random")) for _ in range(2))
     assert one.candidate == other.candidate
     assert one.metrics == other.metrics
     assert all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
     fresh = Pruner(workload(), pruner().graph, SPEC)
-    again, model = fresh.prune(proposal("random"))
+    again, model, _ = fresh.prune(proposal("random"))
     assert again.metrics == one.metrics
     assert all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), model.state_dict().values(), strict=True))
 
@@ -149,10 +149,10 @@ def test_calibration_in_single_images_is_no_calibration_in_silence() -> None:
 
 def test_fine_tuning_improves_and_is_its_own_trial() -> None:
     parent = proposal(flops=0.15)
-    before, _ = pruner().prune(parent)
+    before, *_ = pruner().prune(parent)
     asked = replace(parent, number=4, stage=Stage.FINETUNE, parent=parent.trial_id, seed=9)
     seen: list[Epoch] = []
-    trial, model = pruner().finetune(asked, parent, TrainSpec(epochs=4.0, lr=0.05), on_epoch=seen.append)
+    trial, model, _ = pruner().finetune(asked, parent, TrainSpec(epochs=4.0, lr=0.05), on_epoch=seen.append)
     assert trial.trial_id == "finetune-00004"
     assert trial.proposal == asked
     assert trial.candidate == before.candidate
@@ -165,13 +165,13 @@ def test_fine_tuning_improves_and_is_its_own_trial() -> None:
     assert trial.metrics.accuracy > trial.accuracy_after_repair
     assert trial.metrics.flops == before.metrics.flops
     assert trial.metrics.accuracy == evaluate(model, workload().validation).accuracy
-    again, same = pruner().finetune(asked, parent, TrainSpec(epochs=4.0, lr=0.05))
+    again, same, _ = pruner().finetune(asked, parent, TrainSpec(epochs=4.0, lr=0.05))
     assert again.metrics == trial.metrics
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
 
 
 def test_trials_cross_process_borders() -> None:
-    trial, _ = pruner().prune(proposal())
+    trial, *_ = pruner().prune(proposal())
     assert pickle.loads(pickle.dumps(trial)) == trial
 
 

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Trial, nn.Modu
     train_dense(workload, SPEC)
     pruner = Pruner(workload, prepared.graph, SPEC)
     proposal = Proposal(number=0, method="l1", allocation="global_rank", target_flops=0.25, seed=8)
-    trial, model = pruner.prune(proposal)
+    trial, model, _ = pruner.prune(proposal)
     store = Store(tmp_path_factory.mktemp("single") / "run")
     store.create({"spec": SPEC.model_dump(mode="json"), "state": "searching"})
     store.write_bytes(DENSE, save_arrays(workload.weights()))

@@ -202,7 +202,7 @@ class Arena:
             scores = self.pruners[PRUNED].scores(method, SEED)
             pruner.statistics.put(pruner.score_key(method), {group: scores[group] for group in pruner.cost.group_names})
         proposal = Proposal(number=0, method=name, allocation=allocation, target_flops=budget, seed=SEED)
-        trial, model = pruner.prune(proposal)
+        trial, model, _ = pruner.prune(proposal)
         assert trial.metrics is not None
         seconds = time.perf_counter() - started
         setting = f"{allocation}, {stream}"
