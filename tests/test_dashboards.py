@@ -32,6 +32,7 @@ from raprune.dashboards import UID, install, source
 from raprune.errors import RapruneError, UsageError
 from raprune.front import budget_of, front
 from raprune.store import Store
+from tests.orchestration.processes import below, kill
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD: dict[str, Any] = json.loads(source().read_text())
@@ -267,13 +268,10 @@ def watched() -> Iterator[Watched]:
             f"127.0.0.1:{ports['ray']}", f"http://127.0.0.1:{ports['dashboard']}", prometheus, folder, environment
         )
     finally:
-        for process in reversed(started):
-            process.terminate()
+        # At once: nothing of this cluster is asked for again, and Ray takes half a minute to end by itself.
+        kill([pid for process in started for pid in (process.pid, *below(process.pid))])
         for process in started:
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.wait()
         grafana.shutdown()
         grafana.server_close()
         shutil.rmtree(folder, ignore_errors=True)
