@@ -75,25 +75,23 @@ def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead
     Raises:
         UsageError: if no node carries a trial, or fewer trials fit than workers were asked for.
     """
-    has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
-    gpus = spec.gpus_per_trial if spec.gpus_per_trial is not None else float(has_gpu)
-    cpus = spec.cpus_per_trial
-    capacity = sum(_fits(node, cpus, gpus) for node in nodes)
-    if capacity == 0:
+    cpus, gpus = _trial(nodes, spec)
+    room = capacity(nodes, spec)
+    if room == 0:
         largest = max(nodes, key=lambda n: (n.get("GPU", 0.0), n.get("CPU", 0.0)), default={})
         raise UsageError(
             f"resources: a trial asks for {_words(cpus, gpus)}, and no node of the cluster has that.",
             hint=f"The largest of {len(nodes)} nodes has {_words(largest.get('CPU', 0.0), largest.get('GPU', 0.0))}: "
             f"lower resources.cpus_per_trial or resources.gpus_per_trial.",
         )
-    if spec.workers is not None and spec.workers > capacity:
+    if spec.workers is not None and spec.workers > room:
         raise UsageError(
-            f"resources.workers (--workers) {spec.workers}: the cluster carries {capacity} "
-            f"trial{'s' * (capacity > 1)} of {_words(cpus, gpus)} side by side.",
-            hint=f"Use --workers {capacity} or fewer, or lower resources.cpus_per_trial"
+            f"resources.workers (--workers) {spec.workers}: the cluster carries {room} "
+            f"trial{'s' * (room > 1)} of {_words(cpus, gpus)} side by side.",
+            hint=f"Use --workers {room} or fewer, or lower resources.cpus_per_trial"
             f"{' or resources.gpus_per_trial' if gpus else ''}.",
         )
-    asked = spec.workers or capacity
+    asked = spec.workers or room
     workers = min(asked, lookahead)
     reason = f"{workers} x {_words(cpus, gpus)}"
     if workers < asked:
@@ -113,6 +111,24 @@ def place_resumed(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, l
     if spec.workers is None or spec.workers >= most.workers:
         return most
     return place(nodes, spec, lookahead=lookahead)
+
+
+def missing(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> list[dict[str, float]]:
+    """What a cluster is asked to have, a bundle a worker, before `place` finds room for those asked for (else for one).
+
+    Empty where the room is there. How large a trial is shows only where a node with a GPU has come, so ask again then.
+    """
+    cpus, gpus = _trial(nodes, spec)
+    asked = spec.workers or 1
+    if capacity(nodes, spec) >= asked:
+        return []
+    return [{"CPU": cpus, "GPU": gpus} if gpus > 0 else {"CPU": cpus} for _ in range(asked)]
+
+
+def capacity(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> int:
+    """How many trials fit side by side."""
+    cpus, gpus = _trial(nodes, spec)
+    return sum(_fits(node, cpus, gpus) for node in nodes)
 
 
 def place_training(
@@ -157,6 +173,12 @@ def place_again(nodes: Sequence[Mapping[str, float]], before: TrainPlacement) ->
         return before if workers else None
     reason = f"{workers} x {_words(before.cpus, before.gpus)} together, of {before.workers} before nodes were lost"
     return replace(before, workers=workers, reason=reason)
+
+
+def _trial(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> tuple[float, float]:
+    """Processors and GPUs of a trial."""
+    has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
+    return spec.cpus_per_trial, spec.gpus_per_trial if spec.gpus_per_trial is not None else float(has_gpu)
 
 
 def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -37,6 +37,7 @@ from raprune.orchestration.run import (
     stored_weights,
     under_way,
 )
+from raprune.orchestration.scaling import with_room
 from raprune.orchestration.space import search_space
 from raprune.orchestration.submitted import cluster_address, tell_best, telling
 from raprune.preparation import check_output, prepare, with_table
@@ -68,7 +69,8 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     run = Run(spec, store, prepared, console)
     _check_earlier(run)
     with cluster(spec.resources.address):
-        placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        resources = with_room(spec.resources, console=console)
+        placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
         place_training(node_resources(), spec.resources, num_networks=1)
         _preflight(run)
         run = _with_latency(run, placement)
@@ -102,7 +104,8 @@ def resume(uri: str, *, console: Console | None = None, placed: SearchSpec | Non
         check_unchanged(store, described, prepared, console)
         run = under_way(Run(spec, store, prepared, console))
         with cluster(spec.resources.address):
-            placement = place_resumed(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+            resources = with_room(spec.resources, console=console)
+            placement = place_resumed(node_resources(), resources, lookahead=spec.search.lookahead)
             place_training(node_resources(), spec.resources, num_networks=1)
             _preflight(run)
             run = _with_latency(run, placement)
