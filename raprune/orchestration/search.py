@@ -37,7 +37,6 @@ from raprune.orchestration.run import (
     stored_weights,
     under_way,
 )
-from raprune.orchestration.scaling import with_room
 from raprune.orchestration.space import search_space
 from raprune.orchestration.submitted import cluster_address, tell_best, telling
 from raprune.preparation import check_output, prepare, with_table
@@ -69,8 +68,7 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     run = Run(spec, store, prepared, console)
     _check_earlier(run)
     with cluster(spec.resources.address):
-        resources = with_room(spec.resources, console=console)
-        placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
+        placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
         place_training(node_resources(), spec.resources, num_networks=1)
         _preflight(run)
         run = _with_latency(run, placement)
@@ -104,8 +102,7 @@ def resume(uri: str, *, console: Console | None = None, placed: SearchSpec | Non
         check_unchanged(store, described, prepared, console)
         run = under_way(Run(spec, store, prepared, console))
         with cluster(spec.resources.address):
-            resources = with_room(spec.resources, console=console)
-            placement = place_resumed(node_resources(), resources, lookahead=spec.search.lookahead)
+            placement = place_resumed(node_resources(), spec.resources, lookahead=spec.search.lookahead)
             place_training(node_resources(), spec.resources, num_networks=1)
             _preflight(run)
             run = _with_latency(run, placement)
@@ -134,13 +131,14 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None) -> str
 
 
 def _moved(begun: SearchSpec, now: SearchSpec) -> SearchSpec:
-    """The job of `begun` with its data, weights and cluster where `now` has them."""
+    """The job of `begun` with its data, weights, cluster and page where `now` has them."""
     data = {"train": now.data.train, "test": now.data.test}
     return begun.model_copy(
         update={
             "model": begun.model.model_copy(update={"weights": now.model.weights}),
             "data": begun.data.model_copy(update=data),
             "resources": begun.resources.model_copy(update={"address": now.resources.address}),
+            "page": now.page,
         }
     )
 

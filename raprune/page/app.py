@@ -33,7 +33,7 @@ from raprune.curves import read_curve
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.page import access, answers
 from raprune.page.access import Access, Admitted, Moved, Refused
-from raprune.page.feed import Feed, Known
+from raprune.page.feed import Away, Feed, Known
 from raprune.trial import Trial
 
 STATIC = Path(__file__).parent / "static"
@@ -166,6 +166,7 @@ class Page:
         self._looking: asyncio.Task[None] | None = None
         self._answers: dict[str, tuple[int, Packed]] = {}
         self._files: dict[Path, tuple[int, Packed]] = {}
+        self._told: tuple[tuple[Known | None, Away | None], dict[str, str]] | None = None
 
     async def index(self, request: Request) -> Response:
         return await self._file(request, "index.html")
@@ -302,7 +303,6 @@ class Page:
             while not self._is_closing():
                 await self._look(0.0)
                 news = await run_in_threadpool(self._news)
-                # Progress follows what it is the progress of.
                 for event, data in news.items():
                     if said.get(event) != data:
                         said[event] = data
@@ -317,21 +317,11 @@ class Page:
             self._streams -= 1
 
     def _news(self) -> dict[str, str]:
-        """Event -> its data, as of now."""
-        known, away = self._feed.known, self._feed.away
-        news: dict[str, Any] = {"away": {"error": None} if away is None else asdict(away)}
-        if known is not None:
-            state = {"state": known.run.get("state"), "live": known.pulse.live}
-            total = {"generation": known.generation, "total": len(known.trials), "complete": known.complete}
-            written = json.dumps([known.run, known.test, known.times], sort_keys=True, default=str)
-            # A change of any of these is one of the run.
-            version = hashlib.sha256(written.encode()).hexdigest()[:8]
-            news |= {
-                "run": state | {"version": version},
-                "trials": total,
-                "progress": answers.describe_progress(known) | state,
-            }
-        return {event: json.dumps(data) for event, data in news.items()}
+        """Event -> its data, as of now; made once for all who are pushed to."""
+        now = (self._feed.known, self._feed.away)
+        if self._told is None or self._told[0] != now:
+            self._told = (now, _events_of(*now))
+        return self._told[1]
 
     def _detail(self, trial: Trial, known: Known) -> dict[str, Any]:
         ancestors = [other for other, relation in answers.relatives(trial, known.trials) if relation == "ancestor"]
@@ -386,6 +376,23 @@ class Page:
         if found is None:
             raise _not_stored(self._feed.store.name, name)
         return f"models/{found}"
+
+
+def _events_of(known: Known | None, away: Away | None) -> dict[str, str]:
+    """Event -> its data."""
+    news: dict[str, Any] = {"away": {"error": None} if away is None else asdict(away)}
+    if known is not None:
+        state = {"state": known.run.get("state"), "live": known.pulse.live}
+        total = {"generation": known.generation, "total": len(known.trials), "complete": known.complete}
+        written = json.dumps([known.run, known.test, known.times], sort_keys=True, default=str)
+        # A change of any of these is one of the run.
+        version = hashlib.sha256(written.encode()).hexdigest()[:8]
+        news |= {
+            "run": state | {"version": version},
+            "trials": total,
+            "progress": answers.describe_progress(known) | state,
+        }
+    return {event: json.dumps(data) for event, data in news.items()}
 
 
 def _facts(scope: Scope) -> access.Request:

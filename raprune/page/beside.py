@@ -32,7 +32,7 @@ from raprune.page.serve import listen, page_token, short_name
 from raprune.spec import PageSpec
 from raprune.store import RUN_FILE, Store
 
-_PATIENCE_S = 30.0
+_PATIENCE_S = 5.0
 """A page that has not come up by then comes later, or not at all: the search does not wait."""
 _PROXY_S = 30.0
 _GRACE_S = 60.0

@@ -175,7 +175,14 @@ def test_where_serve_listens_for_all_the_page_has_a_token(
     token = Path(open_to_all.token).read_text().strip()
     assert get(open_to_all.address)[0] == get(open_to_all.address, "api/run")[0] == 401
     assert get(open_to_all.address, "api/run", authorization=f"Bearer {token}")[0] == 200
-    assert get(open_to_all.address, f"?token={token}")[0] == 303
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", f"/raprune/my-run?token={token}")
+    sent_on = connection.getresponse()
+    assert sent_on.status == 303 and sent_on.getheader("location") == "./my-run/"
+    cookie = sent_on.getheader("set-cookie", "")
+    assert "path=/raprune/my-run/" in cookie.lower() and token not in cookie
+    assert get(open_to_all.address, "api/run", cookie=cookie.partition(";")[0])[0] == 200
+    connection.close()
     assert get(open_to_all.address, f"?token={token[:-1]}")[0] == 401
     kept = [json.dumps(open_to_all.describe()), *_logs()]
     assert any("raprune-my-run" in text for text in kept[1:])
