@@ -34,8 +34,14 @@ export class Ablation {
     const limits = [["flops", "FLOPs"], ["params", "parameters"], ["latency", "latency"]]
       .filter(([cost]) => known(first[`budget_${cost}`]))
       .map(([cost, name]) => `${percent(first[`budget_${cost}`], 0)} of the ${name}`);
-    const title = `${epochs ? `${Number(epochs.toPrecision(3))} epochs of fine-tuning` : "Repaired, not fine-tuned"}, at most ${limits.join(" and ") || "all"}`;
-    const body = element("tbody", {}, element("tr", { class: "group" }, element("th", { colspan: 6, scope: "rowgroup" }, title)));
+    const title = `${
+      epochs ? `${Number(epochs.toPrecision(3))} epochs of fine-tuning` : "Repaired, not fine-tuned"
+    }, at most ${limits.join(" and ") || "all"}`;
+    const body = element(
+      "tbody",
+      {},
+      element("tr", { class: "group" }, element("th", { colspan: 6, scope: "rowgroup" }, title)),
+    );
     group.forEach((row, i) => body.append(this.#row(row, i === 0, lowest, highest)));
     return body;
   }
@@ -55,7 +61,15 @@ export class Ablation {
       element("td", { class: "track", "aria-hidden": "true" }, bar),
       element("td", { class: "number" }, percent(row.test_accuracy)),
       element("td", { class: "number" }, percent(row.flops_fraction, 1)),
-      element("td", {}, position === undefined ? row.candidate : element("button", { type: "button", class: "link", click: select, title: `${count(row.flops)} FLOPs` }, row.candidate)),
+      element(
+        "td",
+        {},
+        position === undefined ? row.candidate : element(
+          "button",
+          { type: "button", class: "link", click: select, title: `${count(row.flops)} FLOPs` },
+          row.candidate,
+        ),
+      ),
     );
   }
 }

@@ -27,9 +27,10 @@ export async function ask(path) {
 }
 
 /**
- * Calls `heard[event](data)` for what the server pushes, and `heard.connected(true | false)` as the line comes and goes.
+ * Calls `heard[event](data)` for what the server pushes, and `heard.connected(true | false)` as the line comes and
+ * goes.
  *
- * The browser takes up a lost line by itself; after an answer that it takes for final it does not, so that is done here.
+ * The browser takes up a lost line by itself, but for an answer that it takes for final: that is done here.
  */
 export function listen(heard) {
   let source = null;

@@ -135,7 +135,11 @@ export function glyph(kind, colourClass) {
     below: `${centre - size},${centre - 3.4} ${centre + size},${centre - 3.4} ${centre},${centre + size}`,
   }[kind];
   const mark = points ? shape("polygon", { points }) : shape("circle", { cx: centre, cy: centre, r: size });
-  return shape("svg", { class: `glyph ${kind} ${colourClass ?? ""}`, viewBox: "0 0 14 14", "aria-hidden": "true" }, mark);
+  return shape(
+    "svg",
+    { class: `glyph ${kind} ${colourClass ?? ""}`, viewBox: "0 0 14 14", "aria-hidden": "true" },
+    mark,
+  );
 }
 
 /** A box beside the pointer that holds `lines`, [term, text] or [title]; null hides it. */
@@ -157,7 +161,7 @@ export class Tip {
       lines.map(([term, text]) =>
         text === undefined
           ? element("div", { class: "tip-title" }, term)
-          : element("div", { class: "tip-line" }, element("span", {}, term), element("span", {}, text)),
+          : element("div", { class: "tip-line" }, element("span", {}, term), element("span", {}, text))
       ),
     );
     this.box.hidden = false;

@@ -17,6 +17,10 @@ export function command(text) {
     }
     setTimeout(() => said.replaceChildren(), 2500);
   };
-  const button = element("button", { type: "button", class: "copy", "aria-label": `Copy: ${text}`, click: copy }, "Copy");
+  const button = element(
+    "button",
+    { type: "button", class: "copy", "aria-label": `Copy: ${text}`, click: copy },
+    "Copy",
+  );
   return element("div", { class: "command" }, code, button, said);
 }

@@ -53,15 +53,14 @@ export class Filter {
     const front = new Set(view.get("front").flatMap((row) => row.repeats));
     const visible = new Uint8Array(trials.length);
     for (let i = 0; i < trials.length; i += 1) {
-      visible[i] =
-        (!wanted.state || trials.columns.state[i] === wanted.state) &&
-        (!wanted.stage || trials.columns.stage[i] === wanted.stage) &&
-        (!wanted.method || trials.columns.method[i] === wanted.method) &&
-        (!wanted.front || front.has(i)) &&
-        wanted.words.every((word) => trials.texts[i].includes(word)) &&
-        (!brushes || brushes.passes(i))
-          ? 1
-          : 0;
+      visible[i] = (!wanted.state || trials.columns.state[i] === wanted.state) &&
+          (!wanted.stage || trials.columns.stage[i] === wanted.stage) &&
+          (!wanted.method || trials.columns.method[i] === wanted.method) &&
+          (!wanted.front || front.has(i)) &&
+          wanted.words.every((word) => trials.texts[i].includes(word)) &&
+          (!brushes || brushes.passes(i))
+        ? 1
+        : 0;
     }
     view.set({ visible });
     performance.measure("filter", { start: started });
@@ -83,7 +82,9 @@ export class Filter {
     const visible = this.view.get("visible");
     const total = this.view.get("trials").length;
     const left = visible === null ? total : visible.reduce((sum, one) => sum + one, 0);
-    named("filter-count").textContent = visible === null ? `${count(total)} trials` : `${count(left)} of ${count(total)} trials`;
+    named("filter-count").textContent = visible === null
+      ? `${count(total)} trials`
+      : `${count(left)} of ${count(total)} trials`;
     named("filter-clear").disabled = visible === null;
   }
 }

@@ -41,7 +41,9 @@ export function number(value) {
 
 /** {"lr": 0.1, "form": "block"} -> "lr=0.1, form=block". */
 export function settingsText(settings) {
-  const parts = Object.entries(settings).map(([key, value]) => `${key}=${typeof value === "number" ? number(value) : value}`);
+  const parts = Object.entries(settings).map(([key, value]) =>
+    `${key}=${typeof value === "number" ? number(value) : value}`
+  );
   return parts.join(", ");
 }
 

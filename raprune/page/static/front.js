@@ -86,24 +86,25 @@ export class FrontChart {
     for (const level of [dense, run.floor]) if (known(level)) accuracies.push(level);
     const costs = this.points.map((point) => point.x);
     const least = 0.5 / (run.dense.val_images || 10000);
-    const low = accuracies.length ? Math.max(0, Math.min(...accuracies)) : 0;
-    const high = accuracies.length ? Math.max(...accuracies) : 1;
-    const home = { x: [0, 1.06 * Math.max(0.01, limit ?? 0, ...costs)], y: [low, high] };
+    let low = accuracies.length ? Math.max(0, Math.min(...accuracies)) : 0;
+    let high = accuracies.length ? Math.max(...accuracies) : 1;
+    // A single level needs some room around it.
+    if (high - low < 1e-4) [low, high] = [Math.max(0, low - 0.05), Math.min(1, high + 0.02)];
+    const farthest = costs.length || known(limit) ? Math.max(0.01, limit ?? 0, ...costs) : 1;
+    const home = { x: [0, 1.06 * farthest], y: [low, high] };
     const domain = this.zoom ?? home;
     const spread = [this.area.bottom - (this.zoom ? 0 : 10), this.area.top + (this.zoom ? 0 : 8)];
     this.home = home;
     this.x = linear(domain.x, [this.area.left, this.area.right]);
-    this.y =
-      this.view.get("scale") === "error"
-        ? byError([domain.y[0], Math.min(domain.y[1], 1 - least)], spread, least)
-        : linear(domain.y, spread);
+    this.y = this.view.get("scale") === "error"
+      ? byError([domain.y[0], Math.min(domain.y[1], 1 - least)], spread, least)
+      : linear(domain.y, spread);
     this.least = least;
     const bottom = this.y.back(this.area.bottom);
     const top = this.y.back(this.area.top);
-    this.yTicks =
-      this.view.get("scale") === "error"
-        ? errorTicks(bottom, Math.min(top, 1 - least), this.y)
-        : ticks(Math.max(0, bottom), Math.min(1, top), 7);
+    this.yTicks = this.view.get("scale") === "error"
+      ? errorTicks(bottom, Math.min(top, 1 - least), this.y)
+      : ticks(Math.max(0, bottom), Math.min(1, top), 7);
     named("front-zoom-out").hidden = this.zoom === null;
   }
 
@@ -112,7 +113,12 @@ export class FrontChart {
     const visible = this.view.get("visible");
     context.save();
     context.beginPath();
-    context.rect(this.area.left, this.area.top - 8, this.area.right - this.area.left + 8, this.area.bottom - this.area.top + 8);
+    context.rect(
+      this.area.left,
+      this.area.top - 8,
+      this.area.right - this.area.left + 8,
+      this.area.bottom - this.area.top + 8,
+    );
     context.clip();
     for (const point of this.points) {
       point.px = this.x(point.x);
@@ -176,12 +182,16 @@ export class FrontChart {
       const method = byMethod ? methods.indexOf(trials.get(point.trial, "method")) : -1;
       const key = `${KINDS.indexOf(point.kind)} ${method}`;
       if (!groups.has(key)) {
-        const colour = byMethod ? this.colours.methods[method % this.colours.methods.length] : this.colours.kinds[point.kind];
+        const colour = byMethod
+          ? this.colours.methods[method % this.colours.methods.length]
+          : this.colours.kinds[point.kind];
         groups.set(key, [colour, point.kind, []]);
       }
       groups.get(key)[2].push(point);
     }
-    return [...groups.entries()].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true })).map(([, look]) => look);
+    return [...groups.entries()].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true })).map(([, look]) =>
+      look
+    );
   }
 
   #overlay() {
@@ -194,7 +204,9 @@ export class FrontChart {
       axes(area, {
         x: {
           scale: x,
-          ticks: ticks(Math.max(0, x.domain[0]), x.domain[1], area.width < 500 ? 4 : 8).filter((t) => x(t) <= area.right + 1),
+          ticks: ticks(Math.max(0, x.domain[0]), x.domain[1], area.width < 500 ? 4 : 8).filter((t) =>
+            x(t) <= area.right + 1
+          ),
           text: (tick) => `${Number((100 * tick).toPrecision(6))}`,
           title: `${COSTS[cost] === "latency" ? "predicted latency" : COSTS[cost]}, % of the dense network`,
         },
@@ -207,9 +219,22 @@ export class FrontChart {
       }),
     ];
     nodes.push(...this.#limits(run, cost), ...this.#line());
-    for (const [trial, name] of [[this.view.get("picked"), "picked"], [this.view.get("selected"), "selected"], [this.hovered, "hovered"]]) {
+    if (!this.points.length) {
+      const place = { x: (area.left + area.right) / 2, y: (area.top + area.bottom) / 2, "text-anchor": "middle" };
+      nodes.push(shape("text", { class: "empty", ...place }, "No network yet: each appears as its trial ends."));
+    }
+    for (
+      const [trial, name] of [[this.view.get("picked"), "picked"], [this.view.get("selected"), "selected"], [
+        this.hovered,
+        "hovered",
+      ]]
+    ) {
       const place = trial === null ? null : this.#place(trial);
-      if (place) nodes.push(shape("circle", { class: `ring ${name}`, cx: place[0], cy: place[1], r: name === "picked" ? 12 : 9 }));
+      if (place) {
+        nodes.push(
+          shape("circle", { class: `ring ${name}`, cx: place[0], cy: place[1], r: name === "picked" ? 12 : 9 }),
+        );
+      }
     }
     refill(area.svg, nodes);
   }
@@ -224,13 +249,23 @@ export class FrontChart {
       nodes.push(
         shape("rect", { class: "beyond", x: at, y: area.top, width: area.right - at, height: area.bottom - area.top }),
         shape("line", { class: "budget", x1: at, x2: at, y1: area.top, y2: area.bottom }),
-        shape("text", { class: "note", x: at - 5, y: area.bottom - 7, "text-anchor": "end" }, `budget ${percent(limit, 0)}`),
+        shape(
+          "text",
+          { class: "note", x: at - 5, y: area.bottom - 7, "text-anchor": "end" },
+          `budget ${percent(limit, 0)}`,
+        ),
       );
     }
     if (known(run.floor) && y(run.floor) <= area.bottom && y(run.floor) >= area.top) {
       const at = y(run.floor);
       nodes.push(
-        shape("rect", { class: "beyond", x: area.left, y: at, width: area.right - area.left, height: area.bottom - at }),
+        shape("rect", {
+          class: "beyond",
+          x: area.left,
+          y: at,
+          width: area.right - area.left,
+          height: area.bottom - at,
+        }),
         shape("line", { class: "floor", x1: area.left, x2: area.right, y1: at, y2: at }),
         shape("text", { class: "note", x: area.left + 6, y: at + 14 }, `accuracy floor ${percent(run.floor)}`),
       );
@@ -269,14 +304,18 @@ export class FrontChart {
       best = py;
     }
     const limit = this.view.get("run").budget[this.view.get("cost")] ?? points[points.length - 1].x;
-    path += `H${clamp(this.x(Math.max(limit, points[points.length - 1].x)), this.area.left, this.area.right).toFixed(1)}`;
+    path += `H${
+      clamp(this.x(Math.max(limit, points[points.length - 1].x)), this.area.left, this.area.right).toFixed(1)
+    }`;
     return [shape("path", { class: "front-line", d: path })];
   }
 
   #place(trial) {
     const point = this.points.find((one) => one.trial === trial);
     const trials = this.view.get("trials");
-    const at = point ? [point.x, point.y] : [trials.cost(trial, this.view.get("cost")), trials.get(trial, "val_accuracy")];
+    const at = point
+      ? [point.x, point.y]
+      : [trials.cost(trial, this.view.get("cost")), trials.get(trial, "val_accuracy")];
     if (!known(at[0]) || !known(at[1])) return null;
     const place = [this.x(at[0]), this.y(at[1])];
     const inside = place[0] >= this.area.left - 1 && place[0] <= this.area.right + 1;
@@ -390,7 +429,8 @@ export class FrontChart {
   #key(event) {
     const along = this.points.filter((point) => point.onFront && point.shown).sort((a, b) => a.x - b.x);
     const others = this.points.filter((point) => point.shown).sort((a, b) => a.y - b.y || a.x - b.x);
-    const step = { ArrowRight: [along, 1], ArrowLeft: [along, -1], ArrowUp: [others, 1], ArrowDown: [others, -1] }[event.key];
+    const step =
+      { ArrowRight: [along, 1], ArrowLeft: [along, -1], ArrowUp: [others, 1], ArrowDown: [others, -1] }[event.key];
     const focus = this.hovered ?? this.view.get("selected");
     let point = null;
     if (step) {
@@ -433,7 +473,10 @@ export class FrontChart {
     const across = [from[0], to[0]].map((value) => clamp(value, area.left, area.right)).sort((a, b) => a - b);
     const down = [from[1], to[1]].map((value) => clamp(value, area.top, area.bottom)).sort((a, b) => b - a);
     if (across[1] - across[0] > 5 && down[0] - down[1] > 5) {
-      this.zoom = { x: across.map((value) => this.x.back(value)), y: down.map((value) => clamp(this.y.back(value), 0, 1)) };
+      this.zoom = {
+        x: across.map((value) => this.x.back(value)),
+        y: down.map((value) => clamp(this.y.back(value), 0, 1)),
+      };
     }
     this.draw();
   }
@@ -476,7 +519,9 @@ export class FrontChart {
 function nearestOf(list, { px, py }) {
   let found = null;
   for (const point of list) {
-    if (found === null || Math.hypot(point.px - px, point.py - py) < Math.hypot(found.px - px, found.py - py)) found = point;
+    if (found === null || Math.hypot(point.px - px, point.py - py) < Math.hypot(found.px - px, found.py - py)) {
+      found = point;
+    }
   }
   return found;
 }

@@ -26,16 +26,24 @@ export class Header {
       ["Fine-tuned", `${count(now.finetuned)}`, "networks taken to the end"],
       ["On the front", count(now.front), "within the budget"],
       ["Hypervolume", known(now.hypervolume) ? now.hypervolume.toFixed(4) : "–", "of the budget's area"],
-      ["Best within budget", best ? percent(best.val_accuracy) : "–", best ? `at ${percent(best.flops_fraction, 1)} of the FLOPs` : "none yet"],
+      [
+        "Best within budget",
+        best ? percent(best.val_accuracy) : "–",
+        best ? `at ${percent(best.flops_fraction, 1)} of the FLOPs` : "none yet",
+      ],
       now.gpu_hours > 0
         ? ["GPU-hours", now.gpu_hours.toFixed(now.gpu_hours < 10 ? 2 : 1), `${duration(now.elapsed_s)} elapsed`]
         : ["Elapsed", duration(now.elapsed_s), "no GPU used"],
-      ["Time left", now.finished || run.state === "finished" ? "none" : duration(now.left_s), now.finished ? "the run has ended" : "of the search, about"],
+      [
+        "Time left",
+        now.finished || run.state === "finished" ? "none" : duration(now.left_s),
+        now.finished ? "the run has ended" : "of the search, about",
+      ],
     ];
     refill(
       named("figures"),
       figures.map(([name, value, note]) =>
-        element("div", {}, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "note" }, note)),
+        element("div", {}, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "note" }, note))
       ),
     );
     this.#said(now, run);
@@ -48,7 +56,9 @@ export class Header {
     if (!ended && this.saidAt && performance.now() - this.saidAt < 20000) return;
     const text = ended
       ? `Run finished with ${now.front} on the front.`
-      : `${now.searched} of ${now.trials} trials, ${now.front} on the front${now.best ? `, best ${percent(now.best.val_accuracy)}` : ""}.`;
+      : `${now.searched} of ${now.trials} trials, ${now.front} on the front${
+        now.best ? `, best ${percent(now.best.val_accuracy)}` : ""
+      }.`;
     if (named("progress-said").textContent !== text) named("progress-said").textContent = text;
     this.saidAt = performance.now();
   }
@@ -68,7 +78,10 @@ export class Header {
     if (failure) [kind, text, told] = ["lost", "error", [failure.message, failure.hint]];
     else if (connected === false) {
       [kind, text] = ["lost", "connection lost"];
-      told = ["The page's server does not answer; what is shown may be old.", "It is tried again by itself. Does `raprune serve`, or the cluster, still run?"];
+      told = [
+        "The page's server does not answer; what is shown may be old.",
+        "It is tried again by itself. Does `raprune serve`, or the cluster, still run?",
+      ];
     } else if (away) {
       [kind, text] = ["lost", "store away"];
       told = [away.error, away.hint ?? ""];

@@ -19,11 +19,31 @@ const SLOW_MS = 3000;
 /* History and ablation are looked at now and then, not with every trial. */
 
 const view = new View({
-  run: null, progress: null, live: false, connected: null, away: null, failure: null,
-  trials: new Trials(), rows: [], front: [], methods: [],
-  filter: { words: [], state: "", stage: "", method: "", front: false }, brushes: null, visible: null,
-  cost: "flops", scale: "error", colouring: "stage", over: "t_s", theme: "", selected: null, picked: null, wanted: null,
-  history: null, ablation: null, revealed: 0, unasked: null,
+  run: null,
+  progress: null,
+  live: false,
+  connected: null,
+  away: null,
+  failure: null,
+  trials: new Trials(),
+  rows: [],
+  front: [],
+  methods: [],
+  filter: { words: [], state: "", stage: "", method: "", front: false },
+  brushes: null,
+  visible: null,
+  cost: "flops",
+  scale: "error",
+  colouring: "stage",
+  over: "t_s",
+  theme: "",
+  selected: null,
+  picked: null,
+  wanted: null,
+  history: null,
+  ablation: null,
+  revealed: 0,
+  unasked: null,
 });
 
 new Header(view);
@@ -181,7 +201,11 @@ function toAddress() {
   const selected = view.get("selected");
   if (selected === view.get("unasked")) return;
   const id = selected === null ? null : view.get("trials").get(selected, "trial_id");
-  history.replaceState(null, "", id === null ? location.pathname + location.search : `#trial=${encodeURIComponent(id)}`);
+  history.replaceState(
+    null,
+    "",
+    id === null ? location.pathname + location.search : `#trial=${encodeURIComponent(id)}`,
+  );
 }
 
 function themes() {

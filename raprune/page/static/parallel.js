@@ -104,7 +104,9 @@ export class Parallel {
     const method = this.list.value;
     this.members = [];
     for (let i = 0; i < trials.length; i += 1) {
-      if ((!method || trials.columns.method[i] === method) && known(trials.get(i, "val_accuracy"))) this.members.push(i);
+      if ((!method || trials.columns.method[i] === method) && known(trials.get(i, "val_accuracy"))) {
+        this.members.push(i);
+      }
     }
     this.known = this.#candidates(trials, method);
     if (this.hidden === null) {
@@ -130,12 +132,16 @@ export class Parallel {
     if (method) {
       const keys = new Set(this.members.flatMap((i) => Object.keys(trials.settings[i])));
       for (const key of keys) {
-        axes.push(scaled({ key: `setting ${key}`, title: key, setting: true }, this.members, (i) => trials.settings[i][key]));
+        axes.push(
+          scaled({ key: `setting ${key}`, title: key, setting: true }, this.members, (i) => trials.settings[i][key]),
+        );
       }
     } else axes.push(scaled({ key: "method", title: "method" }, this.members, (i) => trials.get(i, "method")));
     for (const axis of ALWAYS) {
       const factor = axis.factor ?? 1;
-      const value = (i) => (typeof trials.get(i, axis.key) === "number" ? factor * trials.get(i, axis.key) : trials.get(i, axis.key));
+      const value = (
+        i,
+      ) => (typeof trials.get(i, axis.key) === "number" ? factor * trials.get(i, axis.key) : trials.get(i, axis.key));
       axes.push(scaled(axis, this.members, value));
     }
     // An axis on which all are the same says nothing, but for what people look for: what it cost and what it gave.
@@ -172,7 +178,9 @@ export class Parallel {
     if (focus) area.svg.querySelector(`[data-handle="${CSS.escape(focus)}"]`)?.focus();
     named("parallel-clear").disabled = this.ranges.size === 0;
     named("parallel-count").textContent = this.members.length
-      ? `${count(this.members.length)} networks${this.ranges.size ? `, ${count(this.members.filter((i) => this.#bright(i)).length)} within the ranges` : ""}`
+      ? `${count(this.members.length)} ${this.members.length === 1 ? "network" : "networks"}${
+        this.ranges.size ? `, ${count(this.members.filter((i) => this.#bright(i)).length)} within the ranges` : ""
+      }`
       : "No network of this method yet.";
   }
 
@@ -183,18 +191,34 @@ export class Parallel {
     const anchor = k === 0 && this.shown.length > 1 ? "start" : k === this.shown.length - 1 && k > 0 ? "end" : "middle";
     const shift = anchor === "start" ? -32 : anchor === "end" ? 32 : 0;
     const room = this.shown.length > 1 ? Math.max(5, Math.floor((this.x[1] - this.x[0]) / 7)) : 30;
-    const title = shape("text", { class: "title", x: x + shift, y: k % 2 && room < 12 ? 12 : 26, "text-anchor": anchor }, cut(axis.title, room < 12 ? room * 2 : room));
+    const title = shape("text", {
+      class: "title",
+      x: x + shift,
+      y: k % 2 && room < 12 ? 12 : 26,
+      "text-anchor": anchor,
+    }, cut(axis.title, room < 12 ? room * 2 : room));
     title.append(shape("title", {}, axis.title));
-    const group = shape("g", { class: range ? "axis brushed" : "axis" }, title, shape("line", { class: "frame", x1: x, x2: x, y1: area.top, y2: area.bottom }));
+    const group = shape(
+      "g",
+      { class: range ? "axis brushed" : "axis" },
+      title,
+      shape("line", { class: "frame", x1: x, x2: x, y1: area.top, y2: area.bottom }),
+    );
     const flip = k === this.shown.length - 1 && k > 0;
     for (const [at, text] of axis.labels) {
       group.append(
         shape("line", { class: "frame", x1: x - 3, x2: x + 3, y1: y(at), y2: y(at) }),
-        shape("text", { class: "halo", x: flip ? x + 6 : x + 6, y: y(at), dy: "0.32em" }, cut(text, flip ? 6 : Math.max(4, room - 2))),
+        shape(
+          "text",
+          { class: "halo", x: flip ? x + 6 : x + 6, y: y(at), dy: "0.32em" },
+          cut(text, flip ? 6 : Math.max(4, room - 2)),
+        ),
       );
     }
     const [low, high] = range ?? [0, 1];
-    if (range) group.append(shape("rect", { class: "brush", x: x - 7, width: 14, y: y(high), height: y(low) - y(high) }));
+    if (range) {
+      group.append(shape("rect", { class: "brush", x: x - 7, width: 14, y: y(high), height: y(low) - y(high) }));
+    }
     group.append(this.#handle(axis, x, 0, low, high), this.#handle(axis, x, 1, low, high));
     return group;
   }
@@ -205,7 +229,16 @@ export class Parallel {
     const label = `${axis.title}, ${end ? "highest" : "lowest"} to keep`;
     const key = (event) => {
       const fine = event.shiftKey ? 0.01 : 0.05;
-      const to = { ArrowUp: at + fine, ArrowRight: at + fine, ArrowDown: at - fine, ArrowLeft: at - fine, PageUp: at + 0.2, PageDown: at - 0.2, Home: 0, End: 1 }[event.key];
+      const to = {
+        ArrowUp: at + fine,
+        ArrowRight: at + fine,
+        ArrowDown: at - fine,
+        ArrowLeft: at - fine,
+        PageUp: at + 0.2,
+        PageDown: at - 0.2,
+        Home: 0,
+        End: 1,
+      }[event.key];
       if (event.key === "Escape") this.ranges.delete(axis.key);
       else if (to === undefined) return;
       else this.#range(axis, end ? [low, Math.max(to, low)] : [Math.min(to, high), high]);
@@ -214,9 +247,22 @@ export class Parallel {
     };
     const y = this.y(at);
     return shape("rect", {
-      class: "handle", x: x - 8, width: 16, y: y - (end ? 5 : 0), height: 5, rx: 2, tabindex: 0, role: "slider", "aria-label": label,
-      "aria-orientation": "vertical", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round(100 * at),
-      "aria-valuetext": axis.read(at), "data-handle": `${axis.key} ${end}`, keydown: key,
+      class: "handle",
+      x: x - 8,
+      width: 16,
+      y: y - (end ? 5 : 0),
+      height: 5,
+      rx: 2,
+      tabindex: 0,
+      role: "slider",
+      "aria-label": label,
+      "aria-orientation": "vertical",
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+      "aria-valuenow": Math.round(100 * at),
+      "aria-valuetext": axis.read(at),
+      "data-handle": `${axis.key} ${end}`,
+      keydown: key,
     });
   }
 
@@ -335,7 +381,9 @@ function scaled(axis, members, value) {
     made.labels = high === low ? [[0.5, brief(low)]] : [0, 0.5, 1].map((at) => [at, made.read(at)]);
   } else {
     const names = distinct.map(String).sort();
-    made.place = (one) => (known(one) ? (names.length === 1 ? 0.5 : names.indexOf(String(one)) / (names.length - 1)) : undefined);
+    made.place = (
+      one,
+    ) => (known(one) ? (names.length === 1 ? 0.5 : names.indexOf(String(one)) / (names.length - 1)) : undefined);
     made.labels = names.map((name) => [made.place(name), name]);
     made.read = (at) => names[Math.round(at * (names.length - 1))] ?? "";
   }

@@ -26,7 +26,15 @@ export class Picker {
       if (this.sliders[cost] || !rows.some((row) => known(row[`${cost}_fraction`]))) continue;
       const id = `pick-${cost}`;
       const value = Math.round(1000 * (run.budget[cost] ?? 1)) / 10;
-      const slider = element("input", { id, type: "range", min: 1, max: 100, step: 0.5, value, input: () => this.#moved() });
+      const slider = element("input", {
+        id,
+        type: "range",
+        min: 1,
+        max: 100,
+        step: 0.5,
+        value,
+        input: () => this.#moved(),
+      });
       const output = element("output", { for: id });
       named("pick-sliders").append(
         element("div", { class: "slider" }, element("label", { for: id }, COSTS[cost]), slider, output),
@@ -84,7 +92,11 @@ export class Picker {
     return [
       element("strong", {}, `${percent(row.accuracy)}${interval}`),
       ` validation${test}, at ${costs.join(", ")}. `,
-      element("span", { class: "quiet" }, `${get("method")}${settings ? ` (${settings})` : ""}, candidate ${row.candidate}.`),
+      element(
+        "span",
+        { class: "quiet" },
+        `${get("method")}${settings ? ` (${settings})` : ""}, candidate ${row.candidate}.`,
+      ),
     ];
   }
 
@@ -95,7 +107,7 @@ export class Picker {
       const least = rows.reduce((a, b) => (b.flops_fraction < a.flops_fraction ? b : a));
       return [
         `No candidate is so small: the smallest has ${percent(least.flops_fraction, 1)} of the FLOPs and ` +
-          `${percent(least.params_fraction, 1)} of the parameters. Raise the budget, or search with a smaller one.`,
+        `${percent(least.params_fraction, 1)} of the parameters. Raise the budget, or search with a smaller one.`,
       ];
     }
     const best = admitted.reduce((a, b) => (b.accuracy > a.accuracy ? b : a));

@@ -18,7 +18,12 @@ const COLUMNS = [
   { key: "flops_fraction", title: "FLOPs", text: (value) => percent(value, 1), number: true },
   { key: "params_fraction", title: "parameters", text: (value) => percent(value, 1), number: true },
   { key: "latency_fraction", title: "latency", text: (value) => percent(value, 1), number: true },
-  { key: "epochs", title: "epochs", text: (value) => (value ? String(Number(value.toPrecision(3))) : "0"), number: true },
+  {
+    key: "epochs",
+    title: "epochs",
+    text: (value) => (value ? String(Number(value.toPrecision(3))) : "0"),
+    number: true,
+  },
   { key: "seconds", title: "time", text: (value) => duration(value), number: true },
   { key: "allocation", title: "widths by" },
   { key: "settings", title: "settings", wide: true },
@@ -80,7 +85,12 @@ export class TrialTable {
         this.draw();
         this.#arrows();
       };
-      const button = element("button", { type: "button", click: sort }, column.title, element("span", { class: "arrow", "aria-hidden": "true" }));
+      const button = element(
+        "button",
+        { type: "button", click: sort },
+        column.title,
+        element("span", { class: "arrow", "aria-hidden": "true" }),
+      );
       return element("th", { scope: "col", class: column.number ? "number" : null, "data-key": column.key }, button);
     });
     refill(this.table.tHead, element("tr", { "aria-rowindex": 1 }, cells));
@@ -146,11 +156,19 @@ export class TrialTable {
       }
       const text = this.#text(column, i);
       const long = column.wide && text.length > 30;
-      const mark = column.key === "state" ? element("span", { class: `state ${text.toLowerCase()}` }, text.toLowerCase()) : text;
+      const mark = column.key === "state"
+        ? element("span", { class: `state ${text.toLowerCase()}` }, text.toLowerCase())
+        : text;
       const name = `${column.number ? "number" : ""} ${column.wide ? "wide" : ""}`.trim();
       return element("td", { class: name || null, title: long ? text : null }, mark);
     });
-    return element("tr", { "aria-rowindex": at + 2, "aria-selected": String(selected), "data-trial": i, tabindex: stop ? 0 : -1, class: trials.get(i, "state") === "FAILED" ? "failed" : null }, cells);
+    return element("tr", {
+      "aria-rowindex": at + 2,
+      "aria-selected": String(selected),
+      "data-trial": i,
+      tabindex: stop ? 0 : -1,
+      class: trials.get(i, "state") === "FAILED" ? "failed" : null,
+    }, cells);
   }
 
   #text(column, i) {
@@ -167,10 +185,12 @@ export class TrialTable {
     const page = Math.max(1, Math.floor(this.host.clientHeight / ROW) - 2);
     const at = Number(row.getAttribute("aria-rowindex")) - 2;
     const last = this.order.length - 1;
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0, End: last }[event.key];
+    const to =
+      { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0, End: last }[event.key];
     if (to !== undefined) this.#focus(Math.min(last, Math.max(0, to)));
-    else if (event.key === "Enter" || event.key === " ") this.view.set({ selected: Number(row.dataset.trial), revealed: performance.now() });
-    else return;
+    else if (event.key === "Enter" || event.key === " ") {
+      this.view.set({ selected: Number(row.dataset.trial), revealed: performance.now() });
+    } else return;
     event.preventDefault();
   }
 
@@ -179,7 +199,9 @@ export class TrialTable {
     const top = at * ROW;
     const head = this.table.tHead.offsetHeight;
     if (top < this.host.scrollTop) this.host.scrollTop = top;
-    else if (top + ROW + head > this.host.scrollTop + this.host.clientHeight) this.host.scrollTop = top + ROW + head - this.host.clientHeight;
+    else if (top + ROW + head > this.host.scrollTop + this.host.clientHeight) {
+      this.host.scrollTop = top + ROW + head - this.host.clientHeight;
+    }
     this.#window(true);
     this.table.tBodies[0].querySelector('tr[tabindex="0"]')?.focus({ preventScroll: true });
   }

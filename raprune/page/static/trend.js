@@ -8,7 +8,12 @@ import { whenSeen } from "./view.js";
 
 const PANELS = [
   { name: "hypervolume", title: "hypervolume", text: (value) => number(value), said: (value) => value.toFixed(4) },
-  { name: "best", title: "best within budget, % validation", text: (value) => number(100 * value), said: (value) => percent(value) },
+  {
+    name: "best",
+    title: "best within budget, % validation",
+    text: (value) => number(100 * value),
+    said: (value) => percent(value),
+  },
 ];
 
 export class Trend {
@@ -35,7 +40,14 @@ export class Trend {
     const history = this.view.get("history");
     const { area } = this;
     if (!history || !history.total) {
-      refill(area.svg, shape("text", { class: "empty", x: area.width / 2, y: area.height / 2, "text-anchor": "middle" }, "No trial has ended yet."));
+      refill(
+        area.svg,
+        shape(
+          "text",
+          { class: "empty", x: area.width / 2, y: area.height / 2, "text-anchor": "middle" },
+          "No trial has ended yet.",
+        ),
+      );
       return;
     }
     const over = this.view.get("over");
@@ -56,11 +68,27 @@ export class Trend {
       const last = i === PANELS.length - 1;
       nodes.push(
         axes(part, {
-          x: { scale: this.x, ticks: ticks(0, this.x.domain[1], area.width < 500 ? 3 : 6), text: last ? text : () => "", title: last ? title : "" },
+          x: {
+            scale: this.x,
+            ticks: ticks(0, this.x.domain[1], area.width < 500 ? 3 : 6),
+            text: last ? text : () => "",
+            title: last ? title : "",
+          },
           y: { scale: y, ticks: ticks(...y.domain, 4), text: panel.text, title: panel.title },
         }),
         shape("path", { class: `trend ${panel.name}`, d: steps(values, series, this.x, y) }),
       );
+      const reached = series[series.length - 1];
+      if (known(reached)) {
+        nodes.push(
+          shape("circle", {
+            class: `dot ${panel.name}`,
+            cx: this.x(values[values.length - 1]),
+            cy: y(reached),
+            r: 3.5,
+          }),
+        );
+      }
       return { ...panel, series, y };
     });
     this.cross = shape("g", { class: "cross" });
@@ -102,14 +130,18 @@ export class Trend {
     const history = this.view.get("history");
     const lines = [[`after ${position + 1} of ${history.total} trials`], ["time", duration(history.t_s[position])]];
     if (history.gpu_hours[position]) lines.push(["GPU-hours", number(history.gpu_hours[position])]);
-    for (const panel of this.panels) lines.push([panel.name, known(panel.series[position]) ? panel.said(panel.series[position]) : "–"]);
+    for (const panel of this.panels) {
+      lines.push([panel.name, known(panel.series[position]) ? panel.said(panel.series[position]) : "–"]);
+    }
     return lines;
   }
 
   /** The arrow keys go from one improvement to the next. */
   #key(event) {
     if (!this.panels) return;
-    const changed = this.values.map((_, i) => i).filter((i) => i === 0 || this.panels.some(({ series }) => series[i] !== series[i - 1]));
+    const changed = this.values.map((_, i) => i).filter((i) =>
+      i === 0 || this.panels.some(({ series }) => series[i] !== series[i - 1])
+    );
     const last = this.values.length - 1;
     if (changed[changed.length - 1] !== last) changed.push(last);
     const here = this.position ?? -1;
@@ -123,7 +155,9 @@ export class Trend {
     if (!place) return;
     event.preventDefault();
     this.#point(place());
-    if (this.position !== null) this.said.textContent = this.#lines(this.position).map((line) => line.join(" ")).join(", ");
+    if (this.position !== null) {
+      this.said.textContent = this.#lines(this.position).map((line) => line.join(" ")).join(", ");
+    }
   }
 }
 
@@ -133,7 +167,13 @@ function abscissa(history, over) {
   if (over === "hours") return [rising(history.hours), "hours of workers", number];
   const seconds = rising(history.t_s);
   const end = seconds[seconds.length - 1];
-  const [unit, name] = end > 3 * 86400 ? [86400, "days"] : end > 2 * 3600 ? [3600, "hours"] : end > 180 ? [60, "minutes"] : [1, "seconds"];
+  const [unit, name] = end > 3 * 86400
+    ? [86400, "days"]
+    : end > 2 * 3600
+    ? [3600, "hours"]
+    : end > 180
+    ? [60, "minutes"]
+    : [1, "seconds"];
   return [seconds.map((value) => value / unit), `${name} since the search began`, number];
 }
 
@@ -149,7 +189,9 @@ function steps(values, series, x, y) {
   let before = null;
   series.forEach((value, i) => {
     if (!known(value) || value === before) return;
-    path += path ? `H${x(values[i]).toFixed(1)}V${y(value).toFixed(1)}` : `M${x(values[i]).toFixed(1)} ${y(value).toFixed(1)}`;
+    path += path
+      ? `H${x(values[i]).toFixed(1)}V${y(value).toFixed(1)}`
+      : `M${x(values[i]).toFixed(1)} ${y(value).toFixed(1)}`;
     before = value;
   });
   return path ? `${path}H${x(values[values.length - 1]).toFixed(1)}` : "";

@@ -93,17 +93,16 @@ export function within(rows, budget) {
       const limit = budget[cost] ?? null;
       const share = row[`${cost}_fraction`];
       return limit === null || (share !== null && share <= limit);
-    }),
+    })
   );
 }
 
-/** What `raprune pick` gives: the most accurate row, or with `floor` the cheapest that has it; null if there is none. */
+/** What `raprune pick` gives: the most accurate row, or with `floor` the cheapest that has it; null for none. */
 export function pick(rows, budget, floor = null) {
   let picked = null;
-  const better =
-    floor === null
-      ? (row) => row.accuracy > picked.accuracy || (row.accuracy === picked.accuracy && row.flops < picked.flops)
-      : (row) => row.flops < picked.flops || (row.flops === picked.flops && row.accuracy > picked.accuracy);
+  const better = floor === null
+    ? (row) => row.accuracy > picked.accuracy || (row.accuracy === picked.accuracy && row.flops < picked.flops)
+    : (row) => row.flops < picked.flops || (row.flops === picked.flops && row.accuracy > picked.accuracy);
   for (const row of within(rows, budget)) {
     if (floor !== null && row.accuracy < floor) continue;
     if (picked === null || better(row)) picked = row;

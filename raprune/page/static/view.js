@@ -31,7 +31,7 @@ export class View {
     this.#schedule();
   }
 
-  /** Calls `derive`, which sets values that follow from these, whenever one of them changes; before anything is drawn. */
+  /** Calls `derive`, which sets values that follow from these, when one of them changes; before anything is drawn. */
   derive(names, derive) {
     this.#derivers.push([names, derive]);
   }

@@ -1,0 +1,34 @@
+/** Where a trial comes from and what became of it: parents, rungs, repeats, what goes on from it. */
+
+import { glyph } from "./chart.js";
+import { element } from "./dom.js";
+import { known, percent } from "./format.js";
+
+/** A section with the steps of the server's `history`; `open(id)` gives what shows a trial, or null if none does. */
+export function lineageSection(history, open) {
+  if (!history?.length) return null;
+  const steps = history.map((one) => step(one, one.relation === "self" ? null : open(one.trial_id)));
+  return element("section", {}, element("h4", {}, "History"), element("ol", { class: "history" }, steps));
+}
+
+function step(one, show) {
+  const text = [
+    element("span", {}, told(one)),
+    element("span", { class: "number" }, known(one.val_accuracy) ? percent(one.val_accuracy) : one.state.toLowerCase()),
+    element("span", { class: "quiet" }, one.epochs ? `${Number(one.epochs.toPrecision(3))} epochs` : ""),
+  ];
+  return element(
+    "li",
+    { "aria-current": one.relation === "self" ? "true" : null },
+    glyph(one.stage === "finetune" ? "tuned" : one.state === "STOPPED" ? "below" : "searched"),
+    show === null
+      ? element("span", { class: "step" }, text)
+      : element("button", { type: "button", class: "step", click: show, title: one.trial_id }, text),
+  );
+}
+
+function told({ stage, repeat, step, rung }) {
+  if (stage === "finetune") return repeat ? `fine-tuned, seed ${repeat}` : "fine-tuned";
+  if (known(step)) return `step ${step} on the way`;
+  return rung ? `rung ${rung}` : "cut and repaired";
+}
