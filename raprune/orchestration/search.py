@@ -20,7 +20,6 @@ from rich.console import Console
 
 from raprune.artifact import provenance
 from raprune.budget import accuracy_floor
-from raprune.errors import RapruneError
 from raprune.front import to_be_tested
 from raprune.orchestration.cluster import cluster, node_resources
 from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
@@ -37,6 +36,7 @@ from raprune.orchestration.run import (
     stored_weights,
     under_way,
 )
+from raprune.orchestration.scaling import with_room
 from raprune.orchestration.space import search_space
 from raprune.orchestration.submitted import cluster_address, tell_best, telling
 from raprune.preparation import check_output, prepare, with_table
@@ -68,7 +68,8 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     run = Run(spec, store, prepared, console)
     _check_earlier(run)
     with cluster(spec.resources.address):
-        placement = place(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+        resources = with_room(spec.resources, console=console)
+        placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
         place_training(node_resources(), spec.resources, num_networks=1)
         _preflight(run)
         run = _with_latency(run, placement)
@@ -102,7 +103,8 @@ def resume(uri: str, *, console: Console | None = None, placed: SearchSpec | Non
         check_unchanged(store, described, prepared, console)
         run = under_way(Run(spec, store, prepared, console))
         with cluster(spec.resources.address):
-            placement = place_resumed(node_resources(), spec.resources, lookahead=spec.search.lookahead)
+            resources = with_room(spec.resources, console=console)
+            placement = place_resumed(node_resources(), resources, lookahead=spec.search.lookahead)
             place_training(node_resources(), spec.resources, num_networks=1)
             _preflight(run)
             run = _with_latency(run, placement)
@@ -462,18 +464,11 @@ def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:
 
 
 def _get(reference: Any) -> Any:
-    """The value, with an error of ours as itself instead of wrapped in Ray's."""
-    import ray
+    """What a task of a trial's size gives."""
+    from raprune.orchestration.answers import answer
 
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, RapruneError):
-            raise cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise RapruneError(
-            f"A worker was lost again and again: {str(error).splitlines()[0]}",
-            hint="It may have run out of memory; give it more, or use smaller batches.",
-        ) from error
+    return answer(
+        reference,
+        lost="A worker was lost again and again",
+        hint="It may have run out of memory; give it more, or use smaller batches.",
+    )
