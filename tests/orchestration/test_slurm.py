@@ -46,7 +46,10 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         command.write_text(text)
         command.chmod(0o755)
     tools = Path(sys.executable).parent
-    return os.environ | {
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return clean | {
+        # Under `uv run`, which these tests may be, Ray would build the environment anew for its workers.
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "PATH": f"{tmp_path / 'bin'}:{tools}:{os.environ['PATH']}",
         "PLAYED": str(tmp_path),
         "SLURM_SUBMIT_DIR": str(tmp_path),
@@ -60,6 +63,14 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 def test_a_job_without_a_place_to_go_on_from_is_refused(slurm: dict[str, str]) -> None:
     done = subprocess.run(["bash", SCRIPT, "job.toml"], env=slurm, capture_output=True, text=True)
     assert done.returncode == 2 and "give --output" in done.stderr
+    assert not list(Path(slurm["PLAYED"]).glob(".raprune-*"))
+
+
+def test_a_job_whose_nodes_do_not_come_up_ends_at_once_and_is_not_tried_again(slurm: dict[str, str]) -> None:
+    asked = ["bash", SCRIPT, "--output", "run"]
+    done = subprocess.run(asked, env=slurm | {"SLURM_CPUS_PER_TASK": "-1"}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Ray did not start on all nodes" in done.stderr
+    assert "requeue" not in (Path(slurm["PLAYED"]) / "scontrol").read_text()
     assert not list(Path(slurm["PLAYED"]).glob(".raprune-*"))
 
 
