@@ -28,7 +28,6 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _OF_TRIAL = ("state", "accuracy_after_cut", "accuracy_after_repair", "epochs", "seconds", "gpu_seconds", "started_at")
 _OF_PROPOSAL = ("number", "stage", "rung", "repeat", "parent", "step", "method", "allocation", "target_flops")
 _OF_METRICS = (
-    "loss",
     "flops_fraction",
     "params_fraction",
     "latency_fraction",
@@ -37,6 +36,23 @@ _OF_METRICS = (
     "params",
     "zeros",
 )
+
+COLUMNS = (
+    "trial_id",
+    "candidate",
+    *_OF_PROPOSAL,
+    "settings",
+    "val_accuracy",
+    "val_loss",
+    *_OF_METRICS,
+    *_OF_TRIAL,
+    "test_accuracy",
+    "worker",
+    "error",
+    "eligible",
+    "downloadable",
+)
+"""What `describe_trial` says."""
 
 
 def describe_run(known: Known, away: Away | None, *, name: str, place: str) -> Answer:
@@ -82,27 +98,22 @@ def describe_run(known: Known, away: Away | None, *, name: str, place: str) -> A
 def describe_progress(known: Known) -> Answer:
     """How far the run is: `raprune.front.Progress`, and what is recorded."""
     now: Progress = known.progress
-    best = with_times_of(known, now.best)
+    best = now.best
+    if best is not None:
+        # The same with what its whole network takes.
+        best = next((row for row in known.rows if row["candidate"] == best["candidate"]), best)
     return dict(plain(vars(now) | {"best": best, "recorded": len(known.trials)}))
-
-
-def with_times_of(known: Known, row: Row | None) -> Row | None:
-    """The row with what its whole network took."""
-    if row is None:
-        return None
-    return next((r for r in known.rows if r["candidate"] == row["candidate"]), row)
 
 
 def list_trials(known: Known, after: int) -> Answer:
     """The trials from number `after` of the order of their records on, by column."""
     rows = [describe_trial(trial, known) for trial in known.trials[after:]]
-    names = list(rows[0]) if rows else _column_names()
     return {
         "generation": known.generation,
         "total": len(known.trials),
         "after": after,
         "complete": known.complete,
-        "columns": {name: [row[name] for row in rows] for name in names},
+        "columns": {name: [row[name] for row in rows] for name in COLUMNS},
     }
 
 
@@ -115,9 +126,10 @@ def describe_trial(trial: Trial, known: Known) -> Answer:
         "trial_id": trial.trial_id,
         "candidate": None if candidate is None else candidate.id,
         **{name: getattr(proposal, name) for name in _OF_PROPOSAL},
-        "settings": json.dumps(dict(proposal.settings)),
+        "settings": json.dumps(plain(proposal.settings)),
         "val_accuracy": None if metrics is None else metrics.accuracy,
-        **{f"val_{n}" if n == "loss" else n: None if metrics is None else getattr(metrics, n) for n in _OF_METRICS},
+        "val_loss": None if metrics is None else metrics.loss,
+        **{name: None if metrics is None else getattr(metrics, name) for name in _OF_METRICS},
         **{name: getattr(trial, name) for name in _OF_TRIAL},
         "test_accuracy": accuracies.get(network_name(trial)) if proposal.stage is Stage.FINETUNE else None,
         "worker": trial.worker,
@@ -290,12 +302,6 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(inner) for inner in value]
     return value
-
-
-def _column_names() -> list[str]:
-    metrics = [f"val_{name}" if name == "loss" else name for name in _OF_METRICS]
-    first = ["trial_id", "candidate", *_OF_PROPOSAL, "settings", "val_accuracy", *metrics, *_OF_TRIAL]
-    return [*first, "test_accuracy", "worker", "error", "eligible", "downloadable"]
 
 
 def _is_sibling(one: Trial, other: Trial) -> bool:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import itertools
 import json
+import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -282,17 +283,15 @@ class Page:
         raise StoreError("The run is still being read.", hint="Ask again in a moment.")
 
     async def _look(self, patience_s: float) -> Known | None:
-        """Look if it is due; what is known when that is done, or after `patience_s`."""
+        """Look if it is due; what is known once that is done, or after `patience_s`."""
         if self._feed.is_due and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(run_in_threadpool(self._feed.look))
-        if self._looking is not None and not self._looking.done():
-            # Until it is done, or (the first look is a long one) something is known.
-            waiting = itertools.repeat(min(patience_s, 0.05), round(patience_s / 0.05) if patience_s else 0)
-            for step_s in waiting:
-                done, _ = await asyncio.wait({self._looking}, timeout=step_s)
-                known = self._feed.known
-                if done or (known is not None and not known.complete):
-                    break
+        until = time.monotonic() + patience_s
+        while self._looking is not None and not self._looking.done() and time.monotonic() < until:
+            await asyncio.wait({self._looking}, timeout=0.05)
+            if self._feed.known is not None and not self._feed.known.complete:
+                # The first look at thousands of trials takes seconds: what it has read by now will do.
+                break
         return self._feed.known
 
     async def _events(self) -> AsyncIterator[str]:

@@ -82,6 +82,7 @@ def test_a_pick_that_nothing_fits_names_the_nearest(known: Known) -> None:
 def test_columns_are_of_one_length_and_go_on_where_they_ended(known: Known) -> None:
     whole = answers.list_trials(known, 0)
     columns = whole["columns"]
+    assert list(columns) == list(answers.COLUMNS) == list(answers.describe_trial(known.trials[0], known))
     assert {len(column) for column in columns.values()} == {whole["total"]} == {8}
     rest = answers.list_trials(known, 5)["columns"]
     assert list(rest) == list(columns)
