@@ -112,6 +112,26 @@ def test_a_launched_cluster_has_a_token_and_its_dashboard_on_loopback(name: str)
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_every_shell_on_a_launched_node_asks_for_tokens_however_often_it_is_set_up(name: str, tmp_path: Path) -> None:
+    config = read(name)
+    # Ubuntu's begins so: what stands below is not for Ray's shells to see.
+    (tmp_path / ".bashrc").write_text("case $- in *i*) ;; *) return ;; esac\nexport FIRST=1\n")
+    lines = [line for line in config["initialization_commands"] + config["setup_commands"] if "bashrc" in line]
+    show = 'source ~/.bashrc; echo "$RAY_AUTH_MODE $RAY_USAGE_STATS_ENABLED $PATH"'
+    for _ in range(2):
+        for line in lines:
+            subprocess.run(["bash", "-c", line], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True)
+    shell = subprocess.run(
+        ["bash", "-c", show],
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shell.stdout == f"token 0 {tmp_path}/raprune/venv/bin:/usr/bin\n"
+
+
 # AWS and Google Cloud
 
 
