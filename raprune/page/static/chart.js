@@ -4,7 +4,7 @@ import { element, refill, shape } from "./dom.js";
 
 /** A drawing area in a host element that keeps its size: marks on `canvas`, axes and the selection on `svg`. */
 export class Area {
-  constructor(host, { height, margin, redraw, min = 0 }) {
+  constructor(host, { height, margin, redraw, min = 160 }) {
     this.host = host;
     this.margin = margin;
     this.wanted = height;
@@ -126,19 +126,19 @@ export function trace(path, kind, x, y, size) {
   }
 }
 
-/** The same mark as a small picture, for legends and lists. */
-export function glyph(kind, colourClass) {
-  const size = 4.2;
-  const centre = 7;
-  const points = {
-    tuned: `${centre},${centre - 5.6} ${centre + 5.6},${centre} ${centre},${centre + 5.6} ${centre - 5.6},${centre}`,
-    below: `${centre - size},${centre - 3.4} ${centre + size},${centre - 3.4} ${centre},${centre + size}`,
-  }[kind];
-  const mark = points ? shape("polygon", { points }) : shape("circle", { cx: centre, cy: centre, r: size });
+/** The same mark as a small picture, for legends and lists; "failed" has none in the charts, and is a cross. */
+export function glyph(kind, colourClass = "") {
+  const outline = {
+    tuned: "M7 1.4L12.6 7L7 12.6L1.4 7Z",
+    below: "M2.8 3.6H11.2L7 11.2Z",
+    searched: "M11.2 7A4.2 4.2 0 1 1 2.8 7A4.2 4.2 0 1 1 11.2 7Z",
+    failed: "M3 3L11 11M11 3L3 11",
+  };
+  const classes = `glyph ${kind} ${colourClass}`.trim();
   return shape(
     "svg",
-    { class: `glyph ${kind} ${colourClass ?? ""}`, viewBox: "0 0 14 14", "aria-hidden": "true" },
-    mark,
+    { class: classes, viewBox: "0 0 14 14", "aria-hidden": "true" },
+    shape("path", { d: outline[kind] }),
   );
 }
 

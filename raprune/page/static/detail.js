@@ -53,7 +53,7 @@ export class Detail {
     const trials = this.view.get("trials");
     const [state, error] = [trials.get(i, "state").toLowerCase(), trials.get(i, "error")];
     const name = [
-      glyph(trials.kind(i)),
+      glyph(state === "failed" ? state : trials.kind(i)),
       trials.get(i, "trial_id"),
       element("span", { class: `state ${state}` }, state),
     ];

@@ -34,11 +34,7 @@ export class Header {
       now.gpu_hours > 0
         ? ["GPU-hours", now.gpu_hours.toFixed(now.gpu_hours < 10 ? 2 : 1), `${duration(now.elapsed_s)} elapsed`]
         : ["Elapsed", duration(now.elapsed_s), "no GPU used"],
-      [
-        "Time left",
-        now.finished || run.state === "finished" ? "none" : duration(now.left_s),
-        now.finished ? "the run has ended" : "of the search, about",
-      ],
+      timeLeft(now, run),
     ];
     refill(
       named("figures"),
@@ -92,6 +88,13 @@ export class Header {
     notice.className = kind === "lost" ? "notice bad" : "notice";
     if (told) refill(notice, element("strong", {}, told[0]), told[1] ? ` ${told[1]}` : null);
   }
+}
+
+/** The estimate is of the search alone: how long fine-tuning takes is not known before. */
+function timeLeft(now, run) {
+  if (now.finished || run.state === "finished") return ["Time left", "none", "the run has ended"];
+  if (now.left_s === 0) return ["Time left", "–", "searched; being fine-tuned"];
+  return ["Time left", duration(now.left_s), "of the search, about"];
 }
 
 /** "digits-net on digits: at most 30 % of the FLOPs". */

@@ -20,11 +20,17 @@ function step(one, show) {
   return element(
     "li",
     { "aria-current": one.relation === "self" ? "true" : null },
-    glyph(one.stage === "finetune" ? "tuned" : one.state === "STOPPED" ? "below" : "searched"),
+    glyph(kind(one)),
     show === null
       ? element("span", { class: "step" }, text)
       : element("button", { type: "button", class: "step", click: show, title: one.trial_id }, text),
   );
+}
+
+function kind({ stage, state }) {
+  if (state === "FAILED") return "failed";
+  if (stage === "finetune") return "tuned";
+  return state === "STOPPED" ? "below" : "searched";
 }
 
 function told({ stage, repeat, step, rung }) {
