@@ -1,0 +1,379 @@
+"""What README.md and the documents it links to say: each command is run or parsed, each error text is ours."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml  # type: ignore[import-untyped]  # Ray brings it, without types
+from typer.testing import CliRunner
+
+from raprune.cli import app
+from raprune.spec import SearchSpec, load_spec
+from raprune.store import Store
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+SHELL = ("", "bash", "sh", "console")
+PLACES = {"FOLDER": "sent", "DIR": "exported", "HEAD": "127.0.0.1"}
+"""Word of the documents that stands for something of the reader's -> what it is here; RUN and CANDIDATE see below."""
+
+
+def documents() -> list[Path]:
+    """The README and the Markdown files that it links to, and they."""
+    found, todo = [], [README]
+    while todo:
+        path = todo.pop(0)
+        if path not in found:
+            found.append(path)
+            linked = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", path.read_text())
+            todo += [path.parent / name for name in linked if (path.parent / name).is_file()]
+    return [path.resolve() for path in found]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of code."""
+
+    document: Path
+    language: str
+    text: str
+
+
+def blocks() -> list[Block]:
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [Block(path, *match) for path in documents() for match in fenced.findall(path.read_text())]
+
+
+def commands(text: str) -> Iterator[str]:
+    """The commands of a block, one at a time, without comments and prompts."""
+    for line in text.replace("\\\n", " ").splitlines():
+        bare = re.sub(r"(^|\s)#.*$", "", line.removeprefix("$ ")).strip()
+        yield from (part.strip() for part in bare.split("&&") if part.strip())
+
+
+ALL = list(dict.fromkeys(command for block in blocks() if block.language in SHELL for command in commands(block.text)))
+
+Check = Callable[[str, pytest.FixtureRequest], None]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the documents speak of, with the module and the run of the reader in it."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("jobs", "cluster", "dashboards"):
+        (folder / name).symlink_to(ROOT / name)
+    (own,) = [block.text for block in blocks() if block.text.startswith("# mynets.py")]
+    (folder / "mynets.py").write_text(own)
+    (folder / "job.toml").write_text((ROOT / "jobs/digits.toml").read_text())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> str:
+    """The run of the reader: the second search of the README, in small."""
+    (wanted,) = [command for command in ALL if command.endswith("--data mynets:pictures --budget-flops 0.25")]
+    small = "--trials 4 --finalists 1 --epochs 0.5 --workers 1 --set dense.epochs=1 --output run"
+    called(f"{wanted} {small}", home)
+    return "run"
+
+
+def called(command: str, home: Path) -> None:
+    """Runs a command of raprune in a process of its own."""
+    words = shlex.split(command.removeprefix("uv run "))
+    assert words[0] == "raprune"
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def called_here(words: list[str], home: Path) -> str:
+    """What a command of raprune prints, called in this process, which is quicker."""
+    before, known = Path.cwd(), list(sys.path)
+    os.chdir(home)
+    try:
+        done = CliRunner().invoke(app, words)
+    finally:
+        os.chdir(before)
+        sys.path[:] = known
+        sys.modules.pop("mynets", None)
+    assert done.exit_code == 0, f"{words}\n{done.output[-2000:]}"
+    return done.stdout
+
+
+def in_place(command: str, request: pytest.FixtureRequest) -> str:
+    """The command with the reader's words in place."""
+    words = [*PLACES.items()]
+    if re.search(r"\b(RUN|CANDIDATE)\b", command):
+        name = request.getfixturevalue("run")
+        home: Path = request.getfixturevalue("home")
+        first = Store(home / name).read_json("report/front.json")[0]["candidate"]
+        words += [("RUN", name), ("CANDIDATE", first)]
+    for word, meant in words:
+        command = re.sub(rf"\b{word}\b", meant, command)
+    return command
+
+
+def is_run(command: str, request: pytest.FixtureRequest) -> None:
+    words = shlex.split(in_place(command, request).removeprefix("uv run ").partition(" > ")[0])
+    called_here(words[1:], request.getfixturevalue("home"))
+
+
+def is_run_alone(command: str, request: pytest.FixtureRequest) -> None:
+    """Run in a process of its own, which Ray is started in."""
+    called(in_place(command, request), request.getfixturevalue("home"))
+
+
+def is_the_runs(command: str, request: pytest.FixtureRequest) -> None:
+    """The search that made the run of the other commands."""
+    assert (request.getfixturevalue("home") / request.getfixturevalue("run") / "report/front.html").is_file()
+
+
+def is_dry_run(command: str, request: pytest.FixtureRequest) -> None:
+    """Parsed and checked as a search, of which the job is printed."""
+    words = shlex.split(in_place(command, request).removeprefix("uv run ").replace("$RAY_ADDRESS", "127.0.0.1:6379"))
+    job = called_here([*words[1:], "--dry-run"], request.getfixturevalue("home"))
+    assert tomllib.loads(job)["model"]["name"]
+
+
+def is_parsed(command: str, request: pytest.FixtureRequest) -> None:
+    """Its command, flags and arguments are taken as they stand; nothing is called."""
+    words = shlex.split(in_place(command, request).removeprefix("uv run ").replace("$RAY_ADDRESS", "127.0.0.1:6379"))
+    assert words[0] == "raprune"
+    parsed(typer.main.get_command(app), words[1:])
+
+
+def parsed(command: Any, words: list[str], parent: Any = None) -> None:
+    context = command.make_context(command.name, list(words), parent=parent)
+    if command.name == "submit" and parent is not None and "search" in parent.command.commands:
+        parsed(parent.command.commands["search"], context.args)  # it takes those of `search` too
+    if hasattr(command, "commands"):
+        rest = [*context._protected_args, *context.args]
+        parsed(command.commands[rest[0]], rest[1:], context)
+
+
+def is_parsed_by_ray(command: str, request: pytest.FixtureRequest) -> None:
+    """Ray's command line takes its command, flags and arguments as they stand; nothing is called."""
+    from ray.scripts.scripts import cli
+
+    words = [word for word in shlex.split(in_place(command, request)) if not re.match(r"[A-Z_]+=", word)]
+    assert words[0] == "ray"
+    parsed(cli, words[1:])
+    if "--" in words:
+        assert words[words.index("--") + 1 :][:3] == ["python", "-m", "raprune"]
+        parsed(typer.main.get_command(app), words[words.index("--") + 4 :])
+
+
+def is_a_file(command: str, request: pytest.FixtureRequest) -> None:
+    """The files that it names are there; scripts among them are valid shell."""
+    named = re.findall(r"(?:cluster|jobs|dashboards|tests)/[\w./-]+\w", command)
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
+        if name.endswith((".sh", ".sbatch")):
+            subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
+
+
+def is_of_the_place(command: str, request: pytest.FixtureRequest) -> None:
+    """Nothing of ours is in it."""
+    assert "raprune" not in command.partition(" ")[0]
+
+
+RULES: list[tuple[str, Check, str]] = [
+    (r"pip install uv$", is_of_the_place, "uv is what runs this suite"),
+    (r"uv run pytest$", is_of_the_place, "this is it"),
+    (r"uv run raprune search --model mynets:tiny --data mynets:pictures", is_the_runs, "run for real, in small"),
+    (r"(uv run )?raprune search\b", is_dry_run, "minutes to hours, or a cluster: the flags and the job are checked"),
+    (r"uv run raprune serve\b", is_parsed, "it serves until it is interrupted: tests/page runs it"),
+    (r"raprune submit .*--kuberay", is_run, ""),
+    (
+        r"(uv run )?raprune \w+ s3://",
+        is_parsed,
+        "there is no such bucket: tests/page and tests/test_store.py run on one",
+    ),
+    (r"(uv run )?raprune (submit|jobs|logs|stop)\b", is_parsed, "needs a cluster: tests/orchestration runs it on one"),
+    (r"(uv run )?raprune dashboards\b", is_parsed, "needs Ray's or Grafana's folder: tests/test_dashboards.py runs it"),
+    (r"uv run raprune resume\b", is_run_alone, "the run is over, so that it says so and ends"),
+    (r"(uv run )?raprune\b", is_run, ""),
+    (r"([A-Z_]+=\S+ )?ray (start|job submit)\b", is_parsed_by_ray, "a cluster: tests/orchestration runs it on one"),
+    (r"prometheus --config\.file=", is_of_the_place, "tests/orchestration runs it where it is installed"),
+    (r"grafana server\b", is_of_the_place, "Grafana is not installed here"),
+    (r"ssh -L 8000:127\.0\.0\.1:8000 HEAD$", is_of_the_place, "a cluster's head"),
+    (r"kubectl apply -f \S+$", is_of_the_place, "Kubernetes: tests/orchestration hold its files against its schemas"),
+    (r"export [A-Z_]+=\S+$", is_of_the_place, "a variable of Ray's"),
+    (r"source \.venv/bin/activate$", is_of_the_place, "uv makes it"),
+    (r"source cluster/local\.sh (start|stop)$", is_a_file, "tests/orchestration runs it"),
+    (r"uv run python jobs/benchmarks/[\w.]+", is_a_file, "a benchmark: minutes"),
+]
+"""Pattern of a command -> what is done with it, and why it is not simply run. The first that matches holds."""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("command", ALL)
+def test_every_command_of_the_documents_works(command: str, request: pytest.FixtureRequest) -> None:
+    for pattern, check, _ in RULES:
+        if re.match(pattern, command):
+            check(command, request)
+            return
+    pytest.fail(f"no test knows this command: {command!r}; add a rule to RULES")
+
+
+def test_every_rule_is_of_some_command() -> None:
+    stale = [pattern for pattern, _, _ in RULES if not any(re.match(pattern, command) for command in ALL)]
+    assert stale == []
+
+
+def test_no_command_hides_in_a_block_of_another_language() -> None:
+    known = {*SHELL, "python", "toml", "yaml", "json", "text"}
+    assert {block.language for block in blocks()} <= known
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "toml"], ids=lambda b: b.document.name)
+def test_every_job_of_the_documents_is_valid(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(block.text)
+    load_spec(path)
+
+
+def test_every_yaml_of_the_documents_is_valid() -> None:
+    for block in blocks():
+        if block.language == "yaml":
+            assert list(yaml.safe_load_all(block.text))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_python_of_the_readme_runs(request: pytest.FixtureRequest) -> None:
+    """In one namespace, after `raprune export RUN CANDIDATE DIR`; MyNet is the reader's network."""
+    home: Path = request.getfixturevalue("home")
+    request.getfixturevalue("run")
+    if not (home / PLACES["DIR"]).is_dir():
+        called(in_place("raprune export RUN CANDIDATE DIR", request), home)
+    names: dict[str, Any] = {}
+    exec((home / "mynets.py").read_text(), names)
+    names["MyNet"] = lambda: names["tiny"](2)
+    for block in blocks():
+        if block.language == "python" and not block.text.startswith("# mynets.py"):
+            exec(block.text.replace('"DIR"', repr(str(home / PLACES["DIR"]))), names)
+    small = names["small"]
+    images, labels = names["pictures"]()["test"]
+    import torch
+
+    logits = small(torch.from_numpy(images[:8]).float())
+    assert logits.shape == (8, 2) and len(labels) == 100
+    dense = sum(p.numel() for p in names["MyNet"]().parameters())
+    assert sum(p.numel() for p in small.parameters()) < dense
+
+
+def test_every_link_leads_somewhere() -> None:
+    for path in documents():
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_picture_is_small_and_ours() -> None:
+    (name,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text())
+    picture = ROOT / name
+    assert picture.stat().st_size <= 60_000 and b"<script" not in picture.read_bytes()
+
+
+@cache
+def strings(*, hints: bool = False) -> list[str]:
+    """Every string of the package, or of what its errors tell to do.
+
+    What is filled in when it is used is a null character there.
+    """
+    found = []
+    for path in sorted((ROOT / "raprune").rglob("*.py")):
+        trees: list[ast.AST] = [ast.parse(path.read_text())]
+        if hints:
+            trees = [node.value for node in ast.walk(trees[0]) if isinstance(node, ast.keyword) and node.arg == "hint"]
+        for node in (node for tree in trees for node in ast.walk(tree)):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def troubles() -> list[str]:
+    """What the table of the README lists as said by raprune."""
+    _, _, rest = README.read_text().partition("| it says | because | do |")
+    return re.findall(r"^\| `([^`]+)` \|", rest.partition("\n\n")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", troubles())
+def test_every_error_of_the_readme_is_said_by_the_code(text: str) -> None:
+    pattern = ".*?".join(re.escape(part) for part in text.split("…"))
+    pattern = pattern.replace("run\\.json", "(?:run\\.json|\0)").replace("\\-\\-budget\\-flops", "\\-\\-budget\\-\0")
+    assert any(re.search(pattern, string, re.DOTALL) for string in strings())
+
+
+def test_the_readme_lists_enough_errors() -> None:
+    assert len(troubles()) >= 20
+
+
+FOREIGN = {"--dashboard-host", "--head", "--temp-dir"}
+"""Flags of `ray start` that errors name."""
+
+
+def flags() -> set[str]:
+    """All flags of all commands, and those of Ray's that we speak of."""
+
+    def of(command: Any) -> Iterator[str]:
+        for parameter in command.params:
+            yield from (*parameter.opts, *parameter.secondary_opts)
+        for child in getattr(command, "commands", {}).values():
+            yield from of(child)
+
+    return {*of(typer.main.get_command(app)), "--help", *FOREIGN}
+
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])")
+
+
+def test_every_flag_that_an_error_names_is_a_flag() -> None:
+    # Not --budget-{kind}: a flag that is put together ends in what is filled in.
+    named = {flag for text in strings(hints=True) for flag in FLAG.findall(text)}
+    assert len(named) > 15 and named <= flags(), named - flags()
+
+
+def test_every_flag_of_the_documents_is_a_flag() -> None:
+    """In running text; those in blocks are parsed."""
+    text = re.sub(r"^```.*?^```$", "", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    named = {flag for code in re.findall(r"`([^`]*)`", text) for flag in FLAG.findall(code)}
+    assert len(named) > 15 and named <= flags(), named - flags()
+
+
+def test_every_field_of_the_documents_is_a_field() -> None:
+    text = "\n".join(path.read_text() for path in documents())
+    named = {
+        *re.findall(r"--set ([\w.]+)=", text),
+        *re.findall(r"`((?:finalists|search|resources|data|page)\.[\w.]+)`", text),
+    }
+    assert len(named) > 8
+    for field in named:
+        known: Any = SearchSpec
+        for name in field.split("."):
+            assert name in known.model_fields, field
+            known = known.model_fields[name].annotation
