@@ -257,7 +257,11 @@ class Store:
 
         def read() -> list[str]:
             selector = pafs.FileSelector(f"{self._path}/{rel}", allow_not_found=True)
-            return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
+            try:
+                return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
+            except FileNotFoundError:
+                # Taken away while it was listed: pyarrow looks first whether it is there.
+                return []
 
         return self._try("read", rel, read)
 
