@@ -69,7 +69,7 @@ def growing() -> Iterator[dict[str, str]]:
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
     ray = Path(sys.executable).parent / "ray"
-    command = [ray, "start", "--head", "--block", f"--port={port}", f"--ray-client-server-port={port + 1}"]
+    command = [str(ray), "start", "--head", "--block", f"--port={port}", f"--ray-client-server-port={port + 1}"]
     command += ["--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", "--dashboard-agent-listen-port=0"]
     command += [f"--temp-dir={folder / 'ray'}", f"--autoscaling-config={folder / 'fake.json'}"]
     with (folder / "head.log").open("w") as log:

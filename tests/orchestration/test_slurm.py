@@ -67,7 +67,7 @@ def test_a_job_without_a_place_to_go_on_from_is_refused(slurm: dict[str, str]) -
 
 
 def test_a_job_whose_nodes_do_not_come_up_ends_at_once_and_is_not_tried_again(slurm: dict[str, str]) -> None:
-    asked = ["bash", SCRIPT, "--output", "run"]
+    asked = ["bash", str(SCRIPT), "--output", "run"]
     done = subprocess.run(asked, env=slurm | {"SLURM_CPUS_PER_TASK": "-1"}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Ray did not start on all nodes" in done.stderr
     assert "requeue" not in (Path(slurm["PLAYED"]) / "scontrol").read_text()
