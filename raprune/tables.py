@@ -79,8 +79,8 @@ def render_rows(
         table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
     for r in rows:
         costs = [f"{r['flops_fraction']:.1%}"]
-        costs += [_count(r["flops"]), _count(r["macs"])] if wide else []
-        costs += [f"{r['params_fraction']:.1%}"] * stored + [_count(r["params"])] * wide
+        costs += [count(r["flops"]), count(r["macs"])] if wide else []
+        costs += [f"{r['params_fraction']:.1%}"] * stored + [count(r["params"])] * wide
         costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [_time_share(r)] * has_times
         star = "★" if r["candidate"] == best else ""
         accuracies = [
@@ -91,8 +91,8 @@ def render_rows(
         style = "bold" if star else None
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
-        costs = ["100.0%", *([_count(dense["flops"]), _count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%"] * stored + [_count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_times)
+        costs = ["100.0%", *([count(dense["flops"]), count(dense["flops"] // 2)] if wide else [])]
+        costs += ["100.0%"] * stored + [count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_times)
         table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
         "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
@@ -215,7 +215,8 @@ def _points(accuracy: float | None, interval: float | None = None) -> str:
     return "-" if accuracy is None else f"{100 * accuracy:.2f}{spread}"
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """Three figures and the unit: 52.6 M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"

@@ -81,7 +81,7 @@ _PAGE = Template("""<!doctype html>
   :root { --ink: #e6e6e6; --faint: #a0a4aa; --rule: #3a3d44; --paper: #16181c; --lit: #3a3116; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 60rem; padding: 1.5rem 1rem; }
+  max-width: 62rem; padding: 1.5rem 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid var(--rule); padding-bottom: .2rem; }
 p { max-width: 46rem; margin: .5rem 0; }

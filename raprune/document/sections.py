@@ -12,7 +12,7 @@ from raprune.document.markup import facts, figure, listing, notice, paragraph, s
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
 from raprune.store import Store
-from raprune.tables import drop, not_faster
+from raprune.tables import count, drop, not_faster
 
 FINISHED = "finished"
 MOST_ERRORS = 5
@@ -105,9 +105,9 @@ def front(findings: Findings) -> str:
             row["method"],
             f"{row['epochs']:g}",
             words.percent(row["flops_fraction"]),
-            f"{row['flops']:,}",
+            count(row["flops"]),
             words.percent(row["params_fraction"]),
-            f"{row['params']:,}",
+            count(row["params"]),
             *([words.percent(row["nonzero_fraction"])] * pruned),
             *([words.time_share(row)] * timed),
             words.accuracy(row["val_accuracy"], row["val_interval"]),
@@ -127,7 +127,7 @@ def chosen(findings: Findings) -> str:
     row, dense, test = findings.chosen, findings.dense, findings.test
     if row is None or not dense:
         return ""
-    images = test.get("images")
+    images = test.get("images", 0)
     measured = findings.timed
     cells = [
         ["FLOPs for one image", f"{dense['flops']:,}", f"{row['flops']:,}", words.percent(row["flops_fraction"])],
@@ -150,7 +150,7 @@ def chosen(findings: Findings) -> str:
             words.accuracy(row["test_accuracy"], row["test_interval"]),
             against,
         ]
-        cells.append([f"test accuracy, % ({images} images)", *tested])
+        cells.append([f"test accuracy, % ({images:,} images)", *tested])
     settings = _settings(row)
     steps = {
         "Candidate": f"{row['candidate']} (trial {row['trial_id']})",
@@ -238,7 +238,7 @@ def cost(findings: Findings) -> str:
         f"{per_hour * last['gpu_hours' if findings.on_gpus else 'hours']:.3g}."
     )
     failed = sum(findings.errors.values())
-    errors = [[str(count), words.shortened(text)] for text, count in findings.errors.most_common(MOST_ERRORS)]
+    errors = [[str(number), words.shortened(text)] for text, number in findings.errors.most_common(MOST_ERRORS)]
     return section(
         "What the work bought",
         figure(drawn, f"The front within the budget after so many {unit} of all trials, failed and stopped ones too."),
@@ -289,7 +289,7 @@ def _notes(findings: Findings) -> str:
     return paragraph(
         star,
         f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
-        f"Drop: test accuracy against the dense network, ± standard error of {test['images']} images; the test split "
+        f"Drop: test accuracy against the dense network, ± standard error of {test['images']:,} images; the test split "
         "was looked at once."
         if test.get("images")
         else "Drop: validation accuracy against the dense network; the test split was not touched.",
