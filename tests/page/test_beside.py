@@ -120,16 +120,18 @@ def test_another_run_of_that_name_has_a_page_of_its_own(shown: Shown, tmp_path: 
 
 def test_a_search_has_its_page_while_it_goes_on(shown: Shown, tmp_path: Path) -> None:
     [job] = small_job(tmp_path)
-    spec = load_spec(Path(job), {"page.serve": True, "page.linger_s": 0.0})
+    # It says nothing of a page, and joins a cluster that runs.
+    address = ray.get_runtime_context().gcs_address
+    spec = load_spec(Path(job), {"resources.address": address, "page.linger_s": 0.0})
     said = io.StringIO()
     seen: list[dict[str, Any]] = []
     ended = threading.Event()
 
     def watch() -> None:
-        address = shown.address.replace("/my-run/", "/run/")
+        page = shown.address.replace("/my-run/", "/run/")
         while not ended.is_set():
             with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-                status, body = get(address, "api/run")
+                status, body = get(page, "api/run")
                 seen.extend([json.loads(body)] if status == 200 else [])
             time.sleep(0.5)
 
