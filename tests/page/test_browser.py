@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -650,3 +651,12 @@ def test_a_server_that_is_gone_is_told_and_caught_up_with(page: Page, server: Se
     server.start()
     expect(page.locator("#filter-count")).to_have_text(f"{before + 1} trials", timeout=30_000)
     expect(page.locator("#run-state")).not_to_have_text("connection lost")
+
+
+def test_another_run_in_the_folder_is_shown_anew(page: Page, store: Store) -> None:
+    """The last test: it takes the run away."""
+    expect(page.locator("#detail-body h3")).to_be_visible()
+    shutil.rmtree(store.uri)
+    other = _long_run().make_run(store.uri, trials=90, seed=1)
+    expect(page.locator("#filter-count")).to_have_text(f"{len(other.trials())} trials", timeout=30_000)
+    expect(_of(page, _best(other)["trial_id"])).to_be_visible()

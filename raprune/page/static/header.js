@@ -9,7 +9,7 @@ export class Header {
   constructor(view) {
     this.view = view;
     view.on(["run", "progress"], () => this.draw());
-    view.on(["connected", "away", "live", "failure"], () => this.#line());
+    view.on(["connected", "complete", "away", "live", "failure"], () => this.#line());
   }
 
   draw() {
@@ -70,6 +70,7 @@ export class Header {
     const state = run ? (STATES[run.state] ?? String(run.state ?? "unknown")) : "loading";
     let [kind, text] = run?.state === "finished" ? ["done", state] : [this.view.get("live") ? "live" : "idle", state];
     if (kind === "idle" && run) text = `${state}, nothing works on it`;
+    if (run && !this.view.get("complete")) [kind, text] = ["idle", "reading the store"];
     let told = run?.stopped ? [String(run.stopped), ""] : null;
     if (failure) [kind, text, told] = ["lost", "error", [failure.message, failure.hint]];
     else if (connected === false) {

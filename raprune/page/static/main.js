@@ -23,6 +23,7 @@ const view = new View({
   progress: null,
   live: false,
   connected: null,
+  complete: true,
   away: null,
   failure: null,
   trials: new Trials(),
@@ -81,12 +82,9 @@ function catchUp() {
 
 async function nextTrials() {
   const tests = JSON.stringify(view.get("run")?.test ?? null);
-  if (tests !== measured) {
-    // Test accuracies are all that ever changes in what was recorded: at the end of a run.
-    if (measured !== null) view.set({ trials: new Trials() });
-    measured = tests;
-  }
-  const trials = view.get("trials");
+  // Test accuracies are all that ever changes in what was recorded: at the end of a run.
+  const trials = measured === null || tests === measured ? view.get("trials") : new Trials();
+  measured = tests;
   for (;;) {
     const answer = await ask(`trials?after=${trials.length}`);
     if (known(answer.generation) && view.get("run") && answer.generation !== view.get("run").generation) {
@@ -95,25 +93,36 @@ async function nextTrials() {
     }
     const before = trials.length;
     trials.append(answer.columns);
-    if (trials.length > before || before === 0) recount();
+    if (trials.length > before || before === 0) recount(trials);
+    view.set({ complete: answer.complete ?? true });
     if (trials.length >= answer.total || trials.length === before) break;
   }
   view.set({ failure: null });
 }
 
 /** Candidates and front from all that is recorded. */
-function recount() {
-  const trials = view.get("trials");
+function recount(trials) {
   const run = view.get("run");
   const rows = candidates(trials);
   const methods = [...new Set(trials.columns.method ?? [])].sort();
-  view.set({ rows, methods, front: front(rows, run?.budget ?? {}, view.get("cost")) });
+  view.set({ trials, rows, methods, front: front(rows, run?.budget ?? {}, view.get("cost")) });
   fromAddress();
 }
 
 /** Another run lies in the folder now: nothing that is shown is true any more. */
 function startAnew() {
-  view.set({ trials: new Trials(), selected: null, history: null, ablation: null, rows: [], front: [], visible: null });
+  measured = null;
+  view.set({
+    trials: new Trials(),
+    selected: null,
+    unasked: null,
+    picked: null,
+    history: null,
+    ablation: null,
+    rows: [],
+    front: [],
+    visible: null,
+  });
   named("filter").reset();
   loadRun().then(catchUp);
 }
@@ -256,7 +265,8 @@ listen({
     if (connected && view.get("connected") === false) loadRun().then(catchUp);
     view.set({ connected });
   },
-  trials: ({ total, generation }) => {
+  trials: ({ total, generation, complete }) => {
+    view.set({ complete: complete ?? true });
     if (known(generation) && view.get("run") && generation !== view.get("run").generation) startAnew();
     else if (total > view.get("trials").length) catchUp().then(slowly);
   },
