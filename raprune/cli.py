@@ -220,7 +220,9 @@ def submit(
     working_dir: Annotated[Path, typer.Option(help="Folder that goes with the job: its code, small data.")] = Path(),
     install: Annotated[
         str | None,
-        typer.Option(metavar="REQUIREMENT", help="Install raprune there: raprune==0.1.0. (default: this one is sent)"),
+        typer.Option(
+            metavar="REQUIREMENT", help="Have pip install this there: raprune==0.1.0. (default: raprune is sent)"
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="In the list of jobs. (default: the run's folder)")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow its log to the end.")] = True,

@@ -477,8 +477,14 @@ def _tell_end(row: Mapping[str, Any], console: Console) -> int:
     _say(console, f"{row['id']} FAILED{'' if code is None else f' with exit code {code}'}.")
     if code is None:
         # It did not come so far as to have a log.
-        _say(console, _first_lines(row["message"] or "Ray does not say why.", 20))
+        _say(console, *_ends(row["message"] or "Ray does not say why."))
     return int(code) if code is not None and 0 < code < 256 else EXIT_FAILURE
+
+
+def _ends(text: str, first: int = 2, last: int = 6, width: int = 300) -> list[str]:
+    """The first and the last lines of a long message, between which Ray has its traces."""
+    lines = [line.strip()[:width] for line in text.splitlines() if line.strip()]
+    return lines if len(lines) <= first + last else [*lines[:first], "...", *lines[-last:]]
 
 
 def _since(row: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from raprune.cli import app
@@ -393,6 +395,21 @@ def test_a_port_that_speaks_something_else(nothing_set: Path) -> None:
             connect(f"127.0.0.1:{server.getsockname()[1]}")
         thread.join()
     assert "6379" in error.value.hint
+
+
+def test_a_job_that_did_not_even_start_says_why_in_a_few_lines() -> None:
+    """As Ray tells of an environment that it could not make: what matters comes last."""
+    trace = "".join(f'  File "agent.py", line {line}, in setup\n    await more()\n' for line in range(40))
+    message = (
+        f"Failed to set up runtime environment.\nCould not create the actor.\n{trace}    python: No module named pip\n"
+    )
+    row = {"id": "raysubmit_1", "state": "FAILED", "best": None, "exit_code": None, "message": message}
+    console = Console(file=io.StringIO(), width=60)
+    assert jobs._tell_end(row, console) == 1
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert "Failed to set up" in said and "No module named pip" in said
+    assert len(said.splitlines()) <= 10
 
 
 COMMANDS = [
