@@ -96,7 +96,7 @@ def front(findings: Findings) -> str:
     )
     pruned = any(weights_pruned(row) for row in rows)
     timed = any(words.time_share(row) for row in rows)
-    head = ["", "candidate", "method", "#epochs", "#FLOPs %", "#FLOPs", "#params %", "#params"]
+    head = ["★", "candidate", "method", "#epochs", "#FLOPs %", "#FLOPs", "#params %", "#params"]
     head += ["#nonzero %"] * pruned + ["#time %"] * timed + ["#validation %", "#test %", "#drop, points"]
     cells = [
         [
@@ -165,7 +165,7 @@ def chosen(findings: Findings) -> str:
     }
     return section(
         "The chosen network",
-        table("Beside the dense one", ["", "#dense", "#chosen", "#of dense, %"], cells),
+        table("Beside the dense one", ["network", "#dense", "#chosen", "#of dense, %"], cells),
         facts(steps),
         _proof(findings),
     )
