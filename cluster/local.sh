@@ -72,7 +72,7 @@ _node() {
 
 _stop() {
     # The nodes first: a node whose head is gone takes a while to notice.
-    for _pid in $(_pids | sort -rn); do
+    for _pid in $(_pids | tac); do
         if _alive "$_pid"; then kill -TERM "$_pid"; fi
         for _ in $(seq 300); do
             _alive "$_pid" || break

@@ -31,9 +31,16 @@ def kill(pids: Iterable[int], *, patience_s: float = 20.0) -> None:
     pids = list(pids)
     for pid in alive(pids):
         os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + patience_s
-    while alive(pids) and time.monotonic() < deadline:
+    left_after(patience_s, pids)
+
+
+def left_after(seconds: float, pids: Iterable[int]) -> list[int]:
+    """Those that still run after so many seconds; none as soon as none does. Some of Ray's follow their parent late."""
+    left, deadline = alive(pids), time.monotonic() + seconds
+    while left and time.monotonic() < deadline:
         time.sleep(0.1)
+        left = alive(left)
+    return left
 
 
 def _state(pid: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestration.processes import alive, below
+from tests.orchestration.processes import alive, below, left_after
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 
@@ -91,7 +91,7 @@ def test_a_local_cluster_comes_up_with_its_dashboard_on_loopback_and_goes_withou
     finally:
         stopped = source("stop", folder, then='echo "left: $RAY_ADDRESS$RAY_AUTH_TOKEN"', RAY_AUTH_TOKEN=token)
     assert stopped.returncode == 0 and "left: \n" in stopped.stdout
-    assert not alive(started) and not (folder / "pids").exists()
+    assert not left_after(20, started) and not (folder / "pids").exists()
 
 
 def test_a_cluster_that_does_not_start_says_why_and_leaves_nothing(folder: Path) -> None:

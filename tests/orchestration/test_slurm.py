@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from raprune.store import Store
-from tests.orchestration.processes import alive, below
+from tests.orchestration.processes import below, left_after
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sbatch"
 
@@ -105,6 +105,6 @@ def test_a_job_whose_time_is_up_cleans_up_and_is_put_into_the_queue_again(slurm:
     assert "The time is nearly up" in said and "raprune resume" in said
     assert (folder / "scontrol").read_text().splitlines()[-1] == f"requeue {slurm['SLURM_JOB_ID']}"
     assert Store(str(run)).run()["state"] != "finished" and Store(str(run)).trials()
-    assert not alive(started)
+    assert not left_after(20, started)
     assert not token.exists() and not Path(f"/tmp/raprune-{slurm['SLURM_JOB_ID']}").exists()
     assert secret not in said and secret not in (folder / "srun").read_text()
