@@ -27,6 +27,10 @@ export class FrontChart {
     this.#legend();
     this.#listen();
     const looks = ["rows", "front", "cost", "theme", "colouring", "run"];
+    view.on(["cost"], () => {
+      // A part of another axis.
+      this.zoom = null;
+    });
     view.on(looks, () => {
       this.stale = true;
     });
