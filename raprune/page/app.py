@@ -7,9 +7,9 @@ among those that are recorded, or that the package holds.
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import hashlib
-import importlib.util
 import io
 import itertools
 import json
@@ -49,14 +49,16 @@ KINDS = {
 }
 """Files of the package that are handed out."""
 
-PLOTLY = "plotly.min.js"
+DOOR_STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:4rem auto;
+padding:0 1rem}"""
+"""Of the page that asks for a token: it can load nothing."""
 
 POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
+        f"style-src 'self' 'sha256-{base64.b64encode(hashlib.sha256(DOOR_STYLE.encode()).digest()).decode()}'",
+        "img-src 'self'",
         "connect-src 'self'",
         "font-src 'self'",
         "base-uri 'none'",
@@ -64,7 +66,7 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""Plotly sets styles; scripts come from the package alone."""
+"""All comes from the package."""
 
 HEADERS = {
     "content-security-policy": POLICY,
@@ -422,10 +424,9 @@ def _answer_to(decision: Moved | Refused, scope: Scope, cookie_name: str) -> Res
     return _error(decision.status, decision.error, decision.hint, headers)
 
 
-_DOOR = """<!doctype html>
+_DOOR = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>raprune</title>
-<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:4rem auto;
-padding:0 1rem}</style></head><body><h1>This page needs its token</h1>
+<style>{DOOR_STYLE}</style></head><body><h1>This page needs its token</h1>
 <p>Open its address once with <code>?token=TOKEN</code> behind it. The run's log says where the token is.</p>
 <p>You have been here before? <a href="./">Open the page</a>.</p></body></html>
 """
@@ -482,11 +483,7 @@ def _attachment(name: str) -> dict[str, str]:
 
 
 def _package_files() -> dict[str, Path]:
-    files = {path.name: path for path in STATIC.iterdir() if path.suffix in KINDS and path.is_file()}
-    plotly = importlib.util.find_spec("plotly")
-    if plotly is not None and plotly.origin is not None:
-        files[PLOTLY] = Path(plotly.origin).parent / "package_data" / PLOTLY
-    return files
+    return {path.name: path for path in STATIC.iterdir() if path.suffix in KINDS and path.is_file()}
 
 
 def _zipped(parts: list[tuple[str, Iterator[bytes]]]) -> Iterator[bytes]:

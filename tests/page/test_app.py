@@ -33,7 +33,6 @@ PATHS = [
     "/api/ablation",
     "/api/pick?flops=0.2",
     "/api/curves/dense",
-    "/static/plotly.min.js",
 ]
 
 
@@ -95,7 +94,6 @@ def test_all_files_of_the_page_are_there(page: Served) -> None:
         answer = page.get(f"/static/{name}")
         assert answer.status == 200 and answer.body == (STATIC / name).read_bytes()
     assert page.get("/").body == (STATIC / "index.html").read_bytes()
-    assert b"Plotly" in page.get("/static/plotly.min.js").body[:20_000]
 
 
 def test_networks_are_handed_out_as_they_are_stored(page: Served, store: Store) -> None:
