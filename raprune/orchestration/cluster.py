@@ -166,11 +166,11 @@ def _settle(address: str | None) -> None:
         if "ray" not in sys.modules:
             # Read when Ray is imported; from 2.59 on a local cluster asks for tokens without it.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        # Under `uv run` Ray would build the environment again for its workers, which share this one.
-        os.environ.setdefault(_UV, "0")
-        from ray._private import ray_constants
+    # Under `uv run` Ray would build the environment again for its workers: they share this one, or have their own.
+    os.environ.setdefault(_UV, "0")
+    from ray._private import ray_constants
 
-        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = os.environ[_UV] == "1"
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = os.environ[_UV] == "1"
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It counts tasks whose worker was lost, which the searcher has judged.

@@ -145,8 +145,7 @@ class Run:
     def raprune(self, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
         """The command, begun; what it prints goes to the run's log, or to another one."""
         command = [sys.executable, "-c", "from raprune.cli import main; main()", *arguments]
-        # Nodes of this machine share the driver's Python; under `uv run` Ray would ship it to them.
-        environment = {**os.environ, MARK: self.mark, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", **self.environment}
+        environment = {**os.environ, MARK: self.mark, **self.environment}
         if self.nodes is None:
             # Its own Ray asks for its own token.
             environment.pop("RAY_AUTH_TOKEN", None)

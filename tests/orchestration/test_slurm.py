@@ -48,8 +48,6 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     tools = Path(sys.executable).parent
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return clean | {
-        # Under `uv run`, which these tests may be, Ray would build the environment anew for its workers.
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "PATH": f"{tmp_path / 'bin'}:{tools}:{os.environ['PATH']}",
         "PLAYED": str(tmp_path),
         "SLURM_SUBMIT_DIR": str(tmp_path),
