@@ -72,7 +72,7 @@ def gather(inputs: Inputs, methods: Sequence[str]) -> Gathered:
             reference = ray.put(known)
             pending[key] = [
                 _task(_score, inputs).remote(inputs, method, names, reference)
-                for names in _parts(inputs.graph, 1 if method.data_free else inputs.placement.workers)
+                for names in _parts(inputs.graph, method, inputs.placement.workers)
             ]
     for key, parts in pending.items():
         scores = {name: values for part in parts for name, values in _get(part).items()}
@@ -135,13 +135,19 @@ def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str) -> Pruner:
     return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics)
 
 
-def _parts(graph: ChannelGraph, count: int) -> list[list[str]]:
-    """The groups' names in at most `count` parts of about equal work: solving grows with the cube of the channels."""
-    parts: list[list[str]] = [[] for _ in range(min(count, len(graph.groups)))]
-    work = np.zeros(len(parts))
+def _parts(graph: ChannelGraph, method: Method, count: int) -> list[list[str]]:
+    """The groups' names in at most `count` parts of about equal work for `method`; one, where it looks at no images."""
+    count = 1 if method.data_free else min(count, len(graph.groups))
+    if any(method.priced_at(group.num_channels) for group in graph.groups):
+        # What is behind a group is repaired for its prices: less and less from the network's front to its end.
+        names = [group.name for group in graph.groups]
+        return [names[part::count] for part in range(count)]
+    parts: list[list[str]] = [[] for _ in range(count)]
+    work = np.zeros(count)
     for group in sorted(graph.groups, key=lambda group: -group.num_channels):
         least = int(work.argmin())
         parts[least].append(group.name)
+        # Solving grows with the cube of the channels.
         work[least] += float(group.num_channels) ** 3
     return parts
 
