@@ -61,7 +61,8 @@ _node() {
     echo $! >> "$_folder/pids"
     for _ in $(seq 450); do
         grep -q 'Ray runtime started' "$_log" && return
-        _alive $! || break
+        # Not _alive: before it becomes Ray, the child is a shell of this file's.
+        kill -0 $! 2> /dev/null || break
         sleep 0.2
     done
     echo "Ray did not start; the end of $_log:" >&2
@@ -87,7 +88,7 @@ _stop() {
 _pids() { cat "$_folder/pids" 2> /dev/null; }
 
 # Whether $1 is the id of a running `ray start`: the file may be older than the machine's last start.
-_alive() { ps -o stat= -o args= -p "$1" 2> /dev/null | grep -v '^Z' | grep -q 'ray start --block'; }
+_alive() { ps -ww -o stat= -o args= -p "$1" 2> /dev/null | grep -v '^Z' | grep -q 'ray start --block'; }
 
 _running() {
     for _pid in $(_pids); do _alive "$_pid" && return; done

@@ -96,7 +96,8 @@ def _config(address: str) -> dict[str, Any]:
     return {
         "cluster_name": "growing",
         "max_workers": 2,
-        "idle_timeout_minutes": 0.1,
+        # Longer than the test: a node that idles while it looks must not go between two looks.
+        "idle_timeout_minutes": 5,
         "provider": {"type": "fake_multinode", "gcs_address": address, "launch_multiple": True},
         "available_node_types": kinds,
         "head_node_type": "ray.head.default",
