@@ -25,6 +25,7 @@ from raprune.errors import (
     Terminated,
     UsageError,
 )
+from raprune.words import first_lines, without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,7 @@ class Commands(TyperGroup):
             if os.environ.get(TRACEBACK) == "1" or _is_usage(error):
                 raise
             _tell(
-                f"{type(error).__name__}: {_first_lines(str(error))}",
+                f"{type(error).__name__}: {first_lines(str(error))}",
                 f"This is a bug, in raprune or in your code that it called. {TRACEBACK}=1 shows where it came from.",
             )
             code = EXIT_FAILURE
@@ -657,9 +658,9 @@ def _how_to_resume(output: str) -> str:
         recorded = Store(output).is_run()
     except RapruneError:
         recorded = True
-    # A URI may hold a secret.
-    shown = Store(output).name if "://" in output else output
-    return f"Go on with it: raprune resume {shown}" if recorded else "Nothing was recorded yet; start it again."
+    if not recorded:
+        return "Nothing was recorded yet; start it again."
+    return f"Go on with it: raprune resume {without_secrets(output)}"
 
 
 def _tell(message: str, hint: str) -> None:
@@ -668,11 +669,6 @@ def _tell(message: str, hint: str) -> None:
     typer.echo(f"{typer.style('Error:', fg='red', bold=True) if coloured else 'Error:'} {message}", err=True)
     if hint:
         typer.echo(typer.style(hint, dim=True) if coloured else hint, err=True)
-
-
-def _first_lines(text: str, count: int = 8) -> str:
-    lines = text.strip().splitlines()
-    return "\n".join([*lines[:count], *(["..."] if len(lines) > count else [])])
 
 
 def _is_usage(error: Exception) -> bool:

@@ -1,9 +1,9 @@
-"""What a run found, read from its store at once: what its report tells and its figures show. No torch, no ray."""
+"""What a run found, from its records: what its report tells, its figures and its page show. No torch, no ray."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,28 +17,18 @@ from raprune.trial import Trial, TrialState
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """A run under way has them too: of what was recorded so far."""
+    """A run under way has them too: of what was recorded so far. What follows from the records is worked out once."""
 
     name: str
     """Where the run lies, without what may hold a secret."""
     run: Mapping[str, Any]
     """The content of `run.json`."""
     test: Mapping[str, Any]
+    """As `raprune.report.read_test` gives it."""
     timed: Mapping[str, Any]
-    rows: list[Row]
-    """Every candidate, by ascending FLOPs: `front.candidates`."""
-    front: list[Row]
-    """Those of the front within the budget."""
-    ablation: list[Row]
-    spent: list[Row]
-    progress: Progress
-    errors: Counter[str]
-    """First line of the error of a failed trial -> number of such trials."""
-    hours: float
-    """Of all trials: on GPUs, or without any on workers."""
-    on_gpus: bool
-    ended_at: float
-    """When the last recorded trial ended, in seconds since the epoch; 0 before the first one."""
+    """As `raprune.report.read_times` gives it."""
+    trials: Sequence[Trial]
+    """In the order of their records."""
 
     @property
     def dense(self) -> Mapping[str, Any]:
@@ -56,6 +46,47 @@ class Findings:
     @property
     def floor(self) -> float | None:
         return floor_of(self.run)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Every candidate, by ascending FLOPs: `front.candidates`."""
+        return with_times(candidates(self.trials, test=self.test), self.timed)
+
+    @cached_property
+    def front(self) -> list[Row]:
+        """Those of the front within the budget."""
+        return with_times(front(self.trials, self.budget, test=self.test), self.timed)
+
+    @cached_property
+    def ablation(self) -> list[Row]:
+        return ablation(self.trials, self.budget, test=self.test)
+
+    @cached_property
+    def spent(self) -> list[Row]:
+        return spent(self.trials, self.budget)
+
+    @cached_property
+    def progress(self) -> Progress:
+        return progress(self.run, self.trials)
+
+    @cached_property
+    def errors(self) -> Counter[str]:
+        """First line of the error of a failed trial -> number of such trials."""
+        return Counter(_first_line(trial) for trial in self.trials if trial.state is TrialState.FAILED)
+
+    @cached_property
+    def on_gpus(self) -> bool:
+        return any(trial.gpu_seconds for trial in self.trials)
+
+    @cached_property
+    def hours(self) -> float:
+        """Of all trials: on GPUs, or without any on workers."""
+        return sum(trial.gpu_seconds if self.on_gpus else trial.seconds for trial in self.trials) / 3600
+
+    @cached_property
+    def ended_at(self) -> float:
+        """When the last recorded trial ended, in seconds since the epoch; 0 before the first one."""
+        return max((trial.started_at + trial.seconds for trial in self.trials), default=0.0)
 
     def error(self, accuracy: float) -> float:
         """The error in percent, at least that of half a wrong validation image: what a logarithm can show."""
@@ -84,23 +115,8 @@ def read_findings(store: Store) -> Findings:
     Raises:
         StoreError: if the folder holds no run, or cannot be read.
     """
-    run, test, timed, trials = store.run(), read_test(store), read_times(store), store.trials()
-    budget = budget_of(run)
-    on_gpus = any(trial.gpu_seconds for trial in trials)
     return Findings(
-        name=store.name,
-        run=run,
-        test=test,
-        timed=timed,
-        rows=with_times(candidates(trials, test=test), timed),
-        front=with_times(front(trials, budget, test=test), timed),
-        ablation=ablation(trials, budget, test=test),
-        spent=spent(trials, budget),
-        progress=progress(run, trials),
-        errors=Counter(_first_line(trial) for trial in trials if trial.state is TrialState.FAILED),
-        hours=sum(trial.gpu_seconds if on_gpus else trial.seconds for trial in trials) / 3600,
-        on_gpus=on_gpus,
-        ended_at=max((trial.started_at + trial.seconds for trial in trials), default=0.0),
+        name=store.name, run=store.run(), test=read_test(store), timed=read_times(store), trials=store.trials()
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from raprune import pareto
 from raprune.budget import Budget, accuracy_floor
-from raprune.errors import RapruneError
-from raprune.spec import read_latency
+from raprune.errors import RapruneError, UsageError
+from raprune.spec import latency_fraction, read_latency
 from raprune.trial import Stage, Trial, TrialState, repeat_name
 
 Row = dict[str, Any]
@@ -205,35 +205,58 @@ def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any]
     return table
 
 
+class Growth:
+    """The front within a budget as networks come in, one after another."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.hypervolume = 0.0
+        """As in `Progress`."""
+        self.best: float | None = None
+        """Validation accuracy of the best within the budget."""
+        self.points: list[tuple[float, float]] = []
+        """Error and cost of the networks on it."""
+        self._budget = budget
+
+    def add(self, trial: Trial) -> bool:
+        """Whether the trial enlarged it."""
+        metrics, budget = trial.metrics, self._budget
+        if trial.state is not TrialState.COMPLETE or metrics is None:
+            return False
+        costs = {f"{cost}_fraction": getattr(metrics, f"{cost}_fraction") for cost in ("flops", "params", "latency")}
+        if not budget.admits(**costs):
+            return False
+        share = costs[f"{budget.cost}_fraction"]
+        point = (1.0 - metrics.accuracy, 1.0 if share is None else share)
+        # Thousands of trials are dominated, and need no more than this.
+        if not point[0] < 1.0 or any(error <= point[0] and cost <= point[1] for error, cost in self.points):
+            return False
+        points = [*self.points, point]
+        self.points = [points[index] for index in pareto.non_dominated(points)]
+        before, self.hypervolume = self.hypervolume, _hypervolume(self.points, budget)
+        self.best = 1.0 - min(error for error, _ in self.points)
+        return self.hypervolume > before
+
+
 def spent(trials: Sequence[Trial], budget: Budget) -> list[Row]:
     """What the front had become after so much work: one row for each trial that enlarged it, by the time it ended.
 
     `gpu_hours` and `hours` are those of all trials until then, failed and stopped ones included, on GPUs and on
     workers; `hypervolume` is as in `Progress`, and `val_accuracy` that of the best within the budget.
     """
-    points: list[tuple[float, float]] = []
-    gpu_s = worker_s = volume = 0.0
+    growth = Growth(budget)
+    gpu_s = worker_s = 0.0
     table: list[Row] = []
     for trial in sorted(trials, key=lambda t: (t.started_at + t.seconds, t.trial_id)):
         gpu_s, worker_s = gpu_s + trial.gpu_seconds, worker_s + trial.seconds
-        if trial.state is not TrialState.COMPLETE or trial.metrics is None:
-            continue
-        reached = row(trial, test={})
-        if not within([reached], budget):
-            continue
-        points += _points([reached], budget.cost)
-        points = [points[index] for index in pareto.non_dominated(points)]
-        larger = pareto.hypervolume(points, (1.0, budget.limit)) / budget.limit
-        if larger > volume:
-            volume = larger
+        if growth.add(trial):
             table.append(
                 {
                     "trial_id": trial.trial_id,
                     "gpu_hours": gpu_s / 3600,
                     "hours": worker_s / 3600,
-                    "hypervolume": volume,
-                    "val_accuracy": 1.0 - min(error for error, _ in points),
-                    "points": len(points),
+                    "hypervolume": growth.hypervolume,
+                    "val_accuracy": growth.best,
+                    "points": len(growth.points),
                 }
             )
     return table
@@ -312,6 +335,26 @@ def budget_of(run: Mapping[str, Any]) -> Budget:
     )
 
 
+def wanted_latency(asked: str, value: str, run: Mapping[str, Any]) -> float:
+    """A latency budget for the run of `run.json` content `run`, as a fraction of the dense network's.
+
+    `value` is read as `raprune.spec.read_latency` does; `asked` says how it was given.
+
+    Raises:
+        UsageError: if it is none, or the run was searched without latencies.
+    """
+    latency = run.get("latency")
+    if latency is None:
+        raise UsageError(
+            f"{asked}: this run knows no latencies: it was searched without --budget-latency.",
+            hint="Pick by FLOPs or parameters, or search with --budget-latency.",
+        )
+    try:
+        return latency_fraction(value, latency["dense_ms"])
+    except ValueError as error:
+        raise UsageError(f"{asked}: {error}.", hint="For example 0.5 or 3ms.") from None
+
+
 def floor_of(run: Mapping[str, Any]) -> float | None:
     """The validation accuracy that was asked for in `run.json` content; None where nothing was."""
     spec = run.get("spec", {})
@@ -352,7 +395,7 @@ def progress(
         finetuned=sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for),
         finalists=int(spec.get("finalists", {}).get("count", 0)) * int(spec.get("finalists", {}).get("seeds", 1)),
         front=len(admitted),
-        hypervolume=pareto.hypervolume(_points(admitted, budget.cost), (1.0, budget.limit)) / budget.limit,
+        hypervolume=_hypervolume(_points(admitted, budget.cost), budget),
         best=pick(admitted, budget) if admitted else None,
         dense_accuracy=run.get("dense", {}).get("val_accuracy"),
         elapsed_s=elapsed,
@@ -387,6 +430,10 @@ def _points(rows: Sequence[Row], cost: str) -> list[tuple[float, float]]:
     # A latency that is not known counts as the dense network's.
     shares = [r[f"{cost}_fraction"] for r in rows]
     return [(1.0 - r["val_accuracy"], 1.0 if share is None else share) for r, share in zip(rows, shares, strict=True)]
+
+
+def _hypervolume(points: Sequence[tuple[float, float]], budget: Budget) -> float:
+    return pareto.hypervolume(points, (1.0, budget.limit)) / budget.limit
 
 
 def _wanted(budget: Budget) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from raprune.budget import Budget
-from raprune.errors import UsageError
-from raprune.front import Row, ablation, budget_of, candidates, front, pick, progress
-from raprune.spec import SearchSpec, latency_fraction
+from raprune.front import Row, ablation, budget_of, candidates, front, pick, progress, wanted_latency
+from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.tables import render_ablation, render_progress, render_rows
 from raprune.trial import Trial
@@ -81,7 +80,7 @@ def print_pick(
     store = Store(uri)
     run, test, timed = store.run(), read_test(store), read_times(store)
     if latency is not None:
-        budget = replace(budget, latency=_latency_fraction(latency, run))
+        budget = replace(budget, latency=wanted_latency(f"--budget-latency {latency}", latency, run))
     rows = with_times(candidates(store.trials(), test=test), timed)
     row = pick(rows, budget, min_accuracy=min_accuracy)
     if as_json:
@@ -130,19 +129,6 @@ def with_times(rows: list[Row], timed: Mapping[str, Any]) -> list[Row]:
         }
         for row in rows
     ]
-
-
-def _latency_fraction(latency: str, run: Mapping[str, Any]) -> float:
-    known = run.get("latency")
-    if known is None:
-        raise UsageError(
-            f"--budget-latency {latency}: this run knows no latencies: it was searched without --budget-latency.",
-            hint="Pick by --budget-flops or --budget-params, or search with --budget-latency.",
-        )
-    try:
-        return latency_fraction(latency, known["dense_ms"])
-    except ValueError as error:
-        raise UsageError(f"--budget-latency {latency}: {error}.", hint="For example 0.5 or 3ms.") from None
 
 
 def _print_next(store: Store, console: Console) -> None:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from raprune import words
 from raprune.front import Progress, Row, budget_of, budgeted, choose, floor_of, weights_pruned
 
 FASTER = 0.5
@@ -72,16 +73,17 @@ def render_rows(
     nonzero = any(weights_pruned(r) for r in rows)
     # A narrow terminal has room for one of the two: the smaller.
     stored = wide or not nonzero
-    has_times = any(_time_share(r) for r in rows)
+    has_times = any(words.time_share(r) for r in rows)
     columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else [])]
     columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero + ["time"] * has_times
     for header in [*columns, "val %", "test %", "drop"]:
         table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
     for r in rows:
         costs = [f"{r['flops_fraction']:.1%}"]
-        costs += [count(r["flops"]), count(r["macs"])] if wide else []
-        costs += [f"{r['params_fraction']:.1%}"] * stored + [count(r["params"])] * wide
-        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [_time_share(r)] * has_times
+        costs += [words.count(r["flops"]), words.count(r["macs"])] if wide else []
+        costs += [f"{r['params_fraction']:.1%}"] * stored + [words.count(r["params"])] * wide
+        share = words.time_share(r)
+        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [share and f"{share}%"] * has_times
         star = "★" if r["candidate"] == best else ""
         accuracies = [
             _points(r["val_accuracy"], r["val_interval"] if wide else None),
@@ -91,8 +93,8 @@ def render_rows(
         style = "bold" if star else None
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
-        costs = ["100.0%", *([count(dense["flops"]), count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%"] * stored + [count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_times)
+        costs = ["100.0%", *([words.count(dense["flops"]), words.count(dense["flops"] // 2)] if wide else [])]
+        costs += ["100.0%"] * stored + [words.count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_times)
         table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
         "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
@@ -117,13 +119,6 @@ def render_rows(
         notes.append(_how_timed(rows, run, timed or {}))
     slow = not_faster(rows, timed or {})
     return Group(table, " ".join(notes) + "[/dim]", *([escape(slow)] if slow else []))
-
-
-def _time_share(row: Row) -> str:
-    """The network's share of the dense one's latency: measured, or, marked, as the table of layer times predicts."""
-    if row.get("measured_fraction") is not None:
-        return f"{row['measured_fraction']:.1%}"
-    return "" if row["latency_fraction"] is None else f"~{row['latency_fraction']:.1%}"
 
 
 def _how_timed(rows: list[Row], run: Mapping[str, Any], timed: Mapping[str, Any]) -> str:
@@ -213,14 +208,6 @@ def _epochs(number: float) -> str:
 def _points(accuracy: float | None, interval: float | None = None) -> str:
     spread = "" if interval is None else f" ±{100 * interval:.2f}"
     return "-" if accuracy is None else f"{100 * accuracy:.2f}{spread}"
-
-
-def count(number: int) -> str:
-    """Three figures and the unit: 52.6 M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"
-    return str(number)
 
 
 def _duration(seconds: float) -> str:

@@ -112,9 +112,16 @@ def test_the_front_shows_the_budget_the_dense_network_and_the_test_split(finding
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "fewer errors are further up"
 
 
+def with_these(findings: Findings, **worked_out: Any) -> Findings:
+    """The same with other values of what would be worked out from its records."""
+    made = replace(findings)
+    vars(made).update(worked_out)
+    return made
+
+
 def test_intervals_of_several_seeds_are_drawn(findings: Findings) -> None:
     front = [row | {"val_interval": 0.01} for row in findings.front]
-    _, words = drawn("front", replace(findings, front=front), COLUMN_IN)
+    _, words = drawn("front", with_these(findings, front=front), COLUMN_IN)
     assert "95 % interval" in words and "95 % interval" not in drawn("front", findings, COLUMN_IN)[1]
 
 
@@ -125,7 +132,7 @@ def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
     store.write_json("run.json", run)
     findings = read_findings(store)
     rows = [row | {"latency_fraction": 0.9 - row["flops_fraction"]} for row in findings.rows]
-    findings = replace(findings, rows=rows, front=rows[-2:])
+    findings = with_these(findings, rows=rows, front=rows[-2:])
     figure, words = drawn("front", findings, COLUMN_IN)
     assert "predicted latency, % of the dense network" in words and "budget 60 %" in words
     line = next(line for line in figure.axes[0].get_lines() if line.get_gid() == f"point-{rows[-1]['candidate']}")
@@ -163,9 +170,8 @@ def test_the_work_is_drawn_to_its_end(findings: Findings) -> None:
     assert "worker-minutes" in words and "first fine-tuned" in words
     steps = figure.axes[0].get_lines()[0]
     assert steps.get_xdata()[-1] == pytest.approx(44 * 0.4 / 60)  # type: ignore[index]
-    on_gpus: dict[str, Any] = {"on_gpus": True, "hours": 12.0}
     spent = [row | {"gpu_hours": 3.0} for row in findings.spent]
-    assert "GPU-hours" in drawn("cost", replace(findings, spent=spent, **on_gpus), COLUMN_IN)[1]
+    assert "GPU-hours" in drawn("cost", with_these(findings, spent=spent, on_gpus=True, hours=12.0), COLUMN_IN)[1]
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
@@ -177,7 +183,7 @@ def test_a_run_without_trials_gives_empty_figures(tmp_path: Path, name: str) -> 
 def test_many_candidates_become_one_picture_inside_the_figure(findings: Findings) -> None:
     rows = [row | {"candidate": f"{row['candidate']}-{copy}"} for row in findings.rows for copy in range(40)]
     with canvas(COLUMN_IN, 3.0) as made:
-        figures.FIGURES["front"].draw(made, replace(findings, rows=rows))
+        figures.FIGURES["front"].draw(made, with_these(findings, rows=rows))
         assert len(save(made, "svg")) < 300_000
 
 

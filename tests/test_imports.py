@@ -32,6 +32,7 @@ PURE = (
     "findings",
     "figures",
     "document",
+    "words",
     "tracing.graph",
 )
 """No torch, no ray: results stay readable on a laptop."""
@@ -156,7 +157,7 @@ ROOMS = (
     ),
     ("statistics",),
     ("store", "pareto", "spec", "extension"),
-    ("trial", "candidate", "budget", "errors", "outage"),
+    ("trial", "candidate", "budget", "errors", "outage", "words"),
 )
 """From the top of the house to its foot; a room imports its own floor and those below."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raprune.spec import SearchSpec, to_toml
-from raprune.store import Store
+from raprune.words import without_secrets
 
 
 def job_of(spec: Mapping[str, Any]) -> str:
@@ -25,14 +25,5 @@ def _differing(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         if isinstance(value, dict) and isinstance(known, dict):
             found |= {name: part} if (part := _differing(value, known)) else {}
         elif value is not None and value != known:
-            found[name] = _public(value)
+            found[name] = without_secrets(value)
     return found
-
-
-def _public(value: Any) -> Any:
-    """Without what a URI may hold of a secret."""
-    if isinstance(value, dict):
-        return {name: _public(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_public(part) for part in value]
-    return Store(value).name if isinstance(value, str) and "://" in value else value

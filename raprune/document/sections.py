@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raprune import figures
-from raprune.document import words
+from raprune import figures, words
 from raprune.document.job import job_of
 from raprune.document.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
-from raprune.store import Store
-from raprune.tables import count, drop, not_faster
+from raprune.tables import drop, not_faster
 
 FINISHED = "finished"
 MOST_ERRORS = 5
@@ -105,9 +103,9 @@ def front(findings: Findings) -> str:
             row["method"],
             f"{row['epochs']:g}",
             words.percent(row["flops_fraction"]),
-            count(row["flops"]),
+            words.count(row["flops"]),
             words.percent(row["params_fraction"]),
-            count(row["params"]),
+            words.count(row["params"]),
             *([words.percent(row["nonzero_fraction"])] * pruned),
             *([words.time_share(row)] * timed),
             words.accuracy(row["val_accuracy"], row["val_interval"]),
@@ -361,8 +359,8 @@ def _data_name(spec: Mapping[str, Any]) -> str:
     name = str(data.get("name", "?"))
     if name not in ("parquet", "imagefolder") or not data.get("train"):
         return name
-    return Store(str(data["train"])).name.rstrip("/").rpartition("/")[2]
+    return words.last_part(str(data["train"]))
 
 
 def _whence(weights: str | None) -> str:
-    return f", weights {Store(weights).name.rpartition('/')[2]}" if weights else ""
+    return f", weights {words.last_part(weights)}" if weights else ""

@@ -1,4 +1,4 @@
-"""What a method is: up to four hooks, each with a default, or a path of its own.
+"""What a method is: some hooks, each with a default, or a path of its own.
 
     regularize -> score -> allocate (the searcher's widths, or by `damage`) -> cut -> repair
 

@@ -17,9 +17,9 @@ from ray.actor import ActorHandle
 
 from raprune.errors import RapruneError
 from raprune.front import Progress, progress
-from raprune.orchestration.answers import answer
 from raprune.orchestration.gauges import Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
+from raprune.orchestration.remote import answer
 from raprune.store import Store
 from raprune.trial import Trial
 

@@ -20,8 +20,8 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from raprune import pareto
-from raprune.budget import Budget, accuracy_floor
-from raprune.front import Row, budget_of, front, progress
+from raprune.budget import Budget
+from raprune.front import Row, budget_of, floor_of, front, progress
 from raprune.trial import Trial, TrialState
 
 BEAT_S = 2.0
@@ -89,8 +89,7 @@ def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0
     """What the run of `run.json` content `run` and these records come to, with `running` trials under way."""
     budget = budget_of(run)
     now = progress(run, trials, running=running)
-    spec = run.get("spec", {})
-    floor = accuracy_floor(spec.get("min_accuracy"), spec.get("max_drop"), now.dense_accuracy)
+    floor = floor_of(run)
     gauges: Values = {
         "raprune_trials": {(("state", state.value),): float(now.states.get(state.value, 0)) for state in TrialState},
         "raprune_front_points": {(): float(now.front)},

@@ -36,10 +36,10 @@ from raprune.orchestration.submission import (
     STOP_WAIT_S,
     package_folder,
     plan,
-    run_name,
     runtime_env,
 )
 from raprune.orchestration.submitted import BEST, BUDGET, PAGE, RUN
+from raprune.words import first_lines, last_part
 
 ADDRESS = "http://127.0.0.1:8265"
 """Of a dashboard, where neither --address nor the environment names one: Ray's own, on this machine."""
@@ -219,7 +219,7 @@ class Cluster:
             ) from None
         except RuntimeError as error:
             # Ray's client raises it for every answer but 200.
-            raise RapruneError(f"{self.url}: the cluster refused: {_first_lines(str(error))}") from None
+            raise RapruneError(f"{self.url}: the cluster refused: {first_lines(str(error))}") from None
 
     def job(self, job_id: str) -> dict[str, Any]:
         """One job, as a row of `jobs`.
@@ -324,7 +324,7 @@ def connect(address: str | None) -> Cluster:
             raise _not_let_in(url, token is not None) from None
         except (RuntimeError, ConnectionError) as error:
             raise UsageError(
-                f"--address {url}: {_first_lines(str(error))}", hint="It must be a Ray cluster's dashboard."
+                f"--address {url}: {first_lines(str(error))}", hint="It must be a Ray cluster's dashboard."
             ) from None
 
 
@@ -449,7 +449,7 @@ def _row(details: Any) -> dict[str, Any]:
     state = str(getattr(details.status, "value", details.status))
     return {
         "id": details.submission_id,
-        "name": metadata.get("job_name") or (run_name(metadata[RUN]) if RUN in metadata else None),
+        "name": metadata.get("job_name") or (last_part(metadata[RUN]) if RUN in metadata else None),
         "state": state,
         "run": metadata.get(RUN),
         "budget": metadata.get(BUDGET),
@@ -517,8 +517,3 @@ def _reason(error: object) -> str:
     strerror = getattr(error, "strerror", None)
     text = (strerror if isinstance(strerror, str) else str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _first_lines(text: str, count: int = 8) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return "\n".join([*lines[:count], *(["..."] if len(lines) > count else [])])

@@ -19,8 +19,8 @@ from raprune.front import Row, front
 from raprune.latency import LatencyTable
 from raprune.methods import method_named
 from raprune.models import build_model
-from raprune.orchestration.answers import answer
 from raprune.orchestration.placement import Placement
+from raprune.orchestration.remote import answer
 from raprune.preparation import Prepared, stored_table
 from raprune.report import LATENCY_FILE
 from raprune.spec import SearchSpec

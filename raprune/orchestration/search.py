@@ -465,7 +465,7 @@ def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:
 
 def _get(reference: Any) -> Any:
     """What a task of a trial's size gives."""
-    from raprune.orchestration.answers import answer
+    from raprune.orchestration.remote import answer
 
     return answer(
         reference,

@@ -17,8 +17,8 @@ import torch
 
 from raprune.data.dataset import Dataset
 from raprune.methods import Method, method_named
-from raprune.orchestration.answers import answer
 from raprune.orchestration.placement import Placement
+from raprune.orchestration.remote import answer
 from raprune.orchestration.streaming import RayReader
 from raprune.outage import Patience
 from raprune.prune import Pruner

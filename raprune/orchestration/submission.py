@@ -22,7 +22,7 @@ from raprune.errors import UsageError
 from raprune.extension import is_user_function
 from raprune.orchestration.submitted import BUDGET, RUN
 from raprune.spec import PATHS, SearchSpec, dump_spec, load_spec
-from raprune.store import Store
+from raprune.words import last_part, without_secrets
 
 JOB_FILE = "raprune-job.toml"
 """The job's fields, in the working folder on the cluster."""
@@ -55,7 +55,7 @@ class Submission:
     @property
     def metadata(self) -> dict[str, str]:
         """What the Jobs tab says. No secret: everybody who sees the dashboard reads it."""
-        return {"job_name": self.name, RUN: shown(self.spec.output), BUDGET: budget(self.spec)}
+        return {"job_name": self.name, RUN: without_secrets(self.spec.output), BUDGET: budget(self.spec)}
 
 
 def plan(job: Path | None, overrides: Mapping[str, Any], *, folder: Path | None, name: str | None = None) -> Submission:
@@ -77,7 +77,9 @@ def plan(job: Path | None, overrides: Mapping[str, Any], *, folder: Path | None,
         _place_output(values, field, notes)
     notes += _modules(spec, folder)
     final = SearchSpec.model_validate(values)
-    return Submission(name=name or run_name(final.output), spec=final, always=tuple(always), notes=tuple(notes))
+    return Submission(
+        name=name or last_part(final.output) or "raprune", spec=final, always=tuple(always), notes=tuple(notes)
+    )
 
 
 def runtime_env(*, working_dir: str, install: str | None, package: str) -> dict[str, Any]:
@@ -106,16 +108,6 @@ def requirement(install: str) -> str:
         )
     _refuse_secrets({"--install": install})
     return install.strip()
-
-
-def run_name(output: str) -> str:
-    """The last part of a run's folder."""
-    return output.partition("?")[0].rstrip("/").rpartition("/")[2] or "raprune"
-
-
-def shown(output: str) -> str:
-    """A run's folder without what its URI may hold of secrets."""
-    return Store(output).name if "://" in output else output
 
 
 def budget(spec: SearchSpec) -> str:

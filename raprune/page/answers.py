@@ -14,11 +14,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from raprune.budget import Budget
-from raprune.errors import RapruneError, UsageError
-from raprune.front import Progress, Row, floor_of, pick
+from raprune.errors import UsageError
+from raprune.front import Progress, Row, floor_of, pick, wanted_latency
 from raprune.page.feed import Away, Known
-from raprune.spec import latency_fraction
 from raprune.trial import Stage, Trial, TrialState, repeat_name
+from raprune.words import without_secrets
 
 Answer = dict[str, Any]
 
@@ -55,14 +55,14 @@ COLUMNS = (
 """What `describe_trial` says."""
 
 
-def describe_run(known: Known, away: Away | None, *, name: str, place: str) -> Answer:
-    """The run: what was asked, what the dense network is, how far it is. `place`: its URI without secrets."""
+def describe_run(known: Known, away: Away | None, *, name: str) -> Answer:
+    """The run: what was asked, what the dense network is, how far it is."""
     run, spec = known.run, known.run.get("spec", {})
     dense, graph, budget = run.get("dense", {}), run.get("graph", {}), known.budget
     latency = run.get("latency")
     answer = {
         "name": name,
-        "store": place,
+        "store": known.name,
         "generation": known.generation,
         "state": run.get("state"),
         "live": known.pulse.live,
@@ -86,7 +86,7 @@ def describe_run(known: Known, away: Away | None, *, name: str, place: str) -> A
         "data": run.get("data"),
         "latency": latency,
         "test": known.test,
-        "measured": known.times,
+        "measured": known.timed,
         "machine": run.get("machine"),
         "versions": run.get("versions", {}),
         "progress": describe_progress(known),
@@ -142,9 +142,7 @@ def describe_trial(trial: Trial, known: Known) -> Answer:
     return {name: plain(value) for name, value in row.items()}
 
 
-def detail_trial(
-    trial: Trial, known: Known, *, curves: Mapping[str, Sequence[Any]], size: int | None, place: str
-) -> Answer:
+def detail_trial(trial: Trial, known: Known, *, curves: Mapping[str, Sequence[Any]], size: int | None) -> Answer:
     """Everything on one trial. `curves`: training by trial id; `size`: bytes of its stored network."""
     proposal, candidate = trial.proposal, trial.candidate
     row = None
@@ -172,7 +170,7 @@ def detail_trial(
         }
         for other, relation in relatives(trial, known.trials)
     ]
-    exported = None if candidate is None else f"raprune export {shlex.quote(place)} {candidate.id} FOLDER"
+    exported = None if candidate is None else f"raprune export {shlex.quote(known.name)} {candidate.id} FOLDER"
     answer = {
         "trial": describe_trial(trial, known) | own,
         "row": row,
@@ -253,7 +251,7 @@ def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
     given = {name: text.strip() for name, text in wanted.items() if text.strip()}
     budget = Budget(flops=_fraction(given, "flops"), params=_fraction(given, "params"))
     if "latency" in given:
-        budget = replace(budget, latency=_latency(given["latency"], known))
+        budget = replace(budget, latency=wanted_latency(f"latency={given['latency']}", given["latency"], known.run))
     picked: Row = pick(known.rows, budget, min_accuracy=_fraction(given, "min_accuracy"))
     return dict(plain(picked))
 
@@ -292,18 +290,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def without_secrets(value: Any) -> Any:
-    """The value with all that may be a credential taken out of its URIs."""
-    if isinstance(value, str):
-        text = re.sub(r"://[^/@\s]*@", "://", value)
-        return re.sub(r"(://[^\s?]*)\?[^\s'\",;)]*", r"\1", text)
-    if isinstance(value, Mapping):
-        return {key: without_secrets(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(inner) for inner in value]
-    return value
-
-
 def _is_sibling(one: Trial, other: Trial) -> bool:
     """Whether one is a repeat of the other, or a network on the same way."""
     a, b = one.proposal, other.proposal
@@ -320,16 +306,3 @@ def _fraction(given: Mapping[str, str], name: str) -> float | None:
     if not 0.0 < value <= 1.0:
         raise UsageError(f"{name}={given[name]}: not a number above 0 and at most 1.", hint=f"For example {name}=0.3")
     return value
-
-
-def _latency(text: str, known: Known) -> float:
-    latency = known.run.get("latency")
-    if latency is None:
-        raise RapruneError(
-            f"latency={text}: this run knows no latencies: it was searched without --budget-latency.",
-            hint="Pick by flops or params.",
-        )
-    try:
-        return latency_fraction(text, latency["dense_ms"])
-    except ValueError as error:
-        raise UsageError(f"latency={text}: {error}.", hint="For example 0.5 or 3ms.") from None

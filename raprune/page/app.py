@@ -179,10 +179,9 @@ class Page:
 
     async def run(self, request: Request) -> Response:
         known = await self._fresh()
-        store = self._feed.store
 
         def describe() -> Packed:
-            answer = answers.describe_run(known, self._feed.away, name=self._name, place=store.name)
+            answer = answers.describe_run(known, self._feed.away, name=self._name)
             return _json(answer)
 
         return _send(request, await run_in_threadpool(describe))
@@ -332,7 +331,7 @@ class Page:
         if network in known.networks and answers.PLAIN_NAME.fullmatch(network):
             size = self._feed.store.size(f"models/{network}/weights.safetensors")
         kept = {name: curve for name, curve in trained.items() if curve}
-        return answers.detail_trial(trial, known, curves=kept, size=size, place=self._feed.store.name)
+        return answers.detail_trial(trial, known, curves=kept, size=size)
 
     def _curve(self, name: str) -> list[Any]:
         """The training of that name, if it was kept."""
@@ -385,7 +384,7 @@ def _events_of(known: Known | None, away: Away | None) -> dict[str, str]:
     if known is not None:
         state = {"state": known.run.get("state"), "live": known.pulse.live}
         total = {"generation": known.generation, "total": len(known.trials), "complete": known.complete}
-        written = json.dumps([known.run, known.test, known.times], sort_keys=True, default=str)
+        written = json.dumps([known.run, known.test, known.timed], sort_keys=True, default=str)
         # A change of any of these is one of the run.
         version = hashlib.sha256(written.encode()).hexdigest()[:8]
         news |= {

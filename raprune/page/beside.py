@@ -28,9 +28,10 @@ from raprune.orchestration.submitted import tell
 from raprune.page.access import Access, is_loopback
 from raprune.page.app import make_app
 from raprune.page.feed import Feed, Pulse
-from raprune.page.serve import listen, page_token, short_name
+from raprune.page.serve import listen, page_token
 from raprune.spec import PageSpec
 from raprune.store import RUN_FILE, Store
+from raprune.words import last_part
 
 _PATIENCE_S = 5.0
 """A page that has not come up by then comes later, or not at all: the search does not wait."""
@@ -133,7 +134,7 @@ def show(store: Store, spec: PageSpec) -> Shown:
         app, deployment = _names(store)
         route = f"/raprune/{app.removeprefix(_PREFIX)}"
         rule = Access.of(None if token is None else token.text, f"{store.name} {route}")
-        _deploy(Beside(store, rule, short_name(store), app, spec.linger_s), app, deployment, route, store)
+        _deploy(Beside(store, rule, last_part(store.name), app, spec.linger_s), app, deployment, route, store)
         _await_proxy(port)
     except RapruneError:
         raise
@@ -246,7 +247,7 @@ def _names(store: Store) -> tuple[str, str]:
     Another run that is called the same keeps its own: the deployment tells them apart.
     """
     mark = hashlib.sha256(store.uri.encode()).hexdigest()[:8]
-    short = re.sub(r"[^A-Za-z0-9_-]+", "-", short_name(store)).strip("-")[:48] or "run"
+    short = re.sub(r"[^A-Za-z0-9_-]+", "-", last_part(store.name)).strip("-")[:48] or "run"
     deployment = f"page-{mark}"
     other = serve.status().applications.get(_PREFIX + short)
     taken = other is not None and deployment not in other.deployments

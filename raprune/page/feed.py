@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from raprune import pareto
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.front import Progress, Row, ablation, budget_of, candidates, front, progress
-from raprune.report import read_test, read_times, with_times
+from raprune.findings import Findings
+from raprune.front import Growth, Progress, budget_of, progress
+from raprune.report import read_test, read_times
 from raprune.store import SCHEMA, Store, from_row
-from raprune.trial import Stage, Trial, TrialState
+from raprune.trial import Stage, Trial
 
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
 """What is read of a trial: the channel indices of thousands of wide networks would fill the memory."""
@@ -67,17 +67,10 @@ class Recorded(Candidate):
         return dict(self.recorded_widths)
 
 
-@dataclass(frozen=True)
-class Known:
+@dataclass(frozen=True, kw_only=True)
+class Known(Findings):
     """All that is known of a run at one moment."""
 
-    run: Mapping[str, Any]
-    """The content of `run.json`."""
-    test: Mapping[str, Any]
-    """As `raprune.report.read_test` gives it."""
-    times: Mapping[str, Any]
-    """As `raprune.report.read_times` gives it."""
-    trials: Sequence[Trial]
     history: Sequence[Point]
     """One for each trial."""
     networks: frozenset[str]
@@ -89,24 +82,6 @@ class Known:
     pulse: Pulse
     version: int
     """Higher whenever anything else is."""
-
-    @cached_property
-    def budget(self) -> Budget:
-        return budget_of(self.run)
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The candidates, by ascending FLOPs."""
-        return with_times(candidates(self.trials, test=self.test), self.times)
-
-    @cached_property
-    def front(self) -> list[Row]:
-        """The front within the run's budget."""
-        return with_times(front(self.trials, self.budget, test=self.test), self.times)
-
-    @cached_property
-    def ablation(self) -> list[Row]:
-        return ablation(self.trials, self.budget, test=self.test)
 
     @cached_property
     def progress(self) -> Progress:
@@ -149,7 +124,7 @@ class Course:
         self.budget = budget
         self.points: list[Point] = []
         self._started_at = started_at
-        self._front: list[tuple[float, float]] = []
+        self._growth = Growth(budget)
         self._last = Point(0.0, 0.0, 0.0, 0.0, None)
 
     def add(self, trial: Trial) -> None:
@@ -160,24 +135,9 @@ class Course:
             gpu_hours=last.gpu_hours + trial.gpu_seconds / 3600,
             hours=last.hours + trial.seconds / 3600,
         )
-        metrics = trial.metrics
-        if trial.state is TrialState.COMPLETE and trial.candidate is not None and metrics is not None:
-            shares = {cost: getattr(metrics, f"{cost}_fraction") for cost in ("flops", "params", "latency")}
-            if self.budget.admits(**{f"{cost}_fraction": share for cost, share in shares.items()}):
-                share = shares[self.budget.cost]
-                self._reach((1.0 - metrics.accuracy, 1.0 if share is None else share))
+        if self._growth.add(trial):
+            self._last = replace(self._last, hypervolume=self._growth.hypervolume, best=self._growth.best)
         self.points.append(self._last)
-
-    def _reach(self, point: tuple[float, float]) -> None:
-        # Thousands of trials are dominated, and need no more than this.
-        if not point[0] < 1.0 or any(error <= point[0] and cost <= point[1] for error, cost in self._front):
-            return
-        points = [*self._front, point]
-        self._front = [points[index] for index in pareto.non_dominated(points)]
-        limit = self.budget.limit
-        volume = pareto.hypervolume(self._front, (1.0, limit)) / limit
-        best = 1.0 - min(error for error, _ in self._front)
-        self._last = replace(self._last, hypervolume=volume, best=best)
 
 
 class Feed:
@@ -205,7 +165,7 @@ class Feed:
         self._resets = 0
         self._run: dict[str, Any] = {}
         self._test: dict[str, Any] = {}
-        self._times: dict[str, Any] = {}
+        self._timed: dict[str, Any] = {}
         self._read: set[str] = set()
         self._trials: list[Trial] = []
         self._networks: frozenset[str] = frozenset()
@@ -252,7 +212,7 @@ class Feed:
         if run != self._run:
             # Both are written before `run.json` says that the run is finished.
             self._test = read_test(self.store)
-            self._times = read_times(self.store)
+            self._timed = read_times(self.store)
             self._begin(run)
         new = [part for part in parts if part not in self._read]
         if new:
@@ -288,9 +248,10 @@ class Feed:
     def _publish(self, *, complete: bool) -> None:
         before = self._known
         known = Known(
+            name=self.store.name,
             run=self._run,
             test=self._test,
-            times=self._times,
+            timed=self._timed,
             trials=tuple(self._trials),
             history=tuple(self._course.points),
             networks=self._networks,

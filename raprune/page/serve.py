@@ -21,6 +21,7 @@ from raprune.page.access import MIN_TOKEN, Access, is_loopback
 from raprune.page.app import make_app
 from raprune.page.feed import Feed
 from raprune.store import Store
+from raprune.words import last_part
 
 TOKEN = "RAPRUNE_PAGE_TOKEN"
 """Environment variable: the page's token."""
@@ -51,7 +52,7 @@ def serve(uri: str, *, host: str, port: int, token_file: str | None = None, cons
         port = listener.getsockname()[1]
         closing = threading.Event()
         rule = Access.of(None if token is None else token.text, f"{store.name} {port}")
-        app = make_app(Feed(store), rule, name=short_name(store), is_closing=closing.is_set)
+        app = make_app(Feed(store), rule, name=last_part(store.name), is_closing=closing.is_set)
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         lines = [f"The page of {store.name}: {address}"]
         if token is not None:
@@ -172,8 +173,3 @@ def _own_token() -> Token:
     if file.stat().st_mode & 0o077:
         raise UsageError(f"{file}: others can read this token.", hint=f"chmod 600 {file}")
     return Token(_checked(file.read_text().strip(), str(file)), str(file))
-
-
-def short_name(store: Store) -> str:
-    """What a run is called: its folder."""
-    return store.name.rstrip("/").rpartition("/")[2] or "run"

@@ -16,6 +16,7 @@ from raprune.page import answers
 from raprune.page.feed import Feed, Known
 from raprune.store import Store
 from raprune.trial import Stage
+from raprune.words import without_secrets
 from tests.page.served import RUN, finetuned, make_run, trial
 
 SECRET = "hush-hush"
@@ -39,9 +40,9 @@ def known(store: Store) -> Known:
 
 
 def everything(known: Known, store: Store) -> list[Any]:
-    details = [answers.detail_trial(t, known, curves={}, size=1, place=store.name) for t in known.trials]
+    details = [answers.detail_trial(t, known, curves={}, size=1) for t in known.trials]
     return [
-        answers.describe_run(known, None, name="run", place=store.name),
+        answers.describe_run(known, None, name="run"),
         answers.list_trials(known, 0),
         answers.list_front(known),
         answers.list_candidates(known),
@@ -118,8 +119,8 @@ def test_no_answer_holds_a_credential(known: Known, store: Store) -> None:
     ],
 )
 def test_credentials_are_taken_out_of_addresses(text: str, shown: str) -> None:
-    assert answers.without_secrets(text) == shown
-    assert answers.without_secrets({"a": [text]}) == {"a": [shown]}
+    assert without_secrets(text) == shown
+    assert without_secrets({"a": [text]}) == {"a": [shown]}
 
 
 def test_what_is_no_number_is_none(tmp_path: Path) -> None:
@@ -197,11 +198,11 @@ def test_a_name_that_a_hostile_store_recorded_is_no_path(known: Known, hostile: 
 def test_a_detail_says_all(store: Store, known: Known) -> None:
     tuned = known.trials[-1]
     assert tuned.proposal.stage is Stage.FINETUNE and tuned.candidate is not None
-    detail = answers.detail_trial(tuned, known, curves={tuned.trial_id: [{"epoch": 1}]}, size=7, place=store.name)
+    detail = answers.detail_trial(tuned, known, curves={tuned.trial_id: [{"epoch": 1}]}, size=7)
     assert detail["trial"]["widths"] == tuned.candidate.widths and detail["row"]["repeats"] == [0, 1]
     assert detail["trial"]["settings"] == {} and detail["curve"] == [{"epoch": 1}]
     assert detail["download"]["weights"] == "download/finetune-00000-s1/weights.safetensors"
     assert detail["download"]["bytes"] == 7
     assert detail["export"] == f"raprune export {store.name} {tuned.candidate.id} FOLDER"
-    searched = answers.detail_trial(known.trials[0], known, curves={}, size=None, place=store.name)
+    searched = answers.detail_trial(known.trials[0], known, curves={}, size=None)
     assert searched["download"] is None and searched["curve"] == []

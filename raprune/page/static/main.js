@@ -219,19 +219,21 @@ function toAddress() {
 
 function themes() {
   const list = named("theme");
-  list.value = document.documentElement.dataset.theme ?? "";
+  const apply = () => {
+    globalThis.applyTheme(list.value);
+    view.touch("theme");
+  };
+  list.value = document.documentElement.dataset.chosen;
   list.addEventListener("input", () => {
-    if (list.value) document.documentElement.dataset.theme = list.value;
-    else delete document.documentElement.dataset.theme;
     try {
       if (list.value) localStorage.setItem("raprune-theme", list.value);
       else localStorage.removeItem("raprune-theme");
     } catch {
       // Storage is off: the choice holds for this visit.
     }
-    view.touch("theme");
+    apply();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.touch("theme"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", apply);
 }
 
 choice("cost", "cost");

@@ -1,0 +1,66 @@
+"""Figures, names and addresses as people read them, on the screen, in a report, on a page."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+
+def few(names: list[str], most: int = 6) -> str:
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+def shortened(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def first_lines(text: str, most: int = 8) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return "\n".join([*lines[:most], *(["..."] if len(lines) > most else [])])
+
+
+def moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def count(number: int) -> str:
+    """Three figures and the unit: 52.6 M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"
+    return str(number)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def accuracy(share: float | None, interval: float | None = None) -> str:
+    spread = "" if interval is None else f" ± {100 * interval:.2f}"
+    return "-" if share is None else f"{100 * share:.2f}{spread}"
+
+
+def time_share(row: Mapping[str, Any]) -> str:
+    """Percent of the dense network's latency: measured whole, or, marked, as the table of layer times predicts."""
+    if row.get("measured_fraction") is not None:
+        return percent(row["measured_fraction"])
+    return "" if row["latency_fraction"] is None else f"~{percent(row['latency_fraction'])}"
+
+
+def without_secrets(value: Any) -> Any:
+    """The value, a text or what holds texts, with all that may be a credential taken out of its URIs."""
+    if isinstance(value, str):
+        text = re.sub(r"://[^/@\s]*@", "://", value)
+        return re.sub(r"(://[^\s?]*)\?[^\s'\",;)]*", r"\1", text)
+    if isinstance(value, Mapping):
+        return {key: without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner) for inner in value]
+    return value
+
+
+def last_part(place: str) -> str:
+    """What a path or a URI is called: its last part."""
+    return str(without_secrets(place)).rstrip("/").rpartition("/")[2]
