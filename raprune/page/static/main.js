@@ -219,11 +219,7 @@ function toAddress() {
 
 function themes() {
   const list = named("theme");
-  const apply = () => {
-    globalThis.applyTheme(list.value);
-    view.touch("theme");
-  };
-  list.value = document.documentElement.dataset.chosen;
+  list.value = document.documentElement.dataset.theme;
   list.addEventListener("input", () => {
     try {
       if (list.value) localStorage.setItem("raprune-theme", list.value);
@@ -231,9 +227,10 @@ function themes() {
     } catch {
       // Storage is off: the choice holds for this visit.
     }
-    apply();
+    globalThis.applyTheme(list.value);
+    view.touch("theme");
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", apply);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.touch("theme"));
 }
 
 choice("cost", "cost");

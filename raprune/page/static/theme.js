@@ -2,13 +2,13 @@
 
 /** Shows the page in this theme, "dark" or "light"; whatever else is chosen, in the system's. */
 function applyTheme(chosen) {
-  const shown = document.documentElement.dataset;
-  shown.chosen = chosen === "dark" || chosen === "light" ? chosen : "";
-  shown.theme = shown.chosen || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const always = { dark: "all", light: "not all" };
+  document.getElementById("dark").media = always[chosen] ?? "(prefers-color-scheme: dark)";
+  document.documentElement.dataset.theme = chosen in always ? chosen : "";
 }
 
 try {
-  applyTheme(localStorage.getItem("raprune-theme"));
+  applyTheme(localStorage.getItem("raprune-theme") ?? "");
 } catch {
   // Storage is off: the system's theme it is.
   applyTheme("");
