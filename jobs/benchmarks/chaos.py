@@ -2,7 +2,8 @@
 
 Runs of a small job on two nodes of this machine. Now and then one of these is killed by SIGKILL: the driver (which is
 then resumed), the coordinator, a worker, a trainer, a task, or the second node (another comes in its place). Each run
-has to end with the trials of an undisturbed one, and no recorded trial may be lost or run twice.
+has to end with the trials of an undisturbed one, and no recorded trial may be lost or run twice. Every other run
+fine-tunes in a group of Ray Train, on both nodes at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bar import show
 from raprune.store import Store
 from tests.orchestration.chaos import Nodes, Run, Victim, differences, small_job
 
+TRAIN_WORKERS = (0, 2)
+"""Of the runs by turns."""
 LONGEST = 0.25
 """Between two kills at most, as a share of what an undisturbed run takes; the mean is half of it."""
 
@@ -41,17 +44,19 @@ def main() -> None:
 def show_kills(root: Path, nodes: Nodes, count: int, seed: int, trials: int) -> None:
     """Run until so many kills were survived, and print what they hit."""
     rng = random.Random(seed)
-    calm = run_of(root / "calm", nodes, trials)
     began = time.monotonic()
-    calm.survive([])
-    calm_s = time.monotonic() - began
+    calm = [run_of(root / f"calm-{train_workers}", nodes, trials, train_workers) for train_workers in TRAIN_WORKERS]
+    for run in calm:
+        run.survive([])
+    calm_s = (time.monotonic() - began) / len(calm)
     kills: list[str] = []
     began = time.monotonic()
     runs = 0
     while len(kills) < count:
-        run = run_of(root / f"run-{runs}", nodes, trials)
+        kind = runs % len(TRAIN_WORKERS)
+        run = run_of(root / f"run-{runs}", nodes, trials, TRAIN_WORKERS[kind])
         run.survive_any(count - len(kills), rng, victims=list(Victim), longest_s=LONGEST * calm_s)
-        found = differences(run, calm.store)
+        found = differences(run, calm[kind].store)
         assert not found, f"run {runs} after {run.kills}: {found}"
         kills += run.kills
         runs += 1
@@ -61,10 +66,10 @@ def show_kills(root: Path, nodes: Nodes, count: int, seed: int, trials: int) -> 
     show("random kills survived in a row", figure=len(kills), bar=30, unit="", more_is_better=True)
 
 
-def run_of(folder: Path, nodes: Nodes, trials: int) -> Run:
+def run_of(folder: Path, nodes: Nodes, trials: int, train_workers: int) -> Run:
     """A run of the small job in a folder of its own: statistics are computed anew."""
     folder.mkdir()
-    job = small_job(folder, address=nodes.address, trials=trials)
+    job = small_job(folder, address=nodes.address, trials=trials, train_workers=train_workers)
     return Run(Store(folder / "run"), job, mark=str(folder / "driver"), nodes=nodes)
 
 

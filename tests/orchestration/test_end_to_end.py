@@ -307,7 +307,7 @@ def test_a_job_that_fails_ends_with_its_exit_code(cluster: Cluster) -> None:
 
 
 def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
-    file, run = job(cluster, "stopped", trials=60)
+    file, run = job(cluster, "stopped", trials=30)
     begun = cluster.raprune("submit", file, "--json")
     assert begun.returncode == 0, begun.stdout + begun.stderr
     job_id = json.loads(begun.stdout)["id"]
@@ -329,7 +329,7 @@ def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
     assert "Terminated." in log and f"raprune resume {run.uri}" in log, log
     assert wait_until(lambda: not cluster.actors(), seconds=30), cluster.actors()
     before = recorded(run)
-    assert 4 <= len(before) < 60 and run.run()["state"] == "searching"
+    assert 4 <= len(before) < 30 and run.run()["state"] == "searching"
 
     # By Ray's own command, which anybody may have in a script; it looks for a token only where it is told to.
     command = ["ray", "job", "submit", "--address", cluster.url, "--working-dir", "."]
@@ -346,7 +346,7 @@ def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
     assert f"{run.uri} holds a run: it goes on." in resumed.stdout
     after = recorded(run)
     assert before.items() <= after.items(), "what was finished is neither lost nor run again"
-    assert sum(name.startswith("search") for name in after) == 60
+    assert sum(name.startswith("search") for name in after) == 30
     assert run.run()["state"] == "finished"
     row = cluster.jobs()[0]
     assert row["state"] == "SUCCEEDED" and "% at " in row["best"]

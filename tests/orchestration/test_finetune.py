@@ -172,7 +172,7 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_driver_that_is_killed_while_its_group_trains_goes_on_at_the_last_epoch(tmp_path: Path) -> None:
-    epochs = 24
+    epochs = 12
     train = {"epochs": epochs, "lr": 0.02}
     prepared = prepare(spec_of(tmp_path))
     workload = build_workload(spec_of(tmp_path), data=prepared.data, device="cpu", weights=prepared.weights)
