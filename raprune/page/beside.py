@@ -187,10 +187,16 @@ class Beside:
         last = time.monotonic()
         while time.monotonic() - last < linger_s:
             time.sleep(min(_CHECK_S, linger_s / 4))
-            if self._open or _pulse(self._store).live:
+            # Whoever deploys it waits until it is up, without end if it has left before.
+            if self._open or not _is_up(app) or _pulse(self._store).live:
                 last = time.monotonic()
             last = max(last, self._closed_at)
         serve.delete(app, _blocking=False)
+
+
+def _is_up(app: str) -> bool:
+    known = serve.status().applications.get(app)
+    return known is None or known.status == "RUNNING"
 
 
 def _pulse(store: Store) -> Pulse:

@@ -110,7 +110,7 @@ def test_its_guards_hold_behind_the_proxy(shown: Shown) -> None:
 
 
 def test_another_run_of_that_name_has_a_page_of_its_own(shown: Shown, tmp_path: Path) -> None:
-    other = show(make_run(tmp_path / "my run", trials=3), PageSpec(linger_s=1.0))
+    other = show(make_run(tmp_path / "my run", trials=3), PageSpec(linger_s=3.0))
     assert other.app != shown.app and other.address != shown.address
     assert json.loads(get(other.address, "api/trials")[1])["total"] == 5
     assert json.loads(get(shown.address, "api/trials")[1])["total"] != 5
