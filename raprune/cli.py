@@ -25,7 +25,7 @@ from raprune.errors import (
     Terminated,
     UsageError,
 )
-from raprune.words import first_lines, without_secrets
+from raprune.words import first_lines, public_address
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -660,7 +660,7 @@ def _how_to_resume(output: str) -> str:
         recorded = True
     if not recorded:
         return "Nothing was recorded yet; start it again."
-    return f"Go on with it: raprune resume {without_secrets(output)}"
+    return f"Go on with it: raprune resume {public_address(output)}"
 
 
 def _tell(message: str, hint: str) -> None:

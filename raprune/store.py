@@ -35,6 +35,7 @@ from raprune.candidate import Candidate
 from raprune.errors import StoreError
 from raprune.outage import AT_ONCE, Patience, passes
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+from raprune.words import public_address
 
 RUN_FILE = "run.json"
 TRIALS = "trials"
@@ -109,7 +110,7 @@ class Store:
         text = os.fspath(uri)
         # A worker on this node may have another working folder.
         self.uri = text if "://" in text else os.path.abspath(os.path.expanduser(text))
-        self.name = re.sub(r"//[^/@]*@|\?.*$", lambda match: "//" if match[0].startswith("/") else "", self.uri)
+        self.name = public_address(self.uri)
         """The URI without what may hold a secret: fit for messages."""
         self._patience = patience
         self._on_wait = on_wait

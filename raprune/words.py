@@ -49,9 +49,17 @@ def time_share(row: Mapping[str, Any]) -> str:
     return "" if row["latency_fraction"] is None else f"~{percent(row['latency_fraction'])}"
 
 
+def public_address(place: str) -> str:
+    """A URI without what may hold a secret: user and query; a path as it is."""
+    return re.sub(r"(?<=://)[^/@]*@|\?.*$", "", place) if "://" in place else place
+
+
 def without_secrets(value: Any) -> Any:
     """The value, a text or what holds texts, with all that may be a credential taken out of its URIs."""
     if isinstance(value, str):
+        if re.fullmatch(r"[\w+.-]+://\S*", value):
+            return public_address(value)
+        # In a sentence a URI ends before these.
         text = re.sub(r"://[^/@\s]*@", "://", value)
         return re.sub(r"(://[^\s?]*)\?[^\s'\",;)]*", r"\1", text)
     if isinstance(value, Mapping):
@@ -63,4 +71,4 @@ def without_secrets(value: Any) -> Any:
 
 def last_part(place: str) -> str:
     """What a path or a URI is called: its last part."""
-    return str(without_secrets(place)).rstrip("/").rpartition("/")[2]
+    return public_address(place).rstrip("/").rpartition("/")[2]

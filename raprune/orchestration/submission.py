@@ -22,7 +22,7 @@ from raprune.errors import UsageError
 from raprune.extension import is_user_function
 from raprune.orchestration.submitted import BUDGET, RUN
 from raprune.spec import PATHS, SearchSpec, dump_spec, load_spec
-from raprune.words import last_part, without_secrets
+from raprune.words import last_part, public_address
 
 JOB_FILE = "raprune-job.toml"
 """The job's fields, in the working folder on the cluster."""
@@ -55,7 +55,7 @@ class Submission:
     @property
     def metadata(self) -> dict[str, str]:
         """What the Jobs tab says. No secret: everybody who sees the dashboard reads it."""
-        return {"job_name": self.name, RUN: without_secrets(self.spec.output), BUDGET: budget(self.spec)}
+        return {"job_name": self.name, RUN: public_address(self.spec.output), BUDGET: budget(self.spec)}
 
 
 def plan(job: Path | None, overrides: Mapping[str, Any], *, folder: Path | None, name: str | None = None) -> Submission:

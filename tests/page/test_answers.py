@@ -113,6 +113,7 @@ def test_no_answer_holds_a_credential(known: Known, store: Store) -> None:
     ("text", "shown"),
     [
         ("s3://key:secret@bucket/run?region=x&secret_key=abc", "s3://bucket/run"),
+        ("s3://bucket/run?secret_key=a;b,c)d'e", "s3://bucket/run"),
         ("open gs://t0ken@b/x, then", "open gs://b/x, then"),
         ("https://host/path?token=abc failed", "https://host/path failed"),
         ("no address at all: a@b?c", "no address at all: a@b?c"),
