@@ -195,7 +195,11 @@ class Beside:
 
 
 def _is_up(app: str) -> bool:
-    known = serve.status().applications.get(app)
+    """Whether the application runs, or is gone already; no while Serve does not answer."""
+    try:
+        known = serve.status().applications.get(app)
+    except Exception:
+        return False
     return known is None or known.status == "RUNNING"
 
 
