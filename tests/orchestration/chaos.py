@@ -61,7 +61,8 @@ class Victim(StrEnum):
 
 TITLES = {
     Victim.COORDINATOR: r"^ray::(raprune-coordinator-\w+:)?Coordinator",
-    Victim.WORKER: r"^ray::\S*(CandidateTrial|_Inner)",
+    # `tune.with_resources` derives a class, whose name stands there while a trial runs.
+    Victim.WORKER: r"^ray::\S*(CandidateTrial|ResourceTrainable|_Inner)",
     Victim.TASK: r"^ray::(prepare_dense|_train|_score)",
     Victim.TRAINER: r"^ray::\S*RayTrainWorker",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from raprune.store import Store
 from tests.orchestration.chaos import (
     AGENTS,
+    TITLES,
     Kill,
     Nodes,
     Phase,
@@ -152,6 +154,6 @@ def test_a_full_disk_ends_a_run_that_is_resumed_once_there_is_room(
 
 
 def ours(mark: str) -> dict[int, str]:
-    """What runs of ours on a cluster: actors of the search, and the coordinator."""
-    named = ("Coordinator", "CandidateTrial", "prepare_dense", "Bulletin", "TrainController", "RayTrainWorker")
-    return {pid: title for pid, title in processes_of(mark).items() if any(name in title for name in named)}
+    """What runs of ours on a cluster: actors, tasks, and the coordinator."""
+    names = "|".join([*TITLES.values(), "Bulletin", "TrainController"])
+    return {pid: title for pid, title in processes_of(mark).items() if re.search(names, title)}
