@@ -22,8 +22,6 @@ from tests.orchestration.chaos import Nodes, Run, Victim, differences, small_job
 
 TRAIN_WORKERS = (0, 2)
 """Of the runs by turns."""
-LONGEST = 0.25
-"""Between two kills at most, as a share of what an undisturbed run takes; the mean is half of it."""
 
 
 def main() -> None:
@@ -31,31 +29,39 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=24, help="candidates of a run")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=0.25,
+        help="between two kills at most, as a share of what an undisturbed run takes; the mean is half of it. "
+        "With few seconds between them a run hardly leaves its dense training (default 0.25)",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="raprune-chaos-") as folder:
         root = Path(folder)
         nodes = Nodes(str(root / "nodes"), head_cpus=1, others=[1])
         try:
-            show_kills(root, nodes, options.kills, options.seed, options.trials)
+            show_kills(root, nodes, options)
         finally:
             nodes.shutdown()
 
 
-def show_kills(root: Path, nodes: Nodes, count: int, seed: int, trials: int) -> None:
+def show_kills(root: Path, nodes: Nodes, options: argparse.Namespace) -> None:
     """Run until so many kills were survived, and print what they hit."""
-    rng = random.Random(seed)
+    rng = random.Random(options.seed)
     began = time.monotonic()
-    calm = [run_of(root / f"calm-{train_workers}", nodes, trials, train_workers) for train_workers in TRAIN_WORKERS]
+    calm = [run_of(root / f"calm-{workers}", nodes, options.trials, workers) for workers in TRAIN_WORKERS]
     for run in calm:
         run.survive([])
     calm_s = (time.monotonic() - began) / len(calm)
     kills: list[str] = []
     began = time.monotonic()
     runs = 0
-    while len(kills) < count:
+    while len(kills) < options.kills:
         kind = runs % len(TRAIN_WORKERS)
-        run = run_of(root / f"run-{runs}", nodes, trials, TRAIN_WORKERS[kind])
-        run.survive_any(count - len(kills), rng, victims=list(Victim), longest_s=LONGEST * calm_s)
+        run = run_of(root / f"run-{runs}", nodes, options.trials, TRAIN_WORKERS[kind])
+        left = options.kills - len(kills)
+        run.survive_any(left, rng, victims=list(Victim), longest_s=options.longest * calm_s)
         found = differences(run, calm[kind].store)
         assert not found, f"run {runs} after {run.kills}: {found}"
         kills += run.kills
