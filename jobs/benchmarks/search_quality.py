@@ -198,15 +198,16 @@ def table(results: Sequence[Result], *, minutes: float) -> str:
         f"{minutes:g} minutes a run, seeds {', '.join(map(str, sorted({r.seed for r in results})))}, "
         f"{'; '.join(sorted({r.machine for r in results}))}. Mean over the seeds, with the least and the most.",
         "",
-        "| arm | hypervolume | mean accuracy, % | trials |",
-        "| --- | --- | --- | --- |",
+        "| arm | seeds | hypervolume | mean accuracy, % | trials |",
+        "| --- | --- | --- | --- | --- |",
     ]
     by_arm = {arm: [r for r in results if r.arm == arm] for arm in ARMS}
     for arm, own in sorted(by_arm.items(), key=lambda item: -_mean([r.hypervolume for r in item[1]])):
         if own:
             accuracies = [100 * r.mean_accuracy for r in own]
             lines.append(
-                f"| {arm} | {_told([r.hypervolume for r in own], 4)} | {_told(accuracies, 2)} | "
+                f"| {arm} | {', '.join(str(r.seed) for r in own)} | {_told([r.hypervolume for r in own], 4)} | "
+                f"{_told(accuracies, 2)} | "
                 f"{_mean([r.trials for r in own]):.0f} |"
             )
     ranked = [r for r in results if r.arm == "global"]
