@@ -18,6 +18,7 @@ from raprune.data.stream import Reader, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.errors import ModelError
 from raprune.layout import layout_for
+from raprune.memory import keep_freed_memory
 from raprune.models import build_model, load_weights
 from raprune.spec import SearchSpec
 from raprune.training import ALONE, Checkpoints, Epoch, Ranks, train
@@ -104,6 +105,8 @@ def build_workload(
         UsageError: if the network's name is unknown or its weights are missing.
         ModelError: if it cannot be built or loaded, or does not run on these images.
     """
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = build_model(spec.model, num_classes=data.num_classes, image_shape=data.image_shape)

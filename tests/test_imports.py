@@ -153,6 +153,7 @@ ROOMS = (
         "models",
         "data",
         "layout",
+        "memory",
         "maxout",
     ),
     ("statistics",),

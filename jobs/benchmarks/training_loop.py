@@ -7,8 +7,10 @@ median of the turns.
 
 The plain loop is that of torchvision's examples: decoded images in memory (as torchvision's CIFAR10 holds them) go
 through RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor and Normalize in a DataLoader with two worker
-processes beside the main one. Its workers are started before its clock. PyTorch has as many threads as there are
-processors on both sides. `train()` reads a uint8 array that stands decoded in memory as well, in the one process.
+processes beside its own. Its workers are started before its clock. PyTorch has as many threads as there are processors
+on both sides. `train()` reads a uint8 array that stands decoded in memory as well, in the one process. Each side has a
+process of its own, as `train()` runs where `raprune.memory` has set up the allocator, and a plain loop does not; one
+waits while the other runs.
 
 `--precision bfloat16` is `train()`'s option of that name (`TrainSpec.precision`), `--plain-precision bfloat16` puts
 autocast around the plain loop's forward pass.
@@ -25,6 +27,9 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -35,10 +40,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from raprune.data import load_data
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Split
 from raprune.evaluate import evaluate
-from raprune.preparation import Prepared, prepare
+from raprune.models import build_model, load_weights
+from raprune.preparation import prepare
 from raprune.spec import SearchSpec, TrainSpec, load_spec
 from raprune.training import one_cycle, train
 from raprune.workload import Workload, build_workload
@@ -56,13 +63,12 @@ def main() -> None:
     for flag in ("--precision", "--plain-precision"):
         parser.add_argument(flag, choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     job = load_spec(JOB)
-    prepared = prepare(job)
     precisions = (arguments.precision, arguments.plain_precision)
     changes = [{"epochs": 1.0, "distillation": 0.0, "precision": precision} for precision in precisions]
     specs = [job.finalists.train.model_copy(update=change) for change in changes]
-    sides = (Ours(job, prepared, specs[0]), Plain(job, prepared, specs[1]))
+    # Both from here, where the allocator is as Python left it: a process has its parent's environment.
+    sides = (Apart(Ours, job, specs[0]), Apart(Plain, job, specs[1]))
 
     seconds: list[list[float]] = [[], []]
     for turn in range(1 + arguments.repeats):
@@ -82,26 +88,62 @@ def main() -> None:
     print("test accuracy after an epoch: train() {:.2%}, the plain loop {:.2%}".format(*accuracies))
     points = 100 * (accuracies[1] - accuracies[0])
     show("lost to the plain loop", figure=points, bar=200 * error, unit="points", more_is_better=False)
+    for side in sides:
+        side.close()
+
+
+class Apart:
+    """A side in a process of its own."""
+
+    def __init__(self, kind: type[Ours | Plain], job: SearchSpec, spec: TrainSpec) -> None:
+        context = get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, kind, job, spec), daemon=False).start()
+        theirs.close()
+
+    def stretch(self, images: int) -> float:
+        """Seconds of training on so many images."""
+        return self._asked("stretch", images)
+
+    def accuracy(self, images: int, test_images: int) -> float:
+        """On the test split, after an epoch of so many images from the checkpoint."""
+        return self._asked("accuracy", images, test_images)
+
+    def close(self) -> None:
+        self._ours.close()
+
+    def _asked(self, *question: str | int) -> float:
+        self._ours.send(question)
+        answer: float = self._ours.recv()
+        return answer
+
+
+def _serve(connection: Connection, kind: type[Ours | Plain], job: SearchSpec, spec: TrainSpec) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    side = kind(job, spec)
+    with suppress(EOFError):
+        while True:
+            name, *arguments = connection.recv()
+            connection.send(getattr(side, name)(*arguments))
 
 
 class Ours:
     """`raprune.training.train`."""
 
-    def __init__(self, job: SearchSpec, prepared: Prepared, spec: TrainSpec) -> None:
-        self._job, self._prepared, self._spec = job, prepared, spec
+    def __init__(self, job: SearchSpec, spec: TrainSpec) -> None:
+        self._job, self._spec = job, spec
+        self._prepared = prepare(job)
 
     def stretch(self, images: int) -> float:
-        """Seconds of training on so many images."""
         workload = self._workload()
         started = time.perf_counter()
         self._train(workload, images)
         return time.perf_counter() - started
 
     def accuracy(self, images: int, test_images: int) -> float:
-        """On the test split, after an epoch of so many images from the checkpoint."""
         workload = self._workload()
         self._train(workload, images)
-        return tested(workload, test_images)
+        return tested(workload.model, workload.test, test_images)
 
     def _workload(self) -> Workload:
         return build_workload(self._job, data=self._prepared.data, device="cpu", weights=self._prepared.weights)
@@ -112,11 +154,15 @@ class Ours:
         train(workload.model, split, self._spec, augment=workload.augment, seed=0)
 
 
-class Plain(Ours):
+class Plain:
     """A loop as PyTorch's examples have it."""
 
+    def __init__(self, job: SearchSpec, spec: TrainSpec) -> None:
+        self._job, self._spec = job, spec
+        self._data = load_data(job.data, seed=job.seed)
+
     def stretch(self, images: int) -> float:
-        model, loader = self._workload().model, self._loader(len(self._prepared.data.train))
+        model, loader = self._model(), self._loader(len(self._data.train))
         batches = iter(loader)
         # The workers have come up and filled their queue, and fill it on: a stretch leaves it as full as it found it.
         next(batches)
@@ -126,16 +172,21 @@ class Plain(Ours):
         return time.perf_counter() - started
 
     def accuracy(self, images: int, test_images: int) -> float:
-        workload = self._workload()
-        loader = self._loader(images)
-        self._loop(workload.model, iter(loader), len(loader))
-        return tested(workload, test_images)
+        model, loader, data = self._model(), self._loader(images), self._data
+        self._loop(model, iter(loader), len(loader))
+        assert data.test is not None, "the job names one"
+        return tested(model, DeviceSplit.place(data.test, data.mean, data.std, "cpu"), test_images)
+
+    def _model(self) -> nn.Module:
+        model = build_model(self._job.model, num_classes=self._data.num_classes, image_shape=self._data.image_shape)
+        assert self._job.model.weights is not None, "the job names a checkpoint"
+        load_weights(model, self._job.model.weights)
+        return model
 
     def _loader(self, images: int) -> DataLoader[tuple[Tensor, int]]:
-        data = self._prepared.data
-        normalise = transforms.Normalize(data.mean, data.std)
+        normalise = transforms.Normalize(self._data.mean, self._data.std)
         steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        pictures = Pictures(data.train, images, transforms.Compose([*steps, normalise]))
+        pictures = Pictures(self._data.train, images, transforms.Compose([*steps, normalise]))
         return DataLoader(pictures, batch_size=self._spec.batch_size, shuffle=True, num_workers=WORKERS)
 
     def _loop(self, model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
@@ -175,12 +226,11 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self._transform(Image.fromarray(self._images[index])), self._labels[index]
 
 
-def tested(workload: Workload, images: int) -> float:
+def tested(model: nn.Module, test: DeviceSplit | None, images: int) -> float:
     """Accuracy on the first images of the test split."""
-    test = workload.test
     assert test is not None, "the job names one"
     part = DeviceSplit(test.images[:images], test.labels[:images], test.mean, test.scale, test.layout)
-    return evaluate(workload.model, part).accuracy
+    return evaluate(model, part).accuracy
 
 
 if __name__ == "__main__":
