@@ -3,9 +3,10 @@
 ResNet-20 from its checkpoint on 128 images of CIFAR-10 (JPEG), 50 steps of the project's training loop over gloo, batch
 norm synchronised. The figure is the largest difference of two loss curves. The control is one process against itself
 with the pictures in another order in memory (channels first instead of last): the same sums in another order, and no
-second process. What the control shows as well is float32's rounding, which so many steps through batch norms enlarge;
-in float64 the same code is held to the same bar. Without batch norm the bar is held in float32
-(`tests/test_distributed.py`).
+second process. What the control shows as well is float32's rounding, which steps through batch norms enlarge, the more
+the larger they are: with a peak learning rate of 0.02 control and two processes are both past the bar (8.5e-4 and
+7.7e-4), with 0.005 both are at it. In float64 the same code is held to the same bar. Without batch norm the bar is held
+in float32 at 0.02 as well (`tests/test_distributed.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BAR = 1e-4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate (default 0.02)")
+    parser.add_argument("--lr", type=float, default=0.005, help="peak learning rate (default 0.005)")
     lr = parser.parse_args().lr
     for dtype in (torch.float32, torch.float64):
         model, split = given(dtype)
