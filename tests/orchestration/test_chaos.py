@@ -82,7 +82,8 @@ def test_random_kills_in_a_row_are_survived(undisturbed: Store, nodes: Nodes, tm
 def test_a_second_driver_of_a_run_is_refused_and_the_first_goes_on(nodes: Nodes, tmp_path: Path) -> None:
     """By its path, where the folder's lock is in the way, and by a URI that has no lock, where the coordinator is."""
     uri = f"file://{tmp_path}/run"
-    job = small_job(tmp_path, output=uri, address=nodes.address)
+    # Long enough that the second one, which takes twenty seconds to begin on a busy machine, still meets the first.
+    job = small_job(tmp_path, output=uri, address=nodes.address, trials=60)
     run = Run(Store(uri), job, str(tmp_path / "driver"), nodes=nodes)
     first = run.start()
     assert wait_until(lambda: run.phase() is not None, seconds=run.patience_s)

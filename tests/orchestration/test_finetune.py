@@ -32,8 +32,9 @@ from raprune.store import Store
 from raprune.training import Epoch
 from raprune.trial import Proposal, Stage, Trial, TrialState
 from raprune.workload import build_workload, train_dense
+from tests.orchestration.chaos import AGENTS, wait_until_gone
 from tests.orchestration.test_coordinator import RUN
-from tests.orchestration.test_killed import AGENTS, start, wait_until_gone
+from tests.orchestration.test_killed import start
 
 TWO = TrainPlacement(2, 1.0, 0.0, "2 x 1 CPU together")
 

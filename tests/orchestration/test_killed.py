@@ -13,16 +13,12 @@ import pytest
 
 from raprune.store import Store
 from raprune.trial import Trial
+from tests.orchestration.chaos import AGENTS, MARK, wait_until_gone
 from tests.orchestration.test_search import facts, finished
 
 __all__ = ["finished"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-MARK = "RAPRUNE_TEST_DRIVER"
-
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own, which try for a minute or two to tell a driver that is no more, and then end."""
 
 
 def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
@@ -34,26 +30,6 @@ def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT, start_new_session=True
     )
-
-
-def wait_until_gone(mark: str, *, but: tuple[str, ...], seconds: float) -> set[str]:
-    """What still runs after so many seconds of the processes that inherited a driver's mark, apart from `but`."""
-    until = time.monotonic() + seconds
-    while (left := processes_of(mark) - set(but)) and time.monotonic() < until:
-        time.sleep(0.2)
-    return left
-
-
-def processes_of(mark: str) -> set[str]:
-    """The commands of the processes that inherited a driver's mark."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.add((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
-        except OSError:
-            continue
-    return found
 
 
 def wait_for_trials(store: Store, count: int, driver: subprocess.Popen[str]) -> None:

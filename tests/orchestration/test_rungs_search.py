@@ -12,6 +12,7 @@ import pytest
 from raprune.artifact import load
 from raprune.front import candidates, front
 from raprune.models import build_model
+from raprune.orchestration.promotion import Outcome, goes_on
 from raprune.orchestration.search import resume
 from raprune.single import export
 from raprune.spec import ModelSpec
@@ -37,7 +38,12 @@ def climbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Stor
 def test_only_the_last_rung_counts(climbed: Store) -> None:
     searched = [t for t in climbed.trials() if t.proposal.stage is Stage.SEARCH]
     by_rung = {rung: [t for t in searched if t.proposal.rung == rung] for rung in range(3)}
-    assert len(by_rung[0]) == 10 > len(by_rung[1]) > len(by_rung[2]) > 0
+    assert len(by_rung[0]) == 10 > len(by_rung[1])
+    for below, above in ((0, 1), (1, 2)):
+        came = sorted(by_rung[below], key=lambda trial: trial.proposal.number)
+        points = [Outcome.of(trial).point() for trial in came]
+        onward = {t.proposal.number for i, t in enumerate(came, 1) if goes_on(points[:i], keep=0.5)}
+        assert onward == {trial.proposal.number for trial in by_rung[above]} != set()
     for rung, trials in by_rung.items():
         assert {t.epochs for t in trials} == {(0, 0.25, 1)[rung]}
         assert {t.state for t in trials} == {TrialState.COMPLETE if rung == 2 else TrialState.STOPPED}
