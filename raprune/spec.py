@@ -36,6 +36,9 @@ Arguments = dict[str, bool | int | float | str]
 PATHS = ("model.weights", "data.train", "data.test", "warm_start")
 """Fields that hold a path or URI to read, or several."""
 
+_LEAST_LOOKAHEAD = 4
+"""Where none is asked for: one worker and two then find the same."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -143,13 +146,14 @@ class SamplerSpec(_Part):
     keep: Fraction = 1 / 3
     """Share of the candidates at a rung that go on to the next one: the best by front rank."""
     sampler: Literal["mixed", "tpe", "nsga2", "random"] = "mixed"
-    """`mixed`: by turns changes of what is best so far, and what TPE proposes."""
+    """`mixed`: changes of the widths on the front, and for one proposal in six TPE, which seeks all but widths."""
     warm_starts: bool = True
     """Begin with widths by predicted damage, uniform and global ones, and with those of earlier runs (`warm_start`).
     Without it the sampler proposes from the first trial after the controls on: for comparisons."""
-    lookahead: PositiveInt = 8
+    lookahead: PositiveInt | None = None
     """Proposal n waits for the results up to n - lookahead, whatever the number of workers: the more, the more
-    trials can run side by side, the fewer, the sooner the sampler learns. Part of what a seed reproduces."""
+    trials can run side by side, the fewer, the sooner the sampler learns. Part of what a seed reproduces. None: twice
+    the workers that the search begins with, 4 at least; `run.json` says which, for a repetition on another cluster."""
     smallest: Fraction = 0.1
     """Smallest target, as a share of the budget: targets are spread between the two."""
     min_channels: PositiveInt = 1
@@ -166,6 +170,10 @@ class SamplerSpec(_Part):
         if not rungs or rungs[0] != 0 or any(b <= a for a, b in pairwise(rungs)):
             raise ValueError("rungs are epochs, from 0 (repair only), each more than the one before: [0, 0.5, 2]")
         return rungs
+
+    def lookahead_for(self, workers: int) -> int:
+        """`lookahead`, or what it is where none is asked for and so many `workers` begin."""
+        return self.lookahead or max(_LEAST_LOOKAHEAD, 2 * workers)
 
 
 class FinalistSpec(_Part):

@@ -66,11 +66,11 @@ class TrainPlacement(Placement):
         return "nccl" if self.gpus >= 1 else "gloo"
 
 
-def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int) -> Placement:
+def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int | None) -> Placement:
     """The placement on nodes of these resources (`CPU`, `GPU`, as Ray names them).
 
-    A trial lies on one node. Never more than `lookahead` workers, since proposal n waits for the result of
-    n - `lookahead`.
+    A trial lies on one node. Never more than `lookahead` workers, where that is set, since proposal n waits for the
+    result of n - `lookahead`.
 
     Raises:
         UsageError: if no node carries a trial, or fewer trials fit than workers were asked for.
@@ -92,14 +92,14 @@ def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead
             f"{' or resources.gpus_per_trial' if gpus else ''}.",
         )
     asked = spec.workers or room
-    workers = min(asked, lookahead)
+    workers = min(asked, lookahead or asked)
     reason = f"{workers} x {_words(cpus, gpus)}"
     if workers < asked:
         reason += f" (search.lookahead {lookahead} keeps {asked - workers} more idle)"
     return Placement(workers, cpus, gpus, reason)
 
 
-def place_resumed(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int) -> Placement:
+def place_resumed(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int | None) -> Placement:
     """`place` for a run that goes on: with as many of its workers as the cluster carries by now.
 
     Nodes may be gone since it began; what it finds does not depend on the number of workers.

@@ -1,7 +1,7 @@
 """What to try next: Optuna's ask and tell in a fixed order. Knows no Ray.
 
-Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed gives the
-same search whatever the number of workers and whoever finishes first.
+Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed and a
+lookahead give the same search whatever the number of workers and whoever finishes first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from raprune.candidate import Setting
 from raprune.errors import StoreError
 from raprune.orchestration.promotion import Outcome
-from raprune.orchestration.refinement import Seen, child_of, parent_of
+from raprune.orchestration.refinement import Seen, child_of, targets_in
 from raprune.orchestration.rungs import Rungs
 from raprune.spec import SamplerSpec
 from raprune.trial import Proposal, Stage, Trial, TrialState
@@ -34,7 +34,11 @@ MAX_BLOCKS = 32
 _LOWEST_RATIO = 0.05
 _GOLDEN = 0.6180339887498949
 _CONTROL_TARGETS = 3
+_CONTROL_ALLOCATIONS = ("uniform",)
+"""Where the search has none that needs no ratios."""
 _WARM_TURNS = 3
+_SAMPLED_EVERY = 6
+"""Of what `mixed` proposes after the warm starts, one in six is TPE's: the others are changes of the front."""
 _CONTROLS_EVERY = 4
 _STARTUP = 16
 """Random draws after the warm starts, at most: a search that its time ends may be asked for any number of trials."""
@@ -130,9 +134,10 @@ class Proposals:
         enough: Callable[[Sequence[Outcome]], bool] = lambda outcomes: False,
     ) -> None:
         self._space = space
-        self._spec = spec
         self._seed = seed
         self._enough = enough
+        # A run has decided on one; who asks for proposals alone is one worker.
+        self._lookahead = spec.lookahead_for(1)
         self._limit = spec.trials
         searched = [trial for trial in stored if trial.proposal.stage is Stage.SEARCH and trial.proposal.step is None]
         self._stored = {trial.trial_id: trial for trial in searched}
@@ -144,8 +149,14 @@ class Proposals:
         self._warm = _warm_starts(space, spec.trials) if spec.warm_starts else []
         self._earlier = (spec.warm_starts and earlier) or Earlier()
         self._refines = spec.sampler == "mixed" and RATIOS in space.allocations and bool(space.channels)
+        self._sampled_space = space
+        """What the sampler chooses among: where changes of the front seek the widths, it seeks all but those."""
+        if self._refines and _simple(space):
+            self._sampled_space = replace(space, allocations=_simple(space))
         self._study = _make_study(spec, seed, num_warm=len(self._warm))
         self._seen_so_far: list[Seen] = []
+        self._expected: dict[int, Seen] = {}
+        """Number of a change -> what it is predicted to come to."""
         for known in self._earlier.observed:
             self._see(known.settings, known)
             self._tell_unasked(known, known.target or 0.0, known.point(space.cost))
@@ -218,7 +229,7 @@ class Proposals:
 
     def _seen(self, number: int) -> int:
         """How many results proposal `number` may look at."""
-        return max(0, number - self._spec.lookahead + 1)
+        return max(0, number - self._lookahead + 1)
 
     def _ready(self, number: int) -> bool:
         return all(i in self._results for i in range(self._told, self._seen(number)))
@@ -249,14 +260,14 @@ class Proposals:
         own -= len(self._earlier.first)
         if own < len(self._warm):
             return self._sampled(number, self._warm[own])
-        target = self._target(own)
-        if self._refines and own % 2 and (child := self._child(number, target)) is not None:
+        if self._refines and own % _SAMPLED_EVERY and (child := self._child(number)) is not None:
             self._asked.append(None)
             return child
-        return self._sampled(number, {"target": target})
+        return self._sampled(number, {"target": self._target(own)})
 
     def _control(self, number: int) -> Proposal:
-        space = replace(self._space, methods=self._space.controls, settings={})
+        allocations = _simple(self._space) or _CONTROL_ALLOCATIONS
+        space = replace(self._space, methods=self._space.controls, allocations=allocations, settings={})
         asked = optuna.trial.FixedTrial(self._controls[number])
         return _to_proposal(asked, space, number=number, seed=self._seed)
 
@@ -279,25 +290,32 @@ class Proposals:
         self._study.enqueue_trial(fixed)
         trial = self._study.ask()
         self._asked.append(trial)
-        return _to_proposal(trial, self._space, number=number, seed=self._seed)
+        return _to_proposal(trial, self._sampled_space, number=number, seed=self._seed)
 
     def _target(self, own: int) -> float:
         """What proposal `own`, counted without the controls, comes up to: the range is covered evenly."""
         return _spread(self._space, float(np.random.default_rng(self._seed).random()) + _GOLDEN * own)
 
-    def _child(self, number: int, target: float) -> Proposal | None:
-        """A change of what is best near `target` so far; None while there is nothing."""
-        parent = parent_of(self._seen_so_far, target)
-        if parent is None:
+    def _child(self, number: int) -> Proposal | None:
+        """A change of the front, for the cost at which that gains most; None while there is no front."""
+        if not self._seen_so_far:
             return None
         generator = np.random.default_rng([self._seed, number])
+        child = child_of(
+            self._seen_so_far,
+            targets_in(self._space.lowest, self._space.highest, generator=generator),
+            highest=self._space.highest,
+            generator=generator,
+            pending=[self._expected[n] for n in range(self._seen(number), number) if n in self._expected],
+        )
+        self._expected[number] = child
         return Proposal(
             number=number,
-            method=parent.method,
+            method=child.method,
             allocation=RATIOS,
-            **_targets(target, self._space),
-            settings=parent.settings,
-            keep_ratios=child_of(parent, self._seen_so_far, generator=generator),
+            **_targets(child.cost, self._space),
+            settings=child.settings,
+            keep_ratios=child.ratios,
             seed=trial_seed(self._seed, number),
         )
 
@@ -330,7 +348,7 @@ class Proposals:
             # Optuna warns of what lies outside.
             warnings.simplefilter("error")
             try:
-                as_proposed = _to_proposal(known, self._space, number=0, seed=0)
+                as_proposed = _to_proposal(known, self._sampled_space, number=0, seed=0)
             except (UserWarning, ValueError, KeyError):
                 return
         if dict(as_proposed.settings) == dict(proposal.settings):
@@ -351,7 +369,7 @@ def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
     Their targets cover the range evenly from the first few on, beginning with the highest.
     """
     # What predicts most comes first: a search that its time ends may have room for few.
-    simple = sorted((name for name in space.allocations if name != RATIOS), key=lambda name: name != LEAST_DAMAGE)
+    simple = sorted(_simple(space), key=lambda name: name != LEAST_DAMAGE)
     combined = [
         {"allocation": allocation, "method": method, **_defaults(space, method)}
         for allocation in simple
@@ -363,14 +381,18 @@ def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
 
 def _controls(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
     """Every control with the allocations that need no ratios, the highest target first; some trials are left."""
-    simple = [name for name in space.allocations if name != RATIOS]
     controls = [
         {"target": target, "allocation": allocation, "method": method}
         for target in _ladder(space)
-        for allocation in simple or space.allocations
+        for allocation in _simple(space) or _CONTROL_ALLOCATIONS
         for method in space.controls
     ]
     return controls[: min(num_trials - 1, max(len(space.controls), num_trials // 4))]
+
+
+def _simple(space: SearchSpace) -> tuple[str, ...]:
+    """The allocations that need no keep ratios."""
+    return tuple(name for name in space.allocations if name != RATIOS)
 
 
 def _spread(space: SearchSpace, place: float) -> float:
@@ -402,9 +424,9 @@ def _make_study(spec: SamplerSpec, seed: int, *, num_warm: int) -> optuna.Study:
 
 
 def _tpe(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
-    # Warm starts draw no ratios: without random draws after them the sampler would hardly ever try some. Changes of
-    # the front, which it is told of, have ratios. One joint density instead of one for each dimension is also three
-    # times as fast (9 ms a proposal at 32 ratios).
+    # Warm starts draw no ratios: without random draws after them the sampler would hardly ever try some. In `mixed`
+    # that is not its business. One joint density instead of one for each dimension is also three times as fast (9 ms a
+    # proposal at 32 ratios).
     startup = num_warm + (0 if spec.sampler == "mixed" and num_warm else min(_STARTUP, max(8, spec.trials // 8)))
     return TPESampler(
         seed=seed,

@@ -72,7 +72,7 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
         placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
         place_training(node_resources(), spec.resources, num_networks=1)
         _preflight(run)
-        run = _with_latency(run, placement)
+        run = _with_latency(_with_lookahead(run, placement), placement)
         store.create(describe(run))
         with store.locked():
             _carry_out(under_way(run), placement)
@@ -126,7 +126,9 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None) -> str
         return search(spec, console=console)
     console.print(f"{store.name} holds a run: it goes on.", markup=False, highlight=False)
     begun = SearchSpec.model_validate(store.run()["spec"])
-    changed = _differing(_moved(begun, spec), spec)
+    # What was left to the run, and is decided by now, is no change of the job.
+    asked = _looking_ahead(spec, spec.search.lookahead or begun.search.lookahead)
+    changed = _differing(_moved(begun, spec), asked)
     if changed:
         console.print(f"It keeps its own job; ignored: {', '.join(changed)}.", markup=False, highlight=False)
     return resume(spec.output, console=console, placed=spec)
@@ -193,6 +195,17 @@ def _preflight(run: Run) -> None:
     from raprune.orchestration.preflight import preflight
 
     preflight(run.spec, run.store, console=run.console)
+
+
+def _with_lookahead(run: Run, placement: Placement) -> Run:
+    """The run with its lookahead decided, so that it goes on the same on however many workers."""
+    lookahead = run.spec.search.lookahead_for(placement.workers)
+    return replace(run, spec=_looking_ahead(run.spec, lookahead))
+
+
+def _looking_ahead(spec: SearchSpec, lookahead: int | None) -> SearchSpec:
+    """The job with that lookahead."""
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"lookahead": lookahead})})
 
 
 def _with_latency(run: Run, placement: Placement) -> Run:

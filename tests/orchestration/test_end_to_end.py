@@ -250,7 +250,7 @@ def job(cluster: Cluster, name: str, *, trials: int, port: int = 0) -> tuple[str
         f'output = "{run.uri}"\nmethods = ["patient:Patient"]\n'
         "[data]\nmax_images = 400\n"
         "[dense]\nepochs = 2\nlr = 0.1\n"
-        f"[search]\ntrials = {trials}\nlookahead = 4\ncalibration_images = 64\n"
+        f"[search]\ntrials = {trials}\ncalibration_images = 64\n"
         f"[finalists]\ncount = 4\neach_method = false\ntrain = {{ epochs = 2, lr = 0.05 }}\n"
         f"[page]\nserve = {'true' if port else 'false'}\nport = {port or 8000}\n"
     )
@@ -344,6 +344,8 @@ def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
     )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert f"{run.uri} holds a run: it goes on." in resumed.stdout
+    assert "ignored" not in resumed.stdout, "what was decided at the beginning is no change of the job"
+    assert run.run()["spec"]["search"]["lookahead"] == 4
     after = recorded(run)
     assert before.items() <= after.items(), "what was finished is neither lost nor run again"
     assert sum(name.startswith("search") for name in after) == 30

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raprune.errors import UsageError
 from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
-from raprune.spec import ResourceSpec
+from raprune.spec import ResourceSpec, SamplerSpec
 
 LAPTOP = {"CPU": 2.0}
 BOX = {"CPU": 32.0, "GPU": 4.0}
@@ -41,6 +41,12 @@ def test_what_fits(
 def test_no_more_workers_than_the_lookahead_feeds() -> None:
     placement = place([{"CPU": 64.0}], ResourceSpec(), lookahead=8)
     assert placement.workers == 8 and "56 more idle" in placement.reason
+    assert place([{"CPU": 64.0}], ResourceSpec(), lookahead=None).workers == 64
+
+
+def test_a_lookahead_that_nobody_asked_for_feeds_all_workers() -> None:
+    assert [SamplerSpec().lookahead_for(workers) for workers in (1, 2, 3, 64)] == [4, 4, 6, 128]
+    assert SamplerSpec(lookahead=5).lookahead_for(64) == 5
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:

@@ -146,7 +146,7 @@ def test_the_first_proposals_take_every_method_and_cover_the_range() -> None:
     places = sorted([0.0, *(math.log(t / 0.1) / math.log(3) for t in targets)])
     assert max(b - a for a, b in pairwise(places)) < 0.34
     targets = sorted(p.target_flops for p in done[16:])
-    assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.02
+    assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.03
 
 
 def test_a_budget_of_parameters_is_sampled_in_their_place() -> None:
@@ -231,10 +231,10 @@ def test_few_trials_leave_one_for_the_method_that_was_asked_for(trials: int, con
 
 
 def test_a_method_is_first_tried_as_its_paper_sets_it() -> None:
-    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=1, order=random.Random(0))
+    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=60), seed=0), workers=1, order=random.Random(0))
     own = [p for p in done if p.number % 4]
     assert all(dict(p.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3} for p in own[:6])
-    assert len({p.settings["power"] for p in own[6:]}) > 10
+    assert len({p.settings["power"] for p in own[6:]}) > 5
     *_, only = drive(Proposals(CONTROLLED, SamplerSpec(trials=3), seed=0), workers=1, order=random.Random(0))
     assert dict(only.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3}, "also where there is room for one alone"
 

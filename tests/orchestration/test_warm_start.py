@@ -116,7 +116,8 @@ def test_widths_are_proposed_exactly_and_results_are_told() -> None:
     assert second.method == "l1" and second.keep_ratios["a"] == 7 / 8
     assert third.allocation == "uniform" and third.target_flops == 0.5, "then the warm starts of every search"
     told = [one for one in proposals._study.trials if one.state.is_finished()]
-    assert len(told) == 2 + 3, "both results, and those of three proposals"
+    assert len(told) == 2 + 1, "both results, and that of the third: widths as such are not its business"
+    assert len(proposals._seen_so_far) == 2 + 3, "changes of widths learn from those as well"
     assert drive(taken, 12)[1] == drive(taken, 12)[1] != drive(None, 12)[1]
     assert drive(taken, 12, warm_starts=False)[1] == drive(None, 12, warm_starts=False)[1]
 
