@@ -25,7 +25,7 @@ from raprune.front import Row, budget_of, floor_of, front, progress
 from raprune.trial import Trial, TrialState
 
 BEAT_S = 2.0
-"""Between two settings of all gauges; Ray sends them every ten seconds, unless it is told otherwise."""
+"""Between two settings of all gauges, at most; Ray sends them every ten seconds, unless it is told otherwise."""
 
 RESTED = 20
 """Times as long as it took to measure a run nothing is measured: a run of many trials keeps its processor."""
@@ -190,10 +190,12 @@ class Facts:
 class Heart:
     """Measures a run and exports it in every beat, in a thread of its own, as long as the process lives."""
 
-    def __init__(self, run: str, read: Callable[[], Facts], *, beat_s: float = BEAT_S) -> None:
+    def __init__(self, run: str, read: Callable[[], Facts]) -> None:
         self._exporter = Exporter(run)
         self._read = read
-        self._beat_s = beat_s
+        self._report_s = ray._config.metrics_report_interval_ms() / 1000
+        # Several settings in the time after which Ray drops a series, one late or not.
+        self._beat_s = min(BEAT_S, self._report_s / 2)
         self._known: Facts | None = None
         self._measured_at = self._rested_at = time.monotonic()
         threading.Thread(target=self._beat, daemon=True, name="raprune-metrics").start()
@@ -201,7 +203,7 @@ class Heart:
     def unexported_s(self) -> float:
         """Seconds until what is known now has surely left the process."""
         now = time.monotonic()
-        sent_s = self._beat_s + max(1.0, ray._config.metrics_report_interval_ms() / 1000)
+        sent_s = self._beat_s + max(1.0, self._report_s)
         if self._known is None or not _same(self._known, self._read()):
             return max(0.0, self._rested_at - now) + self._beat_s + sent_s
         return max(0.0, self._measured_at + sent_s - now)
