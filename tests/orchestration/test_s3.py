@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -32,18 +33,24 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS
 
 
 class Bucket:
-    """The bucket `runs` on a server of our own that can be stopped and started again."""
+    """A bucket on a server of our own that can be stopped and started again.
+
+    All servers of a process hold the same buckets, so each has one by its own name.
+    """
+
+    _numbers = itertools.count()
 
     def __init__(self) -> None:
+        self.name = f"runs-{next(self._numbers)}"
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
         self.host, self.port = self._server.get_host_and_port()
-        request = urllib.request.Request(f"http://{self.host}:{self.port}/runs", method="PUT")
+        request = urllib.request.Request(f"http://{self.host}:{self.port}/{self.name}", method="PUT")
         urllib.request.urlopen(request).close()
 
     def uri(self, folder: str, *, port: int | None = None, user: str = "") -> str:
         query = f"scheme=http&endpoint_override={self.host}:{port or self.port}&region=us-east-1"
-        return f"s3://{user}runs/{folder}?{query}"
+        return f"s3://{user}{self.name}/{folder}?{query}"
 
     def stop(self) -> None:
         self._server.stop()
@@ -78,7 +85,7 @@ def test_a_run_on_s3_survives_its_server_and_its_driver(
     assert run.starts == 2
     assert differences(run, undisturbed) == []
     said = run.said()
-    assert "s3://runs/folder/run does not answer" in said and "Traceback" not in said and SECRET not in said
+    assert f"s3://{bucket.name}/folder/run does not answer" in said and "Traceback" not in said and SECRET not in said
     assert Store(bucket.uri("folder")).names("statistics"), "beside the run"
     cli = CliRunner()
     status = cli.invoke(app, ["status", uri]).output

@@ -19,9 +19,10 @@ def test_a_run_on_s3_is_shown_while_it_grows_and_when_it_is_away(
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     store = make_run(bucket.uri("folder/run", user=f"key:{SECRET}@"))
+    shown = f"s3://{bucket.name}/folder/run"
     with served(Store(store.uri), every_s=0.2) as page:
         run = page.get("/api/run")
-        assert run.json["store"] == "s3://runs/folder/run" and run.json["away"] is None
+        assert run.json["store"] == shown and run.json["away"] is None
         assert page.get("/api/trials").json["total"] == 8
         store.append([trial(60)])
         assert wait_until(lambda: page.get("/api/trials").json["total"] == 9)
@@ -32,7 +33,7 @@ def test_a_run_on_s3_is_shown_while_it_grows_and_when_it_is_away(
         bucket.stop()
         assert wait_until(lambda: page.get("/api/run").json["away"] is not None, 60)
         away = page.get("/api/run")
-        assert away.json["away"]["error"].startswith("s3://runs/folder/run")
+        assert away.json["away"]["error"].startswith(shown)
         assert page.get("/api/trials").json["total"] == 9
         bucket.start()
         assert wait_until(lambda: page.get("/api/run").json["away"] is None, 60)
