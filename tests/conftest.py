@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time, and none too slow on a machine that has other work.
+settings.register_profile("raprune", deadline=None, derandomize=True)
+settings.load_profile("raprune")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A start of Ray is a dozen processes. Where no bytecode may be written beside the sources, each would compile all that
+# it loads, about 8 s; so they share a folder that goes when the session ends.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    bytecode = tempfile.mkdtemp(prefix="raprune-bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = bytecode
+    atexit.register(shutil.rmtree, bytecode, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
