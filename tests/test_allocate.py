@@ -55,7 +55,7 @@ def fractions(cost: CostModel, widths: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", ALLOCATIONS)
 @pytest.mark.parametrize("network", ["Residual", "DenseBlock", "Grouped", "FlattenLinear", "cifar-resnet56"])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(
     flops=st.none() | st.floats(0.0, 1.0),
     params=st.none() | st.floats(0.0, 1.0),

@@ -19,7 +19,7 @@ from tests.tracing.proved import candidates, counted_flops, proved
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_flops_and_params_of_any_candidate(name: str, data: st.DataObject) -> None:
     model, graph = proved(name)
@@ -78,7 +78,7 @@ def test_many_vectors_at_once() -> None:
             assert flops[i, j] == sum(cost.flops_by_module(widths[i, j]).values())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_wider_network_never_costs_less(data: st.DataObject) -> None:
     _, graph = proved(data.draw(st.sampled_from(["Residual", "DenseBlock", "Grouped", "WrittenAttention", "UNet"])))

@@ -107,7 +107,7 @@ def test_monotone_by_hand() -> None:
     assert monotone(np.array([1.0, 5.0, 3.0, 4.0, 6.0])).tolist() == [1.0, 4.0, 4.0, 4.5, 6.0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(arrays.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(0, 100)))
 def test_monotone_in_both_axes_and_no_further_than_needed(times: np.ndarray) -> None:
     made = monotone(times)

@@ -253,7 +253,7 @@ def test_recipes_that_do_not_fit() -> None:
         slice_parameters(model, wide)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_positions_are_ascending_and_right(data: st.DataObject) -> None:
     _, graph = proved(data.draw(st.sampled_from(["Grouped", "DenseBlock", "ChannelShuffle", "FlattenLinear"])))

@@ -117,7 +117,7 @@ def test_each_group_is_searched_down_to_what_it_needs() -> None:
     assert bench.trained == []
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 8), st.integers(1, 6))
 def test_the_evaluations_stay_within_the_sum_of_logarithms(stem: int, conv1: int) -> None:
     steps, bench = walk(STILL, {"stem": stem, "conv1": conv1})

@@ -74,14 +74,14 @@ def test_without_the_local_part_it_is_slimming() -> None:
 sizes = st.lists(st.floats(0.0, 8.0, width=16), min_size=2, max_size=6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes, st.floats(0.1, 10.0), st.floats(0.0, 10.0))
 def test_a_layer_that_is_scaled_and_shifted_scores_the_same(gamma: list[float], factor: float, shift: float) -> None:
     one, other = Layers(gamma, [1.0]), Layers([factor * g + shift for g in gamma], [1.0])
     np.testing.assert_allclose(scored(one)["convs.0"], scored(other)["convs.0"], atol=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(sizes, min_size=1, max_size=3), st.floats(0.0, 0.999))
 def test_no_threshold_below_1_empties_a_layer(gammas: list[list[float]], threshold: float) -> None:
     for values in scored(Layers(*gammas)).values():

@@ -276,7 +276,7 @@ def test_unused_parameters_are_noted() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if GROUPS[name]])
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_cut_network_equals_the_masked_one(name: str, data: st.DataObject) -> None:
     _, graph = proved(name)
