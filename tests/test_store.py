@@ -237,6 +237,19 @@ def test_a_damaged_run_json_is_named(tmp_path: Path, content: str) -> None:
         Store(tmp_path).run()
 
 
+def test_a_part_from_before_a_column_was_has_nothing_in_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    for number in range(3):
+        store.append([complete(number)])
+    path = tmp_path / "trials" / "part-000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["rung", "zeros"]), path)
+    table = store.table()
+    assert table.schema == SCHEMA and table["trial_id"].to_pylist() == [complete(n).trial_id for n in range(3)]
+    assert [row["rung"] for row in store.rows(["rung"])] == [complete(0).proposal.rung, None, complete(2).proposal.rung]
+    assert store.table(["zeros", "number"]).column_names == ["zeros", "number"]
+
+
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create({})
