@@ -91,7 +91,7 @@ class Run:
     """Where it runs; None: each driver has a Ray of its own."""
     patience_s: float = 400.0
     """For a phase or a victim to come."""
-    look_s: float = 0.02
+    look_s: float = 0.1
     """Between two looks at the store."""
     starts: int = 0
     kills: list[str] = field(default_factory=list)
