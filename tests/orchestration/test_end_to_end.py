@@ -314,7 +314,9 @@ def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
 
     following = cluster.begin("logs", job_id, "--follow")
     assert following.stdout is not None
-    assert wait_until(lambda: len(recorded(run)) >= 4, seconds=PATIENCE_S), cluster.raprune("logs", job_id).stdout
+    assert wait_until(lambda: len(recorded(run)) >= 4, seconds=PATIENCE_S, every=0.5), cluster.raprune(
+        "logs", job_id
+    ).stdout
     following.send_signal(signal.SIGINT)
     said = following.communicate(timeout=60)[0]
     assert following.returncode == 130, said
@@ -364,7 +366,7 @@ def test_the_whole_story(cluster: Cluster, tmp_path: Path) -> None:
     submitted = cluster.begin("submit", file, "--address", f"127.0.0.1:{forward.port}")
     assert submitted.stdout is not None
     try:
-        busy = wait_until(lambda: two_nodes_of(cluster, run), seconds=PATIENCE_S)
+        busy = wait_until(lambda: two_nodes_of(cluster, run), seconds=PATIENCE_S, every=0.5)
         assert busy, submitted.stdout.read()
         row = wait_until(lambda: next((row for row in cluster.jobs() if row["page"]), None), seconds=PATIENCE_S)
         assert (row["name"], row["state"], row["run"]) == ("story", "RUNNING", run.uri)
@@ -374,7 +376,9 @@ def test_the_whole_story(cluster: Cluster, tmp_path: Path) -> None:
             forward.cut()
             cluster.lose(2)
             known = len(recorded(run))
-            assert wait_until(lambda: len(recorded(run)) >= known + 3, seconds=PATIENCE_S), "the other worker goes on"
+            assert wait_until(lambda: len(recorded(run)) >= known + 3, seconds=PATIENCE_S, every=0.5), (
+                "the other worker goes on"
+            )
             said = submitted.communicate(timeout=400)[0]
             assert submitted.returncode == 0, said
             if page is not None:
