@@ -236,21 +236,21 @@ class Store:
     def table(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> pa.Table:
         """The recorded trials, or those of some of the `parts`, as one table of `SCHEMA` or of some columns of it."""
         names = self.parts() if parts is None else parts
-
         wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
 
         def part(name: str) -> pa.Table:
-            with self._filesystem.open_input_file(f"{self._path}/{TRIALS}/{name}") as file:
-                try:
-                    return pq.ParquetFile(file).read(columns=wanted.names)
-                except pa.ArrowInvalid as error:
-                    raise pa.ArrowInvalid(f"{name}: {error}") from error
+            content = self._content(f"{TRIALS}/{name}")
+            try:
+                return pq.ParquetFile(pa.BufferReader(content)).read(columns=wanted.names)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                # Not the filesystem's failure, whatever pyarrow calls it: the content is here.
+                raise pa.ArrowInvalid(f"{name}: {error}") from error
 
         def read() -> pa.Table:
             # Not by pyarrow.dataset, which loads pandas: half a second of every command that reads a run.
             with ThreadPoolExecutor(READERS) as readers:
                 found = [wanted.empty_table(), *readers.map(part, names)]
-            # A part of a version that did not have a column yet has nothing in it.
+            # Columns that a part lacks, as it is older than they are, come out null.
             return pa.concat_tables(found, promote_options="default").select(wanted.names)
 
         return self._try("read", TRIALS, read)
@@ -282,12 +282,7 @@ class Store:
 
     def read_bytes(self, rel: str) -> bytes:
         """The content of the file `rel`."""
-
-        def read() -> bytes:
-            with self._filesystem.open_input_file(f"{self._path}/{rel}") as file:
-                return bytes(file.read())
-
-        return self._try("read", rel, read)
+        return self._try("read", rel, lambda: self._content(rel))
 
     def size(self, rel: str) -> int | None:
         """Bytes of the file `rel`; None if it is not there."""
@@ -395,6 +390,10 @@ class Store:
         with self._filesystem.open_output_stream(temporary) as file:
             file.write(content)
         self._filesystem.move(temporary, final)
+
+    def _content(self, rel: str) -> bytes:
+        with self._filesystem.open_input_file(f"{self._path}/{rel}") as file:
+            return bytes(file.read())
 
     def _try(self, verb: str, rel: str, act: Callable[[], T]) -> T:
         """What `act` gives, tried as long as there is patience. `act` can be done twice: its answer may get lost."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.dataset as pads
@@ -250,11 +250,22 @@ def test_a_part_from_before_a_column_was_has_nothing_in_it(tmp_path: Path) -> No
     assert store.table(["zeros", "number"]).column_names == ["zeros", "number"]
 
 
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: b"PAR1 cut off",
+        lambda good: good[:4] + bytes(60) + good[64:],
+        lambda good: good[:-200] + bytes(100) + good[-100:],
+    ],
+    ids=["cut off", "in its values", "in its description"],
+)
+def test_a_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = Store(tmp_path)
     store.create({})
     store.append([complete(0)])
-    (tmp_path / "trials" / "part-000001.parquet").write_bytes(b"PAR1 cut off")
+    store.append([complete(1)])
+    path = tmp_path / "trials" / "part-000001.parquet"
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StoreError, match=r"part-000001\.parquet") as caught:
         store.trials()
     assert "damaged" in caught.value.hint
