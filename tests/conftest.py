@@ -1,4 +1,4 @@
-"""One Ray cluster for the whole session, started by the first test that asks for it."""
+"""What all tests share: how examples are drawn, where bytecode lies, one Ray cluster once a test asks for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ settings.load_profile("raprune")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A start of Ray is a dozen processes. Where no bytecode may be written beside the sources, each would compile all that
-# it loads, about 8 s; so they share a folder that goes when the session ends.
+# it loads, about 5 s; so they share a folder that goes when the session ends.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     bytecode = tempfile.mkdtemp(prefix="raprune-bytecode-")
     os.environ["PYTHONPYCACHEPREFIX"] = bytecode

@@ -210,7 +210,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
 
 
 @pytest.mark.parametrize("room", ["spec", "store", "pareto", "front", "report", "document"])
-def test_reading_a_run_loads_neither_torch_nor_ray(room: str) -> None:
+def test_reading_a_run_loads_neither_torch_nor_ray_nor_pandas(room: str) -> None:
     assert loaded_by(f"import raprune.{room}").isdisjoint({"torch", "torchvision", "ray", "pandas"})
 
 

@@ -49,7 +49,7 @@ def test_lambda_of_four_filters_by_hand() -> None:
 
 @given(sizes, st.data())
 def test_the_two_sums_cancel(values: list[float], data: st.DataObject) -> None:
-    """alpha S_P + tau S_R = 0, whatever the filters' energies."""
+    """alpha S_P + tau S_R = 0, where tau is within its bound."""
     width = data.draw(st.integers(1, len(values)))
     # Eleven filters that shrink at ten times the rate of one that grows: S_R stays over a thousandth of S_P.
     energies = st.lists(st.floats(0.5, 4), min_size=len(values), max_size=len(values))

@@ -21,7 +21,7 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,6 @@ from tests.orchestration.chaos import MARK, processes_of, wait_until
 ROOT = Path(__file__).parents[2]
 CHROMIUM = Path(os.environ.get("RAPRUNE_CHROMIUM", "/usr/bin/chromium"))
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-PATIENCE_S = 150.0
-"""For what takes seconds on a machine that is not busy."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -264,6 +261,11 @@ def recorded(store: Store) -> dict[str, float]:
     return {row["trial_id"]: row["started_at"] for row in store.rows(["trial_id", "started_at"])}
 
 
+def patiently(condition: Callable[[], Any]) -> Any:
+    """What `condition` gives once it is true, which takes seconds on a machine that is not busy."""
+    return wait_until(condition, seconds=150, every=0.5)
+
+
 def test_the_cluster_asks_for_its_token(cluster: Cluster, tmp_path: Path) -> None:
     for token, status in ((None, 401), ("wrong", 403)):
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -314,9 +316,7 @@ def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
 
     following = cluster.begin("logs", job_id, "--follow")
     assert following.stdout is not None
-    assert wait_until(lambda: len(recorded(run)) >= 4, seconds=PATIENCE_S, every=0.5), cluster.raprune(
-        "logs", job_id
-    ).stdout
+    assert patiently(lambda: len(recorded(run)) >= 4), cluster.raprune("logs", job_id).stdout
     following.send_signal(signal.SIGINT)
     said = following.communicate(timeout=60)[0]
     assert following.returncode == 130, said
@@ -366,9 +366,9 @@ def test_the_whole_story(cluster: Cluster, tmp_path: Path) -> None:
     submitted = cluster.begin("submit", file, "--address", f"127.0.0.1:{forward.port}")
     assert submitted.stdout is not None
     try:
-        busy = wait_until(lambda: two_nodes_of(cluster, run), seconds=PATIENCE_S, every=0.5)
+        busy = patiently(lambda: two_nodes_of(cluster, run))
         assert busy, submitted.stdout.read()
-        row = wait_until(lambda: next((row for row in cluster.jobs() if row["page"]), None), seconds=PATIENCE_S)
+        row = patiently(lambda: next((row for row in cluster.jobs() if row["page"]), None))
         assert (row["name"], row["state"], row["run"]) == ("story", "RUNNING", run.uri)
         with browser_at(row["page"]) as page:
             if page is not None:
@@ -376,9 +376,7 @@ def test_the_whole_story(cluster: Cluster, tmp_path: Path) -> None:
             forward.cut()
             cluster.lose(2)
             known = len(recorded(run))
-            assert wait_until(lambda: len(recorded(run)) >= known + 3, seconds=PATIENCE_S, every=0.5), (
-                "the other worker goes on"
-            )
+            assert patiently(lambda: len(recorded(run)) >= known + 3), "the other worker goes on"
             said = submitted.communicate(timeout=400)[0]
             assert submitted.returncode == 0, said
             if page is not None:

@@ -35,7 +35,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS
 class Bucket:
     """A bucket on a server of our own that can be stopped and started again.
 
-    All servers of a process hold the same buckets, so each has one by its own name.
+    All servers of a process hold the same buckets, so each bucket has a name of its own.
     """
 
     _numbers = itertools.count()
