@@ -31,6 +31,9 @@ from raprune.errors import UsageError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Epochs = Annotated[float, Field(ge=0.0)]
+LearningRate = Annotated[float, Field(gt=0.0)]
+Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
 Arguments = dict[str, bool | int | float | str]
 
 PATHS = ("model.weights", "data.train", "data.test", "warm_start")
@@ -98,19 +101,23 @@ class DataSpec(_Part):
 
 
 class TrainSpec(_Part):
-    """One run of the training loop: SGD with momentum, one-cycle learning rate, cross-entropy."""
+    """One run of the training loop: SGD with momentum, one-cycle learning rate, cross-entropy.
 
-    epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    A job trains twice, each time by a subclass with defaults of its own. A field of that subclass takes a plain
+    `TrainSpec` too: the fields that were given to it count, all others keep the defaults of the subclass.
+    """
+
+    epochs: Epochs = 1.0
     """Passes over the training images; a fraction trains on part of one."""
     batch_size: PositiveInt = 128
-    lr: Annotated[float, Field(gt=0.0)] = 0.1
+    lr: LearningRate = 0.1
     """Peak learning rate of the one-cycle schedule."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
     """Softening of the teacher's logits (Hinton et al. 2015)."""
-    distillation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    distillation: Distillation = 0.9
     """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
     features: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the teacher's feature maps beside the rest of the loss; 0 leaves them out. Unused without a teacher."""
@@ -127,6 +134,33 @@ class TrainSpec(_Part):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward and backward pass; weights and the optimiser stay in float32. `auto` is bfloat16 on GPUs. On
     processors that have it, bfloat16 trains wide networks up to twice as fast."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_was_given(cls, value: Any) -> Any:
+        if isinstance(value, TrainSpec) and not isinstance(value, cls):
+            return value.model_dump(exclude_unset=True)
+        return value
+
+
+class DenseTrainSpec(TrainSpec):
+    """Training of the dense network when no weights are given."""
+
+    epochs: Epochs = 40.0
+    """Passes over the training images; a fraction trains on part of one."""
+    lr: LearningRate = 0.2
+    """Peak learning rate of the one-cycle schedule."""
+    distillation: Distillation = 0.0
+    """Weight of the teacher's logits against the labels. Unused: the dense network has no teacher."""
+
+
+class FinetuneSpec(TrainSpec):
+    """Fine-tuning of a finalist, distilled from the dense network."""
+
+    epochs: Epochs = 20.0
+    """Passes over the training images; a fraction trains on part of one."""
+    lr: LearningRate = 0.05
+    """Peak learning rate of the one-cycle schedule."""
 
 
 class SamplerSpec(_Part):
@@ -181,7 +215,7 @@ class FinalistSpec(_Part):
 
     count: Annotated[int, Field(ge=0)] = 16
     """Candidates of the front that are fine-tuned, spread over it."""
-    train: TrainSpec = TrainSpec(epochs=20.0, lr=0.05)
+    train: FinetuneSpec = FinetuneSpec()
     seeds: PositiveInt = 1
     """Times that each is fine-tuned, by another seed each time: the front then says mean and interval."""
     each_method: bool = True
@@ -265,8 +299,7 @@ class SearchSpec(_Part):
     exclude: tuple[str, ...] = ()
     """Glob patterns of module names whose channels all stay."""
     search: SamplerSpec = SamplerSpec()
-    dense: TrainSpec = TrainSpec(epochs=40.0, lr=0.2, distillation=0.0)
-    """Training of the dense network when no weights are given."""
+    dense: DenseTrainSpec = DenseTrainSpec()
     finalists: FinalistSpec = FinalistSpec()
     resources: ResourceSpec = ResourceSpec()
     latency: LatencySpec = LatencySpec()

@@ -13,7 +13,7 @@ from raprune.data.batches import DeviceSplit
 from raprune.errors import ModelError
 from raprune.evaluate import evaluate
 from raprune.models import build_model, load_weights
-from raprune.spec import DataSpec, ModelSpec, SearchSpec, TrainSpec
+from raprune.spec import DataSpec, DenseTrainSpec, ModelSpec, SearchSpec
 from raprune.workload import build_workload, train_dense
 
 SHARED = Path(os.environ.get("RAPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -92,7 +92,7 @@ def test_a_network_that_does_not_run_on_the_images(tmp_path: Path, monkeypatch: 
 
 
 def test_the_digits_net_reaches_what_the_readme_promises() -> None:
-    spec = SearchSpec(dense=TrainSpec(epochs=20, lr=0.2, distillation=0.0))
+    spec = SearchSpec(dense=DenseTrainSpec(epochs=20))
     workload = build_workload(spec, data=load_data(spec.data, seed=0), device="cpu")
     train_dense(workload, spec)
     assert workload.test is not None

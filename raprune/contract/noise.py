@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raprune.bench import WorkloadBench
 from raprune.contract.networks import CLASSES
 from raprune.data.dataset import Dataset, Split
-from raprune.spec import FinalistSpec, SearchSpec, TrainSpec
+from raprune.spec import FinalistSpec, FinetuneSpec, SearchSpec
 from raprune.workload import Workload
 
 
@@ -48,5 +48,5 @@ def bench_of(model: nn.Module, *, seed: int) -> WorkloadBench:
         mean=(0.5,) * 3,
         std=(0.3,) * 3,
     )
-    spec = SearchSpec(finalists=FinalistSpec(train=TrainSpec(batch_size=8, lr=0.01)))
+    spec = SearchSpec(finalists=FinalistSpec(train=FinetuneSpec(batch_size=8, lr=0.01)))
     return WorkloadBench(Workload(model, data, torch.device("cpu"), spec), Noise(), seed=seed)
