@@ -9,7 +9,19 @@ from functools import cached_property
 from typing import Any
 
 from raprune.budget import Budget
-from raprune.front import Progress, Row, ablation, budget_of, candidates, choose, floor_of, front, progress, spent
+from raprune.front import (
+    Progress,
+    Row,
+    ablation,
+    budget_of,
+    candidates,
+    floor_of,
+    front_of,
+    listed,
+    progress,
+    spent,
+    starred,
+)
 from raprune.report import read_test, read_times, with_times
 from raprune.store import Store
 from raprune.trial import Trial, TrialState
@@ -50,12 +62,17 @@ class Findings:
     @cached_property
     def rows(self) -> list[Row]:
         """Every candidate, by ascending FLOPs: `front.candidates`."""
-        return with_times(candidates(self.trials, test=self.test), self.timed)
+        return with_times(starred(candidates(self.trials, test=self.test), self.run), self.timed)
 
     @cached_property
     def front(self) -> list[Row]:
         """Those of the front within the budget."""
-        return with_times(front(self.trials, self.budget, test=self.test), self.timed)
+        return front_of(self.rows, self.budget)
+
+    @cached_property
+    def listed(self) -> list[Row]:
+        """Those that a table shows: `front.listed`."""
+        return listed(self.rows, self.run)
 
     @cached_property
     def ablation(self) -> list[Row]:
@@ -96,7 +113,7 @@ class Findings:
     @cached_property
     def chosen(self) -> Row | None:
         """The network with the star."""
-        return choose(self.front, self.budget, floor=self.floor)
+        return next((row for row in self.listed if row["starred"]), None)
 
     @cached_property
     def spread(self) -> list[Row]:

@@ -15,7 +15,7 @@ from typing import Any
 from raprune import pareto
 from raprune.budget import Budget, accuracy_floor
 from raprune.errors import RapruneError, UsageError
-from raprune.spec import latency_fraction, read_latency
+from raprune.spec import CONTROLS, latency_fraction, read_latency
 from raprune.trial import Stage, Trial, TrialState, repeat_name
 
 Row = dict[str, Any]
@@ -49,13 +49,15 @@ def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None
     return sorted(rows, key=lambda r: (r["flops"], -r["val_accuracy"]))
 
 
-def to_be_tested(trials: Sequence[Trial], budget: Budget) -> list[Row]:
-    """The rows whose networks are looked at on the test split: the front's, and the best of each method's.
+def to_be_tested(trials: Sequence[Trial], run: Mapping[str, Any]) -> list[Row]:
+    """The rows whose networks are looked at on the test split: those of `listed`, and the best of each method's.
 
-    Of a candidate that was fine-tuned that is the fine-tuned network, and never the repaired one.
+    `run` is the content of `run.json`. Of a candidate that was fine-tuned that is the fine-tuned network, and never
+    the repaired one.
     """
-    chosen = front(trials, budget)
-    last = {r["trial_id"] for r in candidates(trials)}
+    rows, budget = candidates(trials), budget_of(run)
+    chosen = listed(rows, run)
+    last = {r["trial_id"] for r in rows}
     compared = [r for r in ablation(trials, budget) if r["share"] == max(SHARES) and r["trial_id"] in last]
     return list({r["candidate"]: r for r in [*compared, *chosen]}.values())
 
@@ -126,6 +128,7 @@ def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
         "widths": trial.candidate.widths,
         "trial_id": trial.trial_id,
         "on_front": False,
+        "starred": False,
     }
 
 
@@ -134,8 +137,30 @@ def front(trials: Sequence[Trial], budget: Budget | None = None, *, test: Mappin
 
     Where weights were pruned one by one, which saves no FLOPs, the share of the weights that is left counts too.
     """
-    rows = within(candidates(trials, test=test), budget or Budget())
-    return [rows[index] | {"on_front": True} for index in _non_dominated(rows, (budget or Budget()).cost)]
+    return front_of(candidates(trials, test=test), budget or Budget())
+
+
+def front_of(rows: Sequence[Row], budget: Budget) -> list[Row]:
+    """`front` of rows of `candidates`."""
+    admitted = within(rows, budget)
+    return [admitted[index] | {"on_front": True} for index in _non_dominated(admitted, budget.cost)]
+
+
+def starred(rows: Sequence[Row], run: Mapping[str, Any]) -> list[Row]:
+    """The rows with the one of `choose` marked `starred`."""
+    chosen = choose(rows, run)
+    return [row | {"starred": chosen is not None and row["candidate"] == chosen["candidate"]} for row in rows]
+
+
+def listed(rows: Sequence[Row], run: Mapping[str, Any]) -> list[Row]:
+    """The front of rows of `candidates` within the run's budget and the starred row, by ascending FLOPs.
+
+    The starred row is off the front where a control dominates it by less than the accuracies can tell.
+    """
+    marked, budget = starred(rows, run), budget_of(run)
+    on_front = {row["candidate"]: row for row in front_of(marked, budget)}
+    shown = (on_front.get(row["candidate"], row | {"on_front": False}) for row in marked)
+    return [row for row in shown if row["on_front"] or row["starred"]]
 
 
 def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
@@ -151,16 +176,44 @@ def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
     ]
 
 
-def choose(rows: Sequence[Row], budget: Budget, *, floor: float | None = None) -> Row | None:
-    """The row with the star: the most accurate within the budget, or the cheapest that is as accurate as `floor` asks.
+def choose(rows: Sequence[Row], run: Mapping[str, Any]) -> Row | None:
+    """The row that gets the star in the run of `run.json` content `run`; None where none is within the budget.
 
-    Where none is so accurate it is the most accurate all the same; None where none is within the budget.
+    That is the most accurate row within the budget; or, if an accuracy was asked for and any row has it, the cheapest
+    that has it. A control that was not asked for as a method gets the star only if no other row has the accuracy asked
+    for, or if it is ahead of every other row by more than its standard error on the validation images.
     """
-    admitted = within(rows, budget)
-    accurate = [] if floor is None else [r for r in admitted if r["val_accuracy"] >= floor]
-    if accurate:
-        return pick(accurate, budget, min_accuracy=floor)
-    return pick(admitted, budget) if admitted else None
+    admitted, floor = within(rows, budget_of(run)), floor_of(run)
+    others = [r for r in admitted if not is_control(r, run)]
+    if floor is not None:
+        for some in (others, admitted):
+            accurate = [r for r in some if r["val_accuracy"] >= floor]
+            if accurate:
+                return min(accurate, key=_cheapest)
+    if not admitted:
+        return None
+    best = max(admitted, key=_most_accurate)
+    margin = standard_error(best["val_accuracy"], run.get("dense", {}).get("val_images"))
+    close = [r for r in others if r["val_accuracy"] >= best["val_accuracy"] - margin]
+    return max(close, key=_most_accurate) if close else best
+
+
+def is_control(row: Row, run: Mapping[str, Any]) -> bool:
+    """True if the row's method was tried as a control, and not because the job names it."""
+    return row["method"] in CONTROLS and row["method"] not in run.get("spec", {}).get("methods", ())
+
+
+def standard_error(accuracy: float, images: int | None) -> float:
+    """Standard error of an accuracy on so many images, a fraction; 0 where their number is not known."""
+    return (accuracy * (1 - accuracy) / images) ** 0.5 if images else 0.0
+
+
+def _most_accurate(row: Row) -> tuple[float, int]:
+    return row["val_accuracy"], -row["flops"]
+
+
+def _cheapest(row: Row) -> tuple[int, float]:
+    return row["flops"], -row["val_accuracy"]
 
 
 def budgeted(row: Row) -> tuple[str, str]:
@@ -266,7 +319,7 @@ def pick(rows: Sequence[Row], budget: Budget, *, min_accuracy: float | None = No
     """The most accurate row within the budget; with `min_accuracy`, the cheapest that is at least so accurate.
 
     Accuracy is that on the validation split, which the choice may look at. Of equally accurate rows the cheapest is
-    picked.
+    picked. A control is picked like any other: the star is what the run recommends, a pick is what fits.
 
     Raises:
         RapruneError: if there is no such row; the message names the nearest.
@@ -283,7 +336,7 @@ def pick(rows: Sequence[Row], budget: Budget, *, min_accuracy: float | None = No
             hint="Pick a larger budget, or search with a smaller one.",
         )
     if min_accuracy is None:
-        return max(admitted, key=lambda r: (r["val_accuracy"], -r["flops"]))
+        return max(admitted, key=_most_accurate)
     accurate = [r for r in admitted if r["val_accuracy"] >= min_accuracy]
     if not accurate:
         best = max(admitted, key=lambda r: r["val_accuracy"])
@@ -292,7 +345,7 @@ def pick(rows: Sequence[Row], budget: Budget, *, min_accuracy: float | None = No
             f"{best['candidate']}, has {best['val_accuracy']:.4f}.",
             hint="Ask for less accuracy, pick a larger budget, or search longer.",
         )
-    return min(accurate, key=lambda r: (r["flops"], -r["val_accuracy"]))
+    return min(accurate, key=_cheapest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +367,7 @@ class Progress:
     hypervolume: float
     """Share of the area between (error 0, no FLOPs) and (error 1, the budget) that the front dominates, in [0, 1]."""
     best: Row | None
-    """Most accurate candidate within the budget."""
+    """Candidate with the star: that of `choose`."""
     dense_accuracy: float | None
     elapsed_s: float
     left_s: float | None
@@ -374,7 +427,8 @@ def progress(
     searched = [trial for trial in asked_for if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0]
     continued = {trial.proposal.parent for trial in asked_for if trial.proposal.rung}
     asked = int(spec.get("search", {}).get("trials", len(searched)))
-    admitted = front(trials, budget)
+    rows = candidates(trials)
+    admitted = front_of(rows, budget)
     # A candidate that went on to the next rung counts where it came to.
     states = Counter(trial.state.value for trial in asked_for if trial.trial_id not in continued)
     states[TrialState.RUNNING.value] += running
@@ -396,7 +450,7 @@ def progress(
         finalists=int(spec.get("finalists", {}).get("count", 0)) * int(spec.get("finalists", {}).get("seeds", 1)),
         front=len(admitted),
         hypervolume=_hypervolume(_points(admitted, budget.cost), budget),
-        best=pick(admitted, budget) if admitted else None,
+        best=choose(rows, run),
         dense_accuracy=run.get("dense", {}).get("val_accuracy"),
         elapsed_s=elapsed,
         left_s=_time_left(spec, searched, asked=asked, elapsed=elapsed),

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from raprune.budget import Budget
-from raprune.front import Row, ablation, budget_of, candidates, front, pick, progress, wanted_latency
+from raprune.front import Row, ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.tables import render_ablation, render_progress, render_rows
@@ -42,10 +42,9 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
     """Prints the front within the run's budget, or every candidate."""
     store = Store(uri)
     run, test = store.run(), read_test(store)
-    trials = store.trials()
-    rows = candidates(trials, test=test) if everything else front(trials, budget_of(run), test=test)
+    known = candidates(store.trials(), test=test)
     timed = read_times(store)
-    rows = with_times(rows, timed)
+    rows = with_times(starred(known, run) if everything else listed(known, run), timed)
     if as_json:
         console.out(json.dumps(rows, indent=2), highlight=False)
     else:
@@ -81,7 +80,7 @@ def print_pick(
     run, test, timed = store.run(), read_test(store), read_times(store)
     if latency is not None:
         budget = replace(budget, latency=wanted_latency(f"--budget-latency {latency}", latency, run))
-    rows = with_times(candidates(store.trials(), test=test), timed)
+    rows = with_times(starred(candidates(store.trials(), test=test), run), timed)
     row = pick(rows, budget, min_accuracy=min_accuracy)
     if as_json:
         console.out(json.dumps(row, indent=2), highlight=False)

@@ -260,6 +260,10 @@ class PageSpec(_Part):
     """Seconds that the page stays once the run is at rest and nobody has it open. 0: it goes when the run ends."""
 
 
+CONTROLS = ("random", "l1")
+"""Methods that every search tries: a method that does not beat them is not worth its trouble."""
+
+
 class LatencySpec(_Part):
     """How latency is measured: on a worker's device, by CUDA events there."""
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raprune import words
-from raprune.front import Progress, Row, budget_of, budgeted, choose, floor_of, weights_pruned
+from raprune.front import Progress, Row, budgeted, floor_of, is_control, standard_error, weights_pruned
 
 FASTER = 0.5
 """A network that saves less than this share of its saved FLOPs in time did not become faster for them."""
@@ -58,7 +58,7 @@ def render_rows(
     timed: Mapping[str, Any] | None = None,
     width: int = WIDE,
 ) -> RenderableType:
-    """The table of the rows beside the dense network; the most accurate within the budget has a star.
+    """The table of the rows beside the dense network; the `starred` one has a star.
 
     The drop is that of the test accuracy where it was measured, else of the validation accuracy, in points, with the
     standard error of a share of so many images (two networks on the same images differ by less than it tells).
@@ -66,9 +66,6 @@ def render_rows(
     if not rows:
         return "No candidate is on the front yet."
     dense, wide = run.get("dense", {}), width >= WIDE
-    budget, floor = budget_of(run), floor_of(run)
-    chosen = choose(rows, budget, floor=floor)
-    best = None if chosen is None else chosen["candidate"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0, 0, 0))
     nonzero = any(weights_pruned(r) for r in rows)
     # A narrow terminal has room for one of the two: the smaller.
@@ -84,7 +81,7 @@ def render_rows(
         costs += [f"{r['params_fraction']:.1%}"] * stored + [words.count(r["params"])] * wide
         share = words.time_share(r)
         costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [share and f"{share}%"] * has_times
-        star = "★" if r["candidate"] == best else ""
+        star = "★" * r["starred"]
         accuracies = [
             _points(r["val_accuracy"], r["val_interval"] if wide else None),
             _points(r["test_accuracy"], r["test_interval"] if wide else None),
@@ -101,12 +98,7 @@ def render_rows(
     ]
     if nonzero:
         notes.append("Nonzero: parameters that are not exactly zero.")
-    if best is not None and floor is None:
-        notes.append("★ most accurate on the validation split within the budget.")
-    elif chosen is not None and floor is not None and chosen["val_accuracy"] >= floor:
-        notes.append(f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}.")
-    elif chosen is not None:
-        notes.append(f"★ most accurate within the budget: none has the validation accuracy asked for, {floor:.2%}.")
+    notes += filter(None, [why_starred(rows, run)])
     seeds = max(len(r["repeats"]) for r in rows)
     if seeds > 1:
         interval = ", with their 95 % confidence interval" if wide else ""
@@ -170,6 +162,25 @@ def _compared(rows: list[Row]) -> Table:
     return table
 
 
+def why_starred(rows: list[Row], run: Mapping[str, Any]) -> str:
+    """A sentence on why the starred row has the star; empty if none has it."""
+    chosen, floor = next((row for row in rows if row["starred"]), None), floor_of(run)
+    if chosen is None:
+        return ""
+    if floor is not None and chosen["val_accuracy"] >= floor:
+        return f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}."
+    sentences = ["★ most accurate on the validation split within the budget."]
+    if floor is not None:
+        sentences.append(f"None has the validation accuracy asked for, {floor:.2%}.")
+    controls = {row["method"] for row in rows if is_control(row, run)}
+    ahead = {row["method"] for row in rows if row["val_accuracy"] > chosen["val_accuracy"]} & controls
+    if chosen["method"] in controls:
+        sentences.append(f"{chosen['method']} is a control: every method is behind it by more than its standard error.")
+    elif ahead:
+        sentences.append(f"Ahead by less than the standard error, and only a control: {', '.join(sorted(ahead))}.")
+    return " ".join(sentences)
+
+
 def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
     """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
     if row["test_accuracy"] is not None and row["dense_test_accuracy"] is not None:
@@ -178,7 +189,7 @@ def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         accuracy, reference, images = row["val_accuracy"], dense["val_accuracy"], dense.get("val_images")
     else:
         return "-"
-    error = f" ± {100 * (accuracy * (1 - accuracy) / images) ** 0.5:.2f}" if images else ""
+    error = f" ± {100 * standard_error(accuracy, images):.2f}" if images else ""
     return f"{100 * (accuracy - reference):+.2f}{error}"
 
 

@@ -10,7 +10,7 @@ import pytest
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.front import ablation, candidates, front, pick, progress, spent, to_be_tested
+from raprune.front import ablation, candidates, choose, front, listed, pick, progress, spent, to_be_tested
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 RUN: dict[str, Any] = {
@@ -117,6 +117,56 @@ def test_pick_names_the_nearest_when_nothing_fits() -> None:
         pick(rows, Budget(flops=0.3), min_accuracy=0.95)
     with pytest.raises(RapruneError, match="no complete trial"):
         pick([], Budget(flops=0.3))
+
+
+def asked(methods: list[str], *, images: int | None = 100, **spec: Any) -> dict[str, Any]:
+    """The content of `run.json`: 30 % of the FLOPs asked for. On 100 images 0.9 has a standard error of 0.03."""
+    return {
+        "spec": {"budget_flops": 0.3, "methods": methods} | spec,
+        "dense": {"val_accuracy": 0.95, "val_images": images},
+    }
+
+
+@pytest.mark.parametrize(
+    ("control", "methods", "images", "starred"),
+    [
+        (0.90, ["l2"], 100, "search-00001"),  # behind by 0.02, within 0.03
+        (0.90, ["l2", "random"], 100, "search-00000"),  # asked for: a method like the others
+        (0.90, ["l2"], 10_000, "search-00000"),  # on so many images 0.003
+        (0.88, ["l2"], None, "search-00001"),
+        (0.89, ["l2"], None, "search-00000"),
+    ],
+)
+def test_a_control_has_the_star_only_if_ahead_by_more_than_its_standard_error(
+    control: float, methods: list[str], images: int | None, starred: str
+) -> None:
+    trials = [trial(0, control, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.87, 0.1), trial(3, 0.99, 0.5)]
+    run = asked(methods, images=images)
+    chosen = choose(candidates(trials), run)
+    assert chosen is not None and chosen["trial_id"] == starred
+    best = progress(run, trials).best
+    assert best is not None and best["trial_id"] == starred
+    assert pick(candidates(trials), Budget(flops=0.3))["val_accuracy"] == max(control, 0.88)
+
+
+def test_a_starred_network_that_a_control_dominates_is_listed_beside_the_front() -> None:
+    trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1), trial(3, 0.7, 0.15)]
+    run = asked(["l2"])
+    shown = [(r["trial_id"], r["on_front"], r["starred"]) for r in listed(candidates(trials), run)]
+    assert shown == [
+        ("search-00002", True, False),
+        ("search-00000", True, False),
+        ("search-00001", False, True),
+    ]
+    assert "search-00001" in {r["trial_id"] for r in to_be_tested(trials, run)}
+    assert listed([], run) == [] and choose([], run) is None
+
+
+@pytest.mark.parametrize(("floor", "starred"), [(0.85, "search-00001"), (0.89, "search-00000"), (0.95, "search-00001")])
+def test_a_control_has_the_star_only_if_it_alone_has_the_accuracy_asked_for(floor: float, starred: str) -> None:
+    trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1)]
+    chosen = choose(candidates(trials), asked(["l2"], min_accuracy=floor))
+    assert chosen is not None and chosen["trial_id"] == starred
 
 
 def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
@@ -232,7 +282,8 @@ def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
         trial(3, 0.60, 0.2, method="random"),
         trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
-    assert {r["trial_id"] for r in to_be_tested(trials, Budget(flops=0.2))} == {
+    run = {"spec": {"budget_flops": 0.2, "methods": ["l2"]}}
+    assert {r["trial_id"] for r in to_be_tested(trials, run)} == {
         "finetune-00009",
         "search-00001",
         "search-00002",

@@ -33,6 +33,7 @@ def make_run(folder: Path, *, tested: bool = True) -> Store:
         "data": {"name": "digits"},
         "budget_flops": 0.3,
         "budget_params": None,
+        "methods": ["l2", "l1", "random"],
         "search": {"trials": 40},
         "finalists": {"count": 4},
     }
@@ -315,7 +316,7 @@ def test_status_tells_networks_on_the_way_and_the_best_of_other_methods(run: Sto
     [
         ({"min_accuracy": 0.5}, 0, "cheapest with the validation accuracy that was asked for, 50.00%"),
         ({"max_drop": 0.01, "min_accuracy": 0.5}, -4, "cheapest with the validation accuracy that was asked for"),
-        ({"min_accuracy": 0.9999}, -1, "none has the validation accuracy asked for, 99.99%"),
+        ({"min_accuracy": 0.9999}, -1, "None has the validation accuracy asked for, 99.99%"),
     ],
 )
 def test_the_star_is_for_what_was_asked(tmp_path: Path, asked: dict[str, float], place: int, said: str) -> None:
@@ -328,6 +329,29 @@ def test_the_star_is_for_what_was_asked(tmp_path: Path, asked: dict[str, float],
     (starred,) = re.findall(r"★ +([0-9a-f]{12})", text(console))
     rows = front(store.trials(), Budget(flops=0.3))
     assert rows[place]["candidate"] == starred and said in " ".join(text(console).split())
+
+
+@pytest.mark.parametrize(
+    ("methods", "place", "said"),
+    [
+        (["l2", "l1", "random"], -1, "★ most accurate on the validation split within the budget. Drop"),
+        (["l2"], -3, "Ahead by less than the standard error, and only a control: l1, random. Drop"),
+        (["fpgm"], -1, "l1 is a control: every method is behind it by more than its standard error. Drop"),
+    ],
+)
+def test_the_star_of_a_control_is_explained(tmp_path: Path, methods: list[str], place: int, said: str) -> None:
+    """Of `make_run`: l1, random, l2 and l1 are fine-tuned, at 30, 25, 20 and 15 % of the FLOPs."""
+    store = make_run(tmp_path)
+    described = store.run()
+    described["spec"] |= {"methods": methods}
+    if methods == ["fpgm"]:
+        described["dense"] |= {"val_images": 10**9}
+    store.write_json("run.json", described)
+    console = printed(140)
+    print_front(store.uri, console=console)
+    (starred,) = re.findall(r"★ +([0-9a-f]{12})", text(console))
+    assert front(store.trials(), Budget(flops=0.3))[place]["candidate"] == starred
+    assert said in " ".join(text(console).split())
 
 
 def test_a_run_whose_dense_network_is_still_in_training_can_be_read(tmp_path: Path) -> None:

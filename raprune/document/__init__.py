@@ -70,5 +70,5 @@ def report(uri: str, *, folder: str | None = None, console: Console) -> None:
 def _files(store: Store, findings: Findings) -> Iterator[tuple[str, bytes]]:
     yield PAGE, html(findings).encode()
     yield "front.png", figures.picture(findings)
-    for name, rows in (("front", findings.front), ("ablation", findings.ablation), ("spent", findings.spent)):
+    for name, rows in (("front", findings.listed), ("ablation", findings.ablation), ("spent", findings.spent)):
         yield f"{name}.json", (json.dumps(rows, indent=2) + "\n").encode()

@@ -10,7 +10,7 @@ from raprune.document.job import job_of
 from raprune.document.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
-from raprune.tables import drop, not_faster
+from raprune.tables import drop, not_faster, why_starred
 
 FINISHED = "finished"
 MOST_ERRORS = 5
@@ -81,7 +81,7 @@ def asked(findings: Findings) -> str:
 
 def front(findings: Findings) -> str:
     """The figure and the table of the front."""
-    rows = findings.front
+    rows = findings.listed
     if not rows:
         return section("The front", paragraph("No candidate is on the front yet."))
     hovers = {row["candidate"]: _recipe(row) for row in rows}
@@ -90,7 +90,7 @@ def front(findings: Findings) -> str:
     )
     caption = (
         f"Validation accuracy over {figures.front.cost_title(findings)}: {len(findings.rows)} candidates, "
-        f"{len(rows)} of them on the front; the others are faint. The axis is the logarithm of the error."
+        f"{len(findings.front)} of them on the front; the others are faint. The axis is the logarithm of the error."
     )
     pruned = any(weights_pruned(row) for row in rows)
     timed = any(words.time_share(row) for row in rows)
@@ -98,7 +98,7 @@ def front(findings: Findings) -> str:
     head += ["#nonzero %"] * pruned + ["#time %"] * timed + ["#validation %", "#test %", "#drop, points"]
     cells = [
         [
-            "★" if findings.chosen is not None and row["candidate"] == findings.chosen["candidate"] else "",
+            "★" * row["starred"],
             row["candidate"],
             row["method"],
             f"{row['epochs']:g}",
@@ -277,15 +277,10 @@ def repeat(findings: Findings) -> str:
 
 
 def _notes(findings: Findings) -> str:
-    rows, test, timed = findings.front, findings.test, findings.timed
+    rows, test, timed = findings.listed, findings.test, findings.timed
     seeds = max(len(row["repeats"]) for row in rows)
-    star = (
-        "★ is the most accurate on the validation split within the budget."
-        if findings.floor is None
-        else f"★ is the cheapest with a validation accuracy of {findings.floor:.2%}, else the most accurate."
-    )
     return paragraph(
-        star,
+        why_starred(rows, findings.run),
         f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
         f"Drop: test accuracy against the dense network, ± standard error of {test['images']:,} images; the test split "
         "was looked at once."

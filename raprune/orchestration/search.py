@@ -448,7 +448,7 @@ def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
         return []
     trials = ask(coordinator.trials.remote())
     proposals: dict[str, Proposal] = {trial.trial_id: trial.proposal for trial in trials}
-    rows = to_be_tested(trials, run.spec.budget)
+    rows = to_be_tested(trials, run.store.run())
     finetuned = [
         repeat_name(r["candidate"], repeat) for r in rows if r["stage"] == Stage.FINETUNE for repeat in r["repeats"]
     ]

@@ -10,10 +10,7 @@ from raprune.allocate import ALLOCATIONS
 from raprune.cost import CostModel, Counts
 from raprune.methods import Method, method_named
 from raprune.orchestration.proposals import RATIOS, SearchSpace, make_blocks
-from raprune.spec import SearchSpec
-
-CONTROLS = ("random", "l1")
-"""Methods that every search tries: what does not beat them is not worth its trouble."""
+from raprune.spec import CONTROLS, SearchSpec
 
 _LOWEST_MARGIN = 1.02
 """Targets begin this much above the lowest reachable cost, where more than one network still meets them."""

@@ -73,7 +73,7 @@ def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:
 
 def test_the_test_split_was_measured_for_the_front_the_methods_and_the_dense_network(finished: Store) -> None:
     test, budget = finished.read_json("report/test.json"), SearchSpec.model_validate(finished.run()["spec"]).budget
-    rows = to_be_tested(finished.trials(), budget)
+    rows = to_be_tested(finished.trials(), finished.run())
     assert rows and {row["candidate"] for row in rows} == set(test["candidates"])
     assert {row["candidate"] for row in front(finished.trials(), budget)} <= set(test["candidates"])
     assert {row["method"] for row in rows} >= {"l1", "random"}, "the controls"
