@@ -94,6 +94,10 @@ Data = Annotated[
 Train = Annotated[
     str | None, typer.Option(help="Training split: Parquet path or URI, or a torchvision data set's root.")
 ]
+Validation = Annotated[
+    str | None,
+    typer.Option(help="Validation split: steers the search. (default: a part of the training split is held out)"),
+]
 Test = Annotated[str | None, typer.Option(help="Test split: looked at once, for the report.")]
 Download = Annotated[bool | None, typer.Option("--download", help="Let torchvision fetch the data set.")]
 BudgetFlops = Annotated[float | None, typer.Option(help="Fraction of the dense FLOPs that may remain: 0.3 keeps 30 %.")]
@@ -131,6 +135,7 @@ def search(
     weights: Weights = None,
     data: Data = None,
     train: Train = None,
+    validation: Validation = None,
     test: Test = None,
     download: Download = None,
     budget_flops: BudgetFlops = None,
@@ -419,6 +424,7 @@ def prune(
     weights: Weights = None,
     data: Data = None,
     train: Train = None,
+    validation: Validation = None,
     test: Test = None,
     download: Download = None,
     budget_flops: BudgetFlops = None,
@@ -507,6 +513,7 @@ def check(
     weights: Weights = None,
     data: Data = None,
     train: Train = None,
+    validation: Validation = None,
     test: Test = None,
     download: Download = None,
     budget_flops: BudgetFlops = None,
@@ -557,6 +564,7 @@ FIELDS = {
     "weights": "model.weights",
     "data": "data.name",
     "train": "data.train",
+    "validation": "data.validation",
     "test": "data.test",
     "download": "data.download",
     "budget_flops": "budget_flops",

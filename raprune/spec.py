@@ -36,7 +36,7 @@ LearningRate = Annotated[float, Field(gt=0.0)]
 Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
 Arguments = dict[str, bool | int | float | str]
 
-PATHS = ("model.weights", "data.train", "data.test", "warm_start")
+PATHS = ("model.weights", "data.train", "data.validation", "data.test", "warm_start")
 """Fields that hold a path or URI to read, or several."""
 
 _LEAST_LOOKAHEAD = 4
@@ -65,15 +65,21 @@ class DataSpec(_Part):
     """`digits`, `parquet`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder`, `imagenet`, or
     `package.module:function` of the user's own."""
     train: str | None = None
-    """Parquet: path or URI of the training split. Torchvision data sets: the root folder."""
+    """Parquet: path or URI of the training split. Image folders: the folder with the class folders, or with `train/`
+    and, if there, `val/` and `test/`. Torchvision data sets: the root folder."""
+    validation: str | None = None
+    """Parquet: path or URI of a validation split. Image folders: its folder. None: `val/` beside `train/` in image
+    folders, unless that is the test split; else `validation_fraction` of the training split is held out."""
     test: str | None = None
-    """Parquet: path or URI of the test split; None leaves the search without a test figure."""
+    """Parquet: path or URI of the test split. Image folders: its folder. None: `test/` beside `train/` in image
+    folders, else the search has no test figure."""
     image_column: str = "image"
     label_column: str = "label"
     image_size: PositiveInt | None = None
     """Images are resized (shorter side) and centre-cropped to this size; needed where they differ in size."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """Share of the training split that steers the search and is never trained on."""
+    """Fraction of the training split that steers the search and is never trained on. Unused where the data has a
+    validation split of its own."""
     max_images: PositiveInt | None = None
     """Use only so many images of each split, drawn by seed."""
     mean: tuple[float, ...] | None = None
@@ -95,8 +101,19 @@ class DataSpec(_Part):
 
     @model_validator(mode="after")
     def _digits_need_no_files(self) -> DataSpec:
-        if self.name == "digits" and (self.train or self.test):
+        if self.name == "digits" and (self.train or self.validation or self.test):
             raise ValueError("the bundled digits read no files; name the kind of data, for example --data parquet")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_a_split_of_its_own(self) -> DataSpec:
+        for name in ("train", "test"):
+            if self.validation is not None and self.validation == getattr(self, name):
+                raise ValueError(
+                    f"validation and {name} name the same images, {self.validation}: a search needs validation images "
+                    "that it neither trains on nor reports; leave data.validation out, and a part of the training "
+                    "split is held out"
+                )
         return self
 
 

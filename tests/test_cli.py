@@ -76,6 +76,7 @@ def test_every_command_has_help(cli: CliRunner, command: str) -> None:
         (["search", "--time-limit", "soon"], "--time-limit soon: not a duration"),
         (["search", "--set", "finalists.train.lr"], "not FIELD=VALUE"),
         (["search", "--set", "finalists.lr=0.1"], "finalists.lr: no such field. Valid here: count, train"),
+        (["search", "--validation", "x.parquet"], "the bundled digits read no files"),
         (["search", "--train", "x.parquet"], "the bundled digits read no files"),
         (["search", "--trials", "0"], "search.trials: Input should be greater than 0"),
         (["pick", "RUN", "--budget-flops", "3"], "--budget-flops 3"),

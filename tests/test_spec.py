@@ -77,6 +77,10 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
     [
         ({"budget_flops": 0}, r"budget_flops: Input should be greater than 0 \(came: 0\)"),
         ({"budget_flops": 1.5}, "budget_flops: Input should be less than or equal to 1"),
+        (
+            {"data.name": "parquet", "data.validation": "s3://b/t", "data.test": "s3://b/t"},
+            "validation and test name the same images, s3://b/t",
+        ),
         ({"budget_flops": "a third"}, "budget_flops: .*'a third'"),
         ({"budget_latency": "3 parsecs"}, "budget_latency: a latency budget is a fraction .*'3 parsecs'"),
         ({"search.rungs": [0.5, 2]}, "search.rungs: rungs are epochs, from 0"),

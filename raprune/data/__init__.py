@@ -10,9 +10,9 @@ import numpy as np
 from raprune.data.arrays import ImageArray, LabelArray, Split
 from raprune.data.dataset import Dataset
 from raprune.data.parquet import open_digits, open_parquet
-from raprune.data.source import EncodedSource, Source
+from raprune.data.source import EncodedSource, Source, Sources
 from raprune.data.split import stratified
-from raprune.data.stream import carve
+from raprune.data.stream import VALIDATION_IMAGES, carve
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
@@ -21,7 +21,7 @@ from raprune.spec import DataSpec
 
 __all__ = ["DATASETS", "Dataset", "Split", "load_data"]
 
-DATASETS: dict[str, Callable[[DataSpec], tuple[Source, Source | None]]] = {
+DATASETS: dict[str, Callable[[DataSpec], Sources]] = {
     "digits": open_digits,
     "parquet": open_parquet,
     "mnist": open_torchvision,
@@ -37,42 +37,56 @@ AUGMENT = {"cifar10": "shift-flip", "cifar100": "shift-flip", "imagefolder": "cr
 
 STANDARD_SIZE = {"imagenet": 224}
 
-STREAMED = ("parquet", "imagefolder", "imagenet")
-"""Data sets that lie in files that can be read bit by bit."""
+FROM_FILES = ("parquet", "imagefolder", "imagenet")
+"""Data sets in files of the user: each split can be named, and the training split can be streamed."""
 
 
 def load_data(spec: DataSpec, *, seed: int) -> Dataset:
-    """The data set of `spec`, decoded, with a validation split drawn by `seed` from the training images.
+    """The data set of `spec`, decoded; without a validation split of its own, one is drawn by `seed` from the training
+    images.
 
     Raises:
         UsageError: if the name is unknown or a file is missing.
         DataError: if the data cannot be read, or does not fit together or into memory.
     """
-    opened = _open(spec)
-    if isinstance(opened, Dataset):
-        return opened
-    source, test = opened
+    sources = _open(spec)
+    if isinstance(sources, Dataset):
+        return sources
+    source, own = sources.train, sources.validation
     num_classes = _check_labels(source, None)
-    if test is not None:
-        _check_labels(test, num_classes)
+    for other in (own, sources.test):
+        if other is not None:
+            _check_labels(other, num_classes)
     image_size = spec.image_size or STANDARD_SIZE.get(spec.name)
     shape, resize = source.shape(image_size), image_size is not None
+    fraction = spec.validation_fraction if own is None else 0.0
 
     def read(source: Source, chosen: LabelArray) -> Split:
         return Split(source.read(chosen, shape=shape, resize=resize), source.labels[chosen])
 
     if isinstance(source, EncodedSource) and source.files is not None and spec.stream:
-        rows = len(source.labels)
-        train, validation, stream = carve(source.files, spec, rows=rows, shape=shape, resize=resize, seed=seed)
+        train, validation, stream = carve(
+            source.files,
+            spec,
+            rows=len(source.labels),
+            validation_fraction=fraction,
+            shape=shape,
+            resize=resize,
+            seed=seed,
+        )
     else:
-        train_rows, validation_rows = _divide(source, spec, seed)
+        train_rows, validation_rows = _divide(source, spec, fraction, seed)
         train, validation, stream = read(source, train_rows), read(source, validation_rows), None
+    if own is not None:
+        most = min(spec.max_images or VALIDATION_IMAGES, VALIDATION_IMAGES) if spec.stream else spec.max_images
+        validation = read(own, _draw(own.labels, most, seed))
     mean, std = _normalisation(spec, train.images)
     return Dataset(
         name=spec.name,
         train=train,
         validation=validation,
-        test=None if test is None else read(test, _draw(test.labels, spec.max_images, seed)),
+        held_out=own is None,
+        test=None if sources.test is None else read(sources.test, _draw(sources.test.labels, spec.max_images, seed)),
         num_classes=num_classes,
         label_names=source.label_names or tuple(str(label) for label in range(num_classes)),
         mean=mean,
@@ -82,12 +96,28 @@ def load_data(spec: DataSpec, *, seed: int) -> Dataset:
     )
 
 
-def _open(spec: DataSpec) -> Dataset | tuple[Source, Source | None]:
+def ignored(spec: DataSpec, data: Dataset) -> str | None:
+    """A sentence on the field of `spec` that its data set leaves no use for, if it was set."""
+    if data.held_out or spec.validation_fraction == DataSpec.model_fields["validation_fraction"].default:
+        return None
+    return (
+        f"data.validation_fraction {spec.validation_fraction:g} is ignored: the data has a validation split of its "
+        f"own, of {len(data.validation):,} images."
+    )
+
+
+def _open(spec: DataSpec) -> Dataset | Sources:
     known = spec.name in DATASETS or is_user_function(spec.name)
-    if spec.stream and known and spec.name not in STREAMED:
+    if spec.stream and known and spec.name not in FROM_FILES:
         raise UsageError(
             f"data.stream is set, and data.name is {spec.name!r}: it comes as a whole, and cannot be streamed.",
-            hint=f"Leave data.stream out, or give its images as files: {', '.join(STREAMED)}.",
+            hint=f"Leave data.stream out, or give its images as files: {', '.join(FROM_FILES)}.",
+        )
+    if spec.validation is not None and known and spec.name not in FROM_FILES:
+        raise UsageError(
+            f"data.validation {spec.validation}: data.name is {spec.name!r}, which reads no such file.",
+            hint=f"Valid with {', '.join(FROM_FILES)}. A function of your own returns its validation split as "
+            '"validation"; of other data sets, data.validation_fraction of the training split is held out.',
         )
     if spec.name in DATASETS:
         return DATASETS[spec.name](spec)
@@ -119,13 +149,15 @@ def _check_labels(source: Source, num_classes: int | None) -> int:
     return num_classes
 
 
-def _divide(source: Source, spec: DataSpec, seed: int) -> tuple[LabelArray, LabelArray]:
-    """Rows that are trained on, and rows of validation."""
+def _divide(source: Source, spec: DataSpec, fraction: float, seed: int) -> tuple[LabelArray, LabelArray]:
+    """Rows that are trained on, and the `fraction` of rows that is held out for validation; none where it is 0."""
     rows = _draw(source.labels, spec.max_images, seed)
-    held_out = round(len(rows) * spec.validation_fraction)
+    if not fraction:
+        return rows, rows[:0]
+    held_out = round(len(rows) * fraction)
     if not 0 < held_out < len(rows):
         raise DataError(
-            f"{source.where}: {len(rows)} images with data.validation_fraction {spec.validation_fraction:g} leave "
+            f"{source.where}: {len(rows)} images with data.validation_fraction {fraction:g} leave "
             f"{held_out} for validation and {len(rows) - held_out} for training.",
             hint="Both need at least one: use more images, or another fraction.",
         )

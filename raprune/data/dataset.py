@@ -22,6 +22,8 @@ class Dataset:
     train: Split
     """What is trained on; where there is a `stream`, a sample of it."""
     validation: Split
+    held_out: bool = False
+    """True if `validation` was drawn from the training split; False if it is a split of its own."""
     test: Split | None
     num_classes: int
     label_names: tuple[str, ...]

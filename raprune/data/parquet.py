@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
 from raprune.data.memory import check_memory
-from raprune.data.source import Encoded, EncodedSource, Source
+from raprune.data.source import Encoded, EncodedSource, Sources
 from raprune.errors import DataError, UsageError
 from raprune.spec import DataSpec
 
@@ -32,20 +32,20 @@ READ_BYTES = 8 * 2**20
 """Of a column that are fetched at a time; a whole row group may not fit into memory."""
 
 
-def open_digits(spec: DataSpec) -> tuple[Source, Source]:
+def open_digits(spec: DataSpec) -> Sources:
     """The bundled digits: 1,257 training and 540 test images, `(1, 8, 8)`."""
     path = resources.files("raprune.data") / "digits.parquet"
     with resources.as_file(path) as file:
         table = pads.dataset(str(file), format="parquet").to_table()
-    parts = []
-    for name in ("train", "test"):
-        part = table.filter(pc.equal(table["split"], name))
-        parts.append(_source(pads.dataset(part), DataSpec(), where=f"digits ({name})"))
-    return parts[0], parts[1]
+    train, test = (
+        _source(pads.dataset(table.filter(pc.equal(table["split"], name))), DataSpec(), where=f"digits ({name})")
+        for name in ("train", "test")
+    )
+    return Sources(train=train, test=test)
 
 
-def open_parquet(spec: DataSpec) -> tuple[Source, Source | None]:
-    """The training source at `spec.train` and the test source at `spec.test`, if given.
+def open_parquet(spec: DataSpec) -> Sources:
+    """The training source at `spec.train`, and those at `spec.validation` and `spec.test`, if given.
 
     Each is a file, a folder, or a pattern such as `data/train-*.parquet`, local or on any filesystem of pyarrow
     (`s3://bucket/...`).
@@ -59,8 +59,11 @@ def open_parquet(spec: DataSpec) -> tuple[Source, Source | None]:
             "data.train is not set: the path or URI of the training images in Parquet.",
             hint="For example --train train.parquet --test test.parquet.",
         )
-    train = _open(spec.train, spec, field="data.train")
-    return train, None if spec.test is None else _open(spec.test, spec, field="data.test")
+    return Sources(
+        train=_open(spec.train, spec, field="data.train"),
+        validation=None if spec.validation is None else _open(spec.validation, spec, field="data.validation"),
+        test=None if spec.test is None else _open(spec.test, spec, field="data.test"),
+    )
 
 
 def _open(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:

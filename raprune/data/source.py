@@ -33,6 +33,16 @@ class Source(Protocol):
         """The images of `rows`: `(len(rows), *shape)`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The splits of a data set before they are decoded."""
+
+    train: Source
+    validation: Source | None = None
+    """None: a part of the training split is held out."""
+    test: Source | None = None
+
+
 class Encoded(NamedTuple):
     """A few rows as they were read."""
 

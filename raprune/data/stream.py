@@ -141,17 +141,19 @@ class Carved(NamedTuple):
     stream: StreamSource
 
 
-def carve(files: Files, spec: DataSpec, *, rows: int, shape: Shape, resize: bool, seed: int) -> Carved:
+def carve(
+    files: Files, spec: DataSpec, *, rows: int, validation_fraction: float, shape: Shape, resize: bool, seed: int
+) -> Carved:
     """The `rows` rows of `files`, divided by one pass over their bytes.
 
-    Validation is `spec.validation_fraction` of them, but `VALIDATION_IMAGES` at most, and the sample
+    Validation is `validation_fraction` of them (0: none), but `VALIDATION_IMAGES` at most, and the sample
     `spec.resident_images`. `spec.max_images` limits all that is used. The shares are met by chance, to a few rows.
 
     Raises:
         DataError: if a row cannot be read, or validation or training would be empty.
     """
     used = min(1.0, (spec.max_images or rows) / rows)
-    rule = HashRule(seed, min(spec.validation_fraction * used, VALIDATION_IMAGES / rows), used)
+    rule = HashRule(seed, min(validation_fraction * used, VALIDATION_IMAGES / rows), used)
     # Four standard deviations more than the sample: what is too much is left out below.
     sampled = rule.validation + (spec.resident_images + 4 * math.sqrt(spec.resident_images)) / rows
 
@@ -174,9 +176,9 @@ def carve(files: Files, spec: DataSpec, *, rows: int, shape: Shape, resize: bool
     held.sort()
     validation = [row for row in held if row.place < rule.validation]
     sample = held[len(validation) : len(validation) + spec.resident_images]
-    if not validation or not sample:
+    if not sample or (validation_fraction and not validation):
         raise DataError(
-            f"{files.where}: of {rows:,} images, data.validation_fraction {spec.validation_fraction:g} left "
+            f"{files.where}: of {rows:,} images, data.validation_fraction {validation_fraction:g} left "
             f"{len(validation)} for validation and {trained} for training.",
             hint="Both need at least one: use more images, or another fraction.",
         )

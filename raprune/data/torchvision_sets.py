@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
-from raprune.data.source import ArraySource, Encoded, EncodedSource, Source
+from raprune.data.source import ArraySource, Encoded, EncodedSource, Sources
 from raprune.errors import DataError, UsageError
 from raprune.spec import DataSpec
 
@@ -53,37 +53,50 @@ class ImageFiles:
         yield Encoded(rows, images, self.labels[rows])
 
 
-def open_torchvision(spec: DataSpec) -> tuple[Source, Source]:
+def open_torchvision(spec: DataSpec) -> Sources:
     """`mnist`, `fashion-mnist`, `cifar10` or `cifar100` in the root folder `spec.train`.
 
     Raises:
         UsageError: if the data set is not in that folder and may not be fetched.
     """
     root = _root(spec)
-    return _open(spec, root, train=True), _open(spec, root, train=False)
+    return Sources(train=_open(spec, root, train=True), test=_open(spec, root, train=False))
 
 
-def open_imagefolder(spec: DataSpec) -> tuple[Source, Source | None]:
+def open_imagefolder(spec: DataSpec) -> Sources:
     """A folder for each class, as in torchvision's ImageFolder; `imagenet` is read in the same way.
 
-    `spec.train` holds `train/` and `val/` or `test/`; or it holds the class folders itself, and `spec.test` those
-    of the test split. Classes are numbered in the order of the training folders' names.
+    `spec.train` holds the class folders itself, or `train/` and, if there, `val/` and `test/`; `spec.validation` and
+    `spec.test` name other folders for these two. Classes are numbered in the order of the training folders' names.
 
     Raises:
         UsageError: if a folder is missing.
-        DataError: if it holds no images, or the test split has classes of its own.
+        DataError: if it holds no images, or has classes that the training split lacks.
     """
     root = _root(spec)
     if not root.is_dir():
         raise UsageError(f"data.train {root}: no such folder.", hint="It holds train/ and val/, each a folder a class.")
-    if not (root / "train").is_dir():
-        train = _folder(root, None)
-        return train, _folder(Path(spec.test), train.label_names) if spec.test else None
-    train = _folder(root / "train", None)
-    tests = [Path(spec.test)] if spec.test else [root / name for name in ("test", "val") if (root / name).is_dir()]
-    # ImageNet's `test` folder has no labels: its `val` is what results are reported on.
-    chosen = [folder for folder in tests if any(path.is_dir() for path in folder.glob("*"))] or tests
-    return train, _folder(chosen[0], train.label_names) if chosen else None
+    has_splits = (root / "train").is_dir()
+    train = _folder(root / "train" if has_splits else root, None, field="data.train")
+    validation = _split(spec.validation, root / "val" if has_splits else None, taken=spec.test)
+    test = _split(spec.test, root / "test" if has_splits else None, taken=spec.validation)
+    return Sources(
+        train=train,
+        validation=None if validation is None else _folder(validation, train.label_names, field="data.validation"),
+        test=None if test is None else _folder(test, train.label_names, field="data.test"),
+    )
+
+
+def _split(given: str | None, beside: Path | None, *, taken: str | None) -> Path | None:
+    """The folder of a split: as `given`, else the one `beside` the training split, unless another split has `taken` it.
+
+    A folder without class folders is no split: ImageNet's `test` folder has no labels.
+    """
+    if given is not None:
+        return Path(given).expanduser()
+    if beside is None or (taken is not None and Path(taken).expanduser().resolve() == beside.resolve()):
+        return None
+    return beside if any(path.is_dir() for path in beside.glob("*")) else None
 
 
 def _root(spec: DataSpec) -> Path:
@@ -119,16 +132,16 @@ def _open(spec: DataSpec, root: Path, *, train: bool) -> ArraySource:
     return ArraySource(f"{spec.name} ({'train' if train else 'test'})", labels, names, np.ascontiguousarray(images))
 
 
-def _folder(folder: Path, names: tuple[str, ...] | None) -> EncodedSource:
+def _folder(folder: Path, names: tuple[str, ...] | None, *, field: str) -> EncodedSource:
     if not folder.is_dir():
-        raise UsageError(f"data.test {folder}: no such folder.", hint="It holds a folder for each class.")
+        raise UsageError(f"{field} {folder}: no such folder.", hint="It holds a folder for each class.")
     found = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     names = found if names is None else names
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise DataError(
             f"{folder}: class folders that the training split lacks: {', '.join(unknown[:5])}.",
-            hint="Both splits need the same class folders.",
+            hint="All splits need the same class folders.",
         )
     files: list[Path] = []
     labels: list[int] = []

@@ -3,6 +3,7 @@
     def my_data(**arguments):
         return {
             "train": (images, labels),          # uint8 (N, C, H, W), (N, H, W) or (N, H, W, C); integers from 0
+            "validation": (images, labels),     # may be left out: a part of "train" is held out
             "test": (images, labels),           # may be left out
             "label_names": ["cat", "dog"],      # may be left out
         }
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from raprune.data.dataset import Dataset, ImageArray
-from raprune.data.source import ArraySource, Source
+from raprune.data.source import ArraySource, Sources
 from raprune.errors import DataError
 from raprune.extension import load_function
 from raprune.spec import DataSpec
@@ -26,8 +27,8 @@ from raprune.spec import DataSpec
 EXPECTED = 'It returns {"train": (images, labels), "test": (images, labels)} with uint8 images (N, C, H, W).'
 
 
-def open_user(spec: DataSpec) -> Dataset | tuple[Source, Source | None]:
-    """What `package.module:function(**spec.arguments)` returned: a `Dataset`, or a training and a test source.
+def open_user(spec: DataSpec) -> Dataset | Sources:
+    """The `Dataset` that `package.module:function(**spec.arguments)` returned, or the sources of its splits.
 
     Raises:
         UsageError: if there is no such function.
@@ -47,9 +48,13 @@ def open_user(spec: DataSpec) -> Dataset | tuple[Source, Source | None]:
         raise DataError(f"data.name {spec.name!r} returned {type(result).__name__}.", hint=EXPECTED)
     names = result.get("label_names")
     label_names = None if names is None else tuple(str(name) for name in names)
-    train = _source(result["train"], label_names, where=f"{spec.name} (train)")
-    test = result.get("test")
-    return train, None if test is None else _source(test, label_names, where=f"{spec.name} (test)")
+    train, validation, test = (
+        None if result.get(name) is None else _source(result[name], label_names, where=f"{spec.name} ({name})")
+        for name in ("train", "validation", "test")
+    )
+    if train is None:
+        raise DataError(f'data.name {spec.name!r} returned None as "train".', hint=EXPECTED)
+    return Sources(train=train, validation=validation, test=test)
 
 
 def _source(pair: Any, label_names: tuple[str, ...] | None, *, where: str) -> ArraySource:

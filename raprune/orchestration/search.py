@@ -136,7 +136,7 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None) -> str
 
 def _moved(begun: SearchSpec, now: SearchSpec) -> SearchSpec:
     """The job of `begun` with its data, weights, cluster and page where `now` has them."""
-    data = {"train": now.data.train, "test": now.data.test}
+    data = {"train": now.data.train, "validation": now.data.validation, "test": now.data.test}
     return begun.model_copy(
         update={
             "model": begun.model.model_copy(update={"weights": now.model.weights}),

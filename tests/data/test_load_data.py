@@ -3,11 +3,12 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from raprune.data import DATASETS, load_data
+from raprune.data import DATASETS, ignored, load_data
 from raprune.errors import DataError, UsageError
 from raprune.spec import DataSpec
 
@@ -75,6 +76,23 @@ def test_an_unknown_name_names_its_neighbours() -> None:
 def test_a_validation_split_without_images_is_refused() -> None:
     with pytest.raises(DataError, match="leave 0 for validation"):
         load_data(DataSpec(max_images=10, validation_fraction=0.01), seed=0)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "tests.streams:digits"])
+def test_a_validation_file_of_data_that_comes_as_a_whole_is_refused(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_data(DataSpec.model_construct(name=name, validation="v.parquet", stream=False), seed=0)
+    assert caught.value.message.startswith(f"data.validation v.parquet: data.name is '{name}'")
+    assert "parquet, imagefolder" in caught.value.hint
+
+
+def test_a_validation_fraction_that_is_set_and_ignored_is_said() -> None:
+    held_out = load_data(DataSpec(name="digits"), seed=0)
+    own = replace(held_out, held_out=False)
+    assert ignored(DataSpec(validation_fraction=0.1), held_out) is None
+    assert ignored(DataSpec(), own) is None
+    said = ignored(DataSpec(validation_fraction=0.1), own)
+    assert said is not None and "data.validation_fraction 0.1 is ignored" in said and "251 images" in said
 
 
 def test_images_are_loaded_without_torch() -> None:

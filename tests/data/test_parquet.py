@@ -63,6 +63,37 @@ def test_images_and_labels_come_back_as_they_were_written(tmp_path: Path, kind: 
     assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in pixels)
 
 
+def test_validation_named_as_a_file_leaves_the_training_split_whole(tmp_path: Path) -> None:
+    trained, steered = pictures(30, 5, 7), 255 - pictures(8, 5, 7)
+    train = write(tmp_path / "train.parquet", [encode(image) for image in trained])
+    validation = write(tmp_path / "validation.parquet", [encode(image) for image in steered])
+    data = load(train, validation=str(validation))
+    assert np.array_equal(data.train.images[:, 0], trained)
+    assert np.array_equal(data.validation.images[:, 0], steered)
+    assert data.validation.labels.tolist() == [0, 1] * 4
+    assert not data.held_out
+    assert load(train).held_out
+
+
+def test_validation_named_as_a_file_is_limited_and_checked_like_the_other_splits(tmp_path: Path) -> None:
+    images = [encode(image) for image in pictures(30, 5, 7)]
+    train = write(tmp_path / "train.parquet", images)
+    assert len(load(train, validation=str(write(tmp_path / "b.parquet", images)), max_images=10).validation) == 10
+    unknown = write(tmp_path / "c.parquet", images[:2], pa.array([0, 7]))
+    with pytest.raises(DataError, match=r"c\.parquet: the label in row 1 is 7; valid are 0 to 1"):
+        load(train, validation=str(unknown))
+    with pytest.raises(UsageError, match=r"data\.validation .*missing\.parquet: no such file"):
+        load(train, validation=str(tmp_path / "missing.parquet"))
+
+
+def test_fingerprint_covers_the_validation_split(tmp_path: Path) -> None:
+    images = [encode(image) for image in pictures(30, 5, 7)]
+    train = write(tmp_path / "train.parquet", images)
+    one, two = (write(tmp_path / f"{name}.parquet", part) for name, part in (("a", images[:8]), ("b", images[8:16])))
+    known = {load(train, **fields).fingerprint for fields in ({}, {"validation": str(one)}, {"validation": str(two)})}
+    assert len(known) == 3
+
+
 def test_colour_is_channels_first(tmp_path: Path) -> None:
     pixels = pictures(4, 6, 5, 3)
     train = write(tmp_path / "a.parquet", [encode(image) for image in pixels])

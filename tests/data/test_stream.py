@@ -122,6 +122,19 @@ def test_validation_held_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytes
     assert stream_of(data).count == 1257 - len(data.validation), "the rest is trained on"
 
 
+def test_streamed_data_with_its_own_validation_trains_on_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, validation = write_parts(tmp_path / "train", digits()), write_parts(tmp_path / "validation", digits("test"))
+    data = load(train, validation=validation)
+    assert stream_of(data).count == read(stream_of(data)).total() == 1257
+    everything = load_data(DataSpec(name="digits"), seed=0)
+    assert everything.test is not None
+    assert counted(iter([data.validation])) == counted(iter([everything.test]))
+    monkeypatch.setattr("raprune.data.VALIDATION_IMAGES", 40)
+    assert len(load(train, validation=validation).validation) == 40
+
+
 def test_max_images_limits_what_is_used(tmp_path: Path) -> None:
     data = load(write_parts(tmp_path, digits()), max_images=400)
     used = stream_of(data).count + len(data.validation)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import shutil
 import struct
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def folders(root: Path) -> Path:
     for label, name in enumerate(("ant", "bee")):
         for number in range(5):
             save(root / "train" / name / f"{number}.png", 100 * label + number)
-            save(root / "val" / name / f"{number}.png", 100 * label + 50 + number)
+            save(root / "test" / name / f"{number}.png", 100 * label + 50 + number)
     return root
 
 
@@ -37,17 +38,38 @@ def test_a_folder_for_each_class(tmp_path: Path, name: str) -> None:
     assert data.augment == "crop-flip"
 
 
-def test_the_folders_of_both_splits_may_be_given(tmp_path: Path) -> None:
+def sizes(**fields: str) -> tuple[int, int, int | None]:
+    data = load_data(DataSpec.model_validate({"name": "imagefolder", **fields}), seed=0)
+    return len(data.train), len(data.validation), None if data.test is None else len(data.test)
+
+
+def test_the_folders_of_each_split_may_be_given(tmp_path: Path) -> None:
     root = folders(tmp_path)
-    data = load_data(DataSpec(name="imagefolder", train=str(root / "train"), test=str(root / "val")), seed=0)
-    assert data.test is not None
-    assert (len(data.train), len(data.validation), len(data.test)) == (8, 2, 10)
-    assert load_data(DataSpec(name="imagefolder", train=str(root / "train")), seed=0).test is None
+    save(tmp_path / "more" / "bee" / "0.png", 7)
+    train, test, more = str(root / "train"), str(root / "test"), str(tmp_path / "more")
+    assert sizes(train=train, test=test) == (8, 2, 10)
+    assert sizes(train=train) == (8, 2, None)
+    assert sizes(train=train, validation=test) == (10, 10, None)
+    assert sizes(train=train, validation=more, test=test) == (10, 1, 10)
+    assert sizes(train=str(root), validation=more) == (10, 1, 10)
+
+
+def test_the_folder_val_is_the_validation_split_unless_it_is_given_as_the_test_split(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    for name in ("ant", "bee", "bee/more"):
+        save(root / "val" / name / "0.png", 7)
+    assert sizes(train=str(root)) == (10, 3, 10)
+    assert sizes(train=str(root), test=str(root / "val")) == (8, 2, 3)
+    assert sizes(train=str(root), validation=str(root / "test")) == (10, 10, None)
+    shutil.rmtree(root / "test")
+    assert sizes(train=str(root)) == (10, 3, None), "no split is both"
+    save(root / "test" / "0.png", 7)
+    assert sizes(train=str(root)) == (10, 3, None), "ImageNet's test images have no labels"
 
 
 def test_a_class_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
     root = folders(tmp_path)
-    save(root / "val" / "cow" / "0.png", 1)
+    save(root / "test" / "cow" / "0.png", 1)
     with pytest.raises(DataError, match="lacks: cow"):
         load_data(DataSpec(name="imagefolder", train=str(root)), seed=0)
 

@@ -21,6 +21,10 @@ def arrays(count=20, channels_last=False):
 def grey():
     return {"train": (np.zeros((10, 5, 5), np.uint8), [0, 1] * 5)}
 
+def steered():
+    validation = np.ones((4, 5, 5), np.uint8), [0, 1, 0, 1]
+    return {"train": (np.zeros((10, 5, 5), np.uint8), [0, 1] * 5), "validation": validation}
+
 def own():
     split = Split(np.zeros((4, 1, 5, 5), np.uint8), np.zeros(4, np.int64))
     return Dataset(name="own", train=split, validation=split, test=None, num_classes=1, label_names=("x",),
@@ -68,6 +72,12 @@ def test_channels_may_come_last_or_be_left_out() -> None:
     grey = load_data(DataSpec(name="my_data_module:grey"), seed=0)
     assert grey.image_shape == (1, 5, 5)
     assert grey.test is None
+
+
+def test_a_validation_split_that_is_returned_leaves_the_training_split_whole() -> None:
+    data = load_data(DataSpec(name="my_data_module:steered"), seed=0)
+    assert (len(data.train), len(data.validation), data.held_out) == (10, 4, False)
+    assert data.validation.images.min() == 1
 
 
 def test_arrays_are_resized_when_asked() -> None:
