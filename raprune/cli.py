@@ -195,13 +195,13 @@ def search(
 ) -> None:
     """Search for the Pareto front under a budget, fine-tune the best, report them.
 
-    --dry-run prints every field with its default.
+    --dry-run prints the job with every field and a comment for each.
     """
-    spec = _spec(job, assignments, _search_fields(ctx))
+    spec = _spec(job, assignments, _given(ctx))
     if dry_run:
-        from raprune.spec import dump_spec
+        from raprune.reference import commented_job
 
-        typer.echo(dump_spec(spec), nl=False)
+        typer.echo(commented_job(spec), nl=False)
         return
     ctx.find_root().obj = spec.output
     from raprune.orchestration.search import search as run_search
@@ -254,7 +254,7 @@ def submit(
     A run that --output holds already goes on.
     """
     wanted = _parsed_as_search(ctx)
-    job, overrides = wanted.params["job"], _overrides(wanted.params["assignments"], _search_fields(wanted))
+    job, overrides = wanted.params["job"], _overrides(wanted.params["assignments"], _given(wanted))
     from raprune.orchestration import jobs
     from raprune.orchestration import kuberay as rayjob
 
@@ -396,7 +396,7 @@ def inspect(
     """
     is_job = model_or_job is None or model_or_job.endswith(".toml")
     job = Path(model_or_job) if model_or_job and is_job else None
-    spec = _spec(job, assignments, ({} if is_job else {"model.name": model_or_job}) | _common(ctx))
+    spec = _spec(job, assignments, ({} if is_job else {"model.name": model_or_job}) | _given(ctx))
     from raprune.inspection import inspect_by_name, show
 
     if is_job or data is not None:
@@ -437,7 +437,7 @@ def prune(
     assignments: Assignments = None,
 ) -> None:
     """Make one candidate, in this process, without Ray: scored, cut, repaired, measured."""
-    spec = _spec(job, assignments, {"finalists.train.epochs": epochs} | _common(ctx))
+    spec = _spec(job, assignments, _given(ctx, but=("output",)))
     from raprune.report import print_single
     from raprune.single import prune_once
 
@@ -536,7 +536,7 @@ def check(
         check_method(method, console=_console())
         if job is None:
             return
-    spec = _spec(job, assignments, _common(ctx))
+    spec = _spec(job, assignments, _given(ctx))
     from raprune.check import check as run_check
 
     run_check(spec, console=_console())
@@ -559,31 +559,6 @@ def install_dashboards(
     typer.echo(next_steps(install(folder)))
 
 
-FIELDS = {
-    "model": "model.name",
-    "weights": "model.weights",
-    "data": "data.name",
-    "train": "data.train",
-    "validation": "data.validation",
-    "test": "data.test",
-    "download": "data.download",
-    "budget_flops": "budget_flops",
-    "budget_params": "budget_params",
-    "budget_latency": "budget_latency",
-    "exclude": "exclude",
-    "min_channels": "search.min_channels",
-    "multiple_of": "search.multiple_of",
-    "seed": "seed",
-}
-"""Flag that several commands share -> the field of the spec that it overrides."""
-
-
-def _common(ctx: typer.Context) -> dict[str, Any]:
-    given = {field: ctx.params.get(flag) for flag, field in FIELDS.items()}
-    # A flag that can be repeated is empty when it was not given.
-    return {field: value for field, value in given.items() if value not in (None, [], ())}
-
-
 def _parsed_as_search(ctx: typer.Context) -> typer.Context:
     """What is left of a command's arguments, as `search` would read them."""
     group = ctx.find_root().command
@@ -592,29 +567,18 @@ def _parsed_as_search(ctx: typer.Context) -> typer.Context:
     return read
 
 
-def _search_fields(ctx: typer.Context) -> dict[str, Any]:
-    """Field of the spec -> value, of the flags that `search` was given."""
-    given = ctx.params
-    fields = {
-        "methods": None if given["methods"] is None else _names(given["methods"]),
-        "search.trials": given["trials"],
-        "search.time_limit_s": None if given["time_limit"] is None else _seconds(given["time_limit"]),
-        "search.gpu_hours": given["gpu_hours"],
-        "search.patience": given["patience"],
-        "search.rungs": None if given["rungs"] is None else [rung.strip() for rung in given["rungs"].split(",")],
-        "search.sampler": given["sampler"],
-        "min_accuracy": given["min_accuracy"],
-        "max_drop": given["max_drop"],
-        "finalists.count": given["finalists"],
-        "finalists.seeds": given["seeds"],
-        "finalists.train.epochs": given["epochs"],
-        "output": given["output"],
-        "resources.address": given["address"],
-        "resources.workers": given["workers"],
-        "page.serve": given["page"],
-        "warm_start": list(given["warm_start"] or []) or None,
+def _given(ctx: typer.Context, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Field of the spec -> value, of the flags that a command was given; `but` are fields of which it was not asked."""
+    from raprune.spec import FLAGS
+
+    readers = {"methods": _names, "search.rungs": _names, "search.time_limit_s": _seconds}
+    given = {field: ctx.params.get(flag[2:].replace("-", "_")) for field, flag in FLAGS.items() if field not in but}
+    # A flag that can be repeated is empty when it was not given.
+    return {
+        field: readers[field](value) if field in readers else value
+        for field, value in given.items()
+        if value not in (None, [], ())
     }
-    return {field: value for field, value in (fields | _common(ctx)).items() if value is not None}
 
 
 def _names(text: str) -> list[str]:
@@ -630,7 +594,7 @@ def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any
 def _overrides(assignments: list[str] | None, fields: dict[str, Any]) -> dict[str, Any]:
     """Field -> value, of --set and of the flags, which win."""
     given = dict(_assignment(text) for text in assignments or [])
-    return given | {field: value for field, value in fields.items() if value is not None}
+    return given | fields
 
 
 def _assignment(text: str) -> tuple[str, Any]:

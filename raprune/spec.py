@@ -6,7 +6,6 @@ data sets and methods are looked up when the workload is built, before the first
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -28,76 +27,125 @@ from pydantic import (
 
 from raprune.budget import Budget
 from raprune.errors import UsageError
+from raprune.fields import VALID, toml_key, toml_value
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Epochs = Annotated[float, Field(ge=0.0)]
 LearningRate = Annotated[float, Field(gt=0.0)]
 Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
+Latency = Annotated[str | float, Field(json_schema_extra={VALID: "a fraction above 0 and at most 1, or a time: 3ms"})]
 Arguments = dict[str, bool | int | float | str]
 
 PATHS = ("model.weights", "data.train", "data.validation", "data.test", "warm_start")
 """Fields that hold a path or URI to read, or several."""
+
+FLAGS = {
+    "model.name": "--model",
+    "model.weights": "--weights",
+    "data.name": "--data",
+    "data.train": "--train",
+    "data.validation": "--validation",
+    "data.test": "--test",
+    "data.download": "--download",
+    "budget_flops": "--budget-flops",
+    "budget_params": "--budget-params",
+    "budget_latency": "--budget-latency",
+    "min_accuracy": "--min-accuracy",
+    "max_drop": "--max-drop",
+    "methods": "--methods",
+    "exclude": "--exclude",
+    "search.trials": "--trials",
+    "search.time_limit_s": "--time-limit",
+    "search.gpu_hours": "--gpu-hours",
+    "search.patience": "--patience",
+    "search.rungs": "--rungs",
+    "search.sampler": "--sampler",
+    "search.min_channels": "--min-channels",
+    "search.multiple_of": "--multiple-of",
+    "finalists.count": "--finalists",
+    "finalists.seeds": "--seeds",
+    "finalists.train.epochs": "--epochs",
+    "resources.address": "--address",
+    "resources.workers": "--workers",
+    "page.serve": "--page",
+    "warm_start": "--warm-start",
+    "seed": "--seed",
+    "output": "--output",
+}
+"""Field -> the flag of the command line that sets it; all others are set by `--set FIELD=VALUE`."""
 
 _LEAST_LOOKAHEAD = 4
 """Where none is asked for: one worker and two then find the same."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    """A table of the job. The first sentence below a field is its line in `raprune search --dry-run`.
+
+    A sentence that starts with "Default:" says what holds while the field has no value.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelSpec(_Part):
     """The dense network."""
 
     name: str = "digits-net"
-    """A name of `raprune models`, `timm:NAME`, or `package.module:function` of the user's own."""
+    """Network: a name of `raprune models`, `timm:NAME`, or `package.module:function` of your own."""
     weights: str | None = None
-    """A `.safetensors` file or a state dict that `torch.load(weights_only=True)` reads. None: trained first."""
-    arguments: Arguments = Field(default_factory=dict)
-    """Keyword arguments for the model's builder."""
+    """Trained weights: a `.safetensors` file, or a state dict that `torch.load(weights_only=True)` reads.
+    Default: none; the network is trained first, by `dense`."""
+    arguments: Arguments = {}
+    """Keyword arguments of the function that builds the network."""
 
 
 class DataSpec(_Part):
-    """Where the images come from."""
+    """The data set, and how its images reach the network."""
 
     name: str = "digits"
-    """`digits`, `parquet`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder`, `imagenet`, or
-    `package.module:function` of the user's own."""
+    """Data set: a name, or `package.module:function` of your own. Names are `digits`, `parquet`, `mnist`,
+    `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder` and `imagenet`."""
     train: str | None = None
-    """Parquet: path or URI of the training split. Image folders: the folder with the class folders, or with `train/`
-    and, if there, `val/` and `test/`. Torchvision data sets: the root folder."""
+    """Training split: a Parquet path or URI, or the folder of an image folder or torchvision data set. An image folder
+    holds a folder per class, or `train/` and, if there, `val/` and `test/`. Default: none; `digits` and your own
+    function need none."""
     validation: str | None = None
-    """Parquet: path or URI of a validation split. Image folders: its folder. None: `val/` beside `train/` in image
-    folders, unless that is the test split; else `validation_fraction` of the training split is held out."""
+    """Validation split: a Parquet path or URI, or a folder of images. An image folder without one uses `val/` beside
+    `train/`, unless that is the test split. Default: `validation_fraction` of the training split."""
     test: str | None = None
-    """Parquet: path or URI of the test split. Image folders: its folder. None: `test/` beside `train/` in image
-    folders, else the search has no test figure."""
+    """Test split: a Parquet path or URI, or a folder of images. It is evaluated once, for the report. An image folder
+    without one uses `test/` beside `train/`. Default: that of the data set, if it has one."""
     image_column: str = "image"
+    """Column of a Parquet file that holds the images."""
     label_column: str = "label"
+    """Column of a Parquet file that holds the labels."""
     image_size: PositiveInt | None = None
-    """Images are resized (shorter side) and centre-cropped to this size; needed where they differ in size."""
+    """Pixels to which the shorter side of each image is resized; the image is then cropped to a square. Needed where
+    images differ in size. Default: images keep their size."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Fraction of the training split that steers the search and is never trained on. Unused where the data has a
     validation split of its own."""
     max_images: PositiveInt | None = None
-    """Use only so many images of each split, drawn by seed."""
+    """Maximum number of images of each split, drawn by seed. Default: all images."""
     mean: tuple[float, ...] | None = None
-    """Per-channel mean of the normalisation, in [0, 1]. None: measured on the training split."""
+    """Mean of each channel for the normalisation, in [0, 1]. Default: measured on the training split."""
     std: tuple[float, ...] | None = None
-    """Per-channel standard deviation, in (0, 1]. None: measured on the training split."""
+    """Standard deviation of each channel for the normalisation, in (0, 1]. Default: measured on the training split."""
     augment: Literal["auto", "none", "shift", "shift-flip", "crop-flip"] = "auto"
-    """Training augmentation: `shift` pads and crops by an eighth, `crop` cuts out a random part and scales it back,
+    """Training augmentation. `shift` pads and crops by an eighth, `crop` cuts out a random part and scales it back,
     `-flip` mirrors half of the images. `auto` is what suits the data set, `shift` where that is not known."""
     stream: bool = False
-    """Read the training split as it is trained on instead of holding it in memory: Parquet and image folders. Of its
-    images 20,000 are validation at most."""
+    """Read the training split while training instead of holding it in memory. Parquet and image folders can be
+    streamed; at most 20,000 of their images become the validation split."""
     resident_images: PositiveInt = 20_000
-    """Of a streamed training split, so many images are held in memory, drawn by seed: calibration looks at these."""
+    """Number of images of a streamed training split that are held in memory. Drawn by seed; calibration uses these."""
     download: bool = False
-    """Allow a torchvision data set to be fetched. Nothing is ever fetched otherwise."""
-    arguments: Arguments = Field(default_factory=dict)
-    """Keyword arguments for the user's own function."""
+    """Allow torchvision to download the data set. Nothing is ever downloaded otherwise."""
+    arguments: Arguments = {}
+    """Keyword arguments of your own function."""
 
     @model_validator(mode="after")
     def _digits_need_no_files(self) -> DataSpec:
@@ -125,32 +173,36 @@ class TrainSpec(_Part):
     """
 
     epochs: Epochs = 1.0
-    """Passes over the training images; a fraction trains on part of one."""
+    """Passes over the training images; a fraction trains on a part of them."""
     batch_size: PositiveInt = 128
+    """Images in each step of the optimiser, over all workers."""
     lr: LearningRate = 0.1
     """Peak learning rate of the one-cycle schedule."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Nesterov momentum of SGD; 0 is plain SGD."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    """Weight decay (L2 penalty)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Weight of the uniform distribution over all classes in the labels."""
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
-    """Softening of the teacher's logits (Hinton et al. 2015)."""
+    """Temperature that softens the teacher's logits (Hinton et al., 2015)."""
     distillation: Distillation = 0.9
     """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
     features: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of the teacher's feature maps beside the rest of the loss; 0 leaves them out. Unused without a teacher."""
+    """Weight of the teacher's feature maps in the loss; 0 leaves them out. Unused without a teacher."""
     warm_up: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
-    """Share of the steps over which the learning rate rises, before half a cosine brings it down."""
+    """Fraction of the steps in which the learning rate rises. Half a cosine then brings it down."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Decay a step of the moving average of the weights that training ends with; 0 ends with the weights themselves."""
+    """Decay per step of the moving average of the weights; 0 uses no average. Training ends with the average."""
     accumulate: PositiveInt = 1
-    """Parts that a batch goes through the network in, one after another: less memory for the same batch."""
+    """Number of parts in which a batch passes the network: more parts need less memory."""
     sync_batch_norm: bool = False
-    """Batch statistics over the batches of all workers instead of each its own."""
+    """Compute batch-norm statistics over the batches of all workers instead of each worker's own."""
     channels_last: bool = True
-    """Lay images and weights out channels-last where the network allows it: faster convolutions."""
+    """Store images and weights channels-last where the network allows it: faster convolutions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward and backward pass; weights and the optimiser stay in float32. `auto` is bfloat16 on GPUs. On
-    processors that have it, bfloat16 trains wide networks up to twice as fast."""
+    """Precision of the forward and backward pass. Weights and the optimiser stay in float32. `auto` is bfloat16 on
+    GPUs. On CPUs that have it, bfloat16 trains wide networks up to twice as fast."""
 
     @model_validator(mode="before")
     @classmethod
@@ -164,7 +216,7 @@ class DenseTrainSpec(TrainSpec):
     """Training of the dense network when no weights are given."""
 
     epochs: Epochs = 40.0
-    """Passes over the training images; a fraction trains on part of one."""
+    """Passes over the training images; a fraction trains on a part of them."""
     lr: LearningRate = 0.2
     """Peak learning rate of the one-cycle schedule."""
     distillation: Distillation = 0.0
@@ -175,45 +227,51 @@ class FinetuneSpec(TrainSpec):
     """Fine-tuning of a finalist, distilled from the dense network."""
 
     epochs: Epochs = 20.0
-    """Passes over the training images; a fraction trains on part of one."""
+    """Passes over the training images; a fraction trains on a part of them."""
     lr: LearningRate = 0.05
     """Peak learning rate of the one-cycle schedule."""
 
 
 class SamplerSpec(_Part):
-    """How the search proposes."""
+    """The search: how many candidates are tried, and how they are proposed."""
 
     trials: PositiveInt = 64
-    """Candidates to try before fine-tuning."""
+    """Number of candidates that are tried before fine-tuning."""
     time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
-    """Seconds after which nothing new is proposed; running trials, fine-tuning and the report still end."""
+    """Seconds after which no candidate is proposed any more. Running trials, fine-tuning and the report still end.
+    Default: no limit."""
     gpu_hours: Annotated[float, Field(gt=0.0)] | None = None
-    """GPU-hours of trials (processor-hours where there is no GPU) after which nothing new is proposed."""
+    """GPU-hours of trials after which no candidate is proposed any more. CPU-hours where there is no GPU.
+    Default: no limit."""
     patience: PositiveInt | None = None
-    """Stop proposing after so many results in a row that did not enlarge the front's hypervolume. None: never."""
+    """Results in a row without a larger hypervolume of the front after which no candidate is proposed any more.
+    Default: no limit."""
     rungs: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0,)
-    """Epochs of fine-tuning behind a candidate at each rung of successive halving: `[0, 0.5, 2]` judges all after
-    repair, a part after half an epoch, and a part of those after two. Only the last rung's results count."""
+    """Epochs of fine-tuning that a candidate has had at each rung of successive halving. `[0, 0.5, 2]` judges all
+    candidates after repair, a part of them after half an epoch, and a part of those after two. Only the results of the
+    last rung count."""
     keep: Fraction = 1 / 3
-    """Share of the candidates at a rung that go on to the next one: the best by front rank."""
+    """Fraction of the candidates at a rung that reach the next one: the best by front rank."""
     sampler: Literal["mixed", "tpe", "nsga2", "random"] = "mixed"
-    """`mixed`: changes of the widths on the front, and for one proposal in six TPE, which seeks all but widths."""
+    """Sampler that proposes the candidates. `mixed` mutates the widths of the front, and asks TPE, which chooses
+    everything but widths, for one proposal in six."""
     warm_starts: bool = True
-    """Begin with widths by predicted damage, uniform and global ones, and with those of earlier runs (`warm_start`).
-    Without it the sampler proposes from the first trial after the controls on: for comparisons."""
+    """Begin with widths by predicted damage, uniform and global widths, and those of `warm_start`. Without them the
+    sampler proposes every candidate after the baselines: for comparisons of samplers."""
     lookahead: PositiveInt | None = None
-    """Proposal n waits for the results up to n - lookahead, whatever the number of workers: the more, the more
-    trials can run side by side, the fewer, the sooner the sampler learns. Part of what a seed reproduces. None: twice
-    the workers that the search begins with, 4 at least; `run.json` says which, for a repetition on another cluster."""
+    """Number of candidates that may be proposed before the result of the first of them is known. With more, more
+    trials run side by side; with fewer, the sampler learns sooner. A seed reproduces a search only with the same
+    lookahead; `run.json` records it. Default: twice the workers that the search begins with, and at least 4."""
     smallest: Fraction = 0.1
-    """Smallest target, as a share of the budget: targets are spread between the two."""
+    """Smallest target, as a fraction of the budget. Targets are spread between the two."""
     min_channels: PositiveInt = 1
-    """Channels that stay in every group at least."""
+    """Minimum number of channels that stay in every group."""
     multiple_of: PositiveInt = 1
-    """Widths are multiples of this (never below `min_channels`, and a group of fewer channels stays whole)."""
+    """Number that all widths are a multiple of. A group with fewer channels stays whole."""
     calibration_images: Annotated[int, Field(ge=2)] = 1024
-    """Training images for batch-norm re-estimation and for methods that look at activations."""
+    """Number of training images for batch-norm re-estimation and for methods that use activations."""
     eval_batch_size: PositiveInt = 512
+    """Images in each batch of evaluation and calibration."""
 
     @field_validator("rungs")
     @classmethod
@@ -228,53 +286,57 @@ class SamplerSpec(_Part):
 
 
 class FinalistSpec(_Part):
-    """Who is fine-tuned at the end."""
+    """The candidates that are fine-tuned at the end."""
 
     count: Annotated[int, Field(ge=0)] = 16
-    """Candidates of the front that are fine-tuned, spread over it."""
+    """Number of candidates of the front that are fine-tuned, spread over the front."""
     train: FinetuneSpec = FinetuneSpec()
     seeds: PositiveInt = 1
-    """Times that each is fine-tuned, by another seed each time: the front then says mean and interval."""
+    """Number of times that each is fine-tuned, with another seed each time. With more than one, the front gives mean
+    and 95 % interval."""
     each_method: bool = True
-    """Fine-tune the best of each method within the budget as well, the controls too: methods are compared after
-    equal fine-tuning."""
+    """Fine-tune the best candidate of each method within the budget as well. Methods and baselines are then compared
+    after equal fine-tuning."""
 
 
 class ResourceSpec(_Part):
-    """What the search may use."""
+    """The Ray cluster, and what each worker gets of it."""
 
     address: str | None = None
-    """Address of a running Ray cluster. None: Ray is started in the process."""
+    """Address of a running Ray cluster. Default: Ray is started on this machine and ends with the run."""
     workers: PositiveInt | None = None
-    """Trials side by side. None: as many as the cluster's processors or GPUs carry."""
+    """Number of trials side by side. Default: as many as the CPUs or GPUs of the cluster carry."""
     scale_up_s: Annotated[float, Field(ge=0.0)] = 0.0
-    """Seconds to wait until an autoscaler has brought nodes for so many workers, or for one; then the search goes on
-    with what came. 0: the cluster is as large as it is."""
+    """Seconds to wait until an autoscaler has added nodes for all workers. The search then begins with the nodes that
+    came. 0: it takes the cluster as it is."""
     cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
+    """Number of CPUs of a trial."""
     gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
-    """None: one GPU where the cluster has some, else none. Fractions share a card."""
+    """Number of GPUs of a trial; a fraction shares a GPU. Default: one where the cluster has GPUs, else none."""
     train_workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that train one network together (DDP), in a group of Ray Train. 0: the search's own workers train,
-    each a network by itself. None: a group of all GPUs where these are at least twice the networks to train."""
+    """Number of processes that train one network together (DDP), in a group of Ray Train. 0: the workers of the search
+    train, each a network by itself. Default: a group of all GPUs, where these are at least twice the networks."""
     cpus_per_train_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """Number of CPUs of each process of such a group."""
     gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None
-    """None: one GPU where the cluster has some, else none."""
+    """Number of GPUs of each process of such a group. Default: one where the cluster has GPUs, else none."""
     store_patience_s: Annotated[float, Field(ge=0.0)] = 300.0
-    """Seconds to wait for the filesystem of the run's folder when it is away, before the run ends to be resumed."""
+    """Seconds to wait for an unreachable filesystem of the run's folder. The run then ends and can be resumed."""
 
 
 class PageSpec(_Part):
-    """The run's page, which Ray Serve shows beside the search."""
+    """The live page of the run, served by Ray Serve beside the search."""
 
     serve: bool | None = None
-    """None: where a running cluster was joined. `raprune serve` shows any run, with or without it."""
+    """Serve the page beside the search. `raprune serve` shows any run without it.
+    Default: true on a running cluster, else false."""
     host: str = "127.0.0.1"
-    """Where Ray Serve listens on the head node, if nobody has started it before; other than loopback, the page has a
-    token."""
+    """Address at which Ray Serve listens on the head node, unless it runs already. Other than loopback, the page asks
+    for a token."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    """Port of Ray Serve, if nobody has started it before."""
+    """Port of Ray Serve, unless it runs already."""
     linger_s: Annotated[float, Field(ge=0.0)] = 3600.0
-    """Seconds that the page stays once the run is at rest and nobody has it open. 0: it goes when the run ends."""
+    """Seconds that the page stays after the run has ended and nobody has it open. 0: it ends with the run."""
 
 
 CONTROLS = ("random", "l1")
@@ -282,41 +344,46 @@ CONTROLS = ("random", "l1")
 
 
 class LatencySpec(_Part):
-    """How latency is measured: on a worker's device, by CUDA events there."""
+    """The measurement of latency, on the device of a worker."""
 
     batch_size: PositiveInt = 1
-    """Images that go through the network together."""
+    """Images in a batch."""
     repeats: PositiveInt = 20
-    """Timings of a layer; their median counts."""
+    """Number of timings of each layer; their median counts."""
     widths: Annotated[int, Field(ge=2)] = 6
-    """Widths of each layer that are timed; those between are interpolated."""
+    """Number of widths at which each layer is timed. Those between are interpolated."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the forward pass. `auto` is bfloat16 on GPUs."""
     threads: PositiveInt = 1
-    """Processor threads, where the device is the processor."""
+    """Number of CPU threads, where the device is the CPU."""
 
 
 class SearchSpec(_Part):
-    """The whole request."""
+    """The whole job."""
 
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     budget_flops: Fraction | None = None
-    """Fraction of the dense network's FLOPs that may remain. 0.3 where nothing at all is asked for: no other budget, no
-    accuracy."""
+    """Fraction of the dense network's FLOPs that may remain. Default: no limit; 0.3 if the job asks for no budget and
+    no accuracy."""
     budget_params: Fraction | None = None
-    """Fraction of the dense network's parameters that may remain."""
-    budget_latency: str | float | None = None
-    """Latency that may remain: a fraction of the dense network's (0.5), or a time a batch ("3ms")."""
+    """Fraction of the dense network's parameters that may remain. Default: no limit."""
+    budget_latency: Latency | None = None
+    """Latency that may remain: a fraction of the dense network's (0.5), or a time per batch ("3ms").
+    Default: no limit."""
     min_accuracy: Fraction | None = None
-    """Validation accuracy below which a candidate is of no use: others come first, and it is not recommended."""
+    """Validation accuracy that a candidate must keep. Candidates below it are not recommended and come last for
+    fine-tuning. Default: no limit."""
     max_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Largest loss of validation accuracy against the dense network: 0.01 is one point."""
+    """Largest loss of validation accuracy against the dense network: 0.01 is one point. Default: no limit."""
     methods: tuple[str, ...] = ("l2", "l1", "random")
-    """Methods the search chooses among. `random` and `l1` are tried in any case, as controls."""
-    settings: dict[str, Arguments] = Field(default_factory=dict)
-    """Method -> its hyper-parameters that are fixed instead of searched over."""
+    """Methods that the search chooses among: names of `raprune methods`, or `package.module:Class` of your own.
+    `random` and `l1` are always tried, as baselines."""
+    settings: dict[str, Arguments] = {}
+    """Hyper-parameters of methods that are fixed instead of searched over, one table per method."""
     allocations: tuple[str, ...] = ()
-    """How widths are found: names of `raprune methods`. Empty: the search chooses among all."""
+    """Allocations that the search chooses among: names of `raprune methods`. An allocation divides the budget over the
+    layers. Empty: all of them."""
     exclude: tuple[str, ...] = ()
     """Glob patterns of module names whose channels all stay."""
     search: SamplerSpec = SamplerSpec()
@@ -326,13 +393,14 @@ class SearchSpec(_Part):
     latency: LatencySpec = LatencySpec()
     page: PageSpec = PageSpec()
     warm_start: tuple[str, ...] = ()
-    """Folders of earlier runs on the same network and data: their best widths are proposed first."""
+    """Folders of earlier runs on the same network and data, whose best widths are proposed first."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random. Two searches with the same seed give the same result."""
     output: str = ""
-    """Folder of the run: a path or the URI of a pyarrow filesystem. Empty: `runs/<model>-<data>-<date>-<time>`."""
+    """Folder of the run: a path, or the URI of a pyarrow filesystem. Empty: `runs/<model>-<data>-<date>-<time>`."""
     statistics: str = ""
-    """Folder of what runs on the same network share: scores, removal orders, sparsity-trained networks. Empty:
-    `statistics` beside the run's folder."""
+    """Folder of the scores and sparse-trained networks that runs on one network share. Empty: `statistics` beside the
+    folder of the run."""
 
     @field_validator("methods")
     @classmethod
@@ -440,28 +508,19 @@ def dump_spec(spec: SearchSpec) -> str:
     return to_toml(spec.model_dump(mode="json", exclude_none=True))
 
 
-def to_toml(fields: Mapping[str, Any]) -> str:
-    """Fields of a job as TOML: numbers, strings, lists of these, and tables."""
-    return "\n".join(_toml_lines(fields)) + "\n"
+def to_toml(fields: Mapping[str, Any], *, table: str = "") -> str:
+    """Fields of a job, or of a `table` of it, as TOML: numbers, strings, lists of these, and tables."""
+    return "\n".join(_toml_lines(fields, table)) + "\n"
 
 
 def _toml_lines(table: Mapping[str, Any], name: str = "") -> list[str]:
-    lines = [f"{_toml_key(key)} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    if name and lines:
+    lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    if name and (lines or not table):
         lines = ["", f"[{name}]", *lines]
     for key, value in table.items():
         if isinstance(value, dict):
-            lines += _toml_lines(value, f"{name}.{_toml_key(key)}" if name else _toml_key(key))
+            lines += _toml_lines(value, f"{name}.{toml_key(key)}" if name else toml_key(key))
     return lines
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    """JSON writes numbers, strings and lists as TOML does, but for DEL, which TOML wants escaped."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -24,7 +24,9 @@ PURE = (
     "budget",
     "candidate",
     "trial",
+    "fields",
     "spec",
+    "reference",
     "store",
     "report",
     "tables",
@@ -157,8 +159,8 @@ ROOMS = (
         "maxout",
     ),
     ("statistics",),
-    ("store", "pareto", "spec", "extension"),
-    ("trial", "candidate", "budget", "errors", "outage", "words"),
+    ("store", "pareto", "spec", "reference", "extension"),
+    ("trial", "candidate", "budget", "errors", "fields", "outage", "words"),
 )
 """From the top of the house to its foot; a room imports its own floor and those below."""
 

@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.errors import UsageError
 from raprune.spec import DenseTrainSpec, FinalistSpec, FinetuneSpec, SearchSpec, TrainSpec, load_spec, to_toml
+from tests.job_fields import LEAVES
 
 BASE: dict[str, Any] = {"data.name": "parquet", "data.train": "/train.parquet", "budget_flops": 0.5, "output": "run"}
 """A job without the two fields that follow others: the FLOPs of a job that asks for nothing, and the name of its run.
@@ -23,18 +23,6 @@ Its data can have files."""
 
 VALUES = (True, False, 2, 3, 0.25, 0.75, "/x", ["/x"], [0.0, 0.5], [0.5, 0.25], {"x": 1}, {"l2": {"x": 1}})
 """For every field at least one of these is valid and not its default."""
-
-
-def leaves(part: type[BaseModel] = SearchSpec, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, info in part.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, info
-
-
-LEAVES = dict(leaves())
 
 
 def flat(spec: SearchSpec) -> dict[str, Any]:
