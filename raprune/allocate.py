@@ -95,7 +95,7 @@ def select(
 
 
 def ratios(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage) -> Counts:
-    """The proposal's keep ratios, scaled by one factor onto the target."""
+    """A keep ratio for each block of layers, chosen by the search, and scaled to the target."""
     wanted = np.array([keep_ratios.get(name, 1.0) for name in cost.group_names])
     return _scaled(cost, target, wanted)
 
@@ -103,14 +103,14 @@ def ratios(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping
 def uniform(
     cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
-    """The same keep ratio everywhere."""
+    """The same keep ratio in every layer."""
     return _scaled(cost, target, np.ones(len(cost.group_names)))
 
 
 def global_rank(
     cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
-    """The best-scored channels of the whole network: one threshold for all groups."""
+    """The best-scored channels of the whole network: one threshold for all layers."""
     floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
     groups, ranked = [], []
     for number, name in enumerate(cost.group_names):
@@ -141,7 +141,7 @@ def global_rank(
 def least_damage(
     cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
-    """The widths whose predicted damage has the least sum, or nearly.
+    """The widths with the least predicted damage, summed over the layers, or nearly so.
 
     From the whole network on, each group gives up what does least damage for its cost, at the other groups' present
     widths; then channels that still fit come back, and groups trade, as long as that lowers the sum.
@@ -293,7 +293,12 @@ ALLOCATIONS: dict[str, Allocation] = {
     "global_rank": global_rank,
     "least_damage": least_damage,
 }
-"""How widths are found, by name."""
+"""Name -> how widths are found."""
+
+
+def list_allocations() -> dict[str, str]:
+    """Name of each allocation -> a sentence that says what it does."""
+    return {name: (allocation.__doc__ or "").partition("\n")[0] for name, allocation in ALLOCATIONS.items()}
 
 
 def _sum_of_lowest(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

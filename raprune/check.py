@@ -1,4 +1,4 @@
-"""Whether a job's data and network fit together, and whether a method does as it must: said step by step."""
+"""`raprune check`: a job, and a method of your own, are checked step by step, and each step that holds is printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from raprune.allocate import check_reachable
 from raprune.contract import checks_of, examine
 from raprune.cost import CostModel
 from raprune.data import load_data
@@ -17,42 +16,64 @@ from raprune.errors import MethodError, ModelError
 from raprune.evaluate import evaluate
 from raprune.inspection import Inspection
 from raprune.methods import method_named
-from raprune.preparation import without_excluded
+from raprune.preparation import Steps, check_output, prepare, without_excluded
 from raprune.spec import SearchSpec
+from raprune.store import Store
 from raprune.tracing import trace
-from raprune.tracing.proof import prove
+from raprune.tracing.proof import Proof, prove
+from raprune.words import numbered
 from raprune.workload import Workload, build_workload
 
 
 def check(spec: SearchSpec, *, console: Console) -> None:
-    """Goes through everything that a search of `spec` would need, and prints a line for each step that holds.
+    """Refuse what a search of `spec` refuses before it begins, and print a line for each step that holds.
 
     Raises:
         RapruneError: at the first step that does not, with what to do.
     """
+    check_output(Store(spec.output))
+    prepared = prepare(spec, _Printed(spec, console))
+    if spec.warm_start:
+        from raprune.orchestration import earlier
 
-    def holds(text: str) -> None:
-        console.print(f"ok  {text}", markup=False, highlight=False)
+        earlier.check(spec, prepared)
+        console.print(f"ok  warm start: {numbered(len(spec.warm_start), 'run')}", markup=False, highlight=False)
 
-    for name in spec.methods:
-        method_named(name)
-    holds(f"methods: {', '.join(spec.methods)}")
-    data = load_data(spec.data, seed=spec.seed)
-    holds(f"data: {_describe(data)}")
-    workload = build_workload(spec, data=data, device="cpu")
-    holds(f"network: {spec.model.name} gives {data.num_classes} logits for one image")
-    _check_trains(workload)
-    holds("training: the loss has a gradient")
-    if spec.model.weights is not None:
-        dense = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
-        holds(f"weights: {dense.accuracy:.2%} on the validation split (chance is {1 / data.num_classes:.2%})")
-    found = _inspect(workload, spec)
-    if not found.graph.groups:
-        raise ModelError("Nothing can be pruned in this network.", hint="`raprune inspect` says what stays and why.")
-    holds(f"channels: {len(found.graph.groups)} groups that can go, {len(found.graph.frozen)} layers that stay")
-    limits = {"min_channels": spec.search.min_channels, "multiple_of": spec.search.multiple_of}
-    check_reachable(CostModel(found.graph), spec.budget, **limits)
-    holds("budget: can be reached")
+
+class _Printed(Steps):
+    """Prints a line for each step that holds, and looks at the network as a training would."""
+
+    def __init__(self, spec: SearchSpec, console: Console) -> None:
+        self._spec = spec
+        self._console = console
+
+    def named(self, spec: SearchSpec) -> None:
+        self._print("methods", ", ".join(spec.methods))
+        if spec.allocations:
+            self._print("allocations", ", ".join(spec.allocations))
+
+    def loaded(self, data: Dataset) -> None:
+        self._print("data", _describe(data))
+
+    def built(self, workload: Workload) -> None:
+        num_classes = workload.data.num_classes
+        self._print("network", f"{self._spec.model.name} gives {num_classes} logits for one image")
+        _check_trains(workload)
+        self._print("training", "the loss has a gradient")
+        if self._spec.model.weights is not None:
+            dense = evaluate(workload.model, workload.validation, batch_size=self._spec.search.eval_batch_size)
+            chance = f"chance is {1 / num_classes:.2%}"
+            self._print("weights", f"{dense.accuracy:.2%} on the validation split ({chance})")
+
+    def traced(self, proof: Proof) -> None:
+        go, stay = len(proof.graph.groups), len(proof.graph.frozen)
+        self._print("channels", f"{numbered(go, 'group')} can go, {numbered(stay, 'layer')} must stay")
+
+    def reached(self, cost: CostModel) -> None:
+        self._print("budget", _describe_budget(self._spec))
+
+    def _print(self, step: str, text: str) -> None:
+        self._console.print(f"ok  {step}: {text}", markup=False, highlight=False)
 
 
 def check_method(name: str, *, console: Console) -> None:
@@ -101,6 +122,18 @@ def _check_trains(workload: Workload) -> None:
             "The network cannot be trained: no parameter has a finite gradient.",
             hint="Its forward pass may run under torch.no_grad(), or its parameters may not require a gradient.",
         )
+
+
+def _describe_budget(spec: SearchSpec) -> str:
+    """The limits that can be reached, and those that nobody knows yet."""
+    limits = (("FLOPs", spec.budget_flops), ("parameters", spec.budget_params))
+    asked = [f"{100 * fraction:.4g} % of the {name}" for name, fraction in limits if fraction is not None]
+    known = [f"{' and '.join(asked)} can be reached"] if asked else []
+    if spec.budget_flops is not None and "budget_flops" not in spec.model_fields_set:
+        known[0] += " (the default)"
+    if spec.budget_latency is not None:
+        known.append("latency is measured when the search begins")
+    return "; ".join(known) or "none is given; the search looks for the cheapest network that is accurate enough"
 
 
 def _describe(data: Dataset) -> str:

@@ -486,7 +486,8 @@ def export(
 
 @app.command()
 def methods() -> None:
-    """List the methods, their hyper-parameters, and where those come from that are not raprune's own."""
+    """List the methods with their hyper-parameters and where they come from, and the allocations."""
+    from raprune.allocate import list_allocations
     from raprune.methods import list_methods
 
     for method in list_methods():
@@ -494,6 +495,9 @@ def methods() -> None:
         typer.echo(f"{method.name:<15} {method.title}{origin}")
         if method.settings:
             typer.echo(" " * 16 + ", ".join(method.settings))
+    typer.echo("\nAllocations, which divide the budget over the layers:")
+    for name, title in list_allocations().items():
+        typer.echo(f"{name:<15} {title}")
 
 
 @app.command()

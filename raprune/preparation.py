@@ -22,7 +22,7 @@ from raprune.spec import SearchSpec, latency_fraction
 from raprune.store import Store
 from raprune.tracing import ChannelGraph, cached_trace
 from raprune.tracing.proof import Proof, prove
-from raprune.workload import WeightArrays, build_workload
+from raprune.workload import WeightArrays, Workload, build_workload
 
 DENSE = "models/dense/weights.safetensors"
 """Where a run keeps the weights of its dense network."""
@@ -43,17 +43,40 @@ class Prepared:
         return self.proof.graph
 
 
-def prepare(spec: SearchSpec) -> Prepared:
-    """The job of `spec`, checked.
+class Steps:
+    """The steps of `prepare`, told one by one as soon as each holds. A subclass does what it wants with them."""
+
+    def named(self, spec: SearchSpec) -> None:
+        """Methods, their settings and allocations exist."""
+
+    def loaded(self, data: Dataset) -> None:
+        """The data can be read."""
+
+    def built(self, workload: Workload) -> None:
+        """The network takes the data, with its weights."""
+
+    def traced(self, proof: Proof) -> None:
+        """Some channels of the network can go."""
+
+    def reached(self, cost: CostModel) -> None:
+        """The budget is within reach."""
+
+
+def prepare(spec: SearchSpec, steps: Steps | None = None) -> Prepared:
+    """The job of `spec`, checked; `steps` hears of each step that holds.
 
     Raises:
         UsageError: if a name, a field or a file is wrong, or the budget is out of reach.
         DataError, ModelError: if data or network do not work.
     """
+    steps = steps or Steps()
     _check_names(spec)
+    steps.named(spec)
     data = load_data(spec.data, seed=spec.seed)
+    steps.loaded(data)
     # On the CPU: the driver may have no GPU.
     workload = build_workload(spec, data=data, device="cpu")
+    steps.built(workload)
     graph = without_excluded(cached_trace(workload.model, workload.example_input()), spec.exclude)
     proof = prove(workload.model, graph, workload.example_input(), seed=spec.seed)
     if not proof.graph.groups:
@@ -62,8 +85,10 @@ def prepare(spec: SearchSpec) -> Prepared:
             f"model.name {spec.model.name!r}: no channel of this network can go: {reasons or 'it has no layers'}.",
             hint="`raprune inspect` names every layer that stays and why.",
         )
+    steps.traced(proof)
     cost = CostModel(proof.graph)
     _check_budget(cost, spec)
+    steps.reached(cost)
     return Prepared(data, workload.weights(), proof, cost)
 
 
@@ -111,8 +136,8 @@ def _check_names(spec: SearchSpec) -> None:
     for name in spec.allocations:
         if name not in ALLOCATIONS:
             raise UsageError(
-                f"allocations {name!r}: no such allocation. Valid: {', '.join(sorted(ALLOCATIONS))}.",
-                hint="Leave it out and the search chooses among all.",
+                f"allocation {name!r}: no such allocation. Valid: {', '.join(sorted(ALLOCATIONS))}.",
+                hint="`raprune methods` says what each one does; a search that names none chooses among all.",
             )
 
 
@@ -140,6 +165,15 @@ def check_output(store: Store) -> None:
             f"{store.name}: holds a run already.",
             hint=f"Go on with it: raprune resume {store.name}   Or give a new one another --output.",
         )
+    check_writable(store)
+
+
+def check_writable(store: Store) -> None:
+    """Refuse a local folder that cannot be made or written.
+
+    Raises:
+        StoreError: with what to do instead.
+    """
     if "://" in store.uri:
         return
     folder = next(p for p in (Path(store.uri), *Path(store.uri).parents) if p.exists())

@@ -14,7 +14,7 @@ from raprune.candidate import Candidate
 from raprune.errors import StoreError, UsageError
 from raprune.evaluate import evaluate
 from raprune.latency import LatencyTable
-from raprune.preparation import DENSE, Prepared, prepare, stored_table, with_table
+from raprune.preparation import DENSE, Prepared, check_writable, prepare, stored_table, with_table
 from raprune.prune import Pruner, Result
 from raprune.spec import SearchSpec
 from raprune.statistics import Statistics
@@ -49,12 +49,15 @@ def prune_once(
     as `"finetune"`.
 
     Raises:
-        UsageError: if a name is wrong or the budget is out of reach.
-        StoreError: if `folder` holds a recipe already.
+        UsageError: if a name or a setting is wrong or the budget is out of reach; nothing was trained then.
+        StoreError: if `folder` holds a recipe already or cannot be written.
     """
     store = None if folder is None else Store(folder)
-    if store is not None and store.exists(RECIPE):
-        raise StoreError(f"{store.name} holds a {RECIPE} already.", hint="Give another folder.")
+    if store is not None:
+        if store.exists(RECIPE):
+            raise StoreError(f"{store.name} holds a {RECIPE} already.", hint="Give another folder.")
+        check_writable(store)
+    spec = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
     prepared, statistics = prepare(spec), _statistics(spec)
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
     if spec.budget_latency is not None:

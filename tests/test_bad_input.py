@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -60,7 +61,7 @@ CASES = [
     ("--set settings.binary_search.norm=l9", 2, "settings.binary_search.norm 'l9': not one of 'l1', 'l2'"),
     ("--set settings.binary_search.sweeps=many", 2, "settings.binary_search.sweeps 'many': not of the kind"),
     ("--set settings.l3.power=2", 2, "l3"),
-    ('--set allocations=["by-hand"]', 2, "allocations 'by-hand': no such allocation"),
+    ('--set allocations=["by-hand"]', 2, "allocation 'by-hand': no such allocation"),
     ("--budget-flops 0.00001", 2, "out of reach"),
     ("--budget-flops 0.1 --min-channels 30", 2, "lowest"),
     ("--budget-flops 2", 2, "budget_flops"),
@@ -82,4 +83,40 @@ def test_bad_input(arguments: str, code: int, told: str, tmp_path: Path, monkeyp
     assert told in " ".join(done.stderr.split())
     assert done.stderr.startswith("Error: ") and "bug" not in done.stderr and "Traceback" not in done.output
     assert len(done.stderr.splitlines()) <= 20
+    checked = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["check", *for_check(arguments)])
+    assert (checked.exit_code, checked.stderr) == (code, done.stderr), "check refuses it with the same words"
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def for_check(arguments: str) -> list[str]:
+    """The arguments of `search` as `check` takes them: a flag that it has not is set as its field."""
+    words = arguments.split()
+    if words[0] == "--methods":
+        return ["--set", f"methods={json.dumps(words[1].split(','))}", *words[2:]]
+    if words[0] == "--output":
+        return ["--set", f"output={words[1]}", *words[2:]]
+    if "--min-channels" in words:
+        at = words.index("--min-channels")
+        return [*words[:at], "--set", f"search.min_channels={words[at + 1]}"]
+    return words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--method l3", "method 'l3': no such method. Valid: "),
+        ("--allocation by-hand", "allocation 'by-hand': no such allocation. Valid: global_rank, least_damage, "),
+        ("--method l2 --set settings.l2.power=2", "settings.l2.power: the method has no such hyper-parameter"),
+        ("--output file/net", "file is a file"),
+    ],
+)
+def test_prune_refuses_before_it_trains(
+    arguments: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("raprune.single.train_dense", lambda *_, **__: pytest.fail("it trains first"))
+    job = "--model digits-net --data digits"
+    done = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["prune", *job.split(), *arguments.split()])
+    assert done.exit_code in (1, 2)
+    assert told in " ".join(done.stderr.split()) and "bug" not in done.stderr

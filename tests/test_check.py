@@ -67,7 +67,26 @@ def test_what_fits_is_said_step_by_step(mine: str) -> None:
     lines = said({"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"}).splitlines()
     assert all(line.startswith("ok  ") for line in lines)
     assert "32 training, 8 validation and no test images of 3x8x8, 2 classes" in lines[1]
-    assert lines[-1] == "ok  budget: can be reached"
+    assert lines[-2] == "ok  channels: 1 group can go, 1 layer must stay"
+    assert lines[-1] == "ok  budget: 30 % of the FLOPs can be reached (the default)"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"budget_flops": 0.3}, "30 % of the FLOPs can be reached"),
+        (
+            {"budget_flops": 0.4, "budget_params": 0.555},
+            "40 % of the FLOPs and 55.5 % of the parameters can be reached",
+        ),
+        ({"budget_latency": "0.5"}, "latency is measured when the search begins"),
+        ({"min_accuracy": 0.9}, "none is given; the search looks for the cheapest network that is accurate enough"),
+        ({"max_drop": 0.01}, "none is given; the search looks for the cheapest network that is accurate enough"),
+    ],
+)
+def test_budget_that_was_not_given_is_not_called_ok(mine: str, asked: dict[str, object], told: str) -> None:
+    lines = said({"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"} | asked).splitlines()
+    assert lines[-1] == f"ok  budget: {told}"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +99,10 @@ def test_what_fits_is_said_step_by_step(mine: str) -> None:
         ({"model.name": "nowhere_to_be_found:net"}, UsageError, "importing nowhere_to_be_found"),
         ({"data.name": "MINE:words"}, DataError, "MINE:words"),
         ({"data.name": "MINE:raises"}, DataError, "no such luck"),
-        ({"methods": ["l3"]}, UsageError, "l3: no such method"),
+        ({"methods": ["l3"]}, UsageError, "method 'l3': no such method"),
+        ({"allocations": ["bogus"]}, UsageError, "allocation 'bogus': no such allocation"),
+        ({"settings.l2.power": 2}, UsageError, "settings.l2.power: the method has no such hyper-parameter"),
+        ({"warm_start": ["nowhere"]}, UsageError, "warm_start .*nowhere"),
         ({"budget_flops": 0.0001}, BudgetError, "."),
         ({"exclude": ["nothing.*"]}, UsageError, "matches no layer"),
     ],
@@ -124,7 +146,7 @@ def test_a_broken_method_is_told_check_by_check() -> None:
     [
         (["--method", "random"], 0, ""),
         (["--method", "tests.test_contract:NoTitle"], 1, "1 of 14 checks do not hold"),
-        (["--method", "l3"], 2, "--methods l3: no such method"),
+        (["--method", "l3"], 2, "method 'l3': no such method"),
         (["--method", "tests.test_contract:BROKEN"], 2, "has no function BROKEN"),
         (["--method", "l2", "missing.toml"], 2, "missing.toml: no such file"),
     ],

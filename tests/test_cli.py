@@ -12,8 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from raprune.allocate import ALLOCATIONS
 from raprune.cli import Commands, app
 from raprune.errors import DataError, UsageError
+from raprune.methods import METHODS
 from raprune.spec import load_spec
 from raprune.store import Store
 from tests.test_report import make_run
@@ -90,6 +92,14 @@ def test_a_wrong_request_exits_with_2_and_says_why(cli: CliRunner, arguments: li
     assert done.exit_code == 2
     assert told in done.stderr
     assert len(done.stderr.splitlines()) <= 20 and "Traceback" not in done.stderr
+
+
+def test_methods_lists_methods_and_allocations(cli: CliRunner) -> None:
+    lines = cli.invoke(app, ["methods"]).stdout.splitlines()
+    begin = lines.index("Allocations, which divide the budget over the layers:")
+    assert {line.split()[0] for line in lines[:begin] if line and line[0] != " "} >= set(METHODS)
+    listed = dict(line.split(maxsplit=1) for line in lines[begin + 1 :])
+    assert set(listed) == set(ALLOCATIONS) and all(text.endswith(".") for text in listed.values())
 
 
 @pytest.mark.parametrize("command", ["status", "front", "pick"])

@@ -80,14 +80,14 @@ def method_named(name: str) -> type[Method]:
         return _as_method(name, load_function(name, field="methods"))
     if ":" in name:
         raise UsageError(
-            f"--methods {name}: a method of your own is written package.module:Class.",
+            f"method {name!r}: a method of your own is written package.module:Class.",
             hint="For example mypackage.pruning:Smallest.",
         )
     offered = {entry.name: entry for entry in _entry_points()}
     if name not in offered:
         close = difflib.get_close_matches(name, [*METHODS, *offered], n=2)
         raise UsageError(
-            f"--methods {name}: no such method. Valid: {', '.join(sorted({*METHODS, *offered}))}.",
+            f"method {name!r}: no such method. Valid: {', '.join(sorted({*METHODS, *offered}))}.",
             hint=(f"Did you mean {' or '.join(close)}? " if close else "")
             + "`raprune methods` says what each one does; your own is package.module:Class.",
         )
@@ -124,7 +124,7 @@ def _load(entry: EntryPoint) -> type[Method]:
         found = entry.load()
     except Exception as error:
         raise UsageError(
-            f"--methods {entry.name}: loading the {where} raised {type(error).__name__}: {error}",
+            f"method {entry.name!r}: loading the {where} raised {type(error).__name__}: {error}",
             hint="Install the distribution anew, or remove it.",
         ) from error
     return _as_method(entry.name, found, where=where)
@@ -135,7 +135,7 @@ def _as_method(name: str, found: object, *, where: str = "") -> type[Method]:
         return found
     what = found.__name__ if isinstance(found, type) else f"an object of type {type(found).__name__}"
     raise UsageError(
-        f"--methods {name}: {where + ' is ' if where else ''}{what}, no subclass of raprune.methods.Method.",
+        f"method {name!r}: {where + ' is ' if where else ''}{what}, no subclass of raprune.methods.Method.",
         hint="A method is a frozen dataclass derived from it; `raprune check --method` says what it must do.",
     )
 

@@ -15,9 +15,11 @@ from typing import Any
 from raprune.errors import RapruneError, UsageError
 from raprune.orchestration.proposals import RATIOS, Earlier, Known, SearchSpace
 from raprune.pareto import non_dominated, spread
+from raprune.preparation import Prepared
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.trial import Stage, Trial, TrialState
+from raprune.workload import hash_of
 
 FILE = "warm_start.json"
 """In the run's folder: what was taken."""
@@ -33,6 +35,10 @@ class Identity:
     weights: str | None
     """Hash of the dense network's weights; None while it is not trained."""
 
+    @classmethod
+    def of(cls, prepared: Prepared, weights: str | None) -> Identity:
+        return cls(prepared.graph.architecture, prepared.data.fingerprint, weights)
+
 
 @dataclass(frozen=True)
 class EarlierRun:
@@ -42,6 +48,15 @@ class EarlierRun:
     spec: SearchSpec
     identity: Identity
     trials: Sequence[Trial]
+
+
+def check(spec: SearchSpec, prepared: Prepared) -> None:
+    """Refuse earlier runs of the job that are on another network, other weights or other data.
+
+    Raises:
+        UsageError: naming which differ.
+    """
+    read(spec.warm_start, Identity.of(prepared, hash_of(prepared.weights) if spec.model.weights else None))
 
 
 def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:

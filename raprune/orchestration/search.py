@@ -44,10 +44,8 @@ from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
 from raprune.store import RUN_FILE, Store
 from raprune.trial import Proposal, Stage, repeat_name
-from raprune.workload import hash_of
 
 if TYPE_CHECKING:
-    from raprune.orchestration.earlier import Identity
     from raprune.orchestration.proposals import Earlier, SearchSpace
     from raprune.orchestration.trainings import Training
     from raprune.orchestration.worker import Shared
@@ -66,7 +64,10 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     prepared = prepare(spec)
     say_job(console, spec, prepared)
     run = Run(spec, store, prepared, console)
-    _check_earlier(run)
+    if spec.warm_start:
+        from raprune.orchestration import earlier
+
+        earlier.check(spec, prepared)
     with cluster(spec.resources.address):
         resources = with_room(spec.resources, console=console)
         placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
@@ -156,19 +157,6 @@ def _differing(begun: SearchSpec, now: SearchSpec) -> list[str]:
     ]
 
 
-def _check_earlier(run: Run) -> None:
-    """Refuse earlier runs that are on another network, other weights or other data.
-
-    Raises:
-        UsageError: naming which differ.
-    """
-    if run.spec.warm_start:
-        from raprune.orchestration.earlier import read
-
-        given = None if run.spec.model.weights is None else hash_of(run.prepared.weights)
-        read(run.spec.warm_start, _identity(run, given))
-
-
 def _earlier(run: Run, space: SearchSpace) -> Earlier | None:
     """What is taken from earlier runs: read once, then kept with the run."""
     from raprune.orchestration import earlier
@@ -176,18 +164,12 @@ def _earlier(run: Run, space: SearchSpace) -> Earlier | None:
     if not run.spec.warm_start:
         return None
     if not run.store.exists(earlier.FILE):
-        now = _identity(run, run.store.run()["weights_hash"])
+        now = earlier.Identity.of(run.prepared, run.store.run()["weights_hash"])
         taken = earlier.reused(earlier.read(run.spec.warm_start, now), run.spec, space, now)
         run.store.write_json(earlier.FILE, earlier.to_json(taken))
         names = [Store(uri).name for uri in run.spec.warm_start]
         run.console.print(earlier.told(taken, names), markup=False, highlight=False)
     return earlier.from_json(run.store.read_json(earlier.FILE))
-
-
-def _identity(run: Run, weights: str | None) -> Identity:
-    from raprune.orchestration.earlier import Identity
-
-    return Identity(run.prepared.graph.architecture, run.prepared.data.fingerprint, weights)
 
 
 def _preflight(run: Run) -> None:

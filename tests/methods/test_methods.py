@@ -55,7 +55,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_method_is_told_with_the_valid_names() -> None:
-    with pytest.raises(UsageError, match="--methods taylr: no such method") as caught:
+    with pytest.raises(UsageError, match="method 'taylr': no such method") as caught:
         method_named("taylr")
     assert all(name in str(caught.value) for name in METHODS)
     assert "Did you mean taylor?" in str(caught.value)
