@@ -22,8 +22,9 @@ from raprune.front import (
     spent,
     starred,
 )
-from raprune.report import read_test, read_times, with_times
+from raprune.report import read_test
 from raprune.store import Store
+from raprune.times import Times, read_times, with_times
 from raprune.trial import Trial, TrialState
 
 
@@ -37,8 +38,8 @@ class Findings:
     """The content of `run.json`."""
     test: Mapping[str, Any]
     """As `raprune.report.read_test` gives it."""
-    timed: Mapping[str, Any]
-    """As `raprune.report.read_times` gives it."""
+    times: Times
+    """Measured times of whole networks."""
     trials: Sequence[Trial]
     """In the order of their records."""
 
@@ -62,7 +63,7 @@ class Findings:
     @cached_property
     def rows(self) -> list[Row]:
         """Every candidate, by ascending FLOPs: `front.candidates`."""
-        return with_times(starred(candidates(self.trials, test=self.test), self.run), self.timed)
+        return with_times(starred(candidates(self.trials, test=self.test), self.run), self.times)
 
     @cached_property
     def front(self) -> list[Row]:
@@ -133,7 +134,7 @@ def read_findings(store: Store) -> Findings:
         StoreError: if the folder holds no run, or cannot be read.
     """
     return Findings(
-        name=store.name, run=store.run(), test=read_test(store), timed=read_times(store), trials=store.trials()
+        name=store.name, run=store.run(), test=read_test(store), times=read_times(store), trials=store.trials()
     )
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from raprune.budget import Budget
-from raprune.front import Row, ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
+from raprune.front import ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.tables import render_ablation, render_progress, render_rows
+from raprune.times import Times, read_times, with_times
 from raprune.trial import Trial
 
 TEST_FILE = "report/test.json"
-LATENCY_FILE = "report/latency.json"
 
 
 def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
@@ -43,12 +42,12 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
     store = Store(uri)
     run, test = store.run(), read_test(store)
     known = candidates(store.trials(), test=test)
-    timed = read_times(store)
-    rows = with_times(starred(known, run) if everything else listed(known, run), timed)
+    times = read_times(store)
+    rows = with_times(starred(known, run) if everything else listed(known, run), times)
     if as_json:
         console.out(json.dumps(rows, indent=2), highlight=False)
     else:
-        console.print(render_rows(rows, run, test, timed=timed, width=console.width))
+        console.print(render_rows(rows, run, test, times=times, width=console.width))
         _print_next(store, console)
 
 
@@ -77,15 +76,15 @@ def print_pick(
     `latency`: what may remain beside `budget`, as `raprune.spec.read_latency` reads it.
     """
     store = Store(uri)
-    run, test, timed = store.run(), read_test(store), read_times(store)
+    run, test, times = store.run(), read_test(store), read_times(store)
     if latency is not None:
         budget = replace(budget, latency=wanted_latency(f"--budget-latency {latency}", latency, run))
-    rows = with_times(starred(candidates(store.trials(), test=test), run), timed)
+    rows = with_times(starred(candidates(store.trials(), test=test), run), times)
     row = pick(rows, budget, min_accuracy=min_accuracy)
     if as_json:
         console.out(json.dumps(row, indent=2), highlight=False)
         return
-    console.print(render_rows([row], run, test, timed=timed, width=console.width))
+    console.print(render_rows([row], run, test, times=times, width=console.width))
     hint = f"Export it: raprune export {store.name} {row['candidate']} FOLDER"
     console.print(hint, highlight=False, markup=False, soft_wrap=True)
 
@@ -99,35 +98,13 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
         "params": round(trial.metrics.params / trial.metrics.params_fraction),
     }
     run = {"spec": spec.model_dump(mode="json"), "dense": dense}
-    console.print(render_rows(candidates([trial]), run, {}, width=console.width))
+    console.print(render_rows(with_times(candidates([trial]), Times()), run, {}, width=console.width))
 
 
 def read_test(store: Store) -> dict[str, Any]:
     """The accuracies on the test split: `{"dense", "candidates", "images"}`; empty until it was measured."""
     found = store.read_json(TEST_FILE) if store.exists(TEST_FILE) else {}
     return dict(found)
-
-
-def read_times(store: Store) -> dict[str, Any]:
-    """What whole networks of the front took: `{"device", "batch_size", "precision", "dense_ms", "candidates"}`.
-
-    Empty until it was measured.
-    """
-    found = store.read_json(LATENCY_FILE) if store.exists(LATENCY_FILE) else {}
-    return dict(found)
-
-
-def with_times(rows: list[Row], timed: Mapping[str, Any]) -> list[Row]:
-    """The rows with `measured_ms` and `measured_fraction`, of the dense network's; None where none was measured."""
-    known = timed.get("candidates", {})
-    return [
-        row
-        | {
-            "measured_ms": (time_ms := known.get(row["candidate"])),
-            "measured_fraction": None if time_ms is None else time_ms / timed["dense_ms"],
-        }
-        for row in rows
-    ]
 
 
 def _print_next(store: Store, console: Console) -> None:

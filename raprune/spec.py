@@ -356,6 +356,9 @@ class LatencySpec(_Part):
     """Precision of the forward pass. `auto` is bfloat16 on GPUs."""
     threads: PositiveInt = 1
     """Number of CPU threads, where the device is the CPU."""
+    report_batch: PositiveInt | None = None
+    """Images in the large batch that the report times whole networks with, on all CPUs of a node or on one GPU.
+    Default: as many as fill the device, at most 64 on a CPU and 256 on a GPU."""
 
 
 class SearchSpec(_Part):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,11 +13,7 @@ from rich.table import Table
 
 from raprune import words
 from raprune.front import Progress, Row, budgeted, floor_of, is_control, standard_error, weights_pruned
-
-FASTER = 0.5
-"""A network that saves less than this share of its saved FLOPs in time did not become faster for them."""
-_WORTH_MENTIONING = 0.1
-"""Share of the FLOPs that a network must have saved for that to be said of it."""
+from raprune.times import Times, Timing, measured_at, slow
 
 WIDE = 118
 """Columns of a terminal from which the table shows absolute costs and MACs as well."""
@@ -55,7 +51,7 @@ def render_rows(
     run: Mapping[str, Any],
     test: Mapping[str, Any],
     *,
-    timed: Mapping[str, Any] | None = None,
+    times: Times | None = None,
     width: int = WIDE,
 ) -> RenderableType:
     """The table of the rows beside the dense network; the `starred` one has a star.
@@ -65,22 +61,26 @@ def render_rows(
     """
     if not rows:
         return "No candidate is on the front yet."
-    dense, wide = run.get("dense", {}), width >= WIDE
+    dense, wide, times = run.get("dense", {}), width >= WIDE, times or Times()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0, 0, 0))
     nonzero = any(weights_pruned(r) for r in rows)
     # A narrow terminal has room for one of the two: the smaller.
     stored = wide or not nonzero
-    has_times = any(words.time_share(r) for r in rows)
+    timings = times.conditions if wide else times.conditions[-1:]
+    # Where there is room for one, what was measured comes before what the budget is of.
+    has_latency = (wide or not timings) and any(words.latency_share(r) for r in rows)
     columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else [])]
-    columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero + ["time"] * has_times
+    columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero + ["latency"] * has_latency
+    columns += [f"faster@{timing.batch_size}" for timing in timings] if len(timings) > 1 else ["faster"] * len(timings)
     for header in [*columns, "val %", "test %", "drop"]:
         table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
     for r in rows:
         costs = [f"{r['flops_fraction']:.1%}"]
         costs += [words.count(r["flops"]), words.count(r["macs"])] if wide else []
         costs += [f"{r['params_fraction']:.1%}"] * stored + [words.count(r["params"])] * wide
-        share = words.time_share(r)
-        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [share and f"{share}%"] * has_times
+        share = words.latency_share(r)
+        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [share and f"{share}%"] * has_latency
+        costs += [words.times_as_fast(timing.speedup(r["candidate"])) for timing in timings]
         star = "★" * r["starred"]
         accuracies = [
             _points(r["val_accuracy"], r["val_interval"] if wide else None),
@@ -91,7 +91,8 @@ def render_rows(
         table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
     if dense:
         costs = ["100.0%", *([words.count(dense["flops"]), words.count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%"] * stored + [words.count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_times)
+        costs += ["100.0%"] * stored + [words.count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_latency)
+        costs += ["1x"] * len(timings)
         table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
     notes = [
         "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
@@ -107,20 +108,28 @@ def render_rows(
         notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
     else:
         notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
-    if has_times:
-        notes.append(_how_timed(rows, run, timed or {}))
-    slow = not_faster(rows, timed or {})
-    return Group(table, " ".join(notes) + "[/dim]", *([escape(slow)] if slow else []))
+    notes += [escape(sentence) for sentence in how_timed(rows, run, timings, has_latency=has_latency)]
+    remark = slow(rows, times)
+    return Group(table, " ".join(notes) + "[/dim]", *([escape(remark)] if remark else []))
 
 
-def _how_timed(rows: list[Row], run: Mapping[str, Any], timed: Mapping[str, Any]) -> str:
-    known = timed or run.get("latency", {})
-    what = "Time: share of the dense network's latency"
-    if known:
-        device, ms = escape(known["device"]), known["dense_ms"]
-        what += f", {ms:.3g} ms for a batch of {known['batch_size']} ({known['precision']}) on {device}"
-    is_predicted = any(row.get("measured_fraction") is None and row["latency_fraction"] is not None for row in rows)
-    return f"{what}{'; ~ as layer times predict it' if is_predicted else ''}."
+def how_timed(
+    rows: Sequence[Row], run: Mapping[str, Any], timings: Sequence[Timing], *, has_latency: bool
+) -> list[str]:
+    """Sentences on the conditions of the times that a table shows, and of the latency that a budget is of."""
+    sentences = [f"Faster: the dense network's time over the network's, for {measured_at(timings)}."] if timings else []
+    if has_latency:
+        what = "Latency: fraction of the dense network's under the conditions of the budget"
+        if known := run.get("latency"):
+            what += f", {latency_conditions(known)}"
+        is_predicted = any(row["measured_latency_fraction"] is None for row in rows)
+        sentences.append(f"{what}{'; ~ as layer times predict it' if is_predicted else ''}.")
+    return sentences
+
+
+def latency_conditions(latency: Mapping[str, Any]) -> str:
+    """Conditions of a latency budget, `latency` of `run.json`, in words."""
+    return f"a batch of {latency['batch_size']}, {latency['precision']} on {latency['device']}"
 
 
 def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:
@@ -191,21 +200,6 @@ def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         return "-"
     error = f" ± {100 * standard_error(accuracy, images):.2f}" if images else ""
     return f"{100 * (accuracy - reference):+.2f}{error}"
-
-
-def not_faster(rows: list[Row], timed: Mapping[str, Any]) -> str:
-    """A sentence on the measured networks that fewer FLOPs did not make faster; empty if there are none."""
-    measured = [row for row in rows if row.get("measured_fraction") is not None]
-    saving = [row for row in measured if 1 - row["flops_fraction"] >= _WORTH_MENTIONING]
-    slow = [row for row in saving if 1 - row["measured_fraction"] < FASTER * (1 - row["flops_fraction"])]
-    if not slow:
-        return ""
-    worst = max(slow, key=lambda row: (row["measured_fraction"] - row["flops_fraction"], row["candidate"]))
-    return (
-        f"Fewer FLOPs did not become faster in {len(slow)} of {len(measured)} networks: {worst['candidate']} has "
-        f"{worst['flops_fraction']:.1%} of the FLOPs and takes {worst['measured_fraction']:.1%} of the time "
-        f"(batch of {timed['batch_size']}, {timed['device']}). A search with --budget-latency looks for fast ones."
-    )
 
 
 def _how(row: Row) -> str:

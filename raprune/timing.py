@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from raprune.operations import SizedCall, calls, follow
 from raprune.spec import LatencySpec
 from raprune.statistics import key_of
 from raprune.surgery import cut
+from raprune.times import Times, Timing
 from raprune.tracing.graph import ChannelGraph
 
 PROBES = 5
@@ -36,7 +38,15 @@ MATRIX = ("addmm", "baddbmm", "bmm", "convolution", "mm", "scaled_dot")
 
 _OPERATION_S, _NETWORK_S = 0.1, 3.0
 """Time after which a size, or a network, is timed no more often."""
+_REPORTED_S = 1.5
+"""The same for a network of the report, of which a front has a dozen or more."""
 _LEAST_TIMINGS = 3
+
+
+FILLING = {"cpu": 64, "cuda": 256}
+"""Images that fill a device, at most."""
+FILLING_MS = 500.0
+"""Time that a batch which fills the device may take through the dense network."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class Stopwatch:
     """Times calls on a device; processor threads as set by `torch.set_num_threads`."""
 
     device: torch.device
+    clock: Callable[[], float] | None = None
+    """Seconds on a CPU. None: as `milliseconds` says."""
 
     def milliseconds(self, call: Callable[[], object]) -> float:
         """Of one call: by events on a GPU; on one processor thread its processor time, which neighbours do not add to.
@@ -57,7 +69,7 @@ class Stopwatch:
             end.record()
             end.synchronize()
             return float(begin.elapsed_time(end))
-        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        clock = self.clock or (time.thread_time if torch.get_num_threads() == 1 else time.perf_counter)
         started = clock()
         call()
         return (clock() - started) * 1e3
@@ -68,11 +80,14 @@ class Stopwatch:
             call()
         return statistics.median(self._timings([call], repeats, limit_s=_OPERATION_S)[0])
 
-    def medians(self, several: Sequence[Callable[[], object]], *, repeats: int) -> Floats:
-        """Of each of the calls, which take turns, so that what the machine does beside them meets all alike."""
+    def medians(self, several: Sequence[Callable[[], object]], *, repeats: int, limit_s: float = _NETWORK_S) -> Floats:
+        """Of each of the calls, which take turns, so that what the machine does beside them meets all alike.
+
+        So many times, or fewer where that takes more than `limit_s` a call; once before, untimed.
+        """
         for call in several:
             call()
-        timings = self._timings(several, repeats, limit_s=_NETWORK_S * len(several))
+        timings = self._timings(several, repeats, limit_s=limit_s * len(several))
         return np.array([statistics.median(of_one) for of_one in timings])
 
     def _timings(self, several: Sequence[Callable[[], object]], repeats: int, *, limit_s: float) -> list[list[float]]:
@@ -132,18 +147,92 @@ def measure_table(
 
 
 def measure_whole(
-    models: Sequence[nn.Module], model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str
+    models: Sequence[nn.Module],
+    model: nn.Module,
+    graph: ChannelGraph,
+    spec: LatencySpec,
+    *,
+    device: str,
+    stopwatch: Stopwatch | None = None,
+    limit_s: float = _NETWORK_S,
 ) -> list[float]:
-    """Milliseconds of a batch through each of `models`, cut from `model`, and at last through that; by turns."""
+    """Milliseconds of a batch through each of `models`, cut from `model`, and at last through that; by turns.
+
+    `stopwatch`: another than that of the table.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     try:
         subject = Subject(model, graph, spec, device=device)
         timed = [subject.call(subject.placed(one)) for one in (*models, model)]
         with torch.inference_mode():
-            return [float(ms) for ms in Stopwatch(subject.device).medians(timed, repeats=spec.repeats)]
+            stopwatch = stopwatch or Stopwatch(subject.device)
+            return [float(ms) for ms in stopwatch.medians(timed, repeats=spec.repeats, limit_s=limit_s)]
     finally:
         torch.set_num_threads(threads)
+
+
+def measure_reported(
+    models: Mapping[str, nn.Module],
+    model: nn.Module,
+    graph: ChannelGraph,
+    spec: LatencySpec,
+    *,
+    device: str,
+    threads: int,
+    largest: int,
+    budgeted: bool,
+    stopwatch: Stopwatch | None = None,
+) -> Times:
+    """Times of the named networks, cut from `model`, as a report gives them.
+
+    They are those of one image and of a batch that fills the device, on `threads` CPU threads by the clock on the wall;
+    with `budgeted` also those under the conditions of `spec`, as the latency table is measured. A batch that is chosen
+    here has at most `largest` images.
+    """
+    watch = stopwatch or Stopwatch(torch.device(device), clock=time.perf_counter)
+
+    def under(conditions: LatencySpec, watch: Stopwatch | None = watch) -> Timing:
+        *times_ms, dense_ms = measure_whole(
+            list(models.values()), model, graph, conditions, device=device, stopwatch=watch, limit_s=_REPORTED_S
+        )
+        where = torch.device(device)
+        return Timing(
+            device=device_name(where),
+            threads=conditions.threads if where.type == "cpu" else None,
+            precision=precision_of(conditions, where),
+            batch_size=conditions.batch_size,
+            dense_ms=dense_ms,
+            candidates=dict(zip(models, times_ms, strict=True)),
+        )
+
+    def dense_ms(batch_size: int) -> float:
+        update = {"batch_size": batch_size, "threads": threads, "repeats": 1}
+        (time_ms,) = measure_whole([], model, graph, spec.model_copy(update=update), device=device, stopwatch=watch)
+        return time_ms
+
+    batch_size = spec.report_batch or filling_batch(dense_ms, largest=min(largest, FILLING[torch.device(device).type]))
+    sizes = sorted({1, batch_size})
+    return Times(
+        conditions=tuple(under(spec.model_copy(update={"batch_size": n, "threads": threads})) for n in sizes),
+        budget=under(spec, None) if budgeted else None,
+    )
+
+
+def filling_batch(dense_ms: Callable[[int], float], *, largest: int) -> int:
+    """The largest power of two of images that the device takes at once within `FILLING_MS`, at most `largest`.
+
+    `dense_ms` times a batch of a size through the dense network; it raises OutOfMemoryError where it does not fit.
+    """
+    size = 1
+    while 2 * size <= largest:
+        try:
+            if dense_ms(2 * size) > FILLING_MS:
+                break
+        except torch.OutOfMemoryError:
+            break
+        size *= 2
+    return size
 
 
 def conditions(spec: LatencySpec, *, device: str) -> dict[str, Any]:
@@ -160,7 +249,8 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
     content = {
         "architecture": graph.architecture,
         "factors": [[factor.constant, dict(factor.coefficients)] for factor in graph.factors],
-        "spec": spec.model_dump(mode="json"),
+        # The table does not hang on what the report measures besides.
+        "spec": spec.model_dump(mode="json", exclude={"report_batch"}),
         "device": device_name(torch.device(device)),
         "torch": torch.__version__,
         "seed": seed,
@@ -185,6 +275,11 @@ def device_name(device: torch.device) -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_cpus() -> int:
+    """Number of CPUs that this process may run on, of those that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _operation_times(subject: Subject, cost: CostModel, spec: LatencySpec, seed: int) -> LatencyTable:

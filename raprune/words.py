@@ -47,10 +47,15 @@ def accuracy(share: float | None, interval: float | None = None) -> str:
     return "-" if share is None else f"{100 * share:.2f}{spread}"
 
 
-def time_share(row: Mapping[str, Any]) -> str:
-    """Percent of the dense network's latency: measured whole, or, marked, as the table of layer times predicts."""
-    if row.get("measured_fraction") is not None:
-        return percent(row["measured_fraction"])
+def times_as_fast(speedup: float | None) -> str:
+    """Two or three figures and an x: 1.06x, 2.3x; empty where it was not measured."""
+    return "" if speedup is None else f"{speedup:.2f}x" if speedup < 2 else f"{speedup:.1f}x"
+
+
+def latency_share(row: Mapping[str, Any]) -> str:
+    """Percent of the dense network's latency under the budget's conditions: measured whole, or, marked, predicted."""
+    if row["measured_latency_fraction"] is not None:
+        return percent(row["measured_latency_fraction"])
     return "" if row["latency_fraction"] is None else f"~{percent(row['latency_fraction'])}"
 
 

@@ -177,13 +177,21 @@ def test_the_same_run_gives_the_same_page(run: Store, page: str) -> None:
 def test_measured_times_are_told(tmp_path: Path) -> None:
     store = make_run(tmp_path)
     rows = read_findings(store).front
-    store.write_json("report/latency.json", TIMED | {"candidates": {row["candidate"]: 3.6 for row in rows}})
+    timing = TIMED | {"batch_size": 64, "dense_ms": 4.0, "candidates": {row["candidate"]: 3.6 for row in rows}}
+    store.write_json("report/latency.json", {"conditions": [timing | {"batch_size": 1}, timing], "budget": timing})
     write_report(store)
     first, *_ = store.read_json("report/front.json")
-    assert (first["measured_ms"], first["measured_fraction"]) == (pytest.approx(3.6), pytest.approx(0.9))
+    assert (first["measured_ms"], first["speedup"]) == (pytest.approx(3.6), pytest.approx(1 / 0.9))
     page = store.read_bytes("report/front.html").decode()
-    assert Parsed(page).tables["Beside the dense one"][4] == ["latency, measured", "4 ms", "3.6 ms", "90.0"]
-    assert "Fewer FLOPs did not become faster" in page and "batch of 1, float32, on AMD EPYC" in page
+    assert Parsed(page).tables["Beside the dense one"][4:7] == [
+        ["time of a batch of 1, measured", "4 ms", "3.6 ms", "90.0"],
+        ["time of a batch of 64, measured", "4 ms", "3.6 ms", "90.0"],
+        ["latency of the budget, measured", "4 ms", "3.6 ms", "90.0"],
+    ]
+    assert all(f'class="number">faster, batch of {size}</th>' in page for size in (1, 64))
+    _, *lines = Parsed(page).tables["The networks of the front"]
+    assert all(line.count("1.11x") == 2 for line in lines)
+    assert "hardly faster than the dense network at batch 64" in page and "float32 on AMD EPYC, 2 threads" in page
 
 
 def test_the_picture_is_a_picture(run: Store) -> None:

@@ -35,6 +35,7 @@ PURE = (
     "figures",
     "document",
     "words",
+    "times",
     "tracing.graph",
 )
 """No torch, no ray: results stay readable on a laptop."""
@@ -159,7 +160,7 @@ ROOMS = (
         "maxout",
     ),
     ("statistics",),
-    ("store", "pareto", "spec", "reference", "extension"),
+    ("store", "times", "pareto", "spec", "reference", "extension"),
     ("trial", "candidate", "budget", "errors", "fields", "outage", "words"),
 )
 """From the top of the house to its foot; a room imports its own floor and those below."""

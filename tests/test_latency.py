@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,16 @@ from raprune.preparation import prepare
 from raprune.single import prune_once
 from raprune.spec import LatencySpec, SearchSpec, latency_fraction, load_spec, read_latency
 from raprune.surgery import cut
-from raprune.timing import conditions, measure_table, measure_whole, table_key
+from raprune.timing import (
+    FILLING_MS,
+    Stopwatch,
+    conditions,
+    filling_batch,
+    measure_reported,
+    measure_table,
+    measure_whole,
+    table_key,
+)
 from raprune.tracing import ChannelGraph, trace
 from tests.tracing.networks import image
 from tests.tracing.proved import proved
@@ -264,6 +274,7 @@ def test_the_table_depends_on_network_device_and_conditions_alone() -> None:
         assert table_key(graph, BATCH.model_copy(update=change), device="cpu") != key
     frozen = graph.without({graph.groups[0].name: "asked for"})
     assert table_key(frozen, BATCH, device="cpu") != key
+    assert table_key(graph, BATCH.model_copy(update={"report_batch": 7}), device="cpu") == key
     assert conditions(LatencySpec(precision="auto"), device="cpu")["precision"] == "float32"
 
 
@@ -271,6 +282,71 @@ def test_threads_are_as_they_were() -> None:
     threads = torch.get_num_threads()
     measured()
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("ms_per_image", "room", "largest", "size"),
+    [
+        (1.0, 10**6, 64, 64),
+        (1.0, 10**6, 100, 64),  # powers of two
+        (FILLING_MS / 16, 10**6, 64, 16),
+        (FILLING_MS, 10**6, 64, 1),  # one image takes half a second
+        (1.0, 40, 256, 32),  # 64 do not fit into memory
+        (1.0, 10**6, 1, 1),
+    ],
+)
+def test_a_batch_that_fills_the_device_is_fast_enough_and_fits(
+    ms_per_image: float, room: int, largest: int, size: int
+) -> None:
+    def dense_ms(batch_size: int) -> float:
+        if batch_size > room:
+            raise torch.OutOfMemoryError
+        return ms_per_image * batch_size
+
+    assert filling_batch(dense_ms, largest=largest) == size
+
+
+class Ticking(Stopwatch):
+    """Counts a millisecond for each image and thread."""
+
+    def milliseconds(self, call: Callable[[], object]) -> float:
+        output = call()
+        assert isinstance(output, torch.Tensor)
+        return float(len(output) * torch.get_num_threads())
+
+
+def test_reported_times_are_of_one_image_and_of_a_full_batch_on_all_threads_and_the_budget_keeps_its_own() -> None:
+    model, graph, _, _ = measured()
+    half = cut(model, graph, Candidate("half", {}))
+    threads = torch.get_num_threads()
+    times = measure_reported(
+        {"a": half},
+        model,
+        graph,
+        BATCH.model_copy(update={"threads": 1}),
+        device="cpu",
+        threads=2,
+        largest=8,
+        budgeted=True,
+        stopwatch=Ticking(torch.device("cpu")),
+    )
+    single, batch = times.conditions
+    assert (single.batch_size, single.threads, single.dense_ms, dict(single.candidates)) == (1, 2, 2.0, {"a": 2.0})
+    assert (batch.batch_size, batch.threads, batch.dense_ms, dict(batch.candidates)) == (8, 2, 16.0, {"a": 16.0})
+    assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (BATCH.batch_size, 1)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_job_fixes_the_batch_of_the_report() -> None:
+    model, graph, _, _ = measured()
+    spec, watch = BATCH.model_copy(update={"report_batch": 3}), Ticking(torch.device("cpu"))
+    measure = partial(
+        measure_reported, {}, model, graph, device="cpu", threads=1, largest=8, budgeted=False, stopwatch=watch
+    )
+    times = measure(spec)
+    assert [timing.batch_size for timing in times.conditions] == [1, 3] and times.budget is None
+    alone = measure(spec.model_copy(update={"report_batch": 1}))
+    assert [timing.batch_size for timing in alone.conditions] == [1]
 
 
 def job(folder: Path, **changes: object) -> SearchSpec:

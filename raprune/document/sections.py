@@ -10,7 +10,8 @@ from raprune.document.job import job_of
 from raprune.document.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
-from raprune.tables import drop, not_faster, why_starred
+from raprune.tables import drop, how_timed, latency_conditions, why_starred
+from raprune.times import measured_at, slow
 
 FINISHED = "finished"
 MOST_ERRORS = 5
@@ -93,9 +94,12 @@ def front(findings: Findings) -> str:
         f"{len(findings.front)} of them on the front; the others are faint. The axis is the logarithm of the error."
     )
     pruned = any(weights_pruned(row) for row in rows)
-    timed = any(words.time_share(row) for row in rows)
+    timings = findings.times.conditions
+    has_latency = any(words.latency_share(row) for row in rows)
     head = ["★", "candidate", "method", "#epochs", "#FLOPs %", "#FLOPs", "#params %", "#params"]
-    head += ["#nonzero %"] * pruned + ["#time %"] * timed + ["#validation %", "#test %", "#drop, points"]
+    head += ["#nonzero %"] * pruned + ["#latency %"] * has_latency
+    head += [f"#faster, batch of {timing.batch_size}" for timing in timings]
+    head += ["#validation %", "#test %", "#drop, points"]
     cells = [
         [
             "★" * row["starred"],
@@ -107,7 +111,8 @@ def front(findings: Findings) -> str:
             words.percent(row["params_fraction"]),
             words.count(row["params"]),
             *([words.percent(row["nonzero_fraction"])] * pruned),
-            *([words.time_share(row)] * timed),
+            *([words.latency_share(row)] * has_latency),
+            *(words.times_as_fast(timing.speedup(row["candidate"])) for timing in timings),
             words.accuracy(row["val_accuracy"], row["val_interval"]),
             words.accuracy(row["test_accuracy"], row["test_interval"]),
             drop(row, findings.dense, findings.test),
@@ -126,19 +131,21 @@ def chosen(findings: Findings) -> str:
     if row is None or not dense:
         return ""
     images = test.get("images", 0)
-    measured = findings.timed
     cells = [
         ["FLOPs for one image", f"{dense['flops']:,}", f"{row['flops']:,}", words.percent(row["flops_fraction"])],
         ["MACs for one image", f"{dense['flops'] // 2:,}", f"{row['macs']:,}", words.percent(row["flops_fraction"])],
         ["parameters", f"{dense['params']:,}", f"{row['params']:,}", words.percent(row["params_fraction"])],
     ]
-    if row["measured_ms"] is not None:
-        share = words.percent(row["measured_fraction"])
-        cells.append(["latency, measured", f"{measured['dense_ms']:.3g} ms", f"{row['measured_ms']:.3g} ms", share])
-    elif row["latency_fraction"] is not None:
+    for timing in findings.times.conditions:
+        if (time_ms := timing.candidates.get(row["candidate"])) is not None:
+            what = f"time of a batch of {timing.batch_size}, measured"
+            cells.append([what, *_compared_ms(timing.dense_ms, time_ms)])
+    if row["measured_latency_ms"] is not None:
+        whole = row["measured_latency_ms"] / row["measured_latency_fraction"]
+        cells.append(["latency of the budget, measured", *_compared_ms(whole, row["measured_latency_ms"])])
+    if row["latency_fraction"] is not None:
         whole = row["latency_ms"] / row["latency_fraction"]
-        share = words.percent(row["latency_fraction"])
-        cells.append(["latency, predicted", f"{whole:.3g} ms", f"{row['latency_ms']:.3g} ms", share])
+        cells.append(["latency of the budget, predicted", *_compared_ms(whole, row["latency_ms"])])
     dense_val = words.accuracy(dense.get("val_accuracy"))
     cells.append(["validation accuracy, %", dense_val, words.accuracy(row["val_accuracy"], row["val_interval"]), ""])
     if row["test_accuracy"] is not None:
@@ -155,9 +162,7 @@ def chosen(findings: Findings) -> str:
         "Method": f"{row['method']}{f' with {settings}' if settings else ''}, widths by {row['allocation']}",
         "Validation accuracy": _way(row),
         "Seeds": f"{len(row['repeats'])}: mean, ± half the 95 % interval" if len(row["repeats"]) > 1 else "",
-        "Latency": f"batch of {measured['batch_size']}, {measured['precision']}, on {measured['device']}"
-        if row["measured_ms"] is not None
-        else "",
+        "Measured for": measured_at(findings.times.conditions),
         "To have it": f"raprune export {findings.name} {row['candidate']} FOLDER",
         "To load it": "raprune.load(YourNet(), 'FOLDER')",
     }
@@ -167,6 +172,10 @@ def chosen(findings: Findings) -> str:
         facts(steps),
         _proof(findings),
     )
+
+
+def _compared_ms(dense_ms: float, time_ms: float) -> list[str]:
+    return [f"{dense_ms:.3g} ms", f"{time_ms:.3g} ms", words.percent(time_ms / dense_ms)]
 
 
 def widths(findings: Findings) -> str:
@@ -277,7 +286,8 @@ def repeat(findings: Findings) -> str:
 
 
 def _notes(findings: Findings) -> str:
-    rows, test, timed = findings.listed, findings.test, findings.timed
+    rows, test, times = findings.listed, findings.test, findings.times
+    has_latency = any(words.latency_share(row) for row in rows)
     seeds = max(len(row["repeats"]) for row in rows)
     return paragraph(
         why_starred(rows, findings.run),
@@ -287,11 +297,8 @@ def _notes(findings: Findings) -> str:
         if test.get("images")
         else "Drop: validation accuracy against the dense network; the test split was not touched.",
         "Epochs: of training since the dense network. FLOPs count a multiply-add as 2.",
-        f"Time: of the dense network's {timed['dense_ms']:.3g} ms for a batch of {timed['batch_size']} "
-        f"({timed['precision']}) on {timed['device']}; ~ as layer times predict it."
-        if timed
-        else "",
-        not_faster(rows, timed),
+        *how_timed(rows, findings.run, times.conditions, has_latency=has_latency),
+        slow(rows, times),
     )
 
 
@@ -344,7 +351,10 @@ def _budget(findings: Findings) -> str:
     ]
     if spec.get("budget_latency") is not None:
         latency = findings.budget.latency
-        parts.append(f"at most {spec['budget_latency'] if latency is None else f'{100 * latency:g} %'} of the latency")
+        share = spec["budget_latency"] if latency is None else f"{100 * latency:g} %"
+        known = findings.run.get("latency")
+        under = f", for {latency_conditions(known)}" if known else ""
+        parts.append(f"at most {share} of the latency{under}")
     return "; ".join(parts)
 
 

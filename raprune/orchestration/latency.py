@@ -1,35 +1,43 @@
 """Latency on the workers' device: the table before the search, whole networks of the front after it.
 
-Both are measured by a task of the size of a trial, while nothing else of the run works.
+Both are measured while nothing else of the run works: the table by a task of the size of a trial, the networks by one
+that has a whole node, or a whole GPU, to itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
 from raprune import artifact
 from raprune.candidate import Candidate
 from raprune.data.dataset import Dataset
-from raprune.front import Row, front
+from raprune.errors import RapruneError
+from raprune.front import Row, candidates, listed
 from raprune.latency import LatencyTable
 from raprune.methods import method_named
 from raprune.models import build_model
-from raprune.orchestration.placement import Placement
+from raprune.orchestration.cluster import node_resources
+from raprune.orchestration.placement import Placement, place_timing
 from raprune.orchestration.remote import answer
 from raprune.preparation import Prepared, stored_table
-from raprune.report import LATENCY_FILE
 from raprune.spec import SearchSpec
 from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
 from raprune.surgery import cut
-from raprune.timing import conditions, measure_table, measure_whole, table_key
+from raprune.times import LATENCY_FILE, Times
+from raprune.timing import measure_reported, measure_table, table_key, usable_cpus
 from raprune.tracing.graph import ChannelGraph
 from raprune.trial import Stage, Trial
+
+ALONE_S = 30.0
+"""Time that a whole node or GPU is waited for, where others use the cluster as well."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,12 @@ def latency_table(subject: Subject, store: Store) -> tuple[LatencyTable, bool]:
 
 
 def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> None:
-    """Write `report/latency.json`, unless it is there: measured times of the front's networks and the dense one.
-
-    Its content: `{"device", "batch_size", "precision", "dense_ms", "candidates": {id: milliseconds}}`.
-    """
-    rows = front(trials, subject.spec.budget)
+    """Write `report/latency.json`, unless it is there: the `Times` of the networks of `front.listed`."""
+    rows = listed(candidates(trials), store.run())
     if rows and not store.exists(LATENCY_FILE):
         kept = {trial.candidate.id: trial.candidate.kept for trial in trials if trial.candidate is not None}
-        store.write_json(LATENCY_FILE, _run(_measure_front, subject, store, rows, kept))
+        times: Times = _run_alone(_measure_front, subject, store, rows, kept)
+        store.write_json(LATENCY_FILE, times.to_json())
 
 
 def _measure_table(subject: Subject) -> Measured:
@@ -98,15 +104,19 @@ def _measure_table(subject: Subject) -> Measured:
 
 def _measure_front(
     subject: Subject, store: Store, rows: Sequence[Row], kept: Mapping[str, Mapping[str, tuple[int, ...]]]
-) -> dict[str, Any]:
+) -> Times:
     model, spec = subject.model(), subject.spec
-    models = [_network(row, kept[row["candidate"]], model, subject.graph, store) for row in rows]
-    *times, dense_ms = measure_whole(models, model, subject.graph, spec.latency, device=subject.placement.device)
-    return {
-        **conditions(spec.latency, device=subject.placement.device),
-        "dense_ms": dense_ms,
-        "candidates": {row["candidate"]: time_ms for row, time_ms in zip(rows, times, strict=True)},
-    }
+    return measure_reported(
+        {row["candidate"]: _network(row, kept[row["candidate"]], model, subject.graph, store) for row in rows},
+        model,
+        subject.graph,
+        spec.latency,
+        device=subject.placement.device,
+        # A container or a batch system may give fewer than the node has.
+        threads=min(subject.placement.threads, usable_cpus()),
+        largest=spec.search.eval_batch_size,
+        budgeted=spec.budget_latency is not None,
+    )
 
 
 def _network(
@@ -119,12 +129,29 @@ def _network(
     return cut(model, graph, Candidate("timed", kept))
 
 
-def _run(work: Any, subject: Subject, *arguments: Any) -> Any:
-    """What a task of a trial's size gives."""
-    placement = subject.placement
-    task = ray.remote(work).options(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=2)
+def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:
+    """The result of a task that has a whole node or GPU to itself; of one of a trial's size if none gets free."""
+    whole = replace(subject, placement=place_timing(node_resources(), subject.placement))
+    group = placement_group([whole.placement.resources])
+    strategy = PlacementGroupSchedulingStrategy(group)
+    try:
+        if group.wait(ALONE_S):
+            # Where the node is lost, no other may be as large.
+            return _run(work, whole, *arguments, scheduling_strategy=strategy, max_retries=0)
+    except RapruneError as error:
+        if not isinstance(error.__cause__, ray.exceptions.RayError):
+            raise
+    finally:
+        remove_placement_group(group)
+    return _run(work, subject, *arguments)
+
+
+def _run(work: Any, subject: Subject, *arguments: Any, max_retries: int = 2, **options: Any) -> Any:
+    """The result of a task of the size that the subject's placement says."""
+    resources = {"num_cpus": subject.placement.cpus, "num_gpus": subject.placement.gpus}
+    task = ray.remote(work).options(max_retries=max_retries, **resources, **options)
     return answer(
         task.remote(subject, *arguments),
         lost="The worker that measures latency was lost",
-        hint="It may have run out of memory: a smaller latency.batch_size needs less.",
+        hint="It may have run out of memory: a smaller latency.batch_size or latency.report_batch needs less.",
     )

@@ -2,15 +2,17 @@
 
 Nothing here can lock up, for these reasons:
 
-* What holds resources is of three kinds: the search's workers (each the size of a trial), tasks of that same size
-  (dense network, statistics, test split), and one group of training workers. The coordinator, the driver and the
-  group's controller hold none.
+* What holds resources is of four kinds: the search's workers (each the size of a trial), tasks of that same size
+  (dense network, statistics, test split), one group of training workers, and the task that times whole networks. The
+  coordinator, the driver and the group's controller hold none.
 * Kinds take turns: a group is asked for when every trial's worker has given back what it held, and ends before the next
   one starts. So never more is asked for at a time than `place` or `place_training` found room for, alone.
 * Within a kind all bundles are equal and each lies on one node, so wherever Ray puts the first ones, the last one fits:
   what is left on a node after k of them still takes the other floor(node / bundle) - k.
 * Nothing that holds resources waits for something that does not have its own yet. Workers that meet before the first
   trial go on without those that are late (`worker.MEETING_S`), and a group gets all its bundles or none.
+* A whole node, for timings, may never be free where others use the cluster as well: it is waited for a while, and then
+  the size of a trial does.
 """
 
 from __future__ import annotations
@@ -173,6 +175,17 @@ def place_again(nodes: Sequence[Mapping[str, float]], before: TrainPlacement) ->
         return before if workers else None
     reason = f"{workers} x {_words(before.cpus, before.gpus)} together, of {before.workers} before nodes were lost"
     return replace(before, workers=workers, reason=reason)
+
+
+def place_timing(nodes: Sequence[Mapping[str, float]], trial: Placement) -> Placement:
+    """Room for timing networks with nothing beside them: a whole GPU, or all processors of the largest node.
+
+    `trial` is the placement of the search, `nodes` as for `place`.
+    """
+    if trial.gpus > 0:
+        return Placement(1, trial.cpus, 1.0, f"1 x {_words(trial.cpus, 1.0)}")
+    cpus = max((node.get("CPU", 0.0) for node in nodes), default=trial.cpus)
+    return Placement(1, cpus, 0.0, f"1 x {_words(cpus, 0.0)}")
 
 
 def _trial(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def describe_run(known: Known, away: Away | None, *, name: str) -> Answer:
         "data": run.get("data"),
         "latency": latency,
         "test": known.test,
-        "measured": known.timed,
+        "measured": known.times.to_json(),
         "machine": run.get("machine"),
         "versions": run.get("versions", {}),
         "progress": describe_progress(known),

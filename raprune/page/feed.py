@@ -20,8 +20,9 @@ from raprune.candidate import Candidate
 from raprune.errors import RapruneError
 from raprune.findings import Findings
 from raprune.front import Growth, Progress, budget_of, progress
-from raprune.report import read_test, read_times
+from raprune.report import read_test
 from raprune.store import SCHEMA, Store, from_row
+from raprune.times import Times, read_times
 from raprune.trial import Stage, Trial
 
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
@@ -165,7 +166,7 @@ class Feed:
         self._resets = 0
         self._run: dict[str, Any] = {}
         self._test: dict[str, Any] = {}
-        self._timed: dict[str, Any] = {}
+        self._times = Times()
         self._read: set[str] = set()
         self._trials: list[Trial] = []
         self._networks: frozenset[str] = frozenset()
@@ -212,7 +213,7 @@ class Feed:
         if run != self._run:
             # Both are written before `run.json` says that the run is finished.
             self._test = read_test(self.store)
-            self._timed = read_times(self.store)
+            self._times = read_times(self.store)
             self._begin(run)
         new = [part for part in parts if part not in self._read]
         if new:
@@ -251,7 +252,7 @@ class Feed:
             name=self.store.name,
             run=self._run,
             test=self._test,
-            timed=self._timed,
+            times=self._times,
             trials=tuple(self._trials),
             history=tuple(self._course.points),
             networks=self._networks,

@@ -7,18 +7,24 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 from rich.console import Console
 
 from raprune.budget import Budget
 from raprune.errors import BudgetError
 from raprune.front import budget_of, front
 from raprune.latency import TABLE
+from raprune.orchestration import latency
+from raprune.orchestration.cluster import node_resources
+from raprune.orchestration.placement import Placement
 from raprune.orchestration.search import search
-from raprune.preparation import stored_table
-from raprune.report import LATENCY_FILE, print_front, print_pick
+from raprune.preparation import prepare, stored_table
+from raprune.report import print_front, print_pick
 from raprune.single import export
 from raprune.spec import SearchSpec
 from raprune.store import Store
+from raprune.times import read_times
+from raprune.timing import usable_cpus
 from raprune.trial import Stage
 
 pytestmark = pytest.mark.ray
@@ -32,7 +38,7 @@ def spec_of(folder: Path, budget: float | str) -> SearchSpec:
             "search": {"trials": 8, "lookahead": 4, "calibration_images": 64},
             "finalists": {"count": 1, "each_method": False, "train": {"epochs": 0.1}},
             "resources": {"workers": 2},
-            "latency": {"batch_size": 64, "repeats": 3, "widths": 3},
+            "latency": {"batch_size": 64, "repeats": 3, "widths": 3, "report_batch": 16},
             "budget_latency": budget,
             "output": str(folder / "run"),
         }
@@ -71,23 +77,50 @@ def test_every_candidate_is_predicted_within_the_budget(finished: tuple[Store, s
 
 def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) -> None:
     store, _ = finished
-    timed = store.read_json(LATENCY_FILE)
+    times = read_times(store)
     rows = front(store.trials(), budget_of(store.run()))
-    assert set(timed["candidates"]) == {row["candidate"] for row in rows}
-    assert timed["dense_ms"] > 0 and timed["batch_size"] == 64 and min(timed["candidates"].values()) > 0
+    assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (64, 1)
+    assert [timing.batch_size for timing in times.conditions] == [1, 16], "as the job says"
+    for timing in (*times.conditions, times.budget):
+        assert set(timing.candidates) == {row["candidate"] for row in rows}
+        assert timing.dense_ms > 0 and min(timing.candidates.values()) > 0
+    assert {timing.threads for timing in times.conditions} == {usable_cpus()}
     shown = console()
     print_front(store.uri, console=shown)
     words = " ".join(text(shown).split())
-    assert " time val % " in words and "Time: share of the dense network's latency" in words
+    assert " latency faster@1 faster@16 val % " in words
+    assert (
+        "Latency: fraction of the dense network's under the conditions of the budget, a batch of 64, float32" in words
+    )
+
+
+def test_networks_are_timed_in_the_room_of_a_trial_where_no_whole_node_gets_free(
+    ray_cluster: None, finished: tuple[Store, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = finished
+    spec = SearchSpec.model_validate(store.run()["spec"])
+    monkeypatch.setattr(latency, "ALONE_S", 0.5)
+    nodes = node_resources()
+    placement = Placement(1, 1.0, 0.0, "a trial")
+    subject = latency.Subject.of(spec, prepare(spec), placement)
+    other = Store(tmp_path)
+    other.create(store.run())
+    taken = ray.util.placement_group([{"CPU": 1.0}] * len(nodes), strategy="STRICT_SPREAD")
+    try:
+        assert taken.wait(60)
+        latency.measure_front(subject, other, store.trials())
+    finally:
+        ray.util.remove_placement_group(taken)
+    assert {timing.threads for timing in read_times(other).conditions} == {1}
 
 
 def test_another_latency_is_picked_without_new_work(finished: tuple[Store, str]) -> None:
     store, _ = finished
     dense_ms = store.run()["latency"]["dense_ms"]
     least = min(t.metrics.latency_fraction or 1.0 for t in store.trials() if t.metrics)
-    for latency in (f"{least}", f"{least * dense_ms}ms"):
+    for asked in (f"{least}", f"{least * dense_ms}ms"):
         shown = console()
-        print_pick(store.uri, Budget(), latency=latency, console=shown, as_json=True)
+        print_pick(store.uri, Budget(), latency=asked, console=shown, as_json=True)
         assert json.loads(text(shown))["latency_fraction"] <= least * (1 + 1e-9)
 
 

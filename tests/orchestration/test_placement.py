@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raprune.errors import UsageError
-from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
+from raprune.orchestration.placement import (
+    Placement,
+    TrainPlacement,
+    place,
+    place_again,
+    place_resumed,
+    place_timing,
+    place_training,
+)
 from raprune.spec import ResourceSpec, SamplerSpec
 
 LAPTOP = {"CPU": 2.0}
@@ -36,6 +44,25 @@ def test_what_fits(
 ) -> None:
     placement = place(nodes, ResourceSpec.model_validate(resources), lookahead=8)
     assert (placement.workers, placement.cpus, placement.gpus) == (workers, cpus, gpus)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "cpus", "gpus"),
+    [
+        ([LAPTOP], {}, 2.0, 0.0),
+        ([LAPTOP, {"CPU": 0.0}, {"CPU": 8.0}], {"cpus_per_trial": 0.5}, 8.0, 0.0),
+        ([BOX], {"gpus_per_trial": 0.4, "cpus_per_trial": 3}, 3.0, 1.0),
+        ([BOX], {"gpus_per_trial": 2}, 1.0, 1.0),
+        ([BOX], {"gpus_per_trial": 0}, 32.0, 0.0),
+    ],
+)
+def test_timing_has_all_processors_of_a_node_or_a_whole_gpu(
+    nodes: list[dict[str, float]], resources: dict[str, float], cpus: float, gpus: float
+) -> None:
+    trial = place(nodes, ResourceSpec.model_validate(resources), lookahead=8)
+    placement = place_timing(nodes, trial)
+    assert (placement.workers, placement.cpus, placement.gpus) == (1, cpus, gpus)
+    assert place(nodes, ResourceSpec(cpus_per_trial=cpus, gpus_per_trial=gpus), lookahead=None).workers >= 1
 
 
 def test_no_more_workers_than_the_lookahead_feeds() -> None:
