@@ -32,6 +32,7 @@ from raprune.methods.reconstruction import Reconstruction
 from raprune.methods.slimming import Slimming
 from raprune.methods.taylor import Taylor
 from raprune.methods.thinet import ThiNet
+from raprune.names import METHODS_GROUP
 
 METHODS: dict[str, type[Method]] = {
     "activation": Activation,
@@ -50,10 +51,6 @@ METHODS: dict[str, type[Method]] = {
     "taylor": Taylor,
     "thinet": ThiNet,
 }
-
-
-GROUP = "raprune.methods"
-"""Entry points of this group, `name = "package.module:Class"`, are methods that an installed distribution adds."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def _listed(name: str, origin: str, kind: type[Method]) -> Listed:
 
 
 def _entry_points() -> list[EntryPoint]:
-    return sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    return sorted(entry_points(group=METHODS_GROUP), key=lambda entry: (entry.name, entry.value))
 
 
 def _load(entry: EntryPoint) -> type[Method]:

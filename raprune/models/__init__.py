@@ -17,6 +17,7 @@ from raprune.models.cifar_vgg import CifarVGG
 from raprune.models.digits import DigitsNet
 from raprune.models.lenet import LeNet5
 from raprune.models.weights import load_weights
+from raprune.names import list_models, torchvision_models
 from raprune.spec import ModelSpec
 
 __all__ = ["build_model", "list_models", "load_weights"]
@@ -45,9 +46,15 @@ def _digits_net(*, num_classes: int, image_shape: Shape, width: int = 16) -> nn.
 OWN: dict[str, Callable[..., nn.Module]] = {
     "digits-net": _digits_net,
     "lenet5": LeNet5,
-    **{f"cifar-resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
-    **{f"cifar-vgg{depth}-bn": _vgg(depth) for depth in (16, 19)},
+    "cifar-resnet20": _resnet(20),
+    "cifar-resnet32": _resnet(32),
+    "cifar-resnet44": _resnet(44),
+    "cifar-resnet56": _resnet(56),
+    "cifar-resnet110": _resnet(110),
+    "cifar-vgg16-bn": _vgg(16),
+    "cifar-vgg19-bn": _vgg(19),
 }
+"""Name -> builder. Literal keys: `names` reads them from the source."""
 
 
 def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.Module:
@@ -77,16 +84,6 @@ def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.
     return model
 
 
-def list_models() -> list[str]:
-    """All names that `ModelSpec.name` takes, the project's own first; timm's as `timm:NAME` where it is installed."""
-    names = list(OWN) + _torchvision_names()
-    if importlib.util.find_spec("timm"):
-        import timm
-
-        names += [f"timm:{name}" for name in timm.list_models()]
-    return names
-
-
 def _resolve(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     if name in OWN:
         return OWN[name], {"num_classes": num_classes, "image_shape": image_shape}
@@ -96,7 +93,7 @@ def _resolve(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[
     if is_user_function(name):
         function = load_function(name, field="model.name")
         return function, _accepted(function, {"num_classes": num_classes, "image_shape": image_shape})
-    if name in _torchvision_names():
+    if name in torchvision_models():
         return _torchvision(name, num_classes, image_shape)
     close = difflib.get_close_matches(name, list_models(), n=3)
     raise UsageError(
@@ -105,14 +102,8 @@ def _resolve(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[
     )
 
 
-def _torchvision_names() -> list[str]:
-    # Imported here, as in the functions below: an import of torchvision takes a second that our own networks can save.
-    from torchvision import models
-
-    return list(models.list_models(module=models))
-
-
 def _torchvision(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    # Imported here, as timm below: an import of torchvision takes a second that our own networks can save.
     from torchvision import models
 
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
