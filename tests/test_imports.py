@@ -161,7 +161,7 @@ ROOMS = (
     ),
     ("statistics",),
     ("store", "times", "pareto", "spec", "reference", "extension"),
-    ("trial", "candidate", "budget", "errors", "fields", "outage", "words"),
+    ("trial", "candidate", "budget", "errors", "interruption", "names", "fields", "outage", "words"),
 )
 """From the top of the house to its foot; a room imports its own floor and those below."""
 

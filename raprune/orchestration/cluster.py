@@ -6,16 +6,15 @@ import logging
 import os
 import platform
 import secrets
-import signal
 import sys
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from raprune.errors import RapruneError, Terminated, UsageError
+from raprune.errors import RapruneError, UsageError
+from raprune.interruption import hear, heard
 from raprune.orchestration.submitted import cluster_address
 
 SETTINGS = {
@@ -62,38 +61,14 @@ def cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    connect(address)
-    try:
-        with _terminated_like_interrupted():
+    with heard():
+        connect(address)
+        # Ray's own handler of SIGTERM prints its stack and leaves at once.
+        hear()
+        try:
             yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM ends the block as Ctrl-C does; Ray's own handler prints its stack and leaves at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    came = threading.Event()
-
-    def stop(*_: object) -> None:
-        came.set()
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        # Where Ray waits, it makes an interruption of its own of whatever a handler raises.
-        if came.is_set():
-            raise Terminated from None
-        raise
-    finally:
-        # None: a handler that was not Python's and cannot be put back.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        finally:
+            ray.shutdown()
 
 
 def node_resources() -> list[Mapping[str, float]]:
