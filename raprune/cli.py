@@ -10,13 +10,15 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from raprune import __version__
+from raprune import __version__, interruption, names
 from raprune.errors import (
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
@@ -39,95 +41,210 @@ TRACEBACK = "RAPRUNE_TRACEBACK"
 class Commands(TyperGroup):
     """Commands whose failure is told in one screen."""
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        with _told(None):
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told(ctx):
             return super().invoke(ctx)
-        except RapruneError as error:
+
+
+@contextmanager
+def _told(ctx: Any) -> Iterator[None]:
+    """Inside, a failure or an interruption is told, and becomes an exit code."""
+    try:
+        yield
+        return
+    except (BrokenPipeError, typer.Exit, typer.Abort):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        stop = None if isinstance(error, UsageError) or _is_usage(error) else interruption.behind(error)
+        if stop is not None:
+            interruption.let_go()
+            is_terminated = issubclass(stop, Terminated)
+            _tell(
+                "Terminated." if is_terminated else "Interrupted.", _how_to_resume(ctx.obj) if ctx and ctx.obj else ""
+            )
+            code = EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED
+        elif isinstance(error, RapruneError):
             _tell(error.message, error.hint)
             code = error.exit_code
-        except KeyboardInterrupt as stop:
-            terminated = isinstance(stop, Terminated)
-            _tell("Terminated." if terminated else "Interrupted.", _how_to_resume(ctx.obj) if ctx.obj else "")
-            code = EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
-        except (BrokenPipeError, typer.Exit, typer.Abort):
+        elif os.environ.get(TRACEBACK) == "1" or _is_usage(error):
             raise
-        except Exception as error:
-            if os.environ.get(TRACEBACK) == "1" or _is_usage(error):
-                raise
+        else:
             _tell(
                 f"{type(error).__name__}: {first_lines(str(error))}",
                 f"This is a bug, in raprune or in your code that it called. {TRACEBACK}=1 shows where it came from.",
             )
             code = EXIT_FAILURE
-        raise typer.Exit(code)
+    raise typer.Exit(code)
 
 
 app = typer.Typer(
     name="raprune",
     cls=Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Condense a trained vision network: search for the sub-networks with the best accuracy for their cost.",
 )
 
 
 def main() -> None:
-    """The `raprune` command."""
+    """Run the command line; `python -m raprune` also hears an interruption of its imports."""
     app()
 
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: its --output, a path or a URI.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def raprune(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", metavar="", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Condense a trained vision network: search for the sub-networks with the best accuracy for their cost."""
+
+
+SEARCHES = "Search"
+RESULTS = "Results of a run"
+ONE_NETWORK = "One network"
+CLUSTERS = "Ray clusters"
+REFERENCE = "Reference"
+"""Groups of commands in `raprune --help`, in the order in which a newcomer reads them."""
+
+NETWORK = "Network and data"
+BUDGET = "Budget and accuracy"
+SEARCH = "Search"
+PRUNING = "Pruning"
+FINETUNING = "Fine-tuning"
+PLACE = "Where it runs"
+JOB = "Job"
+KUBERAY = "With --kuberay"
+"""Groups of options."""
+
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Folder of a run: its --output, a path or a URI.", autocompletion=names.complete_run
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", metavar="")]
 
 Job = Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="A job; flags override its fields.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="A name of `raprune models`, timm:NAME, or package.module:function.", show_default=False),
+    typer.Option(
+        help="Network: a name of `raprune models`, or package.module:function.",
+        metavar="NAME",
+        rich_help_panel=NETWORK,
+        autocompletion=names.complete_model,
+    ),
 ]
-Weights = Annotated[str | None, typer.Option(help="Trained weights: .safetensors, or a state dict of torch.save.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Trained weights: .safetensors, or a state dict of torch.save.", metavar="FILE", rich_help_panel=NETWORK
+    ),
+]
 Data = Annotated[
     str | None,
-    typer.Option(help="digits, parquet, imagefolder, a torchvision data set's name, or package.module:function."),
+    typer.Option(
+        help=f"Data set: {', '.join(names.list_datasets())}, or package.module:function.",
+        metavar="NAME",
+        rich_help_panel=NETWORK,
+        autocompletion=names.complete_dataset,
+    ),
 ]
 Train = Annotated[
-    str | None, typer.Option(help="Training split: Parquet path or URI, or a torchvision data set's root.")
+    str | None,
+    typer.Option(
+        help="Training split: a Parquet path or URI, a folder of images, or the root of a torchvision data set.",
+        metavar="PATH",
+        rich_help_panel=NETWORK,
+    ),
 ]
 Validation = Annotated[
     str | None,
-    typer.Option(help="Validation split: steers the search. (default: a part of the training split is held out)"),
+    typer.Option(
+        help="Validation split, which steers the search. (default: a part of the training split is held out)",
+        metavar="PATH",
+        rich_help_panel=NETWORK,
+    ),
 ]
-Test = Annotated[str | None, typer.Option(help="Test split: looked at once, for the report.")]
-Download = Annotated[bool | None, typer.Option("--download", help="Let torchvision fetch the data set.")]
-BudgetFlops = Annotated[float | None, typer.Option(help="Fraction of the dense FLOPs that may remain: 0.3 keeps 30 %.")]
-BudgetParams = Annotated[float | None, typer.Option(help="Fraction of the dense parameters that may remain.")]
+Test = Annotated[
+    str | None,
+    typer.Option(help="Test split, which is looked at once, for the report.", metavar="PATH", rich_help_panel=NETWORK),
+]
+Download = Annotated[
+    bool | None,
+    typer.Option("--download", help="Let torchvision fetch the data set.", metavar="", rich_help_panel=NETWORK),
+]
+BudgetFlops = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of the dense FLOPs that may remain: 0.3 keeps 30 %.", metavar="FRACTION", rich_help_panel=BUDGET
+    ),
+]
+BudgetParams = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the dense parameters that may remain.", metavar="FRACTION", rich_help_panel=BUDGET),
+]
 BudgetLatency = Annotated[
     str | None,
-    typer.Option(help="Latency that may remain: 0.5, a fraction of the dense network's, or 3ms, a time a batch."),
+    typer.Option(
+        help="Latency that may remain: 0.5 is a fraction of the dense latency, 3ms a time for a batch.",
+        metavar="FRACTION|TIME",
+        rich_help_panel=BUDGET,
+    ),
 ]
 Exclude = Annotated[
-    list[str] | None, typer.Option(help="Glob of module names whose channels all stay. Can be given repeatedly.")
+    list[str] | None,
+    typer.Option(
+        help="Module names, as a glob, whose channels all stay. Repeatable.", metavar="GLOB", rich_help_panel=BUDGET
+    ),
 ]
-MinChannels = Annotated[int | None, typer.Option(help="Channels that stay in every group at least.")]
-MultipleOf = Annotated[int | None, typer.Option(help="Widths are multiples of this.")]
-Seed = Annotated[int | None, typer.Option(help="Two searches with one seed are the same.")]
+MinChannels = Annotated[
+    int | None, typer.Option(help="Channels that stay in each group at least.", metavar="N", rich_help_panel=BUDGET)
+]
+MultipleOf = Annotated[
+    int | None,
+    typer.Option(help="Divisor of all widths: 8 keeps multiples of 8.", metavar="N", rich_help_panel=BUDGET),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of all random numbers; it makes a job repeatable.", metavar="N", rich_help_panel=JOB),
+]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field: --set finalists.train.lr=0.02. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any other field of the job: --set finalists.train.lr=0.02. Repeatable.",
+        rich_help_panel=JOB,
+    ),
 ]
 
 ClusterAddress = Annotated[
     str | None,
     typer.Option(
-        "--address", help="The cluster's dashboard. (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
+        "--address",
+        help="URL of the cluster's dashboard. (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+        metavar="URL",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id, as `raprune jobs` prints it.")]
-KUBERAY = "With --kuberay"
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job, as `raprune jobs` prints them.")]
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 def search(
     ctx: typer.Context,
     job: Job = None,
@@ -141,61 +258,148 @@ def search(
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
-    methods: Annotated[str | None, typer.Option(help="Methods to search among, by commas: l2,l1,random.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Candidates to try before fine-tuning.")] = None,
-    time_limit: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Propose nothing new after this: 90, 90s, 10m, 2h.")
-    ] = None,
-    gpu_hours: Annotated[
-        float | None, typer.Option(help="Propose nothing new after so many GPU-hours of trials (else processor-hours).")
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Propose nothing new after so many results that did not enlarge the front.")
-    ] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(help="Validation accuracy that a network must keep, in (0, 1].")
+        float | None,
+        typer.Option(
+            help="Validation accuracy that a network must keep, in (0, 1].", metavar="FRACTION", rich_help_panel=BUDGET
+        ),
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Largest loss of validation accuracy: 0.01 is one point.")
+        float | None,
+        typer.Option(
+            help="Largest loss of validation accuracy: 0.01 is one point.", metavar="FRACTION", rich_help_panel=BUDGET
+        ),
     ] = None,
-    rungs: Annotated[
-        str | None,
-        typer.Option(metavar="EPOCHS", help="Successive halving: 0,0.5,2 fine-tunes the best a little, then more."),
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="mixed, tpe, nsga2 or random.")] = None,
-    finalists: Annotated[int | None, typer.Option(help="Candidates of the front that are fine-tuned.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Fine-tune each finalist so often: mean and interval on the front.")
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Epochs of fine-tuning for each finalist.")] = None,
     exclude: Exclude = None,
     min_channels: MinChannels = None,
     multiple_of: MultipleOf = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods to search among, separated by commas: l2,l1,random.",
+            metavar="NAMES",
+            rich_help_panel=SEARCH,
+            autocompletion=names.complete_methods,
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Candidates to try before fine-tuning.", metavar="N", rich_help_panel=SEARCH)
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Stop proposing candidates after this duration: 90, 90s, 10m, 2h.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    gpu_hours: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop proposing candidates after this many GPU-hours of trials; CPU-hours where there is no GPU.",
+            metavar="HOURS",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop proposing candidates after this many results in a row that did not enlarge the front.",
+            metavar="N",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    rungs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EPOCHS",
+            help="Epochs of successive halving: 0,0.5,2 fine-tunes the best a little, then the best of those more.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="Sampler: mixed, tpe, nsga2 or random.", metavar="NAME", rich_help_panel=SEARCH),
+    ] = None,
     warm_start: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RUN", help="An earlier run on the same network, whose best widths come first. Repeatable."
+            metavar="RUN",
+            help="Earlier run on the same network, whose best widths are tried first. Repeatable.",
+            rich_help_panel=SEARCH,
+            autocompletion=names.complete_run,
+        ),
+    ] = None,
+    finalists: Annotated[
+        int | None,
+        typer.Option(help="Candidates of the front to fine-tune.", metavar="N", rich_help_panel=FINETUNING),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(help="Epochs of fine-tuning for each finalist.", metavar="EPOCHS", rich_help_panel=FINETUNING),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            help="Fine-tunings of each finalist; the front then shows mean and interval.",
+            metavar="N",
+            rich_help_panel=FINETUNING,
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Trials side by side. (default: as many as there is room for)")
+        int | None,
+        typer.Option(
+            help="Trials that run at the same time. (default: as many as there is room for)",
+            metavar="N",
+            rich_help_panel=PLACE,
+        ),
     ] = None,
-    seed: Seed = None,
-    output: Annotated[str | None, typer.Option(help="Folder of the run. (default: runs/MODEL-DATA-TIME)")] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster. (default: Ray is started here)")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a running Ray cluster. (default: Ray is started here)",
+            metavar="HOST:PORT",
+            rich_help_panel=PLACE,
+        ),
+    ] = None,
     page: Annotated[
         bool | None,
-        typer.Option("--page/--no-page", help="A web page beside the run. (default: on a running cluster)"),
+        typer.Option(
+            "--page/--no-page",
+            help="Serve a web page of the run. (default: on a running cluster)",
+            metavar="",
+            rich_help_panel=PLACE,
+        ),
     ] = None,
-    assignments: Assignments = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the run, a path or a URI. (default: runs/MODEL-DATA-TIME)",
+            metavar="FOLDER",
+            rich_help_panel=JOB,
+        ),
+    ] = None,
     resume_it: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output, if it holds one already.")
+        bool,
+        typer.Option(
+            "--resume", help="Resume the run in --output, if it holds one already.", metavar="", rich_help_panel=JOB
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved job as TOML; start nothing.")] = False,
+    seed: Seed = None,
+    assignments: Assignments = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the job as TOML, each field with its value, and start nothing.",
+            metavar="",
+            rich_help_panel=JOB,
+        ),
+    ] = False,
 ) -> None:
-    """Search for the Pareto front under a budget, fine-tune the best, report them.
+    """Search for the Pareto front under a budget, fine-tune its best networks, report them.
 
-    --dry-run prints the job with every field and a comment for each.
+    JOB.toml and the options describe the same job; --dry-run prints it whole.
     """
     spec = _spec(job, assignments, _given(ctx))
     if dry_run:
@@ -210,48 +414,288 @@ def search(
     (search_or_resume if resume_it else run_search)(spec, console=_console())
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 def resume(ctx: typer.Context, run: Run) -> None:
-    """Go on with a search that was stopped or killed; what was finished is kept."""
+    """Resume a search that was stopped or killed; finished work is kept."""
     ctx.find_root().obj = run
     from raprune.orchestration.search import resume as run_resume
 
     run_resume(run, console=_console())
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@app.command(rich_help_panel=RESULTS)
+def status(run: Run, as_json: AsJson = False) -> None:
+    """Show how far a run is: trials, front, hypervolume, best network within the budget."""
+    from raprune.report import print_status
+
+    print_status(run, console=_console(), as_json=as_json)
+
+
+@app.command(rich_help_panel=RESULTS)
+def front(
+    run: Run,
+    as_json: AsJson = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print dominated networks and those over the budget too.", metavar="")
+    ] = False,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Print the methods side by side instead of the front.", metavar="")
+    ] = False,
+) -> None:
+    """Print the Pareto front of a run."""
+    from raprune.report import print_ablation, print_front
+
+    if ablation:
+        print_ablation(run, console=_console(), as_json=as_json)
+        return
+    print_front(run, console=_console(), as_json=as_json, everything=everything)
+
+
+@app.command(rich_help_panel=RESULTS)
+def pick(
+    run: Run,
+    budget_flops: BudgetFlops = None,
+    budget_params: BudgetParams = None,
+    budget_latency: BudgetLatency = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            help="Validation accuracy that the cheapest network must have, in (0, 1].",
+            metavar="FRACTION",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pick the best network of a run within any budget, without new work."""
+    from raprune.budget import Budget
+    from raprune.report import print_pick
+
+    if min_accuracy is not None and not 0.0 < min_accuracy <= 1.0:
+        raise UsageError(f"--min-accuracy {min_accuracy:g}: above 0 and at most 1.", hint="For 95 %: 0.95")
+    budget = Budget(flops=budget_flops, params=budget_params)
+    print_pick(run, budget, latency=budget_latency, console=_console(), min_accuracy=min_accuracy, as_json=as_json)
+
+
+@app.command(rich_help_panel=RESULTS)
+def report(
+    run: Run,
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder to write to. (default: report/ in the run's folder)")
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file to send to someone, and its figures as PDF, SVG and PNG."""
+    from raprune.document import report as write
+
+    write(run, folder=output, console=_console())
+
+
+@app.command(rich_help_panel=ONE_NETWORK)
+def inspect(
+    ctx: typer.Context,
+    model_or_job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|JOB.toml",
+            help="Network: a name of `raprune models`, package.module:function, or that of a job.",
+            autocompletion=names.complete_model,
+        ),
+    ] = None,
+    weights: Weights = None,
+    data: Data = None,
+    train: Train = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="Channels of an image, where no data is named.", min=1, metavar="N", rich_help_panel=NETWORK),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Height and width of an image, where no data is named. (default: the network's own)",
+            min=1,
+            metavar="PIXELS",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(help="Number of classes, where no data is named.", min=1, metavar="N", rich_help_panel=NETWORK),
+    ] = None,
+    exclude: Exclude = None,
+    seed: Seed = None,
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which channels of a network are coupled, what stays and why, and the lowest reachable FLOPs.
+
+    The name of a network alone needs no data; with --data or a job, the images have the data's shape.
+    """
+    is_job = model_or_job is None or model_or_job.endswith(".toml")
+    job = Path(model_or_job) if model_or_job and is_job else None
+    spec = _spec(job, assignments, ({} if is_job else {"model.name": model_or_job}) | _given(ctx))
+    from raprune.inspection import inspect_by_name, show
+
+    if is_job or data is not None:
+        from raprune.check import inspect_job
+
+        found = inspect_job(spec)
+    else:
+        found = inspect_by_name(spec.model, channels=channels, image_size=image_size, num_classes=num_classes)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        show(found, _console())
+
+
+@app.command(rich_help_panel=ONE_NETWORK)
+def prune(
+    ctx: typer.Context,
+    job: Job = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    train: Train = None,
+    validation: Validation = None,
+    test: Test = None,
+    download: Download = None,
+    budget_flops: BudgetFlops = None,
+    budget_params: BudgetParams = None,
+    budget_latency: BudgetLatency = None,
+    exclude: Exclude = None,
+    min_channels: MinChannels = None,
+    multiple_of: MultipleOf = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Method: a name of `raprune methods`, or package.module:Class.",
+            metavar="NAME",
+            rich_help_panel=PRUNING,
+            autocompletion=names.complete_methods,
+        ),
+    ] = "l2",
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help="Rule by which scores become widths: uniform or global_rank.",
+            metavar="NAME",
+            rich_help_panel=PRUNING,
+        ),
+    ] = "uniform",
+    finetune: Annotated[
+        bool,
+        typer.Option(
+            "--finetune",
+            help="Fine-tune by distillation from the dense network.",
+            metavar="",
+            rich_help_panel=FINETUNING,
+        ),
+    ] = False,
+    epochs: Annotated[
+        float | None, typer.Option(help="Epochs of fine-tuning.", metavar="EPOCHS", rich_help_panel=FINETUNING)
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="Folder for recipe.json and weights.safetensors.", metavar="FOLDER", rich_help_panel=JOB),
+    ] = None,
+    seed: Seed = None,
+    assignments: Assignments = None,
+) -> None:
+    """Prune one network in this process, without Ray: score, cut, repair, measure."""
+    spec = _spec(job, assignments, _given(ctx, but=("output",)))
+    from raprune.report import print_single
+    from raprune.single import prune_once
+
+    console = _console()
+    with console.status("pruning") as working:
+        made = prune_once(
+            spec,
+            method=method,
+            allocation=allocation,
+            folder=output,
+            finetune=finetune,
+            on_epoch=lambda what, epoch: working.update(f"training ({what}): epoch {epoch.number}"),
+        )
+    print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console)
+
+
+@app.command(rich_help_panel=RESULTS)
+def serve(
+    run: Run,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; one beyond this machine needs a token.", metavar="HOST")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", metavar="PORT")] = 8501,
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="File with the page's token. (default: RAPRUNE_PAGE_TOKEN)")
+    ] = None,
+) -> None:
+    """Serve a web page of a run, live while the search goes on; Ctrl-C ends it."""
+    from raprune.page.serve import serve as run_serve
+
+    run_serve(run, host=host, port=port, token_file=token_file, console=_console())
+
+
+@app.command(rich_help_panel=RESULTS)
+def export(
+    run: Run,
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="Id of a network, as `raprune front RUN` prints it.")
+    ],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for recipe.json and weights.safetensors.")],
+) -> None:
+    """Export a network of a run as a recipe and weights that load into plain PyTorch."""
+    from raprune.single import export as run_export
+
+    run_export(run, candidate, folder)
+    typer.echo(f"Wrote {folder}/recipe.json and weights.safetensors; raprune.load(model, {folder!r}) reads them.")
+
+
+@app.command(rich_help_panel=CLUSTERS, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def submit(
     ctx: typer.Context,
     address: ClusterAddress = None,
-    working_dir: Annotated[Path, typer.Option(help="Folder that goes with the job: its code, small data.")] = Path(),
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder to send with the job: its code, small data.", metavar="FOLDER")
+    ] = Path(),
     install: Annotated[
         str | None,
         typer.Option(
-            metavar="REQUIREMENT", help="Have pip install this there: raprune==0.1.0. (default: raprune is sent)"
+            metavar="REQUIREMENT",
+            help="Requirement that pip installs on the cluster: raprune==0.1.0. (default: raprune is sent)",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="In the list of jobs. (default: the run's folder)")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow its log to the end.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print its id as JSON; do not follow it.")] = False,
-    kuberay: Annotated[bool, typer.Option("--kuberay", help="Print it as a KubeRay RayJob; submit nothing.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the list of jobs. (default: that of the run's folder)", metavar="NAME")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log to its end.", metavar="")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the job's id as JSON; do not follow the log.", metavar="")
+    ] = False,
+    kuberay: Annotated[
+        bool, typer.Option("--kuberay", help="Print the job as a KubeRay RayJob; submit nothing.", metavar="")
+    ] = False,
     image: Annotated[
-        str, typer.Option(help="Image with raprune in it.", rich_help_panel=KUBERAY)
+        str, typer.Option(help="Container image with raprune in it.", metavar="IMAGE", rich_help_panel=KUBERAY)
     ] = f"raprune:{__version__}",
-    nodes: Annotated[int, typer.Option(help="Workers.", min=1, rich_help_panel=KUBERAY)] = 2,
-    cpus: Annotated[int, typer.Option(help="Processors of a worker.", min=1, rich_help_panel=KUBERAY)] = 8,
-    gpus: Annotated[int, typer.Option(help="GPUs of a worker.", min=0, rich_help_panel=KUBERAY)] = 1,
-    memory: Annotated[str, typer.Option(help="Memory of a worker.", rich_help_panel=KUBERAY)] = "32Gi",
+    nodes: Annotated[int, typer.Option(help="Workers.", min=1, metavar="N", rich_help_panel=KUBERAY)] = 2,
+    cpus: Annotated[int, typer.Option(help="CPUs of each worker.", min=1, metavar="N", rich_help_panel=KUBERAY)] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs of each worker.", min=0, metavar="N", rich_help_panel=KUBERAY)] = 1,
+    memory: Annotated[
+        str, typer.Option(help="Memory of each worker.", metavar="QUANTITY", rich_help_panel=KUBERAY)
+    ] = "32Gi",
     token_secret: Annotated[
-        str, typer.Option(help="Secret with Ray's token as auth_token.", rich_help_panel=KUBERAY)
+        str, typer.Option(help="Secret with Ray's token as auth_token.", metavar="NAME", rich_help_panel=KUBERAY)
     ] = "raprune-ray-token",
     secret: Annotated[
         list[str] | None,
-        typer.Option(help="Secret that becomes environment variables. Repeatable.", rich_help_panel=KUBERAY),
+        typer.Option(
+            help="Secret that becomes environment variables. Repeatable.", metavar="NAME", rich_help_panel=KUBERAY
+        ),
     ] = None,
 ) -> None:
-    """Run a search on a cluster. JOB.toml and all flags of `raprune search` are taken too.
+    """Run a search on a cluster. JOB.toml and all options of `raprune search` are taken too.
 
-    A run that --output holds already goes on.
+    If --output holds a run already, it is resumed.
     """
     wanted = _parsed_as_search(ctx)
     job, overrides = wanted.params["job"], _overrides(wanted.params["assignments"], _given(wanted))
@@ -285,206 +729,43 @@ def submit(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(rich_help_panel=CLUSTERS)
 def jobs(
     address: ClusterAddress = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also jobs that are not raprune's.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List jobs that are not raprune's too.", metavar="")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The jobs of a cluster, and the best that each has found so far."""
+    """List the jobs of a cluster, and the best network that each has found so far."""
     from raprune.orchestration.jobs import print_jobs
 
     print_jobs(address, everything=everything, as_json=as_json, console=_console())
 
 
-@app.command()
+@app.command(rich_help_panel=CLUSTERS)
 def logs(
-    job_id: JobId,
+    job: JobName,
     address: ClusterAddress = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow the log to the job's end.", metavar="")
+    ] = False,
 ) -> None:
-    """What a job on a cluster has printed."""
+    """Print the log of a job on a cluster."""
     from raprune.orchestration.jobs import print_logs
 
-    raise typer.Exit(print_logs(job_id, address, follow=follow, console=_console()))
+    raise typer.Exit(print_logs(job, address, follow=follow, console=_console()))
 
 
-@app.command()
-def stop(job_id: JobId, address: ClusterAddress = None) -> None:
-    """End a job on a cluster; submitted again, its run goes on."""
+@app.command(rich_help_panel=CLUSTERS)
+def stop(job: JobName, address: ClusterAddress = None) -> None:
+    """Stop a job on a cluster; submitted again, its run is resumed."""
     from raprune.orchestration.jobs import stop as run_stop
 
-    run_stop(job_id, address, console=_console())
+    run_stop(job, address, console=_console())
 
 
-@app.command()
-def status(run: Run, as_json: AsJson = False) -> None:
-    """How far a run is: trials, front, hypervolume, best within the budget."""
-    from raprune.report import print_status
-
-    print_status(run, console=_console(), as_json=as_json)
-
-
-@app.command()
-def front(
-    run: Run,
-    as_json: AsJson = False,
-    everything: Annotated[bool, typer.Option("--all", help="Also what is dominated or over the budget.")] = False,
-    ablation: Annotated[bool, typer.Option("--ablation", help="The methods side by side, in place of it.")] = False,
-) -> None:
-    """The Pareto front of a run."""
-    from raprune.report import print_ablation, print_front
-
-    if ablation:
-        print_ablation(run, console=_console(), as_json=as_json)
-        return
-    print_front(run, console=_console(), as_json=as_json, everything=everything)
-
-
-@app.command()
-def pick(
-    run: Run,
-    budget_flops: BudgetFlops = None,
-    budget_params: BudgetParams = None,
-    budget_latency: BudgetLatency = None,
-    min_accuracy: Annotated[
-        float | None, typer.Option(help="Pick the cheapest with this validation accuracy, in (0, 1].")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The best candidate of a run within any budget, without new work."""
-    from raprune.budget import Budget
-    from raprune.report import print_pick
-
-    if min_accuracy is not None and not 0.0 < min_accuracy <= 1.0:
-        raise UsageError(f"--min-accuracy {min_accuracy:g}: above 0 and at most 1.", hint="For 95 %: 0.95")
-    budget = Budget(flops=budget_flops, params=budget_params)
-    print_pick(run, budget, latency=budget_latency, console=_console(), min_accuracy=min_accuracy, as_json=as_json)
-
-
-@app.command()
-def report(
-    run: Run,
-    output: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where to write. (default: the run's folder, in report/)")
-    ] = None,
-) -> None:
-    """Write a run's report: one HTML file to send to someone, and its figures as PDF, SVG and PNG."""
-    from raprune.document import report as write
-
-    write(run, folder=output, console=_console())
-
-
-@app.command()
-def inspect(
-    ctx: typer.Context,
-    model_or_job: Annotated[str | None, typer.Argument(metavar="MODEL|JOB.toml", help="What to look at.")] = None,
-    weights: Weights = None,
-    data: Data = None,
-    train: Train = None,
-    channels: Annotated[int | None, typer.Option(help="Channels of an image, where no data is named.", min=1)] = None,
-    image_size: Annotated[int | None, typer.Option(help="Height and width. (default: the smallest)", min=1)] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Classes, where no data is named.", min=1)] = None,
-    exclude: Exclude = None,
-    seed: Seed = None,
-    assignments: Assignments = None,
-    as_json: AsJson = False,
-) -> None:
-    """Which channels fall together, what stays and why, and the lowest FLOPs that can be reached.
-
-    A model's name alone needs no data; with --data or a job, the images have the data's shape.
-    """
-    is_job = model_or_job is None or model_or_job.endswith(".toml")
-    job = Path(model_or_job) if model_or_job and is_job else None
-    spec = _spec(job, assignments, ({} if is_job else {"model.name": model_or_job}) | _given(ctx))
-    from raprune.inspection import inspect_by_name, show
-
-    if is_job or data is not None:
-        from raprune.check import inspect_job
-
-        found = inspect_job(spec)
-    else:
-        found = inspect_by_name(spec.model, channels=channels, image_size=image_size, num_classes=num_classes)
-    if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
-    else:
-        show(found, _console())
-
-
-@app.command()
-def prune(
-    ctx: typer.Context,
-    job: Job = None,
-    output: Annotated[str | None, typer.Option(help="Folder for recipe.json and weights.safetensors.")] = None,
-    method: Annotated[str, typer.Option(help="A name of `raprune methods`.")] = "l2",
-    allocation: Annotated[str, typer.Option(help="How scores become widths: uniform or global_rank.")] = "uniform",
-    finetune: Annotated[bool, typer.Option("--finetune", help="Distil from the dense network afterwards.")] = False,
-    epochs: Annotated[float | None, typer.Option(help="Epochs of fine-tuning.")] = None,
-    model: Model = None,
-    weights: Weights = None,
-    data: Data = None,
-    train: Train = None,
-    validation: Validation = None,
-    test: Test = None,
-    download: Download = None,
-    budget_flops: BudgetFlops = None,
-    budget_params: BudgetParams = None,
-    budget_latency: BudgetLatency = None,
-    exclude: Exclude = None,
-    min_channels: MinChannels = None,
-    multiple_of: MultipleOf = None,
-    seed: Seed = None,
-    assignments: Assignments = None,
-) -> None:
-    """Make one candidate, in this process, without Ray: scored, cut, repaired, measured."""
-    spec = _spec(job, assignments, _given(ctx, but=("output",)))
-    from raprune.report import print_single
-    from raprune.single import prune_once
-
-    console = _console()
-    with console.status("pruning") as working:
-        made = prune_once(
-            spec,
-            method=method,
-            allocation=allocation,
-            folder=output,
-            finetune=finetune,
-            on_epoch=lambda what, epoch: working.update(f"training ({what}): epoch {epoch.number}"),
-        )
-    print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console)
-
-
-@app.command()
-def serve(
-    run: Run,
-    host: Annotated[str, typer.Option(help="Address to listen at; one that is not this machine's needs a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8501,
-    token_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="File with the page's token. (or RAPRUNE_PAGE_TOKEN)")
-    ] = None,
-) -> None:
-    """Show a run in the browser, while it goes on or afterwards; Ctrl-C ends it."""
-    from raprune.page.serve import serve as run_serve
-
-    run_serve(run, host=host, port=port, token_file=token_file, console=_console())
-
-
-@app.command()
-def export(
-    run: Run,
-    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="Its id, as `raprune front RUN` prints it.")],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for recipe.json and weights.safetensors.")],
-) -> None:
-    """Write a candidate as a recipe and weights that load into plain PyTorch."""
-    from raprune.single import export as run_export
-
-    run_export(run, candidate, folder)
-    typer.echo(f"Wrote {folder}/recipe.json and weights.safetensors; raprune.load(model, {folder!r}) reads them.")
-
-
-@app.command()
+@app.command(rich_help_panel=REFERENCE)
 def methods() -> None:
     """List the methods with their hyper-parameters and where they come from, and the allocations."""
     from raprune.allocate import list_allocations
@@ -500,16 +781,13 @@ def methods() -> None:
         typer.echo(f"{name:<15} {title}")
 
 
-@app.command()
+@app.command(rich_help_panel=REFERENCE)
 def models() -> None:
     """List the names that --model takes."""
-    from raprune.models import list_models
-
-    for name in list_models():
-        typer.echo(name)
+    typer.echo("\n".join(names.list_models()))
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 def check(
     ctx: typer.Context,
     job: Job = None,
@@ -527,12 +805,18 @@ def check(
     seed: Seed = None,
     assignments: Assignments = None,
     method: Annotated[
-        str | None, typer.Option(help="Check a method: a name of `raprune methods`, or package.module:Class.")
+        str | None,
+        typer.Option(
+            help="Method to check against the contract: a name of `raprune methods`, or package.module:Class.",
+            metavar="NAME",
+            rich_help_panel=PRUNING,
+            autocompletion=names.complete_methods,
+        ),
     ] = None,
 ) -> None:
-    """Check that a model and data, your own functions among them, fit together.
+    """Check that network, weights and data fit together, your own functions among them.
 
-    --method checks that a method does what every method must; with a job too, both are checked.
+    --method checks that a method keeps the contract of all methods; with a job too, both are checked.
     """
     if method is not None:
         from raprune.check import check_method
@@ -546,18 +830,20 @@ def check(
     run_check(spec, console=_console())
 
 
-dashboards = typer.Typer(no_args_is_help=True, help="raprune's dashboard for Grafana.")
-app.add_typer(dashboards, name="dashboards")
+dashboards = typer.Typer(no_args_is_help=True, help="Install raprune's dashboard into Grafana.")
+app.add_typer(dashboards, name="dashboards", rich_help_panel=CLUSTERS)
 
 
 @dashboards.command("install")
 def install_dashboards(
     folder: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Grafana's, as /etc/grafana. (default: that of Ray's latest session here)"),
+        typer.Option(
+            metavar="FOLDER", help="Grafana's folder, as /etc/grafana. (default: that of Ray's latest session here)"
+        ),
     ] = None,
 ) -> None:
-    """Put the dashboard of runs where Grafana finds it: Ray's, whose charts stand in the Metrics tab, or another."""
+    """Install the dashboard of runs where Grafana finds it: Ray's, shown in the Metrics tab, or another."""
     from raprune.dashboards import install, next_steps
 
     typer.echo(next_steps(install(folder)))
@@ -647,8 +933,8 @@ def _tell(message: str, hint: str) -> None:
         typer.echo(typer.style(hint, dim=True) if coloured else hint, err=True)
 
 
-def _is_usage(error: Exception) -> bool:
-    """Whether typer tells it: it exits with 2 by itself."""
+def _is_usage(error: BaseException) -> bool:
+    """True if typer tells the error: it exits with 2 by itself."""
     return hasattr(error, "exit_code") and hasattr(error, "show")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import raprune
 from raprune.allocate import ALLOCATIONS
 from raprune.cli import Commands, app
 from raprune.errors import DataError, UsageError
@@ -56,6 +58,72 @@ assert not hasattr(raprune, "nothing")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_version_is_printed_without_torch() -> None:
+    program = "import sys\nfrom raprune.__main__ import main\nsys.argv = ['raprune', '--version']\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"raprune {raprune.__version__}\n"
+    assert not {"torch", "ray", "pydantic"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def test_help_groups_the_commands_in_the_order_of_a_newcomer(cli: CliRunner) -> None:
+    told = cli.invoke(app, ["--help"]).stdout
+    panels = re.findall(r"^╭─ ([^─]+) ─", told, re.MULTILINE)
+    assert panels == ["Options", "Search", "Results of a run", "One network", "Ray clusters", "Reference"]
+    assert "╭─ Commands" not in told, "a command without a group"
+
+
+@pytest.mark.parametrize("command", ["search", "check", "prune", "pick"])
+def test_help_groups_all_options_of_a_command_by_subject(command: str) -> None:
+    entry = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    ungrouped = {p.name for p in entry.params if p.param_type_name == "option" and not p.rich_help_panel}
+    assert ungrouped <= {"as_json"}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "raprune"
+)
+def test_help_fills_the_width_and_cuts_nothing(cli: CliRunner, command: list[str], width: int) -> None:
+    told = cli.invoke(app, [*command, "--help"], env={"COLUMNS": str(width)}).stdout
+    assert max(len(line) for line in told.splitlines()) == width
+    assert "…" not in told
+
+
+def test_help_of_commands_is_in_the_imperative() -> None:
+    first = {name: entry.help.split()[0] for name, entry in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined]
+    verbs = "Check Export Install List Pick Print Prune Resume Run Search Serve Show Stop Write".split()  # noqa: SIM905
+    assert set(first.values()) <= set(verbs), first
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("raprune search --methods l1,tay", "l1,taylor"),
+        ("raprune search --data cifar", "cifar10"),
+        ("raprune search --model cifar-vgg", "cifar-vgg16-bn"),
+        ("raprune front ru", "runs/mine"),
+        ("raprune insp", "inspect"),
+    ],
+)
+def test_completion_of_the_shell_knows_names_and_runs(tmp_path: Path, words: str, completed: str) -> None:
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/run.json").write_text("{}")
+    program = "import sys\nfrom raprune.__main__ import main\nsys.argv = ['raprune']\nmain()"
+    environment = {
+        **os.environ,
+        "_RAPRUNE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "PYTHONPATH": str(Path(raprune.__path__[0]).parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert completed in done.stdout.split(), done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
