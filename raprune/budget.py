@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from raprune.errors import UsageError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The largest fraction of the dense network that may remain, for each kind of cost.
 
     `flops`, `params` and `latency` are fractions in (0, 1]; 0.3 keeps at most 30 %. `None` leaves that cost free.
-
-    Raises:
-        UsageError: if a fraction is outside (0, 1].
+    `raprune.spec.Limits` checks what a user gives.
     """
 
     flops: float | None = None
@@ -22,13 +18,8 @@ class Budget:
     latency: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("flops", self.flops), ("params", self.params), ("latency", self.latency)):
-            if value is not None and not 0.0 < value <= 1.0:
-                raise UsageError(
-                    f"--budget-{name} {value:g}: a budget is the fraction of the dense network that may remain, "
-                    f"above 0 and at most 1.",
-                    hint=f"For example --budget-{name} 0.3 keeps at most 30 % of the dense network's {name}.",
-                )
+        fractions = [value for value in (self.flops, self.params, self.latency) if value is not None]
+        assert all(0.0 < value <= 1.0 for value in fractions), f"no fractions of the dense network: {self}"
 
     @property
     def cost(self) -> str:

@@ -453,6 +453,7 @@ def front(
 
 @app.command(rich_help_panel=RESULTS)
 def pick(
+    ctx: typer.Context,
     run: Run,
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
@@ -468,12 +469,10 @@ def pick(
     as_json: AsJson = False,
 ) -> None:
     """Pick the best network of a run within any budget, without new work."""
-    from raprune.budget import Budget
     from raprune.report import print_pick
+    from raprune.spec import load_limits
 
-    if min_accuracy is not None and not 0.0 < min_accuracy <= 1.0:
-        raise UsageError(f"--min-accuracy {min_accuracy:g}: above 0 and at most 1.", hint="For 95 %: 0.95")
-    budget = Budget(flops=budget_flops, params=budget_params)
+    budget = load_limits(_given(ctx)).budget
     print_pick(run, budget, latency=budget_latency, console=_console(), min_accuracy=min_accuracy, as_json=as_json)
 
 

@@ -1,19 +1,22 @@
-"""The fields of a pydantic model in words: what each one means, which values are valid, what holds by default."""
+"""The fields of a pydantic model in words: their meaning, valid values and default, and what is wrong with a value."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 VALID = "valid_values"
 """Key of a field's `json_schema_extra`: its valid values in words, where its type does not say them."""
 
 _DEFAULT = re.compile(r"\s*Default: ([^.]*(?:\.(?!\s|$)[^.]*)*)\.")
+_UP_TO_ONE = re.compile(r"(at most|below) 1\b")
 _SENTENCE = re.compile(r"(.*?)\.(?=\s+[A-Z`0-9]|$)")
 
 
@@ -46,17 +49,16 @@ class DescribedTable:
     fields: tuple[DescribedField, ...]
     tables: tuple[DescribedTable, ...]
 
-    def at(self, location: tuple[Any, ...]) -> DescribedTable | DescribedField | None:
-        """The field that a location leads to or into, or the table; None where there is no such name."""
-        if not location:
-            return self
+    def down(self, location: Sequence[Any]) -> tuple[DescribedTable | DescribedField, int]:
+        """The last table or field on the way that a location takes from here, and the number of steps to it."""
         for field in self.fields:
-            if field.name == location[0]:
-                return field
+            if location and field.name == location[0]:
+                return field, 1
         for table in self.tables:
-            if table.name.rpartition(".")[2] == location[0]:
-                return table.at(location[1:])
-        return None
+            if location and table.name.rpartition(".")[2] == location[0]:
+                found, steps = table.down(location[1:])
+                return found, steps + 1
+        return self, 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,10 +66,71 @@ class DescribedTable:
         return tuple(field.name for field in self.fields) + tuple(t.name.rpartition(".")[2] for t in self.tables)
 
 
+@cache
 def described(model: type[BaseModel]) -> DescribedTable:
     """The model and all models in it."""
     schema = model.model_json_schema()
     return _table(schema, schema.get("$defs", {}), "")
+
+
+def problems(
+    error: ValidationError, model: type[BaseModel], values: Mapping[str, Any], flags: Mapping[str, str]
+) -> list[str]:
+    """Sentences that say what is wrong with `values`, which `model` refused with `error`: a text for each field.
+
+    `flags` maps the dotted name of a field to its flag on the command line.
+    """
+    told: dict[str, str] = {}
+    for problem in error.errors():
+        location, kind = problem["loc"], problem["type"]
+        found, depth = described(model).down(location)
+        name = ".".join(map(str, location[:depth]))
+        if kind == "extra_forbidden" and isinstance(found, DescribedTable):
+            told[".".join(map(str, location))] = _unknown(location, found)
+        elif kind == "value_error" and isinstance(found, DescribedTable):
+            told[name] = f"{name}: {problem['msg'].removeprefix('Value error, ')}.".removeprefix(": ")
+        else:
+            came: Any = values
+            for key in location[:depth]:
+                came = came[key]
+            told[name] = _refused(name, came, found, flags, is_infinite=kind == "finite_number")
+    return list(told.values())
+
+
+def no_table(name: str, came: object, table: DescribedTable) -> str:
+    """The sentence for a value in the place of a table."""
+    return f"{name} {_shown(came)}: must be a table with the fields {', '.join(table.names)}."
+
+
+def _refused(
+    name: str, came: object, found: DescribedTable | DescribedField, flags: Mapping[str, str], *, is_infinite: bool
+) -> str:
+    if isinstance(found, DescribedTable):
+        return no_table(name, came, found)
+    label = f"{name} ({flags[name]})" if name in flags else name
+    advice = _percentage(came) if _UP_TO_ONE.search(found.valid) else ""
+    return f"{label} {_shown(came)}: must be {'finite, ' if is_infinite else ''}{found.valid}.{advice}"
+
+
+def _unknown(location: tuple[Any, ...], table: DescribedTable) -> str:
+    close = difflib.get_close_matches(str(location[-1]), table.names, n=1)
+    meant = f" Did you mean {'.'.join([*map(str, location[:-1]), *close])}?" if close else ""
+    return f"{'.'.join(map(str, location))}: no such field.{meant} Valid here: {', '.join(table.names)}."
+
+
+def _percentage(came: object) -> str:
+    """What to write for a number from 2 to 100, which is meant as a percentage."""
+    number = re.fullmatch(r"\s*([0-9.]+)\s*%?\s*", str(came))
+    try:
+        percent = float(number[1]) if number else 0.0
+    except ValueError:
+        return ""
+    return f" For {percent:g} %: {percent / 100:g}." if 2 <= percent <= 100 else ""
+
+
+def _shown(value: object) -> str:
+    """A value as the user wrote it: 30 for 30.0."""
+    return f"{value:.12g}" if isinstance(value, float) else repr(value)
 
 
 def toml_value(value: Any) -> str:
@@ -127,7 +190,8 @@ def _valid(schema: Mapping[str, Any]) -> str:
             return "a table"
         case "array":
             nouns, limits = _plural(schema["items"])
-            return f"a list of {nouns}" + (f", each {limits}" if limits else "")
+            least = f"at least {schema['minItems']}" if "minItems" in schema else ""
+            return f"a list of {nouns}" + (f", each {limits}" if limits else "") + (f", {least}" if least else "")
         case "integer" | "number":
             noun = "whole number" if schema["type"] == "integer" else "number"
             limits = _limits(schema)

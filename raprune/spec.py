@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,15 +27,23 @@ from pydantic import (
 
 from raprune.budget import Budget
 from raprune.errors import UsageError
-from raprune.fields import VALID, toml_key, toml_value
+from raprune.fields import VALID, DescribedTable, described, no_table, problems, toml_key, toml_value
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Epochs = Annotated[float, Field(ge=0.0)]
 LearningRate = Annotated[float, Field(gt=0.0)]
 Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
-Latency = Annotated[str | float, Field(json_schema_extra={VALID: "a fraction above 0 and at most 1, or a time: 3ms"})]
-Arguments = dict[str, bool | int | float | str]
+LATENCIES = "a fraction of the dense network's latency, above 0 and at most 1, or a time such as 3ms"
+RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
+Latency = Annotated[str | float, Field(json_schema_extra={VALID: LATENCIES})]
+Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
+Arguments = Annotated[
+    dict[str, bool | int | float | str], Field(json_schema_extra={VALID: "a table of numbers, strings, true or false"})
+]
+Settings = Annotated[
+    dict[str, Arguments], Field(json_schema_extra={VALID: "a table per method, of numbers, strings, true or false"})
+]
 
 PATHS = ("model.weights", "data.train", "data.validation", "data.test", "warm_start")
 """Fields that hold a path or URI to read, or several."""
@@ -75,6 +83,7 @@ FLAGS = {
 }
 """Field -> the flag of the command line that sets it; all others are set by `--set FIELD=VALUE`."""
 
+_REFERENCE = "docs/job.md describes every field; `raprune search --dry-run` prints the job with all of them."
 _LEAST_LOOKAHEAD = 4
 """Where none is asked for: one worker and two then find the same."""
 
@@ -88,6 +97,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+PartT = TypeVar("PartT", bound=_Part)
 
 
 class ModelSpec(_Part):
@@ -246,7 +258,7 @@ class SamplerSpec(_Part):
     patience: PositiveInt | None = None
     """Results in a row without a larger hypervolume of the front after which no candidate is proposed any more.
     Default: no limit."""
-    rungs: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.0,)
+    rungs: Rungs = (0.0,)
     """Epochs of fine-tuning that a candidate has had at each rung of successive halving. `[0, 0.5, 2]` judges all
     candidates after repair, a part of them after half an epoch, and a part of those after two. Only the results of the
     last rung count."""
@@ -277,7 +289,7 @@ class SamplerSpec(_Part):
     @classmethod
     def _rungs_rise(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
         if not rungs or rungs[0] != 0 or any(b <= a for a, b in pairwise(rungs)):
-            raise ValueError("rungs are epochs, from 0 (repair only), each more than the one before: [0, 0.5, 2]")
+            raise ValueError(f"must be {RUNGS}")
         return rungs
 
     def lookahead_for(self, workers: int) -> int:
@@ -361,11 +373,9 @@ class LatencySpec(_Part):
     Default: as many as fill the device, at most 64 on a CPU and 256 on a GPU."""
 
 
-class SearchSpec(_Part):
-    """The whole job."""
+class Limits(_Part):
+    """The limits that a network must keep: what may remain of its cost, and how accurate it must be."""
 
-    model: ModelSpec = ModelSpec()
-    data: DataSpec = DataSpec()
     budget_flops: Fraction | None = None
     """Fraction of the dense network's FLOPs that may remain. Default: no limit; 0.3 if the job asks for no budget and
     no accuracy."""
@@ -379,10 +389,36 @@ class SearchSpec(_Part):
     fine-tuning. Default: no limit."""
     max_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Largest loss of validation accuracy against the dense network: 0.01 is one point. Default: no limit."""
-    methods: tuple[str, ...] = ("l2", "l1", "random")
+
+    @field_validator("budget_latency")
+    @classmethod
+    def _latency_reads(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            read_latency(value)
+        return value
+
+    @property
+    def cost(self) -> str:
+        """What accuracy is set against: `flops`, or `latency` where that alone is budgeted."""
+        return "latency" if self.budget_latency is not None and self.budget_flops is None else "flops"
+
+    @property
+    def budget(self) -> Budget:
+        """What may remain. A latency that is given as a time becomes a fraction once the dense network was measured:
+        until then it is free."""
+        latency = None if self.budget_latency is None else read_latency(self.budget_latency)[0]
+        return Budget(flops=self.budget_flops, params=self.budget_params, latency=latency)
+
+
+class SearchSpec(Limits):
+    """The whole job."""
+
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("l2", "l1", "random")
     """Methods that the search chooses among: names of `raprune methods`, or `package.module:Class` of your own.
     `random` and `l1` are always tried, as baselines."""
-    settings: dict[str, Arguments] = {}
+    settings: Settings = {}
     """Hyper-parameters of methods that are fixed instead of searched over, one table per method."""
     allocations: tuple[str, ...] = ()
     """Allocations that the search chooses among: names of `raprune methods`. An allocation divides the budget over the
@@ -404,20 +440,6 @@ class SearchSpec(_Part):
     statistics: str = ""
     """Folder of the scores and sparse-trained networks that runs on one network share. Empty: `statistics` beside the
     folder of the run."""
-
-    @field_validator("methods")
-    @classmethod
-    def _at_least_one_method(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        if not methods:
-            raise ValueError("name at least one method; `raprune methods` lists them")
-        return methods
-
-    @field_validator("budget_latency")
-    @classmethod
-    def _latency_reads(cls, value: str | float | None) -> str | float | None:
-        if value is not None:
-            read_latency(value)
-        return value
 
     @model_validator(mode="after")
     def _some_budget(self) -> SearchSpec:
@@ -448,18 +470,6 @@ class SearchSpec(_Part):
             parent = place.rstrip("/")
         return f"{parent}{slash}statistics{question}{query}"
 
-    @property
-    def cost(self) -> str:
-        """What accuracy is set against: `flops`, or `latency` where that alone is budgeted."""
-        return "latency" if self.budget_latency is not None and self.budget_flops is None else "flops"
-
-    @property
-    def budget(self) -> Budget:
-        """What may remain. A latency that is given as a time becomes a fraction once the dense network was measured:
-        until then it is free."""
-        latency = None if self.budget_latency is None else read_latency(self.budget_latency)[0]
-        return Budget(flops=self.budget_flops, params=self.budget_params, latency=latency)
-
 
 def latency_fraction(value: str | float, dense_ms: float) -> float:
     """A latency budget, `read_latency`'s, as a fraction of the dense network's `dense_ms`; at most 1."""
@@ -485,7 +495,7 @@ def read_latency(value: str | float) -> tuple[float | None, float | None]:
     fraction = number / 100 if unit == "%" else number
     if 0 < fraction <= 1:
         return fraction, None
-    raise ValueError("a latency budget is a fraction of the dense network's, above 0 and at most 1, or a time: 3ms")
+    raise ValueError(f"must be {LATENCIES}")
 
 
 def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None) -> SearchSpec:
@@ -500,10 +510,16 @@ def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None)
     values = {} if path is None else _read_toml(path)
     for dotted, value in (overrides or {}).items():
         _set(values, dotted, _resolved(value, Path.cwd()) if dotted in PATHS else value)
-    try:
-        return SearchSpec.model_validate(values)
-    except ValidationError as error:
-        raise _usage_error(error, path) from None
+    return _validated(SearchSpec, values, where=f"{path}: " if path else "")
+
+
+def load_limits(values: Mapping[str, Any]) -> Limits:
+    """The limits of these fields of a job.
+
+    Raises:
+        UsageError: if a value is out of range, as `load_spec` says it.
+    """
+    return _validated(Limits, values)
 
 
 def dump_spec(spec: SearchSpec) -> str:
@@ -546,13 +562,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, leaf = dotted.split(".")
     table = values
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise UsageError(
-                f"{dotted}: {parent} is not a table here (came: {table!r}).",
-                hint=f"Valid at the top: {', '.join(SearchSpec.model_fields)}.",
-            )
+            found, _ = described(SearchSpec).down(parents[:depth])
+            wrong = f"{dotted}: no such field."
+            if isinstance(found, DescribedTable):
+                wrong = no_table(".".join(parents[:depth]), table, found)
+            raise UsageError(wrong, hint=_REFERENCE)
     table[leaf] = value
 
 
@@ -582,26 +599,8 @@ def _resolve_path(text: str, folder: Path) -> str:
     return text if "://" in text or Path(text).is_absolute() else str(folder / text)
 
 
-def _usage_error(error: ValidationError, path: Path | None) -> UsageError:
-    lines = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            *parents, _ = problem["loc"]
-            lines.append(f"{field}: no such field. Valid here: {', '.join(_fields_at(parents))}.")
-            continue
-        came = "" if isinstance(problem["input"], dict) else f" (came: {problem['input']!r})"
-        message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{field}: {message}{came}." if field else f"{message}.")
-    where = f"{path}: " if path else ""
-    return UsageError(where + "\n".join(lines), hint="`raprune search --dry-run` prints the resolved job.")
-
-
-def _fields_at(location: list[Any]) -> list[str]:
-    part: type[BaseModel] = SearchSpec
-    for name in location:
-        annotation = part.model_fields[name].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        part = annotation
-    return list(part.model_fields)
+def _validated(model: type[PartT], values: Mapping[str, Any], *, where: str = "") -> PartT:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(where + "\n".join(problems(error, model, values, FLAGS)), hint=_REFERENCE) from None
