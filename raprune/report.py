@@ -12,6 +12,7 @@ from raprune.budget import Budget
 from raprune.front import ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
 from raprune.spec import SearchSpec
 from raprune.store import Store
+from raprune.summary import summary
 from raprune.tables import render_ablation, render_progress, render_rows
 from raprune.times import Times, read_times, with_times
 from raprune.trial import Trial
@@ -47,6 +48,9 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
     if as_json:
         console.out(json.dumps(rows, indent=2), highlight=False)
     else:
+        for row in rows:
+            if row["starred"]:
+                console.print(summary(row, run, times), highlight=False, markup=False)
         console.print(render_rows(rows, run, test, times=times, width=console.width))
         _print_next(store, console)
 

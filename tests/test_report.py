@@ -164,6 +164,7 @@ def test_measured_times_are_a_column_that_fits_the_terminal(tmp_path: Path, widt
     (best,) = [line for line in shown.splitlines() if re.match(r" *★ +[0-9a-f]{12} ", line)]
     assert "2.3x" in best and ("1.25x" in best) == (width == 140)
     words = " ".join(shown.split())
+    assert words.startswith("The chosen network, ") and "is 2.3x faster at batch 64 on 2 CPU threads" in words
     assert "64 (90 ms for the dense network), float32 on AMD EPYC, 2 threads" in words
     assert ("a batch of 1 (4 ms for the dense network) and one of 64" in words) == (width == 140)
     assert "than the dense network at batch" not in words

@@ -42,9 +42,11 @@ def facts(entries: Mapping[str, str]) -> str:
     return f"<dl>{items}</dl>"
 
 
-def paragraph(*sentences: str) -> str:
+def paragraph(*sentences: str, name: str = "") -> str:
+    """A paragraph, nothing where no sentence has text; `name` is its class."""
     text = " ".join(sentence for sentence in sentences if sentence)
-    return f"<p>{escape(text)}</p>" if text else ""
+    named = f' class="{name}"' if name else ""
+    return f"<p{named}>{escape(text)}</p>" if text else ""
 
 
 def notice(*sentences: str) -> str:

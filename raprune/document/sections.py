@@ -10,6 +10,7 @@ from raprune.document.job import job_of
 from raprune.document.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
+from raprune.summary import summary
 from raprune.tables import drop, how_timed, latency_conditions, why_starred
 from raprune.times import measured_at, slow
 
@@ -25,17 +26,11 @@ def title(findings: Findings) -> str:
 
 def lead(findings: Findings) -> str:
     """The result in a sentence, and before it whether the run has ended."""
-    chosen, dense = findings.chosen, findings.dense
+    chosen = findings.chosen
     before = "" if findings.progress.finished else _unfinished(findings)
     if chosen is None:
         return before + paragraph("No network within the budget is known yet.")
-    test = chosen["test_accuracy"] is not None
-    split, accuracy = ("test", chosen["test_accuracy"]) if test else ("validation", chosen["val_accuracy"])
-    against = f", {drop(chosen, dense, findings.test)} points against the dense network" if dense else ""
-    return before + (
-        f'<p class="lead">The chosen network keeps {chosen["flops_fraction"]:.1%} of the FLOPs and '
-        f"{chosen['params_fraction']:.1%} of the parameters with {accuracy:.2%} {split} accuracy{against}.</p>"
-    )
+    return before + paragraph(summary(chosen, findings.run, findings.times), name="lead")
 
 
 def _unfinished(findings: Findings) -> str:
