@@ -188,14 +188,15 @@ Download = Annotated[
     bool | None,
     typer.Option("--download", help="Let torchvision fetch the data set.", metavar="", rich_help_panel=NETWORK),
 ]
+# Fractions are read by the job: one check, with one message, of a number wherever it comes from.
 BudgetFlops = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         help="Fraction of the dense FLOPs that may remain: 0.3 keeps 30 %.", metavar="FRACTION", rich_help_panel=BUDGET
     ),
 ]
 BudgetParams = Annotated[
-    float | None,
+    str | None,
     typer.Option(help="Fraction of the dense parameters that may remain.", metavar="FRACTION", rich_help_panel=BUDGET),
 ]
 BudgetLatency = Annotated[
@@ -259,13 +260,13 @@ def search(
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
     min_accuracy: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             help="Validation accuracy that a network must keep, in (0, 1].", metavar="FRACTION", rich_help_panel=BUDGET
         ),
     ] = None,
     max_drop: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             help="Largest loss of validation accuracy: 0.01 is one point.", metavar="FRACTION", rich_help_panel=BUDGET
         ),
@@ -459,7 +460,7 @@ def pick(
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
     min_accuracy: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             help="Validation accuracy that the cheapest network must have, in (0, 1].",
             metavar="FRACTION",
@@ -472,8 +473,15 @@ def pick(
     from raprune.report import print_pick
     from raprune.spec import load_limits
 
-    budget = load_limits(_given(ctx)).budget
-    print_pick(run, budget, latency=budget_latency, console=_console(), min_accuracy=min_accuracy, as_json=as_json)
+    limits = load_limits(_given(ctx))
+    print_pick(
+        run,
+        limits.budget,
+        latency=budget_latency,
+        min_accuracy=limits.min_accuracy,
+        console=_console(),
+        as_json=as_json,
+    )
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -129,7 +129,9 @@ def _percentage(came: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as the user wrote it: 30 for 30.0."""
+    """A value as the user wrote it: 30 for 30.0, and for a flag's text 30."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9.]+", value):
+        return value
     return f"{value:.12g}" if isinstance(value, float) else repr(value)
 
 

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from raprune.budget import Budget
-from raprune.errors import UsageError
 from raprune.front import Progress, Row, floor_of, pick, wanted_latency
 from raprune.page.feed import Away, Known
+from raprune.spec import load_limits
 from raprune.trial import Stage, Trial, TrialState, repeat_name
 from raprune.words import without_secrets
 
@@ -53,6 +52,15 @@ COLUMNS = (
     "downloadable",
 )
 """What `describe_trial` says."""
+
+
+_LIMITS = {
+    "flops": "budget_flops",
+    "params": "budget_params",
+    "latency": "budget_latency",
+    "min_accuracy": "min_accuracy",
+}
+"""What `pick_row` is asked -> the field of a job that says the same."""
 
 
 def describe_run(known: Known, away: Away | None, *, name: str) -> Answer:
@@ -248,11 +256,12 @@ def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
         UsageError: if one is not understood.
         RapruneError: if nothing fits.
     """
-    given = {name: text.strip() for name, text in wanted.items() if text.strip()}
-    budget = Budget(flops=_fraction(given, "flops"), params=_fraction(given, "params"))
-    if "latency" in given:
-        budget = replace(budget, latency=wanted_latency(f"latency={given['latency']}", given["latency"], known.run))
-    picked: Row = pick(known.rows, budget, min_accuracy=_fraction(given, "min_accuracy"))
+    given = {field: text for name, field in _LIMITS.items() if (text := wanted.get(name, "").strip())}
+    limits = load_limits(given)
+    budget = limits.budget
+    if latency := given.get("budget_latency"):
+        budget = replace(budget, latency=wanted_latency(f"latency={latency}", latency, known.run))
+    picked: Row = pick(known.rows, budget, min_accuracy=limits.min_accuracy)
     return dict(plain(picked))
 
 
@@ -294,15 +303,3 @@ def _is_sibling(one: Trial, other: Trial) -> bool:
     """Whether one is a repeat of the other, or a network on the same way."""
     a, b = one.proposal, other.proposal
     return (a.stage, a.number, a.rung, a.parent) == (b.stage, b.number, b.rung, b.parent)
-
-
-def _fraction(given: Mapping[str, str], name: str) -> float | None:
-    if name not in given:
-        return None
-    try:
-        value = float(given[name])
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value <= 1.0:
-        raise UsageError(f"{name}={given[name]}: not a number above 0 and at most 1.", hint=f"For example {name}=0.3")
-    return value
