@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 from rich import box
@@ -21,6 +20,16 @@ WIDE = 118
 
 def render_progress(now: Progress) -> RenderableType:
     """The block that says how far a run is: a few lines, whatever the number of trials."""
+    grid = render_standing(now)
+    left = "" if now.left_s is None else f", about {words.duration(now.left_s)} of search left" if now.left_s else ""
+    spent = f", {now.gpu_hours:.2f} GPU-hours" if now.gpu_hours else ""
+    in_all = "in all" if now.finished else "so far"
+    grid.add_row("time", f"{words.duration(now.elapsed_s)} {in_all}{left}{spent}")
+    return grid
+
+
+def render_standing(now: Progress) -> Table:
+    """What the trials have come to."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
@@ -39,10 +48,6 @@ def render_progress(now: Progress) -> RenderableType:
             f"{now.best['val_accuracy']:.2%} validation at {now.best['flops_fraction']:.1%} of the FLOPs "
             f"({escape(now.best['method'])}, {_how(now.best)}){dense}",
         )
-    left = "" if now.left_s is None else f", about {_duration(now.left_s)} of search left" if now.left_s else ""
-    spent = f", {now.gpu_hours:.2f} GPU-hours" if now.gpu_hours else ""
-    in_all = "in all" if now.finished else "so far"
-    grid.add_row("time", f"{_duration(now.elapsed_s)} {in_all}{left}{spent}")
     return grid
 
 
@@ -213,7 +218,3 @@ def _epochs(number: float) -> str:
 def _points(accuracy: float | None, interval: float | None = None) -> str:
     spread = "" if interval is None else f" ±{100 * interval:.2f}"
     return "-" if accuracy is None else f"{100 * accuracy:.2f}{spread}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
