@@ -13,15 +13,23 @@ from raprune.layout import laid_out
 from raprune.methods import Batches, Kept, Network
 from raprune.spec import SearchSpec
 from raprune.surgery import cut
-from raprune.training import train
+from raprune.training import Epoch, train
 from raprune.workload import Workload
 
 
 class WorkloadBench:
     """The bench of `raprune.methods.method.Bench` over a workload. Equal seeds give equal runs on the CPU."""
 
-    def __init__(self, workload: Workload, calibration: Batches, *, seed: int) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        calibration: Batches,
+        *,
+        seed: int,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> None:
         self.seed = seed
+        self._on_epoch = on_epoch
         self._workload = workload
         self._spec: SearchSpec = workload.spec
         self._calibration = calibration
@@ -52,6 +60,7 @@ class WorkloadBench:
             seed=next(self._seeds),
             teacher=self._workload.model if distil else None,
             regularize=regularize,
+            on_epoch=self._on_epoch,
         )
 
     def allowed(self, num_channels: int) -> list[int]:

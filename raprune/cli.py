@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raprune.spec import SearchSpec
+    from raprune.stages import Stages
 
 TRACEBACK = "RAPRUNE_TRACEBACK"
 """Environment variable: set to 1, an unexpected error shows where it came from."""
@@ -409,19 +410,23 @@ def search(
         typer.echo(commented_job(spec), nl=False)
         return
     ctx.find_root().obj = spec.output
-    from raprune.orchestration.search import search as run_search
-    from raprune.orchestration.search import search_or_resume
+    console = _console()
+    with _loading(console) as stages:
+        from raprune.orchestration.search import search as run_search
+        from raprune.orchestration.search import search_or_resume
 
-    (search_or_resume if resume_it else run_search)(spec, console=_console())
+        (search_or_resume if resume_it else run_search)(spec, console=console, stages=stages)
 
 
 @app.command(rich_help_panel=SEARCHES)
 def resume(ctx: typer.Context, run: Run) -> None:
     """Resume a search that was stopped or killed; finished work is kept."""
     ctx.find_root().obj = run
-    from raprune.orchestration.search import resume as run_resume
+    console = _console()
+    with _loading(console) as stages:
+        from raprune.orchestration.search import resume as run_resume
 
-    run_resume(run, console=_console())
+        run_resume(run, console=console, stages=stages)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -609,19 +614,12 @@ def prune(
 ) -> None:
     """Prune one network in this process, without Ray: score, cut, repair, measure."""
     spec = _spec(job, assignments, _given(ctx, but=("output",)))
-    from raprune.report import print_single
-    from raprune.single import prune_once
-
     console = _console()
-    with console.status("pruning") as working:
-        made = prune_once(
-            spec,
-            method=method,
-            allocation=allocation,
-            folder=output,
-            finetune=finetune,
-            on_epoch=lambda what, epoch: working.update(f"training ({what}): epoch {epoch.number}"),
-        )
+    with _loading(console) as stages:
+        from raprune.report import print_single
+        from raprune.single import prune_once
+
+        made = prune_once(spec, method=method, allocation=allocation, folder=output, finetune=finetune, stages=stages)
     print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console)
 
 
@@ -651,9 +649,10 @@ def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for recipe.json and weights.safetensors.")],
 ) -> None:
     """Export a network of a run as a recipe and weights that load into plain PyTorch."""
-    from raprune.single import export as run_export
+    with _loading(_console()) as stages:
+        from raprune.single import export as run_export
 
-    run_export(run, candidate, folder)
+        run_export(run, candidate, folder, stages=stages)
     typer.echo(f"Wrote {folder}/recipe.json and weights.safetensors; raprune.load(model, {folder!r}) reads them.")
 
 
@@ -918,6 +917,17 @@ def _console() -> Console:
     console = Console()
     # What goes to a file or a pipe is not folded to eighty columns.
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=140)
+
+
+@contextmanager
+def _loading(console: Console) -> Iterator[Stages]:
+    """Shows the stages of a command, from the imports that take seconds on."""
+    from raprune.display import shown
+    from raprune.stages import LOAD_LIBRARIES
+
+    with shown(console) as stages:
+        stages.begin(LOAD_LIBRARIES)
+        yield stages
 
 
 def _how_to_resume(output: str) -> str:

@@ -19,6 +19,7 @@ from raprune.errors import ModelError, StoreError, UsageError
 from raprune.latency import TABLE, LatencyTable
 from raprune.methods import method_named
 from raprune.spec import SearchSpec, latency_fraction
+from raprune.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
 from raprune.store import Store
 from raprune.tracing import ChannelGraph, cached_trace
 from raprune.tracing.proof import Proof, prove
@@ -60,6 +61,22 @@ class Steps:
 
     def reached(self, cost: CostModel) -> None:
         """The budget is within reach."""
+
+
+class InStages(Steps):
+    """Steps as stages of a run."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+
+    def named(self, spec: SearchSpec) -> None:
+        self._stages.begin(LOAD_DATA)
+
+    def loaded(self, data: Dataset) -> None:
+        self._stages.begin(LOAD_NETWORK)
+
+    def built(self, workload: Workload) -> None:
+        self._stages.begin(PROVE)
 
 
 def prepare(spec: SearchSpec, steps: Steps | None = None) -> Prepared:

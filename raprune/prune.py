@@ -9,6 +9,7 @@ No Ray: `raprune prune` runs this in one process, and every trial of a search ru
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -34,6 +35,7 @@ from raprune.latency import LatencyTable
 from raprune.maxout import inserted
 from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step, method_named
 from raprune.spec import SearchSpec, TrainSpec
+from raprune.stages import OnWork, Work
 from raprune.statistics import Arrays, Statistics, key_of
 from raprune.surgery import cut, rebuild
 from raprune.tracing.graph import ChannelGraph, Group
@@ -79,8 +81,11 @@ class Pruner:
         *,
         statistics: Statistics | None = None,
         latency: LatencyTable | None = None,
+        on_work: OnWork | None = None,
     ) -> None:
+        """`on_work` hears how far the training of a method and the scores of groups are."""
         self.workload = workload
+        self._on_work = on_work
         self.graph = graph
         self.cost = CostModel(graph, latency)
         self.statistics = statistics or Statistics()
@@ -133,11 +138,12 @@ class Pruner:
         pruned = start or self.made_again(parent)
         repaired = self._evaluate(pruned.model)
         trained: list[Epoch] = []
+        told = on_epoch or self._epoch_of("fine-tuning")
 
         def tell(epoch: Epoch) -> None:
             trained.append(epoch)
-            if on_epoch is not None:
-                on_epoch(epoch)
+            if told is not None:
+                told(epoch)
 
         history = train(
             pruned.model,
@@ -212,7 +218,7 @@ class Pruner:
             regularize=regularizer,
             ranks=ranks,
             checkpoints=checkpoints,
-            on_epoch=on_epoch,
+            on_epoch=on_epoch or self._epoch_of(f"{_named(method)}, training"),
         )
         return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
 
@@ -225,10 +231,14 @@ class Pruner:
     def score_part(self, method: Method, graph: ChannelGraph, seed: int) -> Scores:
         """Scores of the groups of `graph`: all, or some (`ChannelGraph.only`)."""
         scores = method.score(self.base(method)[0], graph, self._batches, seed=seed)
-        return {
-            group.name: method.priced(scores[group.name], self._prices(method, graph, group, scores[group.name]))
-            for group in graph.groups
-        }
+        priced: Scores = {}
+        for group in graph.groups:
+            of_group = scores[group.name]
+            priced[group.name] = method.priced(of_group, self._prices(method, graph, group, of_group))
+            if self._on_work is not None:
+                what = f"{_named(method)}, scores"
+                self._on_work(Work(what=what, done=len(priced), total=len(graph.groups), unit="groups"))
+        return priced
 
     def _prices(
         self, method: Method, graph: ChannelGraph, group: Group, scores: npt.NDArray[np.float64]
@@ -304,7 +314,8 @@ class Pruner:
         method, started = method_of(proposal), time.time()
         goal = self._candidate(proposal, method, self.scores(method, proposal.seed))
         whole = {group.name: tuple(range(group.num_channels)) for group in self.graph.groups}
-        bench = WorkloadBench(self.workload, self._batches, seed=proposal.seed)
+        on_epoch = self._epoch_of(f"{proposal.method}, training on the way")
+        bench = WorkloadBench(self.workload, self._batches, seed=proposal.seed, on_epoch=on_epoch)
         steps = method.path(Network(self.workload.model, self.graph, whole), goal.widths, bench)
         step: Step | None = next(steps)
         number = 0
@@ -317,6 +328,13 @@ class Pruner:
             step = next(steps, None)
             yield proposal if step is None else replace(proposal, step=number), pruned, seconds
             number += 1
+
+    def _epoch_of(self, what: str) -> Callable[[Epoch], None] | None:
+        """Callback that tells of a training's epochs, if anybody listens."""
+        on_work = self._on_work
+        if on_work is None:
+            return None
+        return lambda epoch: on_work(Work(what=what, done=epoch.number, total=math.ceil(epoch.epochs), unit="epochs"))
 
     def _channels(self, pruned: Pruned) -> ChannelMap | None:
         """Which of the dense network's channels are left; None where maxout units stand between the two."""
@@ -397,6 +415,10 @@ class Pruner:
 def method_of(proposal: Proposal) -> Method:
     """The proposal's method with its hyper-parameters."""
     return method_named(proposal.method)(**proposal.settings)
+
+
+def _named(method: Method) -> str:
+    return type(method).__name__.lower()
 
 
 def keep_zeros(model: nn.Module) -> Callable[[nn.Module], None] | None:

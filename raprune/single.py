@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,9 +14,10 @@ from raprune.candidate import Candidate
 from raprune.errors import StoreError, UsageError
 from raprune.evaluate import evaluate
 from raprune.latency import LatencyTable
-from raprune.preparation import DENSE, Prepared, check_writable, prepare, stored_table, with_table
+from raprune.preparation import DENSE, InStages, Prepared, check_writable, prepare, stored_table, with_table
 from raprune.prune import Pruner, Result
 from raprune.spec import SearchSpec
+from raprune.stages import FINETUNE, JUDGE_DENSE, LAYER_TIMES, PRUNE, TRAIN_DENSE, Stages
 from raprune.statistics import Statistics
 from raprune.store import Store
 from raprune.timing import measure_table, table_key
@@ -41,12 +42,11 @@ def prune_once(
     allocation: str,
     folder: str | None = None,
     finetune: bool = False,
-    on_epoch: Callable[[str, Epoch], None] | None = None,
+    stages: Stages | None = None,
 ) -> Single:
     """Prune the network of `spec` once, to its budget; with `folder`, write recipe and weights there.
 
-    A network without weights is trained first. `on_epoch` hears of its epochs as `"dense"`, and of the fine-tuning's
-    as `"finetune"`.
+    A network without weights is trained first. `stages` follows.
 
     Raises:
         UsageError: if a name or a setting is wrong or the budget is out of reach; nothing was trained then.
@@ -58,13 +58,25 @@ def prune_once(
             raise StoreError(f"{store.name} holds a {RECIPE} already.", hint="Give another folder.")
         check_writable(store)
     spec = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
-    prepared, statistics = prepare(spec), _statistics(spec)
+    stages = stages or Stages()
+    prepared, statistics = prepare(spec, InStages(stages)), _statistics(spec)
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
     if spec.budget_latency is not None:
+        stages.begin(LAYER_TIMES)
         spec, prepared = with_table(spec, prepared, _table(workload, prepared, spec, statistics))
     if spec.model.weights is None:
-        train_dense(workload, spec, on_epoch=on_epoch and partial(on_epoch, "dense"))
-    pruner = Pruner(workload, prepared.graph, spec, statistics=statistics, latency=prepared.cost.table)
+        stages.begin(TRAIN_DENSE, total=math.ceil(spec.dense.epochs), unit="epochs")
+        train_dense(workload, spec, on_epoch=partial(_tell_epoch, stages))
+    stages.begin(JUDGE_DENSE)
+    dense = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
+    pruner = Pruner(
+        workload,
+        prepared.graph,
+        spec,
+        statistics=statistics,
+        latency=prepared.cost.table,
+        on_work=lambda work: stages.hear([work]),
+    )
     proposal = Proposal(
         number=0,
         method=method,
@@ -75,22 +87,30 @@ def prune_once(
         target_latency=spec.budget.latency,
         seed=spec.seed,
     )
+    stages.begin(PRUNE)
     if finetune:
-        tell = on_epoch and partial(on_epoch, "finetune")
-        result = pruner.finetune(proposal, proposal, spec.finalists.train, on_epoch=tell)
+        start = pruner.made_again(proposal)
+        train = spec.finalists.train
+        stages.begin(FINETUNE, total=math.ceil(train.epochs), unit="epochs")
+        tell = partial(_tell_epoch, stages)
+        result = pruner.finetune(proposal, proposal, train, start=start, on_epoch=tell)
     else:
         result = pruner.prune(proposal)
     if store is not None:
         _save(store, result, pruner, spec)
-    dense = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
+    stages.end()
     return Single(result.trial, dense.accuracy)
 
 
-def export(run: str, candidate: str, folder: str) -> str:
+def _tell_epoch(stages: Stages, epoch: Epoch) -> None:
+    stages.update(done=epoch.number, detail=f"training accuracy {epoch.accuracy:.2%}")
+
+
+def export(run: str, candidate: str, folder: str, *, stages: Stages | None = None) -> str:
     """Write `recipe.json` and `weights.safetensors` of a candidate of a run to `folder`; returns the candidate's id.
 
     `candidate` is its id, the beginning of it, or a trial's id. One that was trained is copied; any other is made
-    again from the dense network, which gives the same weights.
+    again from the dense network, which gives the same weights; `stages` follows.
 
     Raises:
         UsageError: if the run has no such candidate, or several that begin so.
@@ -109,7 +129,9 @@ def export(run: str, candidate: str, folder: str) -> str:
             target.write_bytes(RECIPE, source.read_bytes(f"{stored}/{RECIPE}"))
             return trial.candidate.id
     spec = SearchSpec.model_validate(described["spec"])
-    pruner = _pruner_of_run(source, spec)
+    stages = stages or Stages()
+    pruner = _pruner_of_run(source, spec, stages)
+    stages.begin(PRUNE)
     again = pruner.prune(trial.proposal)
     assert again.trial.candidate == trial.candidate, "the same proposal gave other channels"
     _save(target, again, pruner, spec)
@@ -130,14 +152,17 @@ def _find(store: Store, wanted: str) -> Trial:
     )
 
 
-def _pruner_of_run(store: Store, spec: SearchSpec) -> Pruner:
-    prepared = prepare(spec)
+def _pruner_of_run(store: Store, spec: SearchSpec, stages: Stages) -> Pruner:
+    prepared = prepare(spec, InStages(stages))
     weights = dict(load_arrays(store.read_bytes(DENSE)))
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
     # Beside the run where it lies now; it may be another's, and read only.
     here = spec.model_copy(update={"output": store.uri})
     statistics = Statistics(Store(here.statistics_folder), writes=False)
-    return Pruner(workload, prepared.graph, spec, statistics=statistics, latency=stored_table(store))
+    table = stored_table(store)
+    return Pruner(
+        workload, prepared.graph, spec, statistics=statistics, latency=table, on_work=lambda work: stages.hear([work])
+    )
 
 
 def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics: Statistics) -> LatencyTable:

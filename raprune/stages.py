@@ -19,7 +19,9 @@ from raprune.front import Progress
 from raprune.store import Store
 
 LOAD_LIBRARIES = "load PyTorch"
-PREPARE = "load data and network"
+LOAD_DATA = "load data"
+LOAD_NETWORK = "load network"
+PROVE = "prove channels"
 START_RAY = "start Ray"
 CHECK_NODES = "check the nodes"
 START_RUN = "start the run"

@@ -16,6 +16,7 @@ from raprune.preparation import DENSE, prepare
 from raprune.prune import Pruner
 from raprune.single import export, prune_once
 from raprune.spec import SearchSpec, load_spec
+from raprune.stages import FINETUNE, JUDGE_DENSE, LOAD_DATA, LOAD_NETWORK, PROVE, PRUNE, TRAIN_DENSE, Stages
 from raprune.store import Store
 from raprune.trial import Proposal, Trial
 from raprune.workload import build_workload, train_dense
@@ -87,16 +88,26 @@ def test_a_folder_with_a_recipe_is_not_overwritten(run: tuple[Store, Trial, nn.M
 
 
 def test_a_network_pruned_alone_meets_its_budget_and_loads(tmp_path: Path) -> None:
-    epochs: list[str] = []
+    stages = Stages()
     made = prune_once(
         SPEC,
         method="l2",
         allocation="uniform",
         folder=str(tmp_path),
         finetune=True,
-        on_epoch=lambda what, epoch: epochs.append(what),
+        stages=stages,
     )
-    assert epochs == ["dense", "dense", "finetune"]
+    gone_through = stages.now().stages
+    assert [s.name for s in gone_through] == [
+        LOAD_DATA,
+        LOAD_NETWORK,
+        PROVE,
+        TRAIN_DENSE,
+        JUDGE_DENSE,
+        PRUNE,
+        FINETUNE,
+    ]
+    assert [s.done for s in gone_through if s.unit == "epochs"] == [2, 1], "epochs of the two trainings"
     assert made.trial.metrics is not None
     assert 0.29 < made.trial.metrics.flops_fraction <= 0.3
     loaded = load(dense(SPEC), str(tmp_path))

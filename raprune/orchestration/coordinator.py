@@ -20,6 +20,7 @@ from raprune.front import Progress, progress
 from raprune.orchestration.gauges import Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
 from raprune.orchestration.remote import answer
+from raprune.stages import Work
 from raprune.store import Store
 from raprune.trial import Trial
 
@@ -43,6 +44,7 @@ class Coordinator:
         self._run = self._store.run()
         self._trials = {trial.trial_id: trial for trial in self._store.trials()}
         self._workers: dict[str, set[str]] = {}
+        self._works: dict[str, Work] = {}
         self._lease = Lease(heard_at=time.monotonic())
         self._running, self._running_at = 0, 0.0
         self._heart = Heart(self._store.name, self._facts)
@@ -67,6 +69,9 @@ class Coordinator:
         self._store.append(new)
         # Made anew: other threads read it.
         self._trials = self._trials | {trial.trial_id: trial for trial in new}
+        with self._lock:
+            for trial in trials:
+                self._works.pop(trial.trial_id, None)
 
     def reread(self) -> None:
         """Take notice that the run's description says more than before: how good the dense network is."""
@@ -88,6 +93,17 @@ class Coordinator:
         """How many workers of this driver's session have come up, `worker` among them."""
         self._workers.setdefault(session, set()).add(worker)
         return len(self._workers[session])
+
+    def tell(self, key: str, work: Work) -> None:
+        """Note how far a piece of work is: a trial's, by its id, or another's by a name of its own."""
+        with self._lock:
+            if key not in self._trials:
+                self._works[key] = work
+
+    def works(self) -> dict[str, Work]:
+        """How far the pieces of work are that processes told of; those of recorded trials are left out."""
+        with self._lock:
+            return dict(self._works)
 
     def has(self, trial_id: str) -> bool:
         """Whether the trial is recorded."""

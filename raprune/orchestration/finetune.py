@@ -9,6 +9,7 @@ finalists. What it did lies in the store, from which it goes on after the loss o
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from raprune.orchestration.failures import RETRIES_AFTER_LOSS, Action, Failure, 
 from raprune.orchestration.placement import TrainPlacement
 from raprune.orchestration.trainings import Rank, Training
 from raprune.orchestration.worker import Shared
+from raprune.spec import SearchSpec
+from raprune.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
 from raprune.training import Epoch
 
 FOLDER = "train"
@@ -58,6 +61,39 @@ class News:
         if self.name.startswith("finetune-"):
             return f"fine-tuning {self.name}"
         return "training the dense network" + (" for a method" if self.name.startswith("network-") else "")
+
+    @property
+    def stage(self) -> str:
+        """Stage of the run that the training belongs to."""
+        if self.name.startswith("finetune-"):
+            return FINETUNE
+        return PHASES if self.name.startswith("network-") else TRAIN_DENSE
+
+
+class Course:
+    """The stages that a group goes through, told by its epochs."""
+
+    def __init__(self, stages: Stages, spec: SearchSpec, trainings: Sequence[Training]) -> None:
+        self._stages = stages
+        self._totals: Counter[str] = Counter()
+        for training in trainings:
+            self._totals[training.stage] += math.ceil(training.epochs(spec))
+        self._done: dict[str, dict[str, int]] = {}
+        """Stage -> name of a training -> its epochs so far."""
+        self._begin(next(iter(self._totals)))
+
+    def tell(self, news: News) -> None:
+        """An epoch has ended."""
+        if news.stage not in self._done:
+            self._begin(news.stage)
+        done, epoch = self._done[news.stage], news.epoch
+        done[news.name] = epoch.number
+        detail = f"{news.title}: epoch {epoch.number} of {epoch.epochs:g}, training accuracy {epoch.accuracy:.2%}"
+        self._stages.update(done=sum(done.values()), detail=detail)
+
+    def _begin(self, stage: str) -> None:
+        self._done[stage] = {}
+        self._stages.begin(stage, total=self._totals[stage], unit="epochs")
 
 
 class Bulletin:

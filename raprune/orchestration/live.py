@@ -1,33 +1,72 @@
-"""What the terminal shows while a search runs: one block that renews itself, or a line now and then."""
+"""News of a run under way: what its processes are at, and its stages for who looks from elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from raprune.errors import RapruneError
+from raprune.outage import AT_ONCE
+from raprune.stages import FILE, Stages, Work
+from raprune.store import Store
 
-from raprune.front import Progress as Standing
-from raprune.tables import render_progress
-from raprune.training import Epoch
-
-_REFRESH_S = 1.0
-_LINE_S = 5.0
+LOOK_S = 1.0
+"""Between two looks at what processes are at."""
+TELL_S = 0.5
+"""A process tells of one piece of work no more often."""
+WRITE_S, WRITE_REMOTE_S = 1.0, 5.0
+"""Between two writings of the stages, on a disk and on an object store, where each is paid for."""
 
 
 @contextmanager
-def standing(console: Console, read: Callable[[], Standing]) -> Iterator[None]:
-    """Shows what `read` gives for the time of the block: a live block on a terminal, else a line every few seconds.
+def watched(look: Callable[[], None], *, every_s: float = LOOK_S) -> Iterator[None]:
+    """Looks again and again for the time of the block, in a thread. A look that fails is only news that is missing."""
 
-    Reading and drawing happen in a thread of their own; what goes wrong there is not shown and harms nothing.
+    def work() -> None:
+        # Not only RapruneError: a coordinator that comes up again answers with an error of Ray's.
+        with contextlib.suppress(Exception):
+            look()
+
+    with _again_and_again(work, every_s, "raprune-watch"):
+        yield
+
+
+@contextmanager
+def published(stages: Stages, store: Store) -> Iterator[None]:
+    """Writes the stages into the run's folder for the time of the block. A store that is away stops nothing.
+
+    The file is removed when the run has ended well: then `run.json` says what each stage took.
     """
+    # Without the patience of the run's own: news are soon out of date.
+    at_once = store.patient(AT_ONCE)
+
+    def write() -> None:
+        # Not into a folder that is gone: it would begin anew what lies on a disk that is no longer mounted.
+        with contextlib.suppress(RapruneError):
+            if at_once.is_run():
+                at_once.write_json(FILE, stages.now().to_json())
+
+    with _again_and_again(write, WRITE_REMOTE_S if "://" in store.uri else WRITE_S, "raprune-news"):
+        yield
+    with contextlib.suppress(RapruneError):
+        at_once.remove(FILE)
+
+
+@contextmanager
+def _again_and_again(work: Callable[[], None], every_s: float, name: str) -> Iterator[None]:
     done = threading.Event()
-    show = _block if console.is_terminal else _lines
-    thread = threading.Thread(target=show, args=(console, read, done), daemon=True, name="raprune-status")
+
+    def run() -> None:
+        while not done.is_set():
+            work()
+            done.wait(every_s)
+
+    thread = threading.Thread(target=run, daemon=True, name=name)
     thread.start()
     try:
         yield
@@ -36,70 +75,22 @@ def standing(console: Console, read: Callable[[], Standing]) -> Iterator[None]:
         thread.join(timeout=5.0)
 
 
-class Training:
-    """The progress of one training after another; `epoch` for each one that ended."""
+class Teller:
+    """Tells the coordinator how far this process is, without waiting for it, and not too often."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._said_at = 0.0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs, training accuracy {task.fields[accuracy]:.2%}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=None, accuracy=0.0)
+    def __init__(
+        self, coordinator: Any, key: str, *, prefix: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._coordinator = coordinator
+        self._key = key
+        self._prefix = prefix
+        self._clock = clock
+        self._told_at = float("-inf")
 
-    def __enter__(self) -> Training:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def epoch(self, epoch: Epoch, what: str = "training the dense network") -> None:
-        self._bar.update(
-            self._task, description=what, completed=epoch.number, total=epoch.epochs, accuracy=epoch.accuracy
-        )
-        if not self._console.is_terminal and time.monotonic() - self._said_at > _LINE_S:
-            self._said_at = time.monotonic()
-            self._console.print(
-                f"{what}: epoch {epoch.number} of {epoch.epochs:g}, training accuracy {epoch.accuracy:.2%}"
-            )
-
-
-def line(now: Standing) -> str:
-    """Where a search stands, in one line of plain text."""
-    best = "-" if now.best is None else f"{now.best['val_accuracy']:.2%} at {now.best['flops_fraction']:.1%} FLOPs"
-    failed = f", {now.states['FAILED']} failed" if now.states.get("FAILED") else ""
-    tuned = f", {now.finetuned} fine-tuned" if now.finetuned else ""
-    return (
-        f"[{now.elapsed_s:.0f} s] {now.searched} of {now.trials} candidates{failed}{tuned}, front {now.front}, "
-        f"hypervolume {now.hypervolume:.4f}, best {best}"
-    )
-
-
-def _block(console: Console, read: Callable[[], Standing], done: threading.Event) -> None:
-    try:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            while not done.is_set():
-                live.update(render_progress(read()), refresh=True)
-                done.wait(_REFRESH_S)
-    except Exception:
-        return
-
-
-def _lines(console: Console, read: Callable[[], Standing], done: threading.Event) -> None:
-    said = ""
-    try:
-        while not done.wait(_LINE_S):
-            now = line(read())
-            if now.partition("]")[2] != said:
-                said = now.partition("]")[2]
-                console.print(now, markup=False, highlight=False)
-    except Exception:
-        return
+    def __call__(self, work: Work) -> None:
+        """Take notice of the work; its end is always told."""
+        now = self._clock()
+        if work.done < work.total and now - self._told_at < TELL_S:
+            return
+        self._told_at = now
+        self._coordinator.tell.remote(self._key, replace(work, what=f"{self._prefix}{work.what}"))

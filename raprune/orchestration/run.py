@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from raprune.outage import Patience
 from raprune.preparation import DENSE, Prepared
 from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
+from raprune.stages import Stages
 from raprune.store import RUN_FILE, Store
 
 
@@ -31,6 +32,7 @@ class Run:
     store: Store
     prepared: Prepared
     console: Console
+    stages: Stages
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tells this driver from those of the same run before it."""
 
@@ -127,6 +129,7 @@ def store_dense(run: Run, dense: Any) -> None:
     described = run.store.run()
     described["weights_hash"] = dense.weights_hash
     described["dense"] |= {"val_accuracy": dense.validation.accuracy, "val_loss": dense.validation.loss}
+    described["pace"] = asdict(dense.pace)
     run.store.write_json(RUN_FILE, described)
 
 
@@ -193,5 +196,7 @@ def finish(run: Run, accuracies: dict[str, float]) -> None:
         dense = accuracies.pop("dense")
         run.store.write_json(TEST_FILE, {"dense": dense, "candidates": accuracies, "images": len(test)})
     write_report(run.store)
-    run.store.write_json(RUN_FILE, run.store.run() | {"state": "finished", "finished_at": time.time()})
+    run.stages.end()
+    took = {"stages": run.stages.now().to_json()["stages"]}
+    run.store.write_json(RUN_FILE, run.store.run() | {"state": "finished", "finished_at": time.time()} | took)
     print_front(run.store.uri, console=run.console)

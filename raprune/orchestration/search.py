@@ -8,6 +8,7 @@ folder is made; what is finished is in the store, from which `resume` goes on.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from rich.console import Console
 
 from raprune.artifact import provenance
 from raprune.budget import accuracy_floor
+from raprune.display import shown
+from raprune.forecast import Pace, forecast, told
 from raprune.front import to_be_tested
 from raprune.orchestration.cluster import cluster, node_resources
 from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
@@ -39,20 +42,35 @@ from raprune.orchestration.run import (
 from raprune.orchestration.scaling import with_room
 from raprune.orchestration.space import search_space
 from raprune.orchestration.submitted import cluster_address, tell_best, telling
-from raprune.preparation import check_output, prepare, with_table
+from raprune.preparation import InStages, check_output, prepare, with_table
 from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
+from raprune.stages import (
+    CHECK_NODES,
+    JUDGE_DENSE,
+    LATENCY,
+    LAYER_TIMES,
+    REPORT,
+    SEARCH,
+    START_RAY,
+    START_RUN,
+    STOP_RAY,
+    TRAIN_DENSE,
+    Stages,
+)
 from raprune.store import RUN_FILE, Store
-from raprune.trial import Proposal, Stage, repeat_name
+from raprune.trial import Proposal, Stage, Trial, repeat_name
 
 if TYPE_CHECKING:
     from raprune.orchestration.proposals import Earlier, SearchSpace
+    from raprune.orchestration.statistics import Missing
     from raprune.orchestration.trainings import Training
     from raprune.orchestration.worker import Shared
+    from raprune.training import Epoch
 
 
-def search(spec: SearchSpec, *, console: Console | None = None) -> str:
-    """Run the search of `spec` and return its folder.
+def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages | None = None) -> str:
+    """Run the search of `spec` and return its folder. `stages`: those that are shown already on `console`.
 
     Raises:
         UsageError: if the job cannot be right; nothing was written then.
@@ -61,26 +79,34 @@ def search(spec: SearchSpec, *, console: Console | None = None) -> str:
     console = console or Console()
     store = Store(spec.output)
     check_output(store)
-    prepared = prepare(spec)
-    say_job(console, spec, prepared)
-    run = Run(spec, store, prepared, console)
-    if spec.warm_start:
-        from raprune.orchestration import earlier
+    with shown(console, stages) as stages:
+        prepared = prepare(spec, InStages(stages))
+        say_job(console, spec, prepared)
+        run = Run(spec, store, prepared, console, stages)
+        if spec.warm_start:
+            from raprune.orchestration import earlier
 
-        earlier.check(spec, prepared)
-    with cluster(spec.resources.address):
-        resources = with_room(spec.resources, console=console)
-        placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
-        place_training(node_resources(), spec.resources, num_networks=1)
-        _preflight(run)
-        run = _with_latency(_with_lookahead(run, placement), placement)
-        store.create(describe(run))
-        with store.locked():
-            _carry_out(under_way(run), placement)
+            earlier.check(spec, prepared)
+        stages.begin(START_RAY)
+        with cluster(spec.resources.address):
+            resources = with_room(spec.resources, console=console)
+            placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
+            place_training(node_resources(), spec.resources, num_networks=1)
+            _preflight(run)
+            run = _with_latency(_with_lookahead(run, placement), placement)
+            store.create(describe(run))
+            with store.locked():
+                _carry_out(under_way(run), placement)
     return store.uri
 
 
-def resume(uri: str, *, console: Console | None = None, placed: SearchSpec | None = None) -> str:
+def resume(
+    uri: str,
+    *,
+    console: Console | None = None,
+    placed: SearchSpec | None = None,
+    stages: Stages | None = None,
+) -> str:
     """Go on with the run in `uri` from what its store holds, and return its folder.
 
     With `placed`, data and weights are read where that says, on its cluster: they were moved.
@@ -99,10 +125,11 @@ def resume(uri: str, *, console: Console | None = None, placed: SearchSpec | Non
         console.print("The run is finished.")
         print_front(store.uri, console=console)
         return store.uri
-    with store.locked():
-        prepared = prepare(spec)
+    with shown(console, stages) as stages, store.locked():
+        prepared = prepare(spec, InStages(stages))
         check_unchanged(store, described, prepared, console)
-        run = under_way(Run(spec, store, prepared, console))
+        run = under_way(Run(spec, store, prepared, console, stages))
+        stages.begin(START_RAY)
         with cluster(spec.resources.address):
             resources = with_room(spec.resources, console=console)
             placement = place_resumed(node_resources(), resources, lookahead=spec.search.lookahead)
@@ -113,7 +140,7 @@ def resume(uri: str, *, console: Console | None = None, placed: SearchSpec | Non
     return store.uri
 
 
-def search_or_resume(spec: SearchSpec, *, console: Console | None = None) -> str:
+def search_or_resume(spec: SearchSpec, *, console: Console | None = None, stages: Stages | None = None) -> str:
     """Go on with the run in the output of `spec` if it holds one, else begin it; return its folder.
 
     A run keeps the job that it began with: what `spec` asks for otherwise is named and left.
@@ -124,7 +151,7 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None) -> str
     console = console or Console()
     store = Store(spec.output)
     if not store.is_run():
-        return search(spec, console=console)
+        return search(spec, console=console, stages=stages)
     console.print(f"{store.name} holds a run: it goes on.", markup=False, highlight=False)
     begun = SearchSpec.model_validate(store.run()["spec"])
     # What was left to the run, and is decided by now, is no change of the job.
@@ -132,7 +159,7 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None) -> str
     changed = _differing(_moved(begun, spec), asked)
     if changed:
         console.print(f"It keeps its own job; ignored: {', '.join(changed)}.", markup=False, highlight=False)
-    return resume(spec.output, console=console, placed=spec)
+    return resume(spec.output, console=console, placed=spec, stages=stages)
 
 
 def _moved(begun: SearchSpec, now: SearchSpec) -> SearchSpec:
@@ -176,7 +203,8 @@ def _preflight(run: Run) -> None:
     # Imported once the cluster's settings are made, as all that imports ray.
     from raprune.orchestration.preflight import preflight
 
-    preflight(run.spec, run.store, console=run.console)
+    with run.stages.stage(CHECK_NODES):
+        preflight(run.spec, run.store, console=run.console)
 
 
 def _with_lookahead(run: Run, placement: Placement) -> Run:
@@ -200,7 +228,7 @@ def _with_latency(run: Run, placement: Placement) -> Run:
         return run
     from raprune.orchestration.latency import Subject, latency_table
 
-    with run.console.status("measuring layer times"):
+    with run.stages.stage(LAYER_TIMES):
         table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
     say_latency(run, table, is_new=is_new)
     spec, prepared = with_table(run.spec, run.prepared, table)
@@ -214,9 +242,16 @@ def _carry_out(run: Run, placement: Placement) -> None:
     from raprune.orchestration.coordinator import ask, find_coordinator
     from raprune.orchestration.gauges import see_off
     from raprune.orchestration.lease import held
+    from raprune.orchestration.live import published
 
+    stages = run.stages
+    stages.begin(START_RUN)
     coordinator: Any = find_coordinator(run.store)
-    with held(coordinator, run.session, run.store.name, console=run.console), _page(run) as note_page:
+    with (
+        held(coordinator, run.session, run.store.name, console=run.console),
+        published(stages, run.store),
+        _page(run) as note_page,
+    ):
         try:
             keep_table(run)
             Store(run.spec.statistics_folder).make()
@@ -225,8 +260,11 @@ def _carry_out(run: Run, placement: Placement) -> None:
             note_page()
             ask(coordinator.reread.remote())
             accuracies = _search_and_finetune(run, placement, data, weights, coordinator)
+            stages.begin(LATENCY)
             _time_front(run, placement, coordinator)
+            stages.begin(REPORT)
             finish(run, accuracies)
+            stages.begin(STOP_RAY)
             tell_best(ask(coordinator.progress.remote()))
             see_off(lambda: ask(coordinator.unexported_s.remote()))
         finally:
@@ -249,7 +287,6 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     """A reference to the dense network's weights: those given or stored, else trained by a task of the cluster."""
     import ray
 
-    from raprune.orchestration.live import Training
     from raprune.orchestration.statistics import named, phases
     from raprune.orchestration.trainings import DenseTraining, PhaseTraining
     from raprune.orchestration.worker import Dense, prepare_dense
@@ -270,15 +307,25 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     train = stored is None and run.spec.model.weights is None
     weights = ray.put(run.prepared.weights if stored is None else stored)
     news = task.remote(run.spec, placement, data, weights, train=train)
-    with Training(run.console) as training:
-        for reference in news:
-            item = _get(reference)
-            if isinstance(item, Dense):
-                dense = item
-            else:
-                training.epoch(item)
+    if train:
+        run.stages.begin(TRAIN_DENSE, total=math.ceil(run.spec.dense.epochs), unit="epochs")
+    else:
+        run.stages.begin(JUDGE_DENSE)
+    for reference in news:
+        item = _get(reference)
+        if isinstance(item, Dense):
+            dense = item
+            continue
+        _tell_epoch(run, item)
+        if item.number >= item.epochs:
+            run.stages.begin(JUDGE_DENSE)
     store_dense(run, dense)
     return ray.put(dense.weights)
+
+
+def _tell_epoch(run: Run, epoch: Epoch) -> None:
+    """An epoch of the current stage's training has ended."""
+    run.stages.update(done=epoch.number, detail=f"training accuracy {epoch.accuracy:.2%}")
 
 
 def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any, coordinator: Any) -> dict[str, float]:
@@ -287,11 +334,11 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     from ray import tune
 
     from raprune.orchestration.coordinator import ask
-    from raprune.orchestration.live import standing
+    from raprune.orchestration.live import watched
     from raprune.orchestration.proposals import Proposals
     from raprune.orchestration.scheduler import KeepWorkers
     from raprune.orchestration.searcher import CandidateSearcher
-    from raprune.orchestration.statistics import Inputs, gather, missing_phases, named
+    from raprune.orchestration.statistics import Inputs, gather, missing, named
     from raprune.orchestration.stopping import Enough
     from raprune.orchestration.trainings import FinalistTraining, PhaseTraining
     from raprune.orchestration.worker import CandidateTrial
@@ -300,11 +347,13 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     stored = ask(coordinator.trials.remote())
     space = search_space(spec, run.prepared.cost)
     shared = _shared(run, placement, data, weights, coordinator)
-    inputs, methods = Inputs(spec, run.prepared.graph, placement, [data], [weights]), (*space.controls, *space.methods)
+    inputs = Inputs(spec, run.prepared.graph, placement, [data], [weights], coordinator)
+    methods = (*space.controls, *space.methods)
+    lacking = missing(inputs, named(spec, methods))
+    _forecast(run, placement, space, lacking, stored)
     if spec.resources.train_workers != 0:
-        missing = missing_phases(inputs, named(spec, methods))
-        _train_together(run, shared, [PhaseTraining(method) for method in missing])
-    gathered = gather(inputs, methods)
+        _train_together(run, shared, [PhaseTraining(method) for method in lacking.phases])
+    gathered = gather(inputs, methods, run.stages)
     say_statistics(run, gathered)
     shared = replace(shared, statistics=ray.put(gathered.arrays))
     enough = Enough(spec.search, placement, stored, cost=spec.cost, already=run.store.run().get("stopped"))
@@ -317,6 +366,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         spend=enough.spend,
         grouped=lambda networks: _place_group(run, networks) is not None,
         workers=placement.workers,
+        stages=run.stages,
         floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.run()["dense"]["val_accuracy"]),
     )
     folder = tempfile.mkdtemp(prefix="raprune-")
@@ -342,9 +392,17 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        with standing(run.console, telling(lambda: ray.get(coordinator.progress.remote(searcher.num_running)))):
+        read = telling(lambda: ray.get(coordinator.progress.remote(searcher.num_running)))
+
+        def look() -> None:
+            run.stages.stand(read())
+            searcher.hear(ray.get(coordinator.works.remote()))
+
+        run.stages.begin(SEARCH, total=spec.search.trials, unit="trials", limit_s=spec.search.time_limit_s)
+        with watched(look):
             tuner.fit()
     finally:
+        run.stages.stand(None)
         shutil.rmtree(folder, ignore_errors=True)
     if searcher.failure is not None:
         raise searcher.failure
@@ -357,23 +415,47 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     return searcher.test
 
 
+def _forecast(run: Run, placement: Placement, space: SearchSpace, lacking: Missing, stored: Sequence[Trial]) -> None:
+    """Say about how long what is left will take; nothing where the speed of the dense network was not measured."""
+    from raprune.orchestration.plan import plan_of
+    from raprune.orchestration.statistics import named
+
+    measured = run.store.run().get("pace")
+    if measured is None:
+        # The run was begun by a version that did not measure it.
+        return
+    plan = plan_of(
+        run.spec,
+        data=run.prepared.data,
+        graph=run.prepared.graph,
+        space=space,
+        methods=named(run.spec, (*space.controls, *space.methods)),
+        lacking=lacking,
+        stored=stored,
+        placement=placement,
+        grouped=_place_group(run, max(1, run.spec.finalists.count)) is not None,
+    )
+    expected = forecast(Pace(**measured), plan)
+    run.stages.expect(expected)
+    run.console.print(told(expected), markup=False, highlight=False)
+
+
 def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> None:
     """Have a group of workers carry out the trainings, if there is to be one; nothing else runs meanwhile."""
     placement = _place_group(run, len(trainings))
     if placement is None:
         return
-    from raprune.orchestration import live
-    from raprune.orchestration.finetune import train_together
+    from raprune.orchestration.finetune import Course, train_together
 
     run.console.print(f"Training by {placement.reason}: {len(trainings)} networks.", markup=False, highlight=False)
-    with live.Training(run.console) as shown:
-        train_together(
-            shared,
-            trainings,
-            placement,
-            again=lambda before: place_again(node_resources(), before),
-            tell=lambda news: shown.epoch(news.epoch, news.title),
-        )
+    course = Course(run.stages, run.spec, trainings)
+    train_together(
+        shared,
+        trainings,
+        placement,
+        again=lambda before: place_again(node_resources(), before),
+        tell=course.tell,
+    )
 
 
 def _place_group(run: Run, num_networks: int) -> TrainPlacement | None:

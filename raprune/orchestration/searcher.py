@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from raprune.orchestration.promotion import Outcome, choose_finalists
 from raprune.orchestration.proposals import Proposals, trial_seed
 from raprune.orchestration.worker import CandidateTask, TestTask
 from raprune.spec import SearchSpec
+from raprune.stages import FINETUNE, TEST, Stages, Work
 from raprune.trial import Proposal, Stage, Trial, TrialState
 
 Task = CandidateTask | TestTask
@@ -40,7 +42,7 @@ class CandidateSearcher(Searcher):
 
     `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase; `spend` hears what
     every search trial took; `grouped` says whether so many finalists are left to a group; at most `workers` tasks are
-    out; finalists that keep the accuracy `floor` come first.
+    out; finalists that keep the accuracy `floor` come first. `stages` follows: search, fine-tuning, test.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class CandidateSearcher(Searcher):
         spend: Callable[[Outcome], None],
         grouped: Callable[[int], bool],
         workers: int,
+        stages: Stages,
         floor: float | None = None,
     ) -> None:
         super().__init__()
@@ -70,6 +73,9 @@ class CandidateSearcher(Searcher):
         self._spend = spend
         self._grouped = grouped
         self._workers = workers
+        self._stages = stages
+        self._epochs = math.ceil(spec.finalists.train.epochs)
+        self._finetuned_here = 0
         self._floor = floor
         self._ahead: deque[Task] = deque()
         self._begun = False
@@ -117,6 +123,12 @@ class CandidateSearcher(Searcher):
                 # The first one is the cause.
                 self.failure = self.failure or failure
 
+    def hear(self, works: Mapping[str, Work]) -> None:
+        """Take notice of how far tasks under way are, by their trials' ids."""
+        with self._lock:
+            running = [work for task in self._running.values() if (work := works.get(task.trial_id)) is not None]
+            self._stages.hear(running, done_before=self._finetuned_here * self._epochs)
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the search's state, and Tune's is thrown away."""
         Path(checkpoint_path).touch()
@@ -146,6 +158,8 @@ class CandidateSearcher(Searcher):
             return None
         if self._tests is None:
             self._tests = self._plan_test()
+            if self._tests:
+                self._stages.begin(TEST, total=len(self._tests), unit="tasks")
         return self._tests.pop(0) if self._tests else None
 
     def _next_finalist(self) -> CandidateTask | None:
@@ -155,6 +169,8 @@ class CandidateSearcher(Searcher):
             pending = [task for task in self._finalists if task.proposal.trial_id not in self._stored]
             if self._grouped(len(pending)):
                 self.waiting, self._finalists = pending, []
+            elif pending:
+                self._stages.begin(FINETUNE, total=len(pending) * self._epochs, unit="epochs")
         while self._finalists:
             task = self._finalists.pop(0)
             stored = self._stored.get(task.proposal.trial_id)
@@ -190,15 +206,19 @@ class CandidateSearcher(Searcher):
             raise result["failure"]
         if isinstance(task, TestTask):
             self.test |= _test_accuracies(result)
+            self._stages.step()
         else:
             self._take(task, result["outcome"])
 
     def _take(self, task: CandidateTask, outcome: Outcome) -> None:
         if task.proposal.stage is Stage.FINETUNE:
             self._finetuned[outcome.trial_id] = outcome
+            self._finetuned_here += 1
+            self._stages.update(done=self._finetuned_here * self._epochs)
             return
         self._spend(outcome)
         self._proposals.tell(task.proposal.number, outcome)
+        self._stages.update(done=len(self._proposals.outcomes), total=self._proposals.total)
         # Controls may well work where the methods that were asked for do not.
         own = [o.state for o in self._proposals.outcomes if o.method in self._spec.methods]
         if outcome.state is TrialState.FAILED and hopeless(own):

@@ -7,22 +7,27 @@ computed by the worker that needs them first, and kept in the same folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 
 from raprune.data.dataset import Dataset
 from raprune.methods import Method, method_named
+from raprune.orchestration.live import Teller, watched
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.remote import answer
 from raprune.orchestration.streaming import RayReader
 from raprune.outage import Patience
 from raprune.prune import Pruner
 from raprune.spec import SearchSpec
+from raprune.stages import PHASES, SCORES, OnWork, Stages
 from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
 from raprune.tracing.graph import ChannelGraph
@@ -39,6 +44,8 @@ class Inputs:
     data: list[ray.ObjectRef[Dataset]]
     """One reference each, in a list so that it is fetched by the task."""
     weights: list[ray.ObjectRef[WeightArrays]]
+    coordinator: ActorHandle[Any]
+    """Told how far the tasks are."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,17 @@ class Gathered:
     """Keys of what was computed now; the others were read."""
 
 
-def gather(inputs: Inputs, methods: Sequence[str]) -> Gathered:
+@dataclass(frozen=True)
+class Missing:
+    """What is not computed yet of what candidates share."""
+
+    phases: list[Method]
+    """Methods whose training phase is to be done."""
+    scores: dict[str, Method]
+    """Methods that are to be scored, by the key of their scores."""
+
+
+def gather(inputs: Inputs, methods: Sequence[str], stages: Stages) -> Gathered:
     """The training phases and scores of `methods`, with their default settings and those that the job fixes.
 
     Raises:
@@ -59,28 +76,49 @@ def gather(inputs: Inputs, methods: Sequence[str]) -> Gathered:
     pruner = _pruner(inputs, {}, device="cpu")
     statistics, known = pruner.statistics, {}
     made = named(inputs.spec, methods)
-    for method in made:
-        if method.regularize() is not None:
-            key = pruner.base_key(method)
-            if statistics.get(key) is None:
-                statistics.put(key, _get(_task(_train, inputs).remote(inputs, method)))
-            known[key] = statistics.get(key) or {}
-    pending: dict[str, list[Any]] = {}
-    for method in made:
-        key = pruner.score_key(method)
-        if not method.seeded and key not in pending and statistics.get(key) is None:
-            reference = ray.put(known)
-            pending[key] = [
-                _task(_score, inputs).remote(inputs, method, names, reference)
-                for names in _parts(inputs.graph, method, inputs.placement.workers)
-            ]
-    for key, parts in pending.items():
-        scores = {name: values for part in parts for name, values in _get(part).items()}
-        statistics.put(key, {group.name: scores[group.name] for group in inputs.graph.groups})
+    lacking = _missing(pruner, made)
+    if lacking.phases:
+        epochs = sum(math.ceil(epochs_of(method)) for method in lacking.phases)
+        with stages.stage(PHASES, total=epochs, unit="epochs"), _watched(inputs, stages, "network-"):
+            for method in lacking.phases:
+                key = pruner.base_key(method)
+                statistics.put(key, _get(_task(_train, inputs).remote(inputs, method, key)))
+    for method in phases(made):
+        known[pruner.base_key(method)] = statistics.get(pruner.base_key(method)) or {}
+    if lacking.scores:
+        groups = len(lacking.scores) * len(inputs.graph.groups)
+        with stages.stage(SCORES, total=groups, unit="groups"), _watched(inputs, stages, "scores-"):
+            _score_all(inputs, statistics, lacking.scores, known)
     for method in made:
         if not method.seeded:
             known[pruner.score_key(method)] = statistics.get(pruner.score_key(method)) or {}
     return Gathered(known, list(statistics.computed))
+
+
+def _score_all(
+    inputs: Inputs, statistics: Statistics, unscored: Mapping[str, Method], known: Mapping[str, Arrays]
+) -> None:
+    reference = ray.put(dict(known))
+    pending: dict[str, list[Any]] = {}
+    for key, method in unscored.items():
+        parts = _parts(inputs.graph, method, inputs.placement.workers)
+        pending[key] = [
+            _task(_score, inputs).remote(inputs, method, names, reference, f"{key}/{number}")
+            for number, names in enumerate(parts)
+        ]
+    for key, tasks in pending.items():
+        scores = {name: values for task in tasks for name, values in _get(task).items()}
+        statistics.put(key, {group.name: scores[group.name] for group in inputs.graph.groups})
+
+
+def _watched(inputs: Inputs, stages: Stages, prefix: str) -> AbstractContextManager[None]:
+    """Keeps the current stage up to date by what tasks whose names begin with `prefix` tell the coordinator."""
+    works: Any = inputs.coordinator.works
+
+    def look() -> None:
+        stages.hear([work for key, work in ray.get(works.remote()).items() if key.startswith(prefix)])
+
+    return watched(look)
 
 
 def named(spec: SearchSpec, methods: Sequence[str]) -> list[Method]:
@@ -93,10 +131,23 @@ def phases(methods: Sequence[Method]) -> list[Method]:
     return list({method.regularize(): method for method in methods if method.regularize() is not None}.values())
 
 
-def missing_phases(inputs: Inputs, methods: Sequence[Method]) -> list[Method]:
-    """Those of `phases` whose training nobody has done yet."""
-    pruner = _pruner(inputs, {}, device="cpu")
-    return [method for method in phases(methods) if pruner.statistics.get(pruner.base_key(method)) is None]
+def epochs_of(method: Method) -> float:
+    """Epochs of the method's training phase; 0 where it has none."""
+    regularizer = method.regularize()
+    return 0.0 if regularizer is None else regularizer.epochs
+
+
+def missing(inputs: Inputs, methods: Sequence[Method]) -> Missing:
+    """All of what `methods` need that nobody has computed yet."""
+    return _missing(_pruner(inputs, {}, device="cpu"), methods)
+
+
+def _missing(pruner: Pruner, methods: Sequence[Method]) -> Missing:
+    scores = {pruner.score_key(method): method for method in methods if not method.seeded}
+    return Missing(
+        phases=[m for m in phases(methods) if pruner.statistics.get(pruner.base_key(m)) is None],
+        scores={key: method for key, method in scores.items() if pruner.statistics.get(key) is None},
+    )
 
 
 def statistics_store(spec: SearchSpec) -> Store:
@@ -109,20 +160,20 @@ def _task(work: Any, inputs: Inputs) -> Any:
     return ray.remote(work).options(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=2)
 
 
-def _train(inputs: Inputs, method: Method) -> Arrays:
+def _train(inputs: Inputs, method: Method, key: str) -> Arrays:
     """The weights that the method's training phase gives."""
-    pruner = _pruner(inputs, {}, device=inputs.placement.device)
+    pruner = _pruner(inputs, {}, device=inputs.placement.device, on_work=Teller(inputs.coordinator, key))
     pruner.base(method)
     return pruner.statistics.get(pruner.base_key(method)) or {}
 
 
-def _score(inputs: Inputs, method: Method, names: list[str], known: dict[str, Arrays]) -> Arrays:
-    """The scores of the groups of these names."""
-    pruner = _pruner(inputs, known, device=inputs.placement.device)
+def _score(inputs: Inputs, method: Method, names: list[str], known: dict[str, Arrays], key: str) -> Arrays:
+    """The scores of the groups of these names; `key` names the task to the coordinator."""
+    pruner = _pruner(inputs, known, device=inputs.placement.device, on_work=Teller(inputs.coordinator, key))
     return pruner.score_part(method, inputs.graph.only(names), inputs.spec.seed)
 
 
-def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str) -> Pruner:
+def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str, on_work: OnWork | None = None) -> Pruner:
     torch.set_num_threads(inputs.placement.threads)
     workload = build_workload(
         inputs.spec,
@@ -132,7 +183,7 @@ def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str) -> Pruner:
         reader=RayReader(inputs.placement.workers),
     )
     statistics = Statistics(statistics_store(inputs.spec), known)
-    return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics)
+    return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics, on_work=on_work)
 
 
 def _parts(graph: ChannelGraph, method: Method, count: int) -> list[list[str]]:

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors.numpy import load, save
@@ -27,6 +27,8 @@ from raprune.orchestration.failures import error_text
 from raprune.orchestration.worker import CandidateTask, Equipment, Shared
 from raprune.preparation import DENSE
 from raprune.prune import Pruned
+from raprune.spec import SearchSpec
+from raprune.stages import FINETUNE, PHASES, TRAIN_DENSE
 from raprune.training import Checkpoints, Epoch
 from raprune.trial import Trial, TrialState
 from raprune.workload import train_dense
@@ -61,6 +63,12 @@ class Rank:
 class Training(Protocol):
     """Something that a group trains."""
 
+    stage: ClassVar[str]
+    """Stage of the run that it belongs to."""
+
+    def epochs(self, spec: SearchSpec) -> float:
+        """Number of its epochs."""
+
     def name(self, rank: Rank) -> str:
         """What it is called: unique in the run, and the same again when the run is resumed."""
 
@@ -88,6 +96,11 @@ class Training(Protocol):
 @dataclass(frozen=True)
 class DenseTraining:
     """The dense network, trained as the job says."""
+
+    stage: ClassVar[str] = TRAIN_DENSE
+
+    def epochs(self, spec: SearchSpec) -> float:
+        return spec.dense.epochs
 
     def name(self, rank: Rank) -> str:
         return "dense"
@@ -120,7 +133,12 @@ class DenseTraining:
 class PhaseTraining:
     """The dense network, trained as a method asks before it scores; kept among the statistics."""
 
+    stage: ClassVar[str] = PHASES
     method: Method
+
+    def epochs(self, spec: SearchSpec) -> float:
+        regularizer = self.method.regularize()
+        return 0.0 if regularizer is None else regularizer.epochs
 
     def name(self, rank: Rank) -> str:
         return rank.held.pruner.base_key(self.method)
@@ -144,7 +162,11 @@ class PhaseTraining:
 class FinalistTraining:
     """A finalist: the network of its parent, fine-tuned with the dense network as teacher."""
 
+    stage: ClassVar[str] = FINETUNE
     task: CandidateTask
+
+    def epochs(self, spec: SearchSpec) -> float:
+        return spec.finalists.train.epochs
 
     def name(self, rank: Rank) -> str:
         return self.task.proposal.trial_id

@@ -24,15 +24,19 @@ from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
 from raprune.evaluate import Evaluation, evaluate
+from raprune.forecast import Pace
 from raprune.latency import LatencyTable
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.failures import error_text
+from raprune.orchestration.live import Teller
 from raprune.orchestration.placement import Placement
 from raprune.orchestration.promotion import Outcome
 from raprune.orchestration.statistics import statistics_store
 from raprune.orchestration.streaming import RayReader
+from raprune.pace import measure_pace
 from raprune.prune import Pruned, Pruner, Result, method_of
 from raprune.spec import SamplerSpec, SearchSpec
+from raprune.stages import OnWork, Work
 from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
 from raprune.tracing.graph import ChannelGraph
@@ -101,11 +105,13 @@ class Equipment:
     pruner: Pruner
 
     @classmethod
-    def of(cls, shared: Shared, *, writes: bool = True) -> Self:
+    def of(cls, shared: Shared, *, writes: bool = True, on_work: OnWork | None = None) -> Self:
         """Built from what the run shares. Where `writes` is false, statistics are read and not kept."""
         workload = _build(shared)
         statistics = Statistics(statistics_store(shared.spec), ray.get(shared.statistics), writes=writes)
-        pruner = Pruner(workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency)
+        pruner = Pruner(
+            workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency, on_work=on_work
+        )
         return cls(shared, workload, pruner)
 
     def recorded(self, proposal: Proposal) -> Trial:
@@ -209,7 +215,7 @@ class CandidateTrial(tune.Trainable):
         self._shared = shared
         self._broken: str | None = None
         try:
-            self._held = Equipment.of(shared)
+            self._held = Equipment.of(shared, on_work=self._tell)
         except Exception as error:
             # Raised from here it would be tried again for every candidate.
             self._broken = error_text(error)
@@ -222,6 +228,7 @@ class CandidateTrial(tune.Trainable):
         if self._broken is not None:
             return {"done": True, "broken": self._broken}
         task: CandidateTask | TestTask = self._config["task"]
+        self._teller = Teller(self._shared.coordinator, task.trial_id, prefix=f"{task.trial_id}, ")
         if self._config["together"] > 1:
             self._meet(self._config["together"])
         try:
@@ -236,6 +243,9 @@ class CandidateTrial(tune.Trainable):
             # The run's, not the candidate's.
             return {"done": True, "failure": error}
         return {"done": True, "outcome": Outcome.of(trials[-1])}
+
+    def _tell(self, work: Work) -> None:
+        self._teller(work)
 
     def _meet(self, workers: int) -> None:
         """Wait for so many workers, or for the time in which a worker should have come up."""
@@ -289,6 +299,7 @@ class Dense:
     weights: WeightArrays
     weights_hash: str
     validation: Evaluation
+    pace: Pace
     history: Sequence[Epoch] = ()
     """What each epoch of its training came to, if it was trained."""
 
@@ -306,7 +317,8 @@ def prepare_dense(
             workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
             history = train_dense(workload, spec, on_epoch=news.put) if train else ()
             validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
-            news.put(Dense(workload.weights(), workload.weights_hash, validation, history))
+            pace = measure_pace(workload, batch_size=spec.search.eval_batch_size)
+            news.put(Dense(workload.weights(), workload.weights_hash, validation, pace, history))
         except Exception as error:
             news.put(error)
 

@@ -16,6 +16,7 @@ from raprune.orchestration.lease import held
 from raprune.orchestration.proposals import Proposals
 from raprune.outage import Patience
 from raprune.spec import SamplerSpec
+from raprune.stages import Work
 from raprune.store import Store
 from raprune.trial import TrialState
 from tests.orchestration.test_proposals import SPACE, trial_of
@@ -52,6 +53,17 @@ def test_a_trial_is_durable_when_its_record_returns_and_is_recorded_once(store: 
     assert store.trials() == ray.get(coordinator.trials.remote()) == [first, second, third, failed]
     now = ray.get(coordinator.progress.remote(3))
     assert now.searched == 4 and now.states[TrialState.RUNNING] == 3 and now.states[TrialState.FAILED] == 1
+
+
+def test_works_are_known_until_their_trial_is_recorded(store: Store) -> None:
+    coordinator = find_coordinator(store)
+    trial, other = trials(2)
+    work = Work(what="fine-tuning", done=2, total=20, unit="epochs")
+    for key in (trial.trial_id, other.trial_id, "scores-abc/0"):
+        ray.get(coordinator.tell.remote(key, work))
+    ray.get(coordinator.record.remote([trial]))
+    ray.get(coordinator.tell.remote(trial.trial_id, work))
+    assert ray.get(coordinator.works.remote()) == {other.trial_id: work, "scores-abc/0": work}
 
 
 def test_a_killed_coordinator_is_rebuilt_from_the_store_and_loses_no_call(store: Store) -> None:

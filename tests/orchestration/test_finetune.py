@@ -16,17 +16,19 @@ import torch
 from safetensors.numpy import load, save
 
 from raprune.checkpoint import unpack
+from raprune.curves import read_curve
 from raprune.errors import RapruneError
 from raprune.methods.slimming import Slimming
 from raprune.orchestration.coordinator import find_coordinator
 from raprune.orchestration.failures import RETRIES_AFTER_LOSS
-from raprune.orchestration.finetune import FOLDER, Bulletin, News, train_together
+from raprune.orchestration.finetune import FOLDER, Bulletin, Course, News, train_together
 from raprune.orchestration.placement import TrainPlacement
 from raprune.orchestration.trainings import DenseTraining, FinalistTraining, PhaseTraining
 from raprune.orchestration.worker import CandidateTask, Shared
 from raprune.preparation import DENSE, Prepared, prepare
 from raprune.prune import Pruner
 from raprune.spec import SearchSpec
+from raprune.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
 from raprune.statistics import Statistics
 from raprune.store import Store
 from raprune.training import Epoch
@@ -204,7 +206,11 @@ def test_a_driver_that_is_killed_while_its_group_trains_goes_on_at_the_last_epoc
     again = start(mark, "resume", store.uri)
     said, _ = again.communicate(timeout=500)
     assert again.returncode == 0, said
-    assert f"fine-tuning finetune-00000: epoch {done + 1} of {epochs}" in said
+    curve = read_curve(store, "finetune-00000")
+    assert [epoch["epoch"] for epoch in curve] == list(range(1, epochs + 1))
+    before_the_kill = [(epoch["seconds"], epoch["loss"]) for epoch in progress["history"]]
+    assert [(epoch["seconds"], epoch["train_loss"]) for epoch in curve[:done]] == before_the_kill
+    assert "fine-tune" in said
     trials = {trial.trial_id: trial for trial in store.trials()}
     assert set(trials) == {*before, "finetune-00000"}
     assert all(trials[trial_id].started_at == started for trial_id, started in before.items())
@@ -224,3 +230,27 @@ def test_attempts_are_counted_from_the_last_epoch_on() -> None:
     bulletin.stop(RapruneError("first"))
     bulletin.stop(RapruneError("second"))
     assert str(bulletin.failure()) == "first"
+
+
+def test_course_of_a_group_goes_through_the_stages_of_its_trainings(tmp_path: Path) -> None:
+    stages, spec = Stages(), spec_of(tmp_path)
+    slimming = Slimming(sparse_epochs=2.0)
+    course = Course(stages, spec, [DenseTraining(), PhaseTraining(slimming)])
+    course.tell(News("dense", Epoch(1, spec.dense.epochs, 0.5, 0.9, 0.1, 1.0), 1))
+    course.tell(News("network-abc", Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0), 1))
+    dense, phase = stages.now().stages
+    assert (dense.name, dense.state, dense.done, dense.total) == (TRAIN_DENSE, "ended", 1, spec.dense.epochs)
+    assert (phase.name, phase.state, phase.done, phase.total) == (PHASES, "running", 1, 2)
+    assert phase.detail.startswith("training the dense network for a method: epoch 1 of 2, training accuracy 90.00%")
+
+
+def test_course_of_several_finalists_counts_their_epochs_together(tmp_path: Path) -> None:
+    stages, spec = Stages(), spec_of(tmp_path)
+    proposal = Proposal(number=0, method="l2", allocation="uniform", target_flops=0.3, seed=0)
+    tasks = [FinalistTraining(CandidateTask(replace(proposal, number=n), proposal)) for n in range(2)]
+    course = Course(stages, spec, tasks)
+    epochs = spec.finalists.train.epochs
+    for name in ("finetune-00000", "finetune-00001"):
+        course.tell(News(name, Epoch(1, epochs, 0.5, 0.9, 0.1, 1.0), 1))
+    (stage,) = stages.now().stages
+    assert (stage.name, stage.done, stage.total) == (FINETUNE, 2, 2 * math.ceil(epochs))

@@ -1,0 +1,78 @@
+"""Size of a search that is about to begin, for its forecast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
+from statistics import mean
+
+from raprune.data.dataset import Dataset
+from raprune.forecast import Plan
+from raprune.methods import Method
+from raprune.orchestration.placement import Placement
+from raprune.orchestration.proposals import SearchSpace
+from raprune.orchestration.statistics import Missing, epochs_of
+from raprune.prune import PRICED
+from raprune.spec import SamplerSpec, SearchSpec
+from raprune.tracing.graph import ChannelGraph
+from raprune.trial import Stage, Trial
+
+
+def plan_of(
+    spec: SearchSpec,
+    *,
+    data: Dataset,
+    graph: ChannelGraph,
+    space: SearchSpace,
+    methods: Sequence[Method],
+    lacking: Missing,
+    stored: Sequence[Trial],
+    placement: Placement,
+    grouped: bool,
+) -> Plan:
+    """Plan of the search of `spec`, less what is `stored` already and what of the statistics is not `lacking`."""
+    asked_for = [trial for trial in stored if trial.proposal.step is None]
+    tuned = sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for)
+    searched = sum(trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0 for trial in asked_for)
+    # The first finalist ends the search, however many trials it had.
+    trials = 0 if tuned else max(0, spec.search.trials - searched)
+    finalists = min(spec.finalists.count, spec.search.trials)
+    if spec.finalists.each_method and finalists:
+        finalists = min(finalists + len(methods), spec.search.trials)
+    looking = [method for method in lacking.scores.values() if not method.data_free]
+    train = spec.finalists.train
+    return Plan(
+        workers=placement.workers,
+        train_images=data.num_train,
+        validation_images=len(data.validation),
+        test_images=0 if data.test is None else len(data.test),
+        calibration_images=min(spec.search.calibration_images, len(data.train)),
+        trials=trials,
+        fraction=(space.lowest + space.highest) / 2,
+        refits=mean(type(method).repair is not Method.repair for method in methods),
+        trial_epochs=mean(_path_epochs(method) for method in methods) + _rung_epochs(spec.search),
+        limit_s=spec.search.time_limit_s,
+        phase_epochs=sum(epochs_of(method) for method in lacking.phases),
+        scored=len(looking),
+        priced=sum(len(m.priced_at(group.num_channels)) for m in lacking.scores.values() for group in graph.groups),
+        priced_images=min(PRICED, spec.search.calibration_images, len(data.train)),
+        finetunings=max(0, finalists * spec.finalists.seeds - tuned),
+        finetuning_epochs=train.epochs,
+        teacher=train.distillation > 0 or train.features > 0,
+        grouped=grouped,
+    )
+
+
+def _path_epochs(method: Method) -> float:
+    """Epochs that a trial of a method trains that trains while it cuts, as far as its settings say."""
+    if not method.has_path():
+        return 0.0
+    return math.fsum(getattr(method, entry.name) for entry in fields(method) if entry.name.endswith("epochs"))
+
+
+def _rung_epochs(search: SamplerSpec) -> float:
+    """Epochs on rungs of the mean trial."""
+    steps = (after - before for before, after in pairwise(search.rungs))
+    return math.fsum(step * search.keep**number for number, step in enumerate(steps, start=1))
