@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from raprune.budget import Budget
+from raprune.display import line
 from raprune.front import ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
 from raprune.spec import SearchSpec
+from raprune.stages import read_stages
 from raprune.store import Store
 from raprune.summary import summary
 from raprune.tables import render_ablation, render_progress, render_rows
 from raprune.times import Times, read_times, with_times
 from raprune.trial import Trial
+from raprune.words import duration
 
 TEST_FILE = "report/test.json"
 
@@ -24,11 +28,15 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
     """Prints how far the run is."""
     store = Store(uri)
     run = store.run()
-    now = progress(run, store.trials())
+    now, stages = progress(run, store.trials()), read_stages(store, run)
     if as_json:
-        console.out(json.dumps({"state": run.get("state")} | vars(now), indent=2), highlight=False)
+        told = {"stages": None if stages is None else stages.to_json()}
+        console.out(json.dumps({"state": run.get("state")} | vars(now) | told, indent=2), highlight=False)
         return
     console.print(render_progress(now))
+    if stages is not None and stages.current is not None:
+        ago = max(0.0, time.time() - stages.written_at)
+        console.print(f"{line(stages)}  (said {duration(ago)} ago)", markup=False, highlight=False, soft_wrap=True)
     if run.get("state") not in (None, "finished"):
         console.print(
             f"Not finished. If nothing works on it any more: raprune resume {store.name}",

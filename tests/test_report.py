@@ -18,6 +18,7 @@ from raprune.candidate import Candidate
 from raprune.errors import RapruneError, UsageError
 from raprune.front import front
 from raprune.report import print_ablation, print_front, print_pick, print_status
+from raprune.stages import FILE, SCORES, SEARCH, Stages
 from raprune.store import Store
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
@@ -313,6 +314,22 @@ def test_status_is_one_block(run: Store) -> None:
     console = printed()
     print_status(run.uri, console=console, as_json=True)
     assert json.loads(text(console))["states"] == {"COMPLETE": 44}
+
+
+def test_status_says_which_stage_the_run_is_in_and_how_long_the_rest_takes(run: Store, tmp_path: Path) -> None:
+    store, stages = Store(tmp_path), Stages()
+    store.create(run.run() | {"state": "searching"})
+    stages.expect({SCORES: 100.0, SEARCH: 200.0})
+    stages.begin(SCORES, total=55, unit="groups")
+    stages.update(done=12, detail="reconstruction, scores: group 12 of 55")
+    store.write_json(FILE, stages.now().to_json())
+    console = printed()
+    print_status(store.uri, console=console)
+    assert "score channels: 12 of 55 groups" in text(console)
+    assert "whole run: about 5 min left" in text(console) and " ago)" in text(console)
+    console = printed()
+    print_status(store.uri, console=console, as_json=True)
+    assert json.loads(text(console))["stages"]["stages"][0]["done"] == 12
 
 
 def test_status_tells_networks_on_the_way_and_the_best_of_other_methods(run: Store, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from raprune.front import Progress, Row, floor_of, pick, wanted_latency
 from raprune.page.feed import Away, Known
 from raprune.spec import load_limits
+from raprune.stages import RunStages
 from raprune.trial import Stage, Trial, TrialState, repeat_name
 from raprune.words import without_secrets
 
@@ -63,7 +64,7 @@ _LIMITS = {
 """What `pick_row` is asked -> the field of a job that says the same."""
 
 
-def describe_run(known: Known, away: Away | None, *, name: str) -> Answer:
+def describe_run(known: Known, away: Away | None, stages: RunStages | None, *, name: str) -> Answer:
     """The run: what was asked, what the dense network is, how far it is."""
     run, spec = known.run, known.run.get("spec", {})
     dense, graph, budget = run.get("dense", {}), run.get("graph", {}), known.budget
@@ -98,6 +99,7 @@ def describe_run(known: Known, away: Away | None, *, name: str) -> Answer:
         "machine": run.get("machine"),
         "versions": run.get("versions", {}),
         "progress": describe_progress(known),
+        "stages": describe_stages(stages),
         "away": None if away is None else asdict(away),
     }
     return dict(plain(answer))
@@ -111,6 +113,11 @@ def describe_progress(known: Known) -> Answer:
         # The same with what its whole network takes.
         best = next((row for row in known.rows if row["candidate"] == best["candidate"]), best)
     return dict(plain(vars(now) | {"best": best, "recorded": len(known.trials)}))
+
+
+def describe_stages(stages: RunStages | None) -> Answer:
+    """The stages as `raprune.stages.RunStages`; none where nobody told of them."""
+    return dict(without_secrets(plain((stages or RunStages()).to_json())))
 
 
 def list_trials(known: Known, after: int) -> Answer:

@@ -35,6 +35,7 @@ from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.page import access, answers
 from raprune.page.access import Access, Admitted, Moved, Refused
 from raprune.page.feed import Away, Feed, Known
+from raprune.stages import RunStages
 from raprune.trial import Trial
 
 STATIC = Path(__file__).parent / "static"
@@ -169,7 +170,7 @@ class Page:
         self._looking: asyncio.Task[None] | None = None
         self._answers: dict[str, tuple[int, Packed]] = {}
         self._files: dict[Path, tuple[int, Packed]] = {}
-        self._told: tuple[tuple[Known | None, Away | None], dict[str, str]] | None = None
+        self._told: tuple[tuple[Known | None, Away | None, RunStages | None], dict[str, str]] | None = None
 
     async def index(self, request: Request) -> Response:
         return await self._file(request, "index.html")
@@ -181,7 +182,7 @@ class Page:
         known = await self._fresh()
 
         def describe() -> Packed:
-            answer = answers.describe_run(known, self._feed.away, name=self._name)
+            answer = answers.describe_run(known, self._feed.away, self._feed.stages, name=self._name)
             return _json(answer)
 
         return _send(request, await run_in_threadpool(describe))
@@ -318,7 +319,7 @@ class Page:
 
     def _news(self) -> dict[str, str]:
         """Event -> its data, as of now; made once for all who are pushed to."""
-        now = (self._feed.known, self._feed.away)
+        now = (self._feed.known, self._feed.away, self._feed.stages)
         if self._told is None or self._told[0] != now:
             self._told = (now, _events_of(*now))
         return self._told[1]
@@ -378,9 +379,12 @@ class Page:
         return f"models/{found}"
 
 
-def _events_of(known: Known | None, away: Away | None) -> dict[str, str]:
+def _events_of(known: Known | None, away: Away | None, stages: RunStages | None) -> dict[str, str]:
     """Event -> its data."""
-    news: dict[str, Any] = {"away": {"error": None} if away is None else asdict(away)}
+    news: dict[str, Any] = {
+        "away": {"error": None} if away is None else asdict(away),
+        "stages": answers.describe_stages(stages),
+    }
     if known is not None:
         state = {"state": known.run.get("state"), "live": known.pulse.live}
         total = {"generation": known.generation, "total": len(known.trials), "complete": known.complete}

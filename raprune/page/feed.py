@@ -21,6 +21,7 @@ from raprune.errors import RapruneError
 from raprune.findings import Findings
 from raprune.front import Growth, Progress, budget_of, progress
 from raprune.report import read_test
+from raprune.stages import FRESH_S, RunStages, read_stages
 from raprune.store import SCHEMA, Store, from_row
 from raprune.times import Times, read_times
 from raprune.trial import Stage, Trial
@@ -157,6 +158,8 @@ class Feed:
     ) -> None:
         self.store = store
         self.away: Away | None = None
+        self.stages: RunStages | None = None
+        """The run's stages, as its driver said last; None where it says nothing."""
         self._pulse = pulse
         # Each look at an object store is paid for.
         self._every_s = every_s if every_s is not None else 2.0 if "://" in store.uri else 0.5
@@ -206,6 +209,8 @@ class Feed:
 
     def _look(self) -> None:
         run = self.store.run()
+        # Apart from all else that is known: they change every second, and nothing is computed from them.
+        self.stages = read_stages(self.store, run)
         parts = self.store.parts()
         if run.get("created_at") != self._run.get("created_at") or not self._read <= set(parts):
             # Another run, or one of which parts were taken away.
@@ -267,6 +272,8 @@ class Feed:
     def _judge(self) -> Pulse:
         if self._run.get("state") in (None, "finished"):
             return Pulse(live=False)
+        if self.stages is not None and time.time() - self.stages.written_at < FRESH_S:
+            return Pulse(live=True)
         longest = max((trial.seconds for trial in self._trials), default=0.0)
         last = max((trial.started_at + trial.seconds for trial in self._trials), default=0.0)
         begun = float(self._run.get("started_at") or 0.0)

@@ -14,6 +14,7 @@ from raprune.cli import app
 from raprune.errors import RapruneError, UsageError
 from raprune.page import answers
 from raprune.page.feed import Feed, Known
+from raprune.stages import RunStage, RunStages
 from raprune.store import Store
 from raprune.trial import Stage
 from raprune.words import without_secrets
@@ -29,6 +30,12 @@ def look(store: Store) -> Known:
     return feed.known
 
 
+STAGES = RunStages(
+    stages=(RunStage(name="search", started_at=1.8e9, detail="s3://key:hush-hush@bucket", rate=float("nan")),),
+    written_at=1.8e9,
+)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_run(tmp_path_factory.mktemp("answers") / "run")
@@ -42,7 +49,7 @@ def known(store: Store) -> Known:
 def everything(known: Known, store: Store) -> list[Any]:
     details = [answers.detail_trial(t, known, curves={}, size=1) for t in known.trials]
     return [
-        answers.describe_run(known, None, name="run"),
+        answers.describe_run(known, None, STAGES, name="run"),
         answers.list_trials(known, 0),
         answers.list_front(known),
         answers.list_candidates(known),

@@ -17,6 +17,7 @@ import pytest
 
 from raprune.page.access import Access
 from raprune.page.app import HEADERS, STATIC
+from raprune.stages import FILE, FINETUNE, SEARCH, Stages
 from raprune.store import RUN_FILE, Store
 from tests.page.served import Answer, Served, make_run, served, trial, wait_until
 
@@ -294,7 +295,8 @@ def test_a_growing_run_is_pushed(tmp_path: Path) -> None:
     store = make_run(tmp_path / "run")
     with served(store) as page:
         connection, events = stream(page)
-        first = dict(next(events) for _ in range(4))
+        first = dict(next(events) for _ in range(5))
+        assert first["stages"]["stages"] == []
         assert first["trials"]["total"] == 8 and first["away"] == {"error": None}
         assert first["progress"]["recorded"] == 8 and first["run"]["state"] == "searching"
         store.append([trial(50, fraction=0.29, accuracy=0.999), trial(51, accuracy=0.1)])
@@ -309,12 +311,31 @@ def test_a_growing_run_is_pushed(tmp_path: Path) -> None:
         connection.close()
 
 
+def test_stages_are_pushed_as_the_driver_writes_them(tmp_path: Path) -> None:
+    store, stages = make_run(tmp_path / "run"), Stages()
+    stages.expect({SEARCH: 20.0, FINETUNE: 60.0})
+    stages.begin(SEARCH, total=10, unit="trials")
+    store.write_json(FILE, stages.now().to_json())
+    with served(store) as page:
+        connection, events = stream(page)
+        first = dict(next(events) for _ in range(5))["stages"]
+        assert [(s["name"], s["state"]) for s in first["stages"]] == [(SEARCH, "running"), (FINETUNE, "waiting")]
+        assert 79 < first["left_s"] <= 80 and page.get("/api/run").json["stages"]["stages"] == first["stages"]
+        stages.step()
+        store.write_json(FILE, stages.now().to_json())
+        name, news = next(events)
+        while name != "stages":
+            name, news = next(events)
+        assert news["stages"][0]["done"] == 1
+        connection.close()
+
+
 def test_a_store_that_goes_away_is_said_and_the_page_goes_on(tmp_path: Path) -> None:
     store = make_run(tmp_path / "run")
     away = tmp_path / "away"
     with served(store) as page:
         connection, events = stream(page)
-        for _ in range(4):
+        for _ in range(5):
             next(events)
         Path(store.uri).rename(away)
         name, told = next(events)

@@ -29,6 +29,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 from raprune.budget import Budget
 from raprune.errors import RapruneError
 from raprune.front import Row, ablation, budget_of, candidates, front, pick, progress, spent
+from raprune.stages import FILE, FINETUNE, SCORES, SEARCH, Stages
 from raprune.store import Store
 from raprune.trial import Stage, Trial, TrialState
 
@@ -194,6 +195,27 @@ def test_the_head_says_how_far_the_run_is(page: Page, store: Store) -> None:
     expect(page.locator("#run-asked")).to_have_text(
         "resnet50 on imagenet: at most 50 % of the FLOPs, at least 73.13 % accuracy"
     )
+
+
+def test_the_stages_are_listed_with_bar_and_time_left(open_page: Open, store: Store) -> None:
+    stages = Stages()
+    stages.begin(SCORES, total=55, unit="groups")
+    stages.expect({SEARCH: 40.0, FINETUNE: 240.0})
+    stages.begin(SEARCH, total=100, unit="trials")
+    stages.update(done=12, detail="search-00012, scores: group 3 of 9")
+    store.write_json(FILE, stages.now().to_json())
+    try:
+        page = open_page()
+        items = page.locator("#stages li")
+        expect(items).to_have_count(3)
+        expect(items.nth(0)).to_contain_text(SCORES)
+        expect(items.nth(1)).to_contain_text("12 of 100 trials")
+        expect(items.nth(1)).to_contain_text("search-00012, scores: group 3 of 9")
+        expect(page.locator("#stages progress")).to_have_attribute("value", "12")
+        expect(items.nth(2)).to_contain_text("about 4 min")
+        expect(page.locator("#figures")).to_contain_text("of the whole run, about; now: search")
+    finally:
+        store.remove(FILE)
 
 
 def test_front_candidates_and_pick_are_those_of_the_command_line(page: Page, store: Store) -> None:

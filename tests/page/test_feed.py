@@ -10,6 +10,7 @@ import pytest
 
 from raprune.front import budget_of, candidates, progress, spent
 from raprune.page.feed import Feed, Known
+from raprune.stages import FILE, SCORES, Stages
 from raprune.store import RUN_FILE, Store
 from raprune.trial import Trial
 from tests.page.served import RUN, finetuned, make_run, trial
@@ -157,6 +158,28 @@ def test_a_run_that_records_nothing_for_long_is_at_rest(store: Store, monkeypatc
     assert looked(Feed(store, every_s=0.0)).pulse.live
     monkeypatch.setattr("time.time", lambda: last + 3600)
     assert not looked(Feed(store, every_s=0.0)).pulse.live
+
+
+def test_a_run_whose_driver_told_of_its_stages_just_now_is_live(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of a large network take longer than the silence after which a run is at rest."""
+    last = max(t.started_at + t.seconds for t in store.trials())
+    stages = Stages(wall_clock=lambda: last + 3590)
+    stages.begin(SCORES, total=55, unit="groups")
+    store.write_json(FILE, stages.now().to_json())
+    monkeypatch.setattr("time.time", lambda: last + 3600)
+    feed = Feed(store, every_s=0.0)
+    assert looked(feed).pulse.live and feed.stages is not None and feed.stages.current is not None
+    monkeypatch.setattr("time.time", lambda: last + 3700)
+    assert not looked(Feed(store, every_s=0.0)).pulse.live
+
+
+def test_stages_that_change_are_no_new_version(store: Store) -> None:
+    """All answers would be made again every second."""
+    feed, stages = Feed(store, every_s=0.0), Stages()
+    before = looked(feed)
+    stages.begin(SCORES)
+    store.write_json(FILE, stages.now().to_json())
+    assert looked(feed) is before and feed.stages is not None
 
 
 def test_parts_of_many_trials_are_shown_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

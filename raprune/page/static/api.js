@@ -41,7 +41,7 @@ export function listen(heard) {
       heard.connected(false);
       if (source.readyState === EventSource.CLOSED) setTimeout(open, 5000);
     });
-    for (const name of ["trials", "progress", "run", "away"]) {
+    for (const name of ["trials", "progress", "run", "away", "stages"]) {
       source.addEventListener(name, (event) => heard[name](JSON.parse(event.data)));
     }
   };

@@ -8,7 +8,7 @@ const STATES = { searching: "searching", finetuning: "fine-tuning", testing: "te
 export class Header {
   constructor(view) {
     this.view = view;
-    view.on(["run", "progress"], () => this.draw());
+    view.on(["run", "progress", "stages"], () => this.draw());
     view.on(["connected", "complete", "away", "live", "failure"], () => this.#line());
   }
 
@@ -34,7 +34,7 @@ export class Header {
       now.gpu_hours > 0
         ? ["GPU-hours", now.gpu_hours.toFixed(now.gpu_hours < 10 ? 2 : 1), `${duration(now.elapsed_s)} elapsed`]
         : ["Elapsed", duration(now.elapsed_s), "no GPU used"],
-      timeLeft(now, run),
+      timeLeft(now, run, this.view.get("stages")),
     ];
     refill(
       named("figures"),
@@ -91,11 +91,12 @@ export class Header {
   }
 }
 
-/** The estimate is of the search alone: how long fine-tuning takes is not known before. */
-function timeLeft(now, run) {
+/** Of the whole run where its driver forecast every stage; never of a part that looks like the whole. */
+function timeLeft(now, run, stages) {
   if (now.finished || run.state === "finished") return ["Time left", "none", "the run has ended"];
-  if (now.left_s === 0) return ["Time left", "–", "searched; being fine-tuned"];
-  return ["Time left", duration(now.left_s), "of the search, about"];
+  const current = stages?.stages.find((stage) => stage.state === "running")?.name;
+  if (!known(stages?.left_s)) return ["Time left", "–", current ?? "not known"];
+  return ["Time left", duration(stages.left_s), `of the whole run, about; now: ${current ?? "between stages"}`];
 }
 
 /** "digits-net on digits: at most 30 % of the FLOPs". */

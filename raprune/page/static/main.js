@@ -10,6 +10,7 @@ import { FrontChart } from "./front.js";
 import { Header } from "./header.js";
 import { Parallel } from "./parallel.js";
 import { Picker } from "./pick.js";
+import { StageList } from "./stages.js";
 import { TrialTable } from "./table.js";
 import { Trend } from "./trend.js";
 import { candidates, COSTS, front, Trials } from "./trials.js";
@@ -25,6 +26,7 @@ const view = new View({
   connected: null,
   complete: true,
   away: null,
+  stages: null,
   failure: null,
   trials: new Trials(),
   rows: [],
@@ -48,6 +50,7 @@ const view = new View({
 });
 
 new Header(view);
+new StageList(view);
 new Filter(view);
 new FrontChart(view);
 new Picker(view);
@@ -134,8 +137,10 @@ async function loadRun() {
     // What `raprune front` sets accuracy against.
     if (first) view.set({ cost: run.cost ?? "flops" });
     // The first event only repeats what was asked for.
-    const same = JSON.stringify({ ...run, progress: null }) === JSON.stringify({ ...view.get("run"), progress: null });
-    view.set({ progress: run.progress, live: run.live, away: run.away ?? null, failure: null });
+    const apart = { progress: null, stages: null };
+    const same = JSON.stringify({ ...run, ...apart }) === JSON.stringify({ ...view.get("run"), ...apart });
+    const { progress, live, stages } = run;
+    view.set({ progress, live, stages, away: run.away ?? null, failure: null });
     if (!same) view.set({ run });
     if (first) offer(run);
     document.documentElement.dataset.state = run.state ?? "";
@@ -272,5 +277,6 @@ listen({
   progress: (progress) => view.set({ progress, live: progress.live ?? view.get("live") }),
   run: () => loadRun().then(catchUp),
   away: (away) => view.set({ away: away.error ? away : null }),
+  stages: (stages) => view.set({ stages }),
 });
 slowly();
