@@ -12,7 +12,7 @@ from raprune.fields import DescribedField, DescribedTable, described, toml_value
 from raprune.spec import FLAGS, SearchSpec, to_toml
 
 _DRY_RUN = """\
-# The job with every field. A field that begins with # has no value; docs/job.md describes all of them.
+# The job with every field. A field that begins with # has no value. docs/job.md describes each.
 
 """
 

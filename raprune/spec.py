@@ -108,7 +108,7 @@ class ModelSpec(_Part):
     name: str = "digits-net"
     """Network: a name of `raprune models`, `timm:NAME`, or `package.module:function` of your own."""
     weights: str | None = None
-    """Trained weights: a `.safetensors` file, or a state dict that `torch.load(weights_only=True)` reads.
+    """Trained weights: a `.safetensors` file, or a state dict for `torch.load(weights_only=True)`.
     Default: none; the network is trained first, by `dense`."""
     arguments: Arguments = {}
     """Keyword arguments of the function that builds the network."""
@@ -256,7 +256,7 @@ class SamplerSpec(_Part):
     """GPU-hours of trials after which no candidate is proposed any more. CPU-hours where there is no GPU.
     Default: no limit."""
     patience: PositiveInt | None = None
-    """Results in a row without a larger hypervolume of the front after which no candidate is proposed any more.
+    """Results in a row that may leave the front's hypervolume as it is before proposing stops.
     Default: no limit."""
     rungs: Rungs = (0.0,)
     """Epochs of fine-tuning that a candidate has had at each rung of successive halving. `[0, 0.5, 2]` judges all
@@ -369,7 +369,7 @@ class LatencySpec(_Part):
     threads: PositiveInt = 1
     """Number of CPU threads, where the device is the CPU."""
     report_batch: PositiveInt | None = None
-    """Images in the large batch that the report times whole networks with, on all CPUs of a node or on one GPU.
+    """Images in the large batch for which the report times whole networks. All CPUs of a node, or one GPU, run it.
     Default: as many as fill the device, at most 64 on a CPU and 256 on a GPU."""
 
 
@@ -416,8 +416,8 @@ class SearchSpec(Limits):
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("l2", "l1", "random")
-    """Methods that the search chooses among: names of `raprune methods`, or `package.module:Class` of your own.
-    `random` and `l1` are always tried, as baselines."""
+    """Methods to choose among: names of `raprune methods`, or `package.module:Class` of your own. `random` and `l1` are
+    always tried, as baselines."""
     settings: Settings = {}
     """Hyper-parameters of methods that are fixed instead of searched over, one table per method."""
     allocations: tuple[str, ...] = ()

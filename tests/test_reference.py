@@ -49,7 +49,7 @@ def test_field_is_described_by_a_sentence_of_one_line(name: str) -> None:
     field = FIELDS[name]
     assert re.match(r"[A-Z]", field.meaning) and field.meaning.endswith(".")
     assert not re.match(r"(What|Whether|Whose|Where|That|With|Of|None)\b", field.meaning)
-    assert len(f"# {field.summary}") <= 120 and len(f"#{name.rpartition('.')[2]} =  # {field.default}") <= 120
+    assert len(f"# {field.summary}") <= 100 and len(f"#{name.rpartition('.')[2]} =  # {field.default}") <= 100
     assert field.default != "`null`", f"{name}: say what holds without a value, in a sentence that starts with Default:"
 
 
