@@ -38,15 +38,21 @@ MATRIX = ("addmm", "baddbmm", "bmm", "convolution", "mm", "scaled_dot")
 
 _OPERATION_S, _NETWORK_S = 0.1, 3.0
 """Time after which a size, or a network, is timed no more often."""
-_REPORTED_S = 1.5
-"""The same for a network of the report, of which a front has a dozen or more."""
-_LEAST_TIMINGS = 3
-
 
 FILLING = {"cpu": 64, "cuda": 256}
 """Images that fill a device, at most."""
 FILLING_MS = 500.0
 """Time that a batch which fills the device may take through the dense network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Number of timings of a call."""
+
+    most: int
+    limit_s: float
+    """Time of all timings of a call after which there are no more of them, once there are `least`."""
+    least: int = 3
 
 
 @dataclass(frozen=True)
@@ -78,22 +84,19 @@ class Stopwatch:
         """Of so many calls, or of fewer where they take long; two go before, untimed."""
         for _ in range(2):
             call()
-        return statistics.median(self._timings([call], repeats, limit_s=_OPERATION_S)[0])
+        return statistics.median(self._timings([call], Repeats(most=repeats, limit_s=_OPERATION_S))[0])
 
-    def medians(self, several: Sequence[Callable[[], object]], *, repeats: int, limit_s: float = _NETWORK_S) -> Floats:
-        """Of each of the calls, which take turns, so that what the machine does beside them meets all alike.
-
-        So many times, or fewer where that takes more than `limit_s` a call; once before, untimed.
-        """
+    def medians(self, several: Sequence[Callable[[], object]], repeats: Repeats) -> Floats:
+        """Of each of the calls, which take turns, so that what the machine does beside them meets all alike."""
         for call in several:
             call()
-        timings = self._timings(several, repeats, limit_s=limit_s * len(several))
+        timings = self._timings(several, repeats)
         return np.array([statistics.median(of_one) for of_one in timings])
 
-    def _timings(self, several: Sequence[Callable[[], object]], repeats: int, *, limit_s: float) -> list[list[float]]:
+    def _timings(self, several: Sequence[Callable[[], object]], repeats: Repeats) -> list[list[float]]:
         timings: list[list[float]] = [[] for _ in several]
-        spent_ms = 0.0
-        while len(timings[0]) < repeats and (len(timings[0]) < _LEAST_TIMINGS or spent_ms < 1e3 * limit_s):
+        spent_ms, limit_ms = 0.0, 1e3 * repeats.limit_s * len(several)
+        while len(timings[0]) < repeats.most and (len(timings[0]) < repeats.least or spent_ms < limit_ms):
             for call, of_one in zip(several, timings, strict=True):
                 of_one.append(self.milliseconds(call))
                 spent_ms += of_one[-1]
@@ -154,11 +157,11 @@ def measure_whole(
     *,
     device: str,
     stopwatch: Stopwatch | None = None,
-    limit_s: float = _NETWORK_S,
+    repeats: Repeats | None = None,
 ) -> list[float]:
     """Milliseconds of a batch through each of `models`, cut from `model`, and at last through that; by turns.
 
-    `stopwatch`: another than that of the table.
+    `stopwatch` and `repeats`: others than those of the table.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
@@ -167,7 +170,8 @@ def measure_whole(
         timed = [subject.call(subject.placed(one)) for one in (*models, model)]
         with torch.inference_mode():
             stopwatch = stopwatch or Stopwatch(subject.device)
-            return [float(ms) for ms in stopwatch.medians(timed, repeats=spec.repeats, limit_s=limit_s)]
+            repeats = repeats or Repeats(most=spec.repeats, limit_s=_NETWORK_S)
+            return [float(ms) for ms in stopwatch.medians(timed, repeats)]
     finally:
         torch.set_num_threads(threads)
 
@@ -191,10 +195,12 @@ def measure_reported(
     here has at most `largest` images.
     """
     watch = stopwatch or Stopwatch(torch.device(device), clock=time.perf_counter)
+    # A front has a dozen networks or more, and what the machine does besides comes in bursts: often where it is short.
+    often = Repeats(most=10 * spec.repeats, least=7, limit_s=0.3)
 
     def under(conditions: LatencySpec, watch: Stopwatch | None = watch) -> Timing:
         *times_ms, dense_ms = measure_whole(
-            list(models.values()), model, graph, conditions, device=device, stopwatch=watch, limit_s=_REPORTED_S
+            list(models.values()), model, graph, conditions, device=device, stopwatch=watch, repeats=often
         )
         where = torch.device(device)
         return Timing(
@@ -207,8 +213,9 @@ def measure_reported(
         )
 
     def dense_ms(batch_size: int) -> float:
-        update = {"batch_size": batch_size, "threads": threads, "repeats": 1}
-        (time_ms,) = measure_whole([], model, graph, spec.model_copy(update=update), device=device, stopwatch=watch)
+        conditions = spec.model_copy(update={"batch_size": batch_size, "threads": threads})
+        once = Repeats(most=1, limit_s=0.0)
+        (time_ms,) = measure_whole([], model, graph, conditions, device=device, stopwatch=watch, repeats=once)
         return time_ms
 
     batch_size = spec.report_batch or filling_batch(dense_ms, largest=min(largest, FILLING[torch.device(device).type]))
@@ -384,7 +391,9 @@ def _calibrated(raw: LatencyTable, subject: Subject, cost: CostModel, spec: Late
     vectors = np.stack([cost.smallest(), *(_some_widths(cost, generator) for _ in range(FITTED - 1 + HELD_OUT))])
     models = [subject.narrowed(cost, widths) for widths in (*vectors, cost.num_channels)]
     with torch.inference_mode():
-        measured = Stopwatch(subject.device).medians([subject.call(m) for m in models], repeats=spec.repeats)
+        measured = Stopwatch(subject.device).medians(
+            [subject.call(m) for m in models], Repeats(most=spec.repeats, limit_s=_NETWORK_S)
+        )
     dense_ms = float(measured[-1])
     *scales, offset = fitted(raw.sums(cost.sizes(vectors[:FITTED])), measured[:FITTED]).tolist()
     table = replace(raw, scales=tuple(scales), offset_ms=offset, dense_ms=dense_ms)

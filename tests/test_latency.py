@@ -28,6 +28,7 @@ from raprune.spec import LatencySpec, SearchSpec, latency_fraction, load_spec, r
 from raprune.surgery import cut
 from raprune.timing import (
     FILLING_MS,
+    Repeats,
     Stopwatch,
     conditions,
     filling_batch,
@@ -304,6 +305,20 @@ def test_a_batch_that_fills_the_device_is_fast_enough_and_fits(
         return ms_per_image * batch_size
 
     assert filling_batch(dense_ms, largest=largest) == size
+
+
+@pytest.mark.parametrize(("ms", "rounds"), [(0.1, 20), (100.0, 10), (1000.0, 7)])
+def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rounds: int) -> None:
+    called: list[str] = []
+
+    class Fixed(Stopwatch):
+        def milliseconds(self, call: Callable[[], object]) -> float:
+            call()
+            return ms
+
+    calls = [lambda: called.append("a"), lambda: called.append("b")]
+    medians = Fixed(torch.device("cpu")).medians(calls, Repeats(most=20, least=7, limit_s=1.0))
+    assert medians.tolist() == [ms, ms] and called == ["a", "b"] * (1 + rounds), "once before, untimed"
 
 
 class Ticking(Stopwatch):
