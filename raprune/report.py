@@ -71,7 +71,7 @@ def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None
     if as_json:
         console.out(json.dumps(rows, indent=2), highlight=False)
     else:
-        console.print(render_ablation(rows, run))
+        console.print(render_ablation(rows, run, width=console.width))
 
 
 def print_pick(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +17,32 @@ from raprune.front import Progress, Row, budgeted, floor_of, is_control, standar
 from raprune.times import Times, Timing, measured_at, slow
 
 WIDE = 118
-"""Columns of a terminal from which the table shows absolute costs and MACs as well."""
+"""Columns of a terminal that show the whole table of most runs."""
+
+GIVE_WAY = (
+    *("MACs", "FLOPs count", "params count", "interval", "params", "nonzero", "latency", "faster alone"),
+    *("method", "epochs", "drop", "faster"),
+)
+"""Columns of the front, from the least important on: they give way where a terminal is too narrow for all. `method` is
+shortened. The star, the candidate's id, its fraction of the FLOPs and its accuracies never give way."""
+
+_SHORTEST_METHOD = 8
+"""Characters that are left of a method's name."""
+
+
+_EDGES = 2
+"""Characters of a table's left and right edge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """A column of the front: its header, a cell for each row."""
+
+    header: str
+    cells: list[str]
+    name: str
+    """Entry of GIVE_WAY; empty for what never gives way."""
+    width: int
 
 
 def render_progress(now: Progress) -> RenderableType:
@@ -66,56 +93,92 @@ def render_rows(
     """
     if not rows:
         return "No candidate is on the front yet."
-    dense, wide, times = run.get("dense", {}), width >= WIDE, times or Times()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0, 0, 0))
-    nonzero = any(weights_pruned(r) for r in rows)
-    # A narrow terminal has room for one of the two: the smaller.
-    stored = wide or not nonzero
-    timings = times.conditions if wide else times.conditions[-1:]
-    # Where there is room for one, what was measured comes before what the budget is of.
-    has_latency = (wide or not timings) and any(words.latency_share(r) for r in rows)
-    columns = ["", "candidate", "method", "epochs", "FLOPs", *(["", "MACs"] if wide else [])]
-    columns += ["params"] * stored + [""] * wide + ["nonzero"] * nonzero + ["latency"] * has_latency
-    columns += [f"faster@{timing.batch_size}" for timing in timings] if len(timings) > 1 else ["faster"] * len(timings)
-    for header in [*columns, "val %", "test %", "drop"]:
-        table.add_column(header, justify="left" if header in ("candidate", "method") else "right", no_wrap=True)
-    for r in rows:
-        costs = [f"{r['flops_fraction']:.1%}"]
-        costs += [words.count(r["flops"]), words.count(r["macs"])] if wide else []
-        costs += [f"{r['params_fraction']:.1%}"] * stored + [words.count(r["params"])] * wide
-        share = words.latency_share(r)
-        costs += [f"{r['nonzero_fraction']:.1%}"] * nonzero + [share and f"{share}%"] * has_latency
-        costs += [words.times_as_fast(timing.speedup(r["candidate"])) for timing in timings]
-        star = "★" * r["starred"]
-        accuracies = [
-            _points(r["val_accuracy"], r["val_interval"] if wide else None),
-            _points(r["test_accuracy"], r["test_interval"] if wide else None),
-            drop(r, dense, test),
-        ]
-        style = "bold" if star else None
-        table.add_row(star, r["candidate"], escape(r["method"]), f"{r['epochs']:g}", *costs, *accuracies, style=style)
-    if dense:
-        costs = ["100.0%", *([words.count(dense["flops"]), words.count(dense["flops"] // 2)] if wide else [])]
-        costs += ["100.0%"] * stored + [words.count(dense["params"])] * wide + ["100.0%"] * (nonzero + has_latency)
-        costs += ["1x"] * len(timings)
-        table.add_row("", "dense", "", "", *costs, _points(dense.get("val_accuracy")), _points(test.get("dense")), "")
-    notes = [
-        "[dim]Epochs: of training since the dense network. FLOPs count a multiply-add as 2 (MACs as 1), for one image."
-    ]
-    if nonzero:
+    times = times or Times()
+    columns = _fitting(_columns(rows, run.get("dense", {}), test, times), width)
+    shown = {column.name for column in columns}
+    gap = 2 if _table_width(columns, gap=2) <= width else 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    for column in columns:
+        left = column.header in ("candidate", "method") or column.name == "interval"
+        table.add_column(column.header, justify="left" if left else "right", no_wrap=True, width=column.width)
+    for number, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
+        is_starred = number < len(rows) and rows[number]["starred"]
+        table.add_row(*map(escape, cells), style="bold" if is_starred else None)
+    notes = ["FLOPs count a multiply-add as 2, for one image."]
+    if "MACs" in shown:
+        notes = ["FLOPs count a multiply-add as 2 (MACs as 1), for one image."]
+    if "epochs" in shown:
+        notes.insert(0, "Epochs: of training since the dense network.")
+    if "nonzero" in shown:
         notes.append("Nonzero: parameters that are not exactly zero.")
     notes += filter(None, [why_starred(rows, run)])
     seeds = max(len(r["repeats"]) for r in rows)
     if seeds > 1:
-        interval = ", with their 95 % confidence interval" if wide else ""
+        interval = ", with their 95 % confidence interval" if "interval" in shown else ""
         notes.append(f"Fine-tuned accuracies are means over {seeds} seeds{interval}.")
-    if test.get("images"):
+    if "drop" in shown and test.get("images"):
         notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
-    else:
+    elif "drop" in shown:
         notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
-    notes += [escape(sentence) for sentence in how_timed(rows, run, timings, has_latency=has_latency)]
+    timings = times.conditions if "faster alone" in shown else times.conditions[-1:] if "faster" in shown else ()
+    notes += how_timed(rows, run, timings, has_latency="latency" in shown)
     remark = slow(rows, times)
-    return Group(table, " ".join(notes) + "[/dim]", *([escape(remark)] if remark else []))
+    return Group(table, f"[dim]{escape(' '.join(notes))}[/dim]", *([escape(remark)] if remark else []))
+
+
+def _columns(rows: list[Row], dense: Mapping[str, Any], test: Mapping[str, Any], times: Times) -> list[_Column]:
+    """All columns of the front; the last cell of each is the dense network's, where it is known."""
+
+    def column(header: str, cells: Iterable[str], of_dense: str, name: str = "") -> _Column:
+        found = [*cells, *([of_dense] if dense else [])]
+        return _Column(header=header, cells=found, name=name, width=max(map(cell_len, (header, *found))))
+
+    flops, params = dense.get("flops", 0), dense.get("params", 0)
+    columns = [
+        column("", ("★" * r["starred"] for r in rows), ""),
+        column("candidate", (r["candidate"] for r in rows), "dense"),
+        column("method", (r["method"] for r in rows), "", "method"),
+        column("epochs", (f"{r['epochs']:g}" for r in rows), "", "epochs"),
+        column("FLOPs", (f"{r['flops_fraction']:.1%}" for r in rows), "100.0%"),
+        column("", (words.count(r["flops"]) for r in rows), words.count(flops), "FLOPs count"),
+        column("MACs", (words.count(r["macs"]) for r in rows), words.count(flops // 2), "MACs"),
+        column("params", (f"{r['params_fraction']:.1%}" for r in rows), "100.0%", "params"),
+        column("", (words.count(r["params"]) for r in rows), words.count(params), "params count"),
+    ]
+    if any(weights_pruned(r) for r in rows):
+        columns += [column("nonzero", (f"{r['nonzero_fraction']:.1%}" for r in rows), "100.0%", "nonzero")]
+    if any(words.latency_share(r) for r in rows):
+        latencies = (share and f"{share}%" for share in map(words.latency_share, rows))
+        columns += [column("latency", latencies, "100.0%", "latency")]
+    for timing in times.conditions:
+        header = f"faster@{timing.batch_size}" if len(times.conditions) > 1 else "faster"
+        name = "faster" if timing is times.conditions[-1] else "faster alone"
+        columns += [column(header, (words.times_as_fast(timing.speedup(r["candidate"])) for r in rows), "1x", name)]
+    for split, of_dense in (("val", dense.get("val_accuracy")), ("test", test.get("dense"))):
+        columns += [column(f"{split} %", (_points(r[f"{split}_accuracy"]) for r in rows), _points(of_dense))]
+        intervals = [r[f"{split}_interval"] for r in rows]
+        if any(interval is not None for interval in intervals):
+            cells = ("" if interval is None else f"±{100 * interval:.2f}" for interval in intervals)
+            columns += [column("", cells, "", "interval")]
+    return [*columns, column("drop", (drop(r, dense, test) for r in rows), "", "drop")]
+
+
+def _fitting(columns: list[_Column], width: int) -> list[_Column]:
+    """The columns that fit into `width` with a space between two of them; the least important give way."""
+    (whole,) = (column.width for column in columns if column.name == "method")
+    for name in GIVE_WAY:
+        if _table_width(columns, gap=1) <= width:
+            break
+        if name == "method":
+            columns = [replace(c, width=min(c.width, _SHORTEST_METHOD)) if c.name == name else c for c in columns]
+        else:
+            columns = [c for c in columns if c.name != name]
+    left = max(0, width - _table_width(columns, gap=1))
+    return [replace(c, width=min(whole, c.width + left)) if c.name == "method" else c for c in columns]
+
+
+def _table_width(columns: list[_Column], *, gap: int) -> int:
+    return sum(column.width + gap for column in columns) - gap + _EDGES
 
 
 def how_timed(
@@ -137,8 +200,8 @@ def latency_conditions(latency: Mapping[str, Any]) -> str:
     return f"a batch of {latency['batch_size']}, {latency['precision']} on {latency['device']}"
 
 
-def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:
-    """The methods side by side: one table for the repaired networks, one for each number of epochs of fine-tuning."""
+def render_ablation(rows: list[Row], run: Mapping[str, Any], *, width: int = WIDE) -> RenderableType:
+    """The methods side by side: tables for the repaired networks, and for each number of epochs of fine-tuning."""
     if not rows:
         return "The run has no complete trial within its budget yet."
     dense = run.get("dense", {}).get("val_accuracy")
@@ -148,32 +211,52 @@ def render_ablation(rows: list[Row], run: Mapping[str, Any]) -> RenderableType:
         f"itself among them.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
     )
     finetunings = dict.fromkeys(r["finetuning_epochs"] for r in rows)
-    return Group(*(_compared([r for r in rows if r["finetuning_epochs"] == epochs]) for epochs in finetunings), notes)
+    tables = [
+        table
+        for epochs in finetunings
+        for table in _compared([r for r in rows if r["finetuning_epochs"] == epochs], width)
+    ]
+    return Group(*tables, notes)
 
 
-def _compared(rows: list[Row]) -> Table:
-    epochs = rows[0]["finetuning_epochs"]
+def _compared(rows: list[Row], width: int) -> list[Table]:
+    """The methods at each budget; in several tables where not all budgets fit into `width`."""
     cost, what = budgeted(rows[0])
-    budgets = list(dict.fromkeys(r[f"budget_{cost}"] for r in rows))
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"Fine-tuned for {_epochs(epochs)}" if epochs else "Repaired, not fine-tuned",
-        title_justify="left",
-    )
-    table.add_column("method", no_wrap=True)
-    table.add_column("epochs", justify="right", no_wrap=True)
-    for budget in budgets:
-        table.add_column(f"up to {budget:.1%} {what}", justify="right", no_wrap=True)
-    for method in dict.fromkeys(r["method"] for r in rows):
-        own = {r[f"budget_{cost}"]: r for r in rows if r["method"] == method}
-        trained = sorted({r["epochs"] for r in own.values()})
-        cells = [
-            f"{_points(r['val_accuracy'])} at {r[f'{cost}_fraction']:.1%}" if (r := own.get(budget)) else "-"
-            for budget in budgets
-        ]
-        table.add_row(escape(method), " to ".join(f"{e:g}" for e in (trained[0], trained[-1])[: len(trained)]), *cells)
-    return table
+    headers = {row[f"budget_{cost}"]: f"up to {row[f'budget_{cost}']:.1%} {what}" for row in rows}
+    trained = {row["method"]: _trained([r for r in rows if r["method"] == row["method"]]) for row in rows}
+    cell, epochs = max(map(len, headers.values())), max(len("epochs"), *map(len, trained.values()))
+    # A long name gives way where not one budget fits beside it. Three columns lie between two texts.
+    method = min(max(len("method"), *map(len, trained)), max(_SHORTEST_METHOD, width - epochs - cell - 6 - _EDGES))
+    together = max(1, (width - method - epochs - 3 - _EDGES) // (cell + 3))
+    tables = []
+    for start in range(0, len(headers), together):
+        budgets = list(headers)[start : start + together]
+        epochs_of_tuning = rows[0]["finetuning_epochs"]
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            title=f"Fine-tuned for {_epochs(epochs_of_tuning)}" if epochs_of_tuning else "Repaired, not fine-tuned",
+            title_justify="left",
+        )
+        table.add_column("method", no_wrap=True, width=method)
+        table.add_column("epochs", justify="right", no_wrap=True)
+        for budget in budgets:
+            table.add_column(headers[budget], justify="right", no_wrap=True)
+        for name in trained:
+            own = {r[f"budget_{cost}"]: r for r in rows if r["method"] == name}
+            cells = [
+                f"{_points(r['val_accuracy'])} at {r[f'{cost}_fraction']:.1%}" if (r := own.get(budget)) else "-"
+                for budget in budgets
+            ]
+            table.add_row(escape(name), trained[name], *cells)
+        tables.append(table)
+    return tables
+
+
+def _trained(rows: list[Row]) -> str:
+    """Least and most epochs of training of the rows."""
+    epochs = sorted({r["epochs"] for r in rows})
+    return " to ".join(f"{e:g}" for e in (epochs[0], epochs[-1])[: len(epochs)])
 
 
 def why_starred(rows: list[Row], run: Mapping[str, Any]) -> str:
@@ -215,6 +298,5 @@ def _epochs(number: float) -> str:
     return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
-def _points(accuracy: float | None, interval: float | None = None) -> str:
-    spread = "" if interval is None else f" ±{100 * interval:.2f}"
-    return "-" if accuracy is None else f"{100 * accuracy:.2f}{spread}"
+def _points(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.2f}"
