@@ -1,4 +1,6 @@
-"""Make `raprune/data/digits.parquet` from scikit-learn's copy of the UCI digits: `uv run python jobs/make_digits.py`.
+"""Make `raprune/data/digits.parquet` from scikit-learn's copy of the UCI digits.
+
+    uv run --group dev python jobs/make_digits.py
 
 1,797 grey images of 8x8 pixels, values 0..16 stretched to 0..255, each a PNG. A column `split` tells 1,257 training
 images from 540 test images, drawn once by class so that both hold the ten digits in the same shares.

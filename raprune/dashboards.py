@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]  # Ray brings it, without types
+import yaml  # type: ignore[import-untyped]  # it has no types
 
 from raprune.errors import RapruneError, UsageError
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import typer
-import yaml  # type: ignore[import-untyped]  # Ray brings it, without types
+import yaml  # type: ignore[import-untyped]  # it has no types
 from typer.testing import CliRunner
 
 from raprune.cli import app
@@ -200,7 +200,9 @@ def is_of_the_place(command: str, request: pytest.FixtureRequest) -> None:
 
 RULES: list[tuple[str, Check, str]] = [
     (r"pip install uv$", is_of_the_place, "uv is what runs this suite"),
-    (r"uv run pytest$", is_of_the_place, "this is it"),
+    (r"git clone https://github.com/raprune/raprune$", is_of_the_place, "the reader has it then"),
+    (r"cd raprune$", is_of_the_place, "the working folder of this suite"),
+    (r"uv run --group dev pytest$", is_of_the_place, "this is it"),
     (r"uv run raprune search --model mynets:tiny --data mynets:pictures", is_the_runs, "run for real, in small"),
     (r"(uv run )?raprune search\b", is_dry_run, "minutes to hours, or a cluster: the flags and the job are checked"),
     (r"uv run raprune serve\b", is_parsed, "it serves until it is interrupted: tests/page runs it"),
@@ -222,7 +224,7 @@ RULES: list[tuple[str, Check, str]] = [
     (r"export [A-Z_]+=\S+$", is_of_the_place, "a variable of Ray's"),
     (r"source \.venv/bin/activate$", is_of_the_place, "uv makes it"),
     (r"source cluster/local\.sh (start|stop)$", is_a_file, "tests/orchestration runs it"),
-    (r"uv run python jobs/benchmarks/[\w.]+", is_a_file, "a benchmark: minutes"),
+    (r"uv run (--group dev )?python jobs/benchmarks/[\w.]+", is_a_file, "a benchmark: minutes"),
 ]
 """Pattern of a command -> what is done with it, and why it is not simply run. The first that matches holds."""
 

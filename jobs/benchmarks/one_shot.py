@@ -1,4 +1,6 @@
-"""One-shot pruning without any fine-tuning, against torch-pruning 1.6.1: `uv run python jobs/benchmarks/one_shot.py`.
+"""One-shot pruning without any fine-tuning, against torch-pruning 1.6.1.
+
+    uv run --group dev python jobs/benchmarks/one_shot.py
 
 ResNet-56 on CIFAR-10 (JPEG), from the checkpoint and the data in the folder that RAPRUNE_DATA names. Both sides get the
 same network, the same 2,048 training images for scores, repair and batch-norm re-estimation, and the same FLOPs budgets

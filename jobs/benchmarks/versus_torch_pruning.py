@@ -1,4 +1,6 @@
-"""Time to a cut network, against torch-pruning 1.6.1: `uv run python jobs/benchmarks/versus_torch_pruning.py`.
+"""Time to a cut network, against torch-pruning 1.6.1.
+
+    uv run --group dev python jobs/benchmarks/versus_torch_pruning.py
 
 Both keep half of the channels of every group by filter magnitude, head untouched; one process, one thread, by turns.
 

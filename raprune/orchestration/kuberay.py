@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # Ray brings it, without types
+import yaml  # type: ignore[import-untyped]  # it has no types
 
 from raprune.errors import UsageError
 from raprune.orchestration.submission import STOP_WAIT_S, Submission, requirement

@@ -6,9 +6,10 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pathspec import PathSpec
 
 from raprune.errors import UsageError
 
@@ -139,9 +140,7 @@ def _ignore_files(folder: Path) -> Any:
 
 
 def _patterns(lines: Sequence[str]) -> Any:
-    # As Ray itself reads them.
-    module: Any = import_module("ray._private.thirdparty.pathspec")
-    return module.PathSpec.from_lines("gitwildmatch", lines)
+    return PathSpec.from_lines("gitignore", lines)
 
 
 def _matches(patterns: Any, path: PurePosixPath, is_folder: bool) -> bool:

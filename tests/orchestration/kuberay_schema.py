@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import yaml  # type: ignore[import-untyped]  # Ray brings it, without types
+import yaml  # type: ignore[import-untyped]  # it has no types
 
 KUBERNETES = "1.33"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # Ray brings it, without types
+import yaml  # type: ignore[import-untyped]  # it has no types
 
 from raprune import __version__
 from tests.orchestration.kuberay_schema import autoscaling, problems
@@ -416,8 +416,10 @@ def test_a_broken_image_is_refused(pattern: str, other: str, reason: str, tmp_pa
 
 def test_what_the_package_is_built_of_goes_into_the_image() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {"pyproject.toml", project["project"]["readme"], *wheel["packages"], *wheel.get("force-include", {})}
+    hatch = project["tool"]["hatch"]
+    wheel = hatch["build"]["targets"]["wheel"]
+    readme = {fragment["path"] for fragment in hatch["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"]}
+    needed = {"pyproject.toml", *readme, *wheel["packages"], *wheel.get("force-include", {})}
     needed |= {path.split("/")[0] for path in project["project"]["license-files"]}
     copied = re.findall(r"^COPY (.*) \S+$", (CLUSTER / "Dockerfile").read_text(), flags=re.M)
     assert needed == set(" ".join(copied).split())
