@@ -101,7 +101,7 @@ def line(now: RunStages, standing: Progress | None = None) -> str:
         said += f" ({stage.detail})"
     if now.left_s is not None:
         said += f"; whole run: about {about(now.left_s)} left"
-    if standing is not None:
+    if standing is not None and standing.searched:
         failed = f", {standing.states['FAILED']} failed" if standing.states.get("FAILED") else ""
         said += f"; front {standing.front}{failed}, hypervolume {standing.hypervolume:.4f}"
         if standing.best is not None:

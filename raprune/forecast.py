@@ -18,8 +18,14 @@ GROUP_START_S = 20.0
 """Until a group of Ray Train has come up."""
 REPORT_S = 4.0
 """Figures and tables: Matplotlib's import is most of it."""
-LATENCY_S = 0.6
-"""Measuring one network whole."""
+LATENCY_S = 1.5
+"""Measuring one network whole takes no longer."""
+FILLING_S = 0.5
+"""A batch that fills the device takes the dense network no longer."""
+FILLING_IMAGES = 64
+"""Images of that batch."""
+FIXED = 0.25
+"""Fraction of the dense network's time that does not shrink with the FLOPs: calls, memory, augmentation."""
 TRIAL_S = 0.05
 """A trial without any network run: proposing, choosing widths, surgery, recording."""
 
@@ -37,7 +43,7 @@ class Pace:
 
     forward_s: float
     step_s: float
-    """Forward and backward pass."""
+    """Fine-tuned once, with the dense network as teacher where the job asks for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,8 @@ class Plan:
     finetuning_epochs: float = 0.0
     teacher: bool = True
     """True if fine-tuning runs the dense network too."""
+    latency_repeats: int = 20
+    """Times that each network of the front is timed."""
     grouped: bool = False
     """True if a group of Ray Train fine-tunes, one network after another on all workers."""
 
@@ -76,8 +84,10 @@ class Plan:
 def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
     """Seconds of each stage from the scores on, in their order; stages without work are left out."""
     side_by_side = max(1, plan.workers)
-    cut_s, refit_s = plan.fraction * pace.forward_s, REFIT * (1 + plan.fraction) * pace.forward_s
-    epoch_s = plan.train_images * (plan.fraction * pace.step_s + (pace.forward_s if plan.teacher else 0.0))
+    smaller = FIXED + (1 - FIXED) * plan.fraction
+    cut_s, refit_s = smaller * pace.forward_s, REFIT * (1 + smaller) * pace.forward_s
+    teacher_s = min(pace.forward_s, pace.step_s) if plan.teacher else 0.0
+    epoch_s = plan.train_images * (teacher_s + smaller * (pace.step_s - teacher_s))
     repair_s = plan.calibration_images * (plan.refits * refit_s + (1 - plan.refits) * REESTIMATION * cut_s)
     trial_s = TRIAL_S + repair_s + plan.validation_images * cut_s + plan.trial_epochs * epoch_s
     search_s = _shared(plan.trials, side_by_side) * trial_s
@@ -91,13 +101,14 @@ def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
     # What is behind a group is repaired: half of the network in the mean. Its predictions are compared.
     price_s = plan.priced_images * (refit_s / 2 + 2 * pace.forward_s)
     score_s = plan.scored * plan.calibration_images * SCORING * pace.forward_s + plan.priced * price_s
+    batch_s = smaller * min(FILLING_S, FILLING_IMAGES * pace.forward_s)
     seconds = {
         PHASES: plan.phase_epochs * plan.train_images * pace.step_s,
         SCORES: (WORKERS_START_S + score_s / side_by_side) if plan.scored or plan.priced else 0.0,
         SEARCH: WORKERS_START_S + search_s if plan.trials else 0.0,
         FINETUNE: tuning_s if plan.finetunings else 0.0,
         TEST: _shared(plan.finetunings + 1, side_by_side) * plan.test_images * cut_s,
-        LATENCY: WORKERS_START_S + LATENCY_S * (plan.finetunings + 1),
+        LATENCY: WORKERS_START_S + (plan.finetunings + 1) * min(LATENCY_S, plan.latency_repeats * batch_s),
         REPORT: REPORT_S,
     }
     return {name: value for name, value in seconds.items() if value > 0}

@@ -1,4 +1,4 @@
-"""How fast the dense network runs and trains here: a second of measuring, for the forecast of a search."""
+"""How fast the dense network runs and trains here: a second or two of measuring, for the forecast of a search."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional
 
-from raprune.evaluate import LARGEST_ON_CPU, evaluate
+from raprune.evaluate import evaluate
 from raprune.forecast import Pace
+from raprune.spec import SearchSpec
 from raprune.surgery import rebuild
+from raprune.training import train
 from raprune.workload import Workload
 
 _AIM_S = 0.5
 """Time that each of the two measurements is sized for."""
 _FEWEST = 8
 """Images that are measured at least: one alone is mostly the overhead of calls."""
+_TRAINING = 4.0
+"""Training on an image takes about so many times a forward pass: both passes, the teacher's."""
 
 
-def measure_pace(workload: Workload, *, batch_size: int) -> Pace:
-    """Seconds an image of the workload's network, evaluated and trained; the network is left as it is."""
-    split, model = workload.validation, workload.model
-    few = split.take(min(_FEWEST, len(split)), torch.Generator())
+def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
+    """Seconds an image of the workload's network, evaluated and fine-tuned as the job says; it is left as it is."""
+    model, batch_size = workload.model, spec.search.eval_batch_size
+    few = workload.validation.take(_FEWEST, torch.Generator())
     evaluate(model, few, batch_size=batch_size)
     first_s = _timed(lambda: evaluate(model, few, batch_size=batch_size)) / len(few)
-    most = split.take(max(len(few), min(len(split), int(_AIM_S / first_s))), torch.Generator())
-    forward_s = _timed(lambda: evaluate(model, most, batch_size=batch_size)) / len(most)
-    # Forward and backward passes take about three times a forward pass.
-    images = max(len(few), min(LARGEST_ON_CPU, len(split), int(_AIM_S / (3 * forward_s))))
-    x, y = next(iter(split.take(images, torch.Generator()).batches(images)))
-    trained = rebuild(model, lambda name, tensor: tensor.clone()).train()
+    many = workload.validation.take(max(_FEWEST, int(_AIM_S / first_s)), torch.Generator())
+    forward_s = _timed(lambda: evaluate(model, many, batch_size=batch_size)) / len(many)
+    # Without feature maps, which need a map of channels: they cost little beside the teacher's pass.
+    once = spec.finalists.train.model_copy(update={"epochs": 1.0, "features": 0.0})
+    teacher = model if once.distillation > 0 else None
+    trained = rebuild(model, lambda name, tensor: tensor.clone())
 
-    def step() -> None:
-        loss = functional.cross_entropy(trained(x).float(), y)
-        loss.backward()
-        loss.item()
+    def train_on(count: int) -> float:
+        split = workload.train.take(count, torch.Generator())
+        fit = _timed(lambda: train(trained, split, once, augment=workload.augment, seed=spec.seed, teacher=teacher))
+        return fit / len(split)
 
-    step()
-    return Pace(forward_s=forward_s, step_s=_timed(step) / images)
+    train_on(_FEWEST)
+    return Pace(forward_s=forward_s, step_s=train_on(max(_FEWEST, int(_AIM_S / (_TRAINING * forward_s)))))
 
 
 def _timed(work: Callable[[], object]) -> float:

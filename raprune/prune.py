@@ -138,7 +138,7 @@ class Pruner:
         pruned = start or self.made_again(parent)
         repaired = self._evaluate(pruned.model)
         trained: list[Epoch] = []
-        told = on_epoch or self._epoch_of("fine-tuning")
+        told = on_epoch or self._epoch_of("")
 
         def tell(epoch: Epoch) -> None:
             trained.append(epoch)
@@ -218,7 +218,7 @@ class Pruner:
             regularize=regularizer,
             ranks=ranks,
             checkpoints=checkpoints,
-            on_epoch=on_epoch or self._epoch_of(f"{_named(method)}, training"),
+            on_epoch=on_epoch or self._epoch_of(_named(method)),
         )
         return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
 
@@ -236,8 +236,7 @@ class Pruner:
             of_group = scores[group.name]
             priced[group.name] = method.priced(of_group, self._prices(method, graph, group, of_group))
             if self._on_work is not None:
-                what = f"{_named(method)}, scores"
-                self._on_work(Work(what=what, done=len(priced), total=len(graph.groups), unit="groups"))
+                self._on_work(Work(what=_named(method), done=len(priced), total=len(graph.groups), unit="groups"))
         return priced
 
     def _prices(
@@ -314,7 +313,7 @@ class Pruner:
         method, started = method_of(proposal), time.time()
         goal = self._candidate(proposal, method, self.scores(method, proposal.seed))
         whole = {group.name: tuple(range(group.num_channels)) for group in self.graph.groups}
-        on_epoch = self._epoch_of(f"{proposal.method}, training on the way")
+        on_epoch = self._epoch_of(proposal.method)
         bench = WorkloadBench(self.workload, self._batches, seed=proposal.seed, on_epoch=on_epoch)
         steps = method.path(Network(self.workload.model, self.graph, whole), goal.widths, bench)
         step: Step | None = next(steps)

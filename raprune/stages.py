@@ -58,13 +58,16 @@ class Work:
     """One piece of work in some process: the epochs of a training, the groups of a method's scores."""
 
     what: str
+    """Name of the method or the trial; empty where the process has one piece of work alone."""
     done: float
     total: float
     unit: str
     """Plural: epochs."""
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.unit.removesuffix('s')} {self.done:g} of {self.total:g}"
+        return (
+            f"{self.what}: " if self.what else ""
+        ) + f"{self.unit.removesuffix('s')} {self.done:g} of {self.total:g}"
 
 
 OnWork = Callable[[Work], None]
@@ -101,7 +104,9 @@ class RunStage:
         if self.rate and self.total is not None:
             left: float | None = (self.total - self.done) / self.rate
         elif self.expected_s is not None:
-            left = max(self.expected_s - self.seconds, _LATE * self.seconds)
+            # What is not done yet takes its part of the forecast, however long the rest took.
+            undone = 0.0 if self.total is None else self.expected_s * (1 - self.done / self.total)
+            left = max(self.expected_s - self.seconds, undone, _LATE * self.seconds)
         else:
             left = None
         if left is None or self.limit_s is None:

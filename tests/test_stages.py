@@ -95,7 +95,8 @@ def test_time_left_of_the_run_counts_every_stage_to_come(stages: Stages, clock: 
     assert stages.now().left_s == pytest.approx(113, rel=0.05)
     stages.begin(FINETUNE, total=10, unit="epochs")
     clock.now += 40
-    assert stages.now().left_s == pytest.approx(60 + 10)
+    stages.step()
+    assert stages.now().left_s == pytest.approx(90 + 10)
 
 
 def test_forecast_stage_that_had_nothing_to_do_is_no_longer_waited_for(stages: Stages, clock: Clock) -> None:
@@ -111,6 +112,13 @@ def test_stage_that_takes_longer_than_forecast_is_not_said_to_be_over_at_once(st
     stages.begin(SCORES)
     clock.now += 100
     assert stages.now().left_s == pytest.approx(25)
+
+
+def test_stage_of_which_nothing_is_done_takes_at_least_all_of_its_forecast(stages: Stages, clock: Clock) -> None:
+    stages.expect({SEARCH: 10.0})
+    stages.begin(SEARCH, total=40, unit="trials")
+    clock.now += 9
+    assert stages.now().left_s == 10
 
 
 def test_time_limit_bounds_the_time_left(stages: Stages, clock: Clock) -> None:

@@ -79,11 +79,11 @@ class Teller:
     """Tells the coordinator how far this process is, without waiting for it, and not too often."""
 
     def __init__(
-        self, coordinator: Any, key: str, *, prefix: str = "", clock: Callable[[], float] = time.monotonic
+        self, coordinator: Any, key: str, *, title: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._coordinator = coordinator
         self._key = key
-        self._prefix = prefix
+        self._title = title
         self._clock = clock
         self._told_at = float("-inf")
 
@@ -93,4 +93,5 @@ class Teller:
         if work.done < work.total and now - self._told_at < TELL_S:
             return
         self._told_at = now
-        self._coordinator.tell.remote(self._key, replace(work, what=f"{self._prefix}{work.what}"))
+        what = ", ".join(part for part in (self._title, work.what) if part)
+        self._coordinator.tell.remote(self._key, replace(work, what=what))

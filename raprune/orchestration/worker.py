@@ -228,7 +228,7 @@ class CandidateTrial(tune.Trainable):
         if self._broken is not None:
             return {"done": True, "broken": self._broken}
         task: CandidateTask | TestTask = self._config["task"]
-        self._teller = Teller(self._shared.coordinator, task.trial_id, prefix=f"{task.trial_id}, ")
+        self._teller = Teller(self._shared.coordinator, task.trial_id, title=task.trial_id)
         if self._config["together"] > 1:
             self._meet(self._config["together"])
         try:
@@ -317,7 +317,7 @@ def prepare_dense(
             workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
             history = train_dense(workload, spec, on_epoch=news.put) if train else ()
             validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
-            pace = measure_pace(workload, batch_size=spec.search.eval_batch_size)
+            pace = measure_pace(workload, spec)
             news.put(Dense(workload.weights(), workload.weights_hash, validation, pace, history))
         except Exception as error:
             news.put(error)

@@ -25,13 +25,13 @@ class Heard:
 
 
 def epochs(done: int) -> Work:
-    return Work(what="fine-tuning", done=done, total=20, unit="epochs")
+    return Work(what="", done=done, total=20, unit="epochs")
 
 
 def test_a_process_tells_of_its_work_not_too_often_and_always_of_its_end() -> None:
     heard: Any = Heard()
     now = 0.0
-    tell = Teller(heard, "finetune-00003", prefix="finetune-00003, ", clock=lambda: now)
+    tell = Teller(heard, "finetune-00003", title="finetune-00003", clock=lambda: now)
     tell(epochs(1))
     tell(epochs(2))
     now = TELL_S
@@ -39,7 +39,7 @@ def test_a_process_tells_of_its_work_not_too_often_and_always_of_its_end() -> No
     tell(epochs(20))
     assert [work.done for _, work in heard.works] == [1, 3, 20]
     key, first = heard.works[0]
-    assert key == "finetune-00003" and str(first) == "finetune-00003, fine-tuning: epoch 1 of 20"
+    assert key == "finetune-00003" and str(first) == "finetune-00003: epoch 1 of 20"
 
 
 def test_a_look_that_fails_is_followed_by_others() -> None:
