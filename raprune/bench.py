@@ -51,11 +51,10 @@ class WorkloadBench:
         regularize: Callable[[nn.Module], None] | None = None,
         distil: bool = False,
     ) -> None:
-        base = self._spec.finalists.train
         train(
             model,
             self._workload.training,
-            base.model_copy(update={"epochs": epochs, "lr": base.lr if lr is None else lr}),
+            self._spec.finalists.train.decided(epochs=epochs, lr=lr),
             augment=self._workload.augment,
             seed=next(self._seeds),
             teacher=self._workload.model if distil else None,
@@ -64,7 +63,7 @@ class WorkloadBench:
         )
 
     def allowed(self, num_channels: int) -> list[int]:
-        multiple = self._spec.search.multiple_of
+        multiple = self._spec.search.step
         least = max(1, -(-self._spec.search.min_channels // multiple)) * multiple
         return [*range(least, num_channels, multiple), num_channels]
 

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from raprune import automatic
 from raprune.contract import checks_of, examine
 from raprune.cost import CostModel
 from raprune.data import load_data
@@ -48,7 +49,8 @@ class _Printed(Steps):
         self._console = console
 
     def named(self, spec: SearchSpec) -> None:
-        self._print("methods", ", ".join(spec.methods))
+        if spec.methods:
+            self._print("methods", ", ".join(spec.methods))
         if spec.allocations:
             self._print("allocations", ", ".join(spec.allocations))
 
@@ -60,7 +62,7 @@ class _Printed(Steps):
         self._print("network", f"{self._spec.model.name} gives {num_classes} logits for one image")
         _check_trains(workload)
         self._print("training", "the loss has a gradient")
-        if self._spec.model.weights is not None:
+        if self._spec.weights is not None:
             dense = evaluate(workload.model, workload.validation, batch_size=self._spec.search.eval_batch_size)
             chance = f"chance is {1 / num_classes:.2%}"
             self._print("weights", f"{dense.accuracy:.2%} on the validation split ({chance})")
@@ -68,6 +70,10 @@ class _Printed(Steps):
     def traced(self, proof: Proof) -> None:
         go, stay = len(proof.graph.groups), len(proof.graph.frozen)
         self._print("channels", f"{numbered(go, 'group')} can go, {numbered(stay, 'layer')} must stay")
+
+    def decided(self, spec: SearchSpec) -> None:
+        for line in automatic.told(self._spec, spec):
+            self._print("decided", line)
 
     def reached(self, cost: CostModel) -> None:
         self._print("budget", _describe_budget(self._spec))

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.numpy import load
 
+from raprune import automatic
 from raprune.allocate import ALLOCATIONS, check_reachable
 from raprune.candidate import Setting
 from raprune.cost import CostModel
@@ -33,6 +34,8 @@ DENSE = "models/dense/weights.safetensors"
 class Prepared:
     """A job that can run."""
 
+    spec: SearchSpec
+    """The job with all that it left open decided."""
     data: Dataset
     weights: WeightArrays
     """Of the dense network: given, or random and to be trained."""
@@ -58,6 +61,9 @@ class Steps:
 
     def traced(self, proof: Proof) -> None:
         """Some channels of the network can go."""
+
+    def decided(self, spec: SearchSpec) -> None:
+        """What the job left open is decided."""
 
     def reached(self, cost: CostModel) -> None:
         """The budget is within reach."""
@@ -103,10 +109,12 @@ def prepare(spec: SearchSpec, steps: Steps | None = None) -> Prepared:
             hint="`raprune inspect` names every layer that stays and why.",
         )
     steps.traced(proof)
+    spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths)
+    steps.decided(spec)
     cost = CostModel(proof.graph)
     _check_budget(cost, spec)
     steps.reached(cost)
-    return Prepared(data, workload.weights(), proof, cost)
+    return Prepared(spec, data, workload.weights(), proof, cost)
 
 
 def with_table(spec: SearchSpec, prepared: Prepared, table: LatencyTable) -> tuple[SearchSpec, Prepared]:
@@ -129,7 +137,7 @@ def stored_table(store: Store) -> LatencyTable | None:
 
 
 def _check_budget(cost: CostModel, spec: SearchSpec) -> None:
-    check_reachable(cost, spec.budget, min_channels=spec.search.min_channels, multiple_of=spec.search.multiple_of)
+    check_reachable(cost, spec.budget, min_channels=spec.search.min_channels, multiple_of=spec.search.step)
 
 
 def _check_names(spec: SearchSpec) -> None:

@@ -285,7 +285,7 @@ class Pruner:
         target = Target(
             budget=Budget(flops=proposal.target_flops, params=proposal.target_params, latency=proposal.target_latency),
             min_channels=self._search.min_channels,
-            multiple_of=self._search.multiple_of,
+            multiple_of=self._search.step,
         )
         widths = allocate(
             proposal.allocation,
@@ -343,8 +343,8 @@ class Pruner:
         return channel_map(self.workload.model, self.graph, kept, self.workload.example_input())
 
     def _phase(self, regularizer: Regularizer) -> TrainSpec:
-        phase = {"epochs": regularizer.epochs, "lr": regularizer.lr, "distillation": 0.0}
-        return self._spec.finalists.train.model_copy(update=phase)
+        phase = self._spec.finalists.train.decided(epochs=regularizer.epochs, lr=regularizer.lr)
+        return phase.model_copy(update={"distillation": 0.0})
 
     @cached_property
     def _network(self) -> dict[str, Any]:

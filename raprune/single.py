@@ -60,11 +60,12 @@ def prune_once(
     spec = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
     stages = stages or Stages()
     prepared, statistics = prepare(spec, InStages(stages)), _statistics(spec)
+    spec = prepared.spec
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
     if spec.budget_latency is not None:
         stages.begin(LAYER_TIMES)
         spec, prepared = with_table(spec, prepared, _table(workload, prepared, spec, statistics))
-    if spec.model.weights is None:
+    if spec.weights is None:
         stages.begin(TRAIN_DENSE, total=math.ceil(spec.dense.epochs), unit="epochs")
         train_dense(workload, spec, on_epoch=partial(_tell_epoch, stages))
     stages.begin(JUDGE_DENSE)
@@ -90,7 +91,7 @@ def prune_once(
     stages.begin(PRUNE)
     if finetune:
         start = pruner.made_again(proposal)
-        train = spec.finalists.train
+        train = spec.finalists.train.decided()
         stages.begin(FINETUNE, total=math.ceil(train.epochs), unit="epochs")
         tell = partial(_tell_epoch, stages)
         result = pruner.finetune(proposal, proposal, train, start=start, on_epoch=tell)

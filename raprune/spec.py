@@ -12,6 +12,7 @@ import re
 import time
 import tomllib
 from collections.abc import Mapping
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -44,6 +45,9 @@ Arguments = Annotated[
 Settings = Annotated[
     dict[str, Arguments], Field(json_schema_extra={VALID: "a table per method, of numbers, strings, true or false"})
 ]
+
+BUNDLED_NETWORK, BUNDLED_DATA = "mnist-resnet", "mnist-sample"
+"""The job of whoever names nothing: a trained network and its images, both in the package."""
 
 PATHS = ("model.weights", "data.train", "data.validation", "data.test", "warm_start")
 """Fields that hold a path or URI to read, or several."""
@@ -105,11 +109,11 @@ PartT = TypeVar("PartT", bound=_Part)
 class ModelSpec(_Part):
     """The dense network."""
 
-    name: str = "digits-net"
+    name: str = BUNDLED_NETWORK
     """Network: a name of `raprune models`, `timm:NAME`, or `package.module:function` of your own."""
     weights: str | None = None
     """Trained weights: a `.safetensors` file, or a state dict for `torch.load(weights_only=True)`.
-    Default: none; the network is trained first, by `dense`."""
+    Default: bundled for `mnist-resnet` on `mnist-sample`; else trained first, by `dense`."""
     arguments: Arguments = {}
     """Keyword arguments of the function that builds the network."""
 
@@ -117,13 +121,13 @@ class ModelSpec(_Part):
 class DataSpec(_Part):
     """The data set, and how its images reach the network."""
 
-    name: str = "digits"
-    """Data set: a name, or `package.module:function` of your own. Names are `digits`, `parquet`, `mnist`,
-    `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder` and `imagenet`."""
+    name: str = BUNDLED_DATA
+    """Data set: a name, or `package.module:function` of your own. Names are `mnist-sample` and `digits` (bundled),
+    `parquet`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder` and `imagenet`."""
     train: str | None = None
     """Training split: a Parquet path or URI, or the folder of an image folder or torchvision data set. An image folder
-    holds a folder per class, or `train/` and, if there, `val/` and `test/`. Default: none; `digits` and your own
-    function need none."""
+    holds a folder per class, or `train/` and, if there, `val/` and `test/`. Default: none; bundled data and your
+    own function need none."""
     validation: str | None = None
     """Validation split: a Parquet path or URI, or a folder of images. An image folder without one uses `val/` beside
     `train/`, unless that is the test split. Default: `validation_fraction` of the training split."""
@@ -160,9 +164,9 @@ class DataSpec(_Part):
     """Keyword arguments of your own function."""
 
     @model_validator(mode="after")
-    def _digits_need_no_files(self) -> DataSpec:
-        if self.name == "digits" and (self.train or self.validation or self.test):
-            raise ValueError("the bundled digits read no files; name the kind of data, for example --data parquet")
+    def _bundled_data_needs_no_files(self) -> DataSpec:
+        if self.name in ("digits", BUNDLED_DATA) and (self.train or self.validation or self.test):
+            raise ValueError(f"the bundled {self.name} reads no files; name the kind of data: --data parquet")
         return self
 
     @model_validator(mode="after")
@@ -177,19 +181,15 @@ class DataSpec(_Part):
         return self
 
 
-class TrainSpec(_Part):
-    """One run of the training loop: SGD with momentum, one-cycle learning rate, cross-entropy.
+class _Training(_Part):
+    """What every training has in common: SGD with momentum, one-cycle learning rate, cross-entropy.
 
-    A job trains twice, each time by a subclass with defaults of its own. A field of that subclass takes a plain
+    A job trains twice, each time by a subclass with defaults of its own. A field of such a subclass takes a plain
     `TrainSpec` too: the fields that were given to it count, all others keep the defaults of the subclass.
     """
 
-    epochs: Epochs = 1.0
-    """Passes over the training images; a fraction trains on a part of them."""
     batch_size: PositiveInt = 128
     """Images in each step of the optimiser, over all workers."""
-    lr: LearningRate = 0.1
-    """Peak learning rate of the one-cycle schedule."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Nesterov momentum of SGD; 0 is plain SGD."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
@@ -219,9 +219,18 @@ class TrainSpec(_Part):
     @model_validator(mode="before")
     @classmethod
     def _only_what_was_given(cls, value: Any) -> Any:
-        if isinstance(value, TrainSpec) and not isinstance(value, cls):
+        if isinstance(value, _Training) and not isinstance(value, cls):
             return value.model_dump(exclude_unset=True)
         return value
+
+
+class TrainSpec(_Training):
+    """One run of the training loop."""
+
+    epochs: Epochs = 1.0
+    """Passes over the training images; a fraction trains on a part of them."""
+    lr: LearningRate = 0.1
+    """Peak learning rate of the one-cycle schedule."""
 
 
 class DenseTrainSpec(TrainSpec):
@@ -235,19 +244,29 @@ class DenseTrainSpec(TrainSpec):
     """Weight of the teacher's logits against the labels. Unused: the dense network has no teacher."""
 
 
-class FinetuneSpec(TrainSpec):
+class FinetuneSpec(_Training):
     """Fine-tuning of a finalist, distilled from the dense network."""
 
-    epochs: Epochs = 20.0
-    """Passes over the training images; a fraction trains on a part of them."""
-    lr: LearningRate = 0.05
-    """Peak learning rate of the one-cycle schedule."""
+    epochs: Epochs | None = None
+    """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
+    Default: about 8,000 images at most, but 0.5 to 20 passes."""
+    lr: LearningRate | None = None
+    """Peak learning rate of the one-cycle schedule. Default: 0.01; 0.02 from 1,000 steps and 0.05 from 5,000
+    steps on."""
+
+    def decided(self, *, epochs: float | None = None, lr: float | None = None) -> TrainSpec:
+        """The training as it is carried out; `epochs` and `lr` come before the fields of the same name.
+
+        What is still open (`raprune.automatic` decides it) is as in `TrainSpec`.
+        """
+        given = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+        return TrainSpec.model_validate(self.model_dump(exclude_none=True) | given)
 
 
 class SamplerSpec(_Part):
     """The search: how many candidates are tried, and how they are proposed."""
 
-    trials: PositiveInt = 64
+    trials: PositiveInt = 48
     """Number of candidates that are tried before fine-tuning."""
     time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which no candidate is proposed any more. Running trials, fine-tuning and the report still end.
@@ -278,8 +297,9 @@ class SamplerSpec(_Part):
     """Smallest target, as a fraction of the budget. Targets are spread between the two."""
     min_channels: PositiveInt = 1
     """Minimum number of channels that stay in every group."""
-    multiple_of: PositiveInt = 1
-    """Number that all widths are a multiple of. A group with fewer channels stays whole."""
+    multiple_of: PositiveInt | None = None
+    """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
+    multiples of 8. Default: 8 where every group has 32 channels or more, else 1."""
     calibration_images: Annotated[int, Field(ge=2)] = 1024
     """Number of training images for batch-norm re-estimation and for methods that use activations."""
     eval_batch_size: PositiveInt = 512
@@ -292,6 +312,11 @@ class SamplerSpec(_Part):
             raise ValueError(f"must be {RUNGS}")
         return rungs
 
+    @property
+    def step(self) -> int:
+        """`multiple_of`; 1 while it is open."""
+        return self.multiple_of or 1
+
     def lookahead_for(self, workers: int) -> int:
         """`lookahead`, or what it is where none is asked for and so many `workers` begin."""
         return self.lookahead or max(_LEAST_LOOKAHEAD, 2 * workers)
@@ -300,7 +325,7 @@ class SamplerSpec(_Part):
 class FinalistSpec(_Part):
     """The candidates that are fine-tuned at the end."""
 
-    count: Annotated[int, Field(ge=0)] = 16
+    count: Annotated[int, Field(ge=0)] = 8
     """Number of candidates of the front that are fine-tuned, spread over the front."""
     train: FinetuneSpec = FinetuneSpec()
     seeds: PositiveInt = 1
@@ -415,9 +440,10 @@ class SearchSpec(Limits):
 
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("l2", "l1", "random")
+    methods: tuple[str, ...] = ()
     """Methods to choose among: names of `raprune methods`, or `package.module:Class` of your own. `random` and `l1` are
-    always tried, as baselines."""
+    always tried, as baselines. Empty: `reconstruction`, `taylor`, `activation`, `fpgm` and `l2`, which need no training
+    of their own."""
     settings: Settings = {}
     """Hyper-parameters of methods that are fixed instead of searched over, one table per method."""
     allocations: tuple[str, ...] = ()
@@ -457,6 +483,14 @@ class SearchSpec(Limits):
             # The spec is frozen for everybody else.
             object.__setattr__(self, "output", f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}")
         return self
+
+    @property
+    def weights(self) -> str | None:
+        """File of the trained weights: the one that the job names, else the bundled one; None: trained first."""
+        bundled = (self.model.name, self.data.name) == (BUNDLED_NETWORK, BUNDLED_DATA) and not self.model.arguments
+        if self.model.weights is None and bundled:
+            return str(resources.files("raprune.models") / f"{BUNDLED_NETWORK}.safetensors")
+        return self.model.weights
 
     @property
     def statistics_folder(self) -> str:

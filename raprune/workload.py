@@ -98,7 +98,7 @@ def build_workload(
 ) -> Workload:
     """The network of `spec` for `data` on `device`, in evaluation mode.
 
-    Its weights are `weights` if given, else those of the file `spec.model.weights`, else random under `spec.seed`
+    Its weights are `weights` if given, else those of the file `spec.weights`, else random under `spec.seed`
     (to be trained by `train_dense`). A streamed training split is read by `reader`, or by threads of this process.
 
     Raises:
@@ -112,8 +112,8 @@ def build_workload(
         model = build_model(spec.model, num_classes=data.num_classes, image_shape=data.image_shape)
     if weights is not None:
         model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
-    elif spec.model.weights is not None:
-        load_weights(model, spec.model.weights)
+    elif spec.weights is not None:
+        load_weights(model, spec.weights)
     workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader)
     _check_runs(workload)
     return workload

@@ -9,13 +9,14 @@ from raprune.bench import WorkloadBench
 from raprune.data import load_data
 from raprune.evaluate import evaluate
 from raprune.methods import Network
-from raprune.spec import DataSpec, DenseTrainSpec, FinalistSpec, FinetuneSpec, SamplerSpec, SearchSpec
+from raprune.spec import DataSpec, DenseTrainSpec, FinalistSpec, FinetuneSpec, ModelSpec, SamplerSpec, SearchSpec
 from raprune.surgery import rebuild
 from raprune.tracing import trace
 from raprune.workload import Workload, build_workload, train_dense
 
 SPEC = SearchSpec(
-    data=DataSpec(max_images=300),
+    model=ModelSpec(name="digits-net"),
+    data=DataSpec(name="digits", max_images=300),
     dense=DenseTrainSpec(epochs=2.0, lr=0.1),
     search=SamplerSpec(eval_batch_size=100),
     finalists=FinalistSpec(train=FinetuneSpec(epochs=9.0, lr=0.05, batch_size=32)),

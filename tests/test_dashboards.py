@@ -345,7 +345,7 @@ def test_every_query_of_every_panel_is_answered_while_a_run_lives_and_the_front_
 ) -> None:
     run = tmp_path / "run"
     flags = """--budget-flops 0.5 --budget-latency 1 --max-drop 0.5 --trials 12 --finalists 2 --epochs 1
-        --rungs 0,0.25 --methods l2,random"""
+        --rungs 0,0.25 --methods l2,random --model digits-net --data digits"""
     search = ["raprune", "search", "--address", watched.address, "--output", str(run), *flags.split()]
     unanswered = dict(QUERIES)
     with (tmp_path / "log").open("wb") as log:

@@ -45,7 +45,7 @@ class Plain(nn.Module):
 
 
 def digits(dtype: torch.dtype = torch.float32) -> DeviceSplit:
-    data = load_data(DataSpec(), seed=0)
+    data = load_data(DataSpec(name="digits"), seed=0)
     split = DeviceSplit.place(data.train, data.mean, data.std, "cpu", dtype=dtype, layout=torch.channels_last)
     return DeviceSplit(split.images[:IMAGES], split.labels[:IMAGES], split.mean, split.scale, split.layout)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raprune.allocate import ALLOCATIONS
+from raprune.automatic import decided
 from raprune.methods import METHODS
 from raprune.models import list_models
 from raprune.orchestration.proposals import RATIOS
@@ -63,8 +64,10 @@ def test_the_baselines_are_all_methods_that_train_nothing() -> None:
     assert set(load_spec(JOBS / "resnet56_cifar10_baselines.toml").methods) == one_shot
 
 
-def test_the_digits_job_spells_out_the_defaults() -> None:
-    assert load_spec(JOBS / "digits.toml") == load_spec()
+def test_the_job_of_the_bundled_network_spells_out_what_is_decided_without_one() -> None:
+    spec = load_spec(None, {"output": "run"})
+    widths = dict.fromkeys(("conv1", "block1.conv1"), 32)
+    assert load_spec(JOBS / "mnist_sample.toml", {"output": "run"}) == decided(spec, num_train=8000, widths=widths)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -366,6 +366,8 @@ def test_the_job_fixes_the_batch_of_the_report() -> None:
 
 def job(folder: Path, **changes: object) -> SearchSpec:
     fields = {
+        "model.name": "digits-net",
+        "data.name": "digits",
         "budget_latency": 0.95,
         "latency.batch_size": 64,
         "latency.repeats": 3,

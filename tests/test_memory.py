@@ -49,10 +49,10 @@ def test_a_workload_on_the_processor_asks_for_it() -> None:
     code = """
 import os
 from raprune.memory import keep_freed_memory
-from raprune.spec import SearchSpec
+from raprune.spec import DataSpec, ModelSpec, SearchSpec
 from raprune.data import load_data
 from raprune.workload import build_workload
-spec = SearchSpec()
+spec = SearchSpec(model=ModelSpec(name="digits-net"), data=DataSpec(name="digits"))
 data = load_data(spec.data, seed=0)
 build_workload(spec, data=data, device="cpu")
 print(keep_freed_memory.cache_info().misses, os.environ.get("THP_MEM_ALLOC_ENABLE"))

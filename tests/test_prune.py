@@ -15,7 +15,7 @@ from raprune.errors import BudgetError, UsageError
 from raprune.evaluate import evaluate
 from raprune.methods import METHODS
 from raprune.prune import Pruner, keep_zeros
-from raprune.spec import DataSpec, DenseTrainSpec, SamplerSpec, SearchSpec, TrainSpec
+from raprune.spec import DataSpec, DenseTrainSpec, ModelSpec, SamplerSpec, SearchSpec, TrainSpec
 from raprune.statistics import Statistics
 from raprune.surgery import rebuild
 from raprune.tracing import trace
@@ -28,7 +28,8 @@ from tests.tracing.proved import counted_flops
 torch.set_num_threads(1)
 
 SPEC = SearchSpec(
-    data=DataSpec(max_images=600),
+    model=ModelSpec(name="digits-net"),
+    data=DataSpec(name="digits", max_images=600),
     dense=DenseTrainSpec(epochs=6.0),
     search=SamplerSpec(calibration_images=256),
     seed=3,

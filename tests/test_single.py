@@ -21,7 +21,18 @@ from raprune.store import Store
 from raprune.trial import Proposal, Trial
 from raprune.workload import build_workload, train_dense
 
-SPEC = load_spec(None, {"seed": 3, "dense.epochs": 2.0, "finalists.train.epochs": 1.0, "output": "unused"})
+SPEC = load_spec(
+    None,
+    {
+        "model.name": "digits-net",
+        "data.name": "digits",
+        "seed": 3,
+        "dense.epochs": 2.0,
+        "finalists.train.epochs": 1.0,
+        "finalists.train.lr": 0.05,
+        "output": "unused",
+    },
+)
 
 
 def dense(spec: SearchSpec) -> nn.Module:

@@ -39,8 +39,8 @@ def job(tmp_path: Path) -> Path:
 
 def test_defaults_are_a_whole_request() -> None:
     spec = load_spec()
-    assert (spec.model.name, spec.data.name, spec.budget.flops, spec.seed) == ("digits-net", "digits", 0.3, 0)
-    assert re.fullmatch(r"runs/digits-net-digits-\d{8}-\d{6}", spec.output)
+    assert (spec.model.name, spec.data.name, spec.budget.flops, spec.seed) == ("mnist-resnet", "mnist-sample", 0.3, 0)
+    assert re.fullmatch(r"runs/mnist-resnet-mnist-sample-\d{8}-\d{6}", spec.output)
 
 
 def test_paths_of_a_job_are_relative_to_the_job(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +105,8 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
         ({"search.sampler": "grid"}, "'grid': must be `mixed`, `tpe`, `nsga2` or `random`"),
         ({"search.triall": 3}, r"search.triall: no such field. Did you mean search.trials\? Valid here: trials, "),
         ({"bugdet_flops": 0.3}, r"bugdet_flops: no such field. Did you mean budget_flops\? Valid here: budget_flops, "),
-        ({"finalists.train.nesterov": True}, "finalists.train.nesterov: no such field. Valid here: epochs, "),
-        ({"methods": []}, r"methods \(--methods\) \[\]: must be a list of strings, at least 1"),
-        ({"data.train": "x.parquet"}, "the bundled digits read no files"),
+        ({"finalists.train.nesterov": True}, "finalists.train.nesterov: no such field. Valid here: batch_size, "),
+        ({"data.train": "x.parquet"}, "the bundled mnist-sample reads no files"),
         ({"data.validation_fraction": 1.0}, "data.validation_fraction 1: must be a number above 0 and below 1"),
         ({"seed": -1}, r"seed \(--seed\) -1: must be a whole number of at least 0\.$"),
         (

@@ -92,7 +92,7 @@ def test_a_network_that_does_not_run_on_the_images(tmp_path: Path, monkeypatch: 
 
 
 def test_the_digits_net_reaches_what_the_readme_promises() -> None:
-    spec = SearchSpec(dense=DenseTrainSpec(epochs=20))
+    spec = SearchSpec(model=ModelSpec(name="digits-net"), data=DataSpec(name="digits"), dense=DenseTrainSpec(epochs=20))
     workload = build_workload(spec, data=load_data(spec.data, seed=0), device="cpu")
     train_dense(workload, spec)
     assert workload.test is not None

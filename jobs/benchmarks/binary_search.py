@@ -90,15 +90,16 @@ def _search(kind: type[BinarySearch], workload: Workload, graph: ChannelGraph) -
 
 def _finetune(workload: Workload, model: torch.nn.Module) -> None:
     spec = workload.spec
+    finetuning = spec.finalists.train.decided()
     train(
         model,
         workload.train,
-        spec.finalists.train,
+        finetuning,
         augment=workload.augment,
         seed=spec.seed,
-        teacher=workload.model if spec.finalists.train.distillation > 0 else None,
+        teacher=workload.model if finetuning.distillation > 0 else None,
     )
-    print(f"trained {spec.finalists.train.epochs:g} epochs more: validation {_validation(workload, model):.2%}")
+    print(f"trained {finetuning.epochs:g} epochs more: validation {_validation(workload, model):.2%}")
     if workload.test is not None:
         size = spec.search.eval_batch_size
         dense, found = (evaluate(m, workload.test, batch_size=size).accuracy for m in (workload.model, model))

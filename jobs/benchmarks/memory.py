@@ -175,7 +175,7 @@ def _split(data: Dataset, reader: Reader | None) -> DeviceSplit | StreamedSplit:
 
 def _warm_up() -> None:
     """What any process imports and any first batch allocates."""
-    data = load_data(DataSpec(), seed=0)
+    data = load_data(DataSpec(name="digits"), seed=0)
     for _ in _split(data, None).shuffled(128, torch.Generator(), "shift-flip"):
         pass
 

@@ -66,7 +66,7 @@ def main() -> None:
     job = load_spec(JOB)
     precisions = (arguments.precision, arguments.plain_precision)
     changes = [{"epochs": 1.0, "distillation": 0.0, "precision": precision} for precision in precisions]
-    specs = [job.finalists.train.model_copy(update=change) for change in changes]
+    specs = [job.finalists.train.decided().model_copy(update=change) for change in changes]
     # Both from here, where the allocator is as Python left it: a process has its parent's environment.
     sides = (Apart(Ours, job, specs[0]), Apart(Plain, job, specs[1]))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from raprune.data.arrays import ImageArray, LabelArray, Split
 from raprune.data.dataset import Dataset
-from raprune.data.parquet import open_digits, open_parquet
+from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
 from raprune.data.source import EncodedSource, Source, Sources
 from raprune.data.split import stratified
 from raprune.data.stream import VALIDATION_IMAGES, carve
@@ -22,6 +22,7 @@ from raprune.spec import DataSpec
 __all__ = ["DATASETS", "Dataset", "Split", "load_data"]
 
 DATASETS: dict[str, Callable[[DataSpec], Sources]] = {
+    "mnist-sample": open_mnist_sample,
     "digits": open_digits,
     "parquet": open_parquet,
     "mnist": open_torchvision,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -34,14 +34,26 @@ READ_BYTES = 8 * 2**20
 
 def open_digits(spec: DataSpec) -> Sources:
     """The bundled digits: 1,257 training and 540 test images, `(1, 8, 8)`."""
-    path = resources.files("raprune.data") / "digits.parquet"
+    return _bundled("digits", ("train", "test"))
+
+
+def open_mnist_sample(spec: DataSpec) -> Sources:
+    """The bundled sample of MNIST: 8,000 training, 2,500 validation and 3,000 test images, `(1, 28, 28)`."""
+    return _bundled("mnist-sample", ("train", "validation", "test"))
+
+
+def _bundled(name: str, splits: Sequence[str]) -> Sources:
+    """The splits of the package's file of that name, which the column `split` tells apart."""
+    path = resources.files("raprune.data") / f"{name}.parquet"
     with resources.as_file(path) as file:
         table = pads.dataset(str(file), format="parquet").to_table()
-    train, test = (
-        _source(pads.dataset(table.filter(pc.equal(table["split"], name))), DataSpec(), where=f"digits ({name})")
-        for name in ("train", "test")
-    )
-    return Sources(train=train, test=test)
+    sources = {
+        split: _source(
+            pads.dataset(table.filter(pc.equal(table["split"], split))), DataSpec(), where=f"{name} ({split})"
+        )
+        for split in splits
+    }
+    return Sources(**sources)
 
 
 def open_parquet(spec: DataSpec) -> Sources:

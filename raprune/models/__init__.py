@@ -16,6 +16,7 @@ from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.cifar_vgg import CifarVGG
 from raprune.models.digits import DigitsNet
 from raprune.models.lenet import LeNet5
+from raprune.models.mnist_resnet import MnistResNet
 from raprune.models.weights import load_weights
 from raprune.names import list_models, torchvision_models
 from raprune.spec import ModelSpec
@@ -43,7 +44,12 @@ def _digits_net(*, num_classes: int, image_shape: Shape, width: int = 16) -> nn.
     return DigitsNet(num_classes=num_classes, in_channels=image_shape[0], width=width)
 
 
+def _mnist_resnet(*, num_classes: int, image_shape: Shape) -> nn.Module:
+    return MnistResNet(num_classes=num_classes, in_channels=image_shape[0])
+
+
 OWN: dict[str, Callable[..., nn.Module]] = {
+    "mnist-resnet": _mnist_resnet,
     "digits-net": _digits_net,
     "lenet5": LeNet5,
     "cifar-resnet20": _resnet(20),

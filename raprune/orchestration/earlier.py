@@ -56,7 +56,7 @@ def check(spec: SearchSpec, prepared: Prepared) -> None:
     Raises:
         UsageError: naming which differ.
     """
-    read(spec.warm_start, Identity.of(prepared, hash_of(prepared.weights) if spec.model.weights else None))
+    read(spec.warm_start, Identity.of(prepared, hash_of(prepared.weights) if spec.weights else None))
 
 
 def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:

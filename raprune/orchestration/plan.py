@@ -42,7 +42,7 @@ def plan_of(
     if spec.finalists.each_method and finalists:
         finalists = min(finalists + len(methods), spec.search.trials)
     looking = [method for method in lacking.scores.values() if not method.data_free]
-    train = spec.finalists.train
+    train = spec.finalists.train.decided()
     return Plan(
         workers=placement.workers,
         train_images=data.num_train,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raprune import curves
+from raprune import automatic, curves
 from raprune.artifact import versions
 from raprune.curves import write_curve
 from raprune.data.dataset import Dataset, Split
@@ -165,6 +165,8 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
         markup=False,
         highlight=False,
     )
+    for line in automatic.told(spec, prepared.spec):
+        console.print(line, markup=False, highlight=False)
 
 
 def say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:

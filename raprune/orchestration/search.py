@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from raprune.artifact import provenance
+from raprune.automatic import decided_as
 from raprune.budget import accuracy_floor
 from raprune.display import shown
 from raprune.forecast import Pace, forecast, told
@@ -82,6 +83,7 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
     with shown(console, stages) as stages:
         prepared = prepare(spec, InStages(stages))
         say_job(console, spec, prepared)
+        spec = prepared.spec
         run = Run(spec, store, prepared, console, stages)
         if spec.warm_start:
             from raprune.orchestration import earlier
@@ -128,7 +130,7 @@ def resume(
     with shown(console, stages) as stages, store.locked():
         prepared = prepare(spec, InStages(stages))
         check_unchanged(store, described, prepared, console)
-        run = under_way(Run(spec, store, prepared, console, stages))
+        run = under_way(Run(prepared.spec, store, prepared, console, stages))
         stages.begin(START_RAY)
         with cluster(spec.resources.address):
             resources = with_room(spec.resources, console=console)
@@ -155,7 +157,7 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None, stages
     console.print(f"{store.name} holds a run: it goes on.", markup=False, highlight=False)
     begun = SearchSpec.model_validate(store.run()["spec"])
     # What was left to the run, and is decided by now, is no change of the job.
-    asked = _looking_ahead(spec, spec.search.lookahead or begun.search.lookahead)
+    asked = decided_as(_looking_ahead(spec, spec.search.lookahead or begun.search.lookahead), begun)
     changed = _differing(_moved(begun, spec), asked)
     if changed:
         console.print(f"It keeps its own job; ignored: {', '.join(changed)}.", markup=False, highlight=False)
@@ -294,7 +296,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     stored = stored_weights(run.store)
     if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
         return ray.put(stored)
-    if stored is None and run.spec.model.weights is None:
+    if stored is None and run.spec.weights is None:
         # Nothing is recorded yet: nobody asks for a coordinator.
         shared = _shared(run, placement, data, ray.put(run.prepared.weights), None)
         space = search_space(run.spec, run.prepared.cost)
@@ -304,7 +306,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     resources = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     work: Any = prepare_dense
     task = ray.remote(work).options(num_returns="streaming", max_retries=2, **resources)
-    train = stored is None and run.spec.model.weights is None
+    train = stored is None and run.spec.weights is None
     weights = ray.put(run.prepared.weights if stored is None else stored)
     news = task.remote(run.spec, placement, data, weights, train=train)
     if train:

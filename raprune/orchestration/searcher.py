@@ -74,7 +74,7 @@ class CandidateSearcher(Searcher):
         self._grouped = grouped
         self._workers = workers
         self._stages = stages
-        self._epochs = math.ceil(spec.finalists.train.epochs)
+        self._epochs = math.ceil(spec.finalists.train.decided().epochs)
         self._finetuned_here = 0
         self._floor = floor
         self._ahead: deque[Task] = deque()

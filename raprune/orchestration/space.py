@@ -20,7 +20,7 @@ def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
     """What the search chooses among: from `search.smallest` of the budget, or the lowest reachable, to the budget."""
     limits = {"flops": spec.budget.flops, "params": spec.budget.params, "latency": spec.budget.latency}
     target, highest = next((name, limit) for name, limit in limits.items() if limit is not None)
-    narrowest = cost.smallest(min_channels=spec.search.min_channels, multiple_of=spec.search.multiple_of)
+    narrowest = cost.smallest(min_channels=spec.search.min_channels, multiple_of=spec.search.step)
     lowest = max(spec.search.smallest * highest, _fraction(cost, target, narrowest) * _LOWEST_MARGIN)
     return SearchSpace(
         methods=spec.methods,

@@ -166,7 +166,7 @@ class FinalistTraining:
     task: CandidateTask
 
     def epochs(self, spec: SearchSpec) -> float:
-        return spec.finalists.train.epochs
+        return spec.finalists.train.decided().epochs
 
     def name(self, rank: Rank) -> str:
         return self.task.proposal.trial_id

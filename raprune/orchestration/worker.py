@@ -139,7 +139,7 @@ class Equipment:
     ) -> Trial:
         """The trial of `proposal`, which takes `start` on; rank 0 saves its network. `recorded`: the parent's trial."""
         spec = self.shared.spec
-        train, rungs = spec.finalists.train, spec.search.rungs
+        train, rungs = spec.finalists.train.decided(), spec.search.rungs
         if proposal.stage is Stage.SEARCH:
             train = train.model_copy(update={"epochs": rungs[proposal.rung] - rungs[proposal.rung - 1]})
         result = self.pruner.finetune(

@@ -14,7 +14,7 @@ from raprune.spec import DataSpec
 
 
 def test_the_bundled_digits() -> None:
-    data = load_data(DataSpec(), seed=0)
+    data = load_data(DataSpec(name="digits"), seed=0)
     assert data.image_shape == (1, 8, 8)
     assert data.test is not None
     assert (len(data.train), len(data.validation), len(data.test)) == (1006, 251, 540)
@@ -30,7 +30,7 @@ def test_the_bundled_digits() -> None:
 
 
 def test_the_seed_draws_the_validation_split_and_leaves_the_test_split_alone() -> None:
-    first, again, other = (load_data(DataSpec(), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (load_data(DataSpec(name="digits"), seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint
     assert first.fingerprint != other.fingerprint
     assert first.test is not None
@@ -42,7 +42,7 @@ def test_the_seed_draws_the_validation_split_and_leaves_the_test_split_alone() -
 
 
 def test_mean_and_std_are_measured_on_the_training_split() -> None:
-    data = load_data(DataSpec(), seed=0)
+    data = load_data(DataSpec(name="digits"), seed=0)
     pixels = data.train.images / 255
     assert data.mean == pytest.approx((pixels.mean(),), abs=1e-12)
     assert data.std == pytest.approx((pixels.std(),), abs=1e-12)
@@ -56,14 +56,14 @@ def test_one_mean_for_each_channel() -> None:
 
 
 def test_a_data_set_survives_pickling() -> None:
-    data = load_data(DataSpec(), seed=0)
+    data = load_data(DataSpec(name="digits"), seed=0)
     copy = pickle.loads(pickle.dumps(data))
     assert copy.fingerprint == data.fingerprint
     assert np.array_equal(copy.train.images, data.train.images)
 
 
 def test_augment_auto_is_what_suits_the_data_set() -> None:
-    assert load_data(DataSpec(), seed=0).augment == "shift"
+    assert load_data(DataSpec(name="digits"), seed=0).augment == "shift"
     assert load_data(DataSpec(augment="none"), seed=0).augment == "none"
 
 
@@ -90,7 +90,7 @@ def test_a_validation_fraction_that_is_set_and_ignored_is_said() -> None:
     held_out = load_data(DataSpec(name="digits"), seed=0)
     own = replace(held_out, held_out=False)
     assert ignored(DataSpec(validation_fraction=0.1), held_out) is None
-    assert ignored(DataSpec(), own) is None
+    assert ignored(DataSpec(name="digits"), own) is None
     said = ignored(DataSpec(validation_fraction=0.1), own)
     assert said is not None and "data.validation_fraction 0.1 is ignored" in said and "251 images" in said
 
@@ -98,6 +98,6 @@ def test_a_validation_fraction_that_is_set_and_ignored_is_said() -> None:
 def test_images_are_loaded_without_torch() -> None:
     code = (
         "import sys; from raprune.data import load_data; from raprune.spec import DataSpec; "
-        "load_data(DataSpec(), seed=0); assert 'torch' not in sys.modules"
+        "load_data(DataSpec(name='digits'), seed=0); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -241,8 +241,8 @@ def small_job(
     at = "" if address is None else f'address = "{address}"\n'
     job = folder / "job.toml"
     job.write_text(
-        f'output = "{output or folder / "run"}"\n'
-        "[data]\nmax_images = 400\n"
+        f'output = "{output or folder / "run"}"\nmethods = ["l2", "l1", "random"]\n'
+        '[model]\nname = "digits-net"\n[data]\nname = "digits"\nmax_images = 400\n'
         "[dense]\nepochs = 2\nlr = 0.1\n"
         f"[search]\ntrials = {trials}\nlookahead = 4\ncalibration_images = 64\nrungs = [0, 0.25]\nkeep = 0.5\n"
         "[finalists]\ncount = 2\neach_method = false\ntrain = { epochs = 4, lr = 0.05 }\n"

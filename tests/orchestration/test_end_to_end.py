@@ -245,7 +245,7 @@ def job(cluster: Cluster, name: str, *, trials: int, port: int = 0) -> tuple[str
     run = Store(cluster.work.parent / name)
     (cluster.work / f"{name}.toml").write_text(
         f'output = "{run.uri}"\nmethods = ["patient:Patient"]\n'
-        "[data]\nmax_images = 400\n"
+        '[model]\nname = "digits-net"\n[data]\nname = "digits"\nmax_images = 400\n'
         "[dense]\nepochs = 2\nlr = 0.1\n"
         f"[search]\ntrials = {trials}\ncalibration_images = 64\n"
         f"[finalists]\ncount = 4\neach_method = false\ntrain = {{ epochs = 2, lr = 0.05 }}\n"
@@ -457,7 +457,7 @@ def runs_in_plain_pytorch(archive: Path, folder: Path) -> int:
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)
     [recipe] = folder.rglob("recipe.json")
-    dense = build_model(ModelSpec(), num_classes=10, image_shape=(1, 8, 8))
+    dense = build_model(ModelSpec(name="digits-net"), num_classes=10, image_shape=(1, 8, 8))
     small = raprune.load(dense, str(recipe.parent))
     assert isinstance(small, torch.nn.Module)
     with torch.no_grad():

@@ -46,7 +46,9 @@ STEPS = 3
 
 def spec_of(folder: Path, **changes: Any) -> SearchSpec:
     part = {
-        "data": {"max_images": 400},
+        "model": {"name": "digits-net"},
+        "data": {"name": "digits", "max_images": 400},
+        "methods": ["l2", "l1", "random"],
         "dense": {"epochs": 2, "lr": 0.1},
         "search": {"trials": 3, "calibration_images": 64},
         "settings": {"slimming": {"sparse_epochs": 1.0}},
@@ -185,7 +187,7 @@ def test_a_driver_that_is_killed_while_its_group_trains_goes_on_at_the_last_epoc
     job.write_text(
         f'output = "{tmp_path}/run"\nmethods = ["l2"]\n'
         f'[model]\nname = "digits-net"\nweights = "{tmp_path}/dense.safetensors"\n'
-        "[data]\nmax_images = 400\n[search]\ntrials = 3\ncalibration_images = 64\n"
+        '[data]\nname = "digits"\nmax_images = 400\n[search]\ntrials = 3\ncalibration_images = 64\n'
         f"[finalists]\ncount = 1\neach_method = false\ntrain = {{ epochs = {epochs}, lr = {train['lr']} }}\n"
         "[resources]\nworkers = 1\ntrain_workers = 2\n"
     )
@@ -249,7 +251,7 @@ def test_course_of_several_finalists_counts_their_epochs_together(tmp_path: Path
     proposal = Proposal(number=0, method="l2", allocation="uniform", target_flops=0.3, seed=0)
     tasks = [FinalistTraining(CandidateTask(replace(proposal, number=n), proposal)) for n in range(2)]
     course = Course(stages, spec, tasks)
-    epochs = spec.finalists.train.epochs
+    epochs = spec.finalists.train.decided().epochs
     for name in ("finetune-00000", "finetune-00001"):
         course.tell(News(name, Epoch(1, epochs, 0.5, 0.9, 0.1, 1.0), 1))
     (stage,) = stages.now().stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -44,8 +45,9 @@ def job_of(finished: Store, folder: Path, output: Path) -> str:
     spec = finished.run()["spec"]
     job = folder / "job.toml"
     job.write_text(
-        f'output = "{output}"\n'
-        f"[data]\nmax_images = {spec['data']['max_images']}\n"
+        f'output = "{output}"\nmethods = {json.dumps(spec["methods"])}\n'
+        '[model]\nname = "digits-net"\n'
+        f"[data]\nname = 'digits'\nmax_images = {spec['data']['max_images']}\n"
         f"[dense]\nepochs = {spec['dense']['epochs']}\nlr = {spec['dense']['lr']}\n"
         f"[search]\ntrials = {spec['search']['trials']}\nlookahead = {spec['search']['lookahead']}\n"
         f"calibration_images = {spec['search']['calibration_images']}\n"

@@ -33,7 +33,9 @@ pytestmark = pytest.mark.ray
 def spec_of(folder: Path, budget: float | str) -> SearchSpec:
     return SearchSpec.model_validate(
         {
-            "data": {"max_images": 400},
+            "model": {"name": "digits-net"},
+            "data": {"name": "digits", "max_images": 400},
+            "methods": ["l2", "l1", "random"],
             "dense": {"epochs": 1, "lr": 0.1},
             "search": {"trials": 8, "lookahead": 4, "calibration_images": 64},
             "finalists": {"count": 1, "each_method": False, "train": {"epochs": 0.1}},

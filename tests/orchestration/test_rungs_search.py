@@ -77,7 +77,7 @@ def test_a_network_of_a_rung_and_one_of_a_repeat_load(climbed: Store, tmp_path: 
     row = next(r for r in front(climbed.trials()) if r["stage"] == "finetune")
     assert climbed.exists(f"models/{name.candidate.id}-s1/recipe.json")
     export(climbed.uri, row["candidate"], str(tmp_path / "out"))
-    dense = build_model(ModelSpec(), num_classes=10, image_shape=(1, 8, 8))
+    dense = build_model(ModelSpec(name="digits-net"), num_classes=10, image_shape=(1, 8, 8))
     small = load(dense, str(tmp_path / "out"))
     assert sum(parameter.numel() for parameter in small.parameters()) == row["params"]
 

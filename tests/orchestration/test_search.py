@@ -24,7 +24,9 @@ from raprune.trial import Stage, Trial, TrialState
 pytestmark = pytest.mark.ray
 
 SMALL: dict[str, Any] = {
-    "data": {"max_images": 400},
+    "model": {"name": "digits-net"},
+    "data": {"name": "digits", "max_images": 400},
+    "methods": ["l2", "l1", "random"],
     "dense": {"epochs": 2, "lr": 0.1},
     "search": {"trials": 12, "lookahead": 4, "calibration_images": 64},
     "finalists": {"count": 2, "each_method": False, "train": {"epochs": 0.5}},

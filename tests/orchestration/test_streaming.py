@@ -103,7 +103,9 @@ def job(folder: Path, kind: str) -> SearchSpec:
     }
     return SearchSpec.model_validate(
         {
+            "model": {"name": "digits-net"},
             "data": data,
+            "methods": ["l2", "l1", "random"],
             "dense": {"epochs": 6, "lr": 0.1, "batch_size": 32},
             "search": {"trials": 6, "lookahead": 4, "calibration_images": 64},
             "finalists": {"count": 1, "each_method": False, "train": {"epochs": 0.5}},

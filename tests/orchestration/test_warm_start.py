@@ -30,7 +30,7 @@ SPACE = SearchSpace(
     highest=0.5,
     settings={"l2": {"ridge": {"low": 0.1, "high": 1.0, "default": 0.5}}},
 )
-SPEC = SearchSpec.model_validate({"search": {"trials": 16}, "methods": ["l1", "l2"]})
+SPEC = SearchSpec.model_validate({"search": {"trials": 16, "multiple_of": 1}, "methods": ["l1", "l2"]})
 
 
 def trial(number: int, flops: float, accuracy: float, **changes: Any) -> Trial:
@@ -141,7 +141,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 SMALL: dict[str, Any] = {
-    "data": {"max_images": 400},
+    "model": {"name": "digits-net"},
+    "data": {"name": "digits", "max_images": 400},
+    "methods": ["l2", "l1", "random"],
     "dense": {"epochs": 2, "lr": 0.1},
     "search": {"trials": 8, "lookahead": 4, "calibration_images": 64},
     "finalists": {"count": 0},

@@ -1,0 +1,86 @@
+"""What a job leaves open, decided from its network and data: methods, widths, how long finalists are fine-tuned.
+
+A decision is made once, before the search; `run.json` records it, so that a resumed run goes on with it. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from raprune.spec import SearchSpec
+
+METHODS = ("reconstruction", "taylor", "activation", "fpgm", "l2")
+"""A method of the papers that needs no training, and one strong baseline of each kind: by the loss, by activations, by
+the distance and by the size of the filters."""
+
+FAST_MULTIPLE = 8
+"""Widths that the convolutions of CPUs and GPUs are made for: of a ResNet with 30 % of its FLOPs, a batch took 0.33 of
+the dense network's time at multiples of 8, and 0.54 at any widths (two CPU cores, batch of 64)."""
+NARROWEST = 32
+"""Channels of the narrowest group from which such widths are fine enough."""
+
+IMAGES = 8_000
+"""Images of fine-tuning for a network of which everything is cut off."""
+LEAST_EPOCHS, MOST_EPOCHS = 0.5, 20.0
+LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))
+"""Steps of the optimiser from which a learning rate holds. A short training has no time to mend what a high rate does
+to weights that were trained and repaired before."""
+
+
+def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> SearchSpec:
+    """The job with every field that it left open decided.
+
+    `num_train` is the number of training images, `widths` are the channels of each group of the dense network.
+    """
+    limits = (spec.budget.flops, spec.budget.params, spec.budget.latency)
+    keep = min((limit for limit in limits if limit is not None), default=1.0)
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES * (1 - keep) / num_train, 1)))
+    asked = spec.finalists.train
+    steps = (epochs if asked.epochs is None else asked.epochs) * math.ceil(num_train / asked.batch_size)
+    return _filled(
+        spec,
+        methods=METHODS,
+        multiple_of=FAST_MULTIPLE if min(widths.values(), default=1) >= NARROWEST else 1,
+        epochs=epochs,
+        lr=next(rate for least, rate in LEARNING_RATES if steps >= least),
+    )
+
+
+def decided_as(spec: SearchSpec, begun: SearchSpec) -> SearchSpec:
+    """The job with every field that it left open as the run `begun` has it."""
+    return _filled(
+        spec,
+        methods=begun.methods,
+        multiple_of=begun.search.step,
+        epochs=begun.finalists.train.epochs,
+        lr=begun.finalists.train.lr,
+    )
+
+
+def _filled(
+    spec: SearchSpec, *, methods: tuple[str, ...], multiple_of: int, epochs: float | None, lr: float | None
+) -> SearchSpec:
+    search, finalists, train = spec.search, spec.finalists, spec.finalists.train
+    if search.multiple_of is None:
+        search = search.model_copy(update={"multiple_of": multiple_of})
+    open_fields = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if getattr(train, name) is None}
+    finalists = finalists.model_copy(update={"train": train.model_copy(update=open_fields)})
+    methods = spec.methods or methods
+    return spec.model_copy(update={"methods": methods, "search": search, "finalists": finalists})
+
+
+def told(asked: SearchSpec, spec: SearchSpec) -> list[str]:
+    """A sentence on each decision: what was taken where `asked` left it open, and why."""
+    lines = []
+    if not asked.methods:
+        lines.append(
+            f"Methods: {', '.join(spec.methods)}, which need no training of their own; random and l1 are tried as "
+            "baselines. `raprune methods` lists the others."
+        )
+    if asked.finalists.train.epochs is None and spec.finalists.count:
+        lines.append(
+            f"Fine-tuning: {spec.finalists.train.epochs:g} epochs for each finalist, a short one; --epochs N for a "
+            "longer one."
+        )
+    return lines
