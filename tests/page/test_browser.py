@@ -98,6 +98,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     made.write_bytes(f"models/{best['candidate']}/weights.safetensors", b"weights")
     epochs = [{"epoch": n, "epochs": 3.0, "train_loss": 1 / n, "train_accuracy": 0.6, "lr": 0.1} for n in (1, 2, 3)]
     made.write_json(f"curves/{best['trial_id']}.json", epochs)
+    conditions = {"device": "AMD EPYC", "threads": 2, "precision": "float32"}
+    single, batch = (
+        conditions | {"batch_size": size, "dense_ms": dense_ms, "candidates": {best["candidate"]: 2.0}}
+        for size, dense_ms in ((1, 2.4), (64, 5.0))
+    )
+    made.write_json("report/latency.json", {"conditions": [single, batch], "budget": None})
     return made
 
 
@@ -356,6 +362,8 @@ def test_the_details_hold_widths_history_training_and_what_to_take_along(page: P
     expect(widths).to_have_count(len(dense))
     for place, (group, channels) in enumerate(dense.items()):
         assert group in (text := widths.nth(place).inner_text()) and f"{best['widths'][group]} / {channels}" in text
+    measured = "1.20x as fast as dense at batch 1 (2.00 ms), 2.5x at batch 64 (2.00 ms): float32 on AMD EPYC, 2 threads"
+    expect(page.locator("#detail-body")).to_contain_text(measured)
     history = page.locator(".history li")
     expect(history).to_have_count(6)
     expect(history.nth(0)).to_contain_text("cut and repaired")
