@@ -21,7 +21,7 @@ from raprune.models.weights import load_weights
 from raprune.names import list_models, torchvision_models
 from raprune.spec import ModelSpec
 
-__all__ = ["build_model", "list_models", "load_weights"]
+__all__ = ["build_model", "image_shape_of", "list_models", "load_weights"]
 
 Shape = tuple[int, int, int]
 
@@ -61,6 +61,41 @@ OWN: dict[str, Callable[..., nn.Module]] = {
     "cifar-vgg19-bn": _vgg(19),
 }
 """Name -> builder. Literal keys: `names` reads them from the source."""
+
+
+OWN_IMAGES: dict[str, tuple[int, int]] = {
+    "mnist-resnet": (1, 28),
+    "digits-net": (1, 8),
+    "lenet5": (1, 28),
+    "cifar-": (3, 32),
+}
+"""Beginning of a name of OWN -> channels and size of the images that the network is made for; they have 10 classes."""
+
+STANDARD_SIZE = 224
+"""Height and width of an image of ImageNet, as most networks are trained on it."""
+
+
+def image_shape_of(name: str) -> Shape | None:
+    """Shape `(channels, height, width)` of the images that a network is made for; None for a function of the user's.
+
+    For torchvision's it is that of its weights, the smallest where there are several.
+    """
+    for beginning, (channels, size) in OWN_IMAGES.items():
+        if name.startswith(beginning) and name in OWN:
+            return channels, size, size
+    if name.startswith("timm:") and importlib.util.find_spec("timm"):
+        import timm
+
+        config = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+        channels, height, width = config.input_size if config else (3, STANDARD_SIZE, STANDARD_SIZE)
+        return channels, height, width
+    if name in torchvision_models():
+        from torchvision import models
+
+        sizes = [weights.transforms.keywords["crop_size"] for weights in models.get_model_weights(name)]
+        size = min(sizes, default=STANDARD_SIZE)
+        return 3, size, size
+    return None
 
 
 def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.Module:
