@@ -26,6 +26,7 @@ from torch import nn
 from raprune.candidate import Candidate
 from raprune.errors import RecipeError
 from raprune.maxout import insert, inserted
+from raprune.networks import RECIPE, WEIGHTS
 from raprune.spec import SearchSpec
 from raprune.store import Store
 from raprune.surgery import kept_positions, slice_parameters
@@ -33,8 +34,6 @@ from raprune.tracing.forward import architecture_hash
 from raprune.tracing.graph import ChannelGraph, IndexArray, pack_positions, unpack_positions
 from raprune.trial import Trial
 
-RECIPE = "recipe.json"
-WEIGHTS = "weights.safetensors"
 FORMAT = 1
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -381,6 +381,15 @@ def search(
             rich_help_panel=JOB,
         ),
     ] = None,
+    store_front: Annotated[
+        bool | None,
+        typer.Option(
+            "--store-front/--no-store-front",
+            help="Store the weights of every network of the front when the search ends. (default: yes)",
+            metavar="",
+            rich_help_panel=JOB,
+        ),
+    ] = None,
     resume_it: Annotated[
         bool,
         typer.Option(
@@ -643,17 +652,24 @@ def serve(
 @app.command(rich_help_panel=RESULTS)
 def export(
     run: Run,
-    candidate: Annotated[
-        str, typer.Argument(metavar="CANDIDATE", help="Id of a network, as `raprune front RUN` prints it.")
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK", help="Name of a network, as `raprune front RUN` prints it, or id of a trial."
+        ),
     ],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for recipe.json and weights.safetensors.")],
 ) -> None:
     """Export a network of a run as a recipe and weights that load into plain PyTorch."""
-    with _loading(_console()) as stages:
+    console = _console()
+    with _loading(console) as stages:
         from raprune.single import export as run_export
 
-        run_export(run, candidate, folder, stages=stages)
-    typer.echo(f"Wrote {folder}/recipe.json and weights.safetensors; raprune.load(model, {folder!r}) reads them.")
+        made = run_export(run, network, folder, stages=stages, tell=lambda text: console.print(text, markup=False))
+    typer.echo(
+        f"Wrote {folder}/recipe.json and weights.safetensors: network {made.network}, trial {made.trial_id}, "
+        f"validation accuracy {made.val_accuracy:.2%}. raprune.load(model, {folder!r}) reads them."
+    )
 
 
 @app.command(rich_help_panel=CLUSTERS, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

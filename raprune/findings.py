@@ -127,14 +127,19 @@ class Findings:
         return sorted(shown.values(), key=lambda row: -row["flops"])
 
 
-def read_findings(store: Store) -> Findings:
-    """Reads the run once.
+def read_findings(store: Store, *, run: Mapping[str, Any] | None = None) -> Findings:
+    """Reads the run once; `run` is taken in place of its `run.json`.
 
     Raises:
         StoreError: if the folder holds no run, or cannot be read.
     """
+    described, trials = store.run() if run is None else run, store.trials()
     return Findings(
-        name=store.name, run=store.run(), test=read_test(store), times=read_times(store), trials=store.trials()
+        name=store.name,
+        run=described,
+        test=read_test(store, trials),
+        times=read_times(store, trials),
+        trials=trials,
     )
 
 

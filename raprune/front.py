@@ -5,6 +5,7 @@ A *row* is a plain dictionary about one candidate; the keys are those of `row`. 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,67 +17,68 @@ from raprune import pareto
 from raprune.budget import Budget, accuracy_floor
 from raprune.errors import RapruneError, UsageError
 from raprune.spec import CONTROLS, latency_fraction, read_latency
-from raprune.trial import Stage, Trial, TrialState, repeat_name
+from raprune.trial import Stage, Trial, TrialState
 
 Row = dict[str, Any]
 
 SHARES = (1.0, 2 / 3, 0.5)
 """Of the user's budget: where the methods are compared."""
 
+FINETUNINGS = "finetunings"
+"""Under this key `run.json` says how many fine-tunings there are in all, once the finalists are chosen."""
+
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last for all further ones, which is wider."""
 
 
 def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None) -> list[Row]:
-    """One row for each candidate of a complete trial, by ascending FLOPs.
+    """One row for each candidate of a complete trial, repaired and fine-tuned ones apart, by ascending FLOPs.
 
-    A candidate that was tried more than once counts as it was trained the most, then the latest; one that was
-    fine-tuned by several seeds counts by their mean. `test` is the content of `report/test.json`:
-    `{"dense": accuracy, "candidates": {network: accuracy}, "images": number}`, a network being a candidate's id or
-    that of a repeat (`raprune.trial.repeat_name`).
+    A candidate that several search trials came to counts as the most accurate of them; one that was fine-tuned by
+    several seeds counts by their mean. `test` is the content of `report/test.json`:
+    `{"dense": accuracy, "candidates": {network: accuracy}, "images": number}`, by `Trial.network`.
     """
-    best: dict[str, list[Trial]] = {}
+    named: dict[str, list[Trial]] = {}
     for trial in trials:
-        if trial.state is TrialState.COMPLETE and trial.candidate is not None and trial.metrics is not None:
-            known = best.get(trial.candidate.id)
-            if known is None or _fidelity(trial) > _fidelity(known[0]):
-                best[trial.candidate.id] = [trial]
-            elif _fidelity(trial) == _fidelity(known[0]):
-                known.append(trial)
-    rows = [_row_of_repeats(same, test=test or {}) for same in best.values()]
+        if trial.counts:
+            named.setdefault(trial.name, []).append(trial)
+    rows = [_row_of(alike, test=test or {}) for alike in named.values()]
+    # Of equally good ones the first stays on a front: the one that was trained the least.
+    rows.sort(key=lambda r: (r["flops"], -r["val_accuracy"], r["epochs"], r["candidate"]))
     for index in _non_dominated(rows, "flops"):
         rows[index]["on_front"] = True
-    return sorted(rows, key=lambda r: (r["flops"], -r["val_accuracy"]))
+    return rows
 
 
 def to_be_tested(trials: Sequence[Trial], run: Mapping[str, Any]) -> list[Row]:
     """The rows whose networks are looked at on the test split: those of `listed`, and the best of each method's.
 
-    `run` is the content of `run.json`. Of a candidate that was fine-tuned that is the fine-tuned network, and never
-    the repaired one.
+    `run` is the content of `run.json`. To compare the methods, a repaired network that was fine-tuned is represented by
+    the fine-tuned one.
     """
-    rows, budget = candidates(trials), budget_of(run)
-    chosen = listed(rows, run)
-    last = {r["trial_id"] for r in rows}
-    compared = [r for r in ablation(trials, budget) if r["share"] == max(SHARES) and r["trial_id"] in last]
-    return list({r["candidate"]: r for r in [*compared, *chosen]}.values())
+    rows = candidates(trials)
+    finetuned = {r["parent"] for r in rows}
+    best = [r for r in ablation(trials, budget_of(run)) if r["share"] == max(SHARES)]
+    compared = [r for r in best if r["candidate"] not in finetuned]
+    return list({r["candidate"]: r for r in [*compared, *listed(rows, run)]}.values())
 
 
-def _row_of_repeats(trials: Sequence[Trial], *, test: Mapping[str, Any]) -> Row:
-    """The row of a candidate from the trials that took it equally far: of its repeats the mean, else the latest."""
-    if trials[0].proposal.stage is Stage.SEARCH:
-        return row(trials[-1], test=test)
-    repeats = {trial.proposal.repeat: trial for trial in trials}
-    first = row(repeats[min(repeats)], test=test)
+def _row_of(alike: Sequence[Trial], *, test: Mapping[str, Any]) -> Row:
+    """The row of trials that share a name: the best of search trials, the mean of repeats."""
+    if alike[0].proposal.stage is Stage.SEARCH:
+        return row(min(alike, key=lambda t: (_error(t), t.epochs, t.trial_id)), test=test)
+    repeats = sorted({trial.network: trial for trial in alike}.values(), key=lambda t: t.proposal.repeat)
+    first = row(repeats[0], test=test)
     if len(repeats) == 1:
         return first
-    validation = [trial.metrics.accuracy for trial in repeats.values() if trial.metrics is not None]
-    tested = [test.get("candidates", {}).get(repeat_name(first["candidate"], repeat)) for repeat in repeats]
+    validation = [trial.metrics.accuracy for trial in repeats if trial.metrics is not None]
+    tested = [test.get("candidates", {}).get(trial.network) for trial in repeats]
     known = [accuracy for accuracy in tested if accuracy is not None]
     mean, interval = mean_and_interval(validation)
     test_mean, test_interval = mean_and_interval(known) if len(known) == len(tested) else (None, None)
     return first | {
-        "repeats": sorted(repeats),
+        "repeats": [trial.proposal.repeat for trial in repeats],
+        "trials": [trial.trial_id for trial in repeats],
         "val_accuracy": mean,
         "val_interval": interval,
         "test_accuracy": test_mean,
@@ -96,12 +98,15 @@ def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
     """What there is to say about a complete trial's candidate; accuracies and fractions in [0, 1].
 
     `nonzero_fraction` is the share of the dense network's parameters that neither left with a channel nor are zero.
-    `repeats` are the fine-tunings behind the accuracies; with more than one these are means, and `val_interval` and
-    `test_interval` the half widths of their 95 % confidence intervals.
+    `candidate` is the name of the network (`Trial.network`), and `parent` that of the repaired network that it was
+    fine-tuned from. `repeats` are the fine-tunings behind the accuracies, `trials` their ids; with more than one the
+    accuracies are means, `val_interval` and `test_interval` the half widths of their 95 % confidence intervals, and
+    the row has the name of the first.
     """
     assert trial.candidate is not None and trial.metrics is not None
     return {
-        "candidate": trial.candidate.id,
+        "candidate": trial.network,
+        "parent": trial.candidate.id if trial.proposal.stage is Stage.FINETUNE else None,
         "method": trial.proposal.method,
         "settings": dict(trial.candidate.settings),
         "allocation": trial.proposal.allocation,
@@ -118,10 +123,11 @@ def row(trial: Trial, *, test: Mapping[str, Any]) -> Row:
         "latency_fraction": trial.metrics.latency_fraction,
         "rung": trial.proposal.rung,
         "repeats": [trial.proposal.repeat],
+        "trials": [trial.trial_id],
         "val_accuracy": trial.metrics.accuracy,
         "val_interval": None,
         "test_interval": None,
-        "test_accuracy": test.get("candidates", {}).get(trial.candidate.id),
+        "test_accuracy": test.get("candidates", {}).get(trial.network),
         "dense_test_accuracy": test.get("dense"),
         "accuracy_after_cut": trial.accuracy_after_cut,
         "accuracy_after_repair": trial.accuracy_after_repair,
@@ -233,20 +239,13 @@ def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any]
     The rows of `row` with `finetuning_epochs` (0: only repaired), `share`, `budget_flops` and `budget_params` beside
     them; a method that has nothing so small has no row there. Ordered by these, then by falling accuracy on the
     validation split, which the choice looks at. What a method trains by itself is no fine-tuning, and counts in
-    `epochs`. A test accuracy is that of a candidate's last network, so that a repaired one that was fine-tuned later
-    has none.
+    `epochs`.
     """
     known = {trial.trial_id: trial for trial in trials}
-    last = {r["trial_id"] for r in candidates(trials)}
-    alike: dict[tuple[float, str, str], list[Trial]] = {}
-    for trial in trials:
-        if trial.state is TrialState.COMPLETE and trial.candidate is not None and trial.metrics is not None:
-            key = (_finetuning(trial, known), trial.proposal.method, trial.candidate.id)
-            alike.setdefault(key, []).append(trial)
     tried: dict[float, dict[str, list[Row]]] = {}
-    for (epochs, method, _), same in alike.items():
-        tested = (test or {}) if any(trial.trial_id in last for trial in same) else {}
-        tried.setdefault(epochs, {}).setdefault(method, []).append(_row_of_repeats(same, test=tested))
+    for found in candidates(trials, test=test):
+        epochs = _finetuning(known[found["trial_id"]], known)
+        tried.setdefault(epochs, {}).setdefault(found["method"], []).append(found)
     table: list[Row] = []
     for epochs, of_methods in sorted(tried.items()):
         for share in SHARES:
@@ -265,29 +264,37 @@ class Growth:
         self.hypervolume = 0.0
         """As in `Progress`."""
         self.best: float | None = None
-        """Validation accuracy of the best within the budget."""
+        """Validation accuracy of the best candidate within the budget: of several seeds the mean so far."""
         self.points: list[tuple[float, float]] = []
         """Error and cost of the networks on it."""
         self._budget = budget
+        self._accuracies: dict[str, list[float]] = {}
 
     def add(self, trial: Trial) -> bool:
-        """Whether the trial enlarged it."""
-        metrics, budget = trial.metrics, self._budget
-        if trial.state is not TrialState.COMPLETE or metrics is None:
+        """Take a trial in; True if it enlarged the front."""
+        point = _point(trial, self._budget)
+        if point is None or trial.metrics is None:
             return False
-        costs = {f"{cost}_fraction": getattr(metrics, f"{cost}_fraction") for cost in ("flops", "params", "latency")}
-        if not budget.admits(**costs):
-            return False
-        share = costs[f"{budget.cost}_fraction"]
-        point = (1.0 - metrics.accuracy, 1.0 if share is None else share)
+        self._note(trial.name, trial.metrics.accuracy, is_mean=trial.proposal.stage is Stage.FINETUNE)
         # Thousands of trials are dominated, and need no more than this.
         if not point[0] < 1.0 or any(error <= point[0] and cost <= point[1] for error, cost in self.points):
             return False
         points = [*self.points, point]
         self.points = [points[index] for index in pareto.non_dominated(points)]
-        before, self.hypervolume = self.hypervolume, _hypervolume(self.points, budget)
-        self.best = 1.0 - min(error for error, _ in self.points)
+        before, self.hypervolume = self.hypervolume, _hypervolume(self.points, self._budget)
         return self.hypervolume > before
+
+    def _note(self, name: str, accuracy: float, *, is_mean: bool) -> None:
+        seen = self._accuracies.setdefault(name, [])
+        if is_mean or not seen:
+            seen.append(accuracy)
+        else:
+            seen[0] = max(seen[0], accuracy)
+        if self.best is None or mean(seen) >= self.best:
+            self.best = mean(seen)
+        elif len(seen) > 1:
+            # The mean of the best may have fallen.
+            self.best = max(mean(accuracies) for accuracies in self._accuracies.values())
 
 
 def spent(trials: Sequence[Trial], budget: Budget) -> list[Row]:
@@ -361,11 +368,15 @@ class Progress:
     trials: int
     """Search trials asked for."""
     finetuned: int
-    finalists: int
+    """Fine-tunings that have ended, failed ones included."""
+    finetunings: int | None
+    """Fine-tunings in all: of each finalist one for each seed. None until the finalists are chosen."""
     front: int
     """Candidates on the front."""
     hypervolume: float
-    """Share of the area between (error 0, no FLOPs) and (error 1, the budget) that the front dominates, in [0, 1]."""
+    """Share of the area between (error 0, no FLOPs) and (error 1, the budget) that the networks dominate, in [0, 1].
+
+    Each repeat of a fine-tuning is a network of its own here, so that it never falls."""
     best: Row | None
     """Candidate with the star: that of `choose`."""
     dense_accuracy: float | None
@@ -427,6 +438,7 @@ def progress(
     searched = [trial for trial in asked_for if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0]
     continued = {trial.proposal.parent for trial in asked_for if trial.proposal.rung}
     asked = int(spec.get("search", {}).get("trials", len(searched)))
+    finetuned = sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for)
     rows = candidates(trials)
     admitted = front_of(rows, budget)
     # A candidate that went on to the next rung counts where it came to.
@@ -446,10 +458,11 @@ def progress(
         steps=len(trials) - len(asked_for),
         searched=len(searched),
         trials=asked,
-        finetuned=sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for),
-        finalists=int(spec.get("finalists", {}).get("count", 0)) * int(spec.get("finalists", {}).get("seeds", 1)),
+        finetuned=finetuned,
+        # Runs of before this was written have ended with all of theirs.
+        finetunings=run.get(FINETUNINGS, finetuned if finished else None),
         front=len(admitted),
-        hypervolume=_hypervolume(_points(admitted, budget.cost), budget),
+        hypervolume=_hypervolume([point for trial in trials if (point := _point(trial, budget))], budget),
         best=choose(rows, run),
         dense_accuracy=run.get("dense", {}).get("val_accuracy"),
         elapsed_s=elapsed,
@@ -471,8 +484,22 @@ def _own_epochs(trial: Trial, known: Mapping[str, Trial]) -> float:
     return trial.epochs if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0 else 0.0
 
 
-def _fidelity(trial: Trial) -> tuple[bool, float]:
-    return trial.proposal.stage is Stage.FINETUNE, trial.epochs
+def _error(trial: Trial) -> float:
+    """Share of the validation images that are wrong; that of a training which diverged is above all others."""
+    accuracy = trial.metrics.accuracy if trial.metrics is not None else math.nan
+    return math.inf if math.isnan(accuracy) else 1.0 - accuracy
+
+
+def _point(trial: Trial, budget: Budget) -> tuple[float, float] | None:
+    """Error and cost of the trial's network; None if it does not count or the budget does not admit it."""
+    metrics = trial.metrics
+    if not trial.counts or metrics is None or math.isnan(metrics.accuracy):
+        return None
+    costs = {f"{cost}_fraction": getattr(metrics, f"{cost}_fraction") for cost in ("flops", "params", "latency")}
+    if not budget.admits(**costs):
+        return None
+    share = costs[f"{budget.cost}_fraction"]
+    return _error(trial), 1.0 if share is None else share
 
 
 def _non_dominated(rows: Sequence[Row], cost: str) -> list[int]:

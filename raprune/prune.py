@@ -30,6 +30,7 @@ from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.cost import CostModel, measured
 from raprune.distillation import ChannelMap, channel_map
+from raprune.errors import ModelError
 from raprune.evaluate import Evaluation, divergence, evaluate
 from raprune.latency import LatencyTable
 from raprune.maxout import inserted
@@ -40,7 +41,7 @@ from raprune.statistics import Arrays, Statistics, key_of
 from raprune.surgery import cut, rebuild
 from raprune.tracing.graph import ChannelGraph, Group
 from raprune.training import ALONE, Checkpoints, Epoch, Ranks, train
-from raprune.trial import Metrics, Proposal, Trial, TrialState
+from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 from raprune.workload import Workload
 
 PRICED = 256
@@ -174,6 +175,20 @@ class Pruner:
         after_cut = self._evaluate(model).accuracy if judge_cut else None
         method.repair(model, self._batches, Cut(base, self.graph, candidate.kept))
         return Pruned(model, candidate, epochs, after_cut)
+
+    def repaired_again(self, trial: Trial) -> nn.Module:
+        """The network of a recorded trial that trained nothing: its channels are known, so that none is scored.
+
+        Raises:
+            ModelError: if the network was trained: its weights are in the run, or lost.
+        """
+        assert trial.candidate is not None, "only trials with a network are made again"
+        check_not_trained(trial)
+        method = method_of(trial.proposal)
+        base, _ = self.base(method)
+        model = cut(base, self.graph, trial.candidate)
+        method.repair(model, self._batches, Cut(base, self.graph, trial.candidate.kept))
+        return model
 
     def made_again(self, parent: Proposal) -> Pruned:
         """The network that a search trial came to, before any fine-tuning."""
@@ -418,6 +433,24 @@ def method_of(proposal: Proposal) -> Method:
 
 def _named(method: Method) -> str:
     return type(method).__name__.lower()
+
+
+def is_trained(proposal: Proposal) -> bool:
+    """True if the proposal's network is trained after it was cut: too expensive to be made again, it is stored."""
+    return proposal.stage is Stage.FINETUNE or proposal.rung > 0 or method_of(proposal).has_path()
+
+
+def check_not_trained(trial: Trial) -> None:
+    """Refuse to make the network of a trial again that was trained.
+
+    Raises:
+        ModelError: if it was.
+    """
+    if is_trained(trial.proposal):
+        raise ModelError(
+            f"The weights of {trial.network} (trial {trial.trial_id}), which was trained, are not in the run.",
+            hint="Restore the run's folder `models` from a backup, or take another network.",
+        )
 
 
 def keep_zeros(model: nn.Module) -> Callable[[nn.Module], None] | None:

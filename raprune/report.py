@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from raprune.budget import Budget
 from raprune.display import line
 from raprune.front import ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
+from raprune.networks import named_as_today
 from raprune.spec import SearchSpec
 from raprune.stages import read_stages
 from raprune.store import Store
@@ -49,9 +51,9 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
 def print_front(uri: str, *, console: Console, as_json: bool = False, everything: bool = False) -> None:
     """Prints the front within the run's budget, or every candidate."""
     store = Store(uri)
-    run, test = store.run(), read_test(store)
-    known = candidates(store.trials(), test=test)
-    times = read_times(store)
+    run, trials = store.run(), store.trials()
+    test, times = read_test(store, trials), read_times(store, trials)
+    known = candidates(trials, test=test)
     rows = with_times(starred(known, run) if everything else listed(known, run), times)
     if as_json:
         console.out(json.dumps(rows, indent=2), highlight=False)
@@ -60,14 +62,14 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
             if row["starred"]:
                 console.print(summary(row, run, times), highlight=False, markup=False)
         console.print(render_rows(rows, run, test, times=times, width=console.width))
-        _print_next(store, console)
+        _print_next(store, console, next((row["candidate"] for row in rows if row["starred"]), None))
 
 
 def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None:
     """Prints the methods side by side: the best of each at each budget, after equal fine-tuning."""
     store = Store(uri)
-    run, test = store.run(), read_test(store)
-    rows = ablation(store.trials(), budget_of(run), test=test)
+    run, trials = store.run(), store.trials()
+    rows = ablation(trials, budget_of(run), test=read_test(store, trials))
     if as_json:
         console.out(json.dumps(rows, indent=2), highlight=False)
     else:
@@ -88,10 +90,11 @@ def print_pick(
     `latency`: what may remain beside `budget`, as `raprune.spec.read_latency` reads it.
     """
     store = Store(uri)
-    run, test, times = store.run(), read_test(store), read_times(store)
+    run, trials = store.run(), store.trials()
+    test, times = read_test(store, trials), read_times(store, trials)
     if latency is not None:
         budget = replace(budget, latency=wanted_latency(f"--budget-latency {latency}", latency, run))
-    rows = with_times(starred(candidates(store.trials(), test=test), run), times)
+    rows = with_times(starred(candidates(trials, test=test), run), times)
     row = pick(rows, budget, min_accuracy=min_accuracy)
     if as_json:
         console.out(json.dumps(row, indent=2), highlight=False)
@@ -113,17 +116,21 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
     console.print(render_rows(with_times(candidates([trial]), Times()), run, {}, width=console.width))
 
 
-def read_test(store: Store) -> dict[str, Any]:
-    """The accuracies on the test split: `{"dense", "candidates", "images"}`; empty until it was measured."""
-    found = store.read_json(TEST_FILE) if store.exists(TEST_FILE) else {}
-    return dict(found)
+def read_test(store: Store, trials: Sequence[Trial]) -> dict[str, Any]:
+    """The accuracies on the test split: `{"dense", "candidates", "images"}`; empty until it was measured.
+
+    `trials` are those of the run: they say which network a name of before stood for.
+    """
+    return named_as_today(store.read_json(TEST_FILE), trials) if store.exists(TEST_FILE) else {}
 
 
-def _print_next(store: Store, console: Console) -> None:
-    """Where the run lies, and what can be done with it."""
+def _print_next(store: Store, console: Console, network: str | None) -> None:
+    """Prints the run's place and the commands that come next; `network` is the one with the star."""
     lines = [f"Run: {store.name}"]
     if store.exists("report/front.html"):
         lines.append(f"Page: {store.name}/report/front.html")
+    if network is not None:
+        lines.append(f"Export the starred network: raprune export {store.name} {network} DIR")
     lines.append(f"The methods side by side: raprune front {store.name} --ablation")
     lines.append(f"Another budget, without new work: raprune pick {store.name} --budget-flops 0.2")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

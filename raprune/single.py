@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.numpy import load as load_arrays
 
-from raprune.artifact import RECIPE, WEIGHTS, provenance, save, trial_provenance
+from raprune.artifact import provenance, save, trial_provenance
 from raprune.candidate import Candidate
-from raprune.errors import StoreError, UsageError
+from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.evaluate import evaluate
+from raprune.front import candidates
 from raprune.latency import LatencyTable
+from raprune.networks import RECIPE, copy_network, find_network
 from raprune.preparation import DENSE, InStages, Prepared, check_writable, prepare, stored_table, with_table
-from raprune.prune import Pruner, Result
+from raprune.prune import Pruner, Result, check_not_trained
 from raprune.spec import SearchSpec
 from raprune.stages import FINETUNE, JUDGE_DENSE, LAYER_TIMES, PRUNE, TRAIN_DENSE, Stages
 from raprune.statistics import Statistics
 from raprune.store import Store
 from raprune.timing import measure_table, table_key
 from raprune.training import Epoch
-from raprune.trial import Proposal, Stage, Trial, TrialState
+from raprune.trial import Proposal, Stage, Trial
 from raprune.workload import Workload, build_workload, train_dense
 
 
@@ -107,54 +111,100 @@ def _tell_epoch(stages: Stages, epoch: Epoch) -> None:
     stages.update(done=epoch.number, detail=f"training accuracy {epoch.accuracy:.2%}")
 
 
-def export(run: str, candidate: str, folder: str, *, stages: Stages | None = None) -> str:
-    """Write `recipe.json` and `weights.safetensors` of a candidate of a run to `folder`; returns the candidate's id.
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A network of a run that was written to a folder of its own."""
 
-    `candidate` is its id, the beginning of it, or a trial's id. One that was trained is copied; any other is made
-    again from the dense network, which gives the same weights; `stages` follows.
+    network: str
+    """Its name in the run."""
+    trial_id: str
+    val_accuracy: float
+    """Of this network on the validation split, as the run recorded it."""
+    is_stored: bool
+    """True if the run has its weights; else they were made again."""
+
+
+def export(
+    run: str, name: str, folder: str, *, stages: Stages | None = None, tell: Callable[[str], None] = print
+) -> Exported:
+    """Write `recipe.json` and `weights.safetensors` of one network of a run to `folder`.
+
+    `name` is the network's, its unambiguous beginning, or a trial's id. A network whose weights are in the run is
+    copied; a repaired one without them is made again from the dense network, which gives the same weights. `tell`
+    hears of that before it begins, and `stages` follows.
 
     Raises:
-        UsageError: if the run has no such candidate, or several that begin so.
+        UsageError: if the run has no such network, or several that begin so.
         StoreError: if the run cannot be read, or `folder` holds a recipe already.
+        RapruneError: if the network has to be made again, and data or dense network are not there any more.
     """
     source, target = Store(run), Store(folder)
-    described = source.run()
+    described, trials = source.run(), source.trials()
     if target.exists(RECIPE):
         raise StoreError(f"{target.name} holds a {RECIPE} already.", hint="Give another folder.")
-    trial = _find(source, candidate)
-    assert trial.candidate is not None
-    # Fine-tuned networks lie under their candidate, those of a path under their trial.
-    for stored in (f"models/{trial.candidate.id}", f"models/{trial.trial_id}"):
-        if source.exists(f"{stored}/{RECIPE}"):
-            target.write_bytes(WEIGHTS, source.read_bytes(f"{stored}/{WEIGHTS}"))
-            target.write_bytes(RECIPE, source.read_bytes(f"{stored}/{RECIPE}"))
-            return trial.candidate.id
-    spec = SearchSpec.model_validate(described["spec"])
-    stages = stages or Stages()
-    pruner = _pruner_of_run(source, spec, stages)
-    stages.begin(PRUNE)
-    again = pruner.prune(trial.proposal)
-    assert again.trial.candidate == trial.candidate, "the same proposal gave other channels"
-    _save(target, again, pruner, spec)
-    return trial.candidate.id
-
-
-def _find(store: Store, wanted: str) -> Trial:
-    """The furthest trained complete trial of a candidate."""
-    complete = [t for t in store.trials() if t.state is TrialState.COMPLETE and t.candidate is not None]
-    found = [t for t in complete if t.candidate and (t.candidate.id.startswith(wanted) or t.trial_id == wanted)]
-    ids = {t.candidate.id for t in found if t.candidate}
-    if len(ids) == 1:
-        return max(found, key=lambda t: (t.proposal.stage is Stage.FINETUNE, t.epochs))
-    some = ", ".join(dict.fromkeys(t.candidate.id for t in complete[-5:] if t.candidate)) or "none yet"
-    raise UsageError(
-        f"candidate {wanted!r}: {'several' if ids else 'no'} candidates of this run have an id that begins so.",
-        hint=f"`raprune front {store.name}` lists those of the front. Some of the run's: {some}.",
+    trial = _find(source, trials, name)
+    found = find_network(source, trial)
+    if found is not None:
+        copy_network(source, found, target, "")
+    else:
+        check_not_trained(trial)
+        tell(
+            f"Making {trial.network} again from the dense network (trial {trial.trial_id}, {trial.proposal.method}): "
+            "its weights are not stored in the run."
+        )
+        _make_again(source, described, trial, target, stages or Stages())
+    assert trial.metrics is not None, "a complete trial has metrics"
+    return Exported(
+        network=trial.network,
+        trial_id=trial.trial_id,
+        val_accuracy=trial.metrics.accuracy,
+        is_stored=found is not None,
     )
 
 
-def _pruner_of_run(store: Store, spec: SearchSpec, stages: Stages) -> Pruner:
+def _find(store: Store, trials: Sequence[Trial], wanted: str) -> Trial:
+    """The complete trial whose network is wanted."""
+    complete = {trial.trial_id: trial for trial in trials if trial.counts}
+    # Of several trials that came to one candidate, the one that stands for it; then each repeat by its own name.
+    named = {row["candidate"]: complete[row["trial_id"]] for row in candidates(trials)}
+    named |= {trial.network: trial for trial in complete.values() if trial.proposal.stage is Stage.FINETUNE}
+    exact = named.get(wanted) or complete.get(wanted)
+    beginning = sorted(network for network in named if wanted and network.startswith(wanted))
+    if exact is not None or len(beginning) == 1:
+        return exact or named[beginning[0]]
+    some = ", ".join(beginning or [trial.network for trial in list(complete.values())[-5:]]) or "none yet"
+    raise UsageError(
+        f"network {wanted!r}: {'several networks' if beginning else 'no network'} of this run "
+        f"{'begin' if beginning else 'begins'} so.",
+        hint=f"Give one of: {some}"
+        if beginning
+        else f"`raprune front {store.name}` lists those of the front. Some of the run's: {some}.",
+    )
+
+
+def _make_again(store: Store, described: Mapping[str, Any], trial: Trial, target: Store, stages: Stages) -> None:
+    """Write the network of a repaired candidate, made from the dense network once more."""
+    spec = SearchSpec.model_validate(described["spec"])
+    try:
+        pruner = _pruner_of_run(store, spec, described, stages)
+        stages.begin(PRUNE)
+        model = pruner.repaired_again(trial)
+    except RapruneError as error:
+        raise RapruneError(
+            f"{trial.network} cannot be made again: {error.message}",
+            hint=f"{error.hint} The networks in {store.name}/models need no data.",
+        ) from error
+    _save(target, Result(trial, model), pruner, spec)
+
+
+def _pruner_of_run(store: Store, spec: SearchSpec, described: Mapping[str, Any], stages: Stages) -> Pruner:
     prepared = prepare(spec, InStages(stages))
+    now, before = prepared.data.fingerprint, described.get("data", {}).get("fingerprint")
+    if before not in (None, now):
+        raise StoreError(
+            f"the data changed since the run began (fingerprint {before}, now {now}).",
+            hint="Bring the data back as they were.",
+        )
     weights = dict(load_arrays(store.read_bytes(DENSE)))
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
     # Beside the run where it lies now; it may be another's, and read only.

@@ -83,6 +83,7 @@ FLAGS = {
     "page.serve": "--page",
     "warm_start": "--warm-start",
     "seed": "--seed",
+    "store_front": "--store-front",
     "output": "--output",
 }
 """Field -> the flag of the command line that sets it; all others are set by `--set FIELD=VALUE`."""
@@ -461,6 +462,9 @@ class SearchSpec(Limits):
     """Folders of earlier runs on the same network and data, whose best widths are proposed first."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random. Two searches with the same seed give the same result."""
+    store_front: bool = True
+    """Store the weights of every network of the front when the search ends. Without them `raprune export` makes a
+    network that was not trained again, from the data."""
     output: str = ""
     """Folder of the run: a path, or the URI of a pyarrow filesystem. Empty: `runs/<model>-<data>-<date>-<time>`."""
     statistics: str = ""

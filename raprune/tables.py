@@ -63,10 +63,8 @@ def render_standing(now: Progress) -> Table:
     states = ", ".join(f"{count} {state.lower()}" for state, count in now.states.items()) or "none yet"
     steps = f", {now.steps} more on the way to them" if now.steps else ""
     grid.add_row("trials", f"{now.searched} of {now.trials} searched ({states}){steps}")
-    if now.finalists:
-        others = now.finetuned - now.finalists
-        more = f", and the best of {others} other method{'' if others == 1 else 's'}" if others > 0 else ""
-        grid.add_row("fine-tuned", f"{min(now.finetuned, now.finalists)} of {now.finalists}{more}")
+    if now.finetuned or now.finetunings:
+        grid.add_row("fine-tuned", finetuned_of(now))
     grid.add_row("front", f"{now.front} candidates, hypervolume {now.hypervolume:.4f}")
     if now.best is not None:
         dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"
@@ -76,6 +74,11 @@ def render_standing(now: Progress) -> Table:
             f"({escape(now.best['method'])}, {_how(now.best)}){dense}",
         )
     return grid
+
+
+def finetuned_of(now: Progress) -> str:
+    """The number of networks that were fine-tuned, of all that are to be, where that is known."""
+    return f"{now.finetuned}" if now.finetunings is None else f"{now.finetuned} of {now.finetunings}"
 
 
 def render_rows(
@@ -109,6 +112,8 @@ def render_rows(
         notes = ["FLOPs count a multiply-add as 2 (MACs as 1), for one image."]
     if "epochs" in shown:
         notes.insert(0, "Epochs: of training since the dense network.")
+    if any(row["parent"] for row in rows):
+        notes.append("-ft: fine-tuned.")
     if "nonzero" in shown:
         notes.append("Nonzero: parameters that are not exactly zero.")
     notes += filter(None, [why_starred(rows, run)])

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from raprune.networks import named_as_today
 from raprune.store import Store
+from raprune.trial import Trial
 
 Row = dict[str, Any]
 """A row of `raprune.front`."""
@@ -35,7 +37,7 @@ class Timing:
     batch_size: int
     dense_ms: float
     candidates: Mapping[str, float]
-    """Candidate -> milliseconds a batch."""
+    """Network (`Trial.network`) -> milliseconds a batch."""
 
     def speedup(self, candidate: str) -> float | None:
         """How many times as fast as the dense network the candidate is; None if it was not timed."""
@@ -76,15 +78,18 @@ class Times:
         }
 
 
-def read_times(store: Store) -> Times:
-    """Times of the run's networks as stored; none where they have not been measured."""
-    return times_from(store.read_json(LATENCY_FILE)) if store.exists(LATENCY_FILE) else Times()
+def read_times(store: Store, trials: Sequence[Trial]) -> Times:
+    """Times of the networks of a run of these trials as stored; none where they have not been measured."""
+    return times_from(store.read_json(LATENCY_FILE), trials) if store.exists(LATENCY_FILE) else Times()
 
 
-def times_from(content: Mapping[str, Any]) -> Times:
-    """Times from the content of `report/latency.json`; earlier versions wrote one timing and nothing around it."""
+def times_from(content: Mapping[str, Any], trials: Sequence[Trial] = ()) -> Times:
+    """Times from the content of `report/latency.json`.
+
+    Earlier versions wrote one timing with nothing around it, by the names of before (`raprune.networks`).
+    """
     if "conditions" not in content:
-        return Times(conditions=(_timing(content),))
+        return Times(conditions=(_timing(named_as_today(content, trials)),))
     budget = content.get("budget")
     return Times(
         conditions=tuple(_timing(entry) for entry in content["conditions"]),

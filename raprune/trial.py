@@ -70,11 +70,6 @@ class Proposal:
         return f"{self.stage.value}-{self.number:05d}{rung}{repeat}{on_the_way}"
 
 
-def repeat_name(candidate: str, repeat: int) -> str:
-    """What a fine-tuned network of a candidate is called in `models/` and in `report/test.json`."""
-    return f"{candidate}-s{repeat}" if repeat else candidate
-
-
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """What a network costs and how good it is. Counts in units for one image, fractions in [0, 1]."""
@@ -119,3 +114,22 @@ class Trial:
     """Seconds since the epoch."""
     worker: str = ""
     """Node and process that ran it."""
+
+    @property
+    def counts(self) -> bool:
+        """True if the trial ended with a network that may stand on the front."""
+        return self.state is TrialState.COMPLETE and self.candidate is not None and self.metrics is not None
+
+    @property
+    def name(self) -> str:
+        """Name of the candidate as it was taken so far: its id, followed by `-ft` once it was fine-tuned.
+
+        Fine-tunings of one candidate by several seeds share it. Only trials with a candidate have one.
+        """
+        assert self.candidate is not None, "a trial without a candidate has no network"
+        return f"{self.candidate.id}-ft" if self.proposal.stage is Stage.FINETUNE else self.candidate.id
+
+    @property
+    def network(self) -> str:
+        """Name of the trial's own network in the run: `name`, followed by `-s1`, `-s2`, ... for a repeat."""
+        return f"{self.name}-s{self.proposal.repeat}" if self.proposal.repeat else self.name

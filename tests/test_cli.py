@@ -160,7 +160,7 @@ def test_every_command_has_help(cli: CliRunner, command: str) -> None:
             ["pick", "RUN", "--min-accuracy", "95"],
             "min_accuracy (--min-accuracy) 95: must be a number above 0 and at most 1.",
         ),
-        (["export", "RUN"], "Missing argument 'CANDIDATE'"),
+        (["export", "RUN"], "Missing argument 'NETWORK'"),
         (["frobnicate"], "No such command"),
     ],
 )

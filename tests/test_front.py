@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raprune.budget import Budget
 from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.front import ablation, candidates, choose, front, listed, pick, progress, spent, to_be_tested
+from raprune.front import Growth, ablation, candidates, choose, front, listed, pick, progress, spent, to_be_tested
 from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
 
 RUN: dict[str, Any] = {
@@ -84,12 +86,34 @@ def test_a_row_has_what_the_contract_names() -> None:
     assert untested["test_accuracy"] is None and untested["dense_test_accuracy"] is None
 
 
-def test_a_fine_tuned_candidate_counts_as_fine_tuned() -> None:
+@pytest.mark.parametrize(("finetuned_to", "on_front"), [(0.85, "repaired"), (0.95, "fine-tuned"), (0.9, "repaired")])
+def test_repaired_and_fine_tuned_networks_are_candidates_of_their_own(finetuned_to: float, on_front: str) -> None:
     searched = trial(0, 0.9, 0.3)
-    finetuned = trial(7, 0.85, 0.3, stage=Stage.FINETUNE, epochs=2.0, width=1)
+    finetuned = trial(7, finetuned_to, 0.3, stage=Stage.FINETUNE, epochs=2.0, width=1)
+    names = {"repaired": searched.name, "fine-tuned": f"{searched.name}-ft"}
     for trials in ([searched, finetuned], [finetuned, searched]):
+        rows = {r["candidate"]: r for r in candidates(trials)}
+        assert set(rows) == set(names.values())
+        assert [r["candidate"] for r in front(trials)] == [names[on_front]], "at a tie the one that was not trained"
+        assert pick(list(rows.values()), Budget())["candidate"] == names[on_front]
+        tuned = rows[names["fine-tuned"]]
+        assert (tuned["val_accuracy"], tuned["epochs"], tuned["parent"]) == (finetuned_to, 2.0, searched.name)
+        assert rows[searched.name]["parent"] is None
+
+
+def test_names_of_networks_are_unique_in_a_run() -> None:
+    searched = trial(1, 0.5, 0.2)
+    three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent=searched.trial_id)
+    names = [t.network for t in (searched, *three)]
+    assert names == [searched.name, f"{searched.name}-ft", f"{searched.name}-ft-s1", f"{searched.name}-ft-s2"]
+    assert {t.name for t in three} == {f"{searched.name}-ft"}
+
+
+def test_several_trials_of_one_candidate_count_as_the_best_of_them() -> None:
+    worse, better, same = trial(0, 0.8, 0.3, width=5), trial(1, 0.9, 0.3, width=5), trial(2, 0.9, 0.3, width=5)
+    for trials in ([worse, better, same], [same, better, worse]):
         (row,) = candidates(trials)
-        assert (row["val_accuracy"], row["epochs"], row["stage"]) == (0.85, 2.0, "finetune")
+        assert (row["trial_id"], row["val_accuracy"]) == ("search-00001", 0.9)
 
 
 def test_candidates_over_the_budget_are_not_on_its_front() -> None:
@@ -173,13 +197,22 @@ def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
     trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1), failed(2), trial(0, 0.95, 0.2, stage=Stage.FINETUNE, width=1)]
     now = progress(RUN, trials, running=2, live=True, now=130.0)
     assert now.states == {"COMPLETE": 3, "FAILED": 1, "RUNNING": 2, "WAITING": 3}
-    assert (now.searched, now.trials, now.finetuned, now.finalists, now.front) == (3, 8, 1, 2, 2)
+    assert (now.searched, now.trials, now.finetuned, now.finetunings, now.front) == (3, 8, 1, None, 2)
     assert now.hypervolume == pytest.approx((0.8 * 0.1 + 0.95 * 0.1) / 0.3)
     assert now.best is not None and now.best["val_accuracy"] == 0.95
     assert now.dense_accuracy == 0.98
     assert now.elapsed_s == 30.0
     assert now.left_s == pytest.approx((120.0 - 110.0) / 3 * 5)
     assert progress(RUN, trials).elapsed_s == pytest.approx(20.0)
+
+
+def test_progress_knows_the_number_of_fine_tunings_once_they_are_chosen() -> None:
+    """The best of each method is fine-tuned beside the two finalists."""
+    trials = [trial(n, 0.9, 0.2, stage=Stage.FINETUNE, epochs=1.0) for n in range(3)]
+    assert progress(RUN | {"finetunings": 4}, trials).finetunings == 4
+    before = RUN | {"state": "finished", "finished_at": 200.0}
+    now = progress(before, trials)
+    assert (now.finetuned, now.finetunings) == (3, 3), "a run that was written before the number was"
 
 
 def test_progress_of_a_run_that_has_just_begun() -> None:
@@ -290,14 +323,21 @@ def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
     }
 
 
+def test_the_test_split_sees_a_repaired_network_of_the_front_though_it_was_fine_tuned() -> None:
+    trials = [
+        trial(0, 0.90, 0.2),
+        trial(9, 0.85, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
+    ]
+    rows = to_be_tested(trials, RUN | {"spec": {"budget_flops": 0.2}})
+    assert {r["trial_id"] for r in rows} == {"search-00000", "finetune-00009"}, "the front, and the best of the method"
+
+
 def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None:
     trials = [
         trial(0, 0.90, 0.2),
         trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
-    candidate = trials[0].candidate
-    assert candidate is not None and candidate == trials[1].candidate
-    rows = ablation(trials, Budget(flops=0.2), test={"candidates": {candidate.id: 0.94}})
+    rows = ablation(trials, Budget(flops=0.2), test={"candidates": {trials[1].network: 0.94}})
     assert [(r["finetuning_epochs"], r["test_accuracy"]) for r in rows] == [(0.0, None), (1.0, 0.94)]
 
 
@@ -327,7 +367,7 @@ def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:
 
 def test_the_test_split_speaks_of_every_repeat_or_of_none() -> None:
     three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
-    name = three[0].candidate.id if three[0].candidate else ""
+    name = three[0].network
     tested = {"dense": 0.97, "candidates": {name: 0.9, f"{name}-s1": 0.92, f"{name}-s2": 0.94}}
     (row,) = candidates(three, test=tested)
     assert row["test_accuracy"] == pytest.approx(0.92) and row["test_interval"] == pytest.approx(0.04968, abs=1e-5)
@@ -385,3 +425,47 @@ def test_a_front_of_latency_is_set_against_latency() -> None:
         ("search-00001", 0.4),
         ("search-00001", 0.3),
     ]
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[Trial]:
+    """Trials in the order of their records: candidates that come again, repeats, fine-tuning that makes it worse."""
+    trials: list[Trial] = []
+    for number in range(draw(st.integers(1, 12))):
+        accuracy = draw(st.sampled_from([0.1, 0.5, 0.51, 0.9, 0.9001, 1.0]))
+        width = draw(st.integers(1, 4))
+        flops = (0.1, 0.2, 0.3, 0.31)[width - 1]
+        stage = draw(st.sampled_from(Stage))
+        made = trial(number, accuracy, flops, width=width, stage=stage, epochs=2.0 * (stage is Stage.FINETUNE))
+        if stage is Stage.FINETUNE:
+            proposal = replace(made.proposal, repeat=sum(t.name == made.name for t in trials))
+            made = replace(made, trial_id=proposal.trial_id, proposal=proposal)
+        trials.append(made)
+    return trials
+
+
+@given(runs())
+def test_the_hypervolume_never_falls_and_tile_and_curve_agree(trials: list[Trial]) -> None:
+    growth, last = Growth(Budget(flops=0.3)), 0.0
+    for position, one in enumerate(trials):
+        growth.add(one)
+        now = progress(RUN, trials[: position + 1])
+        assert now.hypervolume >= last - 1e-12
+        assert now.hypervolume == pytest.approx(growth.hypervolume)
+        # No control is among them: the star is for the most accurate.
+        assert (None if now.best is None else now.best["val_accuracy"]) == growth.best
+        last = now.hypervolume
+    bought = spent(trials, Budget(flops=0.3))
+    assert last == pytest.approx(bought[-1]["hypervolume"] if bought else 0.0)
+
+
+@given(runs())
+def test_no_network_of_the_front_is_beaten_and_all_have_names_of_their_own(trials: list[Trial]) -> None:
+    rows = candidates(trials)
+    assert len({r["candidate"] for r in rows}) == len(rows)
+    chosen = {r["candidate"] for r in front(trials, Budget(flops=0.3))}
+    for r in (r for r in rows if r["flops_fraction"] <= 0.3):
+        as_good = [o for o in rows if o["val_accuracy"] >= r["val_accuracy"] and o["flops"] <= r["flops"]]
+        is_beaten = any((o["val_accuracy"], o["flops"]) != (r["val_accuracy"], r["flops"]) for o in as_good)
+        assert not (is_beaten and r["candidate"] in chosen)
+        assert chosen & {o["candidate"] for o in as_good}, "of equal ones, one is on the front"

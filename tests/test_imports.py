@@ -169,7 +169,8 @@ ROOMS = (
         "maxout",
     ),
     ("statistics",),
-    ("store", "times", "pareto", "spec", "reference", "extension"),
+    ("networks", "times"),
+    ("store", "pareto", "spec", "reference", "extension"),
     ("trial", "candidate", "budget", "errors", "interruption", "names", "fields", "outage", "words"),
 )
 """From the top of the house to its foot; a room imports its own floor and those below."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from safetensors.numpy import save as save_arrays
 from torch import nn
 
 from raprune.artifact import load, read_recipe
-from raprune.errors import StoreError, UsageError
+from raprune.errors import ModelError, RapruneError, StoreError, UsageError
 from raprune.models import build_model
 from raprune.preparation import DENSE, prepare
 from raprune.prune import Pruner
@@ -18,7 +20,7 @@ from raprune.single import export, prune_once
 from raprune.spec import SearchSpec, load_spec
 from raprune.stages import FINETUNE, JUDGE_DENSE, LOAD_DATA, LOAD_NETWORK, PROVE, PRUNE, TRAIN_DENSE, Stages
 from raprune.store import Store
-from raprune.trial import Proposal, Trial
+from raprune.trial import Proposal, Stage, Trial
 from raprune.workload import build_workload, train_dense
 
 SPEC = load_spec(
@@ -60,13 +62,16 @@ def test_a_repaired_candidate_is_exported_as_it_was_evaluated(
 ) -> None:
     store, trial, model = run
     assert trial.candidate is not None
-    assert export(store.uri, trial.candidate.id[:5], str(tmp_path / "out")) == trial.candidate.id
+    told: list[str] = []
+    made = export(store.uri, trial.candidate.id[:5], str(tmp_path / "out"), tell=told.append)
+    assert (made.network, made.trial_id, made.is_stored) == (trial.network, trial.trial_id, False)
+    assert trial.metrics is not None and made.val_accuracy == trial.metrics.accuracy
+    assert len(told) == 1 and told[0].startswith(f"Making {trial.network} again from the dense network")
     loaded = load(dense(SPEC), str(tmp_path / "out"))
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(loaded(images), model(images))
     recipe = read_recipe(Store(tmp_path / "out"), "")
-    assert trial.metrics is not None
     assert recipe["trial_id"] == trial.trial_id
     assert recipe["accuracy"] == trial.metrics.accuracy
     assert recipe["seed"] == 3
@@ -75,7 +80,76 @@ def test_a_repaired_candidate_is_exported_as_it_was_evaluated(
 def test_a_candidate_is_found_by_its_trial(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
     store, trial, _ = run
     assert trial.candidate is not None
-    assert export(store.uri, trial.trial_id, str(tmp_path / "out")) == trial.candidate.id
+    assert export(store.uri, trial.trial_id, str(tmp_path / "out")).network == trial.candidate.id
+
+
+@pytest.fixture
+def finetuned(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> tuple[Store, Trial]:
+    """The run in a folder of its own, with a fine-tuning of its trial that made it worse, in the layout of before."""
+    store, repaired, _ = run
+    folder = tmp_path / "run"
+    shutil.copytree(store.uri, folder)
+    copy = Store(folder)
+    proposal = replace(repaired.proposal, stage=Stage.FINETUNE, parent=repaired.trial_id)
+    assert repaired.metrics is not None and repaired.candidate is not None
+    tuned = replace(
+        repaired,
+        trial_id=proposal.trial_id,
+        proposal=proposal,
+        metrics=replace(repaired.metrics, accuracy=repaired.metrics.accuracy - 0.1),
+        epochs=1.0,
+    )
+    copy.append([tuned])
+    copy.write_bytes(f"models/{repaired.candidate.id}/weights.safetensors", b"fine-tuned")
+    copy.write_json(f"models/{repaired.candidate.id}/recipe.json", {"trial_id": tuned.trial_id})
+    return copy, tuned
+
+
+def test_export_gives_the_network_that_was_named(
+    run: tuple[Store, Trial, nn.Module], finetuned: tuple[Store, Trial], tmp_path: Path
+) -> None:
+    _, repaired, model = run
+    store, tuned = finetuned
+    assert tuned.network == f"{repaired.network}-ft"
+    for number, name in enumerate((tuned.trial_id, tuned.network)):
+        made = export(store.uri, name, str(tmp_path / f"tuned-{number}"))
+        assert (made.network, made.is_stored) == (tuned.network, True)
+        assert (tmp_path / f"tuned-{number}" / "weights.safetensors").read_bytes() == b"fine-tuned"
+    for number, name in enumerate((repaired.trial_id, repaired.network)):
+        made = export(store.uri, name, str(tmp_path / f"repaired-{number}"))
+        assert (made.network, made.is_stored) == (repaired.network, False)
+        loaded = load(dense(SPEC), str(tmp_path / f"repaired-{number}"))
+        images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert torch.equal(loaded(images), model(images))
+
+
+def test_a_beginning_that_several_networks_have_is_refused_with_their_names(
+    finetuned: tuple[Store, Trial], tmp_path: Path
+) -> None:
+    store, tuned = finetuned
+    with pytest.raises(UsageError, match="several networks of this run begin so") as caught:
+        export(store.uri, tuned.network[:5], str(tmp_path / "out"))
+    assert tuned.name.removesuffix("-ft") in caught.value.hint and tuned.network in caught.value.hint
+    assert export(store.uri, f"{tuned.network[:-1]}", str(tmp_path / "out")).network == tuned.network
+
+
+def test_weights_that_were_trained_and_lost_are_not_made_again(finetuned: tuple[Store, Trial], tmp_path: Path) -> None:
+    store, tuned = finetuned
+    store.remove_folder("models/" + tuned.network.removesuffix("-ft"))
+    with pytest.raises(ModelError, match="which was trained, are not in the run"):
+        export(store.uri, tuned.network, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_whose_data_changed_is_not_made_again(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
+    store, trial, _ = run
+    shutil.copytree(store.uri, tmp_path / "run")
+    moved = Store(tmp_path / "run")
+    moved.write_json("run.json", moved.run() | {"data": {"fingerprint": "of other data"}})
+    with pytest.raises(RapruneError, match=f"{trial.network} cannot be made again: the data changed") as caught:
+        export(moved.uri, trial.network, str(tmp_path / "out"))
+    assert "Bring the data back" in caught.value.hint and f"{moved.name}/models" in caught.value.hint
 
 
 def test_an_unknown_candidate_is_refused_with_those_there_are(
@@ -83,7 +157,7 @@ def test_an_unknown_candidate_is_refused_with_those_there_are(
 ) -> None:
     store, trial, _ = run
     assert trial.candidate is not None
-    with pytest.raises(UsageError, match=r"no candidates of this run") as caught:
+    with pytest.raises(UsageError, match=r"network 'zzz': no network of this run") as caught:
         export(store.uri, "zzz", str(tmp_path / "out"))
     assert trial.candidate.id in caught.value.hint
     assert not (tmp_path / "out").exists()

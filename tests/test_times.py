@@ -29,9 +29,9 @@ def rows(times: Times, **flops: float) -> list[dict[str, Any]]:
 def test_times_stored_and_read_are_the_same(tmp_path: Path) -> None:
     times = Times(conditions=(timing(1, 4.0, a=2.0), timing(64, 90.0, a=30.0)), budget=timing(1, 5.0, a=4.0))
     store = Store(tmp_path)
-    assert read_times(store) == Times()
+    assert read_times(store, []) == Times()
     store.write_json(LATENCY_FILE, times.to_json())
-    assert read_times(store) == times
+    assert read_times(store, []) == times
     assert times_from(Times(conditions=times.conditions).to_json()).budget is None
 
 

@@ -45,7 +45,8 @@ def main() -> None:
 
 def check(store: Store, budget: float, *, seconds: float, bar_s: float, bar_drop: float) -> None:
     """Print the bars of a finished run."""
-    trials, test = store.trials(), read_test(store)
+    trials = store.trials()
+    test = read_test(store, trials)
     rows = front(trials, test=test)
     show("wall time", figure=seconds, bar=bar_s, unit="s", more_is_better=False)
     show("candidates evaluated", figure=len(_complete(trials)), bar=60, unit="candidates", more_is_better=True)

@@ -192,7 +192,8 @@ def read(uri: str) -> Run:
         StoreError: if it cannot be read.
     """
     store = Store(uri)
-    return Run(store.name, store.run(), store.trials(), read_test(store))
+    trials = store.trials()
+    return Run(store.name, store.run(), trials, read_test(store, trials))
 
 
 def table(runs: Sequence[Run]) -> str:

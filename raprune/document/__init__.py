@@ -9,7 +9,8 @@ figures/front.pdf, front-wide.pdf, ...   `raprune.figures.files`: written by `ra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 
@@ -37,9 +38,12 @@ def html(findings: Findings) -> str:
     return page(sections.title(findings), sections.lead(findings), *(part(findings) for part in parts))
 
 
-def write_report(store: Store) -> None:
-    """Writes the page, the picture of the front and the tables into the run's folder `report`."""
-    for name, content in _files(store, read_findings(store)):
+def write_report(store: Store, *, run: Mapping[str, Any] | None = None) -> None:
+    """Writes the page, the picture of the front and the tables into the run's folder `report`.
+
+    `run` is the content of `run.json` as it will be once the report is there; without it, as it is.
+    """
+    for name, content in _files(store, read_findings(store, run=run)):
         store.write_bytes(f"{FOLDER}/{name}", content)
 
 

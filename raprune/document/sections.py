@@ -11,7 +11,7 @@ from raprune.document.markup import facts, figure, listing, notice, paragraph, s
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
 from raprune.summary import summary
-from raprune.tables import drop, how_timed, latency_conditions, why_starred
+from raprune.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
 from raprune.times import measured_at, slow
 
 FINISHED = "finished"
@@ -35,7 +35,7 @@ def lead(findings: Findings) -> str:
 
 def _unfinished(findings: Findings) -> str:
     now, state = findings.progress, findings.run.get("state") or "not begun"
-    tuned = f", {now.finetuned} of {now.finalists} fine-tuned" if now.finetuned else ""
+    tuned = f", {finetuned_of(now)} fine-tuned" if now.finetuned else ""
     how_far = f"This run is not finished ({state}): {now.searched} of {now.trials} candidates were searched{tuned}."
     until = f"What follows is what was recorded until {words.moment(findings.ended_at)}." if findings.ended_at else ""
     return notice(how_far, until)

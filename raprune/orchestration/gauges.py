@@ -60,7 +60,7 @@ GAUGES = {
     "raprune_dense_accuracy": Metric("Validation accuracy of the dense network."),
     "raprune_accuracy_floor": Metric("Validation accuracy to keep, where one was asked for."),
     "raprune_budget": Metric("What may remain.", ("cost",)),
-    "raprune_finalists": Metric("Fine-tunings, `trained` and `wanted`.", ("state",)),
+    "raprune_finalists": Metric("Fine-tunings, `trained` and, once they are chosen, `wanted`.", ("state",)),
     "raprune_front_accuracy": Metric("Validation accuracy of a candidate on the front.", ("candidate", "method")),
     "raprune_front_cost": Metric("What a candidate on the front costs.", ("candidate", "method", "cost")),
     "raprune_front_seen": Metric("When it was on the front last; seconds since the epoch.", ("candidate", "method")),
@@ -100,8 +100,9 @@ def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0
         "raprune_accuracy_floor": {} if floor is None else {(): floor},
         "raprune_budget": {(("cost", cost),): limit for cost in COSTS if (limit := getattr(budget, cost)) is not None},
         "raprune_finalists": {
-            (("state", "trained"),): float(now.finetuned),
-            (("state", "wanted"),): float(now.finalists),
+            (("state", state),): float(number)
+            for state, number in (("trained", now.finetuned), ("wanted", now.finetunings))
+            if number is not None
         },
     }
     return Measured(gauges=gauges | _front(front(trials, budget), budget), counters=_counts(trials))

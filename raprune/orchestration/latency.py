@@ -6,7 +6,7 @@ that has a whole node, or a whole GPU, to itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +19,11 @@ from raprune import artifact
 from raprune.candidate import Candidate
 from raprune.data.dataset import Dataset
 from raprune.errors import RapruneError
-from raprune.front import Row, candidates, listed
+from raprune.front import candidates, listed
 from raprune.latency import LatencyTable
 from raprune.methods import method_named
 from raprune.models import build_model
+from raprune.networks import find_network
 from raprune.orchestration.cluster import node_resources
 from raprune.orchestration.placement import Placement, place_timing
 from raprune.orchestration.remote import answer
@@ -34,7 +35,7 @@ from raprune.surgery import cut
 from raprune.times import LATENCY_FILE, Times
 from raprune.timing import measure_reported, measure_table, table_key, usable_cpus
 from raprune.tracing.graph import ChannelGraph
-from raprune.trial import Stage, Trial
+from raprune.trial import Trial
 
 ALONE_S = 30.0
 """Time that a whole node or GPU is waited for, where others use the cluster as well."""
@@ -88,8 +89,9 @@ def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> No
     """Write `report/latency.json`, unless it is there: the `Times` of the networks of `front.listed`."""
     rows = listed(candidates(trials), store.run())
     if rows and not store.exists(LATENCY_FILE):
-        kept = {trial.candidate.id: trial.candidate.kept for trial in trials if trial.candidate is not None}
-        times: Times = _run_alone(_measure_front, subject, store, rows, kept)
+        known = {trial.trial_id: trial for trial in trials}
+        shown = [known[row["trial_id"]] for row in rows]
+        times: Times = _run_alone(_measure_front, subject, store, shown)
         store.write_json(LATENCY_FILE, times.to_json())
 
 
@@ -102,12 +104,10 @@ def _measure_table(subject: Subject) -> Measured:
     return Measured(arrays, is_new=key in statistics.computed)
 
 
-def _measure_front(
-    subject: Subject, store: Store, rows: Sequence[Row], kept: Mapping[str, Mapping[str, tuple[int, ...]]]
-) -> Times:
+def _measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> Times:
     model, spec = subject.model(), subject.spec
     return measure_reported(
-        {row["candidate"]: _network(row, kept[row["candidate"]], model, subject.graph, store) for row in rows},
+        {trial.network: _network(trial, model, subject.graph, store) for trial in trials},
         model,
         subject.graph,
         spec.latency,
@@ -119,14 +119,14 @@ def _measure_front(
     )
 
 
-def _network(
-    row: Row, kept: Mapping[str, tuple[int, ...]], model: nn.Module, graph: ChannelGraph, store: Store
-) -> nn.Module:
-    """As fast as the row's network; with its weights only where these may have put other layers into it."""
-    if method_named(row["method"]).has_path():
-        name = row["candidate"] if row["stage"] == Stage.FINETUNE else row["trial_id"]
-        return artifact.load_from(model, store, f"models/{name}")
-    return cut(model, graph, Candidate("timed", kept))
+def _network(trial: Trial, model: nn.Module, graph: ChannelGraph, store: Store) -> nn.Module:
+    """As fast as the trial's network; with its weights only where these may have put other layers into it."""
+    assert trial.candidate is not None, "a network of the front has one"
+    if method_named(trial.proposal.method).has_path():
+        folder = find_network(store, trial)
+        assert folder is not None, "a network that was trained is stored"
+        return artifact.load_from(model, store, folder)
+    return cut(model, graph, Candidate("timed", trial.candidate.kept))
 
 
 def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:

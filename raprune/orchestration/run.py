@@ -14,7 +14,9 @@ from raprune.artifact import versions
 from raprune.curves import write_curve
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import StoreError
+from raprune.front import FINETUNINGS
 from raprune.latency import TABLE, LatencyTable
+from raprune.networks import NAMES
 from raprune.orchestration.cluster import machine
 from raprune.outage import Patience
 from raprune.preparation import DENSE, Prepared
@@ -189,6 +191,11 @@ def say_statistics(run: Run, gathered: Any) -> None:
     run.console.print(line, markup=False, highlight=False)
 
 
+def note_finetunings(run: Run, number: int) -> None:
+    """Write how many fine-tunings there are in all, once the finalists are chosen."""
+    run.store.write_json(RUN_FILE, run.store.run() | {FINETUNINGS: number})
+
+
 def finish(run: Run, accuracies: dict[str, float]) -> None:
     """Write what the test split said, the report, and that the run is finished; print the front."""
     from raprune.document import write_report  # loads matplotlib: a second that a search need not begin with
@@ -196,9 +203,10 @@ def finish(run: Run, accuracies: dict[str, float]) -> None:
     test = run.prepared.data.test
     if accuracies and test is not None:
         dense = accuracies.pop("dense")
-        run.store.write_json(TEST_FILE, {"dense": dense, "candidates": accuracies, "images": len(test)})
-    write_report(run.store)
+        run.store.write_json(TEST_FILE, NAMES | {"dense": dense, "candidates": accuracies, "images": len(test)})
+    described = run.store.run() | {"state": "finished", "finished_at": time.time()}
+    # The state last: a run that was cut off before it is resumed, and its report written again.
+    write_report(run.store, run=described)
     run.stages.end()
-    took = {"stages": run.stages.now().to_json()["stages"]}
-    run.store.write_json(RUN_FILE, run.store.run() | {"state": "finished", "finished_at": time.time()} | took)
+    run.store.write_json(RUN_FILE, described | {"stages": run.stages.now().to_json()["stages"]})
     print_front(run.store.uri, console=run.console)

@@ -24,7 +24,8 @@ from raprune.automatic import decided_as
 from raprune.budget import accuracy_floor
 from raprune.display import shown
 from raprune.forecast import Pace, forecast, told
-from raprune.front import to_be_tested
+from raprune.front import Row, candidates, listed, to_be_tested
+from raprune.networks import is_stored, rename_finetuned
 from raprune.orchestration.cluster import cluster, node_resources
 from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
 from raprune.orchestration.run import (
@@ -33,6 +34,7 @@ from raprune.orchestration.run import (
     describe,
     finish,
     keep_table,
+    note_finetunings,
     say_job,
     say_latency,
     say_statistics,
@@ -60,7 +62,7 @@ from raprune.stages import (
     Stages,
 )
 from raprune.store import RUN_FILE, Store
-from raprune.trial import Proposal, Stage, Trial, repeat_name
+from raprune.trial import Trial
 
 if TYPE_CHECKING:
     from raprune.orchestration.proposals import Earlier, SearchSpace
@@ -366,6 +368,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         record=lambda trial: ask(coordinator.record.remote([trial], run.session)),
         plan_test=partial(_plan_test, run, placement, coordinator),
         spend=enough.spend,
+        chosen=partial(_note_finetunings, run, coordinator),
         grouped=lambda networks: _place_group(run, networks) is not None,
         workers=placement.workers,
         stages=run.stages,
@@ -415,6 +418,13 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
         _train_together(run, shared, [FinalistTraining(task) for task in searcher.waiting])
         return _test(run, shared, placement, coordinator)
     return searcher.test
+
+
+def _note_finetunings(run: Run, coordinator: Any, number: int) -> None:
+    from raprune.orchestration.coordinator import ask
+
+    note_finetunings(run, number)
+    ask(coordinator.reread.remote())
 
 
 def _forecast(run: Run, placement: Placement, space: SearchSpace, lacking: Missing, stored: Sequence[Trial]) -> None:
@@ -500,37 +510,40 @@ def _shared(run: Run, placement: Placement, data: Any, weights: Any, coordinator
 
 
 def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
-    """Tasks that evaluate the dense network, the final front and the best of each method on the test split.
+    """Tasks that store the networks of the final front, as far as the run does not, and measure the test split.
 
-    They are spread over the workers.
+    That is measured for the dense network, the front and the best of each method. They are spread over the workers.
     """
     import ray
 
     from raprune.orchestration.coordinator import ask
-    from raprune.orchestration.worker import TestTask
+    from raprune.orchestration.worker import Look, TestTask
 
-    test = run.prepared.data.test
-    if test is None or run.store.exists(TEST_FILE):
-        return []
     trials = ask(coordinator.trials.remote())
-    proposals: dict[str, Proposal] = {trial.trial_id: trial.proposal for trial in trials}
-    rows = to_be_tested(trials, run.store.run())
-    finetuned = [
-        repeat_name(r["candidate"], repeat) for r in rows if r["stage"] == Stage.FINETUNE for repeat in r["repeats"]
+    described = run.store.run()
+    test = None if run.store.exists(TEST_FILE) else run.prepared.data.test
+    tested = [] if test is None else _behind(to_be_tested(trials, described))
+    kept: list[str] = []
+    if run.spec.store_front:
+        rename_finetuned(run.store, trials)
+        shown = _behind(listed(candidates(trials), described))
+        kept = [t.trial_id for t in trials if t.trial_id in shown and not is_stored(run.store, t)]
+    looks = [
+        Look(proposal=trial.proposal, keep=trial.trial_id in kept, test=trial.trial_id in tested)
+        for trial in trials
+        if trial.trial_id in (*kept, *tested)
     ]
-    repaired = [(r["candidate"], proposals[r["trial_id"]]) for r in rows if r["stage"] == Stage.SEARCH]
-    split = [ray.put(test)]
-    count = min(placement.workers, len(finetuned) + len(repaired) + 1)
+    split = [] if test is None else [ray.put(test)]
+    count = min(placement.workers, len(looks) + len(split))
     return [
-        TestTask(
-            number=number,
-            split=split,
-            dense=number == 0,
-            finetuned=tuple(finetuned[number::count]),
-            repaired=tuple(repaired[number::count]),
-        )
+        TestTask(number=number, split=split, dense=number == 0, looks=tuple(looks[number::count]))
         for number in range(count)
     ]
+
+
+def _behind(rows: Sequence[Row]) -> list[str]:
+    """Ids of the trials behind the rows."""
+    return [trial_id for row in rows for trial_id in row["trials"]]
 
 
 def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:

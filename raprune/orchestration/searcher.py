@@ -41,8 +41,9 @@ class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
     `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase; `spend` hears what
-    every search trial took; `grouped` says whether so many finalists are left to a group; at most `workers` tasks are
-    out; finalists that keep the accuracy `floor` come first. `stages` follows: search, fine-tuning, test.
+    every search trial took; `chosen` hears how many fine-tunings there are in all; `grouped` says whether so many
+    finalists are left to a group; at most `workers` tasks are out; finalists that keep the accuracy `floor` come first.
+    `stages` follows: search, fine-tuning, test.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CandidateSearcher(Searcher):
         record: Callable[[Trial], None],
         plan_test: Callable[[], list[TestTask]],
         spend: Callable[[Outcome], None],
+        chosen: Callable[[int], None],
         grouped: Callable[[int], bool],
         workers: int,
         stages: Stages,
@@ -71,6 +73,7 @@ class CandidateSearcher(Searcher):
         self._record = record
         self._plan_test = plan_test
         self._spend = spend
+        self._chosen = chosen
         self._grouped = grouped
         self._workers = workers
         self._stages = stages
@@ -166,6 +169,7 @@ class CandidateSearcher(Searcher):
         if self._finalists is None:
             self._finalists = self._choose_finalists()
             self._num_finalists = len(self._finalists)
+            self._chosen(self._num_finalists)
             pending = [task for task in self._finalists if task.proposal.trial_id not in self._stored]
             if self._grouped(len(pending)):
                 self.waiting, self._finalists = pending, []
@@ -240,8 +244,8 @@ class CandidateSearcher(Searcher):
             self._ahead.appendleft(task)
         elif isinstance(task, TestTask):
             raise RapruneError(
-                f"The test split could not be measured: {decision.reason}.",
-                hint="All trials are recorded; `raprune resume` measures it again.",
+                f"The networks of the front could not be stored and measured: {decision.reason}.",
+                hint="All trials are recorded; `raprune resume` goes on with the networks that are left.",
             )
         else:
             failed = Trial(

@@ -26,6 +26,7 @@ from raprune.errors import RapruneError, StoreError
 from raprune.evaluate import Evaluation, evaluate
 from raprune.forecast import Pace
 from raprune.latency import LatencyTable
+from raprune.networks import MODELS, copy_network, find_network
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.failures import error_text
 from raprune.orchestration.live import Teller
@@ -34,14 +35,14 @@ from raprune.orchestration.promotion import Outcome
 from raprune.orchestration.statistics import statistics_store
 from raprune.orchestration.streaming import RayReader
 from raprune.pace import measure_pace
-from raprune.prune import Pruned, Pruner, Result, method_of
+from raprune.prune import Pruned, Pruner, is_trained
 from raprune.spec import SamplerSpec, SearchSpec
 from raprune.stages import OnWork, Work
 from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
 from raprune.tracing.graph import ChannelGraph
 from raprune.training import ALONE, Checkpoints, Epoch, Ranks
-from raprune.trial import Proposal, Stage, Trial, TrialState, repeat_name
+from raprune.trial import Proposal, Stage, Trial, TrialState
 from raprune.workload import WeightArrays, Workload, build_workload, train_dense
 
 MEETING_S = 30.0
@@ -80,16 +81,27 @@ class CandidateTask:
         return self.proposal.trial_id
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A network that is looked at a last time."""
+
+    proposal: Proposal
+    """Of its trial."""
+    keep: bool
+    """Store it under its name, as it is on the front."""
+    test: bool
+    """Evaluate it on the test split."""
+
+
 @dataclass(frozen=True)
 class TestTask:
-    """Evaluate networks on the test split: the dense one, fine-tuned ones by name, others by their proposal."""
+    """Look at networks a last time, and evaluate the dense one on the test split."""
 
     number: int
     split: list[ray.ObjectRef[Split]]
-    """One reference, in a list so that it is fetched by the task and by nobody else."""
+    """One reference, in a list so that it is fetched by the task and by nobody else; none where nothing is tested."""
     dense: bool
-    finetuned: tuple[str, ...]
-    repaired: tuple[tuple[str, Proposal], ...]
+    looks: tuple[Look, ...]
 
     @property
     def trial_id(self) -> str:
@@ -121,10 +133,10 @@ class Equipment:
 
     def start(self, parent: Proposal, recorded: Trial) -> Pruned:
         """The network that the trial of `parent` ended with: the store's, else made again."""
-        if not is_kept(parent):
+        if not is_trained(parent):
             return self.pruner.made_again(parent)
         assert recorded.candidate is not None, "only trials with a network are continued"
-        return Pruned(self.load(parent.trial_id), recorded.candidate, recorded.epochs)
+        return Pruned(self.load(f"{MODELS}/{parent.trial_id}"), recorded.candidate, recorded.epochs)
 
     def finetune(
         self,
@@ -154,7 +166,7 @@ class Equipment:
                 accuracy_after_repair=recorded.accuracy_after_repair,
             )
         if ranks.rank == 0:
-            self.save(result._replace(trial=trial))
+            self.save(f"{MODELS}/{network_name(trial)}", result.model, trial)
             write_curve(self.shared.store, trial.trial_id, result.history)
         return trial
 
@@ -162,36 +174,51 @@ class Equipment:
         """Where the training of this name keeps its checkpoint; removed when what comes of it is stored."""
         return StoreCheckpoints(self.shared.store, f"checkpoints/{name}.safetensors")
 
-    def load(self, name: str) -> nn.Module:
-        """The network `models/<name>` of the run."""
-        return artifact.load_from(self.workload.model, self.shared.store, f"models/{name}")
+    def load(self, folder: str) -> nn.Module:
+        """The network that a folder of the run holds."""
+        return artifact.load_from(self.workload.model, self.shared.store, folder)
 
-    def save(self, result: Result) -> None:
-        """Write the network to `models/` under the name that its trial gives it."""
-        assert result.trial.candidate is not None
+    def save(self, folder: str, model: nn.Module, trial: Trial) -> None:
+        """Write the network of a trial to a folder of the run."""
+        assert trial.candidate is not None
         artifact.save(
             self.shared.store,
-            f"models/{network_name(result.trial)}",
-            model=result.model,
+            folder,
+            model=model,
             graph=self.shared.graph,
-            candidate=result.trial.candidate,
-            provenance=self.shared.provenance | artifact.trial_provenance(result.trial),
+            candidate=trial.candidate,
+            provenance=self.shared.provenance | artifact.trial_provenance(trial),
         )
 
     def test(self, task: TestTask) -> dict[str, float]:
-        """Accuracies on the test split: `dense`, and by name or candidate."""
+        """Accuracies on the test split: `dense`, and by `Trial.network`; what is to be kept is stored."""
         workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
-        split = DeviceSplit.place(ray.get(task.split[0]), workload.data.mean, workload.data.std, workload.device)
+        splits = [
+            DeviceSplit.place(s, workload.data.mean, workload.data.std, workload.device) for s in ray.get(task.split)
+        ]
         accuracies: dict[str, float] = {}
-        if task.dense:
-            accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
-        for name in task.finetuned:
-            accuracies[name] = evaluate(self.load(name), split, batch_size=batch_size).accuracy
-        for candidate, proposal in task.repaired:
-            kept = is_kept(proposal)
-            model = self.load(proposal.trial_id) if kept else self.pruner.prune(proposal).model
-            accuracies[candidate] = evaluate(model, split, batch_size=batch_size).accuracy
+        for split in splits:
+            if task.dense:
+                accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
+        for look in task.looks:
+            trial = self.recorded(look.proposal)
+            model = self._last(trial, keep=look.keep)
+            for split in splits if look.test else []:
+                accuracies[trial.network] = evaluate(model, split, batch_size=batch_size).accuracy
         return accuracies
+
+    def _last(self, trial: Trial, *, keep: bool) -> nn.Module:
+        """The network of a recorded trial: the store's, else made again; with `keep` stored under its name."""
+        store, wanted = self.shared.store, f"{MODELS}/{trial.network}"
+        found = find_network(store, trial)
+        if found is not None:
+            if keep and found != wanted:
+                copy_network(store, found, store, wanted)
+            return self.load(found)
+        again = self.pruner.repaired_again(trial)
+        if keep:
+            self.save(wanted, again, trial)
+        return again
 
 
 def evaluate_on_test(shared: list[Shared], task: TestTask) -> dict[str, float]:
@@ -286,8 +313,8 @@ class CandidateTrial(tune.Trainable):
             return [replace(trial, seconds=trial.seconds + making_s)]
         trials: list[Trial] = []
         for result in self._held.pruner.results(task.proposal):
-            if is_kept(task.proposal):
-                self._held.save(result)
+            if is_trained(task.proposal):
+                self._held.save(f"{MODELS}/{network_name(result.trial)}", result.model, result.trial)
             trials.append(of_rung(result.trial, shared.spec.search))
         return trials
 
@@ -335,16 +362,12 @@ def prepare_dense(
     thread.join()
 
 
-def is_kept(proposal: Proposal) -> bool:
-    """Whether the store keeps a search trial's network: one that was trained is too dear to be made again."""
-    return method_of(proposal).has_path() or proposal.rung > 0
-
-
 def network_name(trial: Trial) -> str:
-    """What a trained network is called in `models/`: a finalist's after its candidate, any other after its trial."""
-    if trial.proposal.stage is Stage.SEARCH or trial.candidate is None:
-        return trial.trial_id
-    return repeat_name(trial.candidate.id, trial.proposal.repeat)
+    """Name in `models/` of a network as it was trained: of a finalist its own, of any other that of its trial.
+
+    Several trials of the search may come to one candidate, each with weights that a next rung continues.
+    """
+    return trial.network if trial.proposal.stage is Stage.FINETUNE else trial.trial_id
 
 
 def of_rung(trial: Trial, search: SamplerSpec) -> Trial:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,13 +16,10 @@ from raprune.front import Progress, Row, floor_of, pick, wanted_latency
 from raprune.page.feed import Away, Known
 from raprune.spec import load_limits
 from raprune.stages import RunStages
-from raprune.trial import Stage, Trial, TrialState, repeat_name
+from raprune.trial import Trial
 from raprune.words import without_secrets
 
 Answer = dict[str, Any]
-
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""What the name of a file or folder in the store may be, whoever wrote it there."""
 
 _OF_TRIAL = ("state", "accuracy_after_cut", "accuracy_after_repair", "epochs", "seconds", "gpu_seconds", "started_at")
 _OF_PROPOSAL = ("number", "stage", "rung", "repeat", "parent", "step", "method", "allocation", "target_flops")
@@ -40,6 +36,7 @@ _OF_METRICS = (
 COLUMNS = (
     "trial_id",
     "candidate",
+    "network",
     *_OF_PROPOSAL,
     "settings",
     "val_accuracy",
@@ -50,7 +47,6 @@ COLUMNS = (
     "worker",
     "error",
     "eligible",
-    "downloadable",
 )
 """What `describe_trial` says."""
 
@@ -136,33 +132,30 @@ def describe_trial(trial: Trial, known: Known) -> Answer:
     """One trial as the row of a table."""
     proposal, metrics, candidate = trial.proposal, trial.metrics, trial.candidate
     accuracies = known.test.get("candidates", {})
-    has_network = trial.state is TrialState.COMPLETE and candidate is not None and metrics is not None
     row = {
         "trial_id": trial.trial_id,
-        "candidate": None if candidate is None else candidate.id,
+        "candidate": None if candidate is None else trial.name,
+        "network": None if candidate is None else trial.network,
         **{name: getattr(proposal, name) for name in _OF_PROPOSAL},
         "settings": json.dumps(plain(proposal.settings)),
         "val_accuracy": None if metrics is None else metrics.accuracy,
         "val_loss": None if metrics is None else metrics.loss,
         **{name: None if metrics is None else getattr(metrics, name) for name in _OF_METRICS},
         **{name: getattr(trial, name) for name in _OF_TRIAL},
-        "test_accuracy": accuracies.get(network_name(trial)) if proposal.stage is Stage.FINETUNE else None,
+        "test_accuracy": accuracies.get(trial.network) if trial.trial_id in known.counting else None,
         "worker": trial.worker,
         "error": None if trial.error is None else without_secrets(trial.error),
-        "eligible": has_network,
-        "downloadable": network_name(trial) in known.networks,
+        "eligible": trial.counts,
     }
-    if candidate is not None and row["test_accuracy"] is None and candidate.id not in known.finetuned:
-        row["test_accuracy"] = accuracies.get(candidate.id)
     return {name: plain(value) for name, value in row.items()}
 
 
-def detail_trial(trial: Trial, known: Known, *, curves: Mapping[str, Sequence[Any]], size: int | None) -> Answer:
-    """Everything on one trial. `curves`: training by trial id; `size`: bytes of its stored network."""
+def detail_trial(
+    trial: Trial, known: Known, *, curves: Mapping[str, Sequence[Any]], folder: str | None, size: int | None
+) -> Answer:
+    """Everything on one trial. `curves`: training by trial id; `folder` of its stored network, of `size` bytes."""
     proposal, candidate = trial.proposal, trial.candidate
-    row = None
-    if candidate is not None:
-        row = next((r for r in known.rows if r["candidate"] == candidate.id), None)
+    row = next((r for r in known.rows if trial.trial_id in r["trials"]), None)
     own = {
         "settings": dict(proposal.settings),
         "candidate_settings": None if candidate is None else dict(candidate.settings),
@@ -171,7 +164,7 @@ def detail_trial(trial: Trial, known: Known, *, curves: Mapping[str, Sequence[An
         "target_params": proposal.target_params,
         "target_latency": proposal.target_latency,
         "seed": proposal.seed,
-        "network": f"models/{network_name(trial)}" if network_name(trial) in known.networks else None,
+        "folder": folder,
     }
     history = [
         {
@@ -185,14 +178,17 @@ def detail_trial(trial: Trial, known: Known, *, curves: Mapping[str, Sequence[An
         }
         for other, relation in relatives(trial, known.trials)
     ]
-    exported = None if candidate is None else f"raprune export {shlex.quote(known.name)} {candidate.id} FOLDER"
+    exported = None
+    if trial.counts:
+        named = trial.network if trial.trial_id in known.counting else trial.trial_id
+        exported = f"raprune export {shlex.quote(known.name)} {named} FOLDER"
     answer = {
         "trial": describe_trial(trial, known) | own,
         "row": row,
         "history": history,
         "curve": curves.get(trial.trial_id, []),
         "curves": {name: curve for name, curve in curves.items() if name != trial.trial_id},
-        "download": None if own["network"] is None else download_links(trial.trial_id, size),
+        "download": None if folder is None else download_links(trial.trial_id, size),
         "export": exported,
     }
     return dict(plain(answer))
@@ -272,27 +268,15 @@ def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
     return dict(plain(picked))
 
 
-def find_network(known: Known, name: str) -> str | None:
-    """The folder of the network that a candidate's or a trial's id names; None if no stored one has it.
+def find_trial(known: Known, name: str) -> Trial | None:
+    """The trial of that id, or the one whose network has that name; None if there is none.
 
     The name is looked up, never made a path of.
     """
     position = known.positions.get(name)
     if position is not None:
-        chosen = [known.trials[position]]
-    else:
-        complete = [t for t in known.trials if t.state is TrialState.COMPLETE and t.candidate is not None]
-        found = [t for t in complete if t.candidate is not None and t.candidate.id == name]
-        chosen = sorted(found, key=lambda t: (t.proposal.stage is Stage.FINETUNE, t.epochs), reverse=True)
-    folders = (network_name(trial) for trial in chosen)
-    return next((f for f in folders if f in known.networks and PLAIN_NAME.fullmatch(f)), None)
-
-
-def network_name(trial: Trial) -> str:
-    """What the trial's network is called in `models/`, if it is there."""
-    if trial.proposal.stage is Stage.SEARCH or trial.candidate is None:
-        return trial.trial_id
-    return repeat_name(trial.candidate.id, trial.proposal.repeat)
+        return known.trials[position]
+    return next((t for t in known.trials if t.trial_id in known.counting and t.network == name), None)
 
 
 def plain(value: Any) -> Any:

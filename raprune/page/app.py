@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raprune import curves
 from raprune.curves import read_curve
 from raprune.errors import RapruneError, StoreError, UsageError
+from raprune.networks import PLAIN_NAME, WEIGHTS, find_network
 from raprune.page import access, answers
 from raprune.page.access import Access, Admitted, Moved, Refused
 from raprune.page.feed import Away, Feed, Known
@@ -327,16 +328,14 @@ class Page:
     def _detail(self, trial: Trial, known: Known) -> dict[str, Any]:
         ancestors = [other for other, relation in answers.relatives(trial, known.trials) if relation == "ancestor"]
         trained = {name: self._curve(name) for name in (*(t.trial_id for t in ancestors), trial.trial_id)}
-        network = answers.network_name(trial)
-        size = None
-        if network in known.networks and answers.PLAIN_NAME.fullmatch(network):
-            size = self._feed.store.size(f"models/{network}/weights.safetensors")
+        folder = find_network(self._feed.store, trial)
+        size = None if folder is None else self._feed.store.size(f"{folder}/{WEIGHTS}")
         kept = {name: curve for name, curve in trained.items() if curve}
-        return answers.detail_trial(trial, known, curves=kept, size=size)
+        return answers.detail_trial(trial, known, curves=kept, folder=folder, size=size)
 
     def _curve(self, name: str) -> list[Any]:
         """The training of that name, if it was kept."""
-        return read_curve(self._feed.store, name) if answers.PLAIN_NAME.fullmatch(name) else []
+        return read_curve(self._feed.store, name) if PLAIN_NAME.fullmatch(name) else []
 
     async def _kept(self, request: Request, what: str, known: Known, make: Callable[[], Any]) -> Response:
         """An answer that is made once for each version of what is known."""
@@ -373,10 +372,11 @@ class Page:
 
     async def _network(self, name: str) -> str:
         known = await self._fresh()
-        found = await run_in_threadpool(answers.find_network, known, name)
+        trial = await run_in_threadpool(answers.find_trial, known, name)
+        found = None if trial is None else await run_in_threadpool(find_network, self._feed.store, trial)
         if found is None:
             raise _not_stored(self._feed.store.name, name)
-        return f"models/{found}"
+        return found
 
 
 def _events_of(known: Known | None, away: Away | None, stages: RunStages | None) -> dict[str, str]:
@@ -457,9 +457,9 @@ def _error(status: int, error: str, hint: str, headers: Mapping[str, str] | None
 
 def _not_stored(place: str, name: str) -> MissingError:
     return MissingError(
-        "No network is stored under that id.",
-        hint=f"Only networks that were trained are kept; any candidate is made again by: "
-        f"raprune export {place} CANDIDATE FOLDER",
+        "No network is stored under that name.",
+        hint=f"A run keeps the networks that were trained and, once it ends, those of the front; any other is made "
+        f"again by: raprune export {place} NETWORK FOLDER",
     )
 
 

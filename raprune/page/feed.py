@@ -24,7 +24,7 @@ from raprune.report import read_test
 from raprune.stages import FRESH_S, RunStages, read_stages
 from raprune.store import SCHEMA, Store, from_row
 from raprune.times import Times, read_times
-from raprune.trial import Stage, Trial
+from raprune.trial import Trial
 
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
 """What is read of a trial: the channel indices of thousands of wide networks would fill the memory."""
@@ -75,8 +75,6 @@ class Known(Findings):
 
     history: Sequence[Point]
     """One for each trial."""
-    networks: frozenset[str]
-    """Names in `models/`."""
     complete: bool
     """Whether all parts were read that were there."""
     generation: str
@@ -90,13 +88,9 @@ class Known(Findings):
         return progress(self.run, self.trials, running=self.pulse.running, live=self.pulse.live)
 
     @cached_property
-    def finetuned(self) -> frozenset[str]:
-        """Ids of the candidates that were fine-tuned: a test figure by that id is the fine-tuned network's."""
-        return frozenset(
-            trial.candidate.id
-            for trial in self.trials
-            if trial.candidate is not None and trial.proposal.stage is Stage.FINETUNE
-        )
+    def counting(self) -> frozenset[str]:
+        """Ids of the trials that stand for their candidates, each repeat of a fine-tuning among them."""
+        return frozenset(trial_id for row in self.rows for trial_id in row["trials"])
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -137,8 +131,8 @@ class Course:
             gpu_hours=last.gpu_hours + trial.gpu_seconds / 3600,
             hours=last.hours + trial.seconds / 3600,
         )
-        if self._growth.add(trial):
-            self._last = replace(self._last, hypervolume=self._growth.hypervolume, best=self._growth.best)
+        self._growth.add(trial)
+        self._last = replace(self._last, hypervolume=self._growth.hypervolume, best=self._growth.best)
         self.points.append(self._last)
 
 
@@ -170,9 +164,9 @@ class Feed:
         self._run: dict[str, Any] = {}
         self._test: dict[str, Any] = {}
         self._times = Times()
+        self._reports_due = False
         self._read: set[str] = set()
         self._trials: list[Trial] = []
-        self._networks: frozenset[str] = frozenset()
         self._course = Course(Budget(), 0.0)
         self._generation = ""
 
@@ -216,17 +210,18 @@ class Feed:
             # Another run, or one of which parts were taken away.
             self._forget()
         if run != self._run:
-            # Both are written before `run.json` says that the run is finished.
-            self._test = read_test(self.store)
-            self._times = read_times(self.store)
             self._begin(run)
+            self._reports_due = True
         new = [part for part in parts if part not in self._read]
-        if new:
-            self._networks = frozenset(self.store.names("models"))
         for start in range(0, len(new), BATCH):
             self._take(new[start : start + BATCH])
             if start + BATCH < len(new):
                 self._publish(complete=False)
+        if self._reports_due:
+            # Both are written before `run.json` says that the run is finished.
+            self._test = read_test(self.store, self._trials)
+            self._times = read_times(self.store, self._trials)
+            self._reports_due = False
         self._publish(complete=True)
 
     def _forget(self) -> None:
@@ -260,7 +255,6 @@ class Feed:
             times=self._times,
             trials=tuple(self._trials),
             history=tuple(self._course.points),
-            networks=self._networks,
             complete=complete,
             generation=self._generation,
             pulse=self._judge() if self._pulse is None else self._pulse(),

@@ -166,7 +166,7 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
             assert trial.state is TrialState.COMPLETE and trial.candidate == made.candidate and trial.metrics
             assert trial.epochs == made.epochs + 2 and math.isfinite(trial.metrics.loss)
             assert trial.accuracy_after_cut == made.after_cut
-            weights = load(job.store.read_bytes(f"models/{trial.candidate.id}/weights.safetensors"))
+            weights = load(job.store.read_bytes(f"models/{trial.network}/weights.safetensors"))
             assert all(torch.as_tensor(array).isfinite().all() for array in weights.values())
         failed = trials["finetune-00002"]
         assert failed.state is TrialState.FAILED and (failed.error or "").startswith("BudgetError: ")

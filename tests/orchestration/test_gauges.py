@@ -73,7 +73,9 @@ def test_a_run_without_a_trial_says_what_was_asked_for() -> None:
     assert gauges["raprune_dense_accuracy"] == {(): 0.9}
     assert gauges["raprune_accuracy_floor"] == {(): pytest.approx(0.8)}
     assert gauges["raprune_budget"] == {(("cost", "flops"),): 0.5}
-    assert gauges["raprune_finalists"] == {(("state", "trained"),): 0, (("state", "wanted"),): 6}
+    assert gauges["raprune_finalists"] == {(("state", "trained"),): 0}, "none is chosen yet"
+    chosen = measure(RUN | {"finetunings": 6}, []).gauges
+    assert chosen["raprune_finalists"] == {(("state", "trained"),): 0, (("state", "wanted"),): 6}
     assert gauges["raprune_best_accuracy"] == gauges["raprune_best_cost"] == gauges["raprune_front_accuracy"] == {}
     assert all(values == {} for values in measured.counters.values())
 

@@ -79,7 +79,7 @@ def test_every_candidate_is_predicted_within_the_budget(finished: tuple[Store, s
 
 def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) -> None:
     store, _ = finished
-    times = read_times(store)
+    times = read_times(store, store.trials())
     rows = front(store.trials(), budget_of(store.run()))
     assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (64, 1)
     assert [timing.batch_size for timing in times.conditions] == [1, 16], "as the job says"
@@ -113,7 +113,7 @@ def test_networks_are_timed_in_the_room_of_a_trial_where_no_whole_node_gets_free
         latency.measure_front(subject, other, store.trials())
     finally:
         ray.util.remove_placement_group(taken)
-    assert {timing.threads for timing in read_times(other).conditions} == {1}
+    assert {timing.threads for timing in read_times(other, other.trials()).conditions} == {1}
 
 
 def test_another_latency_is_picked_without_new_work(finished: tuple[Store, str]) -> None:
@@ -130,7 +130,7 @@ def test_a_candidate_is_made_again_by_the_same_table(finished: tuple[Store, str]
     store, _ = finished
     trial = next(t for t in store.trials() if t.proposal.stage is Stage.SEARCH)
     assert trial.candidate is not None
-    assert export(store.uri, trial.trial_id, str(tmp_path / "made")) == trial.candidate.id
+    assert export(store.uri, trial.trial_id, str(tmp_path / "made")).network == trial.candidate.id
 
 
 def test_a_latency_out_of_reach_is_refused_before_the_run_begins(ray_cluster: None, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raprune.artifact import load
-from raprune.front import candidates, front
+from raprune.front import candidates
 from raprune.models import build_model
 from raprune.orchestration.promotion import Outcome, goes_on
 from raprune.orchestration.search import resume
@@ -65,7 +65,7 @@ def test_finalists_are_trained_by_several_seeds_and_told_by_mean_and_interval(cl
     assert len({t.proposal.seed for t in finetuned}) == 4
     # One epoch of rungs, half of one of fine-tuning.
     assert {t.epochs for t in finetuned} == {1.5}
-    rows = json.loads(climbed.read_bytes("report/front.json"))
+    rows = candidates(climbed.trials(), test=climbed.read_json("report/test.json"))
     means = [row for row in rows if row["stage"] == "finetune"]
     assert means and all(row["repeats"] == [0, 1] and row["val_interval"] is not None for row in means)
     assert all(row["test_accuracy"] is not None and row["test_interval"] is not None for row in means)
@@ -74,8 +74,8 @@ def test_finalists_are_trained_by_several_seeds_and_told_by_mean_and_interval(cl
 def test_a_network_of_a_rung_and_one_of_a_repeat_load(climbed: Store, tmp_path: Path) -> None:
     (name,) = [t for t in climbed.trials() if t.trial_id == "finetune-00001-s1"]
     assert name.candidate is not None
-    row = next(r for r in front(climbed.trials()) if r["stage"] == "finetune")
-    assert climbed.exists(f"models/{name.candidate.id}-s1/recipe.json")
+    row = next(r for r in candidates(climbed.trials()) if r["stage"] == "finetune")
+    assert climbed.exists(f"models/{name.candidate.id}-ft-s1/recipe.json")
     export(climbed.uri, row["candidate"], str(tmp_path / "out"))
     dense = build_model(ModelSpec(name="digits-net"), num_classes=10, image_shape=(1, 8, 8))
     small = load(dense, str(tmp_path / "out"))

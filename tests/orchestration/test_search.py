@@ -4,20 +4,27 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 from rich.console import Console
 
 from raprune.artifact import load
+from raprune.budget import Budget
+from raprune.data.batches import DeviceSplit
 from raprune.errors import BudgetError, ModelError, RapruneError, StoreError, UsageError
-from raprune.front import front, to_be_tested
+from raprune.evaluate import evaluate
+from raprune.front import front, progress, to_be_tested
 from raprune.models import build_model
 from raprune.orchestration.search import resume, search
+from raprune.preparation import Prepared, prepare
+from raprune.report import print_front
 from raprune.single import export
-from raprune.spec import SearchSpec
+from raprune.spec import ModelSpec, SearchSpec
 from raprune.store import Store
 from raprune.trial import Stage, Trial, TrialState
 
@@ -87,8 +94,67 @@ def test_a_finalist_is_written_with_its_recipe(finished: Store) -> None:
     for trial in finished.trials():
         if trial.proposal.stage is Stage.FINETUNE:
             assert trial.candidate is not None and trial.metrics is not None
-            recipe = finished.read_json(f"models/{trial.candidate.id}/recipe.json")
+            recipe = finished.read_json(f"models/{trial.candidate.id}-ft/recipe.json")
             assert recipe["candidate"] == trial.candidate.id and recipe["accuracy"] == trial.metrics.accuracy
+
+
+def test_every_network_of_the_front_is_stored_and_loads_as_good_as_it_was_recorded(finished: Store) -> None:
+    data = prepare(SearchSpec.model_validate(finished.run()["spec"])).data
+    console = Console(file=io.StringIO(), width=120)
+    print_front(finished.uri, console=console, as_json=True)
+    assert isinstance(console.file, io.StringIO)
+    rows = json.loads(console.file.getvalue())
+    assert {row["stage"] for row in rows} >= {"search"}, "some of the front are only repaired"
+    for row in rows:
+        small = load(build_model(ModelSpec(name="digits-net"), num_classes=10, image_shape=(1, 8, 8)),
+                     f"{finished.uri}/models/{row['candidate']}")  # fmt: skip
+        validation = DeviceSplit.place(data.validation, data.mean, data.std, torch.device("cpu"))
+        accuracy = evaluate(small, validation, batch_size=256).accuracy
+        assert accuracy == pytest.approx(row["val_accuracy"], abs=1.5 / len(data.validation)), row["candidate"]
+        recipe = finished.read_json(f"models/{row['candidate']}/recipe.json")
+        assert (recipe["trial_id"], recipe["accuracy"]) == (row["trial_id"], row["val_accuracy"])
+
+
+def test_the_report_of_a_finished_run_says_that_it_is_finished(finished: Store) -> None:
+    page = finished.read_bytes("report/front.html").decode()
+    (starred,) = [row["candidate"] for row in finished.read_json("report/front.json") if row["starred"]]
+    assert "This run is not finished" not in page and f"raprune export {finished.name} {starred} " in page
+    now = progress(finished.run(), finished.trials())
+    assert (now.finetuned, now.finetunings, now.finished) == (2, 2, True)
+
+
+def test_a_run_killed_before_its_end_was_noted_stores_and_reports_on_resume(finished: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.uri, folder)
+    described = json.loads((folder / "run.json").read_text()) | {"state": "searching"}
+    (folder / "run.json").write_text(json.dumps(described))
+    repaired = next(r for r in front(finished.trials(), Budget(flops=0.3)) if r["stage"] == "search")
+    # Killed between the weights and the recipe, and while the report was written.
+    (folder / "models" / repaired["candidate"] / "recipe.json").unlink()
+    (folder / "report" / "front.html").write_text("half of it")
+    resume(str(folder), console=Console(file=io.StringIO()))
+    resumed, name = Store(folder), f"models/{repaired['candidate']}"
+    assert resumed.run()["state"] == "finished" and facts(resumed.trials()) == facts(finished.trials())
+    assert resumed.read_json(f"{name}/recipe.json")["trial_id"] == repaired["trial_id"]
+    assert resumed.read_bytes(f"{name}/weights.safetensors") == finished.read_bytes(f"{name}/weights.safetensors")
+    assert resumed.read_json("report/test.json") == finished.read_json("report/test.json")
+    assert "This run is not finished" not in resumed.read_bytes("report/front.html").decode()
+
+
+def test_the_front_is_stored_where_there_is_no_test_split(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untested(spec: SearchSpec) -> Prepared:
+        prepared = prepare(spec)
+        return replace(prepared, data=replace(prepared.data, test=None))
+
+    monkeypatch.setattr("raprune.orchestration.search.prepare", untested)
+    spec = spec_of(tmp_path / "run", search=SMALL["search"] | {"trials": 4}, finalists={"count": 0})
+    run(spec)
+    store = Store(spec.output)
+    rows = front(store.trials(), spec.budget)
+    assert rows and all(store.exists(f"models/{row['candidate']}/recipe.json") for row in rows)
+    assert not store.exists("report/test.json")
 
 
 def test_no_actor_stays_behind(finished: Store) -> None:
@@ -97,9 +163,12 @@ def test_no_actor_stays_behind(finished: Store) -> None:
 
 
 def test_one_worker_finds_what_two_found(finished: Store, tmp_path: Path) -> None:
-    spec = spec_of(tmp_path / "alone", resources={"workers": 1})
+    spec = spec_of(tmp_path / "alone", resources={"workers": 1}, store_front=False)
     run(spec)
-    assert facts(Store(spec.output).trials()) == facts(finished.trials())
+    alone = Store(spec.output)
+    assert facts(alone.trials()) == facts(finished.trials())
+    tuned = {t.network for t in alone.trials() if t.proposal.stage is Stage.FINETUNE}
+    assert set(alone.names("models")) == {"dense", *tuned}, "the front was not to be stored"
 
 
 @pytest.mark.parametrize("lost", [range(3, 14), (2, 5, 9, 12, 13)])

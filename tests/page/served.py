@@ -92,12 +92,11 @@ def make_run(folder: Path | str, *, trials: int = 6) -> Store:
         store.append([one])
     store.append([failed(trials - 1, "RuntimeError: s3://key:hush-hush@bucket is <b>away</b>")])
     best = searched[min(4, trials - 2)]
-    assert best.candidate is not None
     for repeat in range(2):
-        name = best.candidate.id + (f"-s{repeat}" if repeat else "")
-        store.write_bytes(f"models/{name}/weights.safetensors", bytes([repeat]) * 3_000_000)
-        store.write_json(f"models/{name}/recipe.json", {"format": 1, "repeat": repeat})
         tuned = finetuned(best, 0, accuracy=0.95 + 0.01 * repeat, repeat=repeat)
+        store.write_bytes(f"models/{tuned.network}/weights.safetensors", bytes([repeat]) * 3_000_000)
+        recipe = {"format": 1, "trial_id": tuned.trial_id, "repeat": repeat}
+        store.write_json(f"models/{tuned.network}/recipe.json", recipe)
         store.write_json(f"curves/{tuned.trial_id}.json", [{"epoch": 1, "train_loss": 0.5}])
         store.append([tuned])
     return store

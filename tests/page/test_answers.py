@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.errors import RapruneError, UsageError
+from raprune.networks import find_network
 from raprune.page import answers
-from raprune.page.feed import Feed, Known
+from raprune.page.feed import Feed, Known, Recorded
 from raprune.stages import RunStage, RunStages
 from raprune.store import Store
 from raprune.trial import Stage
@@ -47,7 +49,7 @@ def known(store: Store) -> Known:
 
 
 def everything(known: Known, store: Store) -> list[Any]:
-    details = [answers.detail_trial(t, known, curves={}, size=1) for t in known.trials]
+    details = [answers.detail_trial(t, known, curves={}, folder=None, size=None) for t in known.trials]
     return [
         answers.describe_run(known, None, STAGES, name="run"),
         answers.list_trials(known, 0),
@@ -99,15 +101,17 @@ def test_columns_are_of_one_length_and_go_on_where_they_ended(known: Known) -> N
     assert list(beyond) == list(columns) and not any(beyond.values())
 
 
-def test_a_row_says_what_may_count_and_what_is_stored(known: Known) -> None:
+def test_a_row_says_what_may_count(known: Known) -> None:
     columns = answers.list_trials(known, 0)["columns"]
     rows = {name: dict(zip(columns, values, strict=True)) for name, *values in zip(
         columns["trial_id"], *columns.values(), strict=True)}  # fmt: skip
     assert not rows["search-00005"]["eligible"] and "RuntimeError" in rows["search-00005"]["error"]
-    assert rows["search-00000"]["eligible"] and not rows["search-00000"]["downloadable"]
-    assert rows["finetune-00000"]["downloadable"] and rows["finetune-00000-s1"]["repeat"] == 1
+    assert rows["search-00000"]["eligible"] and rows["finetune-00000-s1"]["repeat"] == 1
+    names = [rows[name]["network"] for name in ("search-00004", "finetune-00000", "finetune-00000-s1")]
+    assert names == [names[0], f"{names[0]}-ft", f"{names[0]}-ft-s1"]
+    assert rows["finetune-00000-s1"]["candidate"] == rows["finetune-00000"]["candidate"] == names[1]
     counting = answers.list_candidates(known)["counting"]
-    assert "finetune-00000" in counting and "search-00004" not in counting and "search-00000" in counting
+    assert {"finetune-00000", "search-00004", "search-00000"} <= set(counting)
 
 
 def test_no_answer_holds_a_credential(known: Known, store: Store) -> None:
@@ -177,40 +181,41 @@ def test_a_history_that_bites_its_tail_ends() -> None:
     assert {t.trial_id for t, _ in answers.relatives(a, [a, b])} == {"search-00000", "search-00001"}
 
 
-def test_a_network_is_found_by_candidate_or_trial(known: Known) -> None:
+def test_a_trial_is_found_by_its_id_or_the_name_of_its_network(known: Known) -> None:
     best = known.trials[-1].candidate
     assert best is not None
-    assert answers.find_network(known, best.id) == best.id
-    assert answers.find_network(known, "finetune-00000-s1") == f"{best.id}-s1"
-    for name in (
-        "search-00000",
-        "search-00005",
-        "nobody",
-        "",
-        ".",
-        "..",
-        best.id[:6],
-        f"{best.id}-s1",
-        f"../{best.id}",
-    ):
-        assert answers.find_network(known, name) is None, name
+    named = {best.id: "search-00004", f"{best.id}-ft": "finetune-00000", f"{best.id}-ft-s1": "finetune-00000-s1"}
+    for name, trial_id in named.items():
+        for asked in (name, trial_id):
+            found = answers.find_trial(known, asked)
+            assert found is not None and (found.trial_id, found.network) == (trial_id, name)
+    for name in ("nobody", "", ".", "..", best.id[:6], f"{best.id}-s1", f"../{best.id}"):
+        assert answers.find_trial(known, name) is None, name
 
 
 @pytest.mark.parametrize("hostile", ["../../etc/passwd", "..", ".hidden", "a/b", "a\\b", "a b", "", "x" * 300, "a\n"])
 def test_a_name_that_a_hostile_store_recorded_is_no_path(known: Known, hostile: str) -> None:
+    class Watched(Store):
+        def exists(self, rel: str) -> bool:
+            assert re.fullmatch(r"models/[\w-]+/recipe.json", rel)
+            return False
+
     planted = replace(known.trials[0], trial_id=hostile)
-    networks = known.networks | {hostile}
-    assert answers.find_network(replace(known, trials=(planted,), networks=networks), hostile) is None
+    assert answers.find_trial(replace(known, trials=(planted,)), hostile) is planted
+    assert find_network(Watched("nowhere"), planted) is None
+    candidate = Recorded("l2", {}, {}, hostile, {})
+    assert find_network(Watched("nowhere"), replace(planted, candidate=candidate)) is None
 
 
 def test_a_detail_says_all(store: Store, known: Known) -> None:
     tuned = known.trials[-1]
     assert tuned.proposal.stage is Stage.FINETUNE and tuned.candidate is not None
-    detail = answers.detail_trial(tuned, known, curves={tuned.trial_id: [{"epoch": 1}]}, size=7)
+    folder = f"models/{tuned.network}"
+    detail = answers.detail_trial(tuned, known, curves={tuned.trial_id: [{"epoch": 1}]}, folder=folder, size=7)
     assert detail["trial"]["widths"] == tuned.candidate.widths and detail["row"]["repeats"] == [0, 1]
     assert detail["trial"]["settings"] == {} and detail["curve"] == [{"epoch": 1}]
     assert detail["download"]["weights"] == "download/finetune-00000-s1/weights.safetensors"
     assert detail["download"]["bytes"] == 7
-    assert detail["export"] == f"raprune export {store.name} {tuned.candidate.id} FOLDER"
-    searched = answers.detail_trial(known.trials[0], known, curves={}, size=None)
+    assert detail["export"] == f"raprune export {store.name} {tuned.candidate.id}-ft-s1 FOLDER"
+    searched = answers.detail_trial(known.trials[0], known, curves={}, folder=None, size=None)
     assert searched["download"] is None and searched["curve"] == []

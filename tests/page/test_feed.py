@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raprune.front import budget_of, candidates, progress, spent
+from raprune.networks import NAMES
 from raprune.page.feed import Feed, Known
 from raprune.stages import FILE, SCORES, Stages
 from raprune.store import RUN_FILE, Store
-from raprune.trial import Trial
-from tests.page.served import RUN, finetuned, make_run, trial
+from tests.page.served import RUN, make_run, trial
 
 
 @pytest.fixture
@@ -65,10 +64,11 @@ def test_the_last_point_is_where_the_run_stands(store: Store) -> None:
     known = looked(Feed(store, every_s=0.0))
     run, trials, last = store.run(), store.trials(), known.history[-1]
     now = progress(run, trials)
-    assert last.hypervolume == pytest.approx(spent(trials, budget_of(run))[-1]["hypervolume"])
+    bought = spent(trials, budget_of(run))[-1]["hypervolume"]
+    assert last.hypervolume == pytest.approx(bought) and now.hypervolume == pytest.approx(bought)
     assert last.gpu_hours == pytest.approx(now.gpu_hours) and now.best is not None
     assert len(known.history) == len(trials)
-    assert last.best == max(t.metrics.accuracy for t in trials if t.metrics and t.metrics.flops_fraction <= 0.3)
+    assert last.best == now.best["val_accuracy"]
     volumes = [point.hypervolume for point in known.history]
     assert volumes == sorted(volumes) and volumes[0] < volumes[-1]
 
@@ -145,7 +145,8 @@ def test_test_figures_come_with_the_end(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     assert not looked(feed).test
     best = looked(feed).front[-1]["candidate"]
-    store.write_json("report/test.json", {"dense": 0.97, "candidates": {best: 0.94, f"{best}-s1": 0.96}, "images": 100})
+    tested = {"dense": 0.97, "candidates": {best: 0.94, f"{best}-s1": 0.96}, "images": 100}
+    store.write_json("report/test.json", NAMES | tested)
     store.write_json(RUN_FILE, store.run() | {"state": "finished", "finished_at": 1.8e9 + 100})
     after = looked(feed)
     assert after.test["dense"] == 0.97 and after.front[-1]["test_accuracy"] == pytest.approx(0.95)
@@ -197,10 +198,11 @@ def test_parts_of_many_trials_are_shown_as_they_are_read(tmp_path: Path, monkeyp
     assert seen == [(2, False), (4, False), (6, False), (8, True)]
 
 
-def test_a_finetuned_candidate_is_known_by_its_repeats(store: Store) -> None:
+def test_figures_of_a_run_of_before_are_those_of_its_fine_tuned_networks(store: Store) -> None:
+    tuned = looked(Feed(store, every_s=0.0)).front[-1]
+    assert tuned["candidate"] == f"{tuned['parent']}-ft"
+    before = {tuned["parent"]: 0.94, f"{tuned['parent']}-s1": 0.96}
+    store.write_json("report/test.json", {"dense": 0.97, "candidates": before, "images": 100})
     known = looked(Feed(store, every_s=0.0))
-    tuned: list[Trial] = [t for t in known.trials if t.trial_id.startswith("finetune")]
-    assert known.finetuned == {t.candidate.id for t in tuned if t.candidate}
-    again = finetuned(replace(tuned[0], candidate=store.trials()[-1].candidate), 0, accuracy=0.99, repeat=2)
-    store.append([again])
-    assert len(known.networks) == 2
+    accuracies = {row["candidate"]: row["test_accuracy"] for row in known.rows}
+    assert accuracies[tuned["candidate"]] == pytest.approx(0.95) and accuracies[tuned["parent"]] is None

@@ -95,7 +95,7 @@ export class Detail {
     const trials = this.view.get("trials");
     const run = this.view.get("run");
     const get = (name) => trials.get(i, name);
-    // The row of the candidate has the means of its repeats; it is this trial's if it stands for them.
+    // The row has the means of the repeats; it is this trial's if it stands for them.
     const row = told?.row?.trial_id === get("trial_id") ? told.row : null;
     const accuracy = row?.val_accuracy ?? get("val_accuracy");
     const zeros = get("zeros") > 0.01 * get("params") ? `, ${count(get("zeros"))} of them zero` : "";
@@ -104,7 +104,7 @@ export class Detail {
       ["Method", get("method")],
       ["Settings", settingsText(told?.trial?.candidate_settings ?? trials.settings[i]) || "the method's own"],
       ["Widths by", get("allocation")],
-      ["Candidate", get("candidate")],
+      ["Network", get("network")],
       ["Validation", withInterval(accuracy, row?.val_interval, against(run.dense.val_accuracy, accuracy))],
       ["Test", withInterval(row?.test_accuracy ?? get("test_accuracy"), row?.test_interval)],
       ["After cut", ofNetwork(get("accuracy_after_cut"), 2)],
@@ -112,7 +112,7 @@ export class Detail {
       ["FLOPs", ofNetwork(get("flops_fraction"), 1, `: ${count(get("flops"))}`)],
       ["Parameters", ofNetwork(get("params_fraction"), 1, `: ${count(get("params"))}${zeros}`)],
       ["Latency", ofNetwork(get("latency_fraction"), 1, `: ${milliseconds(get("latency_ms"))} predicted`)],
-      ["Measured", measuredText(run.measured, get("candidate"))],
+      ["Measured", measuredText(run.measured, told?.row?.candidate)],
       ["Trained", get("epochs") ? `${Number(get("epochs").toPrecision(4))} epochs since the dense network` : null],
       ["Took", `${duration(get("seconds"))}${gpus}`],
     ];

@@ -23,7 +23,11 @@ export class Header {
     const states = Object.entries(now.states).map(([state, number]) => `${count(number)} ${state.toLowerCase()}`);
     const figures = [
       ["Trials", `${count(now.searched)} of ${count(now.trials)}`, states.join(", ")],
-      ["Fine-tuned", `${count(now.finetuned)}`, "networks taken to the end"],
+      [
+        "Fine-tuned",
+        known(now.finetunings) ? `${count(now.finetuned)} of ${count(now.finetunings)}` : count(now.finetuned),
+        "networks taken to the end",
+      ],
       ["On the front", count(now.front), "within the budget"],
       ["Hypervolume", known(now.hypervolume) ? now.hypervolume.toFixed(4) : "–", "of the budget's area"],
       [

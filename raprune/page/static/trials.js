@@ -32,7 +32,7 @@ export class Trials {
       this.positions.set(this.columns.trial_id[i], i);
       if (this.columns.parent[i]) this.continued.add(this.columns.parent[i]);
       this.settings.push(parsed(this.columns.settings[i]));
-      const words = ["trial_id", "candidate", "method", "allocation", "settings", "state", "stage", "error"];
+      const words = ["trial_id", "network", "method", "allocation", "settings", "state", "stage", "error"];
       this.texts.push(words.map((name) => this.columns[name][i] ?? "").join("\n").toLowerCase());
     }
     this.length += added;
@@ -55,22 +55,24 @@ export class Trials {
 }
 
 /**
- * One row for each candidate of a complete trial, by ascending FLOPs: as it was trained the most, then the latest;
- * fine-tuned by several seeds, by their mean. A row is {trial, candidate, accuracy, interval, repeats, flops, ...}.
+ * One row for each candidate of a complete trial, repaired and fine-tuned ones apart, by ascending FLOPs: the most
+ * accurate of several search trials, the mean of several seeds. A row is {trial, candidate, accuracy, interval,
+ * repeats, flops, ...}.
  */
 export function candidates(trials) {
-  const best = new Map();
+  const named = new Map();
   for (let i = 0; i < trials.length; i += 1) {
     if (trials.get(i, "state") !== "COMPLETE" || trials.get(i, "val_accuracy") === null) continue;
     const candidate = trials.get(i, "candidate");
     if (candidate === null) continue;
-    const alike = best.get(candidate);
-    const order = alike === undefined ? 1 : fidelity(trials, i, alike[0]);
-    if (order > 0) best.set(candidate, [i]);
-    else if (order === 0) alike.push(i);
+    if (named.has(candidate)) named.get(candidate).push(i);
+    else named.set(candidate, [i]);
   }
-  const rows = [...best.values()].map((alike) => rowOf(trials, alike));
-  return rows.sort((a, b) => a.flops - b.flops || b.accuracy - a.accuracy);
+  const rows = [...named.values()].map((alike) => rowOf(trials, alike));
+  // Of equally good ones the first stays on a front: the one that was trained the least.
+  return rows.sort((a, b) =>
+    a.flops - b.flops || b.accuracy - a.accuracy || a.epochs - b.epochs || compared(a.candidate, b.candidate)
+  );
 }
 
 /** The rows within the budget that no other beats in both accuracy and `cost`, by ascending cost. */
@@ -112,33 +114,36 @@ export function pick(rows, budget, floor = null) {
 
 /** The mean accuracy on the test split of the networks behind a row, by `run.test`; null where one was not measured. */
 export function testAccuracy(trials, row, test) {
-  const names = row.repeats.map((i) => {
-    const repeat = trials.get(i, "repeat");
-    return repeat ? `${row.candidate}-s${repeat}` : row.candidate;
-  });
-  const measured = names.map((name) => test?.candidates?.[name] ?? null);
+  const measured = row.repeats.map((i) => test?.candidates?.[trials.get(i, "network")] ?? null);
   return measured.includes(null) ? null : measured.reduce((sum, value) => sum + value, 0) / measured.length;
 }
 
-/** Above 0 if trial `i` took its candidate further than trial `j`, 0 if as far. */
-function fidelity(trials, i, j) {
-  const tuned = (k) => (trials.get(k, "stage") === "finetune" ? 1 : 0);
-  return tuned(i) - tuned(j) || trials.get(i, "epochs") - trials.get(j, "epochs");
+/** Below 0 if trial `i` stands for its candidate rather than trial `j`. */
+function standing(trials, i, j) {
+  const by = (name) => trials.get(i, name) - trials.get(j, name);
+  return -by("val_accuracy") || by("epochs") || compared(trials.get(i, "trial_id"), trials.get(j, "trial_id"));
+}
+
+function compared(a, b) {
+  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 function rowOf(trials, alike) {
-  if (trials.get(alike[0], "stage") !== "finetune") return row(trials, alike[alike.length - 1]);
+  if (trials.get(alike[0], "stage") !== "finetune") {
+    return row(trials, alike.reduce((best, i) => (standing(trials, i, best) < 0 ? i : best)));
+  }
   const repeats = new Map();
   for (const i of alike) repeats.set(trials.get(i, "repeat") ?? 0, i);
   const order = [...repeats.keys()].sort((a, b) => a - b);
   const first = row(trials, repeats.get(order[0]));
   if (order.length === 1) return first;
-  const accuracies = [...repeats.values()].map((i) => trials.get(i, "val_accuracy"));
+  const behind = order.map((repeat) => repeats.get(repeat));
+  const accuracies = behind.map((i) => trials.get(i, "val_accuracy"));
   const mean = accuracies.reduce((sum, value) => sum + value, 0) / accuracies.length;
   const variance = accuracies.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (accuracies.length - 1);
   const quantile = STUDENT[Math.min(accuracies.length - 1, STUDENT.length) - 1];
   const interval = quantile * Math.sqrt(variance / accuracies.length);
-  return { ...first, accuracy: mean, interval, repeats: [...repeats.values()] };
+  return { ...first, accuracy: mean, interval, repeats: behind };
 }
 
 function row(trials, i) {
@@ -146,7 +151,8 @@ function row(trials, i) {
   const params = trials.get(i, "params");
   return {
     trial: i,
-    candidate: trials.get(i, "candidate"),
+    candidate: trials.get(i, "network"),
+    epochs: trials.get(i, "epochs"),
     accuracy: trials.get(i, "val_accuracy"),
     interval: null,
     repeats: [i],
