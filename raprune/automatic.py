@@ -70,17 +70,11 @@ def _filled(
     return spec.model_copy(update={"methods": methods, "search": search, "finalists": finalists})
 
 
-def told(asked: SearchSpec, spec: SearchSpec) -> list[str]:
-    """A sentence on each decision: what was taken where `asked` left it open, and why."""
-    lines = []
+def told(asked: SearchSpec, spec: SearchSpec) -> dict[str, str]:
+    """Subject -> what was decided where `asked` left it open, and why."""
+    decisions = {}
     if not asked.methods:
-        lines.append(
-            f"Methods: {', '.join(spec.methods)}, which need no training of their own; random and l1 are tried as "
-            "baselines. `raprune methods` lists the others."
-        )
+        decisions["methods"] = f"{', '.join(spec.methods)}, which need no training; random and l1 as baselines"
     if asked.finalists.train.epochs is None and spec.finalists.count:
-        lines.append(
-            f"Fine-tuning: {spec.finalists.train.epochs:g} epochs for each finalist, a short one; --epochs N for a "
-            "longer one."
-        )
-    return lines
+        decisions["fine-tuning"] = f"{spec.finalists.train.epochs:g} epochs for each finalist; --epochs N for longer"
+    return decisions

@@ -72,8 +72,8 @@ class _Printed(Steps):
         self._print("channels", f"{numbered(go, 'group')} can go, {numbered(stay, 'layer')} must stay")
 
     def decided(self, spec: SearchSpec) -> None:
-        for line in automatic.told(self._spec, spec):
-            self._print("decided", line)
+        for subject, decision in automatic.told(self._spec, spec).items():
+            self._print(subject, decision)
 
     def reached(self, cost: CostModel) -> None:
         self._print("budget", _describe_budget(self._spec))

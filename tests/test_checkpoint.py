@@ -39,7 +39,7 @@ def kill_after(number: int) -> Callable[[Epoch], None]:
 
 
 def digits(count: int = 150) -> DeviceSplit:
-    data = load_data(DataSpec(max_images=count), seed=0)
+    data = load_data(DataSpec(name="digits", max_images=count), seed=0)
     return DeviceSplit.place(data.train, data.mean, data.std, "cpu", layout=torch.channels_last)
 
 

@@ -99,7 +99,7 @@ def test_maps_of_another_number_of_channels_are_an_error_that_names_the_layer() 
 
 
 def digits() -> DeviceSplit:
-    data = load_data(DataSpec(max_images=300), seed=0)
+    data = load_data(DataSpec(name="digits", max_images=300), seed=0)
     return DeviceSplit.place(data.train, data.mean, data.std, "cpu", layout=torch.channels_last)
 
 

@@ -17,7 +17,7 @@ from raprune.training import Epoch, one_cycle, train
 
 
 def digits(count: int = 300) -> DeviceSplit:
-    data = load_data(DataSpec(max_images=count), seed=0)
+    data = load_data(DataSpec(name="digits", max_images=count), seed=0)
     return DeviceSplit.place(data.train, data.mean, data.std, "cpu", layout=torch.channels_last)
 
 

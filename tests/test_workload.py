@@ -21,7 +21,11 @@ SHARED = Path(os.environ.get("RAPRUNE_DATA", Path(__file__).parents[2] / "shared
 
 def small(**fields: object) -> SearchSpec:
     return SearchSpec.model_validate(
-        {"model": {"arguments": {"width": 8}}, "data": {"max_images": 300}, "dense": {"epochs": 4, "batch_size": 32}}
+        {
+            "model": {"name": "digits-net", "arguments": {"width": 8}},
+            "data": {"name": "digits", "max_images": 300},
+            "dense": {"epochs": 4, "batch_size": 32},
+        }
         | fields
     )
 
@@ -74,7 +78,7 @@ def test_weights_come_from_the_file_of_the_spec(tmp_path: Path) -> None:
     workload = build_workload(spec, data=data, device="cpu")
     path = tmp_path / "net.safetensors"
     safetensors.torch.save_file(workload.model.state_dict(), path)
-    other = small(seed=9, model={"arguments": {"width": 8}, "weights": str(path)})
+    other = small(seed=9, model={"name": "digits-net", "arguments": {"width": 8}, "weights": str(path)})
     assert build_workload(other, data=data, device="cpu").weights_hash == workload.weights_hash
 
 
@@ -85,10 +89,22 @@ def test_a_network_that_does_not_run_on_the_images(tmp_path: Path, monkeypatch: 
         "def classes():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    data = load_data(DataSpec(max_images=300), seed=0)
+    data = load_data(DataSpec(name="digits", max_images=300), seed=0)
     for function, words in (("small", "does not run on images of 1x8x8"), ("classes", r"gives \(1, 7\) for one image")):
         with pytest.raises(ModelError, match=words):
             build_workload(SearchSpec(model=ModelSpec(name=f"my_bad_nets:{function}")), data=data, device="cpu")
+
+
+def test_bundled_network_comes_trained_and_others_do_not() -> None:
+    """99.20 % of 3,000 test images, as `jobs/make_mnist_sample.py` said when it trained the network."""
+    spec = SearchSpec()
+    workload = build_workload(spec, data=load_data(spec.data, seed=0), device="cpu")
+    assert workload.test is not None
+    assert evaluate(workload.model, workload.test).accuracy == pytest.approx(0.9920, abs=0.0007)
+    assert SearchSpec(data=DataSpec(name="digits")).weights is None
+    assert SearchSpec(model=ModelSpec(name="lenet5")).weights is None
+    assert SearchSpec(model=ModelSpec(arguments={"num_classes": 10})).weights is None
+    assert SearchSpec(model=ModelSpec(weights="mine.safetensors")).weights == "mine.safetensors"
 
 
 def test_the_digits_net_reaches_what_the_readme_promises() -> None:

@@ -167,8 +167,8 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
         markup=False,
         highlight=False,
     )
-    for line in automatic.told(spec, prepared.spec):
-        console.print(line, markup=False, highlight=False)
+    for subject, decision in automatic.told(spec, prepared.spec).items():
+        console.print(f"{subject.capitalize()}: {decision}.", markup=False, highlight=False)
 
 
 def say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:

@@ -29,6 +29,17 @@ def test_the_bundled_digits() -> None:
         assert np.all(np.abs(shares - 0.1) < 0.01)
 
 
+def test_bundled_mnist_sample_has_three_splits_whatever_the_seed() -> None:
+    data, other = (load_data(DataSpec(name="mnist-sample"), seed=seed) for seed in (0, 1))
+    assert data.image_shape == (1, 28, 28) and not data.held_out and data.test is not None
+    splits = (data.train, data.validation, data.test)
+    assert [len(split) for split in splits] == [8000, 2500, 3000]
+    for split in splits:
+        assert np.bincount(split.labels).tolist() == [len(split) // 10] * 10
+    assert len({image.tobytes() for split in splits for image in split.images}) == 13_500, "no image twice"
+    assert data.fingerprint == other.fingerprint
+
+
 def test_the_seed_draws_the_validation_split_and_leaves_the_test_split_alone() -> None:
     first, again, other = (load_data(DataSpec(name="digits"), seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint
@@ -46,13 +57,13 @@ def test_mean_and_std_are_measured_on_the_training_split() -> None:
     pixels = data.train.images / 255
     assert data.mean == pytest.approx((pixels.mean(),), abs=1e-12)
     assert data.std == pytest.approx((pixels.std(),), abs=1e-12)
-    given = load_data(DataSpec(mean=(0.5,), std=(0.25,)), seed=0)
+    given = load_data(DataSpec(name="digits", mean=(0.5,), std=(0.25,)), seed=0)
     assert (given.mean, given.std) == ((0.5,), (0.25,))
 
 
 def test_one_mean_for_each_channel() -> None:
     with pytest.raises(UsageError, match=r"data\.mean has 3 values; the images have 1 channel\."):
-        load_data(DataSpec(mean=(0.5, 0.5, 0.5)), seed=0)
+        load_data(DataSpec(name="digits", mean=(0.5, 0.5, 0.5)), seed=0)
 
 
 def test_a_data_set_survives_pickling() -> None:
@@ -64,7 +75,7 @@ def test_a_data_set_survives_pickling() -> None:
 
 def test_augment_auto_is_what_suits_the_data_set() -> None:
     assert load_data(DataSpec(name="digits"), seed=0).augment == "shift"
-    assert load_data(DataSpec(augment="none"), seed=0).augment == "none"
+    assert load_data(DataSpec(name="digits", augment="none"), seed=0).augment == "none"
 
 
 def test_an_unknown_name_names_its_neighbours() -> None:
@@ -75,7 +86,7 @@ def test_an_unknown_name_names_its_neighbours() -> None:
 
 def test_a_validation_split_without_images_is_refused() -> None:
     with pytest.raises(DataError, match="leave 0 for validation"):
-        load_data(DataSpec(max_images=10, validation_fraction=0.01), seed=0)
+        load_data(DataSpec(name="digits", max_images=10, validation_fraction=0.01), seed=0)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "tests.streams:digits"])
@@ -89,9 +100,9 @@ def test_a_validation_file_of_data_that_comes_as_a_whole_is_refused(name: str) -
 def test_a_validation_fraction_that_is_set_and_ignored_is_said() -> None:
     held_out = load_data(DataSpec(name="digits"), seed=0)
     own = replace(held_out, held_out=False)
-    assert ignored(DataSpec(validation_fraction=0.1), held_out) is None
+    assert ignored(DataSpec(name="digits", validation_fraction=0.1), held_out) is None
     assert ignored(DataSpec(name="digits"), own) is None
-    said = ignored(DataSpec(validation_fraction=0.1), own)
+    said = ignored(DataSpec(name="digits", validation_fraction=0.1), own)
     assert said is not None and "data.validation_fraction 0.1 is ignored" in said and "251 images" in said
 
 

@@ -70,13 +70,13 @@ def test_zero_padding_shortcut() -> None:
 
 def test_the_list_has_the_own_networks_and_torchvisions() -> None:
     names = list_models()
-    assert names[0] == "digits-net"
+    assert names[0] == "mnist-resnet"
     assert {"lenet5", "cifar-resnet56", "cifar-vgg19-bn", "resnet50", "maxvit_t"} <= set(names)
-    assert len([name for name in names if not name.startswith("timm:")]) == 9 + 80
+    assert len([name for name in names if not name.startswith("timm:")]) == 10 + 80
 
 
 def test_arguments_reach_the_builder() -> None:
-    model = build_model(ModelSpec(arguments={"width": 4}), num_classes=10, image_shape=(1, 8, 8))
+    model = build_model(ModelSpec(name="digits-net", arguments={"width": 4}), num_classes=10, image_shape=(1, 8, 8))
     assert model.state_dict()["conv1.weight"].shape[0] == 4
 
 
@@ -110,7 +110,7 @@ def test_timm_is_built_or_its_absence_explained() -> None:
 
 def test_arguments_that_the_builder_refuses() -> None:
     with pytest.raises(ModelError, match="unexpected keyword argument 'depth'"):
-        build_model(ModelSpec(arguments={"depth": 4}), num_classes=10, image_shape=(1, 8, 8))
+        build_model(ModelSpec(name="digits-net", arguments={"depth": 4}), num_classes=10, image_shape=(1, 8, 8))
     with pytest.raises(ModelError, match="images of 8x8 pixels; LeNet-5 needs 16x16 at least"):
         build_model(ModelSpec(name="lenet5"), num_classes=10, image_shape=(1, 8, 8))
 
