@@ -31,7 +31,7 @@ def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
     many = workload.validation.take(max(_FEWEST, int(_AIM_S / first_s)), torch.Generator())
     forward_s = _timed(lambda: evaluate(model, many, batch_size=batch_size)) / len(many)
     # Without feature maps, which need a map of channels: they cost little beside the teacher's pass.
-    once = spec.finalists.train.model_copy(update={"epochs": 1.0, "features": 0.0})
+    once = spec.finalists.train.decided(epochs=1.0).model_copy(update={"features": 0.0})
     teacher = model if once.distillation > 0 else None
     trained = rebuild(model, lambda name, tensor: tensor.clone())
 
