@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raprune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_TERMINATED, RapruneError, UsageError
@@ -55,6 +56,13 @@ _LOST_S = 120.0
 _LOOK_S = 1.0
 
 _LEFT_OUT_SHOWN = 6
+
+_GIVE_WAY = ("RUN", "BUDGET", "SINCE")
+"""Columns of the list of jobs, from the least important on, that a narrow terminal goes without; names and the best are
+folded there, ids and states are whole."""
+
+_SAME_NAME_SHOWN = 8
+"""Jobs of one name that an error lists."""
 
 _LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -146,23 +154,36 @@ def print_jobs(address: str | None, *, everything: bool, as_json: bool, console:
         others = "" if everything else " of raprune (--all shows others)"
         _say(console, f"No jobs{others} at {cluster.url}.")
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("JOB", "NAME", "STATE", "RUN", "BUDGET", "BEST", "SINCE"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        cells = (row["id"], row["name"], row["state"], row["run"], row["budget"], row["best"], _since(row))
-        table.add_row(*(cell or "-" for cell in cells))
-    console.print(table, markup=False)
+    columns = {
+        "JOB": [row["id"] for row in rows],
+        "NAME": [row["name"] or "-" for row in rows],
+        "STATE": [row["state"] for row in rows],
+        "RUN": [row["run"] or "-" for row in rows],
+        "BUDGET": [row["budget"] or "-" for row in rows],
+        "BEST": [row["best"] or "-" for row in rows],
+        "SINCE": [_since(row) or "-" for row in rows],
+    }
+    for name in _GIVE_WAY:
+        if sum(max(map(len, (header, *cells))) + 1 for header, cells in columns.items()) - 1 > console.width:
+            del columns[name]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in columns:
+        table.add_column(header, overflow="fold", no_wrap=header in ("JOB", "STATE"))
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, cells))
+    console.print(table)
 
 
-def print_logs(job_id: str, address: str | None, *, follow: bool, console: Console) -> int:
-    """Print what a job has printed; with `follow` also what is to come. Returns the exit code: `follow`'s, or 0.
+def print_logs(wanted: str, address: str | None, *, follow: bool, console: Console) -> int:
+    """Print what the job with the id or name `wanted` has printed; with `follow` also what is to come.
+
+    Returns the exit code: `follow`'s, or 0.
 
     Raises:
-        UsageError: if there is no such job.
+        UsageError: if there is no such job, or several have the name.
     """
     cluster = connect(address)
-    cluster.job(job_id)
+    job_id = cluster.find(wanted)["id"]
     if follow:
         return cluster.follow(job_id, console)
     with cluster.asked():
@@ -170,15 +191,16 @@ def print_logs(job_id: str, address: str | None, *, follow: bool, console: Conso
     return 0
 
 
-def stop(job_id: str, address: str | None, *, console: Console) -> None:
-    """Ask a job to end, and wait until it has; its run can be gone on with.
+def stop(wanted: str, address: str | None, *, console: Console) -> None:
+    """Ask the job with the id or name `wanted` to end, and wait until it has; its run can be resumed.
 
     Raises:
-        UsageError: if there is no such job.
+        UsageError: if there is no such job, or several have the name.
         RapruneError: if it does not end.
     """
     cluster = connect(address)
-    before = cluster.job(job_id)
+    before = cluster.find(wanted)
+    job_id = before["id"]
     if before["ended"] is not None:
         _say(console, f"{job_id} has ended already: {before['state']}.")
         return
@@ -237,6 +259,31 @@ class Cluster:
                 f"{job_id}: no such job at {self.url}.",
                 hint=f"raprune jobs --address {self.url} lists them; they go with the cluster.",
             ) from None
+
+    def find(self, wanted: str) -> dict[str, Any]:
+        """The job with the id `wanted`; else the one with that name, of several the only one that has not ended.
+
+        Raises:
+            UsageError: if there is no such job, or the name does not tell which is meant.
+        """
+        try:
+            return self.job(wanted)
+        except UsageError:
+            named = [row for row in self.jobs() if row["name"] == wanted]
+            if not named:
+                raise
+        unended = [row for row in named if row["ended"] is None]
+        found = named if len(named) == 1 else unended
+        if len(found) == 1:
+            return found[0]
+        shown = unended or named
+        listed = [f"    {row['id']}  {row['state']}" for row in shown[:_SAME_NAME_SHOWN]]
+        more = [f"    and {len(shown) - _SAME_NAME_SHOWN} more"] if len(shown) > _SAME_NAME_SHOWN else []
+        what = "have not ended" if unended else "have ended"
+        raise UsageError(
+            "\n".join([f"{wanted}: {len(shown)} jobs of this name {what}:", *listed, *more]),
+            hint="Give the id of one of them.",
+        )
 
     def jobs(self) -> list[dict[str, Any]]:
         """All submitted jobs, the newest first."""
