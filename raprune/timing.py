@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import statistics
@@ -41,8 +42,8 @@ _OPERATION_S, _NETWORK_S = 0.1, 3.0
 
 FILLING = {"cpu": 64, "cuda": 256}
 """Images that fill a device, at most."""
-FILLING_MS = 500.0
-"""Time that a batch which fills the device may take through the dense network."""
+FILLING_FLOPS = 10**10
+"""FLOPs of a batch for each CPU thread, at most: a few tenths of a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,34 +213,35 @@ def measure_reported(
             candidates=dict(zip(models, times_ms, strict=True)),
         )
 
-    def dense_ms(batch_size: int) -> float:
-        conditions = spec.model_copy(update={"batch_size": batch_size, "threads": threads})
-        once = Repeats(most=1, limit_s=0.0)
-        (time_ms,) = measure_whole([], model, graph, conditions, device=device, stopwatch=watch, repeats=once)
-        return time_ms
+    def on_all_threads(batch_size: int) -> Timing:
+        return under(spec.model_copy(update={"batch_size": batch_size, "threads": threads}))
 
-    batch_size = spec.report_batch or filling_batch(dense_ms, largest=min(largest, FILLING[torch.device(device).type]))
-    sizes = sorted({1, batch_size})
-    return Times(
-        conditions=tuple(under(spec.model_copy(update={"batch_size": n, "threads": threads})) for n in sizes),
-        budget=under(spec, None) if budgeted else None,
-    )
+    chosen = filling_batch(CostModel(graph).dense_flops, device=device, threads=threads, largest=largest)
+    batch = on_all_threads(spec.report_batch) if spec.report_batch else _fitting(on_all_threads, chosen)
+    single = [on_all_threads(1)] if batch.batch_size > 1 else []
+    return Times(conditions=(*single, batch), budget=under(spec, None) if budgeted else None)
 
 
-def filling_batch(dense_ms: Callable[[int], float], *, largest: int) -> int:
-    """The largest power of two of images that the device takes at once within `FILLING_MS`, at most `largest`.
+def filling_batch(flops: int, *, device: str, threads: int, largest: int) -> int:
+    """Number of images that fill the device, a power of two of at most `largest`.
 
-    `dense_ms` times a batch of a size through the dense network; it raises OutOfMemoryError where it does not fit.
+    It follows from `flops`, those of the dense network for one image, and not from a measurement, which a busy machine
+    would bend. On a CPU a large network has fewer images: one keeps the threads busy.
     """
-    size = 1
-    while 2 * size <= largest:
-        try:
-            if dense_ms(2 * size) > FILLING_MS:
-                break
-        except torch.OutOfMemoryError:
-            break
-        size *= 2
-    return size
+    kind = torch.device(device).type
+    most = min(largest, FILLING[kind])
+    if kind == "cpu":
+        most = min(most, threads * FILLING_FLOPS // flops)
+    return 1 << (max(1, most).bit_length() - 1)
+
+
+def _fitting(measure: Callable[[int], Timing], batch_size: int) -> Timing:
+    """The timing of so many images, or of half as many again and again where they do not fit into the device."""
+    while batch_size > 1:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return measure(batch_size)
+        batch_size //= 2
+    return measure(1)
 
 
 def conditions(spec: LatencySpec, *, device: str) -> dict[str, Any]:

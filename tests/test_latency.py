@@ -27,7 +27,6 @@ from raprune.single import prune_once
 from raprune.spec import LatencySpec, SearchSpec, latency_fraction, load_spec, read_latency
 from raprune.surgery import cut
 from raprune.timing import (
-    FILLING_MS,
     Repeats,
     Stopwatch,
     conditions,
@@ -286,25 +285,21 @@ def test_threads_are_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ms_per_image", "room", "largest", "size"),
+    ("flops", "device", "threads", "largest", "size"),
     [
-        (1.0, 10**6, 64, 64),
-        (1.0, 10**6, 100, 64),  # powers of two
-        (FILLING_MS / 16, 10**6, 64, 16),
-        (FILLING_MS, 10**6, 64, 1),  # one image takes half a second
-        (1.0, 40, 256, 32),  # 64 do not fit into memory
-        (1.0, 10**6, 1, 1),
+        (10**7, "cpu", 1, 512, 64),
+        (10**7, "cpu", 1, 50, 32),  # powers of two
+        (82 * 10**8, "cpu", 2, 512, 2),  # ResNet-50
+        (82 * 10**8, "cpu", 64, 512, 64),
+        (4 * 10**10, "cpu", 2, 512, 1),
+        (82 * 10**8, "cuda", 1, 512, 256),
+        (82 * 10**8, "cuda", 1, 100, 64),
     ],
 )
-def test_a_batch_that_fills_the_device_is_fast_enough_and_fits(
-    ms_per_image: float, room: int, largest: int, size: int
+def test_a_batch_fills_the_device_and_takes_no_longer_than_it_must(
+    flops: int, device: str, threads: int, largest: int, size: int
 ) -> None:
-    def dense_ms(batch_size: int) -> float:
-        if batch_size > room:
-            raise torch.OutOfMemoryError
-        return ms_per_image * batch_size
-
-    assert filling_batch(dense_ms, largest=largest) == size
+    assert filling_batch(flops, device=device, threads=threads, largest=largest) == size
 
 
 @pytest.mark.parametrize(("ms", "rounds"), [(0.1, 20), (100.0, 10), (1000.0, 7)])
@@ -350,6 +345,22 @@ def test_reported_times_are_of_one_image_and_of_a_full_batch_on_all_threads_and_
     assert (batch.batch_size, batch.threads, batch.dense_ms, dict(batch.candidates)) == (8, 2, 16.0, {"a": 16.0})
     assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (BATCH.batch_size, 1)
     assert torch.get_num_threads() == threads
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    class Small(Ticking):
+        def milliseconds(self, call: Callable[[], object]) -> float:
+            spent_ms = super().milliseconds(call)
+            if spent_ms > 10:
+                raise torch.OutOfMemoryError
+            return spent_ms
+
+    model, graph, _, _ = measured()
+    watch = Small(torch.device("cpu"))
+    times = measure_reported(
+        {}, model, graph, BATCH, device="cpu", threads=1, largest=64, budgeted=False, stopwatch=watch
+    )
+    assert [timing.batch_size for timing in times.conditions] == [1, 8]
 
 
 def test_the_job_fixes_the_batch_of_the_report() -> None:
