@@ -1,6 +1,7 @@
 """A run's folder: every trial as a row of Parquet, on any pyarrow filesystem.
 
     RUN/run.json                          what was asked, and what the dense network is
+    RUN/progress.json                     its stages, while a driver works on it
     RUN/trials/part-000000.parquet, ...   one row a trial; parts are only ever added
     RUN/models/<candidate>/               networks
     RUN/report/                           figures

@@ -58,6 +58,7 @@ from raprune.stages import (
     START_RAY,
     START_RUN,
     STOP_RAY,
+    TEST,
     TRAIN_DENSE,
     Stages,
 )
@@ -485,7 +486,12 @@ def _test(run: Run, shared: Shared, placement: Placement, coordinator: Any) -> d
     resources = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     task = work.options(max_retries=RETRIES_AFTER_LOSS, **resources)
     tests = [task.remote([shared], test) for test in _plan_test(run, placement, coordinator)]
-    return {name: accuracy for test in tests for name, accuracy in _get(test).items()}
+    accuracies: dict[str, float] = {}
+    with run.stages.stage(TEST, total=len(tests), unit="tasks"):
+        for test in tests:
+            accuracies |= _get(test)
+            run.stages.step()
+    return accuracies
 
 
 def _shared(run: Run, placement: Placement, data: Any, weights: Any, coordinator: Any) -> Shared:
