@@ -27,7 +27,8 @@ function item(stage, live) {
     );
   }
   parts.push(element("span", { class: "quiet" }, timeOf(stage, state)));
-  if (state === "running" && stage.detail) parts.push(element("span", { class: "quiet detail" }, stage.detail));
+  // There without a word too: what is below does not move as details come and go.
+  if (state === "running") parts.push(element("span", { class: "quiet detail" }, stage.detail));
   return element("li", { class: state, "aria-current": state === "running" ? "step" : null }, ...parts);
 }
 
