@@ -10,11 +10,18 @@ from typing import Any
 
 from raprune.errors import UsageError
 
+TIMM = "timm:"
+"""Networks of timm are called by their name behind this, which looks like a module."""
+
 
 def is_user_function(name: str) -> bool:
-    """Whether `name` has the form `package.module:function`, with every part an identifier."""
+    """True if `name` has the form `package.module:function`, with every part an identifier, and is not timm's."""
     module, colon, function = name.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), function])
+    return (
+        bool(colon)
+        and not name.startswith(TIMM)
+        and all(part.isidentifier() for part in [*module.split("."), function])
+    )
 
 
 def load_function(name: str, *, field: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from raprune.errors import ModelError, UsageError
-from raprune.extension import check_name_form, is_user_function, load_function
+from raprune.extension import TIMM, check_name_form, is_user_function, load_function
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.cifar_vgg import CifarVGG
 from raprune.models.digits import DigitsNet
@@ -128,7 +128,7 @@ def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.
 def _resolve(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     if name in OWN:
         return OWN[name], {"num_classes": num_classes, "image_shape": image_shape}
-    if name.startswith("timm:"):
+    if name.startswith(TIMM):
         return _timm(name, num_classes, image_shape)
     check_name_form(name, field="model.name")
     if is_user_function(name):
@@ -163,7 +163,7 @@ def _timm(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[...
         raise UsageError(f"model.name {name!r}: timm is not installed.", hint="pip install 'raprune[timm]'")
     import timm
 
-    plain = name.removeprefix("timm:")
+    plain = name.removeprefix(TIMM)
     if not timm.is_model(plain):
         close = difflib.get_close_matches(plain, timm.list_models(), n=3)
         raise UsageError(

@@ -69,6 +69,12 @@ def test_what_stands_in_the_way_names_node_and_field(facts: NodeFacts, text: str
     assert problem.hint.endswith(".")
 
 
+def test_networks_of_timm_are_no_function_that_nodes_look_for() -> None:
+    """A search of any was refused: `timm has no function tf_efficientnet_lite0`."""
+    spec = SearchSpec.model_validate({"model": {"name": "timm:tf_efficientnet_lite0"}, "methods": ["own.methods:Mine"]})
+    assert asked(spec).code == {"methods[0]": "own.methods:Mine"}
+
+
 def test_a_streamed_split_that_a_node_cannot_read_is_a_problem() -> None:
     spec = SearchSpec.model_validate({"data": {"name": "parquet", "train": "/data/train.parquet", "stream": True}})
     assert asked(spec).data == {"data.train": "/data/train.parquet"}
