@@ -24,6 +24,7 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from raprune.candidate import Candidate
+from raprune.data.dataset import Dataset
 from raprune.errors import RecipeError
 from raprune.maxout import insert, inserted
 from raprune.networks import RECIPE, WEIGHTS
@@ -148,11 +149,17 @@ def read_recipe(store: Store, folder: str) -> dict[str, Any]:
     return recipe
 
 
-def provenance(spec: SearchSpec, data_fingerprint: str) -> dict[str, Any]:
+def provenance(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
     """What a recipe says of the job that made its network."""
     return {
         "model": spec.model.model_dump(mode="json"),
-        "data": {"name": spec.data.name, "fingerprint": data_fingerprint},
+        # Whoever loads the network has to normalise its images so: (pixel / 255 - mean) / std.
+        "data": {
+            "name": spec.data.name,
+            "fingerprint": data.fingerprint,
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
         "seed": spec.seed,
         "budget": {"flops": spec.budget_flops, "params": spec.budget_params, "latency": spec.budget_latency},
     }

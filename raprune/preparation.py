@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,9 +17,11 @@ from raprune.candidate import Setting
 from raprune.cost import CostModel
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
+from raprune.data.normalisation import Normalisation
 from raprune.errors import ModelError, StoreError, UsageError
 from raprune.latency import TABLE, LatencyTable
 from raprune.methods import method_named
+from raprune.models.normalisation import usual_normalisation
 from raprune.spec import SearchSpec, latency_fraction
 from raprune.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
 from raprune.store import Store
@@ -85,8 +88,10 @@ class InStages(Steps):
         self._stages.begin(PROVE)
 
 
-def prepare(spec: SearchSpec, steps: Steps | None = None) -> Prepared:
+def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: Mapping[str, Any] | None = None) -> Prepared:
     """The job of `spec`, checked; `steps` hears of each step that holds.
+
+    `recorded` is the `run.json` of a run that has begun: its images are normalised as they were.
 
     Raises:
         UsageError: if a name, a field or a file is wrong, or the budget is out of reach.
@@ -95,7 +100,7 @@ def prepare(spec: SearchSpec, steps: Steps | None = None) -> Prepared:
     steps = steps or Steps()
     _check_names(spec)
     steps.named(spec)
-    data = load_data(spec.data, seed=spec.seed)
+    data = job_data(spec, recorded)
     steps.loaded(data)
     # On the CPU: the driver may have no GPU.
     workload = build_workload(spec, data=data, device="cpu")
@@ -115,6 +120,23 @@ def prepare(spec: SearchSpec, steps: Steps | None = None) -> Prepared:
     _check_budget(cost, spec)
     steps.reached(cost)
     return Prepared(spec, data, workload.weights(), proof, cost)
+
+
+def job_data(spec: SearchSpec, recorded: Mapping[str, Any] | None = None) -> Dataset:
+    """The data set of the job, normalised by its figures, else by those of its run, else as its weights need it.
+
+    Raises:
+        UsageError, DataError: as `load_data`.
+    """
+    default = usual_normalisation(spec.model) if recorded is None else _recorded_normalisation(recorded.get("data", {}))
+    return load_data(spec.data, seed=spec.seed, default=default)
+
+
+def _recorded_normalisation(data: Mapping[str, Any]) -> Normalisation | None:
+    """The figures of a run; None for one that was written when they were not recorded, and measured."""
+    if "mean" not in data:
+        return None
+    return Normalisation(mean=tuple(data["mean"]), std=tuple(data["std"]), origin=data["normalisation"])
 
 
 def with_table(spec: SearchSpec, prepared: Prepared, table: LatencyTable) -> tuple[SearchSpec, Prepared]:

@@ -198,7 +198,7 @@ def _make_again(store: Store, described: Mapping[str, Any], trial: Trial, target
 
 
 def _pruner_of_run(store: Store, spec: SearchSpec, described: Mapping[str, Any], stages: Stages) -> Pruner:
-    prepared = prepare(spec, InStages(stages))
+    prepared = prepare(spec, InStages(stages), recorded=described)
     now, before = prepared.data.fingerprint, described.get("data", {}).get("fingerprint")
     if before not in (None, now):
         raise StoreError(
@@ -238,7 +238,7 @@ def _save(store: Store, result: Result, pruner: Pruner, spec: SearchSpec) -> Non
         model=result.model,
         graph=pruner.graph,
         candidate=_candidate(result),
-        provenance=provenance(spec, pruner.workload.data.fingerprint) | trial_provenance(result.trial),
+        provenance=provenance(spec, pruner.workload.data) | trial_provenance(result.trial),
     )
 
 

@@ -148,9 +148,11 @@ class DataSpec(_Part):
     max_images: PositiveInt | None = None
     """Maximum number of images of each split, drawn by seed. Default: all images."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel for the normalisation, in [0, 1]. Default: measured on the training split."""
+    """Mean of each channel for the normalisation, of pixels in [0, 1]. Weights need the figures that they were trained
+    with: `raprune check` tries the common ones. Without weights they are measured on the training split.
+    Default: those of public weights in torchvision and timm, else of the training split."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel for the normalisation, in (0, 1]. Default: measured on the training split."""
+    """Standard deviation of each channel for the normalisation, of pixels in [0, 1]. Default: as for `mean`."""
     augment: Literal["auto", "none", "shift", "shift-flip", "crop-flip"] = "auto"
     """Training augmentation. `shift` pads and crops by an eighth, `crop` cuts out a random part and scales it back,
     `-flip` mirrors half of the images. `auto` is what suits the data set, `shift` where that is not known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -70,6 +70,13 @@ def percent(share: float) -> str:
 def accuracy(share: float | None, interval: float | None = None) -> str:
     spread = "" if interval is None else f" ± {100 * interval:.2f}"
     return "-" if share is None else f"{100 * share:.2f}{spread}"
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Mean and standard deviation of each channel."""
+    return ", ".join(
+        f"{name} ({', '.join(f'{value:.4g}' for value in values)})" for name, values in (("mean", mean), ("std", std))
+    )
 
 
 def times_as_fast(speedup: float | None) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from raprune.data.arrays import ImageArray, LabelArray, Split
+from raprune.data.arrays import LabelArray, Split
 from raprune.data.dataset import Dataset
+from raprune.data.normalisation import Normalisation, measure, resolve
 from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
 from raprune.data.source import EncodedSource, Source, Sources
 from raprune.data.split import stratified
@@ -19,7 +21,7 @@ from raprune.errors import DataError, UsageError
 from raprune.extension import check_name_form, is_user_function
 from raprune.spec import DataSpec
 
-__all__ = ["DATASETS", "Dataset", "Split", "load_data"]
+__all__ = ["DATASETS", "Dataset", "Normalisation", "Split", "ignored", "load_data"]
 
 DATASETS: dict[str, Callable[[DataSpec], Sources]] = {
     "mnist-sample": open_mnist_sample,
@@ -42,9 +44,11 @@ FROM_FILES = ("parquet", "imagefolder", "imagenet")
 """Data sets in files of the user: each split can be named, and the training split can be streamed."""
 
 
-def load_data(spec: DataSpec, *, seed: int) -> Dataset:
+def load_data(spec: DataSpec, *, seed: int, default: Normalisation | None = None) -> Dataset:
     """The data set of `spec`, decoded; without a validation split of its own, one is drawn by `seed` from the training
     images.
+
+    Images are normalised by the figures of `spec`, else by the `default`, else by those of the training split.
 
     Raises:
         UsageError: if the name is unknown or a file is missing.
@@ -52,7 +56,7 @@ def load_data(spec: DataSpec, *, seed: int) -> Dataset:
     """
     sources = _open(spec)
     if isinstance(sources, Dataset):
-        return sources
+        return _normalised(sources, spec)
     source, own = sources.train, sources.validation
     num_classes = _check_labels(source, None)
     for other in (own, sources.test):
@@ -81,7 +85,7 @@ def load_data(spec: DataSpec, *, seed: int) -> Dataset:
     if own is not None:
         most = min(spec.max_images or VALIDATION_IMAGES, VALIDATION_IMAGES) if spec.stream else spec.max_images
         validation = read(own, _draw(own.labels, most, seed))
-    mean, std = _normalisation(spec, train.images)
+    figures = resolve(spec, channels=shape[0], default=default, measured=lambda: measure(train.images))
     return Dataset(
         name=spec.name,
         train=train,
@@ -90,8 +94,9 @@ def load_data(spec: DataSpec, *, seed: int) -> Dataset:
         test=None if sources.test is None else read(sources.test, _draw(sources.test.labels, spec.max_images, seed)),
         num_classes=num_classes,
         label_names=source.label_names or tuple(str(label) for label in range(num_classes)),
-        mean=mean,
-        std=std,
+        mean=figures.mean,
+        std=figures.std,
+        origin=figures.origin,
         augment=AUGMENT.get(spec.name, "shift") if spec.augment == "auto" else spec.augment,
         stream=stream,
     )
@@ -105,6 +110,12 @@ def ignored(spec: DataSpec, data: Dataset) -> str | None:
         f"data.validation_fraction {spec.validation_fraction:g} is ignored: the data has a validation split of its "
         f"own, of {len(data.validation):,} images."
     )
+
+
+def _normalised(data: Dataset, spec: DataSpec) -> Dataset:
+    """The user's data set, with the figures of `spec` in place of its own."""
+    figures = resolve(spec, channels=data.image_shape[0], default=None, measured=lambda: data.normalisation)
+    return replace(data, mean=figures.mean, std=figures.std, origin=figures.origin)
 
 
 def _open(spec: DataSpec) -> Dataset | Sources:
@@ -170,33 +181,3 @@ def _draw(labels: LabelArray, max_images: int | None, seed: int) -> LabelArray:
     if max_images is None or max_images >= len(labels):
         return np.arange(len(labels))
     return stratified(labels, max_images, seed=seed)[0]
-
-
-def _normalisation(spec: DataSpec, images: ImageArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    channels = images.shape[1]
-    for field, values in (("mean", spec.mean), ("std", spec.std)):
-        if values is not None and len(values) != channels:
-            raise UsageError(
-                f"data.{field} has {len(values)} values; the images have {channels} channel{'s' * (channels > 1)}.",
-                hint="Give one value for each channel.",
-            )
-    if spec.mean is not None and spec.std is not None:
-        return spec.mean, spec.std
-    mean, std = _measure(images)
-    return spec.mean or mean, spec.std or std
-
-
-def _measure(images: ImageArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, exact: from counts of the 256 values."""
-    values = np.arange(256) / 255
-    means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = np.zeros(256)
-        for start in range(0, len(images), 4096):
-            counts += np.bincount(images[start : start + 4096, channel].ravel(), minlength=256)
-        mean = float(values @ counts / counts.sum())
-        std = float(np.sqrt((values - mean) ** 2 @ counts / counts.sum()))
-        means.append(mean)
-        # A constant channel carries nothing; dividing by 1 leaves it at zero.
-        stds.append(std or 1.0)
-    return tuple(means), tuple(stds)

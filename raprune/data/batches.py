@@ -45,13 +45,8 @@ class DeviceSplit:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
             images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
-        return cls(
-            images=images.to(device),
-            labels=labels.to(device),
-            mean=(torch.tensor(mean, dtype=torch.float64) * 255).to(device, dtype).view(-1, 1, 1),
-            scale=(1 / (torch.tensor(std, dtype=torch.float64) * 255)).to(device, dtype).view(-1, 1, 1),
-            layout=layout,
-        )
+        images, labels = images.to(device), labels.to(device)
+        return cls(images, labels, *_figures(mean, std, images.device, dtype), layout)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +78,11 @@ class DeviceSplit:
             images = augmented(self.images[rows], augment, Draws(generator, len(part), mine))
             yield self._normalise(images), self.labels[rows]
 
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> DeviceSplit:
+        """The same images, normalised by other figures, of pixels in [0, 1]."""
+        mean_C11, scale_C11 = _figures(mean, std, self.device, self.mean.dtype)
+        return replace(self, mean=mean_C11, scale=scale_C11)
+
     def take(self, count: int, generator: torch.Generator) -> DeviceSplit:
         """`count` images drawn without replacement, all of them if there are fewer."""
         if count >= len(self):
@@ -95,6 +95,16 @@ class DeviceSplit:
         # `to` copies unless the images came as floats, which an augmentation has made anew.
         batch.sub_(self.mean).mul_(self.scale)
         return batch.contiguous(memory_format=self.layout)
+
+
+def _figures(
+    mean: Sequence[float], std: Sequence[float], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`mean` and `scale` of a `DeviceSplit`."""
+    return (
+        (torch.tensor(mean, dtype=torch.float64) * 255).to(device, dtype).view(-1, 1, 1),
+        (1 / (torch.tensor(std, dtype=torch.float64) * 255)).to(device, dtype).view(-1, 1, 1),
+    )
 
 
 def batch_sizes(count: int, batch_size: int) -> list[int]:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from raprune.data.arrays import ImageArray, LabelArray, Shape, Split
+from raprune.data.normalisation import GIVEN, Normalisation
 from raprune.data.stream import StreamSource
 
 __all__ = ["Dataset", "ImageArray", "LabelArray", "Shape", "Split", "StreamSource"]
@@ -30,6 +31,8 @@ class Dataset:
     mean: tuple[float, ...]
     """For each channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
+    origin: str = GIVEN
+    """Where mean and std come from."""
     augment: str = "none"
     """Training augmentation that suits these images; see `raprune.data.augment`."""
     stream: StreamSource | None = None
@@ -39,6 +42,16 @@ class Dataset:
     def image_shape(self) -> Shape:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(mean=self.mean, std=self.std, origin=self.origin)
+
+    @property
+    def chance(self) -> float:
+        """Validation accuracy of the best blind guess: the fraction of the most frequent class."""
+        counts = np.bincount(self.validation.labels, minlength=self.num_classes)
+        return max(1 / self.num_classes, float(counts.max() / counts.sum()))
 
     @property
     def num_train(self) -> int:

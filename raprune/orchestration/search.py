@@ -131,7 +131,7 @@ def resume(
         print_front(store.uri, console=console)
         return store.uri
     with shown(console, stages) as stages, store.locked():
-        prepared = prepare(spec, InStages(stages))
+        prepared = prepare(spec, InStages(stages), recorded=described)
         check_unchanged(store, described, prepared, console)
         run = under_way(Run(prepared.spec, store, prepared, console, stages))
         stages.begin(START_RAY)
@@ -510,7 +510,7 @@ def _shared(run: Run, placement: Placement, data: Any, weights: Any, coordinator
         coordinator=coordinator,
         store=run.store,
         session=run.session,
-        provenance=provenance(run.spec, run.prepared.data.fingerprint),
+        provenance=provenance(run.spec, run.prepared.data),
         latency=run.prepared.cost.table,
     )
 

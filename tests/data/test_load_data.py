@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raprune.data import DATASETS, ignored, load_data
+from raprune.data import DATASETS, Normalisation, ignored, load_data
+from raprune.data.normalisation import IMAGENET
 from raprune.errors import DataError, UsageError
 from raprune.spec import DataSpec
 
@@ -57,8 +58,20 @@ def test_mean_and_std_are_measured_on_the_training_split() -> None:
     pixels = data.train.images / 255
     assert data.mean == pytest.approx((pixels.mean(),), abs=1e-12)
     assert data.std == pytest.approx((pixels.std(),), abs=1e-12)
+    assert data.origin == "measured on the training split"
     given = load_data(DataSpec(name="digits", mean=(0.5,), std=(0.25,)), seed=0)
-    assert (given.mean, given.std) == ((0.5,), (0.25,))
+    assert (given.mean, given.std, given.origin) == ((0.5,), (0.25,), "given")
+
+
+def test_normalisation_by_default_is_taken_where_the_job_has_no_figures_and_the_channels_agree() -> None:
+    default = Normalisation(mean=(0.1,), std=(0.3,), origin="a friend's")
+    found = load_data(DataSpec(name="digits"), seed=0, default=default).normalisation
+    assert found == default and str(found) == "mean (0.1), std (0.3) (a friend's)"
+    given = DataSpec(name="digits", mean=(0.5,), std=(0.25,))
+    assert load_data(given, seed=0, default=default).normalisation.origin == "given"
+    half = load_data(DataSpec(name="digits", mean=(0.5,)), seed=0, default=default)
+    assert (half.mean, half.std, half.origin) == ((0.5,), (0.3,), "mean given, std a friend's")
+    assert load_data(DataSpec(name="digits"), seed=0, default=IMAGENET).origin == "measured on the training split"
 
 
 def test_one_mean_for_each_channel() -> None:
@@ -104,6 +117,13 @@ def test_a_validation_fraction_that_is_set_and_ignored_is_said() -> None:
     assert ignored(DataSpec(name="digits"), own) is None
     said = ignored(DataSpec(name="digits", validation_fraction=0.1), own)
     assert said is not None and "data.validation_fraction 0.1 is ignored" in said and "251 images" in said
+
+
+def test_chance_is_the_fraction_of_the_most_frequent_class() -> None:
+    data = load_data(DataSpec(name="digits"), seed=0)
+    assert 0.1 <= data.chance < 0.12
+    labels = np.zeros_like(data.validation.labels)
+    assert replace(data, validation=replace(data.validation, labels=labels)).chance == 1.0
 
 
 def test_images_are_loaded_without_torch() -> None:

@@ -89,6 +89,8 @@ def test_a_data_set_of_the_users_is_taken_as_it_is() -> None:
     data = load_data(DataSpec(name="my_data_module:own"), seed=0)
     assert data.name == "own"
     assert np.shares_memory(data.train.images, data.validation.images)
+    other = load_data(DataSpec(name="my_data_module:own", mean=(0.1,), std=(0.2,)), seed=0)
+    assert (other.mean, other.std) == ((0.1,), (0.2,)), "figures of the job win"
 
 
 @pytest.mark.parametrize(
