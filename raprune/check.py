@@ -11,15 +11,16 @@ from torch import nn
 from raprune import automatic
 from raprune.contract import checks_of, examine
 from raprune.cost import CostModel
-from raprune.data import load_data
+from raprune.data import ignored
 from raprune.data.dataset import Dataset
+from raprune.diagnosis import accuracy_on_training, accuracy_on_validation, better_normalisation
 from raprune.errors import MethodError, ModelError
-from raprune.evaluate import evaluate
 from raprune.inspection import Inspection
 from raprune.methods import method_named
-from raprune.preparation import Steps, check_output, prepare, without_excluded
+from raprune.preparation import Steps, check_output, job_data, prepare, without_excluded
 from raprune.spec import SearchSpec
 from raprune.store import Store
+from raprune.symptoms import cannot_classify
 from raprune.tracing import trace
 from raprune.tracing.proof import Proof, prove
 from raprune.words import numbered
@@ -56,16 +57,23 @@ class _Printed(Steps):
 
     def loaded(self, data: Dataset) -> None:
         self._print("data", _describe(data))
+        self._print("normalisation", str(data.normalisation))
+        self._warn(ignored(self._spec.data, data))
 
     def built(self, workload: Workload) -> None:
-        num_classes = workload.data.num_classes
-        self._print("network", f"{self._spec.model.name} gives {num_classes} logits for one image")
+        data = workload.data
+        self._print("network", f"{self._spec.model.name} gives {data.num_classes} logits for one image")
         _check_trains(workload)
         self._print("training", "the loss has a gradient")
         if self._spec.weights is not None:
-            dense = evaluate(workload.model, workload.validation, batch_size=self._spec.search.eval_batch_size)
-            chance = f"chance is {1 / num_classes:.2%}"
-            self._print("weights", f"{dense.accuracy:.2%} on the validation split ({chance})")
+            validation, training = accuracy_on_validation(workload), accuracy_on_training(workload)
+            self._print(
+                "weights",
+                f"{validation.value:.2%} on the validation split (a blind guess has {data.chance:.2%}), "
+                f"{training.value:.2%} on {training.images:,} training images",
+            )
+            self._warn(cannot_classify(validation, training, chance=data.chance, has_weights=True))
+            self._warn(better_normalisation(workload))
 
     def traced(self, proof: Proof) -> None:
         go, stay = len(proof.graph.groups), len(proof.graph.frozen)
@@ -80,6 +88,11 @@ class _Printed(Steps):
 
     def _print(self, step: str, text: str) -> None:
         self._console.print(f"ok  {step}: {text}", markup=False, highlight=False)
+
+    def _warn(self, doubt: object) -> None:
+        """Print a line for what holds and is still suspicious; nothing for None."""
+        if doubt is not None:
+            self._console.print(f"!   {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_method(name: str, *, console: Console) -> None:
@@ -105,7 +118,7 @@ def check_method(name: str, *, console: Console) -> None:
 
 def inspect_job(spec: SearchSpec) -> Inspection:
     """What can be pruned in the job's network, on images of the shape of its data."""
-    workload = build_workload(spec, data=load_data(spec.data, seed=spec.seed), device="cpu")
+    workload = build_workload(spec, data=job_data(spec), device="cpu")
     return _inspect(workload, spec)
 
 

@@ -52,7 +52,7 @@ class Workload:
     @cached_property
     def train(self) -> DeviceSplit:
         """Training images on the device: all of them, or a sample where the split is streamed."""
-        return self._place(self.data.train)
+        return self.place(self.data.train)
 
     @property
     def training(self) -> DeviceSplit | StreamedSplit:
@@ -63,11 +63,11 @@ class Workload:
 
     @cached_property
     def validation(self) -> DeviceSplit:
-        return self._place(self.data.validation)
+        return self.place(self.data.validation)
 
     @cached_property
     def test(self) -> DeviceSplit | None:
-        return None if self.data.test is None else self._place(self.data.test)
+        return None if self.data.test is None else self.place(self.data.test)
 
     def example_input(self) -> Tensor:
         """The first training image, normalised: `(1, C, H, W)`."""
@@ -84,7 +84,8 @@ class Workload:
         """As `hash_of`."""
         return hash_of(self.weights())
 
-    def _place(self, split: Split) -> DeviceSplit:
+    def place(self, split: Split) -> DeviceSplit:
+        """The images of `split` on the workload's device, normalised and laid out like all others."""
         return DeviceSplit.place(split, self.data.mean, self.data.std, self.device, layout=self.layout)
 
 

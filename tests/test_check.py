@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from raprune.check import check, check_method, inspect_job
 from raprune.cli import app
 from raprune.errors import BudgetError, DataError, MethodError, ModelError, RapruneError, UsageError
+from raprune.preparation import job_data
 from raprune.spec import load_spec
 
 MODULE = """
@@ -42,6 +44,22 @@ def pictures():
     images = np.arange(40 * 3 * 8 * 8, dtype=np.uint8).reshape(40, 3, 8, 8)
     return {"train": (images, np.arange(40) % 2)}
 
+def brightness():
+    # Pixels around 123.5 (class 0) and 131.5 (class 1): 0.5 lies between.
+    labels = np.arange(400) % 2
+    images = np.random.default_rng(0).integers(120, 128, (400, 3, 8, 8)) + 8 * labels[:, None, None, None]
+    return {"train": (images.astype(np.uint8), labels)}
+
+def save_bright(path):
+    # Weights of `net` that give the class of `brightness` if pixels are normalised to [-1, 1].
+    from safetensors.torch import save_file
+
+    model = net(2)
+    state = {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+    state["0.weight"][0], state["0.weight"][1] = -1 / 27, 1 / 27
+    state["4.weight"][0, 0] = state["4.weight"][1, 1] = 1
+    save_file(state, path)
+
 def words():
     return "pictures"
 """
@@ -68,6 +86,7 @@ def test_what_fits_is_said_step_by_step(mine: str) -> None:
     assert all(line.startswith("ok  ") for line in lines)
     assert "32 training, 8 validation and no test images of 3x8x8, 2 classes" in lines[0]
     assert lines[-4] == "ok  channels: 1 group can go, 1 layer must stay"
+    assert lines[1].startswith("ok  normalisation: mean (0.") and lines[1].endswith("(measured on the training split)")
     assert lines[-1] == "ok  budget: 30 % of the FLOPs can be reached (the default)"
 
 
@@ -114,6 +133,42 @@ def test_the_first_step_that_fails_is_named(
     fields = {key: value.replace("MINE", mine) if isinstance(value, str) else value for key, value in fields.items()}
     with pytest.raises(error, match=message.replace("MINE", mine)):
         said(fields)
+
+
+@pytest.fixture
+def bright(mine: str, tmp_path: Path) -> dict[str, object]:
+    """A job with a network that tells its images apart if these are normalised to [-1, 1]."""
+    weights = str(tmp_path / "bright.safetensors")
+    importlib.import_module(mine).save_bright(weights)
+    return {"model.name": f"{mine}:net", "model.weights": weights, "data.name": f"{mine}:brightness"}
+
+
+def test_check_of_weights_with_another_normalisation_says_which_is_better(bright: dict[str, object]) -> None:
+    lines = said(bright | {"data.mean": [0.0, 0.0, 0.0], "data.std": [1.0, 1.0, 1.0]}).splitlines()
+    assert "ok  normalisation: mean (0, 0, 0), std (1, 1, 1) (given)" in lines
+    doubts = [line for line in lines if line.startswith("!")]
+    assert len(doubts) == 2
+    assert "50.0% on 80 validation images, where a blind guess scores 50.0%" in doubts[0]
+    assert "normalised in another way" in doubts[0] and "labels" in doubts[0] and "another task" in doubts[0]
+    assert "(pixels in [-1, 1]): 100.0% instead of 50.0%" in doubts[1]
+    assert doubts[1].endswith('--set "data.mean=[0.5, 0.5, 0.5]" --set "data.std=[0.5, 0.5, 0.5]"')
+
+
+def test_check_of_weights_with_their_own_normalisation_has_no_doubt(bright: dict[str, object]) -> None:
+    text = said(bright | {"data.mean": [0.5, 0.5, 0.5], "data.std": [0.5, 0.5, 0.5]})
+    assert "!" not in text
+    assert "100.00% on the validation split (a blind guess has 50.00%), 100.00% on 320 training images" in text
+
+
+def test_images_are_normalised_as_their_run_was_else_as_the_weights_need_it(mine: str) -> None:
+    fields = {"model.name": "resnet18", "model.weights": "w.safetensors", "data.name": f"{mine}:pictures"}
+    spec = load_spec(None, fields)
+    assert job_data(spec).origin == "ImageNet's, the default for resnet18"
+    recorded = {"mean": [0.1] * 3, "std": [0.2] * 3, "normalisation": "measured on the training split"}
+    assert job_data(spec, {"data": recorded}).mean == (0.1, 0.1, 0.1)
+    assert job_data(spec, {"data": {"fingerprint": "72231f54"}}).origin == "measured on the training split"
+    assert job_data(load_spec(None, fields | {"data.mean": [0.5] * 3, "data.std": [0.5] * 3})).origin == "given"
+    assert job_data(load_spec(None, fields | {"model.weights": None})).origin == "measured on the training split"
 
 
 def test_a_job_is_inspected_on_images_of_its_data(mine: str) -> None:

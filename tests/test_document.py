@@ -141,6 +141,19 @@ def test_the_page_says_all_that_was_asked_for(page: str) -> None:
     assert "python 3.12.1, raprune 0.1.0" in words
 
 
+def test_a_network_that_was_trained_on_validation_is_told_with_its_normalisation(tmp_path: Path) -> None:
+    store = make_run(tmp_path / "run")
+    described = store.run()
+    described["spec"]["model"]["weights"] = "given.safetensors"
+    described["dense"] |= {"val_accuracy": 0.999, "val_images": 5_000}
+    described["data"] = {"mean": [0.485], "std": [0.229], "normalisation": "given"}
+    store.write_json("run.json", described)
+    store.write_json("report/test.json", store.read_json("report/test.json") | {"images": 10_000})
+    page = html(read_findings(store))
+    assert "scores 99.9% on validation and 97.8% on test: it was probably trained on the validation images" in page
+    assert "mean (0.485), std (0.229) (given)" in page
+
+
 def test_the_tables_hold_the_figures(run: Store, page: str) -> None:
     tables = Parsed(page).tables
     front = tables["The networks of the front"][1:]

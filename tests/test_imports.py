@@ -28,6 +28,7 @@ PURE = (
     "spec",
     "reference",
     "store",
+    "symptoms",
     "report",
     "summary",
     "tables",
@@ -145,6 +146,8 @@ ROOMS = (
         "forecast",
         "display",
         "pace",
+        "diagnosis",
+        "symptoms",
     ),
     ("bench",),
     (

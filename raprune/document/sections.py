@@ -11,6 +11,7 @@ from raprune.document.markup import facts, figure, listing, notice, paragraph, s
 from raprune.findings import Findings
 from raprune.front import Row, budgeted, weights_pruned
 from raprune.summary import summary
+from raprune.symptoms import symptoms
 from raprune.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
 from raprune.times import measured_at, slow
 
@@ -25,9 +26,10 @@ def title(findings: Findings) -> str:
 
 
 def lead(findings: Findings) -> str:
-    """The result in a sentence, and before it whether the run has ended."""
+    """The result in a sentence; before it, a notice if the run has not ended, and what is wrong with its network."""
     chosen = findings.chosen
     before = "" if findings.progress.finished else _unfinished(findings)
+    before += "".join(notice(sentence) for sentence in symptoms(findings.run, findings.test))
     if chosen is None:
         return before + paragraph("No network within the budget is known yet.")
     return before + paragraph(summary(chosen, findings.run, findings.times), name="lead")
@@ -63,6 +65,7 @@ def asked(findings: Findings) -> str:
         "Its accuracy": ", ".join(accuracies),
         "Channels": f"{sum(groups.values()):,} in {len(groups)} groups that can be cut" if groups else "",
         "Images": ", ".join(splits),
+        "Normalisation": _normalisation(data),
         "Budget": _budget(findings),
         "Accuracy to keep": "" if findings.floor is None else f"{findings.floor:.2%} on the validation split",
         "Methods": ", ".join(spec.get("methods", [])),
@@ -73,6 +76,13 @@ def asked(findings: Findings) -> str:
         else "",
     }
     return section("What was asked for", facts(entries))
+
+
+def _normalisation(data: Mapping[str, Any]) -> str:
+    """The figures of a run, empty for one that was written when they were not recorded."""
+    if "mean" not in data:
+        return ""
+    return f"{words.normalisation(data['mean'], data['std'])} ({data['normalisation']})"
 
 
 def front(findings: Findings) -> str:

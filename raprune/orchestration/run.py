@@ -12,6 +12,7 @@ from rich.console import Console
 from raprune import automatic, curves
 from raprune.artifact import versions
 from raprune.curves import write_curve
+from raprune.data import ignored
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import StoreError
 from raprune.front import FINETUNINGS
@@ -24,6 +25,7 @@ from raprune.report import TEST_FILE, print_front
 from raprune.spec import SearchSpec
 from raprune.stages import Stages
 from raprune.store import RUN_FILE, Store
+from raprune.symptoms import symptoms
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ def _summary(data: Dataset) -> dict[str, Any]:
         "validation": size(data.validation),
         "test": size(data.test),
         "num_classes": data.num_classes,
+        "chance": data.chance,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "normalisation": data.origin,
     }
 
 
@@ -130,9 +136,25 @@ def store_dense(run: Run, dense: Any) -> None:
     run.store.write_bytes(DENSE, save(dense.weights))
     described = run.store.run()
     described["weights_hash"] = dense.weights_hash
-    described["dense"] |= {"val_accuracy": dense.validation.accuracy, "val_loss": dense.validation.loss}
+    described["dense"] |= {
+        "val_accuracy": dense.validation.accuracy,
+        "val_loss": dense.validation.loss,
+        "train_accuracy": dense.training.value,
+        "train_images": dense.training.images,
+    }
     described["pace"] = asdict(dense.pace)
     run.store.write_json(RUN_FILE, described)
+    warn_of_symptoms(run)
+
+
+def warn_of_symptoms(run: Run) -> None:
+    """Print what is suspicious about the dense network and was not said before; `run.json` keeps all of it."""
+    described = run.store.run()
+    found = symptoms(described, run.store.read_json(TEST_FILE) if run.store.exists(TEST_FILE) else {})
+    for sentence in found:
+        if sentence not in described.get("warnings", []):
+            run.console.print(f"Warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    run.store.write_json(RUN_FILE, described | {"warnings": found})
 
 
 def keep_table(run: Run) -> None:
@@ -167,6 +189,10 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
         markup=False,
         highlight=False,
     )
+    console.print(f"Normalisation: {prepared.data.normalisation}.", markup=False, highlight=False)
+    unused = ignored(spec.data, prepared.data)
+    if unused is not None:
+        console.print(f"Warning: {unused}", style="yellow", markup=False, highlight=False)
     for subject, decision in automatic.told(spec, prepared.spec).items():
         console.print(f"{subject.capitalize()}: {decision}.", markup=False, highlight=False)
 
@@ -204,6 +230,7 @@ def finish(run: Run, accuracies: dict[str, float]) -> None:
     if accuracies and test is not None:
         dense = accuracies.pop("dense")
         run.store.write_json(TEST_FILE, NAMES | {"dense": dense, "candidates": accuracies, "images": len(test)})
+    warn_of_symptoms(run)
     described = run.store.run() | {"state": "finished", "finished_at": time.time()}
     # The state last: a run that was cut off before it is resumed, and its report written again.
     write_report(run.store, run=described)

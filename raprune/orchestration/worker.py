@@ -22,6 +22,7 @@ from raprune.checkpoint import StoreCheckpoints
 from raprune.curves import write_curve
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
+from raprune.diagnosis import accuracy_on_training
 from raprune.errors import RapruneError, StoreError
 from raprune.evaluate import Evaluation, evaluate
 from raprune.forecast import Pace
@@ -40,6 +41,7 @@ from raprune.spec import SamplerSpec, SearchSpec
 from raprune.stages import OnWork, Work
 from raprune.statistics import Arrays, Statistics
 from raprune.store import Store
+from raprune.symptoms import Accuracy
 from raprune.tracing.graph import ChannelGraph
 from raprune.training import ALONE, Checkpoints, Epoch, Ranks
 from raprune.trial import Proposal, Stage, Trial, TrialState
@@ -326,6 +328,8 @@ class Dense:
     weights: WeightArrays
     weights_hash: str
     validation: Evaluation
+    training: Accuracy
+    """Accuracy on a sample of the training images."""
     pace: Pace
     history: Sequence[Epoch] = ()
     """What each epoch of its training came to, if it was trained."""
@@ -344,8 +348,9 @@ def prepare_dense(
             workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
             history = train_dense(workload, spec, on_epoch=news.put) if train else ()
             validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
+            training = accuracy_on_training(workload)
             pace = measure_pace(workload, spec)
-            news.put(Dense(workload.weights(), workload.weights_hash, validation, pace, history))
+            news.put(Dense(workload.weights(), workload.weights_hash, validation, training, pace, history))
         except Exception as error:
             news.put(error)
 

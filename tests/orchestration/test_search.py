@@ -63,6 +63,7 @@ def facts(trials: list[Trial]) -> dict[str, tuple[Any, ...]]:
 def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
     spec = spec_of(tmp_path_factory.mktemp("run") / "run")
     text = run(spec)
+    assert "Normalisation: mean (" in text
     assert "12 of 12" in text or "dense" in text
     return Store(spec.output)
 
@@ -77,6 +78,9 @@ def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:
     described = finished.run()
     assert described["state"] == "finished" and described["dense"]["val_accuracy"] > 0.1
     assert described["weights_hash"] and described["versions"]["ray"] == ray.__version__
+    assert described["data"]["normalisation"] == "measured on the training split"
+    assert len(described["data"]["mean"]) == len(described["data"]["std"]) == 1
+    assert described["dense"]["train_images"] == 320 and described["warnings"] == []
     assert described["machine"].startswith(f"{os.cpu_count()} x ")
 
 
@@ -95,6 +99,9 @@ def test_a_finalist_is_written_with_its_recipe(finished: Store) -> None:
         if trial.proposal.stage is Stage.FINETUNE:
             assert trial.candidate is not None and trial.metrics is not None
             recipe = finished.read_json(f"models/{trial.candidate.id}-ft/recipe.json")
+            assert recipe["data"] == {
+                key: finished.run()["data"][key] for key in ("name", "fingerprint", "mean", "std")
+            }
             assert recipe["candidate"] == trial.candidate.id and recipe["accuracy"] == trial.metrics.accuracy
 
 

@@ -1,0 +1,42 @@
+"""What the user is told on the way."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from raprune.orchestration.run import Run, describe, warn_of_symptoms
+from raprune.preparation import prepare
+from raprune.report import TEST_FILE
+from raprune.spec import load_spec
+from raprune.stages import Stages
+from raprune.store import Store
+
+
+def test_symptoms_of_the_dense_network_are_said_once_and_kept_in_run_json(tmp_path: Path) -> None:
+    spec = load_spec(
+        None, {"model.name": "digits-net", "data.name": "digits", "methods": ["l1"], "output": str(tmp_path / "run")}
+    )
+    console = Console(file=io.StringIO(), width=80)
+    run = Run(spec, Store(spec.output), prepare(spec), console, Stages())
+    described = describe(run)
+    described["spec"]["model"]["weights"] = "given.safetensors"
+    described["dense"] |= {"val_accuracy": 0.9, "val_images": 10_000, "train_accuracy": 0.95, "train_images": 2_000}
+    run.store.create(described)
+    assert described["data"]["chance"] < 0.12 and described["data"]["normalisation"] == "measured on the training split"
+
+    def said() -> str:
+        assert isinstance(console.file, io.StringIO)
+        before = console.file.getvalue()
+        warn_of_symptoms(run)
+        return console.file.getvalue()[len(before) :]
+
+    assert said() == "" and run.store.run()["warnings"] == []
+    run.store.write_json(TEST_FILE, {"dense": 0.8, "candidates": {}, "images": 10_000})
+    assert "Warning: The dense network scores 90.0% on validation and 80.0% on test" in said()
+    assert len(run.store.run()["warnings"]) == 1
+    assert said() == ""
+    run.store.write_json("run.json", run.store.run() | {"dense": described["dense"] | {"val_accuracy": 0.1}})
+    assert said().count("Warning: ") == 1, "95 % on the training images"
