@@ -68,7 +68,8 @@ def test_finalists_are_trained_by_several_seeds_and_told_by_mean_and_interval(cl
     rows = candidates(climbed.trials(), test=climbed.read_json("report/test.json"))
     means = [row for row in rows if row["stage"] == "finetune"]
     assert means and all(row["repeats"] == [0, 1] and row["val_interval"] is not None for row in means)
-    assert all(row["test_accuracy"] is not None and row["test_interval"] is not None for row in means)
+    tested = [row for row in means if row["test_accuracy"] is not None]
+    assert tested and all(row["test_interval"] is not None for row in tested), "the best of each method at least"
 
 
 def test_a_network_of_a_rung_and_one_of_a_repeat_load(climbed: Store, tmp_path: Path) -> None:
