@@ -70,6 +70,10 @@ class Plan:
     """Methods that are scored on images."""
     priced: int = 0
     """Networks that are cut and repaired to measure how sensitive groups are."""
+    rescored: int = 0
+    """Methods that are scored again in a trial, as the sampler comes upon other settings of them."""
+    repriced: int = 0
+    """Networks that are then cut and repaired for it."""
     priced_images: int = 256
     finetunings: int = 0
     finetuning_epochs: float = 0.0
@@ -90,7 +94,13 @@ def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
     epoch_s = plan.train_images * (teacher_s + smaller * (pace.step_s - teacher_s))
     repair_s = plan.calibration_images * (plan.refits * refit_s + (1 - plan.refits) * REESTIMATION * cut_s)
     trial_s = TRIAL_S + repair_s + plan.validation_images * cut_s + plan.trial_epochs * epoch_s
+    # What is behind a group is repaired: half of the network in the mean. Its predictions are compared.
+    price_s = plan.priced_images * (refit_s / 2 + 2 * pace.forward_s)
+    one_s = plan.calibration_images * SCORING * pace.forward_s
     search_s = _shared(plan.trials, side_by_side) * trial_s
+    if plan.trials:
+        # Not side by side: the others wait for its result.
+        search_s += plan.rescored * one_s + plan.repriced * price_s
     if plan.limit_s is not None:
         search_s = min(search_s, plan.limit_s)
     finetuning_s = plan.finetunings * plan.finetuning_epochs * epoch_s
@@ -98,9 +108,7 @@ def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
         tuning_s = GROUP_START_S + finetuning_s / side_by_side
     else:
         tuning_s = _shared(plan.finetunings, side_by_side) * plan.finetuning_epochs * epoch_s
-    # What is behind a group is repaired: half of the network in the mean. Its predictions are compared.
-    price_s = plan.priced_images * (refit_s / 2 + 2 * pace.forward_s)
-    score_s = plan.scored * plan.calibration_images * SCORING * pace.forward_s + plan.priced * price_s
+    score_s = plan.scored * one_s + plan.priced * price_s
     batch_s = smaller * min(FILLING_S, FILLING_IMAGES * pace.forward_s)
     seconds = {
         PHASES: plan.phase_epochs * plan.train_images * pace.step_s,

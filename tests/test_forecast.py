@@ -54,6 +54,12 @@ def test_forecast_of_twice_the_work_is_longer_and_of_twice_the_workers_shorter()
     assert sum(forecast(slow, PLAN).values()) > 5 * sum(forecast(PACE, PLAN).values())
 
 
+def test_scores_of_other_settings_take_their_time_in_the_search() -> None:
+    seconds = forecast(PACE, replace(PLAN, rescored=1, repriced=10))
+    again = 500 * 3 * 0.001 + 10 * 256 * (3 * 1.4e-3 / 2 + 2e-3)
+    assert seconds[SEARCH] == pytest.approx(forecast(PACE, PLAN)[SEARCH] + again)
+
+
 def test_forecast_of_what_is_done_already_is_nothing() -> None:
     left = forecast(PACE, replace(PLAN, trials=0, finetunings=0, scored=0, priced=0))
     assert SCORES not in left and SEARCH not in left and FINETUNE not in left

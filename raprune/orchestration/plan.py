@@ -43,6 +43,7 @@ def plan_of(
         finalists = min(finalists + len(methods), spec.search.trials)
     looking = [method for method in lacking.scores.values() if not method.data_free]
     train = spec.finalists.train.decided()
+    again = {number: _other_scores(method) for number, method in enumerate(methods) if not method.data_free}
     return Plan(
         workers=placement.workers,
         train_images=data.num_train,
@@ -56,7 +57,9 @@ def plan_of(
         limit_s=spec.search.time_limit_s,
         phase_epochs=sum(epochs_of(method) for method in lacking.phases),
         scored=len(looking),
-        priced=sum(len(m.priced_at(group.num_channels)) for m in lacking.scores.values() for group in graph.groups),
+        priced=sum(_prices(method, graph) for method in lacking.scores.values()),
+        rescored=sum(again.values()),
+        repriced=sum(count * _prices(methods[number], graph) for number, count in again.items()),
         priced_images=min(PRICED, spec.search.calibration_images, len(data.train)),
         finetunings=max(0, finalists * spec.finalists.seeds - tuned),
         finetuning_epochs=train.epochs,
@@ -64,6 +67,21 @@ def plan_of(
         latency_repeats=spec.latency.repeats,
         grouped=grouped,
     )
+
+
+def _prices(method: Method, graph: ChannelGraph) -> int:
+    """Networks that are cut and repaired to measure how sensitive the groups are to the method."""
+    return sum(len(method.priced_at(group.num_channels)) for group in graph.groups)
+
+
+def _other_scores(method: Method) -> int:
+    """Settings with scores of their own that the sampler can choose, beside the default ones."""
+    choices = (
+        len(entry.metadata.get("search", {}).get("choices", (None,)))
+        for entry in fields(method)
+        if not entry.metadata.get("repair")
+    )
+    return math.prod(choices) - 1
 
 
 def _path_epochs(method: Method) -> float:

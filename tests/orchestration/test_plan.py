@@ -1,0 +1,63 @@
+"""Size of a search that is about to begin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raprune.forecast import Plan
+from raprune.orchestration.placement import Placement
+from raprune.orchestration.plan import plan_of
+from raprune.orchestration.space import search_space
+from raprune.orchestration.statistics import Missing, named
+from raprune.preparation import prepare
+from raprune.spec import SearchSpec
+from raprune.trial import Proposal, Stage, Trial, TrialState
+
+SPEC = SearchSpec.model_validate(
+    {
+        "model": {"name": "digits-net"},
+        "data": {"name": "digits", "max_images": 400},
+        "budget_flops": 0.3,
+        "methods": ["reconstruction", "l2"],
+        "search": {"trials": 20, "calibration_images": 64, "rungs": [0, 2, 6], "keep": 0.5},
+        "finalists": {"count": 4, "seeds": 2, "train": {"epochs": 3.0, "lr": 0.01}},
+    }
+)
+
+
+def planned(*stored: Trial) -> Plan:
+    prepared = prepare(SPEC)
+    space = search_space(SPEC, prepared.cost)
+    methods = named(SPEC, (*space.controls, *space.methods))
+    return plan_of(
+        SPEC,
+        data=prepared.data,
+        graph=prepared.graph,
+        space=space,
+        methods=methods,
+        lacking=Missing([], {"scores-a": methods[-2], "scores-b": methods[-1]}),
+        stored=stored,
+        placement=Placement(workers=2, cpus=1.0, gpus=0.0, reason="a test"),
+        grouped=False,
+    )
+
+
+def test_plan_counts_trials_prices_epochs_and_finalists() -> None:
+    plan = planned()
+    assert (plan.workers, plan.trials, plan.calibration_images) == (2, 20, 64)
+    # Three groups, each cut at two widths; l2 looks at no images.
+    assert (plan.scored, plan.priced, plan.rescored, plan.repriced) == (1, 6, 1, 6)
+    # The front's four and the best of four methods, by two seeds each.
+    assert (plan.finetunings, plan.finetuning_epochs) == (16, 3.0)
+    assert plan.trial_epochs == 2 * 0.5 + 4 * 0.25
+    assert plan.refits == 0.25 and 0.15 < plan.fraction < 0.3
+
+
+def test_plan_of_a_resumed_run_is_what_is_left() -> None:
+    proposal = Proposal(number=0, method="l2", allocation="uniform", target_flops=0.2)
+    trial = Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.COMPLETE)
+    assert planned(trial).trials == 19
+    finalist = replace(proposal, stage=Stage.FINETUNE)
+    tuned = Trial(trial_id=finalist.trial_id, proposal=finalist, state=TrialState.COMPLETE)
+    left = planned(trial, tuned)
+    assert left.trials == 0 and left.finetunings == 15
