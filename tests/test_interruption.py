@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from raprune.errors import Terminated
 from raprune.interruption import behind, heard
+from raprune.orchestration import cluster
 
 IMPORTS = {
     "is turned into another error": "raise ImportError('numpy: multiarray failed')",
@@ -116,3 +118,13 @@ def test_signal_outside_of_imports_is_raised_at_once(number: signal.Signals, kin
     assert raised.type is kind
     assert behind(ImportError()) is None, "forgotten with the block"
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+
+
+def test_sigterm_while_ray_starts_is_a_termination(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended_by_ray(address: str | None) -> None:
+        sys.exit(signal.SIGTERM)
+
+    monkeypatch.setattr(cluster, "connect", ended_by_ray)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(Terminated), cluster.cluster("auto"):
+        pass

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from raprune.errors import RapruneError, UsageError
+from raprune.errors import RapruneError, Terminated, UsageError
 from raprune.interruption import hear, heard
 from raprune.orchestration.submitted import cluster_address
 
@@ -62,8 +62,11 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
         return
     with heard():
-        connect(address)
-        # Ray's own handler of SIGTERM prints its stack and leaves at once.
+        try:
+            connect(address)
+        except SystemExit:
+            # While Ray starts, it hears SIGTERM by handlers of its own, which end the process in silence.
+            raise Terminated from None
         hear()
         try:
             yield
