@@ -73,7 +73,9 @@ class _Printed(Steps):
                 f"{training.value:.2%} on {training.images:,} training images",
             )
             self._warn(cannot_classify(validation, training, chance=data.chance, has_weights=True))
-            self._warn(better_normalisation(workload))
+            with self._console.status("trying the common normalisations"):
+                better = better_normalisation(workload)
+            self._warn(better)
 
     def traced(self, proof: Proof) -> None:
         go, stay = len(proof.graph.groups), len(proof.graph.frozen)
