@@ -26,6 +26,7 @@ PURE = (
     "trial",
     "fields",
     "spec",
+    "automatic",
     "reference",
     "store",
     "symptoms",
@@ -173,6 +174,7 @@ ROOMS = (
     ),
     ("statistics",),
     ("networks", "times"),
+    ("automatic",),
     ("store", "pareto", "spec", "reference", "extension"),
     ("trial", "candidate", "budget", "errors", "interruption", "names", "fields", "outage", "words"),
 )

@@ -202,7 +202,7 @@ def test_a_run_is_never_in_the_folder_that_ray_deletes(
 
 
 def test_a_run_without_a_folder_gets_one(folder: Path) -> None:
-    assert planned(folder).spec.output.startswith("~/runs/digits-net-digits-")
+    assert planned(folder).spec.output.startswith("~/runs/mnist-resnet-mnist-sample-")
 
 
 def test_the_jobs_tab_says_what_runs_and_no_secret(folder: Path) -> None:
