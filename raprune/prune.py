@@ -93,7 +93,7 @@ class Pruner:
         self._spec = spec
         self._search = spec.search
         generator = torch.Generator().manual_seed(spec.seed)
-        self._calibration = workload.train.take(min(spec.search.calibration_images, len(workload.train)), generator)
+        self._calibration = workload.train.take(min(spec.search.calibration, len(workload.train)), generator)
         self._bases: dict[Regularizer, nn.Module] = {}
 
     def prune(self, proposal: Proposal) -> Result:

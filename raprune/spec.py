@@ -252,7 +252,7 @@ class FinetuneSpec(_Training):
 
     epochs: Epochs | None = None
     """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
-    Default: about 8,000 images at most, but 0.5 to 20 passes."""
+    Default: about 5,000 images at most, but 0.25 to 20 passes."""
     lr: LearningRate | None = None
     """Peak learning rate of the one-cycle schedule. Default: 0.01; 0.02 from 1,000 steps and 0.05 from 5,000
     steps on."""
@@ -269,7 +269,7 @@ class FinetuneSpec(_Training):
 class SamplerSpec(_Part):
     """The search: how many candidates are tried, and how they are proposed."""
 
-    trials: PositiveInt = 48
+    trials: PositiveInt = 40
     """Number of candidates that are tried before fine-tuning."""
     time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which no candidate is proposed any more. Running trials, fine-tuning and the report still end.
@@ -303,8 +303,9 @@ class SamplerSpec(_Part):
     multiple_of: PositiveInt | None = None
     """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
     multiples of 8. Default: 8 where every group has 32 channels or more, else 1."""
-    calibration_images: Annotated[int, Field(ge=2)] = 1024
-    """Number of training images for batch-norm re-estimation and for methods that use activations."""
+    calibration_images: Annotated[int, Field(ge=2)] | None = None
+    """Number of training images for batch-norm re-estimation and for methods that use activations.
+    Default: a sixteenth of them, but 256 to 1,024."""
     eval_batch_size: PositiveInt = 512
     """Images in each batch of evaluation and calibration."""
 
@@ -314,6 +315,11 @@ class SamplerSpec(_Part):
         if not rungs or rungs[0] != 0 or any(b <= a for a, b in pairwise(rungs)):
             raise ValueError(f"must be {RUNGS}")
         return rungs
+
+    @property
+    def calibration(self) -> int:
+        """`calibration_images`; 1,024 while it is open."""
+        return self.calibration_images or 1024
 
     @property
     def step(self) -> int:
@@ -328,7 +334,7 @@ class SamplerSpec(_Part):
 class FinalistSpec(_Part):
     """The candidates that are fine-tuned at the end."""
 
-    count: Annotated[int, Field(ge=0)] = 8
+    count: Annotated[int, Field(ge=0)] = 6
     """Number of candidates of the front that are fine-tuned, spread over the front."""
     train: FinetuneSpec = FinetuneSpec()
     seeds: PositiveInt = 1

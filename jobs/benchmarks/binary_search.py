@@ -71,7 +71,7 @@ def _search(kind: type[BinarySearch], workload: Workload, graph: ChannelGraph) -
     spec = workload.spec
     method = kind(**spec.settings["binary_search"])  # type: ignore[arg-type]  # it checks them itself
     generator = torch.Generator().manual_seed(spec.seed)
-    calibration = workload.train.take(spec.search.calibration_images, generator)
+    calibration = workload.train.take(spec.search.calibration, generator)
     bench = WorkloadBench(workload, lambda: calibration.batches(256), seed=spec.seed)
     whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
     started = time.perf_counter()
