@@ -292,7 +292,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     """A reference to the dense network's weights: those given or stored, else trained by a task of the cluster."""
     import ray
 
-    from raprune.orchestration.statistics import named, phases
+    from raprune.orchestration.statistics import named, phases, warm_up
     from raprune.orchestration.trainings import DenseTraining, PhaseTraining
     from raprune.orchestration.worker import Dense, prepare_dense
 
@@ -315,6 +315,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     if train:
         run.stages.begin(TRAIN_DENSE, total=math.ceil(run.spec.dense.epochs), unit="epochs")
     else:
+        warm_up(placement)
         run.stages.begin(JUDGE_DENSE)
     for reference in news:
         item = _get(reference)

@@ -121,6 +121,16 @@ def _watched(inputs: Inputs, stages: Stages, prefix: str) -> AbstractContextMana
     return watched(look)
 
 
+def warm_up(placement: Placement) -> None:
+    """Have processes come up for all workers but one, which is busy with the dense network.
+
+    A process needs seconds to import PyTorch. Only without GPUs: Ray gives each task on a GPU a process of its own.
+    """
+    if placement.gpus == 0:
+        for _ in range(placement.workers - 1):
+            ray.remote(_come_up).options(num_cpus=placement.cpus).remote()
+
+
 def named(spec: SearchSpec, methods: Sequence[str]) -> list[Method]:
     """The methods of these names, with their default settings and those that the job fixes."""
     return [method_named(name)(**spec.settings.get(name, {})) for name in methods]
@@ -158,6 +168,10 @@ def statistics_store(spec: SearchSpec) -> Store:
 def _task(work: Any, inputs: Inputs) -> Any:
     placement = inputs.placement
     return ray.remote(work).options(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=2)
+
+
+def _come_up() -> None:
+    """Nothing: to unpickle this function is to import what the next task needs."""
 
 
 def _train(inputs: Inputs, method: Method, key: str) -> Arrays:

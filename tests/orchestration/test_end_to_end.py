@@ -381,7 +381,7 @@ def test_the_whole_story(cluster: Cluster, tmp_path: Path) -> None:
             assert submitted.returncode == 0, said
             if page is not None:
                 expect(page.locator("#run-state")).to_contain_text("finished", timeout=60_000)
-                best = finetuned(row["page"])[-1]
+                best = front(row["page"])[-1]
                 page.goto(f"{row['page']}#trial={best['trial_id']}")
                 with page.expect_download() as download:
                     page.locator("#detail-body .downloads a[href$='.zip']").click()
@@ -404,7 +404,7 @@ def test_the_whole_story(cluster: Cluster, tmp_path: Path) -> None:
     assert details["metadata"][RUN] == run.uri and details["metadata"][PAGE] == row["page"]
     assert cluster.token not in json.dumps(details)
 
-    rows = finetuned(row["page"])
+    rows = front(row["page"])
     assert len(rows) >= 2
     for candidate in rows:
         archive = tmp_path / f"{candidate['candidate']}.zip"
@@ -439,9 +439,10 @@ def browser_at(address: str) -> Iterator[Page | None]:
         opened.close()
 
 
-def finetuned(page: str) -> list[dict[str, Any]]:
-    """The front, as a run's page has it, as far as networks are stored: those that were fine-tuned."""
-    return [row for row in fetch(f"{page}api/front")["rows"] if row["epochs"]]
+def front(page: str) -> list[dict[str, Any]]:
+    """The front of a finished run, as its page has it: every network of it is stored."""
+    rows: list[dict[str, Any]] = fetch(f"{page}api/front")["rows"]
+    return rows
 
 
 def fetch(address: str, *, raw: bool = False) -> Any:
