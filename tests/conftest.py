@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -16,6 +17,10 @@ settings.register_profile("raprune", deadline=None, derandomize=True)
 settings.load_profile("raprune")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell without job control has its background commands ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A start of Ray is a dozen processes. Where no bytecode may be written beside the sources, each would compile all that
 # it loads, about 5 s; so they share a folder that goes when the session ends.

@@ -280,7 +280,7 @@ def _timeless(content: Any) -> Any:
     if isinstance(content, list):
         return [_timeless(row) for row in content]
     if isinstance(content, dict):
-        clocks = ("seconds", "gpu_seconds", "started_at", "worker", "measured")
+        clocks = ("seconds", "gpu_seconds", "started_at", "worker", "measured", "speedup")
         return {key: _timeless(value) for key, value in content.items() if not key.startswith(clocks)}
     return content
 

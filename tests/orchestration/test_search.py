@@ -21,7 +21,7 @@ from raprune.evaluate import evaluate
 from raprune.front import front, progress, to_be_tested
 from raprune.models import build_model
 from raprune.orchestration.search import resume, search
-from raprune.preparation import Prepared, prepare
+from raprune.preparation import Prepared, Steps, prepare
 from raprune.report import print_front
 from raprune.single import export
 from raprune.spec import ModelSpec, SearchSpec
@@ -151,8 +151,8 @@ def test_a_run_killed_before_its_end_was_noted_stores_and_reports_on_resume(fini
 def test_the_front_is_stored_where_there_is_no_test_split(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def untested(spec: SearchSpec) -> Prepared:
-        prepared = prepare(spec)
+    def untested(spec: SearchSpec, steps: Steps) -> Prepared:
+        prepared = prepare(spec, steps)
         return replace(prepared, data=replace(prepared.data, test=None))
 
     monkeypatch.setattr("raprune.orchestration.search.prepare", untested)

@@ -181,7 +181,7 @@ def test_a_search_begins_with_an_earlier_one_and_is_resumed_without_it(ray_clust
         name: (t.proposal, t.metrics) for name, t in after.items()
     }
     for changes, what in (
-        ({"data": {"max_images": 390}}, "data"),
+        ({"data": {"name": "digits", "max_images": 390}}, "data"),
         ({"model": {"name": "digits-net", "arguments": {"width": 8}}}, "network"),
     ):
         spec = SearchSpec.model_validate(
