@@ -27,7 +27,7 @@ CALIBRATION, LEAST_CALIBRATION, MOST_CALIBRATION = 1 / 16, 256, 1024
 """Fraction of the training images that methods look at, and the bounds of their number. A least-squares repair takes as
 long as it has images: of MNIST's sample, 500 gave the same accuracies as 1,000 in half the time."""
 
-IMAGES = 5_000
+IMAGES = 4_000
 """Images of fine-tuning for a network of which everything is cut off."""
 LEAST_EPOCHS, MOST_EPOCHS = 0.25, 20.0
 LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))

@@ -14,7 +14,7 @@ from raprune.surgery import rebuild
 from raprune.training import train
 from raprune.workload import Workload
 
-_AIM_S = 0.3
+_AIM_S = 0.2
 """Time that each of the two measurements is sized for."""
 _FEWEST = 8
 """Images that are measured at least: one alone is mostly the overhead of calls."""

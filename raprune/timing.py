@@ -197,7 +197,7 @@ def measure_reported(
     """
     watch = stopwatch or Stopwatch(torch.device(device), clock=time.perf_counter)
     # A front has a dozen networks or more, and what the machine does besides comes in bursts: often where it is short.
-    often = Repeats(most=10 * spec.repeats, least=7, limit_s=0.15)
+    often = Repeats(most=10 * spec.repeats, least=7, limit_s=0.1)
 
     def under(conditions: LatencySpec, watch: Stopwatch | None = watch) -> Timing:
         *times_ms, dense_ms = measure_whole(

@@ -248,9 +248,13 @@ def _carry_out(run: Run, placement: Placement) -> None:
     from raprune.orchestration.gauges import see_off
     from raprune.orchestration.lease import held
     from raprune.orchestration.live import published
+    from raprune.orchestration.statistics import warm_up
 
     stages = run.stages
     stages.begin(START_RUN)
+    if run.spec.weights is not None or stored_weights(run.store) is not None:
+        # Not where a group of Ray Train may be about to take all of the cluster for the dense network.
+        warm_up(placement)
     coordinator: Any = find_coordinator(run.store)
     with (
         held(coordinator, run.session, run.store.name, console=run.console),
@@ -292,7 +296,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     """A reference to the dense network's weights: those given or stored, else trained by a task of the cluster."""
     import ray
 
-    from raprune.orchestration.statistics import named, phases, warm_up
+    from raprune.orchestration.statistics import named, phases
     from raprune.orchestration.trainings import DenseTraining, PhaseTraining
     from raprune.orchestration.worker import Dense, prepare_dense
 
@@ -315,7 +319,6 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     if train:
         run.stages.begin(TRAIN_DENSE, total=math.ceil(run.spec.dense.epochs), unit="epochs")
     else:
-        warm_up(placement)
         run.stages.begin(JUDGE_DENSE)
     for reference in news:
         item = _get(reference)

@@ -122,12 +122,12 @@ def _watched(inputs: Inputs, stages: Stages, prefix: str) -> AbstractContextMana
 
 
 def warm_up(placement: Placement) -> None:
-    """Have processes come up for all workers but one, which is busy with the dense network.
+    """Have processes for all workers import what they need, seconds of work, while the run is still being started.
 
-    A process needs seconds to import PyTorch. Only without GPUs: Ray gives each task on a GPU a process of its own.
+    Only without GPUs: Ray gives each task on a GPU a process of its own.
     """
     if placement.gpus == 0:
-        for _ in range(placement.workers - 1):
+        for _ in range(placement.workers):
             ray.remote(_come_up).options(num_cpus=placement.cpus).remote()
 
 
