@@ -60,6 +60,8 @@ class Pruned:
     """Of training since the dense network."""
     after_cut: float | None = None
     """Validation accuracy before the repair, where it was asked for."""
+    accuracy: float | None = None
+    """Validation accuracy of `model`, where it is recorded."""
 
 
 class Result(NamedTuple):
@@ -137,7 +139,7 @@ class Pruner:
         """
         started = time.time()
         pruned = start or self.made_again(parent)
-        repaired = self._evaluate(pruned.model)
+        repaired = self._evaluate(pruned.model).accuracy if pruned.accuracy is None else pruned.accuracy
         trained: list[Epoch] = []
         told = on_epoch or self._epoch_of("")
 
@@ -162,7 +164,7 @@ class Pruner:
         pruned = replace(pruned, epochs=pruned.epochs + spec.epochs)
         result = self._evaluate(pruned.model)
         started -= sum(epoch.seconds for epoch in history[: len(history) - len(trained)])
-        trial = self._trial(proposal, pruned, result, started, after_repair=repaired.accuracy)
+        trial = self._trial(proposal, pruned, result, started, after_repair=repaired)
         return Result(trial, pruned.model, history)
 
     def cut_and_repair(self, proposal: Proposal, *, judge_cut: bool = False) -> Pruned:

@@ -20,7 +20,6 @@ from torch import nn
 from raprune import artifact
 from raprune.checkpoint import StoreCheckpoints
 from raprune.curves import write_curve
-from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.diagnosis import accuracy_on_training
 from raprune.errors import RapruneError, StoreError
@@ -135,10 +134,12 @@ class Equipment:
 
     def start(self, parent: Proposal, recorded: Trial) -> Pruned:
         """The network that the trial of `parent` ended with: the store's, else made again."""
+        assert recorded.candidate is not None and recorded.metrics is not None, "only complete trials are continued"
+        accuracy = recorded.metrics.accuracy
         if not is_trained(parent):
-            return self.pruner.made_again(parent)
-        assert recorded.candidate is not None, "only trials with a network are continued"
-        return Pruned(self.load(f"{MODELS}/{parent.trial_id}"), recorded.candidate, recorded.epochs)
+            return replace(self.pruner.made_again(parent), accuracy=accuracy)
+        model = self.load(f"{MODELS}/{parent.trial_id}")
+        return Pruned(model, recorded.candidate, recorded.epochs, accuracy=accuracy)
 
     def finetune(
         self,
@@ -195,9 +196,7 @@ class Equipment:
     def test(self, task: TestTask) -> dict[str, float]:
         """Accuracies on the test split: `dense`, and by `Trial.network`; what is to be kept is stored."""
         workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
-        splits = [
-            DeviceSplit.place(s, workload.data.mean, workload.data.std, workload.device) for s in ray.get(task.split)
-        ]
+        splits = [workload.place(split) for split in ray.get(task.split)]
         accuracies: dict[str, float] = {}
         for split in splits:
             if task.dense:
