@@ -1,7 +1,7 @@
 """Make the bundled data set and network: `RAPRUNE_DATA=... uv run python jobs/make_mnist_sample.py`.
 
-`raprune/data/mnist-sample.parquet`: 13,500 of MNIST's images, drawn by class with seed 0. 8,000 training and 2,500
-validation images come from MNIST's training split, 3,000 test images from its test split; a column `split` tells them
+`raprune/data/mnist-sample.parquet`: 12,500 of MNIST's images, drawn by class with seed 0. 8,000 training and 2,000
+validation images come from MNIST's training split, 2,500 test images from its test split; a column `split` tells them
 apart. `raprune/models/mnist-resnet.safetensors`: the network `mnist-resnet`, trained on those 8,000 images alone.
 
 The folder RAPRUNE_DATA holds `mnist-train.parquet` and `mnist-test.parquet`, all of MNIST with the columns `image` and
@@ -28,7 +28,7 @@ from raprune.workload import build_workload, train_dense
 PACKAGE = Path(__file__).parent.parent / "raprune"
 SAMPLE = PACKAGE / "data" / "mnist-sample.parquet"
 WEIGHTS = PACKAGE / "models" / "mnist-resnet.safetensors"
-TRAIN, VALIDATION, TEST = 800, 250, 300
+TRAIN, VALIDATION, TEST = 800, 200, 250
 """Images of each class."""
 SEED = 0
 

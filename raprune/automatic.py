@@ -27,7 +27,7 @@ CALIBRATION, LEAST_CALIBRATION, MOST_CALIBRATION = 1 / 16, 256, 1024
 """Fraction of the training images that methods look at, and the bounds of their number. A least-squares repair takes as
 long as it has images: of MNIST's sample, 500 gave the same accuracies as 1,000 in half the time."""
 
-IMAGES = 4_000
+IMAGES = 3_000
 """Images of fine-tuning for a network of which everything is cut off."""
 LEAST_EPOCHS, MOST_EPOCHS = 0.25, 20.0
 LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))
@@ -42,7 +42,7 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> S
     """
     limits = (spec.budget.flops, spec.budget.params, spec.budget.latency)
     keep = min((limit for limit in limits if limit is not None), default=1.0)
-    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES * (1 - keep) / num_train, 1)))
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES * (1 - keep) / num_train, 2)))
     calibration = min(MOST_CALIBRATION, max(LEAST_CALIBRATION, round(CALIBRATION * num_train)))
     asked = spec.finalists.train
     steps = (epochs if asked.epochs is None else asked.epochs) * math.ceil(num_train / asked.batch_size)

@@ -252,7 +252,7 @@ class FinetuneSpec(_Training):
 
     epochs: Epochs | None = None
     """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
-    Default: about 4,000 images at most, but 0.25 to 20 passes."""
+    Default: about 3,000 images at most, but 0.25 to 20 passes."""
     lr: LearningRate | None = None
     """Peak learning rate of the one-cycle schedule. Default: 0.01; 0.02 from 1,000 steps and 0.05 from 5,000
     steps on."""
@@ -334,7 +334,7 @@ class SamplerSpec(_Part):
 class FinalistSpec(_Part):
     """The candidates that are fine-tuned at the end."""
 
-    count: Annotated[int, Field(ge=0)] = 5
+    count: Annotated[int, Field(ge=0)] = 4
     """Number of candidates of the front that are fine-tuned, spread over the front."""
     train: FinetuneSpec = FinetuneSpec()
     seeds: PositiveInt = 1

@@ -14,7 +14,7 @@ WIDE, NARROW = {"a": 32, "b": 64}, {"a": 16, "b": 64}
 def test_open_fields_are_decided_from_data_and_network() -> None:
     spec = decided(load_spec(), num_train=8000, widths=WIDE)
     train = spec.finalists.train
-    assert (spec.methods, spec.search.multiple_of, train.epochs, train.lr) == (METHODS, 8, 0.3, 0.01)
+    assert (spec.methods, spec.search.multiple_of, train.epochs, train.lr) == (METHODS, 8, 0.26, 0.01)
 
 
 def test_given_fields_stay_as_given() -> None:
@@ -37,7 +37,7 @@ def test_decided_job_is_decided_no_further() -> None:
 
 @pytest.mark.parametrize(
     ("num_train", "budget", "epochs"),
-    [(8000, 0.3, 0.3), (320, 0.6, 5.0), (100, 0.3, 20.0), (45_000, 0.5, 0.25), (1_200_000, 0.5, 0.25)],
+    [(8000, 0.3, 0.26), (320, 0.6, 3.75), (100, 0.3, 20.0), (45_000, 0.5, 0.25), (1_200_000, 0.5, 0.25)],
 )
 def test_epochs_of_fine_tuning_follow_the_images_and_the_cut(num_train: int, budget: float, epochs: float) -> None:
     spec = decided(load_spec(None, {"budget_flops": budget}), num_train=num_train, widths=WIDE)
@@ -62,7 +62,7 @@ def test_widths_of_a_narrow_network_are_any() -> None:
 
 def test_budget_of_another_cost_counts_as_the_cut() -> None:
     spec = decided(load_spec(None, {"budget_params": 0.3}), num_train=8000, widths=WIDE)
-    assert spec.finalists.train.epochs == 0.3
+    assert spec.finalists.train.epochs == 0.26
 
 
 def test_methods_taken_need_no_training_and_are_no_controls() -> None:
@@ -75,7 +75,7 @@ def test_each_decision_is_told_once() -> None:
     asked = load_spec()
     decisions = told(asked, decided(asked, num_train=8000, widths=WIDE))
     assert decisions["methods"].startswith("reconstruction, taylor, activation, fpgm, l2, which need no training")
-    assert decisions["fine-tuning"].startswith("0.3 epochs for each finalist")
+    assert decisions["fine-tuning"].startswith("0.26 epochs for each finalist")
 
 
 def test_resumed_job_left_open_is_the_job_that_was_decided() -> None:

@@ -96,7 +96,7 @@ def test_a_network_that_does_not_run_on_the_images(tmp_path: Path, monkeypatch: 
 
 
 def test_bundled_network_comes_trained_and_others_do_not() -> None:
-    """99.20 % of 3,000 test images, as `jobs/make_mnist_sample.py` said when it trained the network."""
+    """99.20 % of 2,500 test images, as `jobs/make_mnist_sample.py` said when it trained the network."""
     spec = SearchSpec()
     workload = build_workload(spec, data=load_data(spec.data, seed=0), device="cpu")
     assert workload.test is not None

@@ -38,7 +38,7 @@ def open_digits(spec: DataSpec) -> Sources:
 
 
 def open_mnist_sample(spec: DataSpec) -> Sources:
-    """The bundled sample of MNIST: 8,000 training, 2,500 validation and 3,000 test images, `(1, 28, 28)`."""
+    """The bundled sample of MNIST: 8,000 training, 2,000 validation and 2,500 test images, `(1, 28, 28)`."""
     return _bundled("mnist-sample", ("train", "validation", "test"))
 
 
