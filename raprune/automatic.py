@@ -1,4 +1,4 @@
-"""What a job leaves open, decided from its network and data: methods, widths, how long finalists are fine-tuned.
+"""Decisions on what a job leaves open, from its network and data: methods, widths, the length of fine-tuning.
 
 A decision is made once, before the search; `run.json` records it, so that a resumed run goes on with it. No torch.
 """

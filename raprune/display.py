@@ -1,4 +1,4 @@
-"""What the terminal shows while stages go on: one block that renews itself, or a line now and then.
+"""Display of stages while they go on: one block that renews itself, or a line now and then.
 
 On a terminal: the current stage as a bar, what the trials have come to, the whole run as a bar. In a pipe, a file or
 the log of a job: a line when a stage has begun, and at least one every few seconds while anything goes on.

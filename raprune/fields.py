@@ -119,7 +119,7 @@ def _unknown(location: tuple[Any, ...], table: DescribedTable) -> str:
 
 
 def _percentage(came: object) -> str:
-    """What to write for a number from 2 to 100, which is meant as a percentage."""
+    """Hint for a number from 2 to 100, which is meant as a percentage."""
     number = re.fullmatch(r"\s*([0-9.]+)\s*%?\s*", str(came))
     try:
         percent = float(number[1]) if number else 0.0
@@ -198,7 +198,7 @@ def _valid(schema: Mapping[str, Any]) -> str:
             noun = "whole number" if schema["type"] == "integer" else "number"
             limits = _limits(schema)
             return f"a {noun} {'of ' if limits.startswith('at') else ''}{limits}".rstrip()
-    raise NotImplementedError(f"no words for {schema}")
+    raise AssertionError(f"no words for {schema}")
 
 
 def _plural(schema: Mapping[str, Any]) -> tuple[str, str]:

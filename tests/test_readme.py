@@ -225,6 +225,7 @@ RULES: list[tuple[str, Check, str]] = [
     (r"source \.venv/bin/activate$", is_of_the_place, "uv makes it"),
     (r"source cluster/local\.sh (start|stop)$", is_a_file, "tests/orchestration runs it"),
     (r"uv run (--group dev )?python jobs/benchmarks/[\w.]+", is_a_file, "a benchmark: minutes"),
+    (r"RAPRUNE_DATA=FOLDER uv run python jobs/[\w.]+", is_a_file, "needs all of MNIST"),
 ]
 """Pattern of a command -> what is done with it, and why it is not simply run. The first that matches holds."""
 

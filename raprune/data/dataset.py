@@ -32,7 +32,7 @@ class Dataset:
     """For each channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
     origin: str = GIVEN
-    """Where mean and std come from."""
+    """Origin of mean and std."""
     augment: str = "none"
     """Training augmentation that suits these images; see `raprune.data.augment`."""
     stream: StreamSource | None = None

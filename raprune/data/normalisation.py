@@ -23,7 +23,7 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str
-    """Where the figures come from, in a few words for people."""
+    """Origin of the figures, in a few words for people."""
 
     @property
     def assignments(self) -> str:
