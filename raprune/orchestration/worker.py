@@ -134,10 +134,10 @@ class Equipment:
 
     def start(self, parent: Proposal, recorded: Trial) -> Pruned:
         """The network that the trial of `parent` ended with: the store's, else made again."""
-        assert recorded.candidate is not None and recorded.metrics is not None, "only complete trials are continued"
-        accuracy = recorded.metrics.accuracy
+        accuracy = None if recorded.metrics is None else recorded.metrics.accuracy
         if not is_trained(parent):
             return replace(self.pruner.made_again(parent), accuracy=accuracy)
+        assert recorded.candidate is not None, "only trials with a network are continued"
         model = self.load(f"{MODELS}/{parent.trial_id}")
         return Pruned(model, recorded.candidate, recorded.epochs, accuracy=accuracy)
 
