@@ -50,9 +50,7 @@ def timm_models() -> list[str]:
             old for block in _DEPRECATED.findall(text) for old in re.findall(r"^\s*[\"'](\w+)[\"']:", block, re.M)
         }
         found.update(name for name in _registered(text) if name not in deprecated)
-    return sorted(
-        found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
-    )
+    return sorted(found, key=_by_number)
 
 
 def list_datasets() -> list[str]:

@@ -73,7 +73,7 @@ def named_as_today(report: Mapping[str, Any], trials: Sequence[Trial]) -> dict[s
 
 
 def _folders(trial: Trial) -> Iterator[str]:
-    """Where the network may lie, the likeliest place first."""
+    """Folders that may hold the network, the likeliest first."""
     if trial.candidate is None:
         return
     names = [_former_name(trial)] if trial.proposal.stage is Stage.FINETUNE else [trial.trial_id]

@@ -66,7 +66,7 @@ class Steps:
         """Some channels of the network can go."""
 
     def decided(self, spec: SearchSpec) -> None:
-        """What the job left open is decided."""
+        """Every field that the job left open is decided."""
 
     def reached(self, cost: CostModel) -> None:
         """The budget is within reach."""

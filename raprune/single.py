@@ -119,7 +119,7 @@ class Exported:
     """Its name in the run."""
     trial_id: str
     val_accuracy: float
-    """Of this network on the validation split, as the run recorded it."""
+    """Accuracy of this network on the validation split, as the run recorded it."""
     is_stored: bool
     """True if the run has its weights; else they were made again."""
 

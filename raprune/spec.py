@@ -185,7 +185,7 @@ class DataSpec(_Part):
 
 
 class _Training(_Part):
-    """What every training has in common: SGD with momentum, one-cycle learning rate, cross-entropy.
+    """Fields that every training has: SGD with momentum, one-cycle learning rate, cross-entropy.
 
     A job trains twice, each time by a subclass with defaults of its own. A field of such a subclass takes a plain
     `TrainSpec` too: the fields that were given to it count, all others keep the defaults of the subclass.

@@ -242,7 +242,7 @@ class Stages:
 
     @property
     def standing(self) -> Progress | None:
-        """What the trials had come to, last."""
+        """Latest standing of the trials."""
         return self._standing
 
     def now(self) -> RunStages:

@@ -56,7 +56,7 @@ def render_progress(now: Progress) -> RenderableType:
 
 
 def render_standing(now: Progress) -> Table:
-    """What the trials have come to."""
+    """Standing of the trials."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()

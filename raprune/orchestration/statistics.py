@@ -59,7 +59,7 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not computed yet of what candidates share."""
+    """Statistics that candidates share and that are not computed yet."""
 
     phases: list[Method]
     """Methods whose training phase is to be done."""

@@ -87,7 +87,7 @@ class Look:
     """A network that is looked at a last time."""
 
     proposal: Proposal
-    """Of its trial."""
+    """Proposal of its trial."""
     keep: bool
     """Store it under its name, as it is on the front."""
     test: bool

@@ -57,7 +57,7 @@ _LIMITS = {
     "latency": "budget_latency",
     "min_accuracy": "min_accuracy",
 }
-"""What `pick_row` is asked -> the field of a job that says the same."""
+"""Question to `pick_row` -> the field of a job that says the same."""
 
 
 def describe_run(known: Known, away: Away | None, stages: RunStages | None, *, name: str) -> Answer:
