@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -82,19 +83,24 @@ def test_random_kills_in_a_row_are_survived(undisturbed: Store, nodes: Nodes, tm
 def test_a_second_driver_of_a_run_is_refused_and_the_first_goes_on(nodes: Nodes, tmp_path: Path) -> None:
     """By its path, where the folder's lock is in the way, and by a URI that has no lock, where the coordinator is."""
     uri = f"file://{tmp_path}/run"
-    # Long enough that the second one, which takes twenty seconds to begin on a busy machine, still meets the first.
-    job = small_job(tmp_path, output=uri, address=nodes.address, trials=60)
+    # More trials than it gets through before the second driver has begun, however slowly that begins.
+    job = small_job(tmp_path, output=uri, address=nodes.address, trials=2000)
     run = Run(Store(uri), job, str(tmp_path / "driver"), nodes=nodes)
     first = run.start()
-    assert wait_until(lambda: run.phase() is not None, seconds=run.patience_s)
-    second, third = tmp_path / "second.log", tmp_path / "third.log"
-    by_uri = run.raprune("resume", uri, log=second)
-    with Store(tmp_path / "run").locked():
-        assert run.raprune("resume", str(tmp_path / "run"), log=third).wait(timeout=120) == 1
-    assert "another process works on this run" in third.read_text()
-    assert by_uri.wait(timeout=120) == 2
-    assert "another driver works on this run" in second.read_text() and "Traceback" not in second.read_text()
-    assert first.wait(timeout=run.patience_s) == 0, run.said()
+    try:
+        assert wait_until(lambda: run.phase() is not None, seconds=run.patience_s)
+        second, third = tmp_path / "second.log", tmp_path / "third.log"
+        by_uri = run.raprune("resume", uri, log=second)
+        with Store(tmp_path / "run").locked():
+            assert run.raprune("resume", str(tmp_path / "run"), log=third).wait(timeout=120) == 1
+        assert "another process works on this run" in third.read_text()
+        assert by_uri.wait(timeout=120) == 2
+        assert "another driver works on this run" in second.read_text() and "Traceback" not in second.read_text()
+        recorded = run.snapshot()
+        assert wait_until(lambda: run.snapshot() > recorded, seconds=run.patience_s), run.said()
+    finally:
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=run.patience_s) == 143, run.said()
     assert len({trial_id for trial_id, _ in run.snapshot()}) == len(run.store.trials())
 
 
