@@ -130,7 +130,9 @@ class CandidateSearcher(Searcher):
         """Take notice of how far tasks under way are, by their trials' ids."""
         with self._lock:
             running = [work for task in self._running.values() if (work := works.get(task.trial_id)) is not None]
-            self._stages.hear(running, done_before=self._finetuned_here * self._epochs)
+            # Epochs are the unit of fine-tuning alone: the test split is counted in tasks.
+            finetuned = 0 if self._tests is not None else self._finetuned_here
+            self._stages.hear(running, done_before=finetuned * self._epochs)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the search's state, and Tune's is thrown away."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raprune.methods import METHODS
+from raprune.methods import METHODS, taylor
 from raprune.methods.reading import readers
 from raprune.tracing import ChannelGraph, trace
 
@@ -96,6 +96,20 @@ def test_taylor_is_the_change_of_the_loss_image_by_image(net: tuple[Net, Channel
     for name, total in change.items():
         np.testing.assert_allclose(scores("taylor", net)[name], unit(total), rtol=1e-4)
         assert scores("taylor", net)[name].min() > 0
+
+
+def test_taylor_takes_large_images_a_few_at_a_time(
+    net: tuple[Net, ChannelGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, whole = net[0], scores("taylor", net)
+    sizes: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(taylor, "MOST_PIXELS", 2 * BATCHES[0][0][0, 0].numel() + 1)
+    parts = scores("taylor", net)
+    handle.remove()
+    assert max(sizes) == 2 and sum(sizes) == sum(len(images) for images, _ in BATCHES)
+    for name, score_C in whole.items():
+        np.testing.assert_allclose(parts[name], score_C, rtol=1e-5)
 
 
 def test_fpgm_is_the_distance_to_all_other_filters(net: tuple[Net, ChannelGraph]) -> None:

@@ -84,6 +84,12 @@ def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:
     assert described["machine"].startswith(f"{os.cpu_count()} x ")
 
 
+def test_no_stage_of_a_run_has_done_more_than_its_total(finished: Store) -> None:
+    counted = {stage["name"]: (stage["done"], stage["total"]) for stage in finished.run()["stages"] if stage["total"]}
+    assert {"search", "fine-tune", "test the front"} <= set(counted)
+    assert [name for name, (done, total) in counted.items() if done > total] == []
+
+
 def test_the_test_split_was_measured_for_the_front_the_methods_and_the_dense_network(finished: Store) -> None:
     test, budget = finished.read_json("report/test.json"), SearchSpec.model_validate(finished.run()["spec"]).budget
     rows = to_be_tested(finished.trials(), finished.run())
