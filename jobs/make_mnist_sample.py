@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from raprune.data import load_data
-from raprune.evaluate import evaluate
-from raprune.spec import DataSpec, DenseTrainSpec, ModelSpec, SearchSpec
-from raprune.workload import build_workload, train_dense
+from raprune.pruning.workload import build_workload, train_dense
+from raprune.spec.job import DataSpec, DenseTrainSpec, ModelSpec, SearchSpec
+from raprune.training.evaluate import evaluate
 
 PACKAGE = Path(__file__).parent.parent / "raprune"
 SAMPLE = PACKAGE / "data" / "mnist-sample.parquet"

@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raprune.artifact import load
+    from raprune.channels.cut import cut
+    from raprune.channels.trace import trace
     from raprune.orchestration.search import search
-    from raprune.surgery import cut
-    from raprune.tracing import trace
+    from raprune.pruning.artifact import load
 
     __version__: str
 
 __all__ = ["__version__", "cut", "load", "search", "trace"]
 
 _HOMES = {
-    "trace": "raprune.tracing",
-    "cut": "raprune.surgery",
+    "trace": "raprune.channels.trace",
+    "cut": "raprune.channels.cut",
     "search": "raprune.orchestration.search",
-    "load": "raprune.artifact",
+    "load": "raprune.pruning.artifact",
 }
 
 

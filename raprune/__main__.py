@@ -6,7 +6,7 @@ import signal
 import sys
 
 from raprune.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated
-from raprune.interruption import behind, heard, let_go
+from raprune.orchestration.interruption import behind, heard, let_go
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raprune import __version__, interruption, names
+from raprune import __version__
 from raprune.errors import (
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
@@ -27,13 +27,15 @@ from raprune.errors import (
     Terminated,
     UsageError,
 )
-from raprune.words import first_lines, public_address
+from raprune.orchestration import interruption
+from raprune.report.formats import first_lines, public_address
+from raprune.spec import names
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raprune.spec import SearchSpec
-    from raprune.stages import Stages
+    from raprune.results.stages import Stages
+    from raprune.spec.job import SearchSpec
 
 TRACEBACK = "RAPRUNE_TRACEBACK"
 """Environment variable: set to 1, an unexpected error shows where it came from."""
@@ -414,7 +416,7 @@ def search(
     """
     spec = _spec(job, assignments, _given(ctx))
     if dry_run:
-        from raprune.reference import commented_job
+        from raprune.spec.reference import commented_job
 
         typer.echo(commented_job(spec), nl=False)
         return
@@ -441,7 +443,7 @@ def resume(ctx: typer.Context, run: Run) -> None:
 @app.command(rich_help_panel=RESULTS)
 def status(run: Run, as_json: AsJson = False) -> None:
     """Show how far a run is: trials, front, hypervolume, best network within the budget."""
-    from raprune.report import print_status
+    from raprune.report.terminal import print_status
 
     print_status(run, console=_console(), as_json=as_json)
 
@@ -458,7 +460,7 @@ def front(
     ] = False,
 ) -> None:
     """Print the Pareto front of a run."""
-    from raprune.report import print_ablation, print_front
+    from raprune.report.terminal import print_ablation, print_front
 
     if ablation:
         print_ablation(run, console=_console(), as_json=as_json)
@@ -484,8 +486,8 @@ def pick(
     as_json: AsJson = False,
 ) -> None:
     """Pick the best network of a run within any budget, without new work."""
-    from raprune.report import print_pick
-    from raprune.spec import load_limits
+    from raprune.report.terminal import print_pick
+    from raprune.spec.job import load_limits
 
     limits = load_limits(_given(ctx))
     print_pick(
@@ -506,7 +508,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report: one HTML file to send to someone, and its figures as PDF, SVG and PNG."""
-    from raprune.document import report as write
+    from raprune.report.html import report as write
 
     write(run, folder=output, console=_console())
 
@@ -554,10 +556,10 @@ def inspect(
     is_job = model_or_job is None or model_or_job.endswith(".toml")
     job = Path(model_or_job) if model_or_job and is_job else None
     spec = _spec(job, assignments, ({} if is_job else {"model.name": model_or_job}) | _given(ctx))
-    from raprune.inspection import inspect_by_name, show
+    from raprune.checks.inspect import inspect_by_name, show
 
     if is_job or data is not None:
-        from raprune.check import inspect_job
+        from raprune.checks.job import inspect_job
 
         found = inspect_job(spec)
     else:
@@ -625,8 +627,8 @@ def prune(
     spec = _spec(job, assignments, _given(ctx, but=("output",)))
     console = _console()
     with _loading(console) as stages:
-        from raprune.report import print_single
-        from raprune.single import prune_once
+        from raprune.pruning.export import prune_once
+        from raprune.report.terminal import print_single
 
         made = prune_once(spec, method=method, allocation=allocation, folder=output, finetune=finetune, stages=stages)
     print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console)
@@ -663,7 +665,7 @@ def export(
     """Export a network of a run as a recipe and weights that load into plain PyTorch."""
     console = _console()
     with _loading(console) as stages:
-        from raprune.single import export as run_export
+        from raprune.pruning.export import export as run_export
 
         made = run_export(run, network, folder, stages=stages, tell=lambda text: console.print(text, markup=False))
     typer.echo(
@@ -721,8 +723,8 @@ def submit(
     """
     wanted = _parsed_as_search(ctx)
     job, overrides = wanted.params["job"], _overrides(wanted.params["assignments"], _given(wanted))
-    from raprune.orchestration import jobs
-    from raprune.orchestration import kuberay as rayjob
+    from raprune.orchestration.jobs import client
+    from raprune.orchestration.jobs import kuberay as rayjob
 
     if kuberay:
         pods = rayjob.Pods(
@@ -734,9 +736,9 @@ def submit(
             token_secret=token_secret,
             secrets=tuple(secret or ()),
         )
-        jobs.print_manifest(job, overrides, pods, install=install, name=name)
+        client.print_manifest(job, overrides, pods, install=install, name=name)
         return
-    code = jobs.submit(
+    code = client.submit(
         job,
         overrides,
         address=address,
@@ -760,7 +762,7 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List the jobs of a cluster, and the best network that each has found so far."""
-    from raprune.orchestration.jobs import print_jobs
+    from raprune.orchestration.jobs.client import print_jobs
 
     print_jobs(address, everything=everything, as_json=as_json, console=_console())
 
@@ -774,7 +776,7 @@ def logs(
     ] = False,
 ) -> None:
     """Print the log of a job on a cluster."""
-    from raprune.orchestration.jobs import print_logs
+    from raprune.orchestration.jobs.client import print_logs
 
     raise typer.Exit(print_logs(job, address, follow=follow, console=_console()))
 
@@ -782,7 +784,7 @@ def logs(
 @app.command(rich_help_panel=CLUSTERS)
 def stop(job: JobName, address: ClusterAddress = None) -> None:
     """Stop a job on a cluster; submitted again, its run is resumed."""
-    from raprune.orchestration.jobs import stop as run_stop
+    from raprune.orchestration.jobs.client import stop as run_stop
 
     run_stop(job, address, console=_console())
 
@@ -790,8 +792,8 @@ def stop(job: JobName, address: ClusterAddress = None) -> None:
 @app.command(rich_help_panel=REFERENCE)
 def methods() -> None:
     """List the methods with their hyper-parameters and where they come from, and the allocations."""
-    from raprune.allocate import list_allocations
     from raprune.methods import list_methods
+    from raprune.pruning.allocate import list_allocations
 
     for method in list_methods():
         origin = "" if method.origin == "raprune" else f"  [{method.origin}]"
@@ -841,13 +843,13 @@ def check(
     --method checks that a method keeps the contract of all methods; with a job too, both are checked.
     """
     if method is not None:
-        from raprune.check import check_method
+        from raprune.checks.job import check_method
 
         check_method(method, console=_console())
         if job is None:
             return
     spec = _spec(job, assignments, _given(ctx))
-    from raprune.check import check as run_check
+    from raprune.checks.job import check as run_check
 
     run_check(spec, console=_console())
 
@@ -866,7 +868,7 @@ def install_dashboards(
     ] = None,
 ) -> None:
     """Install the dashboard of runs where Grafana finds it: Ray's, shown in the Metrics tab, or another."""
-    from raprune.dashboards import install, next_steps
+    from raprune.orchestration.jobs.grafana import install, next_steps
 
     typer.echo(next_steps(install(folder)))
 
@@ -881,7 +883,7 @@ def _parsed_as_search(ctx: typer.Context) -> typer.Context:
 
 def _given(ctx: typer.Context, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
     """Field of the spec -> value, of the flags that a command was given; `but` are fields of which it was not asked."""
-    from raprune.spec import FLAGS
+    from raprune.spec.job import FLAGS
 
     readers = {"methods": _names, "search.rungs": _names, "search.time_limit_s": _seconds}
     given = {field: ctx.params.get(flag[2:].replace("-", "_")) for field, flag in FLAGS.items() if field not in but}
@@ -898,7 +900,7 @@ def _names(text: str) -> list[str]:
 
 
 def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any]) -> SearchSpec:
-    from raprune.spec import load_spec
+    from raprune.spec.job import load_spec
 
     return load_spec(job, _overrides(assignments, fields))
 
@@ -938,8 +940,8 @@ def _console() -> Console:
 @contextmanager
 def _loading(console: Console) -> Iterator[Stages]:
     """Shows the stages of a command, from the imports that take seconds on."""
-    from raprune.display import shown
-    from raprune.stages import LOAD_LIBRARIES
+    from raprune.report.display import shown
+    from raprune.results.stages import LOAD_LIBRARIES
 
     with shown(console) as stages:
         stages.begin(LOAD_LIBRARIES)
@@ -947,7 +949,7 @@ def _loading(console: Console) -> Iterator[Stages]:
 
 
 def _how_to_resume(output: str) -> str:
-    from raprune.store import Store
+    from raprune.store.folder import Store
 
     try:
         recorded = Store(output).is_run()

@@ -33,7 +33,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray with three processors, its own token, no dashboard and no telemetry."""
-    from raprune.orchestration.cluster import connect
+    from raprune.orchestration.cluster.connect import connect
 
     # Ten times as often as Ray does: what is exported is there in a second or two.
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")

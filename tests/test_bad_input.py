@@ -115,7 +115,7 @@ def test_prune_refuses_before_it_trains(
 ) -> None:
     make_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("raprune.single.train_dense", lambda *_, **__: pytest.fail("it trains first"))
+    monkeypatch.setattr("raprune.pruning.export.train_dense", lambda *_, **__: pytest.fail("it trains first"))
     job = "--model digits-net --data digits"
     done = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["prune", *job.split(), *arguments.split()])
     assert done.exit_code in (1, 2)

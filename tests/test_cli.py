@@ -14,13 +14,13 @@ import typer
 from typer.testing import CliRunner
 
 import raprune
-from raprune.allocate import ALLOCATIONS
 from raprune.cli import Commands, app
 from raprune.errors import DataError, UsageError
 from raprune.methods import METHODS
-from raprune.spec import load_spec
-from raprune.store import Store
-from tests.test_report import make_run
+from raprune.pruning.allocate import ALLOCATIONS
+from raprune.spec.job import load_spec
+from raprune.store.folder import Store
+from tests.report.test_terminal import make_run
 
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

@@ -85,7 +85,7 @@ def reached(name: str) -> set[str]:
 
 
 def test_there_is_something_to_read() -> None:
-    assert {"raprune.prune", "raprune.tracing.forward", "raprune.methods"} <= set(MODULES)
+    assert {"raprune.pruning.prune", "raprune.channels.trace", "raprune.methods"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -117,7 +117,7 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
     shared = {
         f"raprune.methods.{name}" for name in ("method", "magnitude", "reading", "sparsity", "refit", "contribution")
     }
-    allowed = shared | {"raprune.tracing.graph", "raprune.training", "raprune.maxout"}
+    allowed = shared | {"raprune.channels.graph", "raprune.training.loop", "raprune.channels.maxout"}
     assert own(name) <= allowed
     assert libraries(name) <= {*sys.stdlib_module_names, "numpy", "torch", "raprune"}
 
@@ -233,4 +233,4 @@ def test_reading_a_run_loads_neither_torch_nor_ray_nor_pandas(room: str) -> None
 
 
 def test_one_candidate_runs_without_ray() -> None:
-    assert "ray" not in loaded_by("import raprune.artifact, raprune.prune, raprune.training")
+    assert "ray" not in loaded_by("import raprune.pruning.artifact, raprune.pruning.prune, raprune.training.loop")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from raprune.allocate import ALLOCATIONS
-from raprune.automatic import decided
 from raprune.methods import METHODS
 from raprune.models import list_models
-from raprune.orchestration.proposals import RATIOS
-from raprune.spec import SearchSpec, load_spec
+from raprune.pruning.allocate import ALLOCATIONS
+from raprune.sampling.sources import RATIOS
+from raprune.spec.automatic import decided
+from raprune.spec.job import SearchSpec, load_spec
 
 JOBS = Path(__file__).parent.parent / "jobs"
 FILES = sorted(JOBS.glob("*.toml"))

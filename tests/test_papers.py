@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from raprune.candidate import Candidate, Setting
-from raprune.store import Store
-from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
+from raprune.store.folder import Store
 
 BENCHMARKS = Path(__file__).parent.parent / "jobs" / "benchmarks"
 

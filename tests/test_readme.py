@@ -21,8 +21,8 @@ import yaml  # type: ignore[import-untyped]  # it has no types
 from typer.testing import CliRunner
 
 from raprune.cli import app
-from raprune.spec import SearchSpec, load_spec
-from raprune.store import Store
+from raprune.spec.job import SearchSpec, load_spec
+from raprune.store.folder import Store
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -210,10 +210,14 @@ RULES: list[tuple[str, Check, str]] = [
     (
         r"(uv run )?raprune \w+ s3://",
         is_parsed,
-        "there is no such bucket: tests/page and tests/test_store.py run on one",
+        "there is no such bucket: tests/page and tests/store run on one",
     ),
     (r"(uv run )?raprune (submit|jobs|logs|stop)\b", is_parsed, "needs a cluster: tests/orchestration runs it on one"),
-    (r"(uv run )?raprune dashboards\b", is_parsed, "needs Ray's or Grafana's folder: tests/test_dashboards.py runs it"),
+    (
+        r"(uv run )?raprune dashboards\b",
+        is_parsed,
+        "needs Ray's or Grafana's folder: tests/orchestration/jobs/test_grafana.py runs it",
+    ),
     (r"uv run raprune resume\b", is_run_alone, "the run is over, so that it says so and ends"),
     (r"(uv run )?raprune\b", is_run, ""),
     (r"([A-Z_]+=\S+ )?ray (start|job submit)\b", is_parsed_by_ray, "a cluster: tests/orchestration runs it on one"),

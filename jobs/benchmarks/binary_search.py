@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 from bar import show
 
-from raprune.bench import WorkloadBench
-from raprune.cost import CostModel
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
+from raprune.cost.flops import CostModel
 from raprune.data import load_data
-from raprune.evaluate import evaluate
 from raprune.methods import Network, Step
 from raprune.methods.binary_search import BinarySearch
-from raprune.spec import load_spec
-from raprune.tracing import ChannelGraph, trace
-from raprune.training import train
-from raprune.workload import Workload, build_workload, train_dense
+from raprune.pruning.services import WorkloadBench
+from raprune.pruning.workload import Workload, build_workload, train_dense
+from raprune.spec.job import load_spec
+from raprune.training.evaluate import evaluate
+from raprune.training.loop import train
 
 JOB = Path(__file__).parent.parent / "lenet5_mnist_binary_search.toml"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bar import show
 
-from raprune.store import Store
+from raprune.store.folder import Store
 from tests.orchestration.chaos import Nodes, Run, Victim, differences, small_job
 
 TRAIN_WORKERS = (0, 2)

@@ -17,8 +17,8 @@ import torch
 from bar import medians, show, times_by_turns
 from torchvision import models
 
-from raprune.cost import CostModel
-from raprune.tracing import trace
+from raprune.channels.trace import trace
+from raprune.cost.flops import CostModel
 
 
 def main() -> None:

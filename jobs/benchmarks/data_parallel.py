@@ -6,7 +6,7 @@ with the pictures in another order in memory (channels first instead of last): t
 second process. What the control shows as well is float32's rounding, which steps through batch norms enlarge, the more
 the larger they are: with a peak learning rate of 0.02 control and two processes are both past the bar (8.5e-4 and
 7.7e-4), with 0.005 both are at it. In float64 the same code is held to the same bar. Without batch norm the bar is held
-in float32 at 0.02 as well (`tests/test_distributed.py`).
+in float32 at 0.02 as well (`tests/training/test_distributed.py`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from raprune.data.batches import DeviceSplit
-from raprune.distributed import ALONE, Ranks
-from raprune.preparation import prepare
-from raprune.spec import SearchSpec, TrainSpec, load_spec
-from raprune.training import train
-from raprune.workload import build_workload
+from raprune.pruning.preparation import prepare
+from raprune.pruning.workload import build_workload
+from raprune.spec.job import SearchSpec, TrainSpec, load_spec
+from raprune.training.distributed import ALONE, Ranks
+from raprune.training.loop import train
 
 JOB = Path(__file__).parents[1] / "resnet20_cifar10.toml"
 IMAGES = 128

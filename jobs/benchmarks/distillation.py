@@ -38,15 +38,15 @@ import torch
 from bar import show
 from torch import nn
 
-from raprune.distillation import ChannelMap, channel_map
-from raprune.evaluate import evaluate
-from raprune.preparation import Prepared, prepare
-from raprune.prune import Pruned, Pruner
-from raprune.spec import TrainSpec, load_spec
-from raprune.surgery import rebuild
-from raprune.training import train
-from raprune.trial import Proposal
-from raprune.workload import Workload, build_workload
+from raprune.channels.cut import rebuild
+from raprune.pruning.preparation import Prepared, prepare
+from raprune.pruning.prune import Pruned, Pruner
+from raprune.pruning.workload import Workload, build_workload
+from raprune.records import Proposal
+from raprune.spec.job import TrainSpec, load_spec
+from raprune.training.distillation import ChannelMap, channel_map
+from raprune.training.evaluate import evaluate
+from raprune.training.loop import train
 
 JOB = Path(__file__).parents[1] / "resnet56_cifar10.toml"
 TABLE = Path(__file__).with_name("distillation.md")

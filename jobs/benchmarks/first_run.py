@@ -26,11 +26,11 @@ from pathlib import Path
 
 from bar import show
 
-from raprune.findings import Findings, read_findings
-from raprune.front import Row, standard_error, within
-from raprune.spec import CONTROLS
-from raprune.store import Store
-from raprune.trial import Stage, TrialState
+from raprune.records import Stage, TrialState
+from raprune.results.front import Row, standard_error, within
+from raprune.results.run_results import Findings, read_findings
+from raprune.spec.job import CONTROLS
+from raprune.store.folder import Store
 
 ROOT = Path(__file__).parent.parent.parent
 PAPERS = ("reconstruction", "local_bn", "auto_balanced", "maxout", "binary_search")

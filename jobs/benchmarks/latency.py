@@ -17,16 +17,17 @@ from bar import show
 from torch import nn
 from torchvision import models
 
-from raprune.allocate import Target, allocate
-from raprune.budget import Budget
-from raprune.candidate import Candidate
-from raprune.cost import CostModel
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
+from raprune.cost.flops import CostModel
+from raprune.cost.measure import measure_table, measure_whole
 from raprune.errors import BudgetError
 from raprune.models.cifar_resnet import CifarResNet
-from raprune.spec import LatencySpec
-from raprune.surgery import cut
-from raprune.timing import measure_table, measure_whole
-from raprune.tracing import ChannelGraph, trace
+from raprune.pruning.allocate import Target, allocate
+from raprune.records import Candidate
+from raprune.spec.budget import Budget
+from raprune.spec.job import LatencySpec
 
 NETWORKS = ("resnet20", "resnet56", "resnet18", "mobilenet_v2")
 VECTORS = 10_000

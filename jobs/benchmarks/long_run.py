@@ -14,9 +14,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from raprune.candidate import Candidate, Setting
-from raprune.store import Store
-from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
+from raprune.store.folder import Store
 
 STARTED_AT = 1_795_000_000.0
 DENSE_ACCURACY = 0.7613

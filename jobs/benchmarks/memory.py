@@ -34,14 +34,14 @@ from raprune.data import Dataset, load_data
 from raprune.data.batches import DeviceSplit
 from raprune.data.stream import Reader, ThreadReader
 from raprune.data.streamed import StreamedSplit
-from raprune.orchestration.cluster import connect
-from raprune.orchestration.placement import Placement
-from raprune.orchestration.streaming import RayReader
-from raprune.orchestration.worker import Equipment, Shared
-from raprune.preparation import Prepared, prepare
-from raprune.spec import DataSpec, SearchSpec, load_spec
-from raprune.store import Store
-from raprune.trial import Proposal
+from raprune.orchestration.cluster.connect import connect
+from raprune.orchestration.cluster.placement import Placement
+from raprune.orchestration.workers.streaming import RayReader
+from raprune.orchestration.workers.trials import Equipment, Shared
+from raprune.pruning.preparation import Prepared, prepare
+from raprune.records import Proposal
+from raprune.spec.job import DataSpec, SearchSpec, load_spec
+from raprune.store.folder import Store
 
 JOB = Path(__file__).parent.parent / "resnet20_cifar10.toml"
 MB = 1e6

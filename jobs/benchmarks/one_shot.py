@@ -39,16 +39,16 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from versus_torch_pruning import ProjectedBlock, projected_resnet56
 
-from raprune.allocate import ALLOCATIONS
+from raprune.channels.graph import Group
 from raprune.data.batches import DeviceSplit
-from raprune.evaluate import evaluate
 from raprune.methods import METHODS, Method, reestimate_batch_norm
-from raprune.preparation import prepare
-from raprune.prune import Pruner
-from raprune.spec import load_spec
-from raprune.tracing.graph import Group
-from raprune.trial import Proposal
-from raprune.workload import Workload, build_workload
+from raprune.pruning.allocate import ALLOCATIONS
+from raprune.pruning.preparation import prepare
+from raprune.pruning.prune import Pruner
+from raprune.pruning.workload import Workload, build_workload
+from raprune.records import Proposal
+from raprune.spec.job import load_spec
+from raprune.training.evaluate import evaluate
 
 JOB = Path(__file__).parents[1] / "resnet56_cifar10.toml"
 TABLE = Path(__file__).with_name("one_shot.md")

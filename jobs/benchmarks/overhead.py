@@ -31,12 +31,12 @@ from bar import show
 from rich.console import Console
 
 from raprune.orchestration.search import search
-from raprune.preparation import Prepared, prepare
-from raprune.prune import Pruner
-from raprune.spec import SearchSpec, load_spec
-from raprune.store import Store
-from raprune.trial import Proposal, Trial
-from raprune.workload import build_workload
+from raprune.pruning.preparation import Prepared, prepare
+from raprune.pruning.prune import Pruner
+from raprune.pruning.workload import build_workload
+from raprune.records import Proposal, Trial
+from raprune.spec.job import SearchSpec, load_spec
+from raprune.store.folder import Store
 
 HERE = Path(__file__).parent
 COMPUTING = HERE.parent / "resnet20_cifar10.toml"

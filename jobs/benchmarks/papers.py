@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raprune.front import Row, budget_of, candidates, progress, weights_pruned, within
-from raprune.report import read_test
-from raprune.store import Store
-from raprune.trial import Stage, Trial
+from raprune.records import Stage, Trial
+from raprune.report.terminal import read_test
+from raprune.results.front import Row, budget_of, candidates, progress, weights_pruned, within
+from raprune.store.folder import Store
 
 TABLE = Path(__file__).with_name("papers.md")
 

@@ -41,16 +41,16 @@ from typing import Any
 from bar import show
 
 from raprune import pareto
-from raprune.spec import load_spec
-from raprune.store import Store
-from raprune.trial import Stage, Trial, TrialState
+from raprune.records import Stage, Trial, TrialState
+from raprune.spec.job import load_spec
+from raprune.store.folder import Store
 
 JOB = Path(__file__).parents[1] / "resnet20_cifar10.toml"
 TABLE = Path(__file__).with_name("search_quality.md")
 SEARCH = """
 import sys
 from raprune.orchestration.search import search
-from raprune.spec import SearchSpec
+from raprune.spec.job import SearchSpec
 search(SearchSpec.model_validate_json(sys.argv[1]))
 """
 BUDGET = 0.5

@@ -9,8 +9,8 @@ The plain loop is that of torchvision's examples: decoded images in memory (as t
 through RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor and Normalize in a DataLoader with two worker
 processes beside its own. Its workers are started before its clock. PyTorch has as many threads as there are processors
 on both sides. `train()` reads a uint8 array that stands decoded in memory as well, in the one process. Each side has a
-process of its own, as `train()` runs where `raprune.memory` has set up the allocator, and a plain loop does not; one
-waits while the other runs.
+process of its own, as `train()` runs where `raprune.training.cpu_memory` has set up the allocator, and a plain loop does
+not; one waits while the other runs.
 
 `--precision bfloat16` is `train()`'s option of that name (`TrainSpec.precision`), `--plain-precision bfloat16` puts
 autocast around the plain loop's forward pass.
@@ -43,12 +43,12 @@ from torchvision import transforms
 from raprune.data import load_data
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Split
-from raprune.evaluate import evaluate
 from raprune.models import build_model, load_weights
-from raprune.preparation import prepare
-from raprune.spec import SearchSpec, TrainSpec, load_spec
-from raprune.training import one_cycle, train
-from raprune.workload import Workload, build_workload
+from raprune.pruning.preparation import prepare
+from raprune.pruning.workload import Workload, build_workload
+from raprune.spec.job import SearchSpec, TrainSpec, load_spec
+from raprune.training.evaluate import evaluate
+from raprune.training.loop import one_cycle, train
 
 JOB = Path(__file__).parent.parent / "resnet20_cifar10.toml"
 WORKERS = 2
@@ -128,7 +128,7 @@ def _serve(connection: Connection, kind: type[Ours | Plain], job: SearchSpec, sp
 
 
 class Ours:
-    """`raprune.training.train`."""
+    """`raprune.training.loop.train`."""
 
     def __init__(self, job: SearchSpec, spec: TrainSpec) -> None:
         self._job, self._spec = job, spec

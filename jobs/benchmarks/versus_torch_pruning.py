@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from raprune.allocate import select
-from raprune.candidate import Candidate
-from raprune.cost import CostModel
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
+from raprune.cost.flops import CostModel
 from raprune.methods import method_named
 from raprune.models.cifar_resnet import BasicBlock, CifarResNet
-from raprune.surgery import cut
-from raprune.tracing import ChannelGraph, trace
+from raprune.pruning.allocate import select
+from raprune.records import Candidate
 
 
 @dataclass(frozen=True)

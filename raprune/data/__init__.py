@@ -18,8 +18,8 @@ from raprune.data.stream import VALIDATION_IMAGES, carve
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
-from raprune.extension import check_name_form, is_user_function
-from raprune.spec import DataSpec
+from raprune.plugins import check_name_form, is_user_function
+from raprune.spec.job import DataSpec
 
 __all__ = ["DATASETS", "Dataset", "Normalisation", "Split", "ignored", "load_data"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from raprune.data.arrays import ImageArray, Shape
-from raprune.data.memory import check_memory
+from raprune.data.free_memory import check_memory
 from raprune.errors import DataError
 
 GREY_MODES = ("1", "L", "LA", "La")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raprune import words
 from raprune.data.arrays import ImageArray
 from raprune.errors import UsageError
-from raprune.spec import DataSpec
+from raprune.report import formats
+from raprune.spec.job import DataSpec
 
 GIVEN = "given"
 MEASURED = "measured on the training split"
@@ -31,7 +31,7 @@ class Normalisation:
         return f'--set "data.mean={list(self.mean)}" --set "data.std={list(self.std)}"'
 
     def __str__(self) -> str:
-        return f"{words.normalisation(self.mean, self.std)} ({self.origin})"
+        return f"{formats.normalisation(self.mean, self.std)} ({self.origin})"
 
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), origin="ImageNet's")

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
-from raprune.data.memory import check_memory
+from raprune.data.free_memory import check_memory
 from raprune.data.source import Encoded, EncodedSource, Sources
 from raprune.errors import DataError, UsageError
-from raprune.spec import DataSpec
+from raprune.spec.job import DataSpec
 
 READ_ROWS = 256
 """Rows that are read and handed on together."""

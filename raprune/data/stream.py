@@ -27,7 +27,7 @@ from raprune.data.arrays import LabelArray, Shape, Split
 from raprune.data.decode import check_header, decode
 from raprune.data.source import Encoded, Files
 from raprune.errors import DataError
-from raprune.spec import DataSpec
+from raprune.spec.job import DataSpec
 
 VALIDATION_IMAGES = 20_000
 """Held at most: an accuracy of 75 % is then known to 0.3 points, and more would only slow down every candidate."""
@@ -113,7 +113,7 @@ class StreamSource:
 
 
 class Reader(Protocol):
-    """Reads a stream. Ray Data does where there is Ray (`raprune.orchestration.streaming`)."""
+    """Reads a stream. Ray Data does where there is Ray (`raprune.orchestration.workers.streaming`)."""
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
         """The images of `source.pieces(...)` in that order, some at a time, read ahead. Closing it ends the reading.

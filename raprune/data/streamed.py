@@ -16,8 +16,8 @@ from raprune.data.augment import Draws, augmented
 from raprune.data.batches import DeviceSplit, batch_sizes
 from raprune.data.shuffle import mixed, pool_size
 from raprune.data.stream import Reader, StreamSource
-from raprune.distributed import ALONE, Ranks
 from raprune.errors import DataError
+from raprune.training.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
 from raprune.data.source import ArraySource, Encoded, EncodedSource, Sources
 from raprune.errors import DataError, UsageError
-from raprune.spec import DataSpec
+from raprune.spec.job import DataSpec
 
 CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -21,8 +21,8 @@ import numpy as np
 from raprune.data.dataset import Dataset, ImageArray
 from raprune.data.source import ArraySource, Sources
 from raprune.errors import DataError
-from raprune.extension import load_function
-from raprune.spec import DataSpec
+from raprune.plugins import load_function
+from raprune.spec.job import DataSpec
 
 EXPECTED = 'It returns {"train": (images, labels), "test": (images, labels)} with uint8 images (N, C, H, W).'
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 
 from raprune.errors import UsageError
-from raprune.extension import is_user_function, load_function
 from raprune.methods.activation import Activation
 from raprune.methods.apoz import Apoz
 from raprune.methods.auto_balanced import AutoBalanced
@@ -32,7 +31,8 @@ from raprune.methods.reconstruction import Reconstruction
 from raprune.methods.slimming import Slimming
 from raprune.methods.taylor import Taylor
 from raprune.methods.thinet import ThiNet
-from raprune.names import METHODS_GROUP
+from raprune.plugins import is_user_function, load_function
+from raprune.spec.names import METHODS_GROUP
 
 METHODS: dict[str, type[Method]] = {
     "activation": Activation,

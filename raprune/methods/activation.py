@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
+from raprune.channels.graph import ChannelGraph
+from raprune.methods.activations import score_by_readers
 from raprune.methods.method import Batches, Method, Scores
-from raprune.methods.reading import score_by_readers
-from raprune.tracing.graph import ChannelGraph
 
 
 @dataclass(frozen=True, kw_only=True)

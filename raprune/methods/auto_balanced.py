@@ -34,9 +34,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.graph import ChannelGraph, Group, Member
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Bench, Method, Network, Scores, Step
-from raprune.tracing.graph import ChannelGraph, Group, Member
 
 
 @dataclass(frozen=True, kw_only=True)

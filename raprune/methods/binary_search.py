@@ -22,9 +22,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from raprune.channels.graph import ChannelGraph, Term
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Bench, Method, Network, Scores, Step, reestimate_batch_norm
-from raprune.tracing.graph import ChannelGraph, Term
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raprune.channels.graph import ChannelGraph
+from raprune.methods.activations import Reader, readers, watching
+from raprune.methods.least_squares import refit
 from raprune.methods.method import Batches, Cut, Method, Scores
-from raprune.methods.reading import Reader, readers, watching
-from raprune.methods.refit import refit
-from raprune.tracing.graph import ChannelGraph
 
 Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]

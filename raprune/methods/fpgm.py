@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from raprune.channels.graph import ChannelGraph
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Method, Scores
-from raprune.tracing.graph import ChannelGraph
 
 
 @dataclass(frozen=True, kw_only=True)

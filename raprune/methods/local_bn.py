@@ -1,7 +1,7 @@
 """Batch-norm scales compared within their layer, and a home for what the pruned shifts gave.
 
 Local normalisation pruning of batch-norm networks, ICANN 2019, doi 10.1007/978-3-030-30484-3_28. One threshold over
-the scales of a whole network wipes out layers whose scales are all small. After sparse training (`sparsity.py`) the
+the scales of a whole network wipes out layers whose scales are all small. After sparse training (`gammas.py`) the
 paper compares a channel with its own layer, g_c = (|gamma_c| - min |gamma|) / (max |gamma| - min |gamma|), prunes where
 g_c is at most a threshold, hands on what the pruned channels' betas gave, and fine-tunes by distillation.
 
@@ -36,9 +36,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from raprune.channels.graph import ChannelGraph, Group
+from raprune.methods.gammas import Sizes, SparseTrained, largest, scales, sizes
 from raprune.methods.method import Batches, Cut, Scores, reestimate_batch_norm
-from raprune.methods.sparsity import Sizes, SparseTrained, largest, scales, sizes
-from raprune.tracing.graph import ChannelGraph, Group
 
 
 @dataclass(frozen=True, kw_only=True)

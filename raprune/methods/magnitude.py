@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.graph import ChannelGraph
 from raprune.methods.method import Batches, Method, Scores
-from raprune.tracing.graph import ChannelGraph
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raprune.maxout import insert, units
+from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.maxout import insert, units
+from raprune.methods.activations import readers, watching
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Bench, Method, Network, Scores, Step
-from raprune.methods.reading import readers, watching
-from raprune.tracing.graph import ChannelGraph, Group, Member
 
 Units = Mapping[str, str]
 """Group -> the module behind which its units' maximum stands, for every group that takes units."""

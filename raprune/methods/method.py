@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from raprune.tracing.graph import ChannelGraph
+from raprune.channels.graph import ChannelGraph
 
 Scores = dict[str, npt.NDArray[np.float64]]
 """Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 from torch import nn
 
+from raprune.channels.graph import ChannelGraph
 from raprune.methods.method import Batches, Method, Scores
-from raprune.tracing.graph import ChannelGraph
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,9 +33,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from raprune.methods.magnitude import sum_over_layers
-from raprune.methods.method import Batches, Cut, Method, Scores
-from raprune.methods.refit import (
+from raprune.channels.graph import ChannelGraph, Member
+from raprune.methods.least_squares import (
     PATCHES,
     PATCHES_A_WEIGHT,
     Moments,
@@ -46,7 +45,8 @@ from raprune.methods.refit import (
     scale_of,
     structure_of,
 )
-from raprune.tracing.graph import ChannelGraph, Member
+from raprune.methods.magnitude import sum_over_layers
+from raprune.methods.method import Batches, Cut, Method, Scores
 
 Curve = npt.NDArray[np.float64]
 

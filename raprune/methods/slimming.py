@@ -18,9 +18,9 @@ from typing import ClassVar
 import numpy as np
 from torch import nn
 
+from raprune.channels.graph import ChannelGraph
+from raprune.methods.gammas import SparseTrained, largest, scales, sizes
 from raprune.methods.method import Batches, Scores
-from raprune.methods.sparsity import SparseTrained, largest, scales, sizes
-from raprune.tracing.graph import ChannelGraph
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raprune.channels.graph import ChannelGraph
+from raprune.methods.activations import added, readers, watching
 from raprune.methods.method import Batches, Method, Scores
-from raprune.methods.reading import added, readers, watching
-from raprune.tracing.graph import ChannelGraph
 
 MOST_PIXELS = 2**20
 """Pixels of the images that go through the network at once. All activations are kept for the gradients: those of

@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 
 from raprune.errors import ModelError, UsageError
-from raprune.extension import TIMM, check_name_form, is_user_function, load_function
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.cifar_vgg import CifarVGG
 from raprune.models.digits import DigitsNet
 from raprune.models.lenet import LeNet5
 from raprune.models.mnist_resnet import MnistResNet
 from raprune.models.weights import load_weights
-from raprune.names import list_models, torchvision_models
-from raprune.spec import ModelSpec
+from raprune.plugins import TIMM, check_name_form, is_user_function, load_function
+from raprune.spec.job import ModelSpec
+from raprune.spec.names import list_models, torchvision_models
 
 __all__ = ["build_model", "image_shape_of", "list_models", "load_weights"]
 

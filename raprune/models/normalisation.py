@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from raprune.data.normalisation import Normalisation, common
-from raprune.spec import ModelSpec
+from raprune.spec.job import ModelSpec
 
 
 def usual_normalisation(spec: ModelSpec) -> Normalisation | None:

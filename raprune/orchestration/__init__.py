@@ -1,1 +1,4 @@
-"""The only room that knows Ray: one driver, its searcher, the coordinator, and the workers' tasks."""
+"""Orchestration: the only room that imports Ray: the driver, the coordinator, the workers, jobs on a cluster.
+
+Imports every room. Open `search.py` first.
+"""

@@ -16,13 +16,13 @@ import ray
 from ray.actor import ActorHandle
 
 from raprune.errors import RapruneError
-from raprune.front import Progress, progress
 from raprune.orchestration.gauges import Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
 from raprune.orchestration.remote import answer
-from raprune.stages import Work
-from raprune.store import Store
-from raprune.trial import Trial
+from raprune.records import Trial
+from raprune.results.front import Progress, progress
+from raprune.results.stages import Work
+from raprune.store.folder import Store
 
 NAMESPACE = "raprune"
 

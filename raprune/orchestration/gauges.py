@@ -20,9 +20,9 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from raprune import pareto
-from raprune.budget import Budget
-from raprune.front import Row, budget_of, floor_of, front, progress
-from raprune.trial import Trial, TrialState
+from raprune.records import Trial, TrialState
+from raprune.results.front import Row, budget_of, floor_of, front, progress
+from raprune.spec.budget import Budget
 
 BEAT_S = 2.0
 """Between two settings of all gauges, at most; Ray sends them every ten seconds, unless it is told otherwise."""

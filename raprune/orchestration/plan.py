@@ -8,16 +8,16 @@ from dataclasses import fields
 from itertools import pairwise
 from statistics import mean
 
+from raprune.channels.graph import ChannelGraph
 from raprune.data.dataset import Dataset
-from raprune.forecast import Plan
 from raprune.methods import Method
-from raprune.orchestration.placement import Placement
-from raprune.orchestration.proposals import SearchSpace
-from raprune.orchestration.statistics import Missing, epochs_of
-from raprune.prune import PRICED
-from raprune.spec import SamplerSpec, SearchSpec
-from raprune.tracing.graph import ChannelGraph
-from raprune.trial import Stage, Trial
+from raprune.orchestration.cluster.placement import Placement
+from raprune.orchestration.workers.scores import Missing, epochs_of
+from raprune.pruning.prune import PRICED
+from raprune.records import Stage, Trial
+from raprune.results.forecast import Plan
+from raprune.sampling.sources import SearchSpace
+from raprune.spec.job import SamplerSpec, SearchSpec
 
 
 def plan_of(

@@ -9,23 +9,24 @@ from typing import Any
 
 from rich.console import Console
 
-from raprune import automatic, curves
-from raprune.artifact import versions
-from raprune.curves import write_curve
+from raprune.checks.symptoms import symptoms
+from raprune.cost.latency import TABLE, LatencyTable
 from raprune.data import ignored
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import StoreError
-from raprune.front import FINETUNINGS
-from raprune.latency import TABLE, LatencyTable
-from raprune.networks import NAMES
-from raprune.orchestration.cluster import machine
-from raprune.outage import Patience
-from raprune.preparation import DENSE, Prepared
-from raprune.report import TEST_FILE, print_front
-from raprune.spec import SearchSpec
-from raprune.stages import Stages
-from raprune.store import RUN_FILE, Store
-from raprune.symptoms import symptoms
+from raprune.orchestration.cluster.connect import machine
+from raprune.pruning.artifact import versions
+from raprune.pruning.preparation import DENSE, Prepared
+from raprune.report.terminal import TEST_FILE, print_front
+from raprune.results.front import FINETUNINGS
+from raprune.results.stages import Stages
+from raprune.spec import automatic
+from raprune.spec.job import SearchSpec
+from raprune.store import learning_curves
+from raprune.store.folder import RUN_FILE, Store
+from raprune.store.learning_curves import write_curve
+from raprune.store.networks import NAMES
+from raprune.store.retry import Patience
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def store_dense(run: Run, dense: Any) -> None:
     from safetensors.numpy import save
 
     if dense.history:
-        write_curve(run.store, curves.DENSE, dense.history)
+        write_curve(run.store, learning_curves.DENSE, dense.history)
     run.store.write_bytes(DENSE, save(dense.weights))
     described = run.store.run()
     described["weights_hash"] = dense.weights_hash
@@ -224,7 +225,7 @@ def note_finetunings(run: Run, number: int) -> None:
 
 def finish(run: Run, accuracies: dict[str, float]) -> None:
     """Write what the test split said, the report, and that the run is finished; print the front."""
-    from raprune.document import write_report  # loads matplotlib: a second that a search need not begin with
+    from raprune.report.html import write_report  # loads matplotlib: a second that a search need not begin with
 
     test = run.prepared.data.test
     if accuracies and test is not None:

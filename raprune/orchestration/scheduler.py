@@ -1,4 +1,4 @@
-"""Which task gets which worker, as Tune asks. Who goes on to which rung is decided in `rungs.py`."""
+"""Which task gets which worker, as Tune asks. Who goes on to which rung is decided in `sampling/halving.py`."""
 
 from __future__ import annotations
 

@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from raprune.artifact import provenance
-from raprune.automatic import decided_as
-from raprune.budget import accuracy_floor
-from raprune.display import shown
-from raprune.forecast import Pace, forecast, told
-from raprune.front import Row, candidates, listed, to_be_tested
-from raprune.networks import is_stored, rename_finetuned
-from raprune.orchestration.cluster import cluster, node_resources
-from raprune.orchestration.placement import Placement, TrainPlacement, place, place_again, place_resumed, place_training
+from raprune.orchestration.cluster.connect import cluster, node_resources
+from raprune.orchestration.cluster.placement import (
+    Placement,
+    TrainPlacement,
+    place,
+    place_again,
+    place_resumed,
+    place_training,
+)
+from raprune.orchestration.cluster.scaling import with_room
+from raprune.orchestration.jobs.metadata import cluster_address, tell_best, telling
 from raprune.orchestration.run import (
     Run,
     check_unchanged,
@@ -42,13 +44,14 @@ from raprune.orchestration.run import (
     stored_weights,
     under_way,
 )
-from raprune.orchestration.scaling import with_room
-from raprune.orchestration.space import search_space
-from raprune.orchestration.submitted import cluster_address, tell_best, telling
-from raprune.preparation import InStages, check_output, prepare, with_table
-from raprune.report import TEST_FILE, print_front
-from raprune.spec import SearchSpec
-from raprune.stages import (
+from raprune.pruning.artifact import provenance
+from raprune.pruning.preparation import InStages, check_output, prepare, with_table
+from raprune.records import Trial
+from raprune.report.display import shown
+from raprune.report.terminal import TEST_FILE, print_front
+from raprune.results.forecast import Pace, forecast, told
+from raprune.results.front import Row, candidates, listed, to_be_tested
+from raprune.results.stages import (
     CHECK_NODES,
     JUDGE_DENSE,
     LATENCY,
@@ -62,15 +65,19 @@ from raprune.stages import (
     TRAIN_DENSE,
     Stages,
 )
-from raprune.store import RUN_FILE, Store
-from raprune.trial import Trial
+from raprune.sampling.space import search_space
+from raprune.spec.automatic import decided_as
+from raprune.spec.budget import accuracy_floor
+from raprune.spec.job import SearchSpec
+from raprune.store.folder import RUN_FILE, Store
+from raprune.store.networks import is_stored, rename_finetuned
 
 if TYPE_CHECKING:
-    from raprune.orchestration.proposals import Earlier, SearchSpace
-    from raprune.orchestration.statistics import Missing
-    from raprune.orchestration.trainings import Training
-    from raprune.orchestration.worker import Shared
-    from raprune.training import Epoch
+    from raprune.orchestration.workers.scores import Missing
+    from raprune.orchestration.workers.trainings import Training
+    from raprune.orchestration.workers.trials import Shared
+    from raprune.sampling.sources import Earlier, SearchSpace
+    from raprune.training.loop import Epoch
 
 
 def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages | None = None) -> str:
@@ -89,9 +96,9 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
         spec = prepared.spec
         run = Run(spec, store, prepared, console, stages)
         if spec.warm_start:
-            from raprune.orchestration import earlier
+            from raprune.sampling import warm_start
 
-            earlier.check(spec, prepared)
+            warm_start.check(spec, prepared)
         stages.begin(START_RAY)
         with cluster(spec.resources.address):
             resources = with_room(spec.resources, console=console)
@@ -191,22 +198,22 @@ def _differing(begun: SearchSpec, now: SearchSpec) -> list[str]:
 
 def _earlier(run: Run, space: SearchSpace) -> Earlier | None:
     """What is taken from earlier runs: read once, then kept with the run."""
-    from raprune.orchestration import earlier
+    from raprune.sampling import warm_start
 
     if not run.spec.warm_start:
         return None
-    if not run.store.exists(earlier.FILE):
-        now = earlier.Identity.of(run.prepared, run.store.run()["weights_hash"])
-        taken = earlier.reused(earlier.read(run.spec.warm_start, now), run.spec, space, now)
-        run.store.write_json(earlier.FILE, earlier.to_json(taken))
+    if not run.store.exists(warm_start.FILE):
+        now = warm_start.Identity.of(run.prepared, run.store.run()["weights_hash"])
+        taken = warm_start.reused(warm_start.read(run.spec.warm_start, now), run.spec, space, now)
+        run.store.write_json(warm_start.FILE, warm_start.to_json(taken))
         names = [Store(uri).name for uri in run.spec.warm_start]
-        run.console.print(earlier.told(taken, names), markup=False, highlight=False)
-    return earlier.from_json(run.store.read_json(earlier.FILE))
+        run.console.print(warm_start.told(taken, names), markup=False, highlight=False)
+    return warm_start.from_json(run.store.read_json(warm_start.FILE))
 
 
 def _preflight(run: Run) -> None:
     # Imported once the cluster's settings are made, as all that imports ray.
-    from raprune.orchestration.preflight import preflight
+    from raprune.orchestration.cluster.preflight import preflight
 
     with run.stages.stage(CHECK_NODES):
         preflight(run.spec, run.store, console=run.console)
@@ -231,7 +238,7 @@ def _with_latency(run: Run, placement: Placement) -> Run:
     """
     if run.spec.budget_latency is None:
         return run
-    from raprune.orchestration.latency import Subject, latency_table
+    from raprune.orchestration.workers.latency import Subject, latency_table
 
     with run.stages.stage(LAYER_TIMES):
         table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
@@ -247,8 +254,8 @@ def _carry_out(run: Run, placement: Placement) -> None:
     from raprune.orchestration.coordinator import ask, find_coordinator
     from raprune.orchestration.gauges import see_off
     from raprune.orchestration.lease import held
-    from raprune.orchestration.live import published
-    from raprune.orchestration.statistics import warm_up
+    from raprune.orchestration.progress import published
+    from raprune.orchestration.workers.scores import warm_up
 
     stages = run.stages
     stages.begin(START_RUN)
@@ -287,7 +294,7 @@ def _page(run: Run) -> AbstractContextManager[Callable[[], None]]:
         wanted = cluster_address(run.spec.resources.address) is not None
     if not wanted:
         return nullcontext(lambda: None)
-    from raprune.page.beside import beside
+    from raprune.orchestration.served_page import beside
 
     return beside(run.store, run.spec.page, run.console)
 
@@ -296,9 +303,9 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     """A reference to the dense network's weights: those given or stored, else trained by a task of the cluster."""
     import ray
 
-    from raprune.orchestration.statistics import named, phases
-    from raprune.orchestration.trainings import DenseTraining, PhaseTraining
-    from raprune.orchestration.worker import Dense, prepare_dense
+    from raprune.orchestration.workers.scores import named, phases
+    from raprune.orchestration.workers.trainings import DenseTraining, PhaseTraining
+    from raprune.orchestration.workers.trials import Dense, prepare_dense
 
     stored = stored_weights(run.store)
     if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
@@ -343,14 +350,14 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     from ray import tune
 
     from raprune.orchestration.coordinator import ask
-    from raprune.orchestration.live import watched
-    from raprune.orchestration.proposals import Proposals
+    from raprune.orchestration.progress import watched
     from raprune.orchestration.scheduler import KeepWorkers
     from raprune.orchestration.searcher import CandidateSearcher
-    from raprune.orchestration.statistics import Inputs, gather, missing, named
-    from raprune.orchestration.stopping import Enough
-    from raprune.orchestration.trainings import FinalistTraining, PhaseTraining
-    from raprune.orchestration.worker import CandidateTrial
+    from raprune.orchestration.workers.scores import Inputs, gather, missing, named
+    from raprune.orchestration.workers.trainings import FinalistTraining, PhaseTraining
+    from raprune.orchestration.workers.trials import CandidateTrial
+    from raprune.sampling.sources import Proposals
+    from raprune.sampling.stopping import Enough
 
     spec = run.spec
     stored = ask(coordinator.trials.remote())
@@ -435,7 +442,7 @@ def _note_finetunings(run: Run, coordinator: Any, number: int) -> None:
 def _forecast(run: Run, placement: Placement, space: SearchSpace, lacking: Missing, stored: Sequence[Trial]) -> None:
     """Say about how long what is left will take; nothing where the speed of the dense network was not measured."""
     from raprune.orchestration.plan import plan_of
-    from raprune.orchestration.statistics import named
+    from raprune.orchestration.workers.scores import named
 
     measured = run.store.run().get("pace")
     if measured is None:
@@ -462,7 +469,7 @@ def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> 
     placement = _place_group(run, len(trainings))
     if placement is None:
         return
-    from raprune.orchestration.finetune import Course, train_together
+    from raprune.orchestration.workers.groups import Course, train_together
 
     run.console.print(f"Training by {placement.reason}: {len(trainings)} networks.", markup=False, highlight=False)
     course = Course(run.stages, run.spec, trainings)
@@ -483,8 +490,8 @@ def _test(run: Run, shared: Shared, placement: Placement, coordinator: Any) -> d
     """The accuracies on the test split, by tasks of the cluster: the search's workers are gone."""
     import ray
 
-    from raprune.orchestration.failures import RETRIES_AFTER_LOSS
-    from raprune.orchestration.worker import evaluate_on_test
+    from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
+    from raprune.orchestration.workers.trials import evaluate_on_test
 
     work: Any = ray.remote(evaluate_on_test)
     resources = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
@@ -502,7 +509,7 @@ def _shared(run: Run, placement: Placement, data: Any, weights: Any, coordinator
     """What the workers share, before anything was computed."""
     import ray
 
-    from raprune.orchestration.worker import Shared
+    from raprune.orchestration.workers.trials import Shared
 
     return Shared(
         spec=run.spec,
@@ -527,7 +534,7 @@ def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
     import ray
 
     from raprune.orchestration.coordinator import ask
-    from raprune.orchestration.worker import Look, TestTask
+    from raprune.orchestration.workers.trials import Look, TestTask
 
     trials = ask(coordinator.trials.remote())
     described = run.store.run()
@@ -559,7 +566,7 @@ def _behind(rows: Sequence[Row]) -> list[str]:
 def _time_front(run: Run, placement: Placement, coordinator: Any) -> None:
     """Measure the networks of the final front whole: fewer FLOPs need not be faster."""
     from raprune.orchestration.coordinator import ask
-    from raprune.orchestration.latency import Subject, measure_front
+    from raprune.orchestration.workers.latency import Subject, measure_front
 
     subject = Subject.of(run.spec, run.prepared, placement)
     measure_front(subject, run.store, ask(coordinator.trials.remote()))

@@ -13,13 +13,13 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raprune.errors import RapruneError
-from raprune.orchestration.failures import Action, Failure, decide, hopeless
-from raprune.orchestration.promotion import Outcome, choose_finalists
-from raprune.orchestration.proposals import Proposals, trial_seed
-from raprune.orchestration.worker import CandidateTask, TestTask
-from raprune.spec import SearchSpec
-from raprune.stages import FINETUNE, TEST, Stages, Work
-from raprune.trial import Proposal, Stage, Trial, TrialState
+from raprune.orchestration.cluster.failures import Action, Failure, decide, hopeless
+from raprune.orchestration.workers.trials import CandidateTask, TestTask
+from raprune.records import Proposal, Stage, Trial, TrialState
+from raprune.results.stages import FINETUNE, TEST, Stages, Work
+from raprune.sampling.promotion import Outcome, choose_finalists
+from raprune.sampling.sources import Proposals, trial_seed
+from raprune.spec.job import SearchSpec
 
 Task = CandidateTask | TestTask
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from raprune.front import Progress, Row, floor_of, pick, wanted_latency
 from raprune.page.feed import Away, Known
-from raprune.spec import load_limits
-from raprune.stages import RunStages
-from raprune.trial import Trial
-from raprune.words import without_secrets
+from raprune.records import Trial
+from raprune.report.formats import without_secrets
+from raprune.results.front import Progress, Row, floor_of, pick, wanted_latency
+from raprune.results.stages import RunStages
+from raprune.spec.job import load_limits
 
 Answer = dict[str, Any]
 
@@ -102,7 +102,7 @@ def describe_run(known: Known, away: Away | None, stages: RunStages | None, *, n
 
 
 def describe_progress(known: Known) -> Answer:
-    """How far the run is: `raprune.front.Progress`, and what is recorded."""
+    """How far the run is: `raprune.results.front.Progress`, and what is recorded."""
     now: Progress = known.progress
     best = now.best
     if best is not None:
@@ -112,7 +112,7 @@ def describe_progress(known: Known) -> Answer:
 
 
 def describe_stages(stages: RunStages | None) -> Answer:
-    """The stages as `raprune.stages.RunStages`; none where nobody told of them."""
+    """The stages as `raprune.results.stages.RunStages`; none where nobody told of them."""
     return dict(without_secrets(plain((stages or RunStages()).to_json())))
 
 

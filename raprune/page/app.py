@@ -29,15 +29,15 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raprune import curves
-from raprune.curves import read_curve
 from raprune.errors import RapruneError, StoreError, UsageError
-from raprune.networks import PLAIN_NAME, WEIGHTS, find_network
 from raprune.page import access, answers
 from raprune.page.access import Access, Admitted, Moved, Refused
 from raprune.page.feed import Away, Feed, Known
-from raprune.stages import RunStages
-from raprune.trial import Trial
+from raprune.records import Trial
+from raprune.results.stages import RunStages
+from raprune.store import learning_curves
+from raprune.store.learning_curves import read_curve
+from raprune.store.networks import PLAIN_NAME, WEIGHTS, find_network
 
 STATIC = Path(__file__).parent / "static"
 KINDS = {
@@ -223,7 +223,8 @@ class Page:
 
     async def dense_curve(self, request: Request) -> Response:
         return _send(
-            request, await run_in_threadpool(lambda: _json({"curve": answers.plain(self._curve(curves.DENSE))}))
+            request,
+            await run_in_threadpool(lambda: _json({"curve": answers.plain(self._curve(learning_curves.DENSE))})),
         )
 
     async def pick(self, request: Request) -> Response:

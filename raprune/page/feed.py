@@ -15,16 +15,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from raprune.budget import Budget
-from raprune.candidate import Candidate
 from raprune.errors import RapruneError
-from raprune.findings import Findings
-from raprune.front import Growth, Progress, budget_of, progress
-from raprune.report import read_test
-from raprune.stages import FRESH_S, RunStages, read_stages
-from raprune.store import SCHEMA, Store, from_row
-from raprune.times import Times, read_times
-from raprune.trial import Trial
+from raprune.records import Candidate, Trial
+from raprune.report.terminal import read_test
+from raprune.results.front import Growth, Progress, budget_of, progress
+from raprune.results.run_results import Findings
+from raprune.results.stages import FRESH_S, RunStages, read_stages
+from raprune.results.timings import Times, read_times
+from raprune.spec.budget import Budget
+from raprune.store.folder import SCHEMA, Store, from_row
 
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
 """What is read of a trial: the channel indices of thousands of wide networks would fill the memory."""
@@ -108,7 +107,7 @@ class Point:
     hours: float
     """Of workers."""
     hypervolume: float
-    """As in `raprune.front.Progress`."""
+    """As in `raprune.results.front.Progress`."""
     best: float | None
     """Validation accuracy of the best within the budget."""
 

@@ -20,8 +20,8 @@ from raprune.errors import RapruneError, UsageError
 from raprune.page.access import MIN_TOKEN, Access, is_loopback
 from raprune.page.app import make_app
 from raprune.page.feed import Feed
-from raprune.store import Store
-from raprune.words import last_part
+from raprune.report.formats import last_part
+from raprune.store.folder import Store
 
 TOKEN = "RAPRUNE_PAGE_TOKEN"
 """Environment variable: the page's token."""

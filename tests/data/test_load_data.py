@@ -11,7 +11,7 @@ import pytest
 from raprune.data import DATASETS, Normalisation, ignored, load_data
 from raprune.data.normalisation import IMAGENET
 from raprune.errors import DataError, UsageError
-from raprune.spec import DataSpec
+from raprune.spec.job import DataSpec
 
 
 def test_the_bundled_digits() -> None:
@@ -128,7 +128,7 @@ def test_chance_is_the_fraction_of_the_most_frequent_class() -> None:
 
 def test_images_are_loaded_without_torch() -> None:
     code = (
-        "import sys; from raprune.data import load_data; from raprune.spec import DataSpec; "
+        "import sys; from raprune.data import load_data; from raprune.spec.job import DataSpec; "
         "load_data(DataSpec(name='digits'), seed=0); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

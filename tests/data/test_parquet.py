@@ -14,7 +14,7 @@ from PIL import Image
 
 from raprune.data import Dataset, load_data
 from raprune.errors import DataError, UsageError
-from raprune.spec import DataSpec
+from raprune.spec.job import DataSpec
 
 Pixels = npt.NDArray[np.uint8]
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

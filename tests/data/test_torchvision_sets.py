@@ -12,7 +12,7 @@ from PIL import Image
 
 from raprune.data import load_data
 from raprune.errors import DataError, UsageError
-from raprune.spec import DataSpec
+from raprune.spec.job import DataSpec
 
 
 def save(path: Path, value: int, size: tuple[int, int] = (6, 6)) -> None:

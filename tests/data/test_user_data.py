@@ -7,7 +7,7 @@ import pytest
 
 from raprune.data import load_data
 from raprune.errors import DataError, UsageError
-from raprune.spec import DataSpec
+from raprune.spec.job import DataSpec
 
 MODULE = """
 import numpy as np

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raprune.candidate import Candidate
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
 from raprune.methods import Kept, Network
 from raprune.methods.auto_balanced import AutoBalanced, Balance, factors, weighed
-from raprune.surgery import cut
-from raprune.tracing import ChannelGraph
-from tests.tracing.networks import CLASSES, build
-from tests.tracing.proved import proved
+from raprune.records import Candidate
+from tests.channels.networks import CLASSES, build
+from tests.channels.proved import proved
 
 sizes = st.lists(st.floats(0.01, 100), min_size=2, max_size=12)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.methods import reestimate_batch_norm
-from tests.tracing.networks import build
+from tests.channels.networks import build
 
 
 def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

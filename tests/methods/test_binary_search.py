@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from raprune.bench import WorkloadBench
-from raprune.contract.networks import build, graph_of
-from raprune.contract.noise import bench_of
+from raprune.checks.contract.networks import build, graph_of
+from raprune.checks.contract.noise import bench_of
 from raprune.methods import METHODS, Network, Step
 from raprune.methods.binary_search import BinarySearch, cost_of_groups, largest_removal
+from raprune.pruning.services import WorkloadBench
 
 
 class Oracle:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raprune.contract import checks_of
+from raprune.checks.contract import checks_of
 from raprune.methods import METHODS
 
 

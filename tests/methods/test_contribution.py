@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.graph import ChannelGraph
+from raprune.methods.activations import Reader, readers, watching
 from raprune.methods.contribution import contributions, merged
-from raprune.methods.reading import Reader, readers, watching
-from raprune.tracing import ChannelGraph
-from tests.tracing.networks import build
-from tests.tracing.proved import proved
+from tests.channels.networks import build
+from tests.channels.proved import proved
 
 NETWORKS = ("Residual", "Grouped", "DenseBlock", "FlattenLinear", "WrittenAttention", "Transposed")
 DATA = torch.Generator().manual_seed(2)

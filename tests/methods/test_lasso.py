@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from raprune.channels.trace import trace
 from raprune.methods.lasso import Lasso, removal_order
-from raprune.tracing import trace
 from tests.methods.test_contribution import batches, network, part, seen_by
 from tests.methods.test_thinet import line, two_images
 

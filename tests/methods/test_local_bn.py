@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raprune.candidate import Candidate
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
 from raprune.methods import Cut, Kept, Scores, reestimate_batch_norm
 from raprune.methods.local_bn import LocalBN
 from raprune.methods.slimming import Slimming
-from raprune.surgery import cut
-from raprune.tracing import ChannelGraph, trace
-from tests.tracing.networks import build, conv, image
-from tests.tracing.proved import proved
+from raprune.records import Candidate
+from tests.channels.networks import build, conv, image
+from tests.channels.proved import proved
 
 
 def no_batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.trace import trace
 from raprune.methods import METHODS
-from raprune.tracing import trace
-from tests.tracing.networks import build, image
+from tests.channels.networks import build, image
 
 
 def no_batches() -> Iterator[tuple[Tensor, Tensor]]:

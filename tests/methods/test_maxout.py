@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raprune.candidate import Candidate
-from raprune.contract.networks import NETWORKS, build, conv, graph_of
-from raprune.contract.noise import bench_of
-from raprune.maxout import insert, inserted
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.maxout import insert, inserted
+from raprune.channels.trace import trace
+from raprune.checks.contract.networks import NETWORKS, build, conv, graph_of
+from raprune.checks.contract.noise import bench_of
 from raprune.methods import Network, Step
 from raprune.methods.maxout import Maxout, survivors, wins, zero_smallest
-from raprune.surgery import cut
-from raprune.tracing import ChannelGraph, trace
-from raprune.tracing.graph import Group, Member
+from raprune.records import Candidate
 
 
 class TwoLayers(nn.Module):

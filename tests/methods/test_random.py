@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raprune.methods import METHODS
-from tests.tracing.proved import proved
+from tests.channels.proved import proved
 
 
 def test_uniform_by_seed() -> None:

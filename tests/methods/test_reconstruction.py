@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raprune.candidate import Candidate
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
 from raprune.methods.method import Cut
 from raprune.methods.reconstruction import Reconstruction, Solution, removal, within
-from raprune.surgery import cut
-from raprune.tracing import ChannelGraph, trace
-from tests.tracing.networks import build
-from tests.tracing.proved import proved
+from raprune.records import Candidate
+from tests.channels.networks import build
+from tests.channels.proved import proved
 
 TAPS = 9
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raprune.allocate import Target, allocate
-from raprune.budget import Budget
-from raprune.cost import CostModel
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
+from raprune.cost.flops import CostModel
 from raprune.methods import METHODS, Regularizer, Scores
+from raprune.methods.gammas import SparseGamma, scales
 from raprune.methods.slimming import Slimming
-from raprune.methods.sparsity import SparseGamma, scales
-from raprune.tracing import ChannelGraph, trace
-from tests.tracing.networks import build, image
+from raprune.pruning.allocate import Target, allocate
+from raprune.spec.budget import Budget
+from tests.channels.networks import build, image
 
 
 def no_batches() -> Iterator[tuple[Tensor, Tensor]]:

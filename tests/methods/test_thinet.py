@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raprune.candidate import Candidate
+from raprune.channels.cut import cut
+from raprune.channels.trace import trace
 from raprune.methods import METHODS, Cut, reestimate_batch_norm
-from raprune.methods.reading import Reader
+from raprune.methods.activations import Reader
 from raprune.methods.thinet import ThiNet
-from raprune.surgery import cut
-from raprune.tracing import trace
+from raprune.records import Candidate
 from tests.methods.test_contribution import batches, network, part, seen_by
 
 

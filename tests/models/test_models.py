@@ -9,7 +9,7 @@ from raprune.errors import ModelError, UsageError
 from raprune.models import build_model, list_models
 from raprune.models.cifar_resnet import BasicBlock, CifarResNet
 from raprune.models.lenet import LeNet5
-from raprune.spec import ModelSpec
+from raprune.spec.job import ModelSpec
 
 
 def parameters(model: torch.nn.Module) -> int:

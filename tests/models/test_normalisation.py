@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raprune.models.normalisation import usual_normalisation
-from raprune.spec import ModelSpec
+from raprune.spec.job import ModelSpec
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

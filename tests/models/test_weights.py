@@ -12,7 +12,7 @@ from raprune.errors import ModelError, UsageError
 from raprune.models import build_model, load_weights
 from raprune.models.digits import DigitsNet
 from raprune.models.weights import DENSENET
-from raprune.spec import ModelSpec
+from raprune.spec.job import ModelSpec
 
 
 def trained() -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from raprune.store import Store
-from raprune.trial import Stage, Trial
+from raprune.records import Stage, Trial
+from raprune.store.folder import Store
 
 MARK = "RAPRUNE_TEST_DRIVER"
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from raprune.orchestration.search import search
-from raprune.spec import load_spec
-from raprune.store import Store
+from raprune.spec.job import load_spec
+from raprune.store.folder import Store
 from tests.orchestration.chaos import small_job
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raprune.store import Store
+from raprune.store.folder import Store
 from tests.orchestration.chaos import (
     AGENTS,
     TITLES,

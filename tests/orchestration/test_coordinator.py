@@ -13,13 +13,13 @@ from rich.console import Console
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.orchestration.coordinator import ask, coordinator_name, find_coordinator
 from raprune.orchestration.lease import held
-from raprune.orchestration.proposals import Proposals
-from raprune.outage import Patience
-from raprune.spec import SamplerSpec
-from raprune.stages import Work
-from raprune.store import Store
-from raprune.trial import TrialState
-from tests.orchestration.test_proposals import SPACE, trial_of
+from raprune.records import TrialState
+from raprune.results.stages import Work
+from raprune.sampling.sources import Proposals
+from raprune.spec.job import SamplerSpec
+from raprune.store.folder import Store
+from raprune.store.retry import Patience
+from tests.sampling.test_sources import SPACE, trial_of
 
 pytestmark = pytest.mark.ray
 

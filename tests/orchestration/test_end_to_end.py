@@ -32,10 +32,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 import raprune
 from raprune.models import build_model
-from raprune.orchestration import parcel
-from raprune.orchestration.submitted import PAGE, RUN
-from raprune.spec import ModelSpec
-from raprune.store import Store
+from raprune.orchestration.jobs import packages
+from raprune.orchestration.jobs.metadata import PAGE, RUN
+from raprune.spec.job import ModelSpec
+from raprune.store.folder import Store
 from tests.orchestration.chaos import MARK, processes_of, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -288,7 +288,7 @@ def test_the_cluster_asks_for_its_token(cluster: Cluster, tmp_path: Path) -> Non
 
 def test_too_large_a_folder_is_not_sent(cluster: Cluster, tmp_path: Path) -> None:
     with (tmp_path / "pictures.bin").open("wb") as file:
-        file.truncate(parcel.LIMIT * 11)
+        file.truncate(packages.LIMIT * 11)
     refused = cluster.raprune("submit", "--working-dir", str(tmp_path), "--output", "s3://bucket/run")
     assert refused.returncode == 2
     assert "pictures.bin" in refused.stderr and ".rayignore" in refused.stderr

@@ -11,13 +11,12 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from raprune.budget import Budget
-from raprune.candidate import Candidate
-from raprune.front import front, progress
 from raprune.orchestration.coordinator import coordinator_name, find_coordinator
 from raprune.orchestration.gauges import COUNTERS, GAUGES, MAX_FRONT, Values, measure, signs_of_life
-from raprune.store import Store
-from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.results.front import front, progress
+from raprune.spec.budget import Budget
+from raprune.store.folder import Store
 
 RUN: dict[str, Any] = {
     "spec": {"budget_flops": 0.5, "max_drop": 0.1, "search": {"trials": 6}, "finalists": {"count": 2, "seeds": 3}},

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from raprune.store import Store
-from raprune.trial import Trial
+from raprune.records import Trial
+from raprune.store.folder import Store
 from tests.orchestration.chaos import AGENTS, MARK, wait_until_gone
 from tests.orchestration.test_search import facts, finished
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raprune.forecast import Plan
-from raprune.orchestration.placement import Placement
+from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.plan import plan_of
-from raprune.orchestration.space import search_space
-from raprune.orchestration.statistics import Missing, named
-from raprune.preparation import prepare
-from raprune.spec import SearchSpec
-from raprune.trial import Proposal, Stage, Trial, TrialState
+from raprune.orchestration.workers.scores import Missing, named
+from raprune.pruning.preparation import prepare
+from raprune.records import Proposal, Stage, Trial, TrialState
+from raprune.results.forecast import Plan
+from raprune.sampling.space import search_space
+from raprune.spec.job import SearchSpec
 
 SPEC = SearchSpec.model_validate(
     {

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from raprune.orchestration.run import Run, describe, warn_of_symptoms
-from raprune.preparation import prepare
-from raprune.report import TEST_FILE
-from raprune.spec import load_spec
-from raprune.stages import Stages
-from raprune.store import Store
+from raprune.pruning.preparation import prepare
+from raprune.report.terminal import TEST_FILE
+from raprune.results.stages import Stages
+from raprune.spec.job import load_spec
+from raprune.store.folder import Store
 
 
 def test_symptoms_of_the_dense_network_are_said_once_and_kept_in_run_json(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.orchestration.coordinator import find_coordinator
-from raprune.outage import Patience
-from raprune.store import Store
+from raprune.store.folder import Store
+from raprune.store.retry import Patience
 from tests.orchestration.chaos import Kill, Run, Victim, differences, small_job, wait_until
 from tests.orchestration.test_coordinator import RUN, trials
 

@@ -13,20 +13,20 @@ import ray
 import torch
 from rich.console import Console
 
-from raprune.artifact import load
-from raprune.budget import Budget
 from raprune.data.batches import DeviceSplit
 from raprune.errors import BudgetError, ModelError, RapruneError, StoreError, UsageError
-from raprune.evaluate import evaluate
-from raprune.front import front, progress, to_be_tested
 from raprune.models import build_model
 from raprune.orchestration.search import resume, search
-from raprune.preparation import Prepared, Steps, prepare
-from raprune.report import print_front
-from raprune.single import export
-from raprune.spec import ModelSpec, SearchSpec
-from raprune.store import Store
-from raprune.trial import Stage, Trial, TrialState
+from raprune.pruning.artifact import load
+from raprune.pruning.export import export
+from raprune.pruning.preparation import Prepared, Steps, prepare
+from raprune.records import Stage, Trial, TrialState
+from raprune.report.terminal import print_front
+from raprune.results.front import front, progress, to_be_tested
+from raprune.spec.budget import Budget
+from raprune.spec.job import ModelSpec, SearchSpec
+from raprune.store.folder import Store
+from raprune.training.evaluate import evaluate
 
 pytestmark = pytest.mark.ray
 

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raprune.candidate import Candidate
 from raprune.errors import UsageError
-from raprune.orchestration.earlier import FILE, EarlierRun, Identity, from_json, read, reused, to_json
-from raprune.orchestration.promotion import Outcome
-from raprune.orchestration.proposals import RATIOS, Earlier, Proposals, SearchSpace
 from raprune.orchestration.search import resume, search
-from raprune.spec import SamplerSpec, SearchSpec, load_spec
-from raprune.store import Store
-from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.sampling.promotion import Outcome
+from raprune.sampling.sources import RATIOS, Earlier, Proposals, SearchSpace
+from raprune.sampling.warm_start import FILE, EarlierRun, Identity, from_json, read, reused, to_json
+from raprune.spec.job import SamplerSpec, SearchSpec, load_spec
+from raprune.store.folder import Store
 
 HERE = Identity("network", "data", "weights")
 SPACE = SearchSpace(

@@ -15,13 +15,12 @@ from typing import Any
 
 import uvicorn
 
-from raprune.candidate import Candidate
 from raprune.page.access import Access
 from raprune.page.app import make_app
 from raprune.page.feed import Feed
 from raprune.page.serve import config_of, listen
-from raprune.store import Store
-from raprune.trial import Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.store.folder import Store
 
 WIDTHS = {"conv1": 16, "conv2": 32, "conv<b>3": 64}
 RUN: dict[str, Any] = {

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.errors import RapruneError, UsageError
-from raprune.networks import find_network
 from raprune.page import answers
 from raprune.page.feed import Feed, Known, Recorded
-from raprune.stages import RunStage, RunStages
-from raprune.store import Store
-from raprune.trial import Stage
-from raprune.words import without_secrets
+from raprune.records import Stage
+from raprune.report.formats import without_secrets
+from raprune.results.stages import RunStage, RunStages
+from raprune.store.folder import Store
+from raprune.store.networks import find_network
 from tests.page.served import RUN, finetuned, make_run, trial
 
 SECRET = "hush-hush"

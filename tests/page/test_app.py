@@ -17,8 +17,8 @@ import pytest
 
 from raprune.page.access import Access
 from raprune.page.app import HEADERS, STATIC
-from raprune.stages import FILE, FINETUNE, SEARCH, Stages
-from raprune.store import RUN_FILE, Store
+from raprune.results.stages import FILE, FINETUNE, SEARCH, Stages
+from raprune.store.folder import RUN_FILE, Store
 from tests.page.served import Answer, Served, make_run, served, trial, wait_until
 
 TOKEN = "0123456789abcdef-token"

@@ -26,12 +26,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
-from raprune.budget import Budget
 from raprune.errors import RapruneError
-from raprune.front import Row, ablation, budget_of, candidates, front, pick, progress, spent
-from raprune.stages import FILE, FINETUNE, SCORES, SEARCH, Stages
-from raprune.store import Store
-from raprune.trial import Stage, Trial, TrialState
+from raprune.records import Stage, Trial, TrialState
+from raprune.results.front import Row, ablation, budget_of, candidates, front, pick, progress, spent
+from raprune.results.stages import FILE, FINETUNE, SCORES, SEARCH, Stages
+from raprune.spec.budget import Budget
+from raprune.store.folder import Store
 
 CHROMIUM = Path(os.environ.get("RAPRUNE_CHROMIUM", "/usr/bin/chromium"))
 QUIET = [

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raprune.front import budget_of, candidates, progress, spent
-from raprune.networks import NAMES
 from raprune.page.feed import Feed, Known
-from raprune.stages import FILE, SCORES, Stages
-from raprune.store import RUN_FILE, Store
+from raprune.results.front import budget_of, candidates, progress, spent
+from raprune.results.stages import FILE, SCORES, Stages
+from raprune.store.folder import RUN_FILE, Store
+from raprune.store.networks import NAMES
 from tests.page.served import RUN, make_run, trial
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raprune.store import Store
+from raprune.store.folder import Store
 from tests.orchestration.test_s3 import CREDENTIALS, SECRET, Bucket, bucket
 from tests.page.served import make_run, served, trial, wait_until
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from raprune.cli import app
 from raprune.errors import UsageError
 from raprune.page.serve import listen, page_token
-from raprune.store import Store
+from raprune.store.folder import Store
 from tests.page.served import make_run
 
 TOKEN = "0123456789abcdef-token"

@@ -1,12 +1,12 @@
 /**
- * What a run's trials come to, by the rules of `raprune/front.py`: candidates, their front, the best under a budget.
+ * What a run's trials come to, by the rules of `raprune/results/front.py`: candidates, their front, the best under a budget.
  *
  * Trials are held by columns, as the server sends them; a trial is its position, from 0, in the order of the records.
  */
 
 export const COSTS = { flops: "FLOPs", params: "parameters", latency: "latency" };
 
-/** 97.5 % quantiles of Student's t, as in `raprune.front.STUDENT`. */
+/** 97.5 % quantiles of Student's t, as in `raprune.results.front.STUDENT`. */
 const STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
 
 export class Trials {

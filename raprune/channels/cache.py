@@ -1,0 +1,56 @@
+"""Channel graphs on disk, by architecture: a network is traced once on a machine.
+
+A cached graph is only a shortcut: the proof runs on it for every workload, as on a fresh one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import architecture_hash, trace
+
+FOLDER = "RAPRUNE_CACHE"
+"""Environment variable: the cache's folder (default `raprune` in the user's cache folder); empty turns it off."""
+
+
+def cached_trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
+    """`trace(model, example_input)`, read from disk when this architecture was traced before by these versions.
+
+    Raises:
+        ModelError: if the forward pass fails.
+    """
+    folder = cache_folder()
+    if folder is None:
+        return trace(model, example_input)
+    architecture = architecture_hash(model, tuple(example_input.shape[1:]))
+    path = folder / f"graph-{architecture}-{metadata.version('raprune')}-{torch.__version__}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: traced again
+        return ChannelGraph.from_json(json.loads(path.read_text()))
+    graph = trace(model, example_input)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no failure
+        _write(path, json.dumps(graph.to_json()))
+    return graph
+
+
+def cache_folder() -> Path | None:
+    """Where graphs are kept; None where the cache is turned off."""
+    named = os.environ.get(FOLDER)
+    if named is not None:
+        return Path(named) if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raprune"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

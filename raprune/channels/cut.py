@@ -1,0 +1,180 @@
+"""A network and a candidate -> a physically smaller network: parameters are sliced, size attributes fixed."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raprune.channels.graph import ChannelGraph, IndexArray
+from raprune.errors import RecipeError
+from raprune.records import Candidate
+
+Kept = Mapping[str, Mapping[int, IndexArray]]
+"""Parameter or buffer name -> axis -> the positions that stay, in the order in which they stay."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def cut(model: Network, graph: ChannelGraph, candidate: Candidate) -> Network:
+    """A new network that keeps only the candidate's channels; `model` is left as it is and shares nothing with it.
+
+    Raises:
+        RecipeError: if the candidate names a group or a channel that the graph does not have, or empties a group.
+    """
+    return slice_parameters(model, kept_positions(graph, candidate.kept))
+
+
+def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, IndexArray]]:
+    """For every parameter and axis that loses something, the positions that stay, ascending."""
+    removed: dict[tuple[str, int], list[IndexArray]] = {}
+    for name, channels in kept.items():
+        group = graph.by_name.get(name)
+        if group is None:
+            raise RecipeError(
+                f"The candidate names the group {name!r}, which this network does not have.",
+                hint=f"Its {len(graph.groups)} groups are listed by `raprune inspect`.",
+            )
+        stays = np.zeros(group.num_channels, dtype=bool)
+        if not channels or min(channels) < 0 or max(channels) >= group.num_channels:
+            raise RecipeError(
+                f"Group {name!r} has channels 0 to {group.num_channels - 1}; the candidate keeps {list(channels)[:8]}.",
+                hint="At least one channel of each group stays.",
+            )
+        stays[list(channels)] = True
+        if stays.all():
+            continue
+        gone: dict[int, IndexArray] = {}
+        for member in group.members:
+            # Members that run over the same positions share their index array (forward.py).
+            if id(member.indices) not in gone:
+                gone[id(member.indices)] = member.indices[~stays].reshape(-1)
+            removed.setdefault((member.parameter, member.axis), []).append(gone[id(member.indices)])
+    positions: dict[str, dict[int, IndexArray]] = {}
+    seen: dict[tuple[int, ...], IndexArray] = {}
+    for (parameter, axis), parts in removed.items():
+        size = graph.shapes[parameter][axis]
+        key = (size, *(id(part) for part in parts))
+        if key not in seen:
+            stay = np.ones(size, dtype=bool)
+            for part in parts:
+                stay[part] = False
+            seen[key] = np.flatnonzero(stay)
+        positions.setdefault(parameter, {})[axis] = seen[key]
+    return positions
+
+
+def slice_parameters(model: Network, kept: Kept) -> Network:
+    """A new network whose parameters and buffers keep only the positions of `kept`, with its size attributes to match.
+
+    Raises:
+        RecipeError: if `kept` names a parameter that the network does not have, or positions outside its shape.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, axes in kept.items():
+        if name not in tensors:
+            raise RecipeError(
+                f"The recipe slices {name!r}, which this network does not have.",
+                hint="Pass the dense network that the recipe was made from.",
+            )
+        for axis, positions in axes.items():
+            shape = tuple(tensors[name].shape)
+            if axis >= len(shape) or (len(positions) and int(max(positions)) >= shape[axis]):
+                raise RecipeError(
+                    f"The recipe keeps position {int(max(positions))} of axis {axis} of {name!r}, of shape {shape}.",
+                    hint="Pass the dense network that the recipe was made from.",
+                )
+    indices: dict[int, Tensor] = {}
+
+    def sliced(name: str, tensor: Tensor) -> Tensor:
+        smaller = tensor
+        for axis, positions in kept.get(name, {}).items():
+            index = indices.get(id(positions))
+            if index is None:
+                index = indices[id(positions)] = torch.as_tensor(positions, device=tensor.device)
+            smaller = smaller.index_select(axis, index)
+        return smaller if smaller is not tensor else tensor.clone()
+
+    smaller = rebuild(model, sliced)
+    changed = {name.rpartition(".")[0] for name in kept}
+    for name, module in smaller.named_modules():
+        if name in changed:
+            _fix_sizes(module, kept.get(f"{name}.weight", {}).get(0))
+    return smaller
+
+
+def rebuild(model: Network, tensor_for: Callable[[str, Tensor], Tensor]) -> Network:
+    """A copy of the network around new tensors: `tensor_for(name, tensor)` for each parameter and buffer.
+
+    Parameters stay parameters, shared ones stay shared. Nothing of the old network is changed or referred to.
+    """
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            memo[id(parameter)] = nn.Parameter(tensor_for(name, parameter.detach()), parameter.requires_grad)
+        for name, buffer in model.named_buffers():
+            memo[id(buffer)] = tensor_for(name, buffer)
+    return cast(Network, _clone(model, memo))
+
+
+def _clone(module: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a module tree around the tensors of `memo`. As `copy.deepcopy`, which takes ten times as long."""
+    known = memo.get(id(module))
+    if known is not None:
+        return known
+    new = module.__class__.__new__(module.__class__)
+    memo[id(module)] = new
+    state = new.__dict__
+    for key, value in module.__dict__.items():
+        if key == "_modules":
+            state[key] = {k: None if child is None else _clone(child, memo) for k, child in value.items()}
+        elif key in ("_parameters", "_buffers"):
+            state[key] = {k: None if t is None else memo[id(t)] for k, t in value.items()}
+        elif value is None or type(value) in _SHARED:
+            state[key] = value
+        elif type(value) is OrderedDict and not value:
+            state[key] = OrderedDict()
+        else:
+            state[key] = copy.deepcopy(value, memo)
+    return new
+
+
+_SHARED = {bool, int, float, str, torch.dtype, torch.device}
+
+
+def _fix_sizes(module: nn.Module, rows: IndexArray | None) -> None:
+    """Make the size attributes of PyTorch's own layers agree with their sliced parameters.
+
+    `rows` are the positions that stay on the first axis of the weight; None: all.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        weight = None
+    if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+        if rows is not None:
+            # Of a depthwise convolution whole blocks go. Of a grouped one each block stays, and gives some of its rows;
+            # once it has one input channel a block, only this tells it from a depthwise one.
+            size = (module.in_channels if module.transposed else module.out_channels) // module.groups
+            module.groups = len(np.unique(rows // size))
+        if module.transposed:
+            module.in_channels, module.out_channels = (weight.shape[0], weight.shape[1] * module.groups)
+        else:
+            module.out_channels, module.in_channels = (weight.shape[0], weight.shape[1] * module.groups)
+    elif isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        statistics = weight if weight is not None else module.running_mean
+        if statistics is not None:
+            module.num_features = statistics.shape[0]
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = weight.shape[0]
+        module.num_groups = min(module.num_groups, module.num_channels)
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.PReLU) and weight is not None:
+        module.num_parameters = weight.shape[0]

@@ -1,0 +1,270 @@
+"""The proof that a channel graph is right for this network; what fails it is frozen and named.
+
+In float64, on a copy of the network whose constant parameters are made random (a zero scale would hide a mistake):
+
+1. a random permutation of the channels, the same in all members of a group, leaves the outputs unchanged. True of every
+   architecture, layer norm included;
+2. random candidates are cut and run, and equal the network whose removed channels are zeroed, where no normalisation
+   runs across them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from raprune.channels.cut import cut, rebuild
+from raprune.channels.graph import ChannelGraph, Group
+from raprune.errors import ModelError
+from raprune.records import Candidate
+
+TOLERANCE = 1e-9
+"""Largest difference of an output, as a share of the largest output, that float64 arithmetic explains."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proved: `graph` holds only groups that passed."""
+
+    graph: ChannelGraph
+    permutation_error: float
+    """Largest difference after a permutation of all channels, as a share of the largest output."""
+    cut_error: float
+    """Largest difference between cut and masked networks, likewise; 0 where no group can be masked."""
+    candidates: int
+    """Random candidates that were cut and run."""
+    seconds: float
+    frozen: dict[str, str] = field(default_factory=dict)
+    """Groups that did not pass -> why."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    module: str | None = None
+    """Where a cut network raised; None when it ran and differed."""
+
+
+def prove(model: nn.Module, graph: ChannelGraph, example_input: Tensor, *, seed: int = 0) -> Proof:
+    """The proof of `graph` for `model`, which is left unchanged. Groups that fail are frozen in the result's graph.
+
+    `example_input` is one image, shape `(1, channels, height, width)`, on the model's device; its values are not used.
+
+    Raises:
+        ModelError: if the network gives no finite output in float64.
+    """
+    started = time.perf_counter()
+    bench = _Bench(model, example_input, seed)
+    graph = _settle(graph, bench.permuted)
+    graph = _settle(graph, bench.run_cut)
+    graph = _settle(graph, bench.equals_masked)
+    return Proof(
+        graph=graph,
+        permutation_error=bench.permutation_error(graph, graph.widths),
+        cut_error=bench.worst_cut,
+        candidates=bench.cuts,
+        seconds=time.perf_counter() - started,
+        frozen={f.module: f.reason for f in graph.frozen if f.reason.startswith(_PREFIX)},
+    )
+
+
+_PREFIX = "failed the proof: "
+
+_Check = Callable[[ChannelGraph, Collection[str]], _Failure | None]
+
+
+def _settle(graph: ChannelGraph, check: _Check) -> ChannelGraph:
+    """Freeze groups until the rest passes `check` together."""
+    while graph.groups:
+        failure = check(graph, graph.widths)
+        if failure is None:
+            break
+        names = _culprits(graph, check, list(graph.widths), failure)
+        graph = graph.without(dict.fromkeys(names, _PREFIX + failure.reason))
+    return graph
+
+
+def _culprits(graph: ChannelGraph, check: _Check, names: list[str], failure: _Failure) -> list[str]:
+    """Groups of `names` that fail by themselves; all of them if they fail only together."""
+    if failure.module is not None:
+        suspects = _groups_in(graph, names, failure.module)
+        # Where it stops may be behind where it went wrong, so that the suspects must fail by themselves.
+        if suspects and len(suspects) < len(names) and check(graph, suspects):
+            names = suspects
+    if len(names) == 1:
+        return names
+    half = len(names) // 2
+    found = []
+    for part in (names[:half], names[half:]):
+        again = check(graph, part)
+        if again is not None:
+            found += _culprits(graph, check, part, again)
+    return found or names
+
+
+def _groups_in(graph: ChannelGraph, names: list[str], module: str) -> list[str]:
+    """Groups that slice a parameter inside `module`, or inside the nearest module around it where any does."""
+    while True:
+        inside = f"{module}." if module else ""
+        found = [n for n in names if any(m.parameter.startswith(inside) for m in graph.by_name[n].members)]
+        if found or not module:
+            return found
+        module = module.rpartition(".")[0]
+
+
+class _Bench:
+    """The float64 copy of the network, its outputs, and the checks on it."""
+
+    def __init__(self, model: nn.Module, example_input: Tensor, seed: int) -> None:
+        self._seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        self.model = rebuild(model, lambda name, t: _telling(t, generator)).eval()
+        shape = tuple(example_input.shape)
+        self._input = torch.randn(shape, generator=generator, dtype=torch.float64).to(example_input.device)
+        self._reference = self._run(self.model)
+        self._scale = float(self._reference.abs().max())
+        if not np.isfinite(self._scale) or self._scale == 0.0:
+            raise ModelError(
+                "The network gives no finite, non-zero output in float64, so its groups cannot be proved.",
+                hint="Check the weights for NaN or overflow.",
+            )
+        self.worst_cut = 0.0
+        self.cuts = 0
+
+    def permuted(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
+        error = self.permutation_error(graph, names)
+        return (
+            None if error <= TOLERANCE else _Failure(f"a permutation of its channels changes the output ({error:.0e})")
+        )
+
+    def permutation_error(self, graph: ChannelGraph, names: Collection[str]) -> float:
+        """Largest relative change of the output when the channels of the named groups are permuted."""
+        rng = np.random.default_rng(self._seed)
+        order: dict[str, dict[int, np.ndarray]] = {}
+        for group in (g for g in graph.groups if g.name in names):
+            # One cycle through all channels: each one moves, also where there are but two.
+            cycle = rng.permutation(group.num_channels)
+            shuffled = np.empty_like(cycle)
+            shuffled[cycle] = np.roll(cycle, 1)
+            for member in group.members:
+                axes = order.setdefault(member.parameter, {})
+                size = graph.shapes[member.parameter][member.axis]
+                positions = axes.setdefault(member.axis, np.arange(size))
+                positions[member.indices] = member.indices[shuffled]
+
+        def permute(name: str, tensor: Tensor) -> Tensor:
+            for axis, positions in order.get(name, {}).items():
+                tensor = tensor.index_select(axis, torch.as_tensor(positions, device=tensor.device))
+            return tensor
+
+        return self._difference(self._run(rebuild(self.model, permute)))
+
+    def run_cut(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
+        """Whether a network with about half of every named group's channels runs."""
+        smaller = cut(self.model, graph, self._candidate(graph, names))
+        stack: list[str] = []
+        with _module_stack(smaller, stack):
+            try:
+                out = self._run(smaller)
+            except Exception as error:
+                where = stack[-1] if stack else ""
+                text = str(error).strip().split("\n")[0]
+                return _Failure(f"the cut network stops in {where or 'its forward'}: {text[:120]}", where)
+        self.cuts += 1
+        if out.shape != self._reference.shape:
+            return _Failure("the cut network's output has another shape")
+        return None if bool(out.isfinite().all()) else _Failure("the cut network's output is not finite")
+
+    def equals_masked(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
+        """Whether cutting the named groups equals zeroing the removed channels (where masking is a reference)."""
+        names = [name for name in names if graph.by_name[name].maskable]
+        if not names:
+            return None
+        candidate = self._candidate(graph, names)
+        removed = [_removed(graph.by_name[name], candidate.kept[name]) for name in names]
+        gone: dict[str, list[tuple[int, Tensor]]] = {}
+        for group, channels in removed:
+            for member in group.members:
+                positions = torch.from_numpy(member.indices[channels].reshape(-1))
+                gone.setdefault(member.parameter, []).append((member.axis, positions))
+
+        def mask(name: str, tensor: Tensor) -> Tensor:
+            if name not in gone:
+                return tensor
+            tensor = tensor.clone()
+            for axis, positions in gone[name]:
+                tensor.index_fill_(axis, positions.to(tensor.device), 0.0)
+            return tensor
+
+        masked = self._run(rebuild(self.model, mask))
+        smaller = self._run(cut(self.model, graph, candidate))
+        self.cuts += 1
+        error = float((masked - smaller).abs().max()) / max(float(masked.abs().max()), 1e-300)
+        if not error <= TOLERANCE:
+            return _Failure(f"the cut network differs from the masked one ({error:.0e})")
+        self.worst_cut = max(self.worst_cut, error)
+        return None
+
+    def _candidate(self, graph: ChannelGraph, names: Collection[str]) -> Candidate:
+        rng = np.random.default_rng(self._seed + 1)
+        kept = {}
+        for group in graph.groups:
+            # Drawn for every group, so that a group keeps the same channels whichever others are cut.
+            width = int(rng.integers(1, group.num_channels)) if group.num_channels > 1 else 1
+            channels = sorted(rng.permutation(group.num_channels)[:width].tolist())
+            if group.name in names:
+                kept[group.name] = tuple(channels)
+        return Candidate("proof", kept)
+
+    def _run(self, model: nn.Module) -> Tensor:
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(self._seed)
+                outputs = pytree.tree_leaves(model(self._input))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+        return torch.cat([out.reshape(-1).double() for out in outputs if isinstance(out, Tensor)])
+
+    def _difference(self, out: Tensor) -> float:
+        if out.shape != self._reference.shape:
+            return float("inf")
+        error = float((out - self._reference).abs().max()) / self._scale
+        return error if np.isfinite(error) else float("inf")
+
+
+def _removed(group: Group, kept: tuple[int, ...]) -> tuple[Group, np.ndarray]:
+    stays = np.zeros(group.num_channels, dtype=bool)
+    stays[list(kept)] = True
+    return group, ~stays
+
+
+def _telling(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A float64 copy; vectors and constant tensors (scales, statistics, zero heads) become random in [0.5, 1.5)."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    if tensor.numel() == 0 or (tensor.dim() > 1 and bool((tensor.reshape(-1)[0] != tensor).any())):
+        return tensor.double() if tensor.dtype != torch.float64 else tensor.clone()
+    return (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5).to(tensor.device)
+
+
+@contextmanager
+def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Inside, `stack` names the modules that are running, outermost first; after an error, those that were."""
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
+        handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1]))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

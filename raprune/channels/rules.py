@@ -1,0 +1,723 @@
+"""What each operation does to the shadows. One small function a kind of operation; `RULES` says which is whose.
+
+Three things can happen to the ids that enter an operation: they move with the data, they are coupled with others, or
+they are frozen because nothing true could be said of them. An operation that is not in `RULES` freezes (`shadow.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raprune.channels.shadow import AxisUse, Call, ParameterShadow, Shadow, Tracer, collapse, compact, line, varies
+
+aten = torch.ops.aten
+
+# -- layers with weights -------------------------------------------------------------------------------------------
+
+
+def convolution(call: Call) -> None:
+    """Input ids meet the weight's input axis, the output axis is new; depthwise passes through, groups stay equal."""
+    tracer, out = call.tracer, call.out
+    x, weight, bias = call.args[:3]
+    transposed, groups = call.arg(6, "transposed", False), call.arg(8, "groups", 1)
+    ids = tracer.channels(x, 1, "convolution over a shape whose spatial axes carry channels")
+    into, onto = tracer.axis(weight, 1), tracer.axis(weight, 0)
+    if transposed:
+        into, onto = onto, into
+    if into is None or onto is None:
+        _freeze_computed(call, x, weight, "convolution with a weight that is computed")
+        return
+    tracer.count(call.func, call.args, call.kwargs, out, (into.ids, onto.ids))
+    in_channels = x.shape[1]
+    if groups == in_channels and groups > 1 and not transposed:
+        _depthwise(tracer, ids, onto, groups)
+    elif groups > 1:
+        _grouped(tracer, ids, into, onto, groups, transposed)
+    else:
+        _read(tracer, ids, into)
+    _couple_vector(tracer, bias, onto)
+    tracer.write(onto, out, 1)
+    if groups > 1 and not transposed and groups != in_channels:
+        _equal_parts(tracer, out, 1, groups)
+
+
+def _freeze_computed(call: Call, x: Tensor, weight: Tensor, reason: str) -> None:
+    """A weight that is no plain view of a parameter: nothing is known of what it reads and writes."""
+    for value in (x, weight):
+        call.tracer.freeze_value(value, reason)
+    call.tracer.set_shadow(call.out, None)
+    call.tracer.count(call.func, call.args, call.kwargs, call.out, ())
+
+
+def _read(tracer: Tracer, ids: Tensor | None, into: AxisUse) -> None:
+    """The incoming ids meet the weight's input axis; without any, that axis stays."""
+    if ids is None:
+        tracer.freeze(into.ids, "reads the network's input or channels that stay")
+    else:
+        tracer.couple(ids, into.ids)
+
+
+def _depthwise(tracer: Tracer, ids: Tensor | None, onto: AxisUse, channels: int) -> None:
+    multiplier = len(onto.ids) // channels
+    if ids is None:
+        tracer.freeze(onto.ids, "depthwise over channels that stay")
+    else:
+        tracer.couple(ids.repeat_interleave(multiplier), onto.ids)
+
+
+def _grouped(tracer: Tracer, ids: Tensor | None, into: AxisUse, onto: AxisUse, groups: int, transposed: bool) -> None:
+    if transposed:
+        for use in (into, onto):
+            tracer.freeze(use.ids, "transposed convolution in groups")
+        if ids is not None:
+            tracer.freeze(ids, "transposed convolution in groups")
+        return
+    if ids is None:
+        tracer.freeze(into.ids, "reads the network's input or channels that stay")
+    else:
+        tracer.couple(ids.view(groups, -1), into.ids[None, :])
+    parts = onto.ids.reshape(groups, -1)
+    tracer.couple(parts[1:], parts[:1])
+
+
+def _couple_vector(tracer: Tracer, vector: Any, onto: AxisUse) -> None:
+    """A bias, or any parameter with one entry a channel, goes with the channels that `onto` writes."""
+    if not isinstance(vector, Tensor):
+        return
+    use = tracer.axis(vector, 0)
+    if use is not None:
+        tracer.couple(use.ids, onto.ids)
+    else:
+        tracer.freeze(onto.ids, "a bias that is computed")
+        tracer.freeze_value(vector, "a bias that is computed")
+
+
+def matrix_product(call: Call) -> None:
+    """mm and addmm: a linear layer when one side is a parameter, else an ordinary contraction."""
+    left, right = call.args[-2:]
+    bias = call.args[0] if len(call.args) == 3 else None
+    tracer = call.tracer
+    if isinstance(tracer.shadow(right), ParameterShadow) and not isinstance(tracer.shadow(left), ParameterShadow):
+        _linear(call, left, right, bias)
+    else:
+        _contraction(call, left, right)
+        if bias is not None:
+            _elementwise(tracer, (call.out, bias), call.out)
+
+
+def _linear(call: Call, x: Tensor, weight: Tensor, bias: Any) -> None:
+    tracer, out = call.tracer, call.out
+    into, onto = tracer.axis(weight, 0), tracer.axis(weight, 1)
+    ids = tracer.channels(x, 1, "linear layer over an input whose rows carry channels")
+    if into is None or onto is None:
+        _freeze_computed(call, x, weight, "linear layer with a weight that is computed")
+        return
+    tracer.count(call.func, call.args, call.kwargs, out, (into.ids, onto.ids))
+    _read(tracer, ids, into)
+    _couple_vector(tracer, bias, onto)
+    tracer.write(onto, out, 1)
+
+
+def batched_product(call: Call) -> None:
+    """bmm and baddbmm over activations."""
+    left, right = call.args[-2:]
+    _contraction(call, left, right)
+    if len(call.args) == 3:
+        _elementwise(call.tracer, (call.out, call.args[0]), call.out)
+
+
+def _contraction(call: Call, left: Tensor, right: Tensor) -> None:
+    """Two activations contracted over one axis: ids that meet there are coupled; rows and columns pass on."""
+    tracer, out = call.tracer, call.out
+    for value in (left, right):
+        if isinstance(tracer.shadow(value), ParameterShadow):
+            tracer.freeze_value(value, "a product with a parameter on the left")
+    a, b = tracer.activation(left), tracer.activation(right)
+    tracer.count(call.func, call.args, call.kwargs, out, ())
+    tracer.set_shadow(out, None)
+    inner_a = a is not None and varies(a, a.dim() - 1)
+    inner_b = b is not None and varies(b, b.dim() - 2)
+    rows = a is not None and any(varies(a, d) for d in range(a.dim() - 1))
+    columns = b is not None and any(varies(b, d) for d in range(b.dim()) if d != b.dim() - 2)
+    # A product whose cost or whose meaning depends on more than one stretch of channels is not taken apart: attention
+    # fixes its sizes in Python, and a scale that follows the size would change with it.
+    if columns and b is not None and not (inner_a or inner_b or rows):
+        if a is not None:
+            tracer.freeze(compact(a), f"{call.name} with channels on both sides")
+        if call.func.overloadpacket in (aten.bmm, aten.mm) and not varies(b, 0):
+            _recount(call, right, b)
+        else:
+            tracer.freeze(compact(b), f"{call.name} over channels in a batch axis")
+            return
+        tracer.set_shadow(out, b.narrow(b.dim() - 2, 0, 1).expand(out.shape))
+        return
+    for ids in (a, b):
+        if ids is not None:
+            tracer.freeze(compact(ids), f"{call.name} contracts over channels of an activation")
+
+
+def _recount(call: Call, right: Tensor, ids: Tensor) -> None:
+    """The cost of a product whose right side carries channels in its columns."""
+    last = call.tracer.costs.pop()
+    call.tracer.count(call.func, call.args, call.kwargs, call.out, (line(ids, ids.dim() - 1),))
+    assert call.tracer.costs[-1].total == last.total and right.shape == ids.shape
+
+
+def attention(call: Call) -> None:
+    """Fused attention: its scale follows the head's size and its head count is Python's, so its channels stay."""
+    for value in call.args[:3]:
+        call.tracer.freeze_value(value, "attention: head size and scale are fixed in the module")
+    call.tracer.count(call.func, call.args, call.kwargs, call.out, ())
+    for value in call.out if isinstance(call.out, tuple) else (call.out,):
+        if isinstance(value, Tensor):
+            call.tracer.set_shadow(value, None)
+
+
+# -- normalisation -------------------------------------------------------------------------------------------------
+
+
+def batch_norm(call: Call) -> None:
+    """Each channel by itself: weight, bias and running statistics go with it."""
+    _normalised(call, 1, call.args[1:5])
+
+
+def group_norm(call: Call) -> None:
+    """Channels in equal groups, normalised across: the groups stay equal."""
+    groups = call.arg(6, "group")
+    x = call.args[0]
+    if groups > 1 and groups != x.shape[1]:
+        _equal_parts(call.tracer, x, 1, groups)
+    elif groups > 1:
+        call.tracer.freeze_value(x, "group norm with one channel a group")
+    _normalised(call, 1, call.args[1:3], across=True)
+
+
+def layer_norm(call: Call) -> None:
+    """Normalised across the channels: they go together with weight and bias, but masking is not removing."""
+    x, shape, weight = call.args[0], call.args[1], call.arg(2, "weight")
+    if len(shape) == 1 and isinstance(weight, Tensor):
+        _normalised(call, x.dim() - 1, call.args[2:4], across=True)
+        return
+    call.tracer.freeze_value(x, "layer norm over several axes or without weights")
+    for value in call.args[2:4]:
+        call.tracer.freeze_value(value, "layer norm over several axes")
+    call.tracer.set_shadow(_first(call.out), None)
+
+
+def _normalised(call: Call, dim: int, vectors: tuple[Any, ...], *, across: bool = False) -> None:
+    tracer, x, out = call.tracer, call.args[0], _first(call.out)
+    ids = tracer.channels(x, dim, "normalisation over a shape whose other axes carry channels")
+    for vector in vectors:
+        if not isinstance(vector, Tensor):
+            continue
+        use = tracer.axis(vector, 0)
+        if ids is None:
+            tracer.fix_axis(use, vector, "normalises channels that stay")
+        elif use is None:
+            tracer.freeze(ids, "normalisation with weights that are computed")
+            tracer.freeze_value(vector, "normalisation with weights that are computed")
+        else:
+            tracer.couple(ids, use.ids)
+    if ids is not None and across:
+        tracer.across.append(ids.numpy())
+    shadow = tracer.activation(x)
+    if ids is None or shadow is None:
+        tracer.set_shadow(out, None)
+    else:
+        tracer.pass_on(out, shadow)
+
+
+# -- element by element ----------------------------------------------------------------------------------------------
+
+
+def pointwise(call: Call) -> None:
+    """Ids of tensors that meet element by element are coupled."""
+    inputs = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    _elementwise(call.tracer, tuple(inputs), _first(call.out))
+
+
+def copy_into(call: Call) -> None:
+    """`a.copy_(b)`: what is written takes the ids of b; what was there before is coupled with them."""
+    target, source = call.args[:2]
+    tracer = call.tracer
+    if tracer.shadow(target) is not None:
+        _elementwise(tracer, (target, source), target)
+    elif _owns_storage(target):
+        ids = tracer.activation(source)
+        tracer.set_shadow(target, None if ids is None else ids.expand(target.shape))
+    else:
+        tracer.freeze_value(source, "written into part of a constant")
+
+
+def _owns_storage(value: Tensor) -> bool:
+    return value.untyped_storage().nbytes() == value.numel() * value.element_size()
+
+
+def _elementwise(tracer: Tracer, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    if len(inputs) == 1 and (ids := tracer.activation(inputs[0])) is not None and ids.shape == out.shape:
+        tracer.pass_on(out, ids)
+        return
+    shadows = [tracer.shadow(value) for value in inputs]
+    activations = [s for s in shadows if isinstance(s, Tensor)]
+    if not activations:
+        _elementwise_parameters(tracer, inputs, shadows, out)
+        return
+    result = _spread(activations[0], out.shape)
+    for ids in activations[1:]:
+        result = _meet(tracer, result, ids, out.shape)
+    for value, shadow in zip(inputs, shadows, strict=True):
+        if shadow is None:
+            _meet_constant(tracer, result, value)
+        elif isinstance(shadow, ParameterShadow):
+            _meet_parameter(tracer, result, value)
+    if out is inputs[0] and shadows[0] is None and not _owns_storage(out):
+        tracer.freeze(compact(result), "written into part of a constant")
+    tracer.set_shadow(out, result)
+
+
+def _elementwise_parameters(
+    tracer: Tracer, inputs: tuple[Tensor, ...], shadows: list[Shadow | None], out: Tensor
+) -> None:
+    """Parameters alone: one that is scaled keeps its axes, several that meet are a computed weight."""
+    first = next(s for s in shadows if isinstance(s, ParameterShadow))
+    others = [v for v, s in zip(inputs, shadows, strict=True) if s is not first]
+    if all(value.numel() == 1 for value in others) and len(first.positions) and first.positions[0].shape == out.shape:
+        for value in others:
+            tracer.freeze_value(value, "a scalar parameter")
+        tracer.set_shadow(out, first)
+        return
+    for value in inputs:
+        tracer.freeze_value(value, "parameters combined before use")
+    tracer.set_shadow(out, None)
+
+
+def _spread(ids: Tensor, shape: torch.Size) -> Tensor:
+    return ids if ids.shape == shape else ids.expand(shape)
+
+
+def _meet(tracer: Tracer, left: Tensor, right: Tensor, shape: torch.Size) -> Tensor:
+    """Couple two shadows, broadcast to `shape`; one that is stretched over another's channels is frozen instead."""
+    if left is right:
+        return left
+    offset = left.dim() - right.dim()
+    left_dims = {dim for dim in range(left.dim()) if varies(left, dim)}
+    right_dims = {dim + offset for dim in range(right.dim()) if varies(right, dim)}
+    if left_dims - right_dims and right_dims - left_dims:
+        for ids in (left, right):
+            tracer.freeze(compact(ids), "meets channels that run along another axis")
+        return torch.zeros(1, dtype=torch.int64).expand(shape)
+    for dim in range(right.dim()):
+        if right.shape[dim] == 1 and shape[dim + offset] > 1 and varies(left, dim + offset):
+            tracer.freeze(compact(right), "one channel stretched over many")
+            return left
+    for dim in range(left.dim()):
+        if left.stride(dim) == 0 and dim >= offset and varies(right, dim - offset) and shape[dim] > 1:
+            tracer.freeze(compact(left), "one channel stretched over many")
+            return _spread(right, shape)
+    a, b = compact(left), compact(_spread(right, shape))
+    if a.shape == b.shape and torch.equal(a, b):
+        return left
+    tracer.couple(a, b)
+    return left if bool(a.all()) else torch.maximum(a, b).expand(shape)
+
+
+def _meet_constant(tracer: Tracer, ids: Tensor, value: Tensor) -> None:
+    """A tensor without channels: harmless where it is broadcast over them, else it fixes what it meets."""
+    offset = ids.dim() - value.dim()
+    if any(value.shape[dim] > 1 and varies(ids, dim + offset) for dim in range(value.dim())):
+        tracer.freeze(compact(ids), "meets a constant of the shape of the channels")
+
+
+def _meet_parameter(tracer: Tracer, ids: Tensor, value: Tensor) -> None:
+    """A parameter that meets an activation: its axis along the channels goes with them, its others stay."""
+    offset = ids.dim() - value.dim()
+    for dim in range(value.dim()):
+        if value.shape[dim] == 1:
+            continue
+        use = tracer.axis(value, dim)
+        if not varies(ids, dim + offset):
+            tracer.fix_axis(use, value, "meets an axis without channels")
+        elif use is None:
+            tracer.freeze_value(value, "a view of a parameter that mixes its axes")
+            tracer.freeze(compact(ids), "meets a view of a parameter that mixes its axes")
+        else:
+            tracer.couple(line(ids, dim + offset), use.ids)
+
+
+def same_shape_constant(call: Call) -> None:
+    """zeros_like and its kin: the shape follows the channels."""
+    shadow = call.tracer.shadow(call.args[0])
+    call.tracer.set_shadow(call.out, shadow if isinstance(shadow, Tensor) else None)
+
+
+def only_shape(call: Call) -> None:
+    """Reads the shape or type of its argument, never its values."""
+    call.tracer.set_shadow(call.out, None)
+
+
+def fill(call: Call) -> None:
+    """Overwritten in place by one value: the ids stay where they are."""
+
+
+# -- reductions and pooling ------------------------------------------------------------------------------------------
+
+
+def spatial(call: Call) -> None:
+    """Pooling, resizing, border padding: each channel by itself, the image axes change size."""
+    tracer, x, out = call.tracer, call.args[0], _first(call.out)
+    ids = tracer.activation(x)
+    image_axes = range(x.dim() - next(rank for rank in (1, 2, 3) if f"{rank}d" in call.name), x.dim())
+    if ids is None or any(varies(ids, dim) for dim in image_axes):
+        tracer.freeze_value(x, f"{call.name} over an axis that carries channels")
+        tracer.set_shadow(out, None)
+        return
+    for dim in image_axes:
+        ids = ids.narrow(dim, 0, 1)
+    tracer.set_shadow(out, ids.expand(out.shape))
+
+
+def reduction(call: Call) -> None:
+    """mean, sum, max, norm over axes: harmless where the axes carry no channels."""
+    tracer, x, out = call.tracer, call.args[0], _first(call.out)
+    if len(call.args) > 1 and isinstance(call.args[1], Tensor):  # max(a, b)
+        pointwise(call)
+        return
+    position = 2 if "norm" in call.name else 1
+    dims = call.arg(position, "dim")
+    keepdim = bool(call.arg(position + 1, "keepdim", False))
+    if dims is None or dims == []:
+        dims = list(range(x.dim()))
+    dims = sorted({d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)})
+    ids = tracer.activation(x)
+    if ids is None or any(varies(ids, dim) for dim in dims):
+        tracer.freeze_value(x, f"{call.name} across channels")
+        ids = None
+    for value in call.out if isinstance(call.out, tuple) else (out,):
+        reduced = ids
+        if reduced is not None:
+            for dim in reversed(dims):
+                reduced = reduced.narrow(dim, 0, 1) if keepdim else reduced.select(dim, 0)
+        tracer.set_shadow(value, reduced)
+
+
+def along_axis(call: Call) -> None:
+    """softmax, cumsum: the shape stays, the values mix along one axis."""
+    tracer, x = call.tracer, call.args[0]
+    ids = tracer.activation(x)
+    if ids is None or varies(ids, int(call.args[1]) % x.dim()):
+        tracer.freeze_value(x, f"{call.name} across channels")
+        ids = None
+    tracer.set_shadow(call.out, ids)
+
+
+# -- moving data -----------------------------------------------------------------------------------------------------
+
+
+def move(call: Call) -> None:
+    """The same operation on the shadow. Nothing in it depends on how many channels there are."""
+    tracer, shadow = call.tracer, call.tracer.shadow(call.args[0])
+    outs = call.out if isinstance(call.out, list | tuple) else [call.out]
+    for part, value in enumerate(outs):
+        tracer.set_shadow(value, _moved(call, shadow, part))
+
+
+def _moved(call: Call, shadow: Shadow | None, part: int) -> Shadow | None:
+    if shadow is None:
+        return None
+
+    def run(ids: Tensor) -> Tensor:
+        args: tuple[Any, ...] = tuple(a.cpu() if isinstance(a, Tensor) else _indices(a) for a in call.args[1:])
+        if call.func.overloadpacket in _RESHAPES:
+            return ids.reshape(args[0])
+        if call.func.overloadpacket in _COPIES:
+            return ids
+        result = call.func(ids, *args, **call.kwargs)
+        return result[part] if isinstance(result, list | tuple) else result
+
+    if isinstance(shadow, ParameterShadow):
+        positions = [run(p) for p in shadow.positions]
+        return ParameterShadow(shadow.name, positions[0].shape, positions)
+    return run(shadow)
+
+
+def _indices(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [v.cpu() if isinstance(v, Tensor) else v for v in value]
+    return value
+
+
+def at_fixed_positions(call: Call) -> None:
+    """slice, select, index, roll ...: positions are constants, so an axis that carries channels must stay."""
+    tracer, x = call.tracer, call.args[0]
+    ids = tracer.activation(x)
+    touched = _touched_axes(call)
+    if ids is not None and any(varies(ids, dim) for dim in touched):
+        tracer.freeze(compact(ids), f"{call.name} at fixed positions of the channels")
+    move(call)
+
+
+def _touched_axes(call: Call) -> list[int]:
+    x, name = call.args[0], call.name
+    if name == "index":
+        return [dim for dim, index in enumerate(call.args[1]) if index is not None]
+    if name in ("roll", "flip"):
+        dims = call.arg(2 if name == "roll" else 1, "dims") or range(x.dim())
+        return [d % x.dim() for d in dims]
+    dim = int(call.arg(1, "dim", 0)) % x.dim()
+    if name == "slice":
+        start, end, step = (call.arg(2, "start") or 0, call.arg(3, "end"), call.arg(4, "step", 1))
+        if start == 0 and (end is None or end >= x.shape[dim]) and step == 1:
+            return []
+    return [dim]
+
+
+def split(call: Call) -> None:
+    """chunk and split: equal parts stay equal, position by position; unequal parts are fixed."""
+    tracer, x = call.tracer, call.args[0]
+    dim = int(call.arg(2, "dim", 0)) % x.dim()
+    ids = tracer.activation(x)
+    if ids is not None and varies(ids, dim):
+        sizes = {part.shape[dim] for part in call.out}
+        if len(sizes) == 1:
+            _equal_parts(tracer, x, dim, len(call.out))
+        else:
+            tracer.freeze(compact(ids), "split into unequal parts")
+    move(call)
+
+
+def _equal_parts(tracer: Tracer, value: Tensor, dim: int, parts: int) -> None:
+    """Couple the ids along `dim` across `parts` equal stretches, and let the first stretch stand for all."""
+    ids = tracer.activation(value)
+    if ids is None or parts == 1:
+        return
+    stretches = ids.unflatten(dim, (parts, -1))
+    first = stretches.narrow(dim, 0, 1)
+    small, one = compact(stretches), compact(first)
+    if small.shape[dim] > 1:
+        tracer.couple(small, one.expand(small.shape))
+    tracer.set_shadow(value, first.expand(stretches.shape).reshape(ids.shape))
+
+
+def view(call: Call) -> None:
+    """A reshape: merged axes just merge; an axis of channels that is split becomes equal parts."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    ids = tracer.activation(x)
+    if ids is None:
+        move(call)
+        return
+    moved = ids.reshape(out.shape)
+    for inside, outside in _axis_blocks(x.shape, out.shape):
+        if len(outside) < 2 or not any(varies(ids, dim) for dim in inside):
+            continue
+        changing = [dim for dim in outside if varies(moved, dim)]
+        if len(changing) < 2:
+            continue
+        if sum(x.shape[dim] > 1 for dim in inside) > 1:
+            tracer.freeze(compact(moved), "a reshape that mixes channels with another axis")
+            continue
+        # a*b -> a, b: the b positions are the channels, the same in each of the a parts.
+        kept = changing[-1]
+        small = compact(moved)
+        equal = collapse(moved, [dim for dim in changing if dim != kept])
+        tracer.couple(small, compact(equal).expand(small.shape))
+        moved = equal
+    tracer.set_shadow(out, moved)
+
+
+def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
+    """The axes of a reshape in blocks of equal size: ([axes before], [axes after])."""
+    blocks = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        inside, outside = [i], [j]
+        size_in = before[i] if i < len(before) else 1
+        size_out = after[j] if j < len(after) else 1
+        i, j = i + 1, j + 1
+        while size_in != size_out:
+            if size_in < size_out:
+                size_in *= before[i]
+                inside.append(i)
+                i += 1
+            else:
+                size_out *= after[j]
+                outside.append(j)
+                j += 1
+        blocks.append(([d for d in inside if d < len(before)], [d for d in outside if d < len(after)]))
+    return blocks
+
+
+def concatenate(call: Call) -> None:
+    """cat and stack: each part keeps its ids; a part without channels is fixed slots."""
+    tracer, out = call.tracer, call.out
+    values = list(call.args[0])
+    dim = int(call.arg(1, "dim", 0))
+    if call.name == "cat":
+        values = [v for v in values if v.shape != (0,)]
+    axes = {
+        axis - values[0].dim()
+        for value in values
+        if (ids := tracer.activation(value)) is not None
+        for axis in range(value.dim())
+        if varies(ids, axis)
+    }
+    if not axes:
+        for value in values:
+            tracer.freeze_value(value, "parameters joined before use")
+        tracer.set_shadow(out, None)
+        return
+    parts = [_part(tracer, value, axes) for value in values]
+    axis = dim % out.dim()
+    if call.name == "cat" and axis - out.dim() not in axes:
+        tracer.set_shadow(out, _side_by_side(tracer, parts, axis, out.shape))
+        return
+    tracer.set_shadow(out, torch.stack(parts, dim) if call.name == "stack" else torch.cat(parts, dim))
+
+
+def _side_by_side(tracer: Tracer, parts: list[Tensor], axis: int, shape: torch.Size) -> Tensor | None:
+    """Parts joined along an axis without channels: their channels run on through all of them."""
+    tracked = [part.narrow(axis, 0, 1) for part in parts if bool(compact(part).any())]
+    if len(tracked) < len(parts):
+        for part in tracked:
+            tracer.freeze(compact(part), "joined with a constant along another axis")
+    for part in tracked[1:]:
+        tracer.couple(compact(part), compact(tracked[0]).expand(compact(part).shape))
+    return tracked[0].expand(shape)
+
+
+def _part(tracer: Tracer, value: Tensor, axes: set[int]) -> Tensor:
+    """The ids of one part of a concatenation; `axes` (from the end) carry the channels of the others."""
+    shadow = tracer.shadow(value)
+    if isinstance(shadow, Tensor):
+        return shadow
+    if isinstance(shadow, ParameterShadow) and len(axes) == 1:
+        (axis,) = axes
+        use = tracer.axis(value, axis)
+        for other in range(-value.dim(), 0):
+            if other != axis and value.shape[other] > 1:
+                tracer.fix_axis(tracer.axis(value, other), value, "meets an axis without channels")
+        if use is not None:
+            shape = [-1 if d == axis else 1 for d in range(-value.dim(), 0)]
+            return torch.from_numpy(use.ids).view(shape).expand(value.shape)
+    tracer.freeze_value(value, "joined with an activation")
+    return torch.zeros(1, dtype=torch.int64).expand(value.shape)
+
+
+def pad(call: Call) -> None:
+    """Padding with a constant: fixed slots along an axis of channels, more of the same along any other."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    ids = tracer.activation(x)
+    if ids is None:
+        tracer.freeze_value(x, "a padded parameter")
+        tracer.set_shadow(out, None)
+        return
+    amounts = list(call.args[1])
+    for step in range(len(amounts) // 2):
+        dim = x.dim() - 1 - step
+        before, after = amounts[2 * step : 2 * step + 2]
+        if not varies(ids, dim):
+            shape = list(ids.shape)
+            shape[dim] = out.shape[dim]
+            ids = ids.narrow(dim, 0, 1).expand(shape)
+        elif before < 0 or after < 0:
+            tracer.freeze(compact(ids), "cropped at fixed positions of the channels")
+            ids = torch.nn.functional.pad(ids, [0, 0] * step + [before, after])
+        elif before or after:
+            ids = torch.nn.functional.pad(ids, [0, 0] * step + [before, after])
+    tracer.set_shadow(out, ids)
+
+
+def restride(call: Call) -> None:
+    """as_strided: only where it leaves every element in its place."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    size, stride = tuple(call.args[1]), tuple(call.args[2])
+    offset = call.arg(3, "storage_offset")
+    ids = tracer.activation(x)
+    in_place = ids is not None and tuple(ids.shape) == size and (offset is None or offset == x.storage_offset())
+    if in_place and all(n == 1 or new == old for n, new, old in zip(size, stride, call.strides, strict=False)):
+        tracer.set_shadow(out, ids)
+        return
+    tracer.freeze_value(x, "as_strided")
+    tracer.set_shadow(out, None)
+
+
+def shuffle_pixels(call: Call) -> None:
+    """pixel_shuffle: C*r*r channels become C; the r*r positions of each go together."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    ids = tracer.channels(x, x.dim() - 3, "pixel_shuffle over a shape whose other axes carry channels")
+    if ids is None:
+        tracer.set_shadow(out, None)
+        return
+    parts = ids.view(out.shape[-3], -1)
+    tracer.couple(parts[:, 1:], parts[:, :1])
+    tracer.set_shadow(out, parts[:, 0].view(-1, 1, 1).expand(out.shape))
+
+
+def _first(out: Any) -> Tensor:
+    first = out[0] if isinstance(out, list | tuple) else out
+    assert isinstance(first, Tensor)
+    return first
+
+
+_RESHAPES = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy}
+_COPIES = {aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, aten.contiguous, aten.lift_fresh_copy}
+
+
+def _packets(names: str) -> list[Any]:
+    """The operators of these names that this version of PyTorch has."""
+    return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
+
+
+_TABLE: list[tuple[Callable[[Call], None], str]] = [
+    (convolution, "convolution convolution_overrideable"),
+    (matrix_product, "mm addmm"),
+    (batched_product, "bmm baddbmm"),
+    (
+        attention,
+        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+        "_scaled_dot_product_fused_attention_overrideable",
+    ),
+    (batch_norm, "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm"),
+    (group_norm, "native_group_norm"),
+    (layer_norm, "native_layer_norm"),
+    (
+        pointwise,
+        "hardswish hardswish_ _prelu_kernel where masked_fill masked_fill_ relu relu_ lerp addcmul addcdiv clamp_min "
+        "clamp_max gelu_ celu celu_ selu selu_ mish mish_ threshold_ native_dropout",
+    ),
+    (copy_into, "copy_"),
+    (same_shape_constant, "zeros_like ones_like empty_like full_like rand_like randn_like"),
+    (only_shape, "new_zeros new_ones new_empty new_full new_empty_strided"),
+    (fill, "zero_ fill_"),
+    (
+        spatial,
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
+        "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d "
+        "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_nearest_exact2d "
+        "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d mkldnn_max_pool2d",
+    ),
+    (reduction, "mean sum amax amin max min var std var_mean prod linalg_vector_norm norm logsumexp argmax any all"),
+    (along_axis, "_softmax _log_softmax _safe_softmax cumsum"),
+    (
+        move,
+        "permute transpose t expand squeeze unsqueeze clone _to_copy detach alias lift_fresh lift_fresh_copy "
+        "permute_copy transpose_copy t_copy expand_copy squeeze_copy unsqueeze_copy repeat",
+    ),
+    (at_fixed_positions, "slice select index index_select roll flip diagonal gather unfold narrow unbind"),
+    (split, "split split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes"),
+    (view, "view _unsafe_view reshape _reshape_alias"),
+    (concatenate, "cat stack"),
+    (pad, "constant_pad_nd"),
+    (restride, "as_strided as_strided_"),
+    (shuffle_pixels, "pixel_shuffle"),
+]
+
+RULES: dict[Any, Callable[[Call], None]] = {
+    "pointwise": pointwise,
+    **{packet: rule for rule, names in _TABLE for packet in _packets(names)},
+}
+"""Operator -> its rule. `"pointwise"` is the rule of every operator that PyTorch itself tags as pointwise."""

@@ -1,0 +1,368 @@
+"""Shadow tensors: beside every activation, the channel that each of its elements came from.
+
+One forward pass under a `TorchDispatchMode` keeps two kinds of shadow:
+
+* an activation's is an integer tensor of the same shape. An element's value is the *id* of its channel, 0 where the
+  element is a slot that cannot be removed. An activation without a shadow carries no channels at all.
+* a parameter's says, for each of its axes, which position of that axis an element came from (`ParameterShadow`), so
+  that a view, a transpose or a chunk of a weight is still known for what it is.
+
+Every axis position of every parameter is an id of its own. The rules (`rules.py`) run data movement on the shadow as it
+ran on the data, *couple* ids that must be removed together and *freeze* ids that must stay. Coupling only writes down
+pairs; the classes are worked out once, at the end (`graph` building in `trace.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
+
+from raprune.channels.graph import IndexArray
+
+NO_CHANNEL = 0
+"""The id of a slot that cannot be removed."""
+
+
+@dataclass(frozen=True)
+class AxisUse:
+    """A stretch of one parameter axis: the ids of its positions, in the order of a tensor's axis."""
+
+    parameter: str
+    axis: int
+    ids: IndexArray
+
+
+class ParameterShadow:
+    """For each axis of a parameter, the position that every element of the (viewed) parameter came from.
+
+    `positions[k]` has the shape of the viewed tensor and holds positions on the parameter's axis k.
+    """
+
+    def __init__(self, name: str, shape: Sequence[int], positions: Sequence[Tensor] | None = None) -> None:
+        self.name = name
+        self._shape = tuple(shape)
+        self._positions = None if positions is None else tuple(positions)
+
+    @property
+    def positions(self) -> tuple[Tensor, ...]:
+        # Most parameters are used as they are; the positions are written out only for those that are viewed.
+        if self._positions is None:
+            rank = len(self._shape)
+            self._positions = tuple(
+                torch.arange(size).view([-1 if k == axis else 1 for k in range(rank)]).expand(self._shape)
+                for axis, size in enumerate(self._shape)
+            )
+        return self._positions
+
+    def axis_along(self, dim: int) -> tuple[int, Tensor] | None:
+        """The one parameter axis whose position changes along `dim`, and its positions there; None if not just one."""
+        changing = [(axis, position) for axis, position in enumerate(self.positions) if varies(position, dim)]
+        if len(changing) != 1:
+            return None
+        axis, position = changing[0]
+        if any(varies(position, other) for other in range(position.dim()) if other != dim):
+            return None
+        return axis, line(position, dim)
+
+
+Shadow = Tensor | ParameterShadow
+
+
+def varies(ids: Tensor, dim: int) -> bool:
+    """Whether the ids change along `dim`."""
+    if ids.shape[dim] < 2 or ids.stride(dim) == 0:
+        return False
+    ids = compact(ids)
+    return not torch.equal(ids.narrow(dim, 1, ids.shape[dim] - 1), ids.narrow(dim, 0, ids.shape[dim] - 1))
+
+
+def compact(ids: Tensor) -> Tensor:
+    """`ids` with one element along each axis that is only expanded: same dimensions, few elements."""
+    for dim, stride in enumerate(ids.stride()):
+        if stride == 0 and ids.shape[dim] > 1:
+            ids = ids.narrow(dim, 0, 1)
+    return ids
+
+
+def collapse(ids: Tensor, dims: Iterable[int]) -> Tensor:
+    """`ids` made constant along `dims` (the first position stands for all), in the same shape."""
+    shape = ids.shape
+    for dim in dims:
+        ids = ids.narrow(dim, 0, 1)
+    return ids.expand(shape)
+
+
+def line(ids: Tensor, dim: int) -> Tensor:
+    """The ids along `dim`, at position 0 of every other axis; shape `(ids.shape[dim],)`."""
+    for other in reversed(range(ids.dim())):
+        if other != dim:
+            ids = ids.select(other, 0)
+    return ids
+
+
+@dataclass(frozen=True)
+class CostRecord:
+    """A cost seen in the pass: `total`, the product of a constant and of the axes whose ids are `axes`."""
+
+    module: str
+    total: int
+    axes: tuple[IndexArray, ...]
+
+
+@dataclass(frozen=True)
+class FreezeRecord:
+    """Ids that must stay, and why."""
+
+    ids: IndexArray
+    module: str
+    reason: str
+
+
+class Tracer(TorchDispatchMode):
+    """Follows one forward pass; afterwards `pairs`, `freezes`, `costs` and `axis_base` say what was seen."""
+
+    def __init__(self, model: nn.Module, rules: dict[Any, Callable[..., None]]) -> None:
+        super().__init__()
+        self._rules = rules
+        self._shadows = WeakIdKeyDictionary()
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._names |= {id(b): name for name, b in model.named_buffers() if id(b) not in self._names}
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[str] = [""]
+        self._next_id = 1
+        self.shapes = {
+            name: tuple(t.shape) for source in (model.named_parameters(), model.named_buffers()) for name, t in source
+        }
+        self.axis_base: dict[tuple[str, int], int] = {}
+        """(parameter, axis) -> the id of its position 0; the others follow. Absent: no rule ever used that axis."""
+        self.written: dict[tuple[str, int], str] = {}
+        """(parameter, axis) whose positions are channels that a layer writes -> the module."""
+        self.pairs: list[tuple[IndexArray, IndexArray]] = []
+        self.freezes: list[FreezeRecord] = []
+        self.across: list[IndexArray] = []
+        """Ids over which a normalisation ran: masking such a channel is not the same as removing it."""
+        self.costs: list[CostRecord] = []
+        self.used: set[str] = set()
+
+    # -- what the rules read and write -------------------------------------------------------------------------------
+
+    def shadow(self, value: Any) -> Shadow | None:
+        """The shadow of a tensor: of a parameter, of an activation, or None where it carries no channels."""
+        if not isinstance(value, Tensor):
+            return None
+        known = self._shadows.get(value)
+        if known is not None:
+            return cast(Shadow, known)
+        name = self._names.get(id(value))
+        if name is None:
+            return None
+        self.used.add(name)
+        shadow = ParameterShadow(name, value.shape)
+        self._shadows[value] = shadow
+        return shadow
+
+    def activation(self, value: Any) -> Tensor | None:
+        """The shadow of a tensor that is not a parameter."""
+        shadow = self.shadow(value)
+        return shadow if isinstance(shadow, Tensor) else None
+
+    def set_shadow(self, value: Tensor, shadow: Shadow | None) -> None:
+        """Attach `shadow` to `value`; one without any channel is dropped."""
+        if shadow is None or (isinstance(shadow, Tensor) and not bool(compact(shadow).any())):
+            self._shadows.pop(value, None)
+        else:
+            self._shadows[value] = shadow
+
+    def pass_on(self, value: Tensor, shadow: Tensor) -> None:
+        """Attach a shadow that is known to carry channels: no look at its ids."""
+        self._shadows[value] = shadow
+
+    def axis(self, value: Any, dim: int) -> AxisUse | None:
+        """The parameter axis that runs along `dim` of a (viewed) parameter; None if there is no such one."""
+        shadow = self.shadow(value)
+        if not isinstance(shadow, ParameterShadow):
+            return None
+        dim %= value.dim()
+        if id(value) in self._names:
+            return AxisUse(shadow.name, dim, self.axis_ids(shadow.name, dim))
+        found = shadow.axis_along(dim)
+        if found is None:
+            return None
+        axis, positions = found
+        return AxisUse(shadow.name, axis, self.axis_ids(shadow.name, axis)[positions.numpy()])
+
+    def axis_ids(self, parameter: str, axis: int) -> IndexArray:
+        """The ids of all positions of a parameter's axis."""
+        size = self.shapes[parameter][axis]
+        base = self.axis_base.setdefault((parameter, axis), self._next_id)
+        if base == self._next_id:
+            self._next_id += size
+        return np.arange(base, base + size)
+
+    @property
+    def num_ids(self) -> int:
+        return self._next_id
+
+    def couple(self, left: IndexArray | Tensor, right: IndexArray | Tensor, why: str = "meets fixed slots") -> None:
+        """The ids of `left` and `right` are removed together, position by position; one that meets 0 stays."""
+        a, b = _numpy(left), _numpy(right)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        a, b = a.reshape(-1), b.reshape(-1)
+        if len(a) > 4096:
+            # One number a pair: unique rows take ten times as long.
+            a, b = np.divmod(np.unique(a * self._next_id + b), self._next_id)
+        if not (a.all() and b.all()):
+            fixed = (a == NO_CHANNEL) | (b == NO_CHANNEL)
+            self.freeze(np.maximum(a, b)[fixed], why)
+            a, b = a[~fixed], b[~fixed]
+        self.pairs.append((a, b))
+
+    def freeze(self, ids: IndexArray | Tensor, reason: str) -> None:
+        """The channels of `ids` stay, because of `reason`, in the module that is running."""
+        unique = np.unique(_numpy(ids))
+        unique = unique[unique != NO_CHANNEL]
+        if len(unique):
+            self.freezes.append(FreezeRecord(unique, self._stack[-1], reason))
+
+    def freeze_value(self, value: Any, reason: str) -> None:
+        """All channels of a tensor, and all axes of a parameter, stay."""
+        shadow = self.shadow(value)
+        if isinstance(shadow, ParameterShadow):
+            for axis in range(len(self.shapes[shadow.name])):
+                self.freeze(self.axis_ids(shadow.name, axis), reason)
+        elif shadow is not None:
+            self.freeze(compact(shadow), reason)
+
+    def fix_axis(self, use: AxisUse | None, value: Any, reason: str) -> None:
+        """One axis of a parameter stays as it is: what it meets is no channel."""
+        if use is None:
+            self.freeze_value(value, reason)
+        else:
+            self.freeze(use.ids, reason)
+
+    def channels(self, value: Any, dim: int, reason: str) -> Tensor | None:
+        """The ids along `dim` of an activation, where they change along no other axis; else it is frozen: None."""
+        ids = self.activation(value)
+        if ids is None:
+            return None
+        if any(varies(ids, other) for other in range(ids.dim()) if other != dim):
+            self.freeze(compact(ids), reason)
+            return None
+        return line(ids, dim)
+
+    def write(self, use: AxisUse, out: Tensor, dim: int) -> None:
+        """`out` holds, along `dim`, the channels that a parameter's axis writes."""
+        self.written.setdefault((use.parameter, use.axis), self._stack[-1])
+        shape = [-1 if d == dim else 1 for d in range(out.dim())]
+        self.pass_on(out, torch.from_numpy(use.ids).view(shape).expand(out.shape))
+
+    def count(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, axes: Iterable[Any]) -> None:
+        """Note the FLOPs of an operation: PyTorch's own count, and the ids along the axes that it is a product of."""
+        counter = flop_registry.get(func.overloadpacket)
+        if counter is not None:
+            total = _flops(counter, args, kwargs, out)
+            arrays = tuple(_numpy(ids) for ids in axes if ids is not None)
+            self.costs.append(CostRecord(self._stack[-1], total, arrays))
+
+    # -- the pass ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch would wrap the method below to keep the compiler out of it, and import the compiler (5 to 10 seconds)
+        # for that at the first call. Nothing is compiled here.
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        strides = args[0].stride() if args and isinstance(args[0], Tensor) else ()
+        out = func(*args, **kwargs)
+        tracked = [value for value in _tensors(args, kwargs) if self.shadow(value) is not None]
+        if not tracked:
+            self.count(func, args, kwargs, out, ())
+            return out
+        rule = self._rules.get(func.overloadpacket)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = self._rules["pointwise"]
+        if rule is None:
+            for value in tracked:
+                self.freeze_value(value, f"{func.overloadpacket} has no rule")
+            for value in _tensors((out,), {}):
+                self.set_shadow(value, None)
+            self.count(func, args, kwargs, out, ())
+        else:
+            rule(Call(self, func, args, kwargs, out, strides))
+        return out
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the tracer knows which module is running."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._stack.append(self._modules.get(id(module), self._stack[-1]))
+
+        def leave(module: nn.Module, *_: Any) -> None:
+            self._stack.pop()
+
+        handles = []
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation as a rule sees it."""
+
+    tracer: Tracer
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    strides: tuple[int, ...]
+    """Of the first argument, before the operation (which may change them in place)."""
+
+    @property
+    def name(self) -> str:
+        return str(self.func.overloadpacket).removeprefix("aten.")
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or by name."""
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+
+def _flops(counter: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """PyTorch's own FLOP formula of an operation, called with shapes."""
+    formula = getattr(counter, "__wrapped__", None)
+    if formula is None or kwargs or not isinstance(out, Tensor):
+        return int(counter(*args, **kwargs, out_val=out))
+    # The wrapper turns tensors into shapes by walking all arguments as trees: a tenth of a trace.
+    return int(formula(*(a.shape if isinstance(a, Tensor) else a for a in args), out_shape=out.shape))
+
+
+def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def _numpy(ids: IndexArray | Tensor) -> IndexArray:
+    return ids if isinstance(ids, np.ndarray) else cast(IndexArray, ids.numpy())

@@ -1,0 +1,291 @@
+"""One forward pass over shadow tensors -> the groups of channels that fall together, and what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from raprune.channels.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
+from raprune.channels.rules import RULES
+from raprune.channels.shadow import CostRecord, Tracer
+from raprune.errors import ModelError
+
+
+def trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
+    """The channel graph of `model`, from one forward pass in evaluation mode.
+
+    `example_input` is one image, shape `(1, channels, height, width)`, on the model's device. The model is not
+    changed. FLOPs are counted for that input.
+
+    Raises:
+        ModelError: if the forward pass fails.
+    """
+    tracer = Tracer(model, RULES)
+    with _evaluating(model), torch.no_grad(), tracer.watching(model):
+        try:
+            with tracer:
+                outputs = model(example_input)
+        except Exception as error:
+            raise ModelError(
+                f"The network does not run on one input of shape {tuple(example_input.shape)}: "
+                f"{type(error).__name__}: {error}",
+                hint="Check the image size and the number of channels that the network takes.",
+            ) from error
+    for value in pytree.tree_leaves(outputs):
+        tracer.freeze_value(value, "the network's output")
+    return _build(model, tracer, tuple(example_input.shape[1:]))
+
+
+def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """A digest of the network's structure: the same for the same code, shapes and settings, whatever the weights.
+
+    The code of torch, torchvision and timm counts by their layers' names and settings, not by its text.
+    """
+    digest = hashlib.sha256(repr(input_shape).encode())
+    for name, module in model.named_modules():
+        kind = type(module)
+        digest.update(
+            f"{name}:{kind.__module__}.{kind.__qualname__}({module.extra_repr()}){_settings(module)}".encode()
+        )
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+    own = {type(module).__module__ for module in model.modules()}
+    for module_name in sorted(name for name in own if name.partition(".")[0] not in ("torch", "torchvision", "timm")):
+        digest.update(_source(module_name))
+    return digest.hexdigest()[:16]
+
+
+def _settings(module: nn.Module) -> list[tuple[str, object]]:
+    """A module's plain attributes, which few users' layers name in their `extra_repr`."""
+    plain = (bool, int, float, str, type(None))
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    return sorted(
+        (name, value)
+        for name, value in own.items()
+        if isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(part, plain) for part in value))
+    )
+
+
+def _source(module_name: str) -> bytes:
+    """The file that defines a user's layers: its functions shape the network as much as its classes do."""
+    file = getattr(sys.modules.get(module_name), "__file__", None)
+    try:
+        return Path(file).read_bytes() if file else b""
+    except OSError:
+        return b""
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no fused attention path, which would hide its layers; both restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, training in modes.items():
+            module.training = training
+
+
+def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> ChannelGraph:
+    labels = _components(tracer)
+    frozen_label, reasons = _frozen_labels(tracer, labels)
+    groups, group_of_id = _groups(tracer, labels, frozen_label, reasons)
+    factors = _FactorTable(group_of_id, {g.name: g.num_channels for g in groups}, [g.name for g in groups])
+    parameters = dict(model.named_parameters())
+    return ChannelGraph(
+        architecture=architecture_hash(model, input_shape),
+        input_shape=input_shape,
+        groups=tuple(groups),
+        frozen=tuple(_frozen_report(tracer, labels, frozen_label, reasons)),
+        flops=tuple(_flops_terms(tracer, factors)),
+        params=tuple(_params_terms(tracer, factors, parameters)),
+        factors=tuple(factors.factors),
+        shapes={m.parameter: tracer.shapes[m.parameter] for g in groups for m in g.members},
+        notes=_notes(tracer, parameters),
+    )
+
+
+def _components(tracer: Tracer) -> IndexArray:
+    """For each id, the smallest id that it is coupled with: labels by repeated hooking and pointer jumping."""
+    labels = np.arange(tracer.num_ids)
+    if not tracer.pairs:
+        return labels
+    left = np.concatenate([a for a, _ in tracer.pairs])
+    right = np.concatenate([b for _, b in tracer.pairs])
+    while True:
+        a, b = labels[left], labels[right]
+        open_pairs = a != b
+        if not open_pairs.any():
+            return labels
+        left, right, a, b = (left[open_pairs], right[open_pairs], a[open_pairs], b[open_pairs])
+        np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))
+        while True:
+            jumped = labels[labels]
+            if np.array_equal(jumped, labels):
+                break
+            labels = jumped
+
+
+def _frozen_labels(tracer: Tracer, labels: IndexArray) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
+    """Which labels must stay, and the first reason (module, text) of each."""
+    frozen = np.zeros(len(labels), dtype=bool)
+    frozen[0] = True
+    reasons: dict[int, tuple[str, str]] = {}
+    for record in tracer.freezes:
+        hit = np.unique(labels[record.ids])
+        for label in hit[~frozen[hit]]:
+            reasons[int(label)] = (record.module, record.reason)
+        frozen[hit] = True
+    return frozen, reasons
+
+
+def _groups(
+    tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
+) -> tuple[list[Group], IndexArray]:
+    """Classes that slice the same axes, as groups; and for each id the number of its group, -1 where it stays.
+
+    A class that is alone in its group cannot go (one channel stays at least): it is added to `frozen`.
+    """
+    axes = list(tracer.axis_base)
+    sizes = [tracer.shapes[name][axis] for name, axis in axes]
+    ids = np.concatenate(
+        [np.arange(0), *(np.arange(b, b + n) for b, n in zip(tracer.axis_base.values(), sizes, strict=True))]
+    )
+    ids = ids.astype(np.int64)
+    axis_number = np.repeat(np.arange(len(axes)), sizes)
+    position = np.concatenate([np.arange(n) for n in sizes] or [np.arange(0)]).astype(np.int64)
+    label = labels[ids]
+    free = ~frozen[label]
+    order = np.lexsort((position[free], axis_number[free], label[free]))
+    label, axis_number, position = (label[free][order], axis_number[free][order], position[free][order])
+    group_of_label = np.full(len(labels), -1, dtype=np.int64)
+    if not len(label):
+        return [], group_of_label
+
+    starts = np.flatnonzero(np.r_[True, label[1:] != label[:-1]])
+    across = np.zeros(len(labels), dtype=bool)
+    for seen in tracer.across:
+        across[labels[seen]] = True
+    classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    numbers, bounds = axis_number.tolist(), [*starts.tolist(), len(label)]
+    for row, end in pairwise(bounds):
+        classes[tuple(numbers[row:end])].append(row)
+    groups: list[Group] = []
+    shared: dict[bytes, IndexArray] = {}
+    names: dict[str, int] = {}
+    for signature, rows in classes.items():
+        if len(rows) == 1:
+            alone = int(label[rows[0]])
+            frozen[alone] = True
+            reasons[alone] = ("", "its channels can only fall together, all or none")
+            continue
+        name = _group_name(tracer, [axes[a] for a in dict.fromkeys(signature)])
+        names[name] = names.get(name, 0) + 1
+        name = name if names[name] == 1 else f"{name}#{names[name]}"
+        first = np.asarray(rows)
+        members, offset = [], 0
+        for axis in dict.fromkeys(signature):
+            count = signature.count(axis)
+            indices = position[first[:, None] + offset + np.arange(count)]
+            # Equal index arrays are one object: a cut works each of them out once.
+            indices = shared.setdefault(indices.tobytes() + bytes([count % 251]), indices)
+            members.append(Member(*axes[axis], indices, axes[axis] in tracer.written))
+            offset += count
+        maskable = not bool(across[label[first]].any())
+        groups.append(Group(name, len(rows), tuple(members), maskable))
+        group_of_label[label[first]] = len(groups) - 1
+    return groups, group_of_label[labels]
+
+
+def _group_name(tracer: Tracer, axes: list[tuple[str, int]]) -> str:
+    """The first module that writes the channels."""
+    for axis in axes:
+        if axis in tracer.written:
+            return tracer.written[axis] or axis[0]
+    return axes[0][0]
+
+
+class _FactorTable:
+    """Axis sizes as functions of the widths, each distinct one once."""
+
+    def __init__(self, group_of_id: IndexArray, num_channels: dict[str, int], names: list[str]) -> None:
+        self._group_of_id = group_of_id
+        self._num_channels = num_channels
+        self._names = names
+        self._positions: dict[tuple[int, tuple[tuple[str, int], ...]], int] = {}
+        self.factors: list[Factor] = []
+
+    def of(self, ids: IndexArray) -> int | None:
+        """The position of the factor of an axis with these ids; None if its size never changes."""
+        groups = self._group_of_id[ids]
+        if len(groups) and (groups == groups[0]).all():
+            counts = {int(groups[0]): len(groups)}
+        else:
+            counts = dict(zip(*(part.tolist() for part in np.unique(groups, return_counts=True)), strict=True))
+        fixed = counts.pop(-1, 0)
+        if not counts:
+            return None
+        coefficients = {}
+        for number, count in counts.items():
+            name = self._names[number]
+            coefficients[name] = count // self._num_channels[name]
+        key = (fixed, tuple(coefficients.items()))
+        if key not in self._positions:
+            self._positions[key] = len(self.factors)
+            self.factors.append(Factor(key[0], coefficients))
+        return self._positions[key]
+
+
+def _flops_terms(tracer: Tracer, factors: _FactorTable) -> Iterator[Term]:
+    for record in tracer.costs:
+        yield _term(record, factors)
+
+
+def _params_terms(tracer: Tracer, factors: _FactorTable, parameters: dict[str, nn.Parameter]) -> Iterator[Term]:
+    for name, parameter in parameters.items():
+        axes = tuple(tracer.axis_ids(name, axis) for axis in range(parameter.dim()) if (name, axis) in tracer.axis_base)
+        yield _term(CostRecord(name.rpartition(".")[0], parameter.numel(), axes), factors)
+
+
+def _term(record: CostRecord, factors: _FactorTable) -> Term:
+    changing = [(ids, position) for ids in record.axes if (position := factors.of(ids)) is not None]
+    size = prod(len(ids) for ids, _ in changing)
+    assert record.total % size == 0, f"{record.module}: {record.total} FLOPs are no multiple of its axes"
+    return Term(record.module, record.total // size, tuple(position for _, position in changing))
+
+
+def _frozen_report(
+    tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
+) -> Iterator[Frozen]:
+    """One line a layer and reason for written channels that stay."""
+    for (name, axis), module in tracer.written.items():
+        label = labels[tracer.axis_ids(name, axis)]
+        counts: dict[tuple[str, str], int] = defaultdict(int)
+        for value in label[frozen[label]]:
+            counts[reasons.get(int(value), ("", "fixed"))] += 1
+        for (where, reason), count in counts.items():
+            at = f" (in {where})" if where and where != module else ""
+            yield Frozen(module or name, count, reason + at)
+
+
+def _notes(tracer: Tracer, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
+    unused = sorted({name.rpartition(".")[0] or name for name in parameters if name not in tracer.used})
+    if not unused:
+        return ()
+    shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+    return (f"Not used by the forward pass in evaluation mode, so left whole: {shown}.",)

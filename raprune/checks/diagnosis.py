@@ -1,0 +1,96 @@
+"""A dense network put to the test before a search: is it as good on its training images, does it see its images?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raprune.checks.symptoms import SAMPLE_IMAGES, Accuracy
+from raprune.data.batches import DeviceSplit
+from raprune.data.dataset import Split
+from raprune.data.normalisation import Normalisation, common, measure
+from raprune.pruning.workload import Workload
+from raprune.training.evaluate import evaluate
+
+_SCREENED = 250
+"""Validation images by which the promising normalisations are found, before the whole sample decides."""
+_ERRORS = 2.0
+_SMALLEST = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetterNormalisation:
+    """A normalisation under which the dense network does better than under the job's."""
+
+    figures: Normalisation
+    accuracy: Accuracy
+    present: Accuracy
+    """Accuracy on the same images under the job's normalisation."""
+
+    def __str__(self) -> str:
+        gained = 100 * (self.accuracy.value - self.present.value)
+        return (
+            f"The dense network does better with another normalisation, {self.figures}: {self.accuracy.value:.1%} "
+            f"instead of {self.present.value:.1%} on {self.accuracy.images:,} validation images, {gained:.1f} points "
+            f"more. To use it: {self.figures.assignments}"
+        )
+
+
+def accuracy_on_validation(workload: Workload) -> Accuracy:
+    """The dense network's accuracy on all validation images."""
+    return _accuracy(workload, workload.validation)
+
+
+def accuracy_on_training(workload: Workload) -> Accuracy:
+    """The dense network's accuracy on a sample of the training images, as they are without augmentation."""
+    train = workload.data.train
+    rows = np.random.default_rng(workload.spec.seed).permutation(len(train))[:SAMPLE_IMAGES]
+    # All of them may be too many for the device.
+    return _accuracy(workload, workload.place(Split(train.images[rows], train.labels[rows])))
+
+
+def better_normalisation(workload: Workload) -> BetterNormalisation | None:
+    """The common normalisation under which the dense network is more accurate by a point, and by more than chance.
+
+    A few validation images tell which of them are promising; up to `SAMPLE_IMAGES` tell whether one is better.
+    """
+    data, seed = workload.data, workload.spec.seed
+    known = (*common(data.image_shape[0]), measure(data.train.images))
+    others = [figures for figures in known if not _same(figures, data.normalisation)]
+
+    def accuracies(chosen: list[Normalisation], count: int) -> tuple[Accuracy, list[Accuracy]]:
+        sample = _sample(workload.validation, count, seed=seed)
+        found = [_accuracy(workload, sample.normalised(figures.mean, figures.std)) for figures in chosen]
+        return _accuracy(workload, sample), found
+
+    present, screened = accuracies(others, _SCREENED)
+    best = max(screened, key=lambda accuracy: accuracy.value)
+    promising = [
+        figures
+        for figures, accuracy in zip(others, screened, strict=True)
+        if accuracy.value > present.value and not best.exceeds(accuracy, by=0.0, errors=_ERRORS)
+    ]
+    if not promising:
+        return None
+    present, found = accuracies(promising, SAMPLE_IMAGES)
+    better, figures = max(zip(found, promising, strict=True), key=lambda pair: pair[0].value)
+    if not better.exceeds(present, by=_SMALLEST, errors=_ERRORS):
+        return None
+    return BetterNormalisation(figures=figures, accuracy=better, present=present)
+
+
+def _accuracy(workload: Workload, split: DeviceSplit) -> Accuracy:
+    found = evaluate(workload.model, split, batch_size=workload.spec.search.eval_batch_size)
+    return Accuracy(found.accuracy, len(split))
+
+
+def _sample(split: DeviceSplit, count: int, *, seed: int) -> DeviceSplit:
+    return split.take(count, torch.Generator().manual_seed(seed))
+
+
+def _same(one: Normalisation, other: Normalisation) -> bool:
+    """True if the figures differ by too little to matter to a network."""
+    pairs = zip(one.mean + one.std, other.mean + other.std, strict=True)
+    return all(abs(a - b) <= 0.02 * max(abs(a), abs(b)) for a, b in pairs)

@@ -1,0 +1,166 @@
+"""`raprune check`: a job, and a method of your own, are checked step by step, and each step that holds is printed."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from raprune.channels.proof import Proof, prove
+from raprune.channels.trace import trace
+from raprune.checks.contract import checks_of, examine
+from raprune.checks.diagnosis import accuracy_on_training, accuracy_on_validation, better_normalisation
+from raprune.checks.inspect import Inspection
+from raprune.checks.symptoms import cannot_classify
+from raprune.cost.flops import CostModel
+from raprune.data import ignored
+from raprune.data.dataset import Dataset
+from raprune.errors import MethodError, ModelError
+from raprune.methods import method_named
+from raprune.pruning.preparation import Steps, check_output, job_data, prepare, without_excluded
+from raprune.pruning.workload import Workload, build_workload
+from raprune.report.formats import numbered
+from raprune.spec import automatic
+from raprune.spec.job import SearchSpec
+from raprune.store.folder import Store
+
+
+def check(spec: SearchSpec, *, console: Console) -> None:
+    """Refuse what a search of `spec` refuses before it begins, and print a line for each step that holds.
+
+    Raises:
+        RapruneError: at the first step that does not, with what to do.
+    """
+    check_output(Store(spec.output))
+    prepared = prepare(spec, _Printed(spec, console))
+    if spec.warm_start:
+        from raprune.sampling import warm_start
+
+        warm_start.check(spec, prepared)
+        console.print(f"ok  warm start: {numbered(len(spec.warm_start), 'run')}", markup=False, highlight=False)
+
+
+class _Printed(Steps):
+    """Prints a line for each step that holds, and looks at the network as a training would."""
+
+    def __init__(self, spec: SearchSpec, console: Console) -> None:
+        self._spec = spec
+        self._console = console
+
+    def named(self, spec: SearchSpec) -> None:
+        if spec.methods:
+            self._print("methods", ", ".join(spec.methods))
+        if spec.allocations:
+            self._print("allocations", ", ".join(spec.allocations))
+
+    def loaded(self, data: Dataset) -> None:
+        self._print("data", _describe(data))
+        self._print("normalisation", str(data.normalisation))
+        self._warn(ignored(self._spec.data, data))
+
+    def built(self, workload: Workload) -> None:
+        data = workload.data
+        self._print("network", f"{self._spec.model.name} gives {data.num_classes} logits for one image")
+        _check_trains(workload)
+        self._print("training", "the loss has a gradient")
+        if self._spec.weights is not None:
+            validation, training = accuracy_on_validation(workload), accuracy_on_training(workload)
+            self._print(
+                "weights",
+                f"{validation.value:.2%} on the validation split (a blind guess has {data.chance:.2%}), "
+                f"{training.value:.2%} on {training.images:,} training images",
+            )
+            self._warn(cannot_classify(validation, training, chance=data.chance, has_weights=True))
+            with self._console.status("trying the common normalisations"):
+                better = better_normalisation(workload)
+            self._warn(better)
+
+    def traced(self, proof: Proof) -> None:
+        go, stay = len(proof.graph.groups), len(proof.graph.frozen)
+        self._print("channels", f"{numbered(go, 'group')} can go, {numbered(stay, 'layer')} must stay")
+
+    def decided(self, spec: SearchSpec) -> None:
+        for subject, decision in automatic.told(self._spec, spec).items():
+            self._print(subject, decision)
+
+    def reached(self, cost: CostModel) -> None:
+        self._print("budget", _describe_budget(self._spec))
+
+    def _print(self, step: str, text: str) -> None:
+        self._console.print(f"ok  {step}: {text}", markup=False, highlight=False)
+
+    def _warn(self, doubt: object) -> None:
+        """Print a line for what holds and is still suspicious; nothing for None."""
+        if doubt is not None:
+            self._console.print(f"!   {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def check_method(name: str, *, console: Console) -> None:
+    """Holds a method to the contract on small networks, and prints a line for each check.
+
+    Raises:
+        UsageError: if there is no such method.
+        MethodError: if a check does not hold.
+    """
+    kind, failed = method_named(name), 0
+    for finding in examine(kind):
+        failed += finding.problem is not None
+        said = "ok  " if finding.problem is None else "no  "
+        console.print(said + finding.check, markup=False, highlight=False)
+        if finding.problem is not None:
+            console.print(f"    {finding.problem}", markup=False, highlight=False)
+    if failed:
+        raise MethodError(
+            f"{name}: {failed} of {len(checks_of(kind))} checks do not hold.",
+            hint="raprune/methods/method.py says what each hook must do; raprune/checks/contract/checks.py is what was run.",
+        )
+
+
+def inspect_job(spec: SearchSpec) -> Inspection:
+    """What can be pruned in the job's network, on images of the shape of its data."""
+    workload = build_workload(spec, data=job_data(spec), device="cpu")
+    return _inspect(workload, spec)
+
+
+def _inspect(workload: Workload, spec: SearchSpec) -> Inspection:
+    example = workload.example_input()
+    started = time.perf_counter()
+    graph = trace(workload.model, example)
+    seconds = time.perf_counter() - started
+    graph = without_excluded(graph, spec.exclude)
+    return Inspection(spec.model.name, prove(workload.model, graph, example, seed=spec.seed), seconds)
+
+
+def _check_trains(workload: Workload) -> None:
+    x, y = next(workload.train.batches(2))
+    parameters = [p for p in workload.model.parameters() if p.requires_grad]
+    loss = nn.functional.cross_entropy(workload.model(x), y)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
+    if not any(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients):
+        raise ModelError(
+            "The network cannot be trained: no parameter has a finite gradient.",
+            hint="Its forward pass may run under torch.no_grad(), or its parameters may not require a gradient.",
+        )
+
+
+def _describe_budget(spec: SearchSpec) -> str:
+    """The limits that can be reached, and those that nobody knows yet."""
+    limits = (("FLOPs", spec.budget_flops), ("parameters", spec.budget_params))
+    asked = [f"{100 * fraction:.4g} % of the {name}" for name, fraction in limits if fraction is not None]
+    known = [f"{' and '.join(asked)} can be reached"] if asked else []
+    if spec.budget_flops is not None and "budget_flops" not in spec.model_fields_set:
+        known[0] += " (the default)"
+    if spec.budget_latency is not None:
+        known.append("latency is measured when the search begins")
+    return "; ".join(known) or "none is given; the search looks for the cheapest network that is accurate enough"
+
+
+def _describe(data: Dataset) -> str:
+    shape = "x".join(str(size) for size in data.image_shape)
+    test = "no" if data.test is None else f"{len(data.test):,}"
+    train = f"{data.num_train:,} training"
+    if data.stream is not None:
+        train += f" (streamed, {len(data.train):,} of them held)"
+    return f"{train}, {len(data.validation):,} validation and {test} test images of {shape}, {data.num_classes} classes"

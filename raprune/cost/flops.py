@@ -1,0 +1,172 @@
+"""FLOPs and parameters of any width vector in closed form, and its latency by a table of measured times.
+
+FLOPs are multiply-adds counted as 2, as `torch.utils.flop_counter` counts them, for one image; MACs are half of that.
+Every cost is a sum of products of axis sizes, and every axis size is affine in the widths (`ChannelGraph.factors`), so
+thousands of width vectors are priced by two matrix products. A latency table knows the same axes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from raprune.channels.graph import ChannelGraph, Term
+from raprune.cost.latency import Floats, LatencyTable
+
+Counts = npt.NDArray[np.int64]
+
+
+class CostModel:
+    """The costs of a channel graph. Widths are arrays of shape `(..., G)` in the order of `group_names`.
+
+    Counts are exact while they are below 2**53 (nine peta-FLOPs an image). Without a `table` nothing is known of the
+    latency.
+    """
+
+    def __init__(self, graph: ChannelGraph, table: LatencyTable | None = None) -> None:
+        self._graph = graph
+        self.table = table
+        self.group_names: tuple[str, ...] = tuple(group.name for group in graph.groups)
+        self.num_channels: Counts = np.array([group.num_channels for group in graph.groups], dtype=np.int64)
+        self._constants = np.array([factor.constant for factor in graph.factors], dtype=np.float64)
+        column = {name: i for i, name in enumerate(self.group_names)}
+        self._coefficients = np.zeros((len(graph.factors), len(column)))
+        for row, factor in enumerate(graph.factors):
+            for name, coefficient in factor.coefficients.items():
+                self._coefficients[row, column[name]] = coefficient
+        self._flops = _collect(graph.flops)
+        self._params = _collect(graph.params)
+        self.dense_flops = int(self.flops(self.num_channels))
+        self.dense_params = int(self.params(self.num_channels))
+
+    def flops(self, widths: npt.ArrayLike) -> Counts:
+        """FLOPs for one image; shape `(...,)`."""
+        return self._evaluate(self._flops, widths)
+
+    def params(self, widths: npt.ArrayLike) -> Counts:
+        """Number of parameters (buffers are not counted); shape `(...,)`."""
+        return self._evaluate(self._params, widths)
+
+    def latency_ms(self, widths: npt.ArrayLike) -> Floats:
+        """Milliseconds of one batch, as the table predicts; shape `(...,)`."""
+        assert self.table is not None, "latency is known by a table alone"
+        return self.table.predict(self.sizes(widths))
+
+    @property
+    def dense_latency_ms(self) -> float:
+        """The dense network's, measured whole with the table."""
+        assert self.table is not None, "latency is known by a table alone"
+        return self.table.dense_ms
+
+    def sizes(self, widths: npt.ArrayLike) -> Floats:
+        """The sizes of the graph's axes, `ChannelGraph.factors`; shape `(..., F)`."""
+        sizes: Floats = np.asarray(widths, dtype=np.float64) @ self._coefficients.T + self._constants
+        return sizes
+
+    def vector(self, widths: Mapping[str, int]) -> Counts:
+        """The width vector of a mapping; groups that are not named stay whole. Shape `(G,)`."""
+        return np.array(
+            [widths.get(name, n) for name, n in zip(self.group_names, self.num_channels, strict=True)], dtype=np.int64
+        )
+
+    def smallest(self, *, min_channels: int = 1, multiple_of: int = 1) -> Counts:
+        """The narrowest width vector that the two limits allow; shape `(G,)`."""
+        floor = max(1, -(-min_channels // multiple_of)) * multiple_of
+        return np.minimum(self.num_channels, floor)
+
+    def flops_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
+        """Module -> its FLOPs at one width vector of shape `(G,)`, the costliest first."""
+        return self._by_module(self._graph.flops, widths)
+
+    def params_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
+        """Module -> its number of parameters at one width vector of shape `(G,)`, the largest first."""
+        return self._by_module(self._graph.params, widths)
+
+    def latency_by_module(self, widths: npt.ArrayLike) -> dict[str, float]:
+        """Module -> milliseconds of its operations at one width vector of shape `(G,)`, the slowest first."""
+        assert self.table is not None, "latency is known by a table alone"
+        return self.table.by_module(self.sizes(widths))
+
+    def _by_module(self, terms: tuple[Term, ...], widths: npt.ArrayLike) -> dict[str, int]:
+        factors = self.sizes(widths)
+        by_module: dict[str, int] = defaultdict(int)
+        for term in terms:
+            by_module[term.module] += term.coefficient * prod(int(factors[position]) for position in term.factors)
+        return dict(sorted(by_module.items(), key=lambda item: -item[1]))
+
+    def _evaluate(self, terms: dict[tuple[int, ...], float], widths: npt.ArrayLike) -> Counts:
+        vectors = np.asarray(widths, dtype=np.float64)
+        factors = self.sizes(vectors)
+        total = np.zeros(vectors.shape[:-1])
+        by_rank: dict[int, list[tuple[tuple[int, ...], float]]] = defaultdict(list)
+        for positions, coefficient in terms.items():
+            by_rank[len(positions)].append((positions, coefficient))
+        for rank, rows in by_rank.items():
+            coefficients = np.array([coefficient for _, coefficient in rows])
+            if rank == 0:
+                total += coefficients.sum()
+                continue
+            products = factors[..., [positions[0] for positions, _ in rows]]
+            for k in range(1, rank):
+                products *= factors[..., [positions[k] for positions, _ in rows]]
+            total += products @ coefficients
+        return np.rint(total).astype(np.int64)
+
+
+def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """FLOPs for the one image `x`, counted while it runs, and parameters."""
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    model.train(training)
+    return int(counter.get_total_flops()), sum(parameter.numel() for parameter in model.parameters())
+
+
+def share_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
+    """Group name -> the fraction of the dense FLOPs and of the parameters that lie on the group's channels.
+
+    A weight between two groups lies on both, so the fractions add up to more than 1.
+    """
+    dense = graph.widths
+    sizes = [f.constant + sum(m * dense[g] for g, m in f.coefficients.items()) for f in graph.factors]
+    shares = []
+    for terms in (graph.flops, graph.params):
+        total = sum(_dense(term, sizes) for term in terms)
+        by_group: dict[str, float] = defaultdict(float)
+        for term in terms:
+            for name in {g for position in term.factors for g in graph.factors[position].coefficients}:
+                outside = prod(
+                    1 - graph.factors[p].coefficients.get(name, 0) * dense[name] / sizes[p] for p in term.factors
+                )
+                by_group[name] += _dense(term, sizes) * (1 - outside)
+        shares.append({name: by_group[name] / total for name in dense})
+    return {name: (shares[0][name], shares[1][name]) for name in dense}
+
+
+def prunable_params_fraction(graph: ChannelGraph) -> float:
+    """The fraction of the dense parameters that lie on at least one channel that can go."""
+    dense = graph.widths
+    sizes = [f.constant + sum(m * dense[g] for g, m in f.coefficients.items()) for f in graph.factors]
+    total = sum(_dense(term, sizes) for term in graph.params)
+    fixed = sum(term.coefficient * prod(graph.factors[p].constant for p in term.factors) for term in graph.params)
+    return 1 - fixed / total if total else 0.0
+
+
+def _dense(term: Term, sizes: list[int]) -> int:
+    return term.coefficient * prod(sizes[position] for position in term.factors)
+
+
+def _collect(terms: tuple[Term, ...]) -> dict[tuple[int, ...], float]:
+    """Terms of the same factors added up: the fewer there are, the faster a vector is priced."""
+    collected: dict[tuple[int, ...], float] = defaultdict(float)
+    for term in terms:
+        collected[tuple(sorted(term.factors))] += term.coefficient
+    return dict(collected)

@@ -1,0 +1,76 @@
+"""Scales of normalisation layers, and the training phase that makes them sparse.
+
+Liu, Li, Shen, Huang, Yan, Zhang: "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017
+(arXiv 1708.06519): the scales gamma of the batch norms join the loss, L = cross-entropy + s * sum |gamma|, by their
+sub-gradient s * sign(gamma).
+
+Ours: layer, group and instance norms count as well, and the phase goes on from a trained network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from raprune.channels.graph import Group
+from raprune.methods.method import Method, Regularizer
+
+Sizes = npt.NDArray[np.float64]
+"""|gamma| of one layer for each channel of a group, `(num_channels,)`."""
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseGamma(Regularizer):
+    """An L1 penalty on the scale of every normalisation layer."""
+
+    strength: float
+    """s, the weight of the penalty."""
+
+    def __call__(self, model: nn.Module) -> None:
+        for gamma in scales(model).values():
+            if gamma.grad is not None:
+                gamma.grad.add_(gamma.detach().sign(), alpha=self.strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTrained(Method):
+    """A method whose network is trained with `SparseGamma` first. Equal fields share one such training."""
+
+    strength: float = 1e-3
+    """s, the weight of the penalty. A scale that the loss does not hold shrinks by s * sum(learning rate) / (1 -
+    momentum) in all, with these defaults on 45,000 images by 1.8. The published code takes 1e-4, for 160 epochs."""
+    sparse_epochs: float = 20.0
+    """Of sparse training; with 0 the network is scored as it is."""
+    sparse_lr: float = 0.05
+    """Peak learning rate of the sparse training."""
+
+    def regularize(self) -> Regularizer | None:
+        if self.sparse_epochs == 0:
+            return None
+        return SparseGamma(strength=self.strength, epochs=self.sparse_epochs, lr=self.sparse_lr)
+
+
+def scales(model: nn.Module) -> dict[str, Tensor]:
+    """Parameter name -> the scale of a normalisation layer, one value a channel: `(C,)`."""
+    named = {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, NORMS)}
+    return {name: gamma for name, gamma in named.items() if gamma is not None and gamma.dim() == 1}
+
+
+def sizes(group: Group, gammas: Mapping[str, Tensor]) -> list[Sizes]:
+    """|gamma| of each layer that scales the group's channels; of positions that are one channel, their sum."""
+    return [
+        gammas[member.parameter].detach().abs().double().cpu().numpy()[member.indices].sum(axis=1)
+        for member in group.members
+        if member.parameter in gammas
+    ]
+
+
+def largest(gammas: Mapping[str, Tensor]) -> float:
+    """The largest |gamma| of the network; 1 where it has none, or zeros alone."""
+    return max((float(gamma.detach().abs().max()) for gamma in gammas.values()), default=0.0) or 1.0

@@ -1,0 +1,210 @@
+"""What runs side by side, and on what. Pure: what the cluster has and what was asked, to a decision.
+
+Nothing here can lock up, for these reasons:
+
+* What holds resources is of four kinds: the search's workers (each the size of a trial), tasks of that same size
+  (dense network, statistics, test split), one group of training workers, and the task that times whole networks. The
+  coordinator, the driver and the group's controller hold none.
+* Kinds take turns: a group is asked for when every trial's worker has given back what it held, and ends before the next
+  one starts. So never more is asked for at a time than `place` or `place_training` found room for, alone.
+* Within a kind all bundles are equal and each lies on one node, so wherever Ray puts the first ones, the last one fits:
+  what is left on a node after k of them still takes the other floor(node / bundle) - k.
+* Nothing that holds resources waits for something that does not have its own yet. Workers that meet before the first
+  trial go on without those that are late (`worker.MEETING_S`), and a group gets all its bundles or none.
+* A whole node, for timings, may never be free where others use the cluster as well: it is waited for a while, and then
+  the size of a trial does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from raprune.errors import UsageError
+from raprune.spec.job import ResourceSpec
+
+_TOLERANCE = 1e-9
+
+SCALING = 2.0
+"""A group is formed without being asked for where it has so many times more GPUs than there are networks to train.
+
+The search's own workers would train all of those at once, one GPU each; a group trains one after another on all GPUs,
+and takes half a minute to come up. So it is ahead where its workers, at half their efficiency, outnumber the networks.
+"""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`workers` trials side by side, each on `cpus` processors and `gpus` GPUs of one node."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    reason: str
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of a trial."""
+        return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus > 0 else "cpu"
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """In Ray's words, for a trial."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus > 0 else {"CPU": self.cpus}
+
+
+@dataclass(frozen=True)
+class TrainPlacement(Placement):
+    """`workers` processes that train one network together, each on `cpus` processors and `gpus` GPUs of one node."""
+
+    @property
+    def backend(self) -> str:
+        """Of torch.distributed. Two processes on one card is more than NCCL does."""
+        return "nccl" if self.gpus >= 1 else "gloo"
+
+
+def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int | None) -> Placement:
+    """The placement on nodes of these resources (`CPU`, `GPU`, as Ray names them).
+
+    A trial lies on one node. Never more than `lookahead` workers, where that is set, since proposal n waits for the
+    result of n - `lookahead`.
+
+    Raises:
+        UsageError: if no node carries a trial, or fewer trials fit than workers were asked for.
+    """
+    cpus, gpus = _trial(nodes, spec)
+    room = capacity(nodes, spec)
+    if room == 0:
+        largest = max(nodes, key=lambda n: (n.get("GPU", 0.0), n.get("CPU", 0.0)), default={})
+        raise UsageError(
+            f"resources: a trial asks for {_words(cpus, gpus)}, and no node of the cluster has that.",
+            hint=f"The largest of {len(nodes)} nodes has {_words(largest.get('CPU', 0.0), largest.get('GPU', 0.0))}: "
+            f"lower resources.cpus_per_trial or resources.gpus_per_trial.",
+        )
+    if spec.workers is not None and spec.workers > room:
+        raise UsageError(
+            f"resources.workers (--workers) {spec.workers}: the cluster carries {room} "
+            f"trial{'s' * (room > 1)} of {_words(cpus, gpus)} side by side.",
+            hint=f"Use --workers {room} or fewer, or lower resources.cpus_per_trial"
+            f"{' or resources.gpus_per_trial' if gpus else ''}.",
+        )
+    asked = spec.workers or room
+    workers = min(asked, lookahead or asked)
+    reason = f"{workers} x {_words(cpus, gpus)}"
+    if workers < asked:
+        reason += f" (search.lookahead {lookahead} keeps {asked - workers} more idle)"
+    return Placement(workers, cpus, gpus, reason)
+
+
+def place_resumed(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int | None) -> Placement:
+    """`place` for a run that goes on: with as many of its workers as the cluster carries by now.
+
+    Nodes may be gone since it began; what it finds does not depend on the number of workers.
+
+    Raises:
+        UsageError: if no node carries a trial.
+    """
+    most = place(nodes, spec.model_copy(update={"workers": None}), lookahead=lookahead)
+    if spec.workers is None or spec.workers >= most.workers:
+        return most
+    return place(nodes, spec, lookahead=lookahead)
+
+
+def missing(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> list[dict[str, float]]:
+    """What a cluster is asked to have, a bundle a worker, before `place` finds room for those asked for (else for one).
+
+    Empty where the room is there. How large a trial is shows only where a node with a GPU has come, so ask again then.
+    """
+    cpus, gpus = _trial(nodes, spec)
+    asked = spec.workers or 1
+    if capacity(nodes, spec) >= asked:
+        return []
+    return [{"CPU": cpus, "GPU": gpus} if gpus > 0 else {"CPU": cpus} for _ in range(asked)]
+
+
+def capacity(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> int:
+    """How many trials fit side by side."""
+    cpus, gpus = _trial(nodes, spec)
+    return sum(_fits(node, cpus, gpus) for node in nodes)
+
+
+def place_training(
+    nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, num_networks: int
+) -> TrainPlacement | None:
+    """The group that trains `num_networks` networks one after another; None: the search's own workers train.
+
+    `nodes` as for `place`. With `train_workers` left open, a group is formed where there are `SCALING` times as many
+    GPUs as networks, never on processors alone.
+
+    Raises:
+        UsageError: if fewer workers fit than `train_workers` asks for.
+    """
+    if spec.train_workers == 0 or num_networks == 0:
+        return None
+    has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
+    gpus = spec.gpus_per_train_worker if spec.gpus_per_train_worker is not None else float(has_gpu)
+    cpus = spec.cpus_per_train_worker
+    capacity = sum(_fits(node, cpus, gpus) for node in nodes)
+    if spec.train_workers is None:
+        # Processes that share a card train no faster together.
+        if gpus < 1 or capacity < SCALING * num_networks:
+            return None
+        networks = f"{num_networks} network{'s' * (num_networks != 1)} to train"
+        return TrainPlacement(capacity, cpus, gpus, f"{capacity} x {_words(cpus, gpus)} together, for {networks}")
+    if spec.train_workers > capacity:
+        lower = "resources.cpus_per_train_worker" + (" or resources.gpus_per_train_worker" if gpus else "")
+        raise UsageError(
+            f"resources.train_workers {spec.train_workers}: of workers with {_words(cpus, gpus)} each, the cluster "
+            f"carries {capacity or 'none'}.",
+            hint=(f"Use {capacity} or fewer, or lower {lower}" if capacity else f"Lower {lower}")
+            + "; with 0, the search's own workers train.",
+        )
+    reason = f"{spec.train_workers} x {_words(cpus, gpus)} together, as asked for"
+    return TrainPlacement(spec.train_workers, cpus, gpus, reason)
+
+
+def place_again(nodes: Sequence[Mapping[str, float]], before: TrainPlacement) -> TrainPlacement | None:
+    """The group that was placed `before`, as large as it still fits on what is left; None: no worker fits."""
+    workers = min(before.workers, sum(_fits(node, before.cpus, before.gpus) for node in nodes))
+    if workers in (0, before.workers):
+        return before if workers else None
+    reason = f"{workers} x {_words(before.cpus, before.gpus)} together, of {before.workers} before nodes were lost"
+    return replace(before, workers=workers, reason=reason)
+
+
+def place_timing(nodes: Sequence[Mapping[str, float]], trial: Placement) -> Placement:
+    """Room for timing networks with nothing beside them: a whole GPU, or all processors of the largest node.
+
+    `trial` is the placement of the search, `nodes` as for `place`.
+    """
+    if trial.gpus > 0:
+        return Placement(1, trial.cpus, 1.0, f"1 x {_words(trial.cpus, 1.0)}")
+    cpus = max((node.get("CPU", 0.0) for node in nodes), default=trial.cpus)
+    return Placement(1, cpus, 0.0, f"1 x {_words(cpus, 0.0)}")
+
+
+def _trial(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> tuple[float, float]:
+    """Processors and GPUs of a trial."""
+    has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
+    return spec.cpus_per_trial, spec.gpus_per_trial if spec.gpus_per_trial is not None else float(has_gpu)
+
+
+def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    by_cpu = math.floor(node.get("CPU", 0.0) / cpus + _TOLERANCE)
+    if gpus == 0:
+        return by_cpu
+    cards = node.get("GPU", 0.0)
+    if gpus < 1:
+        # A fraction is cut from one card: two halves of different cards carry nothing.
+        return min(by_cpu, math.floor(cards) * math.floor(1 / gpus + _TOLERANCE))
+    return min(by_cpu, math.floor(cards / gpus + _TOLERANCE))
+
+
+def _words(cpus: float, gpus: float) -> str:
+    text = f"{cpus:g} CPU{'s' * (cpus != 1)}"
+    return f"{text} and {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else text

@@ -1,0 +1,86 @@
+"""The driver's side of a job that Ray Jobs started: it knows its cluster, and what it tells stands in the Jobs tab.
+
+`raprune submit`, `ray job submit -- python -m raprune search` and a `RayJob` of KubeRay all start such a driver.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from raprune.results.front import Progress
+
+CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The environment variable by which Ray tells a driver what it was submitted with."""
+
+RUN, BUDGET, BEST, PAGE = "raprune_run", "raprune_budget", "raprune_best", "raprune_page"
+"""Keys of a job's metadata."""
+
+_LOG = logging.getLogger(__name__)
+_LOCK = threading.Lock()
+_told: dict[str, str] = {}
+
+
+def submission_id() -> str | None:
+    """The submission id of the job whose driver this process is; None where no job started it."""
+    try:
+        metadata = json.loads(os.environ.get(CONFIG, "{}")).get("metadata", {})
+        return str(metadata["job_submission_id"])
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def cluster_address(address: str | None) -> str | None:
+    """Where the search runs: at `address`, else on the cluster that this driver was submitted to, else (None) here."""
+    return address or ("auto" if submission_id() is not None else None)
+
+
+def tell(**metadata: str) -> None:
+    """Lay `metadata` over that of this driver's job; without a job, or where Ray keeps it otherwise, nothing happens.
+
+    What is told is seen by everybody who sees the dashboard.
+    """
+    job = submission_id()
+    with _LOCK:
+        new = {key: value for key, value in metadata.items() if _told.get(key) != value}
+        if job is None or not new:
+            return
+        try:
+            _write(job, new)
+        except Exception as error:
+            # The Jobs API cannot change metadata, so this writes what it reads; the log and the store say the same.
+            _LOG.info("the job's metadata stays as it is: %s", error)
+        _told.update(new)
+
+
+def telling(read: Callable[[], Progress]) -> Callable[[], Progress]:
+    """`read`, which also tells the best so far."""
+
+    def read_and_tell() -> Progress:
+        now = read()
+        tell_best(now)
+        return now
+
+    return read_and_tell
+
+
+def tell_best(now: Progress) -> None:
+    """Tell the most accurate candidate within the budget, if there is one."""
+    if now.best is not None:
+        best = now.best
+        tell(**{BEST: f"{best['val_accuracy']:.2%} at {best['flops_fraction']:.1%} FLOPs ({best['candidate']})"})
+
+
+def _write(job: str, metadata: dict[str, str]) -> None:
+    # Only the driver writes while it is alive: Ray itself writes before it starts and after it has ended.
+    from ray._private.ray_constants import KV_NAMESPACE_JOB
+    from ray.dashboard.modules.job.common import JobInfoStorageClient
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job)
+    stored = json.loads(_internal_kv_get(key, namespace=KV_NAMESPACE_JOB))
+    stored["metadata"] = {**(stored.get("metadata") or {}), **metadata}
+    _internal_kv_put(key, json.dumps(stored), overwrite=True, namespace=KV_NAMESPACE_JOB)

@@ -1,0 +1,311 @@
+"""The page beside a search: one small Ray Serve application for each run, in the dashboard's Serve tab.
+
+It reads the store as `raprune serve` does, and asks the run's coordinator whether it is alive. It outlives its driver,
+so that a run that has ended or was killed can still be looked at, and takes itself away once nobody has for a while.
+Serve itself is started if nobody has, on loopback, and left to the cluster: others may be using it by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from rich.console import Console
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raprune.errors import RapruneError
+from raprune.orchestration.coordinator import NAMESPACE, coordinator_name
+from raprune.orchestration.jobs.metadata import tell
+from raprune.page.access import Access, is_loopback
+from raprune.page.app import make_app
+from raprune.page.feed import Feed, Pulse
+from raprune.page.serve import listen, page_token
+from raprune.report.formats import last_part
+from raprune.spec.job import PageSpec
+from raprune.store.folder import RUN_FILE, Store
+
+_PATIENCE_S = 5.0
+"""A page that has not come up by then comes later, or not at all: the search does not wait."""
+_PROXY_S = 30.0
+_GRACE_S = 60.0
+"""A page that its driver takes away stays as long without one."""
+_CHECK_S = 10.0
+_ASK_S = 2.0
+
+_REQUESTS = 512
+"""At a time: each open page holds one."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A page that is up."""
+
+    app: str
+    """The application's name in the Serve tab."""
+    address: str
+    """As the head node sees it."""
+    head: str
+    """The head node's name."""
+    token: str | None
+    """Where its token is to be found; None where it needs none."""
+
+    def describe(self) -> dict[str, Any]:
+        """For `run.json`."""
+        return {"address": self.address, "head": self.head, "app": self.app, "needs_token": self.token is not None}
+
+
+class Opening:
+    """The page of a run on its way, in a thread: the search goes on meanwhile, and also without it."""
+
+    def __init__(self, store: Store, spec: PageSpec, console: Console) -> None:
+        self._store, self._spec, self._console = store, spec, console
+        self._shown: Shown | None = None
+        self._noted = False
+        self._ended = False
+        self._thread = threading.Thread(target=self._open, daemon=True, name="raprune-page")
+        self._thread.start()
+
+    def note(self, *, patience_s: float = _PATIENCE_S) -> None:
+        """Write into `run.json` where the page is, once it is up; waits for that no longer than `patience_s`."""
+        self._thread.join(patience_s)
+        if self._shown is not None and not self._noted:
+            self._store.write_json(RUN_FILE, self._store.run() | {"page": self._shown.describe()})
+            self._noted = True
+
+    def end(self) -> None:
+        """The run has ended: the page stays for as long as it was asked to."""
+        self._ended = True
+        if self._shown is not None and self._spec.linger_s == 0:
+            with contextlib.suppress(Exception):
+                remove(self._shown.app)
+
+    def _open(self) -> None:
+        try:
+            # Without patience: a page says that the store is away.
+            shown = show(Store(self._store.uri), self._spec)
+        except Exception as error:
+            if not self._ended:
+                why = error.message if isinstance(error, RapruneError) else f"{type(error).__name__}: {error}"
+                hint = f" `raprune serve {self._store.name}` shows it."
+                self._say(f"The run has no page of its own: {why.rstrip('.')}.{hint}")
+            return
+        self._shown = shown
+        tell(raprune_page=shown.address)
+        token = "" if shown.token is None else f" Its token is in {shown.token}."
+        self._say(f"Page: {shown.address} on {shown.head}, {shown.app} in the dashboard's Serve tab.{token}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def beside(store: Store, spec: PageSpec, console: Console) -> Iterator[Callable[[], None]]:
+    """The page beside the run in `store` for the time of the block, and as long after it as the job says.
+
+    Yields what writes down where the page is: to be called where nobody else writes `run.json`.
+    """
+    opening = Opening(store, spec, console)
+    try:
+        yield opening.note
+        opening.note(patience_s=0.0)
+    finally:
+        opening.end()
+
+
+def show(store: Store, spec: PageSpec) -> Shown:
+    """Have Ray Serve show the page of the run in `store`; returns when it is up.
+
+    Raises:
+        RapruneError: if it does not come up.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    try:
+        host, port, root = _start_serve(spec)
+        token = page_token(None, needed=not is_loopback(host))
+        app, deployment = _names(store)
+        route = f"/raprune/{app.removeprefix(_PREFIX)}"
+        rule = Access.of(None if token is None else token.text, f"{store.name} {route}")
+        _deploy(Beside(store, rule, last_part(store.name), app, spec.linger_s), app, deployment, route, store)
+        _await_proxy(port)
+    except RapruneError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RapruneError(f"Ray Serve does not start it: {lines[0]}") from error
+    reached = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+    address = f"http://{reached}:{port}{root.rstrip('/')}{route}/"
+    return Shown(app, address, _head(), None if token is None else token.place)
+
+
+def remove(app: str) -> None:
+    """Take the application away, and no other; it may be gone already."""
+    serve.delete(app)
+
+
+class Beside:
+    """The web application of one run's page, in a replica. It pickles: each replica opens the store anew."""
+
+    def __init__(self, store: Store, rule: Access, name: str, app: str, linger_s: float) -> None:
+        self._settings = (store, rule, name, app, linger_s)
+        self._store = store
+        self._page: ASGIApp | None = None
+        self._open = 0
+        self._closed_at = time.monotonic()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Beside, self._settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._page is None:
+            self._page = self._begin()
+        self._open += scope["type"] == "http"
+        try:
+            await self._page(scope, receive, send)
+        finally:
+            self._open -= scope["type"] == "http"
+            self._closed_at = time.monotonic()
+
+    def _begin(self) -> ASGIApp:
+        store, rule, name, app, linger_s = self._settings
+        feed = Feed(store, pulse=lambda: _pulse(store))
+        # Before somebody asks: thousands of trials take seconds.
+        threading.Thread(target=feed.look, daemon=True).start()
+        threading.Thread(target=self._leave_in_time, args=(app, linger_s or _GRACE_S), daemon=True).start()
+        return make_app(feed, rule, name=name)
+
+    def _leave_in_time(self, app: str, linger_s: float) -> None:
+        """Take the application away once nothing works on the run, and nobody has looked at it for `linger_s`."""
+        last = time.monotonic()
+        while time.monotonic() - last < linger_s:
+            time.sleep(min(_CHECK_S, linger_s / 4))
+            # Whoever deploys it waits until it is up, without end if it has left before.
+            if self._open or not _is_up(app) or _pulse(self._store).live:
+                last = time.monotonic()
+            last = max(last, self._closed_at)
+        serve.delete(app, _blocking=False)
+
+
+def _is_up(app: str) -> bool:
+    """Whether the application runs, or is gone already; no while Serve does not answer."""
+    try:
+        known = serve.status().applications.get(app)
+    except Exception:
+        return False
+    return known is None or known.status == "RUNNING"
+
+
+def _pulse(store: Store) -> Pulse:
+    """The run's coordinator lives as long as something works on the run."""
+    try:
+        coordinator: Any = ray.get_actor(coordinator_name(store.uri), namespace=NAMESPACE)
+        return Pulse(live=True, running=ray.get(coordinator.running.remote(), timeout=_ASK_S))
+    except ValueError:
+        return Pulse(live=False)
+    except Exception:
+        # It is being started again, or waits for the store.
+        return Pulse(live=True)
+
+
+def _start_serve(spec: PageSpec) -> tuple[str, int, str]:
+    """Host, port and root path of the cluster's Serve, which is started unless it runs."""
+    client = _client()
+    if client is None:
+        port = _free(spec.host, spec.port)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": spec.host, "port": port},
+            # An address may hold a token.
+            logging_config={"enable_access_log": False},
+        )
+        client = _client()
+    options = client.get_serve_details().get("http_options") or {}
+    # What is not known counts as open to all.
+    return options.get("host") or "0.0.0.0", int(options.get("port") or spec.port), options.get("root_path") or ""
+
+
+def _client() -> Any:
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False)
+
+
+def _free(host: str, port: int) -> int:
+    """The port, or any that is free where another program has it on the head node and this is that node."""
+    if _head_address() != ray.util.get_node_ip_address():
+        return port
+    for wanted in (port, 0):
+        with contextlib.suppress(RapruneError), listen(host, wanted) as listener:
+            return int(listener.getsockname()[1])
+    return port
+
+
+_PREFIX = "raprune-"
+
+
+def _names(store: Store) -> tuple[str, str]:
+    """The names of the run's application and of its deployment.
+
+    Another run that is called the same keeps its own: the deployment tells them apart.
+    """
+    mark = hashlib.sha256(store.uri.encode()).hexdigest()[:8]
+    short = re.sub(r"[^A-Za-z0-9_-]+", "-", last_part(store.name)).strip("-")[:48] or "run"
+    deployment = f"page-{mark}"
+    other = serve.status().applications.get(_PREFIX + short)
+    taken = other is not None and deployment not in other.deployments
+    return _PREFIX + short + (f"-{mark}" if taken else ""), deployment
+
+
+def _deploy(ingress: Beside, app: str, name: str, route: str, store: Store) -> None:
+    @serve.ingress(ingress)
+    class Page:
+        """The page of one run."""
+
+    deployment: Any = serve.deployment(
+        name=name,
+        num_replicas=1,
+        max_ongoing_requests=_REQUESTS,
+        # Trials keep all processors and GPUs.
+        ray_actor_options={"num_cpus": 0, "resources": {_place(store): 0.001}},
+        graceful_shutdown_timeout_s=1.0,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config={"enable_access_log": False},
+    )
+    serve.run(deployment(Page).bind(), name=app, route_prefix=route)
+
+
+def _place(store: Store) -> str:
+    """The resource of the node that the page runs on: where the folder is, else the head node."""
+    return "node:__internal_head__" if "://" in store.uri else f"node:{ray.util.get_node_ip_address()}"
+
+
+def _await_proxy(port: int) -> None:
+    until = time.monotonic() + _PROXY_S
+    while time.monotonic() < until:
+        if any(status == "HEALTHY" for status in serve.status().proxies.values()):
+            return
+        time.sleep(0.2)
+    raise RapruneError(
+        f"Ray Serve's proxy does not come up at port {port}; does another program listen there?",
+        hint="Give another one: --set page.port=8001",
+    )
+
+
+def _head() -> str:
+    return next((n["NodeManagerHostname"] for n in ray.nodes() if _is_head(n)), "the head node")
+
+
+def _head_address() -> str | None:
+    return next((n["NodeManagerAddress"] for n in ray.nodes() if _is_head(n)), None)
+
+
+def _is_head(node: Mapping[str, Any]) -> bool:
+    return bool(node["Alive"]) and "node:__internal_head__" in node["Resources"]

@@ -1,0 +1,353 @@
+"""Ray Train: one group of workers that train a network together, one network after another.
+
+    driver: train_together -> [ a group, from its start to its end ]* -> every training is done
+    rank:   for each training: ask rank 0 -> make the network -> compare -> train, a checkpoint an epoch -> store
+
+A group costs half a minute to come up, so it takes all trainings that are known: the dense network, methods' phases,
+finalists. What it did lies in the store, from which it goes on after the loss of a worker, of all, or of the driver.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.collective
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raprune.errors import RapruneError, StoreError
+from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS, Action, Failure, decide, error_text
+from raprune.orchestration.cluster.placement import TrainPlacement
+from raprune.orchestration.workers.trainings import Rank, Training
+from raprune.orchestration.workers.trials import Shared
+from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
+from raprune.spec.job import SearchSpec
+from raprune.training.distributed import Ranks
+from raprune.training.loop import Epoch
+
+FOLDER = "train"
+"""In the run's folder: what Ray Train writes, removed when the group ends."""
+
+WAITS_FOR_ROOM = 3
+"""So often (a minute each time) a group waits for its resources before its size is decided anew."""
+
+_LOOK_S = 0.5
+
+_GROUP = "group"
+"""Under this name the group's own start is counted."""
+
+
+@dataclass(frozen=True)
+class News:
+    """An epoch that a group has done."""
+
+    name: str
+    """Of the training."""
+    epoch: Epoch
+    attempt: int
+    """At the training: from 1, counted anew after each epoch."""
+
+    @property
+    def title(self) -> str:
+        """What is being done, in words for the user."""
+        if self.name.startswith("finetune-"):
+            return f"fine-tuning {self.name}"
+        return "training the dense network" + (" for a method" if self.name.startswith("network-") else "")
+
+    @property
+    def stage(self) -> str:
+        """Stage of the run that the training belongs to."""
+        if self.name.startswith("finetune-"):
+            return FINETUNE
+        return PHASES if self.name.startswith("network-") else TRAIN_DENSE
+
+
+class Course:
+    """The stages that a group goes through, told by its epochs."""
+
+    def __init__(self, stages: Stages, spec: SearchSpec, trainings: Sequence[Training]) -> None:
+        self._stages = stages
+        self._totals: Counter[str] = Counter()
+        for training in trainings:
+            self._totals[training.stage] += math.ceil(training.epochs(spec))
+        self._done: dict[str, dict[str, int]] = {}
+        """Stage -> name of a training -> its epochs so far."""
+        self._begin(next(iter(self._totals)))
+
+    def tell(self, news: News) -> None:
+        """An epoch has ended."""
+        if news.stage not in self._done:
+            self._begin(news.stage)
+        done, epoch = self._done[news.stage], news.epoch
+        done[news.name] = epoch.number
+        detail = f"{news.title}: epoch {epoch.number} of {epoch.epochs:g}, training accuracy {epoch.accuracy:.2%}"
+        self._stages.update(done=sum(done.values()), detail=detail)
+
+    def _begin(self, stage: str) -> None:
+        self._done[stage] = {}
+        self._stages.begin(stage, total=self._totals[stage], unit="epochs")
+
+
+class Bulletin:
+    """The actor between a group and its driver; it outlives the group's workers, and what they said stays."""
+
+    def __init__(self) -> None:
+        self._attempts: Counter[str] = Counter()
+        self._faults: dict[str, str] = {}
+        self._news: list[News] = []
+        self._steps = 0
+        self._failure: RapruneError | None = None
+
+    def begin(self, name: str) -> int:
+        """Which attempt this is at `name`, from 1, since it last came on."""
+        self._attempts[name] += 1
+        return self._attempts[name]
+
+    def fault(self, name: str, text: str) -> None:
+        """What a worker said as it gave up an attempt."""
+        self._faults[name] = text
+
+    def last_fault(self, name: str) -> str | None:
+        """What `fault` was last told."""
+        return self._faults.get(name)
+
+    def epoch(self, name: str, epoch: Epoch) -> None:
+        """A training came on by an epoch."""
+        self._news.append(News(name, epoch, self._attempts[name]))
+        self.came_on(name)
+        self._attempts[name] = 1
+
+    def came_on(self, name: str) -> None:
+        """Another loss is the first one again."""
+        self._attempts[name] = 0
+        self._steps += 1
+
+    def came_up(self) -> None:
+        """The group's workers have network and data."""
+        self._attempts[_GROUP] = 0
+
+    def steps(self) -> int:
+        """How often anything came on."""
+        return self._steps
+
+    def stop(self, failure: RapruneError) -> None:
+        """Nothing more is to be begun."""
+        self._failure = self._failure or failure
+
+    def failure(self) -> RapruneError | None:
+        """Why nothing more is to be begun."""
+        return self._failure
+
+    def news(self) -> list[News]:
+        """The epochs since it was last asked."""
+        news, self._news = self._news, []
+        return news
+
+
+def train_together(
+    shared: Shared,
+    trainings: Sequence[Training],
+    placement: TrainPlacement,
+    *,
+    again: Callable[[TrainPlacement], TrainPlacement | None],
+    tell: Callable[[News], None],
+) -> list[News]:
+    """Carry out `trainings` by one group of workers, and return the epochs that this took.
+
+    What the store holds already is left out. `again` places a group that was lost; `tell` hears of each epoch. The
+    search's workers must have given back what they held.
+
+    Raises:
+        RapruneError: if the dense network or a method's phase cannot be trained, the store fails, or workers are lost
+            again and again without getting on. A finalist that cannot be trained is a failed trial.
+    """
+    actor: Any = ray.remote(Bulletin)
+    bulletin = actor.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    told: list[News] = []
+
+    def look() -> None:
+        for news in ray.get(bulletin.news.remote()):
+            told.append(news)
+            tell(news)
+
+    shared.store.remove_folder(FOLDER)
+    try:
+        while True:
+            steps = ray.get(bulletin.steps.remote())
+            loss = _group(replace(shared, placement=placement), placement, trainings, bulletin, look)
+            failure = ray.get(bulletin.failure.remote())
+            if failure is not None:
+                raise failure
+            if loss is None:
+                return told
+            left = again(placement)
+            if left is None or (left == placement and ray.get(bulletin.steps.remote()) == steps):
+                raise RapruneError(
+                    f"The group that trains ({placement.reason}) was lost again and again: {loss}",
+                    hint="It may have run out of memory, or of nodes. What is recorded stays: `raprune resume` goes on "
+                    "at the last epoch.",
+                )
+            placement = left
+    finally:
+        ray.kill(bulletin)
+        shared.store.remove_folder(FOLDER)
+
+
+def _group(
+    shared: Shared,
+    placement: TrainPlacement,
+    trainings: Sequence[Training],
+    bulletin: Any,
+    look: Callable[[], None],
+) -> str | None:
+    """One group from its start to its end, with `look` now and then; why it was lost, if it was."""
+    config = {"shared": shared, "trainings": list(trainings), "bulletin": bulletin}
+    # In a process of its own: Ray Train takes Ctrl-C for itself, and the group ends with the process that asked for it.
+    task: Any = ray.remote(_fit)
+    fit = task.options(num_cpus=0, max_retries=RETRIES_AFTER_LOSS).remote(config, placement)
+    try:
+        while not ray.wait([fit], timeout=_LOOK_S)[0]:
+            look()
+        look()
+        return ray.get(fit)
+    except ray.exceptions.RayError as error:
+        return error_text(error)
+    except BaseException:
+        ray.cancel(fit, force=True)
+        raise
+
+
+def _fit(config: dict[str, Any], placement: TrainPlacement) -> str | None:
+    """Ray Train's part; why the group was lost, if it was."""
+    filesystem, path = config["shared"].store.location
+    # Typed after the first version of Ray Train, which does not know all of its fields.
+    again: Any = FailureConfig
+    trainer = TorchTrainer(
+        _train_each,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend=placement.backend),
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=placement.resources
+        ),
+        run_config=RunConfig(
+            # Ray would go on with a run of the same name by its own checkpoints.
+            name=f"group-{uuid.uuid4().hex[:12]}",
+            storage_path=f"{path}/{FOLDER}",
+            storage_filesystem=filesystem,
+            # One more than a training has attempts: then it is recorded as failed, and the next ones have theirs.
+            failure_config=again(max_failures=RETRIES_AFTER_LOSS + 1, controller_failure_limit=WAITS_FOR_ROOM - 1),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        return error_text(error)
+    return None
+
+
+def _train_each(config: dict[str, Any]) -> None:
+    """What every worker of the group runs, in step with the others."""
+    bulletin, context = config["bulletin"], ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    order = _word_of_first(ranks, lambda: _order(bulletin, _GROUP))
+    if order is Action.RECORD and ranks.rank == 0:
+        ray.get(bulletin.stop.remote(_used_up(bulletin, _GROUP)))
+    if order is not Action.RETRY:
+        return
+    try:
+        rank = Rank.of(config["shared"], ranks)
+    except Exception as error:
+        ray.get(bulletin.fault.remote(_GROUP, error_text(error)))
+        raise
+    ray.get(bulletin.came_up.remote())
+    for training in config["trainings"]:
+        try:
+            may_go_on = _carry_out(rank, training, bulletin)
+        except StoreError as error:
+            ray.get(bulletin.stop.remote(error))
+            raise
+        if not may_go_on:
+            return
+
+
+def _carry_out(rank: Rank, training: Training, bulletin: Any) -> bool:
+    """One training, unless it was done before; whether another may follow.
+
+    Raises:
+        StoreError: if the store fails.
+        Exception: if it may go better with other workers.
+    """
+    name = training.name(rank)
+    checkpoints = rank.held.checkpoints(name)
+    order = _word_of_first(rank.ranks, lambda: None if training.is_done(rank) else _order(bulletin, name))
+    failure: RapruneError | None = None
+    if order is Action.ABORT:
+        return False
+    if order is None:
+        training.take_over(rank)
+    elif order is Action.RECORD:
+        failure = _used_up(bulletin, name)
+    else:
+        try:
+            training.run(rank, checkpoints, partial(_tell, rank, bulletin, name))
+        except StoreError:
+            raise
+        except RapruneError as error:
+            failure = error
+        except Exception as error:
+            ray.get(bulletin.fault.remote(name, error_text(error)))
+            raise
+    if rank.is_first:
+        if failure is not None:
+            _fail(rank, training, failure, bulletin)
+        checkpoints.remove()
+        ray.get(bulletin.came_on.remote(name))
+    return True
+
+
+def _fail(rank: Rank, training: Training, failure: RapruneError, bulletin: Any) -> None:
+    try:
+        training.fail(rank, failure)
+    except StoreError:
+        raise
+    except RapruneError as error:
+        # All ranks see it when they ask for the next order.
+        ray.get(bulletin.stop.remote(error))
+
+
+def _tell(rank: Rank, bulletin: Any, name: str, epoch: Epoch) -> None:
+    """An epoch has ended on this rank: every rank reports to Ray, which waits for all of them."""
+    if rank.is_first:
+        ray.get(bulletin.epoch.remote(name, epoch))
+    ray.train.report({"training": name, **asdict(epoch)})
+
+
+def _order(bulletin: Any, name: str) -> Action:
+    """RETRY: begin it. RECORD: it had its attempts, and failed. ABORT: begin nothing more."""
+    if ray.get(bulletin.failure.remote()) is not None:
+        return Action.ABORT
+    attempt = ray.get(bulletin.begin.remote(name))
+    return Action.RETRY if attempt == 1 else decide(Failure.LOST, attempts=attempt - 1).action
+
+
+def _used_up(bulletin: Any, name: str) -> RapruneError:
+    """That `name` was lost as often as it is tried."""
+    text = f"{name}: {decide(Failure.LOST, attempts=RETRIES_AFTER_LOSS + 1).reason}"
+    fault = ray.get(bulletin.last_fault.remote(name))
+    return RapruneError(
+        f"{text}, the last time with {fault}" if fault else text,
+        hint="A worker may have run out of memory; use smaller batches, or fewer workers on a node.",
+    )
+
+
+def _word_of_first(ranks: Ranks, ask_it: Callable[[], Action | None]) -> Action | None:
+    """What rank 0 finds, on all ranks."""
+    return ray.train.collective.broadcast_from_rank_zero(ask_it() if ranks.rank == 0 else None)

@@ -1,0 +1,156 @@
+"""Latency on the workers' device: the table before the search, whole networks of the front after it.
+
+Both are measured while nothing else of the run works: the table by a task of the size of a trial, the networks by one
+that has a whole node, or a whole GPU, to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import nn
+
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.cost.latency import LatencyTable
+from raprune.cost.measure import measure_reported, measure_table, table_key, usable_cpus
+from raprune.data.dataset import Dataset
+from raprune.errors import RapruneError
+from raprune.methods import method_named
+from raprune.models import build_model
+from raprune.orchestration.cluster.connect import node_resources
+from raprune.orchestration.cluster.placement import Placement, place_timing
+from raprune.orchestration.remote import answer
+from raprune.pruning import artifact
+from raprune.pruning.preparation import Prepared, stored_table
+from raprune.records import Candidate, Trial
+from raprune.results.front import candidates, listed
+from raprune.results.timings import LATENCY_FILE, Times
+from raprune.spec.job import SearchSpec
+from raprune.store.folder import Store
+from raprune.store.networks import find_network
+from raprune.store.scores import Arrays, Statistics
+
+ALONE_S = 30.0
+"""Time that a whole node or GPU is waited for, where others use the cluster as well."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The dense network whose latency is measured, without weights: they do not matter to it."""
+
+    spec: SearchSpec
+    graph: ChannelGraph
+    placement: Placement
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, spec: SearchSpec, prepared: Prepared, placement: Placement) -> Subject:
+        data: Dataset = prepared.data
+        return cls(spec, prepared.graph, placement, data.num_classes, data.image_shape)
+
+    def model(self) -> nn.Module:
+        """The network on the workers' device."""
+        model = build_model(self.spec.model, num_classes=self.num_classes, image_shape=self.image_shape)
+        return model.to(self.placement.device).eval()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network's latency table."""
+
+    arrays: Arrays
+    is_new: bool
+    """Whether it was measured now; else it was read from the folder of statistics."""
+
+
+def latency_table(subject: Subject, store: Store) -> tuple[LatencyTable, bool]:
+    """The run's own table where its store has one, else the folder's of statistics, else a new one; and if it is new.
+
+    Raises:
+        ModelError: if no table holds for the network.
+    """
+    # A run that is resumed goes on with the table that it began with, on whatever machine.
+    own = stored_table(store)
+    if own is not None:
+        return own, False
+    measured: Measured = _run(_measure_table, subject)
+    return LatencyTable.from_arrays(measured.arrays), measured.is_new
+
+
+def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> None:
+    """Write `report/latency.json`, unless it is there: the `Times` of the networks of `front.listed`."""
+    rows = listed(candidates(trials), store.run())
+    if rows and not store.exists(LATENCY_FILE):
+        known = {trial.trial_id: trial for trial in trials}
+        shown = [known[row["trial_id"]] for row in rows]
+        times: Times = _run_alone(_measure_front, subject, store, shown)
+        store.write_json(LATENCY_FILE, times.to_json())
+
+
+def _measure_table(subject: Subject) -> Measured:
+    model, spec = subject.model(), subject.spec
+    device = subject.placement.device
+    statistics = Statistics(Store(spec.statistics_folder))
+    key = table_key(subject.graph, spec.latency, device=device)
+    arrays = statistics.once(key, lambda: measure_table(model, subject.graph, spec.latency, device=device).to_arrays())
+    return Measured(arrays, is_new=key in statistics.computed)
+
+
+def _measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> Times:
+    model, spec = subject.model(), subject.spec
+    return measure_reported(
+        {trial.network: _network(trial, model, subject.graph, store) for trial in trials},
+        model,
+        subject.graph,
+        spec.latency,
+        device=subject.placement.device,
+        # A container or a batch system may give fewer than the node has.
+        threads=min(subject.placement.threads, usable_cpus()),
+        largest=spec.search.eval_batch_size,
+        budgeted=spec.budget_latency is not None,
+    )
+
+
+def _network(trial: Trial, model: nn.Module, graph: ChannelGraph, store: Store) -> nn.Module:
+    """As fast as the trial's network; with its weights only where these may have put other layers into it."""
+    assert trial.candidate is not None, "a network of the front has one"
+    if method_named(trial.proposal.method).has_path():
+        folder = find_network(store, trial)
+        assert folder is not None, "a network that was trained is stored"
+        return artifact.load_from(model, store, folder)
+    return cut(model, graph, Candidate("timed", trial.candidate.kept))
+
+
+def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:
+    """The result of a task that has a whole node or GPU to itself; of one of a trial's size if none gets free."""
+    whole = replace(subject, placement=place_timing(node_resources(), subject.placement))
+    group = placement_group([whole.placement.resources])
+    strategy = PlacementGroupSchedulingStrategy(group)
+    try:
+        if group.wait(ALONE_S):
+            # Where the node is lost, no other may be as large.
+            return _run(work, whole, *arguments, scheduling_strategy=strategy, max_retries=0)
+    except RapruneError as error:
+        if not isinstance(error.__cause__, ray.exceptions.RayError):
+            raise
+    finally:
+        remove_placement_group(group)
+    return _run(work, subject, *arguments)
+
+
+def _run(work: Any, subject: Subject, *arguments: Any, max_retries: int = 2, **options: Any) -> Any:
+    """The result of a task of the size that the subject's placement says."""
+    resources = {"num_cpus": subject.placement.cpus, "num_gpus": subject.placement.gpus}
+    task = ray.remote(work).options(max_retries=max_retries, **resources, **options)
+    return answer(
+        task.remote(subject, *arguments),
+        lost="The worker that measures latency was lost",
+        hint="It may have run out of memory: a smaller latency.batch_size or latency.report_batch needs less.",
+    )

@@ -1,0 +1,225 @@
+"""What candidates share, computed once before the search and spread over the cluster.
+
+What the folder of statistics holds already is read. The rest is computed by tasks: a method's training phase by one,
+its scores by as many as there are workers, each for a part of the groups. Settings that only the sampler comes upon are
+computed by the worker that needs them first, and kept in the same folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from raprune.channels.graph import ChannelGraph
+from raprune.data.dataset import Dataset
+from raprune.methods import Method, method_named
+from raprune.orchestration.cluster.placement import Placement
+from raprune.orchestration.progress import Teller, watched
+from raprune.orchestration.remote import answer
+from raprune.orchestration.workers.streaming import RayReader
+from raprune.pruning.prune import Pruner
+from raprune.pruning.workload import WeightArrays, build_workload
+from raprune.results.stages import PHASES, SCORES, OnWork, Stages
+from raprune.spec.job import SearchSpec
+from raprune.store.folder import Store
+from raprune.store.retry import Patience
+from raprune.store.scores import Arrays, Statistics
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a task that computes statistics needs; the arrays are in the object store, once on each node."""
+
+    spec: SearchSpec
+    graph: ChannelGraph
+    placement: Placement
+    data: list[ray.ObjectRef[Dataset]]
+    """One reference each, in a list so that it is fetched by the task."""
+    weights: list[ray.ObjectRef[WeightArrays]]
+    coordinator: ActorHandle[Any]
+    """Told how far the tasks are."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that is known before the search."""
+
+    arrays: dict[str, Arrays]
+    computed: list[str]
+    """Keys of what was computed now; the others were read."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Statistics that candidates share and that are not computed yet."""
+
+    phases: list[Method]
+    """Methods whose training phase is to be done."""
+    scores: dict[str, Method]
+    """Methods that are to be scored, by the key of their scores."""
+
+
+def gather(inputs: Inputs, methods: Sequence[str], stages: Stages) -> Gathered:
+    """The training phases and scores of `methods`, with their default settings and those that the job fixes.
+
+    Raises:
+        ModelError: if a method's training phase diverges.
+    """
+    pruner = _pruner(inputs, {}, device="cpu")
+    statistics, known = pruner.statistics, {}
+    made = named(inputs.spec, methods)
+    lacking = _missing(pruner, made)
+    if lacking.phases:
+        epochs = sum(math.ceil(epochs_of(method)) for method in lacking.phases)
+        with stages.stage(PHASES, total=epochs, unit="epochs"), _watched(inputs, stages, "network-"):
+            for method in lacking.phases:
+                key = pruner.base_key(method)
+                statistics.put(key, _get(_task(_train, inputs).remote(inputs, method, key)))
+    for method in phases(made):
+        known[pruner.base_key(method)] = statistics.get(pruner.base_key(method)) or {}
+    if lacking.scores:
+        groups = len(lacking.scores) * len(inputs.graph.groups)
+        with stages.stage(SCORES, total=groups, unit="groups"), _watched(inputs, stages, "scores-"):
+            _score_all(inputs, statistics, lacking.scores, known)
+    for method in made:
+        if not method.seeded:
+            known[pruner.score_key(method)] = statistics.get(pruner.score_key(method)) or {}
+    return Gathered(known, list(statistics.computed))
+
+
+def _score_all(
+    inputs: Inputs, statistics: Statistics, unscored: Mapping[str, Method], known: Mapping[str, Arrays]
+) -> None:
+    reference = ray.put(dict(known))
+    pending: dict[str, list[Any]] = {}
+    for key, method in unscored.items():
+        parts = _parts(inputs.graph, method, inputs.placement.workers)
+        pending[key] = [
+            _task(_score, inputs).remote(inputs, method, names, reference, f"{key}/{number}")
+            for number, names in enumerate(parts)
+        ]
+    for key, tasks in pending.items():
+        scores = {name: values for task in tasks for name, values in _get(task).items()}
+        statistics.put(key, {group.name: scores[group.name] for group in inputs.graph.groups})
+
+
+def _watched(inputs: Inputs, stages: Stages, prefix: str) -> AbstractContextManager[None]:
+    """Keeps the current stage up to date by what tasks whose names begin with `prefix` tell the coordinator."""
+    works: Any = inputs.coordinator.works
+
+    def look() -> None:
+        stages.hear([work for key, work in ray.get(works.remote()).items() if key.startswith(prefix)])
+
+    return watched(look)
+
+
+def warm_up(placement: Placement) -> None:
+    """Have processes for all workers import what they need, seconds of work, while the run is still being started.
+
+    Only without GPUs: Ray gives each task on a GPU a process of its own.
+    """
+    if placement.gpus == 0:
+        for _ in range(placement.workers):
+            ray.remote(_come_up).options(num_cpus=placement.cpus).remote()
+
+
+def named(spec: SearchSpec, methods: Sequence[str]) -> list[Method]:
+    """The methods of these names, with their default settings and those that the job fixes."""
+    return [method_named(name)(**spec.settings.get(name, {})) for name in methods]
+
+
+def phases(methods: Sequence[Method]) -> list[Method]:
+    """Those that have the dense network trained for them, one for each such training."""
+    return list({method.regularize(): method for method in methods if method.regularize() is not None}.values())
+
+
+def epochs_of(method: Method) -> float:
+    """Epochs of the method's training phase; 0 where it has none."""
+    regularizer = method.regularize()
+    return 0.0 if regularizer is None else regularizer.epochs
+
+
+def missing(inputs: Inputs, methods: Sequence[Method]) -> Missing:
+    """All of what `methods` need that nobody has computed yet."""
+    return _missing(_pruner(inputs, {}, device="cpu"), methods)
+
+
+def _missing(pruner: Pruner, methods: Sequence[Method]) -> Missing:
+    scores = {pruner.score_key(method): method for method in methods if not method.seeded}
+    return Missing(
+        phases=[m for m in phases(methods) if pruner.statistics.get(pruner.base_key(m)) is None],
+        scores={key: method for key, method in scores.items() if pruner.statistics.get(key) is None},
+    )
+
+
+def statistics_store(spec: SearchSpec) -> Store:
+    """The folder of shared statistics, which the driver made; it is waited for as the run's is."""
+    return Store(spec.statistics_folder, patience=Patience(total_s=spec.resources.store_patience_s))
+
+
+def _task(work: Any, inputs: Inputs) -> Any:
+    placement = inputs.placement
+    return ray.remote(work).options(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=2)
+
+
+def _come_up() -> None:
+    """Nothing: to unpickle this function is to import what the next task needs."""
+
+
+def _train(inputs: Inputs, method: Method, key: str) -> Arrays:
+    """The weights that the method's training phase gives."""
+    pruner = _pruner(inputs, {}, device=inputs.placement.device, on_work=Teller(inputs.coordinator, key))
+    pruner.base(method)
+    return pruner.statistics.get(pruner.base_key(method)) or {}
+
+
+def _score(inputs: Inputs, method: Method, names: list[str], known: dict[str, Arrays], key: str) -> Arrays:
+    """The scores of the groups of these names; `key` names the task to the coordinator."""
+    pruner = _pruner(inputs, known, device=inputs.placement.device, on_work=Teller(inputs.coordinator, key))
+    return pruner.score_part(method, inputs.graph.only(names), inputs.spec.seed)
+
+
+def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str, on_work: OnWork | None = None) -> Pruner:
+    torch.set_num_threads(inputs.placement.threads)
+    workload = build_workload(
+        inputs.spec,
+        data=ray.get(inputs.data[0]),
+        device=device,
+        weights=ray.get(inputs.weights[0]),
+        reader=RayReader(inputs.placement.workers),
+    )
+    statistics = Statistics(statistics_store(inputs.spec), known)
+    return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics, on_work=on_work)
+
+
+def _parts(graph: ChannelGraph, method: Method, count: int) -> list[list[str]]:
+    """The groups' names in at most `count` parts of about equal work for `method`; one, where it looks at no images."""
+    count = 1 if method.data_free else min(count, len(graph.groups))
+    if any(method.priced_at(group.num_channels) for group in graph.groups):
+        # What is behind a group is repaired for its prices: less and less from the network's front to its end.
+        names = [group.name for group in graph.groups]
+        return [names[part::count] for part in range(count)]
+    parts: list[list[str]] = [[] for _ in range(count)]
+    work = np.zeros(count)
+    for group in sorted(graph.groups, key=lambda group: -group.num_channels):
+        least = int(work.argmin())
+        parts[least].append(group.name)
+        # Solving grows with the cube of the channels.
+        work[least] += float(group.num_channels) ** 3
+    return parts
+
+
+def _get(reference: Any) -> Any:
+    return answer(
+        reference,
+        lost="The worker that computes what candidates share was lost",
+        hint="It may have run out of memory; `raprune resume` computes what is missing, on more memory.",
+    )

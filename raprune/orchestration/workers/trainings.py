@@ -1,0 +1,248 @@
+"""What a group of workers trains: the dense network, a method's training phase, a finalist.
+
+Every rank makes the network by itself, from what the store and the job say, before it is wrapped; all go through these
+functions in step. Rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from safetensors.numpy import load, save
+from torch import distributed
+
+from raprune.errors import ModelError, RapruneError, StoreError
+from raprune.methods import Method
+from raprune.orchestration.cluster.failures import error_text
+from raprune.orchestration.coordinator import ask
+from raprune.orchestration.workers.trials import CandidateTask, Equipment, Shared
+from raprune.pruning.preparation import DENSE
+from raprune.pruning.prune import Pruned
+from raprune.pruning.workload import train_dense
+from raprune.records import Trial, TrialState
+from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE
+from raprune.spec.job import SearchSpec
+from raprune.store import learning_curves
+from raprune.store.learning_curves import write_curve
+from raprune.training.distributed import Ranks
+from raprune.training.loop import Checkpoints, Epoch
+
+OnEpoch = Callable[[Epoch], None]
+
+
+class CandidateError(RapruneError):
+    """A candidate whose network cannot be made or trained, on whatever worker."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One worker of a group."""
+
+    ranks: Ranks
+    held: Equipment
+
+    @classmethod
+    def of(cls, shared: Shared, ranks: Ranks) -> Rank:
+        return cls(ranks, Equipment.of(shared, writes=ranks.rank == 0))
+
+    @property
+    def is_first(self) -> bool:
+        return self.ranks.rank == 0
+
+    @property
+    def shared(self) -> Shared:
+        return self.held.shared
+
+
+class Training(Protocol):
+    """Something that a group trains."""
+
+    stage: ClassVar[str]
+    """Stage of the run that it belongs to."""
+
+    def epochs(self, spec: SearchSpec) -> float:
+        """Number of its epochs."""
+
+    def name(self, rank: Rank) -> str:
+        """What it is called: unique in the run, and the same again when the run is resumed."""
+
+    def is_done(self, rank: Rank) -> bool:
+        """Whether the store holds what comes of it. Rank 0 is asked."""
+
+    def run(self, rank: Rank, checkpoints: Checkpoints, on_epoch: OnEpoch) -> None:
+        """Train it; rank 0 stores what comes of it.
+
+        Raises:
+            RapruneError: if it cannot be trained: on all ranks alike, except for what the store raises.
+        """
+
+    def take_over(self, rank: Rank) -> None:
+        """Have what `run` would have left on this rank; it was done before."""
+
+    def fail(self, rank: Rank, cause: RapruneError) -> None:
+        """Store that it cannot be trained. Rank 0 is asked.
+
+        Raises:
+            RapruneError: `cause`, where nothing can go on without it.
+        """
+
+
+@dataclass(frozen=True)
+class DenseTraining:
+    """The dense network, trained as the job says."""
+
+    stage: ClassVar[str] = TRAIN_DENSE
+
+    def epochs(self, spec: SearchSpec) -> float:
+        return spec.dense.epochs
+
+    def name(self, rank: Rank) -> str:
+        return "dense"
+
+    def is_done(self, rank: Rank) -> bool:
+        return rank.shared.store.exists(DENSE)
+
+    def run(self, rank: Rank, checkpoints: Checkpoints, on_epoch: OnEpoch) -> None:
+        history = train_dense(
+            rank.held.workload,
+            rank.shared.spec,
+            ranks=rank.ranks,
+            checkpoints=checkpoints,
+            on_epoch=on_epoch,
+        )
+        if rank.is_first:
+            # The weights last: with them the training is done.
+            write_curve(rank.shared.store, learning_curves.DENSE, history)
+            rank.shared.store.write_bytes(DENSE, save(rank.held.workload.weights()))
+
+    def take_over(self, rank: Rank) -> None:
+        weights = load(rank.shared.store.read_bytes(DENSE))
+        rank.held.workload.model.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
+
+    def fail(self, rank: Rank, cause: RapruneError) -> None:
+        raise cause
+
+
+@dataclass(frozen=True)
+class PhaseTraining:
+    """The dense network, trained as a method asks before it scores; kept among the statistics."""
+
+    stage: ClassVar[str] = PHASES
+    method: Method
+
+    def epochs(self, spec: SearchSpec) -> float:
+        regularizer = self.method.regularize()
+        return 0.0 if regularizer is None else regularizer.epochs
+
+    def name(self, rank: Rank) -> str:
+        return rank.held.pruner.base_key(self.method)
+
+    def is_done(self, rank: Rank) -> bool:
+        return rank.held.pruner.statistics.get(self.name(rank)) is not None
+
+    def run(self, rank: Rank, checkpoints: Checkpoints, on_epoch: OnEpoch) -> None:
+        arrays = rank.held.pruner.train_for(self.method, ranks=rank.ranks, checkpoints=checkpoints, on_epoch=on_epoch)
+        if rank.is_first:
+            rank.held.pruner.statistics.put(self.name(rank), arrays)
+
+    def take_over(self, rank: Rank) -> None:
+        """Nothing: it is read where it is needed."""
+
+    def fail(self, rank: Rank, cause: RapruneError) -> None:
+        raise cause
+
+
+@dataclass(frozen=True)
+class FinalistTraining:
+    """A finalist: the network of its parent, fine-tuned with the dense network as teacher."""
+
+    stage: ClassVar[str] = FINETUNE
+    task: CandidateTask
+
+    def epochs(self, spec: SearchSpec) -> float:
+        return spec.finalists.train.decided().epochs
+
+    def name(self, rank: Rank) -> str:
+        return self.task.proposal.trial_id
+
+    def is_done(self, rank: Rank) -> bool:
+        recorded: Any = rank.shared.coordinator.has
+        return ask(recorded.remote(self.name(rank)))
+
+    def run(self, rank: Rank, checkpoints: Checkpoints, on_epoch: OnEpoch) -> None:
+        proposal, parent = self.task.proposal, self.task.parent
+        assert parent is not None, "a finalist continues a trial of the search"
+        began = time.perf_counter()
+        recorded = rank.held.recorded(parent)
+        start = _alike(rank, lambda: rank.held.start(parent, recorded))
+        making_s = time.perf_counter() - began
+        trial = rank.held.finetune(
+            proposal, parent, recorded, start, ranks=rank.ranks, checkpoints=checkpoints, on_epoch=on_epoch
+        )
+        if rank.is_first:
+            _record(rank, replace(trial, seconds=trial.seconds + making_s))
+
+    def take_over(self, rank: Rank) -> None:
+        """Nothing: no other training needs it."""
+
+    def fail(self, rank: Rank, cause: RapruneError) -> None:
+        proposal = self.task.proposal
+        failed = TrialState.FAILED
+        trial = Trial(trial_id=proposal.trial_id, proposal=proposal, state=failed, error=cause.message)
+        _record(rank, replace(trial, started_at=time.time()))
+
+
+def _record(rank: Rank, trial: Trial) -> None:
+    gpus = rank.shared.placement.gpus * rank.ranks.size
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    record: Any = rank.shared.coordinator.record
+    ask(record.remote([replace(trial, gpu_seconds=trial.seconds * gpus, worker=worker)], rank.shared.session))
+
+
+def _alike(rank: Rank, make: Callable[[], Pruned]) -> Pruned:
+    """What each rank makes by itself, with the weights of rank 0.
+
+    The repair need not give the same bits on every device; which channels stay must be the same everywhere.
+
+    Raises:
+        CandidateError: on all ranks, if any could not make it.
+        StoreError: on the rank that could not read it.
+        ModelError: on all ranks, if they kept different channels.
+    """
+    made: Pruned | None = None
+    fault = ""
+    try:
+        made = make()
+    except StoreError:
+        # No fault of the candidate.
+        raise
+    except Exception as error:
+        fault = error_text(error)
+    said: list[tuple[str, str]] = [("", "")] * rank.ranks.size
+    mine = (fault, "" if made is None else made.candidate.id)
+    if rank.ranks.size > 1:
+        distributed.all_gather_object(said, mine)
+    else:
+        said = [mine]
+    faults = [fault for fault, _ in said if fault]
+    if faults or made is None:
+        raise CandidateError(faults[0])
+    for number, (_, candidate) in enumerate(said):
+        if candidate != said[0][1]:
+            raise ModelError(
+                f"The workers of a group made different candidates of one proposal: rank 0 {said[0][1]}, "
+                f"rank {number} {candidate}.",
+                hint="Versions and devices of the nodes must be equal.",
+            )
+    if rank.ranks.size > 1:
+        for tensor in made.model.state_dict().values():
+            whole = tensor.contiguous()
+            distributed.broadcast(whole, 0)
+            tensor.copy_(whole)
+    return made

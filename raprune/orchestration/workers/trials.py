@@ -1,0 +1,392 @@
+"""What a worker does: hold network and data on its device, and take one task after another."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import ray
+import torch
+from ray import tune
+from ray.actor import ActorHandle
+from torch import nn
+
+from raprune.channels.graph import ChannelGraph
+from raprune.checks.diagnosis import accuracy_on_training
+from raprune.checks.symptoms import Accuracy
+from raprune.cost.latency import LatencyTable
+from raprune.data.dataset import Dataset, Split
+from raprune.errors import RapruneError, StoreError
+from raprune.orchestration.cluster.failures import error_text
+from raprune.orchestration.cluster.placement import Placement
+from raprune.orchestration.coordinator import ask
+from raprune.orchestration.progress import Teller
+from raprune.orchestration.workers.scores import statistics_store
+from raprune.orchestration.workers.streaming import RayReader
+from raprune.pruning import artifact
+from raprune.pruning.pace import measure_pace
+from raprune.pruning.prune import Pruned, Pruner, is_trained
+from raprune.pruning.workload import WeightArrays, Workload, build_workload, train_dense
+from raprune.records import Proposal, Stage, Trial, TrialState
+from raprune.results.forecast import Pace
+from raprune.results.stages import OnWork, Work
+from raprune.sampling.promotion import Outcome
+from raprune.spec.job import SamplerSpec, SearchSpec
+from raprune.store.folder import Store
+from raprune.store.learning_curves import write_curve
+from raprune.store.networks import MODELS, copy_network, find_network
+from raprune.store.scores import Arrays, Statistics
+from raprune.training.checkpoint import StoreCheckpoints
+from raprune.training.evaluate import Evaluation, evaluate
+from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks
+
+MEETING_S = 30.0
+"""A node without room for a worker that was counted on must not hold up the others for longer."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all workers of a run share; the arrays are in the object store, once on each node."""
+
+    spec: SearchSpec
+    graph: ChannelGraph
+    placement: Placement
+    data: ray.ObjectRef[Dataset]
+    """Without the test split."""
+    weights: ray.ObjectRef[WeightArrays]
+    statistics: ray.ObjectRef[dict[str, Arrays]]
+    """What was computed before the search, by key."""
+    coordinator: ActorHandle[Any]
+    store: Store
+    session: str
+    """Tells this driver's workers from those of one before it."""
+    provenance: dict[str, Any]
+    latency: LatencyTable | None = None
+
+
+@dataclass(frozen=True)
+class CandidateTask:
+    """Try a proposal; one that is fine-tuned, at the end or on a rung, continues the proposal `parent`."""
+
+    proposal: Proposal
+    parent: Proposal | None = None
+
+    @property
+    def trial_id(self) -> str:
+        return self.proposal.trial_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A network that is looked at a last time."""
+
+    proposal: Proposal
+    """Proposal of its trial."""
+    keep: bool
+    """Store it under its name, as it is on the front."""
+    test: bool
+    """Evaluate it on the test split."""
+
+
+@dataclass(frozen=True)
+class TestTask:
+    """Look at networks a last time, and evaluate the dense one on the test split."""
+
+    number: int
+    split: list[ray.ObjectRef[Split]]
+    """One reference, in a list so that it is fetched by the task and by nobody else; none where nothing is tested."""
+    dense: bool
+    looks: tuple[Look, ...]
+
+    @property
+    def trial_id(self) -> str:
+        return f"test-{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What a worker holds on its device: the dense network and the data, and what makes candidates of them."""
+
+    shared: Shared
+    workload: Workload
+    pruner: Pruner
+
+    @classmethod
+    def of(cls, shared: Shared, *, writes: bool = True, on_work: OnWork | None = None) -> Self:
+        """Built from what the run shares. Where `writes` is false, statistics are read and not kept."""
+        workload = _build(shared)
+        statistics = Statistics(statistics_store(shared.spec), ray.get(shared.statistics), writes=writes)
+        pruner = Pruner(
+            workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency, on_work=on_work
+        )
+        return cls(shared, workload, pruner)
+
+    def recorded(self, proposal: Proposal) -> Trial:
+        """The trial of a proposal that is recorded."""
+        recorded: Any = self.shared.coordinator.trial
+        return ray.get(recorded.remote(proposal.trial_id))
+
+    def start(self, parent: Proposal, recorded: Trial) -> Pruned:
+        """The network that the trial of `parent` ended with: the store's, else made again."""
+        accuracy = None if recorded.metrics is None else recorded.metrics.accuracy
+        if not is_trained(parent):
+            return replace(self.pruner.made_again(parent), accuracy=accuracy)
+        assert recorded.candidate is not None, "only trials with a network are continued"
+        model = self.load(f"{MODELS}/{parent.trial_id}")
+        return Pruned(model, recorded.candidate, recorded.epochs, accuracy=accuracy)
+
+    def finetune(
+        self,
+        proposal: Proposal,
+        parent: Proposal,
+        recorded: Trial,
+        start: Pruned,
+        *,
+        ranks: Ranks = ALONE,
+        checkpoints: Checkpoints | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> Trial:
+        """The trial of `proposal`, which takes `start` on; rank 0 saves its network. `recorded`: the parent's trial."""
+        spec = self.shared.spec
+        train, rungs = spec.finalists.train.decided(), spec.search.rungs
+        if proposal.stage is Stage.SEARCH:
+            train = train.model_copy(update={"epochs": rungs[proposal.rung] - rungs[proposal.rung - 1]})
+        result = self.pruner.finetune(
+            proposal, parent, train, start=start, ranks=ranks, checkpoints=checkpoints, on_epoch=on_epoch
+        )
+        trial = of_rung(result.trial, spec.search)
+        if parent.rung:
+            # What the start came to was after its rung, not after the repair.
+            trial = replace(
+                trial,
+                accuracy_after_cut=recorded.accuracy_after_cut,
+                accuracy_after_repair=recorded.accuracy_after_repair,
+            )
+        if ranks.rank == 0:
+            self.save(f"{MODELS}/{network_name(trial)}", result.model, trial)
+            write_curve(self.shared.store, trial.trial_id, result.history)
+        return trial
+
+    def checkpoints(self, name: str) -> StoreCheckpoints:
+        """Where the training of this name keeps its checkpoint; removed when what comes of it is stored."""
+        return StoreCheckpoints(self.shared.store, f"checkpoints/{name}.safetensors")
+
+    def load(self, folder: str) -> nn.Module:
+        """The network that a folder of the run holds."""
+        return artifact.load_from(self.workload.model, self.shared.store, folder)
+
+    def save(self, folder: str, model: nn.Module, trial: Trial) -> None:
+        """Write the network of a trial to a folder of the run."""
+        assert trial.candidate is not None
+        artifact.save(
+            self.shared.store,
+            folder,
+            model=model,
+            graph=self.shared.graph,
+            candidate=trial.candidate,
+            provenance=self.shared.provenance | artifact.trial_provenance(trial),
+        )
+
+    def test(self, task: TestTask) -> dict[str, float]:
+        """Accuracies on the test split: `dense`, and by `Trial.network`; what is to be kept is stored."""
+        workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
+        splits = [workload.place(split) for split in ray.get(task.split)]
+        accuracies: dict[str, float] = {}
+        for split in splits:
+            if task.dense:
+                accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
+        for look in task.looks:
+            trial = self.recorded(look.proposal)
+            model = self._last(trial, keep=look.keep)
+            for split in splits if look.test else []:
+                accuracies[trial.network] = evaluate(model, split, batch_size=batch_size).accuracy
+        return accuracies
+
+    def _last(self, trial: Trial, *, keep: bool) -> nn.Module:
+        """The network of a recorded trial: the store's, else made again; with `keep` stored under its name."""
+        store, wanted = self.shared.store, f"{MODELS}/{trial.network}"
+        found = find_network(store, trial)
+        if found is not None:
+            if keep and found != wanted:
+                copy_network(store, found, store, wanted)
+            return self.load(found)
+        again = self.pruner.repaired_again(trial)
+        if keep:
+            self.save(wanted, again, trial)
+        return again
+
+
+def evaluate_on_test(shared: list[Shared], task: TestTask) -> dict[str, float]:
+    """What the task asks for, in a worker of its own; `shared` is in a list so that its references stay ones."""
+    return Equipment.of(shared[0]).test(task)
+
+
+class CandidateTrial(tune.Trainable):
+    """A worker of the search: one process that takes task after task by `reset_config`.
+
+    A config is `{"task": ..., "together": n}`. With n above 1 the task waits until n workers have come up: a quick
+    first worker would else take the tasks for which Tune is starting the others, and Tune would end those.
+    """
+
+    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+        assert shared is not None, "given by tune.with_parameters"
+        self._config = config
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        wait: Any = shared.coordinator.wait
+        shared = replace(shared, store=shared.store.told(lambda why: wait.remote(self._name, why)))
+        self._shared = shared
+        self._broken: str | None = None
+        try:
+            self._held = Equipment.of(shared, on_work=self._tell)
+        except Exception as error:
+            # Raised from here it would be tried again for every candidate.
+            self._broken = error_text(error)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._broken is not None:
+            return {"done": True, "broken": self._broken}
+        task: CandidateTask | TestTask = self._config["task"]
+        self._teller = Teller(self._shared.coordinator, task.trial_id, title=task.trial_id)
+        if self._config["together"] > 1:
+            self._meet(self._config["together"])
+        try:
+            if isinstance(task, TestTask):
+                return {"done": True, "test": self._held.test(task)}
+            trials = self._try(task)
+            # Together: a task that is cut off leaves no half of its path behind.
+            ask(self._shared.coordinator.record.remote(trials, self._shared.session))
+            if task.parent is not None:
+                self._held.checkpoints(task.proposal.trial_id).remove()
+        except RapruneError as error:
+            # The run's, not the candidate's.
+            return {"done": True, "failure": error}
+        return {"done": True, "outcome": Outcome.of(trials[-1])}
+
+    def _tell(self, work: Work) -> None:
+        self._teller(work)
+
+    def _meet(self, workers: int) -> None:
+        """Wait for so many workers, or for the time in which a worker should have come up."""
+        until = time.monotonic() + MEETING_S
+        join: Any = self._shared.coordinator.join
+        while ask(join.remote(self._shared.session, self._name)) < workers and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def _try(self, task: CandidateTask) -> list[Trial]:
+        """The task's trials: those on the way, and at last its own."""
+        started_at, began = time.time(), time.perf_counter()
+        try:
+            trials = self._run(task)
+        except StoreError:
+            # Says nothing of the candidate.
+            raise
+        except Exception as error:
+            failed = Trial(
+                trial_id=task.proposal.trial_id,
+                proposal=task.proposal,
+                state=TrialState.FAILED,
+                error=error_text(error),
+            )
+            seconds = time.perf_counter() - began
+            trials = [replace(failed, seconds=seconds, started_at=started_at)]
+        gpus = self._shared.placement.gpus
+        return [replace(trial, gpu_seconds=trial.seconds * gpus, worker=self._name) for trial in trials]
+
+    def _run(self, task: CandidateTask) -> list[Trial]:
+        shared = self._shared
+        if task.parent is not None:
+            began = time.perf_counter()
+            recorded = self._held.recorded(task.parent)
+            start = self._held.start(task.parent, recorded)
+            making_s = time.perf_counter() - began
+            kept = self._held.checkpoints(task.proposal.trial_id)
+            trial = self._held.finetune(task.proposal, task.parent, recorded, start, checkpoints=kept)
+            return [replace(trial, seconds=trial.seconds + making_s)]
+        trials: list[Trial] = []
+        for result in self._held.pruner.results(task.proposal):
+            if is_trained(task.proposal):
+                self._held.save(f"{MODELS}/{network_name(result.trial)}", result.model, result.trial)
+            trials.append(of_rung(result.trial, shared.spec.search))
+        return trials
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense network, trained if it had to be, and how good it is on the validation split."""
+
+    weights: WeightArrays
+    weights_hash: str
+    validation: Evaluation
+    training: Accuracy
+    """Accuracy on a sample of the training images."""
+    pace: Pace
+    history: Sequence[Epoch] = ()
+    """What each epoch of its training came to, if it was trained."""
+
+
+def prepare_dense(
+    spec: SearchSpec, placement: Placement, data: Dataset, weights: WeightArrays, *, train: bool
+) -> Iterator[Epoch | Dense]:
+    """The epochs of the dense network's training as they end, if `train`, and at last the network."""
+    news: queue.Queue[Epoch | Dense | Exception] = queue.Queue()
+
+    def work() -> None:
+        try:
+            torch.set_num_threads(placement.threads)
+            reader = RayReader()
+            workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
+            history = train_dense(workload, spec, on_epoch=news.put) if train else ()
+            validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
+            training = accuracy_on_training(workload)
+            pace = measure_pace(workload, spec)
+            news.put(Dense(workload.weights(), workload.weights_hash, validation, training, pace, history))
+        except Exception as error:
+            news.put(error)
+
+    # The training loop calls back where a generator is asked: the queue stands between.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while True:
+        item = news.get()
+        if isinstance(item, Exception):
+            raise item
+        yield item
+        if isinstance(item, Dense):
+            break
+    thread.join()
+
+
+def network_name(trial: Trial) -> str:
+    """Name in `models/` of a network as it was trained: of a finalist its own, of any other that of its trial.
+
+    Several trials of the search may come to one candidate, each with weights that a next rung continues.
+    """
+    return trial.network if trial.proposal.stage is Stage.FINETUNE else trial.trial_id
+
+
+def of_rung(trial: Trial, search: SamplerSpec) -> Trial:
+    """The trial as it counts: below the last rung it is stopped."""
+    proposal = trial.proposal
+    is_below = proposal.stage is Stage.SEARCH and proposal.rung < len(search.rungs) - 1
+    return replace(trial, state=TrialState.STOPPED) if is_below and trial.state is TrialState.COMPLETE else trial
+
+
+def _build(shared: Shared) -> Workload:
+    torch.set_num_threads(shared.placement.threads)
+    return build_workload(
+        shared.spec,
+        data=ray.get(shared.data),
+        device=shared.placement.device,
+        weights=ray.get(shared.weights),
+        reader=RayReader(shared.placement.workers),
+    )

@@ -1,0 +1,426 @@
+"""Scores and a target -> how many channels stay in each group, and which.
+
+Every allocation gives a width vector that comes up to the target and never passes it (within 0.5 % of it where the
+network's channels are fine enough). How widths are found and how channels are rated are separate, so that any method
+can be set against any other on equal terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raprune.cost.flops import CostModel, Counts
+from raprune.cost.latency import Floats
+from raprune.errors import BudgetError
+from raprune.records import Candidate, Setting
+from raprune.spec.budget import Budget
+
+MOVES = 128
+"""Of `least_damage`, at most."""
+SIDES = 32
+"""Groups' steps, each way, that are tried against one another for a move."""
+
+Scores = Mapping[str, npt.NDArray[np.float64]]
+"""Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
+
+Damage = Mapping[str, npt.NDArray[np.float64]]
+"""Group name -> predicted damage when its m lowest-scored channels go, m = 0 .. num_channels; ascending."""
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The widths that a group may have, descending, and the damage of each."""
+
+    widths: Counts
+    damage: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One group's move to another of its choices."""
+
+    group: int
+    place: int
+    change: float
+    """Of the damage."""
+    rate: float
+    """The change, divided by how much of the target's cost the move takes or gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a candidate must come up to: fractions of the dense network, and the widths that are allowed."""
+
+    budget: Budget
+    min_channels: int = 1
+    multiple_of: int = 1
+
+
+def allocate(
+    name: str,
+    cost: CostModel,
+    target: Target,
+    *,
+    scores: Scores,
+    keep_ratios: Mapping[str, float],
+    damage: Damage | None = None,
+    comparable: bool = False,
+) -> Counts:
+    """The width vector of the allocation `name`, shape `(G,)`, within `target`.
+
+    Scores that are not `comparable` between groups (`Method.comparable`) are divided by their group's mean.
+    `damage` is what the method predicts (`Method.damage`); without it, `least_damage` takes the sum of the scores.
+
+    Raises:
+        BudgetError: if even the narrowest network is above the target.
+    """
+    check_reachable(cost, target.budget, min_channels=target.min_channels, multiple_of=target.multiple_of)
+    damage = damage or {group: _sum_of_lowest(values) for group, values in scores.items()}
+    return ALLOCATIONS[name](cost, target, scores if comparable else _by_mean(scores), keep_ratios, damage)
+
+
+def select(
+    scores: Scores, cost: CostModel, widths: Counts, *, method: str, settings: Mapping[str, Setting]
+) -> Candidate:
+    """The candidate that keeps the best-scored channels of each group; of equal scores the lower index stays."""
+    kept = {}
+    for name, width in zip(cost.group_names, widths.tolist(), strict=True):
+        best = np.argsort(-scores[name], kind="stable")[:width]
+        kept[name] = tuple(sorted(best.tolist()))
+    return Candidate(method, kept, settings)
+
+
+def ratios(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage) -> Counts:
+    """A keep ratio for each block of layers, chosen by the search, and scaled to the target."""
+    wanted = np.array([keep_ratios.get(name, 1.0) for name in cost.group_names])
+    return _scaled(cost, target, wanted)
+
+
+def uniform(
+    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
+    """The same keep ratio in every layer."""
+    return _scaled(cost, target, np.ones(len(cost.group_names)))
+
+
+def global_rank(
+    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
+    """The best-scored channels of the whole network: one threshold for all layers."""
+    floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
+    groups, ranked = [], []
+    for number, name in enumerate(cost.group_names):
+        descending = np.sort(scores[name])[::-1]
+        # The best `floor` channels of a group stay whatever their score, so only the others are ranked.
+        rest = descending[int(floor[number]) :]
+        ranked.append(rest)
+        groups.append(np.full(len(rest), number))
+    order = np.argsort(-np.concatenate(ranked), kind="stable")
+    sequence = np.concatenate(groups)[order]
+
+    def widths(count: int) -> Counts:
+        return floor + np.bincount(sequence[:count], minlength=len(floor))
+
+    def rounded(count: int) -> Counts:
+        return _to_multiple(widths(count), cost, floor, target.multiple_of)
+
+    low, high = 0, len(sequence)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _fits(cost, target, rounded(middle)):
+            low = middle
+        else:
+            high = middle - 1
+    return _fill(cost, target, rounded(low), (int(g) for g in sequence[low:]))
+
+
+def least_damage(
+    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
+    """The widths with the least predicted damage, summed over the layers, or nearly so.
+
+    From the whole network on, each group gives up what does least damage for its cost, at the other groups' present
+    widths; then channels that still fit come back, and groups trade, as long as that lowers the sum.
+    """
+    if _fits(cost, target, cost.num_channels):
+        return cost.num_channels.copy()
+    floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
+    choices = [
+        _choices(np.asarray(damage[name], dtype=np.float64), int(lowest), target.multiple_of)
+        for name, lowest in zip(cost.group_names, floor, strict=True)
+    ]
+    equal = uniform(cost, target, scores, keep_ratios, damage)
+    at_equal = [int(np.flatnonzero(c.widths == width)[0]) for c, width in zip(choices, equal, strict=True)]
+    # Trades end where no single one helps, so two places to begin at are better than one.
+    found = [_traded(cost, target, choices, at) for at in (_narrowed(cost, target, choices), at_equal)]
+    at = min(found, key=lambda at: sum(float(c.damage[place]) for c, place in zip(choices, at, strict=True)))
+    return _widths(choices, at)
+
+
+def _widths(choices: list[_Choices], at: list[int]) -> Counts:
+    return np.array([choice.widths[place] for choice, place in zip(choices, at, strict=True)], dtype=np.int64)
+
+
+def _choices(damage: npt.NDArray[np.float64], lowest: int, multiple_of: int) -> _Choices:
+    whole = len(damage) - 1
+    widths = np.arange(whole, lowest - 1, -1)
+    widths = widths[(widths % multiple_of == 0) | (widths == whole)]
+    return _Choices(widths, damage[whole - widths])
+
+
+def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[int]:
+    """A choice for each group, within the target: groups give what is worth its cost, at a price that rises."""
+    at, widths, price = [0] * len(choices), cost.num_channels.copy(), 0.0
+    while True:
+        offers = []
+        for group, load in enumerate(_loads_of_a_channel(cost, target, choices, widths)):
+            choice, here = choices[group], at[group]
+            saved = (choice.widths[here] - choice.widths[here + 1 :]) * load
+            if len(saved) and load > 0:
+                lost = choice.damage[here + 1 :] - choice.damage[here]
+                offers.append((float((lost / saved).min()), group, lost, saved))
+        price = max(price * 1.05, min(rate for rate, *_ in offers))
+        for rate, group, lost, saved in sorted(offers, key=lambda offer: offer[:2]):
+            if rate > price:
+                break
+            was, place = at[group], at[group] + 1 + int((lost - price * saved).argmin())
+            widths[group] = choices[group].widths[place]
+            if _fits(cost, target, widths):
+                # No further than it has to.
+                for nearest in range(was + 1, place + 1):
+                    widths[group] = choices[group].widths[nearest]
+                    if _fits(cost, target, widths):
+                        at[group] = nearest
+                        return at
+            at[group] = place
+
+
+def _loads_of_a_channel(cost: CostModel, target: Target, choices: list[_Choices], widths: Counts) -> list[float]:
+    """For each group, which share of the target's cost a channel takes, with the other groups as they are now."""
+    narrowest = np.repeat(widths[None], len(widths), axis=0)
+    spans = np.ones(len(widths))
+    for group, choice in enumerate(choices):
+        if widths[group] > choice.widths[-1]:
+            spans[group] = widths[group] - choice.widths[-1]
+            narrowest[group, group] = choice.widths[-1]
+    loads = np.zeros(len(widths))
+    for (counts, limit), (now, _) in zip(
+        _against_limits(cost, target, narrowest), _against_limits(cost, target, widths), strict=True
+    ):
+        loads += (now - counts) / limit
+    return (loads / spans).tolist()
+
+
+def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> list[int]:
+    """Widen groups, narrowing another where that makes room, always by the best such move, until none helps."""
+    at, widths = list(at), _widths(choices, at)
+    for _ in range(MOVES):
+        wider = _steps(cost, target, choices, at, widths, up=True)
+        narrower = [_Step(-1, 0, 0.0, 0.0), *_steps(cost, target, choices, at, widths, up=False)[:SIDES]]
+        pairs = [
+            (a, b)
+            for b in narrower
+            for a in (wider if b.group < 0 else wider[:SIDES])
+            if a.group != b.group and a.change + b.change < 0
+        ]
+        pairs.sort(key=lambda pair: pair[0].change + pair[1].change)
+        vectors = np.repeat(widths[None], len(pairs), axis=0)
+        for row, pair in enumerate(pairs):
+            for step in pair:
+                if step.group >= 0:
+                    vectors[row, step.group] = choices[step.group].widths[step.place]
+        fits = np.ones(len(pairs), dtype=bool)
+        for counts, limit in _against_limits(cost, target, vectors):
+            fits &= counts <= limit
+        if not fits.any():
+            break
+        best = int(fits.argmax())
+        for step in pairs[best]:
+            if step.group >= 0:
+                at[step.group] = step.place
+        widths = vectors[best]
+    return at
+
+
+def _steps(
+    cost: CostModel, target: Target, choices: list[_Choices], at: list[int], widths: Counts, *, up: bool
+) -> list[_Step]:
+    """Moves of one group by 1, 2, 4 ... of its choices, those first that do most for what they cost."""
+    found = []
+    for group, (choice, here) in enumerate(zip(choices, at, strict=True)):
+        for distance in (1, 2, 4, 8, 16):
+            place = here - distance if up else here + distance
+            if 0 <= place < len(choice.widths):
+                found.append((group, place, float(choice.damage[place] - choice.damage[here])))
+    vectors = np.repeat(widths[None], len(found), axis=0)
+    for row, (group, place, _) in enumerate(found):
+        vectors[row, group] = choices[group].widths[place]
+    loads = np.zeros(len(found))
+    for (counts, limit), (now, _) in zip(
+        _against_limits(cost, target, vectors), _against_limits(cost, target, widths), strict=True
+    ):
+        loads += np.abs(counts - now) / limit
+    steps = [_Step(*move, move[2] / max(load, 1e-30)) for move, load in zip(found, loads.tolist(), strict=True)]
+    return sorted(steps, key=lambda step: step.rate)
+
+
+def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tuple[Counts | Floats, float]]:
+    """For each limit of the target, the costs at these widths and what they may be."""
+    budget = target.budget
+    found: list[tuple[Counts | Floats, float]] = []
+    if budget.flops is not None:
+        found.append((cost.flops(widths), budget.flops * cost.dense_flops))
+    if budget.params is not None:
+        found.append((cost.params(widths), budget.params * cost.dense_params))
+    if budget.latency is not None:
+        found.append((cost.latency_ms(widths), budget.latency * cost.dense_latency_ms))
+    return found
+
+
+def _by_mean(scores: Scores) -> Scores:
+    return {name: values / max(float(np.abs(values).mean()), 1e-30) for name, values in scores.items()}
+
+
+Allocation = Callable[[CostModel, Target, Scores, Mapping[str, float], Damage], Counts]
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "ratios": ratios,
+    "uniform": uniform,
+    "global_rank": global_rank,
+    "least_damage": least_damage,
+}
+"""Name -> how widths are found."""
+
+
+def list_allocations() -> dict[str, str]:
+    """Name of each allocation -> a sentence that says what it does."""
+    return {name: (allocation.__doc__ or "").partition("\n")[0] for name, allocation in ALLOCATIONS.items()}
+
+
+def _sum_of_lowest(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.r_[0.0, np.cumsum(np.sort(scores - min(0.0, float(scores.min()))))] / max(
+        float(np.abs(scores).sum()), 1e-30
+    )
+
+
+def check_reachable(cost: CostModel, budget: Budget, *, min_channels: int = 1, multiple_of: int = 1) -> None:
+    """Refuse a budget that even the narrowest network passes. A latency is checked where the cost model has a table.
+
+    Raises:
+        BudgetError: with the lowest reachable value and the layers that bind.
+    """
+    narrowest = cost.smallest(min_channels=min_channels, multiple_of=multiple_of)
+    for kind, limit, count, dense, by_module in (
+        ("flops", budget.flops, int(cost.flops(narrowest)), cost.dense_flops, cost.flops_by_module),
+        ("params", budget.params, int(cost.params(narrowest)), cost.dense_params, cost.params_by_module),
+    ):
+        if limit is not None and count > limit * dense:
+            unit = {"flops": "FLOPs", "params": "parameters"}[kind]
+            layers = {module: f"{share:,} {unit}" for module, share in by_module(narrowest).items()}
+            lowest = f"{count / dense:.4f} ({count:,} of {dense:,} {kind})"
+            raise _out_of_reach(
+                kind, limit, lowest, layers, count / dense, cost, min_channels=min_channels, multiple_of=multiple_of
+            )
+    if budget.latency is None or cost.table is None:
+        return
+    fastest, dense_ms = float(cost.latency_ms(narrowest)), cost.dense_latency_ms
+    if fastest > budget.latency * dense_ms:
+        times = cost.latency_by_module(narrowest)
+        times["what runs between the layers"] = cost.table.offset_ms
+        slowest = sorted(times.items(), key=lambda item: -item[1])
+        raise _out_of_reach(
+            "latency",
+            budget.latency,
+            f"{fastest / dense_ms:.4f} ({fastest:.3g} of {dense_ms:.3g} ms)",
+            {module: f"{time_ms:.2g} ms" for module, time_ms in slowest},
+            fastest / dense_ms,
+            cost,
+            min_channels=min_channels,
+            multiple_of=multiple_of,
+        )
+
+
+def _out_of_reach(
+    kind: str,
+    limit: float,
+    lowest: str,
+    layers: Mapping[str, str],
+    fraction: float,
+    cost: CostModel,
+    *,
+    min_channels: int,
+    multiple_of: int,
+) -> BudgetError:
+    binding = ", ".join(f"{module or 'the network itself'} ({share})" for module, share in list(layers.items())[:3])
+    return BudgetError(
+        f"--budget-{kind} {limit:g}: out of reach. The lowest this network can go to is {lowest}, with {min_channels} "
+        f"channel(s) left in each of its {len(cost.group_names)} groups (widths in multiples of {multiple_of}).",
+        hint=f"What stays is mostly in: {binding}. `raprune inspect` names what is frozen and why; a budget of "
+        f"{_round_up(fraction)} can be met.",
+    )
+
+
+def _round_up(fraction: float) -> str:
+    return f"{min(1.0, np.ceil(fraction * 1000 + 1) / 1000):.3f}"
+
+
+def _scaled(cost: CostModel, target: Target, wanted: npt.NDArray[np.float64]) -> Counts:
+    """`wanted * scale`, with the largest scale within the target by bisection, then the channels that still fit."""
+    floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
+    channels = cost.num_channels * wanted
+
+    def widths(scale: float) -> Counts:
+        raw = np.clip(np.floor(channels * scale + 1e-9), floor, cost.num_channels).astype(np.int64)
+        return _to_multiple(raw, cost, floor, target.multiple_of)
+
+    low, high = 0.0, 1.0 / float(wanted.min())
+    if _fits(cost, target, widths(high)):
+        return widths(high)
+    for _ in range(50):
+        middle = (low + high) / 2
+        if _fits(cost, target, widths(middle)):
+            low = middle
+        else:
+            high = middle
+    return _fill(cost, target, widths(low), _next_in_turn(channels, low, target.multiple_of))
+
+
+def _next_in_turn(channels: npt.NDArray[np.float64], scale: float, multiple_of: int) -> Iterator[int]:
+    """Groups in the order in which a growing scale would widen them, one round."""
+    steps = channels * scale / multiple_of
+    until_next = (np.floor(steps + 1e-9) + 1 - steps) / np.maximum(channels, 1e-12)
+    yield from np.argsort(until_next, kind="stable").tolist()
+
+
+def _fill(cost: CostModel, target: Target, widths: Counts, order: Iterator[int]) -> Counts:
+    """Widen groups, in `order`, as long as they fit; then any that still fits. Gives up after 64 misfits."""
+    misfits = 0
+    widths = widths.copy()
+    for group in order:
+        wider = widths.copy()
+        wider[group] = min(wider[group] + target.multiple_of, cost.num_channels[group])
+        if target.multiple_of > 1 and wider[group] % target.multiple_of and wider[group] != cost.num_channels[group]:
+            continue
+        if _fits(cost, target, wider):
+            widths = wider
+        else:
+            misfits += 1
+            if misfits == 64:
+                break
+    return widths
+
+
+def _to_multiple(widths: Counts, cost: CostModel, floor: Counts, multiple_of: int) -> Counts:
+    """Widths rounded down to a multiple; a group that is whole stays whole, and none falls below the floor."""
+    if multiple_of == 1:
+        return widths
+    whole = widths >= cost.num_channels
+    return np.where(whole, cost.num_channels, np.maximum(widths // multiple_of * multiple_of, floor))
+
+
+def _fits(cost: CostModel, target: Target, widths: Counts) -> bool:
+    return all(float(count) <= limit for count, limit in _against_limits(cost, target, widths))

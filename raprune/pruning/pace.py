@@ -1,0 +1,50 @@
+"""How fast the dense network runs and trains here: a second or two of measuring, for the forecast of a search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from raprune.channels.cut import rebuild
+from raprune.pruning.workload import Workload
+from raprune.results.forecast import Pace
+from raprune.spec.job import SearchSpec
+from raprune.training.evaluate import evaluate
+from raprune.training.loop import train
+
+_AIM_S = 0.2
+"""Time that each of the two measurements is sized for."""
+_FEWEST = 8
+"""Images that are measured at least: one alone is mostly the overhead of calls."""
+_TRAINING = 4.0
+"""Training on an image takes about so many times a forward pass: both passes, the teacher's."""
+
+
+def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
+    """Seconds an image of the workload's network, evaluated and fine-tuned as the job says; it is left as it is."""
+    model, batch_size = workload.model, spec.search.eval_batch_size
+    few = workload.validation.take(_FEWEST, torch.Generator())
+    evaluate(model, few, batch_size=batch_size)
+    first_s = _timed(lambda: evaluate(model, few, batch_size=batch_size)) / len(few)
+    many = workload.validation.take(max(_FEWEST, int(_AIM_S / first_s)), torch.Generator())
+    forward_s = _timed(lambda: evaluate(model, many, batch_size=batch_size)) / len(many)
+    # Without feature maps, which need a map of channels: they cost little beside the teacher's pass.
+    once = spec.finalists.train.decided(epochs=1.0).model_copy(update={"features": 0.0})
+    teacher = model if once.distillation > 0 else None
+    trained = rebuild(model, lambda name, tensor: tensor.clone())
+
+    def train_on(count: int) -> float:
+        split = workload.train.take(count, torch.Generator())
+        fit = _timed(lambda: train(trained, split, once, augment=workload.augment, seed=spec.seed, teacher=teacher))
+        return fit / len(split)
+
+    train_on(_FEWEST)
+    return Pace(forward_s=forward_s, step_s=train_on(max(_FEWEST, int(_AIM_S / (_TRAINING * forward_s)))))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,0 +1,267 @@
+"""Everything that can be refused before any work: the job's names, data, network, channel graph and budget."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load
+
+from raprune.channels.cache import cached_trace
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.proof import Proof, prove
+from raprune.cost.flops import CostModel
+from raprune.cost.latency import TABLE, LatencyTable
+from raprune.data import load_data
+from raprune.data.dataset import Dataset
+from raprune.data.normalisation import Normalisation
+from raprune.errors import ModelError, StoreError, UsageError
+from raprune.methods import method_named
+from raprune.models.normalisation import usual_normalisation
+from raprune.pruning.allocate import ALLOCATIONS, check_reachable
+from raprune.pruning.workload import WeightArrays, Workload, build_workload
+from raprune.records import Setting
+from raprune.results.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
+from raprune.spec import automatic
+from raprune.spec.job import SearchSpec, latency_fraction
+from raprune.store.folder import Store
+
+DENSE = "models/dense/weights.safetensors"
+"""Where a run keeps the weights of its dense network."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can run."""
+
+    spec: SearchSpec
+    """The job with all that it left open decided."""
+    data: Dataset
+    weights: WeightArrays
+    """Of the dense network: given, or random and to be trained."""
+    proof: Proof
+    cost: CostModel
+
+    @property
+    def graph(self) -> ChannelGraph:
+        return self.proof.graph
+
+
+class Steps:
+    """The steps of `prepare`, told one by one as soon as each holds. A subclass does what it wants with them."""
+
+    def named(self, spec: SearchSpec) -> None:
+        """Methods, their settings and allocations exist."""
+
+    def loaded(self, data: Dataset) -> None:
+        """The data can be read."""
+
+    def built(self, workload: Workload) -> None:
+        """The network takes the data, with its weights."""
+
+    def traced(self, proof: Proof) -> None:
+        """Some channels of the network can go."""
+
+    def decided(self, spec: SearchSpec) -> None:
+        """Every field that the job left open is decided."""
+
+    def reached(self, cost: CostModel) -> None:
+        """The budget is within reach."""
+
+
+class InStages(Steps):
+    """Steps as stages of a run."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+
+    def named(self, spec: SearchSpec) -> None:
+        self._stages.begin(LOAD_DATA)
+
+    def loaded(self, data: Dataset) -> None:
+        self._stages.begin(LOAD_NETWORK)
+
+    def built(self, workload: Workload) -> None:
+        self._stages.begin(PROVE)
+
+
+def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: Mapping[str, Any] | None = None) -> Prepared:
+    """The job of `spec`, checked; `steps` hears of each step that holds.
+
+    `recorded` is the `run.json` of a run that has begun: its images are normalised as they were.
+
+    Raises:
+        UsageError: if a name, a field or a file is wrong, or the budget is out of reach.
+        DataError, ModelError: if data or network do not work.
+    """
+    steps = steps or Steps()
+    _check_names(spec)
+    steps.named(spec)
+    data = job_data(spec, recorded)
+    steps.loaded(data)
+    # On the CPU: the driver may have no GPU.
+    workload = build_workload(spec, data=data, device="cpu")
+    steps.built(workload)
+    graph = without_excluded(cached_trace(workload.model, workload.example_input()), spec.exclude)
+    proof = prove(workload.model, graph, workload.example_input(), seed=spec.seed)
+    if not proof.graph.groups:
+        reasons = "; ".join(sorted({f.reason for f in proof.graph.frozen})[:3])
+        raise ModelError(
+            f"model.name {spec.model.name!r}: no channel of this network can go: {reasons or 'it has no layers'}.",
+            hint="`raprune inspect` names every layer that stays and why.",
+        )
+    steps.traced(proof)
+    spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths)
+    steps.decided(spec)
+    cost = CostModel(proof.graph)
+    _check_budget(cost, spec)
+    steps.reached(cost)
+    return Prepared(spec, data, workload.weights(), proof, cost)
+
+
+def job_data(spec: SearchSpec, recorded: Mapping[str, Any] | None = None) -> Dataset:
+    """The data set of the job, normalised by its figures, else by those of its run, else as its weights need it.
+
+    Raises:
+        UsageError, DataError: as `load_data`.
+    """
+    default = usual_normalisation(spec.model) if recorded is None else _recorded_normalisation(recorded.get("data", {}))
+    return load_data(spec.data, seed=spec.seed, default=default)
+
+
+def _recorded_normalisation(data: Mapping[str, Any]) -> Normalisation | None:
+    """The figures of a run; None for one that was written when they were not recorded, and measured."""
+    if "mean" not in data:
+        return None
+    return Normalisation(mean=tuple(data["mean"]), std=tuple(data["std"]), origin=data["normalisation"])
+
+
+def with_table(spec: SearchSpec, prepared: Prepared, table: LatencyTable) -> tuple[SearchSpec, Prepared]:
+    """The job once latency is known: its budget is a fraction of the dense network's, its costs have the table.
+
+    Raises:
+        BudgetError: if the latency is out of reach.
+    """
+    assert spec.budget_latency is not None, "a table is measured for a budget"
+    fraction = latency_fraction(spec.budget_latency, table.dense_ms)
+    spec = spec.model_copy(update={"budget_latency": fraction})
+    prepared = replace(prepared, cost=CostModel(prepared.graph, table))
+    _check_budget(prepared.cost, spec)
+    return spec, prepared
+
+
+def stored_table(store: Store) -> LatencyTable | None:
+    """The latency table of the run in `store`, where it has one."""
+    return LatencyTable.from_arrays(load(store.read_bytes(TABLE))) if store.exists(TABLE) else None
+
+
+def _check_budget(cost: CostModel, spec: SearchSpec) -> None:
+    check_reachable(cost, spec.budget, min_channels=spec.search.min_channels, multiple_of=spec.search.step)
+
+
+def _check_names(spec: SearchSpec) -> None:
+    """Names of methods, their settings and allocations: looked up before any work."""
+    for name in spec.methods:
+        method_named(name)
+    if spec.budget_latency is not None and "maxout" in spec.methods:
+        raise UsageError(
+            "budget_latency (--budget-latency): not with the method maxout, whose maximum over channels no table of "
+            "layer times knows.",
+            hint="Use --budget-flops or --budget-params with it, or leave it out of --methods.",
+        )
+    for name, settings in spec.settings.items():
+        known = {field.name: field for field in fields(method_named(name))}
+        for key, value in settings.items():
+            where = f"settings.{name}.{key}"
+            if key not in known:
+                valid = ", ".join(sorted(known)) or "none, this method has no hyper-parameters"
+                raise UsageError(f"{where}: the method has no such hyper-parameter.", hint=f"Valid: {valid}.")
+            _check_setting(where, value, known[key])
+    for name in spec.allocations:
+        if name not in ALLOCATIONS:
+            raise UsageError(
+                f"allocation {name!r}: no such allocation. Valid: {', '.join(sorted(ALLOCATIONS))}.",
+                hint="`raprune methods` says what each one does; a search that names none chooses among all.",
+            )
+
+
+def _check_setting(where: str, value: Setting, field: Field[Any]) -> None:
+    choices = field.metadata.get("search", {}).get("choices")
+    if choices is not None and value not in choices:
+        raise UsageError(f"{where} {value!r}: not one of {', '.join(map(repr, choices))}.", hint="Give one of these.")
+    kind = type(field.default)
+    # A whole number is a number too; a truth value is not, though Python says so.
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UsageError(
+            f"{where} {value!r}: not of the kind of its default, {field.default!r}.",
+            hint="`raprune methods` says what each hyper-parameter is.",
+        )
+
+
+def check_output(store: Store) -> None:
+    """Refuse an output that holds a run or cannot be written.
+
+    Raises:
+        StoreError: with what to do instead.
+    """
+    if store.is_run():
+        raise StoreError(
+            f"{store.name}: holds a run already.",
+            hint=f"Go on with it: raprune resume {store.name}   Or give a new one another --output.",
+        )
+    check_writable(store)
+
+
+def check_writable(store: Store) -> None:
+    """Refuse a local folder that cannot be made or written.
+
+    Raises:
+        StoreError: with what to do instead.
+    """
+    if "://" in store.uri:
+        return
+    folder = next(p for p in (Path(store.uri), *Path(store.uri).parents) if p.exists())
+    if not folder.is_dir():
+        raise StoreError(f"output (--output) {store.name}: {folder} is a file.", hint="Give another --output.")
+    try:
+        # What permissions say is not all: a file system may be read-only or full.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"raprune")
+    except OSError as error:
+        raise StoreError(
+            f"output (--output) {store.name}: nothing can be written in {folder}: {error.strerror}.",
+            hint="Give another --output, make room, or change the folder's permissions.",
+        ) from None
+
+
+def without_excluded(graph: ChannelGraph, patterns: tuple[str, ...]) -> ChannelGraph:
+    """The graph without the groups that touch a module of one of these glob patterns.
+
+    Raises:
+        UsageError: if a pattern matches no module with channels that could go.
+    """
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        matching = [
+            group.name
+            for group in graph.groups
+            if any(_matches(pattern, name) for name in (group.name, *(m.parameter for m in group.members)))
+        ]
+        if not matching and not any(_matches(pattern, frozen.module) for frozen in graph.frozen):
+            names = ", ".join(group.name for group in graph.groups[:8])
+            raise UsageError(
+                f"exclude (--exclude) {pattern!r}: matches no layer whose channels could go.",
+                hint=f"Layers of this network are {names}{', ...' if len(graph.groups) > 8 else ''}.",
+            )
+        reasons |= dict.fromkeys(matching, f"excluded by {pattern!r}")
+    return graph.without(reasons)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether the pattern names this module or parameter, or a module that it lies in."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))

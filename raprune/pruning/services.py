@@ -1,0 +1,88 @@
+"""What a method that trains while it cuts may use of the job: its data, its training settings, cutting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from raprune.channels.cut import cut
+from raprune.methods import Batches, Kept, Network
+from raprune.models.memory_format import laid_out
+from raprune.pruning.workload import Workload
+from raprune.records import Candidate
+from raprune.spec.job import SearchSpec
+from raprune.training.loop import Epoch, train
+
+
+class WorkloadBench:
+    """The bench of `raprune.methods.method.Bench` over a workload. Equal seeds give equal runs on the CPU."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        calibration: Batches,
+        *,
+        seed: int,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> None:
+        self.seed = seed
+        self._on_epoch = on_epoch
+        self._workload = workload
+        self._spec: SearchSpec = workload.spec
+        self._calibration = calibration
+        # Each phase shuffles anew.
+        self._seeds = count(seed)
+
+    def calibration(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return self._calibration()
+
+    def training(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return self._workload.train.batches(self._spec.search.eval_batch_size)
+
+    def train(
+        self,
+        model: nn.Module,
+        epochs: float,
+        *,
+        lr: float | None = None,
+        regularize: Callable[[nn.Module], None] | None = None,
+        distil: bool = False,
+    ) -> None:
+        train(
+            model,
+            self._workload.training,
+            self._spec.finalists.train.decided(epochs=epochs, lr=lr),
+            augment=self._workload.augment,
+            seed=next(self._seeds),
+            teacher=self._workload.model if distil else None,
+            regularize=regularize,
+            on_epoch=self._on_epoch,
+        )
+
+    def allowed(self, num_channels: int) -> list[int]:
+        multiple = self._spec.search.step
+        least = max(1, -(-self._spec.search.min_channels // multiple)) * multiple
+        return [*range(least, num_channels, multiple), num_channels]
+
+    def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
+        split = self._workload.validation
+        if images is not None:
+            split = split.take(images, torch.Generator().manual_seed(self._spec.seed))
+        was_training = model.training
+        model.eval()
+        with laid_out(model, split.layout), torch.inference_mode():
+            parts = [(model(x).argmax(1) == y).cpu() for x, y in split.batches(self._spec.search.eval_batch_size)]
+        model.train(was_training)
+        return torch.cat(parts)
+
+    def cut(self, network: Network, kept: Kept) -> Network:
+        # Only the channels count: which method chose them does not matter to surgery.
+        model = cut(network.model, network.graph, Candidate("path", kept))
+        left = {
+            name: tuple(channels[index] for index in kept[name]) if name in kept else tuple(channels)
+            for name, channels in network.kept.items()
+        }
+        return Network(model, network.graph.after(kept), left)

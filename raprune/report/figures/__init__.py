@@ -1,0 +1,38 @@
+"""The figures of a run, for its report and for a paper. No torch, no ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+
+from raprune.report.figures import ablation, cost, front, widths
+from raprune.report.figures.canvas import COLUMN_IN, KINDS, PAGE_IN, canvas, save
+from raprune.report.figures.inline import inline
+from raprune.results.run_results import Findings
+
+FIGURES: dict[str, ModuleType] = {"front": front, "widths": widths, "ablation": ablation, "cost": cost}
+"""Name -> the module that draws it."""
+
+
+def files(findings: Findings) -> Iterator[tuple[str, bytes]]:
+    """Each figure for a column (`front.pdf`) and for a page's width (`front-wide.pdf`), as PDF, SVG and PNG."""
+    for name, figure in FIGURES.items():
+        for width_in, suffix in ((COLUMN_IN, ""), (PAGE_IN, "-wide")):
+            with canvas(width_in, figure.height_in(findings, wide=width_in == PAGE_IN)) as drawn:
+                figure.draw(drawn, findings)
+                for kind in KINDS:
+                    yield f"{name}{suffix}.{kind}", save(drawn, kind)
+
+
+def picture(findings: Findings) -> bytes:
+    """The front on a page's width, as PNG."""
+    with canvas(PAGE_IN, front.height_in(findings, wide=True)) as drawn:
+        front.draw(drawn, findings)
+        return save(drawn, "png")
+
+
+def element(name: str, findings: Findings, *, label: str, hovers: Mapping[str, str] | None = None) -> str:
+    """A figure on a page's width as the `<svg>` element of a page."""
+    with canvas(PAGE_IN, FIGURES[name].height_in(findings, wide=True)) as drawn:
+        FIGURES[name].draw(drawn, findings)
+        return inline(save(drawn, "svg", letters=True), name, label=label, hovers=hovers)

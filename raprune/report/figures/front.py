@@ -1,0 +1,156 @@
+"""The front: accuracy over cost, with the budget, the dense network, and every other candidate faded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from raprune.report.figures.canvas import FAINT, INK, PAPER, Mark, error_axis, is_wide, marks
+from raprune.results.front import Row
+from raprune.results.run_results import Findings
+
+MANY = 400
+"""Dominated candidates from which they become one picture inside the figure: a file of thousands of marks is slow."""
+
+TEST = "_"
+"""The mark of an accuracy on the test split."""
+
+
+def height_in(findings: Findings, *, wide: bool) -> float:
+    return 3.9 if wide else 3.0
+
+
+def draw(figure: Figure, findings: Findings) -> None:
+    """Draws into the empty `figure`. A front of no candidates is an empty pair of axes."""
+    axes = figure.add_subplot()
+    known = marks(row["method"] for row in findings.rows)
+    front = {row["candidate"] for row in findings.front}
+    _others(axes, findings, [row for row in findings.rows if row["candidate"] not in front], known)
+    _front(axes, findings, known)
+    _limits(axes, findings)
+    _scales(axes, findings)
+    _legend(figure, axes, findings, known)
+
+
+def cost_of(row: Row, findings: Findings) -> float:
+    """What the axis shows, in percent of the dense network's; a latency that is not known is the dense network's."""
+    share = row[f"{findings.budget.cost}_fraction"]
+    return 100.0 if share is None else 100 * float(share)
+
+
+def cost_title(findings: Findings) -> str:
+    what = "predicted latency" if findings.budget.cost == "latency" else "FLOPs"
+    return f"{what}, % of the dense network"
+
+
+def _others(axes: Axes, findings: Findings, rows: Sequence[Row], known: dict[str, Mark]) -> None:
+    for method, mark in known.items():
+        part = [row for row in rows if row["method"] == method]
+        axes.scatter(
+            [cost_of(row, findings) for row in part],
+            [findings.error(row["val_accuracy"]) for row in part],
+            s=10,
+            marker=mark.marker,
+            c=mark.colour,
+            alpha=0.4,
+            linewidths=0.6 if mark.marker == "x" else 0,
+            rasterized=len(rows) > MANY,
+            zorder=2,
+        )
+
+
+def _front(axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
+    rows = sorted(findings.front, key=lambda row: cost_of(row, findings))
+    costs = [cost_of(row, findings) for row in rows]
+    errors = [findings.error(row["val_accuracy"]) for row in rows]
+    if rows:
+        end = 100 * findings.budget.limit
+        axes.step([*costs, end], [*errors, errors[-1]], where="post", color=FAINT, linewidth=0.8, zorder=3)
+    for row, cost, error in zip(rows, costs, errors, strict=True):
+        mark = known[row["method"]]
+        interval = 100 * (row["val_interval"] or 0.0)
+        if interval:
+            # The axis is a logarithm: a bar must not reach down to no error at all.
+            spread = [[min(interval, 0.9 * error)], [interval]]
+            axes.errorbar([cost], [error], yerr=spread, color=mark.colour, linewidth=0.8, capsize=2, zorder=3)
+        axes.plot(
+            [cost],
+            [error],
+            gid=f"point-{row['candidate']}",
+            marker=mark.marker,
+            markersize=5,
+            markerfacecolor=mark.colour if row["epochs"] else PAPER,
+            markeredgecolor=mark.colour,
+            markeredgewidth=1.0,
+            linestyle="none",
+            zorder=5,
+        )
+        if row["test_accuracy"] is not None:
+            tested = findings.error(row["test_accuracy"])
+            axes.plot([cost], [tested], marker=TEST, markersize=5, color=INK, linestyle="none", zorder=6)
+    if (chosen := findings.chosen) is not None:
+        place = [cost_of(chosen, findings)], [findings.error(chosen["val_accuracy"])]
+        axes.plot(*place, marker="o", markersize=11, color=INK, fillstyle="none", linestyle="none", zorder=4)
+
+
+def _limits(axes: Axes, findings: Findings) -> None:
+    limit = getattr(findings.budget, findings.budget.cost)
+    top = axes.get_xaxis_transform()
+    if limit is not None:
+        axes.axvline(100 * limit, color=INK, linewidth=0.7, linestyle=(0, (4, 2)))
+        axes.text(100 * limit, 1.0, f"budget {100 * limit:g} % ", transform=top, ha="right", va="bottom")
+    dense = findings.dense.get("val_accuracy")
+    if dense is not None:
+        axes.axhline(findings.error(dense), color=INK, linewidth=0.7, linestyle=":")
+    if findings.test.get("dense") is not None:
+        axes.axhline(findings.error(findings.test["dense"]), color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
+    if findings.floor is not None:
+        axes.axhline(findings.error(findings.floor), color=FAINT, linewidth=0.7, linestyle="-.")
+
+
+def _scales(axes: Axes, findings: Findings) -> None:
+    accuracies = [row["val_accuracy"] for row in findings.rows]
+    accuracies += [row["test_accuracy"] for row in findings.front if row["test_accuracy"] is not None]
+    lines = findings.dense.get("val_accuracy"), findings.test.get("dense"), findings.floor
+    accuracies += [value for value in lines if value is not None]
+    error_axis(axes.yaxis, [findings.error(accuracy) for accuracy in accuracies])
+    axes.set_ylabel("validation accuracy, %")
+    costs = [cost_of(row, findings) for row in findings.rows] or [0.0, 100.0]
+    end = max([*costs, 100 * findings.budget.limit])
+    start = min(costs)
+    margin = 0.05 * (end - start) or 1.0
+    axes.set_xlim(max(0.0, start - margin), end + margin)
+    axes.set_xlabel(cost_title(findings))
+    axes.grid(axis="y")
+
+
+def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
+    def sign(marker: str, colour: str, label: str, *, filled: bool = True, size: float = 5.0, line: Any = "") -> None:
+        face = colour if filled else PAPER
+        handles.extend(
+            axes.plot([], [], marker=marker, color=colour, markerfacecolor=face, markersize=size, linestyle=line,
+                      linewidth=0.8, label=label)
+        )  # fmt: skip
+
+    handles: list[object] = []
+    for method, mark in known.items():
+        sign(mark.marker, mark.colour, method)
+    sign("", FAINT, "front", line="-")
+    if any(not row["epochs"] for row in findings.front) and any(row["epochs"] for row in findings.front):
+        sign("o", FAINT, "hollow: not fine-tuned", filled=False)
+    if findings.chosen is not None:
+        sign("o", INK, "chosen", filled=False, size=8)
+    if any(row["test_accuracy"] is not None for row in findings.front):
+        sign(TEST, INK, "its test accuracy")
+    if findings.dense.get("val_accuracy") is not None:
+        sign("", INK, "dense network", line=":")
+    if findings.test.get("dense") is not None:
+        sign("", FAINT, "dense, test", line=(0, (1, 3)))
+    if findings.floor is not None:
+        sign("", FAINT, "accuracy asked for", line="-.")
+    if any(row["val_interval"] for row in findings.front):
+        sign("|", FAINT, "95 % interval")
+    figure.legend(handles=handles, loc="outside lower center", ncols=5 if is_wide(figure) else 3)

@@ -1,0 +1,29 @@
+"""The job of a run, as a report repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raprune.report.formats import without_secrets
+from raprune.spec.job import SearchSpec, to_toml
+
+
+def job_of(spec: Mapping[str, Any]) -> str:
+    """The fields of `spec` that a job must name, as TOML: what differs from the defaults, without secrets in URIs."""
+    asked = _differing(spec, SearchSpec().model_dump(mode="json"))
+    asked |= {name: value for name, value in spec.items() if name.startswith("budget_") and value is not None}
+    asked.pop("output", None)
+    asked.pop("statistics", None)
+    return to_toml(asked) if asked else ""
+
+
+def _differing(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in spec.items():
+        known = defaults.get(name)
+        if isinstance(value, dict) and isinstance(known, dict):
+            found |= {name: part} if (part := _differing(value, known)) else {}
+        elif value is not None and value != known:
+            found[name] = without_secrets(value)
+    return found

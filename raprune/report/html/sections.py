@@ -1,0 +1,376 @@
+"""What a report says, a function for each part of it. A run of which a part is not known yet has a sentence there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raprune.checks.symptoms import symptoms
+from raprune.report import figures, formats
+from raprune.report.html.job import job_of
+from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
+from raprune.report.summary import summary
+from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
+from raprune.results.front import Row, budgeted, weights_pruned
+from raprune.results.run_results import Findings
+from raprune.results.timings import measured_at, slow
+
+FINISHED = "finished"
+MOST_ERRORS = 5
+
+
+def title(findings: Findings) -> str:
+    spec = findings.run.get("spec", {})
+    model = spec.get("model", {}).get("name")
+    return f"{model} on {_data_name(spec)}: Pareto front" if model else "Pareto front"
+
+
+def lead(findings: Findings) -> str:
+    """The result in a sentence; before it, a notice if the run has not ended, and what is wrong with its network."""
+    chosen = findings.chosen
+    before = "" if findings.progress.finished else _unfinished(findings)
+    before += "".join(notice(sentence) for sentence in symptoms(findings.run, findings.test))
+    if chosen is None:
+        return before + paragraph("No network within the budget is known yet.")
+    return before + paragraph(summary(chosen, findings.run, findings.times), name="lead")
+
+
+def _unfinished(findings: Findings) -> str:
+    now, state = findings.progress, findings.run.get("state") or "not begun"
+    tuned = f", {finetuned_of(now)} fine-tuned" if now.finetuned else ""
+    how_far = f"This run is not finished ({state}): {now.searched} of {now.trials} candidates were searched{tuned}."
+    until = f"What follows is what was recorded until {formats.moment(findings.ended_at)}." if findings.ended_at else ""
+    return notice(how_far, until)
+
+
+def asked(findings: Findings) -> str:
+    """What was asked for, and of which network."""
+    spec, dense, run = findings.run.get("spec", {}), findings.dense, findings.run
+    data, search, finalists = run.get("data", {}), spec.get("search", {}), spec.get("finalists", {})
+    tuned = finalists.get("train", {}).get("epochs")
+    weights = spec.get("model", {}).get("weights")
+    groups = findings.groups
+    network = (
+        f"{dense['flops']:,} FLOPs ({dense['flops'] // 2:,} MACs), {dense['params']:,} parameters" if dense else ""
+    )
+    accuracies = [
+        f"{value:.2%} {name}"
+        for name, value in (("validation", dense.get("val_accuracy")), ("test", findings.test.get("dense")))
+        if value is not None
+    ]
+    splits = [f"{data[name]:,} {name}" for name in ("train", "validation", "test") if data.get(name)]
+    entries = {
+        "Dense network": f"{spec.get('model', {}).get('name', '')}{_whence(weights)}",
+        "Its cost": network,
+        "Its accuracy": ", ".join(accuracies),
+        "Channels": f"{sum(groups.values()):,} in {len(groups)} groups that can be cut" if groups else "",
+        "Images": ", ".join(splits),
+        "Normalisation": _normalisation(data),
+        "Budget": _budget(findings),
+        "Accuracy to keep": "" if findings.floor is None else f"{findings.floor:.2%} on the validation split",
+        "Methods": ", ".join(spec.get("methods", [])),
+        "Search": f"{search['trials']} candidates" if "trials" in search else "",
+        "Fine-tuning": f"{finalists['count']} finalists, {tuned:g} epochs, {finalists.get('seeds', 1)} seed"
+        f"{'' if finalists.get('seeds', 1) == 1 else 's'}"
+        if "count" in finalists and tuned is not None
+        else "",
+    }
+    return section("What was asked for", facts(entries))
+
+
+def _normalisation(data: Mapping[str, Any]) -> str:
+    """The figures of a run, empty for one that was written when they were not recorded."""
+    if "mean" not in data:
+        return ""
+    return f"{formats.normalisation(data['mean'], data['std'])} ({data['normalisation']})"
+
+
+def front(findings: Findings) -> str:
+    """The figure and the table of the front."""
+    rows = findings.listed
+    if not rows:
+        return section("The front", paragraph("No candidate is on the front yet."))
+    hovers = {row["candidate"]: _recipe(row) for row in rows}
+    drawn = figures.element(
+        "front", findings, label="Validation accuracy over cost; the table below has the figures", hovers=hovers
+    )
+    caption = (
+        f"Validation accuracy over {figures.front.cost_title(findings)}: {len(findings.rows)} candidates, "
+        f"{len(findings.front)} of them on the front; the others are faint. The axis is the logarithm of the error."
+    )
+    pruned = any(weights_pruned(row) for row in rows)
+    timings = findings.times.conditions
+    has_latency = any(formats.latency_share(row) for row in rows)
+    head = ["★", "candidate", "method", "#epochs", "#FLOPs %", "#FLOPs", "#params %", "#params"]
+    head += ["#nonzero %"] * pruned + ["#latency %"] * has_latency
+    head += [f"#faster, batch of {timing.batch_size}" for timing in timings]
+    head += ["#validation %", "#test %", "#drop, points"]
+    cells = [
+        [
+            "★" * row["starred"],
+            row["candidate"],
+            row["method"],
+            f"{row['epochs']:g}",
+            formats.percent(row["flops_fraction"]),
+            formats.count(row["flops"]),
+            formats.percent(row["params_fraction"]),
+            formats.count(row["params"]),
+            *([formats.percent(row["nonzero_fraction"])] * pruned),
+            *([formats.latency_share(row)] * has_latency),
+            *(formats.times_as_fast(timing.speedup(row["candidate"])) for timing in timings),
+            formats.accuracy(row["val_accuracy"], row["val_interval"]),
+            formats.accuracy(row["test_accuracy"], row["test_interval"]),
+            drop(row, findings.dense, findings.test),
+        ]
+        for row in rows
+    ]
+    ids = [f"candidate-{row['candidate']}" for row in rows]
+    return section(
+        "The front", figure(drawn, caption), table("The networks of the front", head, cells, ids=ids), _notes(findings)
+    )
+
+
+def chosen(findings: Findings) -> str:
+    """The chosen network beside the dense one, how it came about, and why it can be relied upon."""
+    row, dense, test = findings.chosen, findings.dense, findings.test
+    if row is None or not dense:
+        return ""
+    images = test.get("images", 0)
+    cells = [
+        ["FLOPs for one image", f"{dense['flops']:,}", f"{row['flops']:,}", formats.percent(row["flops_fraction"])],
+        ["MACs for one image", f"{dense['flops'] // 2:,}", f"{row['macs']:,}", formats.percent(row["flops_fraction"])],
+        ["parameters", f"{dense['params']:,}", f"{row['params']:,}", formats.percent(row["params_fraction"])],
+    ]
+    for timing in findings.times.conditions:
+        if (time_ms := timing.candidates.get(row["candidate"])) is not None:
+            what = f"time of a batch of {timing.batch_size}, measured"
+            cells.append([what, *_compared_ms(timing.dense_ms, time_ms)])
+    if row["measured_latency_ms"] is not None:
+        whole = row["measured_latency_ms"] / row["measured_latency_fraction"]
+        cells.append(["latency of the budget, measured", *_compared_ms(whole, row["measured_latency_ms"])])
+    if row["latency_fraction"] is not None:
+        whole = row["latency_ms"] / row["latency_fraction"]
+        cells.append(["latency of the budget, predicted", *_compared_ms(whole, row["latency_ms"])])
+    dense_val = formats.accuracy(dense.get("val_accuracy"))
+    cells.append(["validation accuracy, %", dense_val, formats.accuracy(row["val_accuracy"], row["val_interval"]), ""])
+    if row["test_accuracy"] is not None:
+        against = f"{drop(row, dense, test)} points"
+        tested = [
+            formats.accuracy(test.get("dense")),
+            formats.accuracy(row["test_accuracy"], row["test_interval"]),
+            against,
+        ]
+        cells.append([f"test accuracy, % ({images:,} images)", *tested])
+    settings = _settings(row)
+    steps = {
+        "Candidate": f"{row['candidate']} (trial {row['trial_id']})",
+        "Method": f"{row['method']}{f' with {settings}' if settings else ''}, widths by {row['allocation']}",
+        "Validation accuracy": _way(row),
+        "Seeds": f"{len(row['repeats'])}: mean, ± half the 95 % interval" if len(row["repeats"]) > 1 else "",
+        "Measured for": measured_at(findings.times.conditions),
+        "To have it": f"raprune export {findings.name} {row['candidate']} FOLDER",
+        "To load it": "raprune.load(YourNet(), 'FOLDER')",
+    }
+    return section(
+        "The chosen network",
+        table("Beside the dense one", ["network", "#dense", "#chosen", "#of dense, %"], cells),
+        facts(steps),
+        _proof(findings),
+    )
+
+
+def _compared_ms(dense_ms: float, time_ms: float) -> list[str]:
+    return [f"{dense_ms:.3g} ms", f"{time_ms:.3g} ms", formats.percent(time_ms / dense_ms)]
+
+
+def widths(findings: Findings) -> str:
+    """How wide each group is in some networks of the front."""
+    shown, groups = findings.spread, findings.groups
+    if not shown or not groups:
+        return ""
+    drawn = figures.element("widths", findings, label="Channels that stayed, by layer; the table below has the figures")
+    head = ["group of channels", "#dense", *(f"#{row['candidate']}" for row in shown)]
+    cells = [
+        [name, str(dense), *(str(row["widths"].get(name, dense)) for row in shown)] for name, dense in groups.items()
+    ]
+    whole: dict[str, list[str]] = {}
+    for name, _, reason in findings.run.get("graph", {}).get("frozen", []):
+        known = whole.setdefault(reason, [])
+        if name not in known:
+            known.append(name)
+    stays = [f"{formats.few(names)}: {reason}" for reason, names in whole.items()]
+    return section(
+        "Widths by layer",
+        figure(drawn, "Channels that stayed in each group, in the network's order; grey is the dense network."),
+        table("Channels in each group", head, cells),
+        paragraph(f"Whole in every candidate: {'; '.join(stays)}." if stays else ""),
+    )
+
+
+def methods(findings: Findings) -> str:
+    """The methods side by side."""
+    rows = findings.ablation
+    if not rows:
+        return ""
+    drawn = figures.element("ablation", findings, label="Accuracy of each method; the table below has the figures")
+    cost, what = budgeted(rows[0])
+    head = ["method", f"#up to, % of the {what}", "#fine-tuned, epochs", "#epochs in all", "candidate", "#FLOPs %"]
+    head += ["#params %", "#validation %", "#test %"]
+    cells = [
+        [
+            row["method"],
+            f"{100 * row[f'budget_{cost}']:.1f}",
+            f"{row['finetuning_epochs']:g}",
+            f"{row['epochs']:g}",
+            row["candidate"],
+            formats.percent(row["flops_fraction"]),
+            formats.percent(row["params_fraction"]),
+            formats.accuracy(row["val_accuracy"], row["val_interval"]),
+            formats.accuracy(row["test_accuracy"], row["test_interval"]),
+        ]
+        for row in rows
+    ]
+    return section(
+        "The methods side by side",
+        figure(drawn, "Of each method the most accurate network within the budget, and within two smaller ones."),
+        table("The best of each method, after equal fine-tuning", head, cells),
+        paragraph("random and l1 are controls: what does not beat them is not worth its trouble."),
+    )
+
+
+def cost(findings: Findings) -> str:
+    """What the work bought, and what went wrong on the way."""
+    if not findings.spent:
+        return ""
+    unit, per_hour = figures.cost.unit_of(findings)
+    drawn = figures.element("cost", findings, label=f"Hypervolume and best accuracy over {unit}")
+    last = findings.spent[-1]
+    at_all = (
+        f"{per_hour * findings.hours:.3g} {unit} of trials in all; the last one to enlarge the front ended after "
+        f"{per_hour * last['gpu_hours' if findings.on_gpus else 'hours']:.3g}."
+    )
+    failed = sum(findings.errors.values())
+    errors = [[str(number), formats.shortened(text)] for text, number in findings.errors.most_common(MOST_ERRORS)]
+    return section(
+        "What the work bought",
+        figure(drawn, f"The front within the budget after so many {unit} of all trials, failed and stopped ones too."),
+        paragraph(
+            at_all,
+            "Hypervolume is the share of the area between no error at no cost and all errors at the budget that the "
+            "front dominates.",
+        ),
+        table(f"{failed} failed trials", ["#trials", "error"], errors) if failed else "",
+    )
+
+
+def repeat(findings: Findings) -> str:
+    """What it takes to do it again."""
+    run, spec = findings.run, findings.run.get("spec", {})
+    versions = run.get("versions", {})
+    entries = {
+        "Seed": str(spec["seed"]) if "seed" in spec else "",
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Machine": str(run.get("machine", "")),
+        "Data": str(run.get("data", {}).get("fingerprint", "")),
+        "Weights": str(run.get("weights_hash") or ""),
+        "Architecture": str(run.get("architecture", "")),
+        "Run": findings.name,
+        "Recorded": f"{formats.moment(float(run['started_at']))} to {formats.moment(findings.ended_at)}"
+        if run.get("started_at")
+        else "",
+    }
+    job = job_of(spec)
+    return section(
+        "To repeat it",
+        facts(entries),
+        paragraph("The job, as far as it differs from what raprune does by itself; run.json has every field.")
+        if job
+        else "",
+        listing(f"# raprune search job.toml\n{job}") if job else "",
+    )
+
+
+def _notes(findings: Findings) -> str:
+    rows, test, times = findings.listed, findings.test, findings.times
+    has_latency = any(formats.latency_share(row) for row in rows)
+    seeds = max(len(row["repeats"]) for row in rows)
+    return paragraph(
+        why_starred(rows, findings.run),
+        f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
+        f"Drop: test accuracy against the dense network, ± standard error of {test['images']:,} images; the test split "
+        "was looked at once."
+        if test.get("images")
+        else "Drop: validation accuracy against the dense network; the test split was not touched.",
+        "Epochs: of training since the dense network. FLOPs count a multiply-add as 2.",
+        *how_timed(rows, findings.run, times.conditions, has_latency=has_latency),
+        slow(rows, times),
+    )
+
+
+def _proof(findings: Findings) -> str:
+    proof = findings.run.get("graph", {}).get("proof")
+    if not proof:
+        return ""
+    return paragraph(
+        "The groups were proved before any cut, in double precision: a permutation of their channels changes the "
+        f"outputs by {proof['permutation_error']:.1e} of their size at most, and cut networks differ from the network "
+        f"with those channels zeroed by {proof['cut_error']:.1e}."
+    )
+
+
+def _way(row: Row) -> str:
+    after = (("after the cut", "accuracy_after_cut"), ("after repair", "accuracy_after_repair"))
+    steps = [f"{formats.accuracy(row[key])} % {when}" for when, key in after if row[key] is not None]
+    if row["epochs"]:
+        steps.append(f"{formats.accuracy(row['val_accuracy'])} % after {row['epochs']:g} epochs of training")
+    return ", ".join(steps)
+
+
+def _recipe(row: Row) -> str:
+    """What a point says: a line each on candidate, method, cost and accuracy."""
+    return "\n".join(
+        [
+            f"{row['candidate']} ({row['trial_id']})",
+            f"{row['method']}({_settings(row)}), widths by {row['allocation']}",
+            f"{row['flops_fraction']:.1%} of the FLOPs, {row['params_fraction']:.1%} of the parameters",
+            f"validation {formats.accuracy(row['val_accuracy'], row['val_interval'])} %, "
+            f"test {formats.accuracy(row['test_accuracy'], row['test_interval'])} %",
+            f"trained {row['epochs']:g} epochs since the dense network" if row["epochs"] else "not fine-tuned",
+        ]
+    )
+
+
+def _settings(row: Row) -> str:
+    """Of the method, floats to three figures."""
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in row["settings"].items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _budget(findings: Findings) -> str:
+    spec, dense = findings.run.get("spec", {}), findings.dense
+    parts = [
+        f"at most {100 * spec[f'budget_{name}']:g} % of the {spoken}"
+        + (f" ({spec[f'budget_{name}'] * dense[name]:,.0f})" if dense.get(name) else "")
+        for name, spoken in (("flops", "FLOPs"), ("params", "parameters"))
+        if spec.get(f"budget_{name}") is not None
+    ]
+    if spec.get("budget_latency") is not None:
+        latency = findings.budget.latency
+        share = spec["budget_latency"] if latency is None else f"{100 * latency:g} %"
+        known = findings.run.get("latency")
+        under = f", for {latency_conditions(known)}" if known else ""
+        parts.append(f"at most {share} of the latency{under}")
+    return "; ".join(parts)
+
+
+def _data_name(spec: Mapping[str, Any]) -> str:
+    """The data set's name, or the file's where only the file says which it is."""
+    data = spec.get("data", {})
+    name = str(data.get("name", "?"))
+    if name not in ("parquet", "imagefolder") or not data.get("train"):
+        return name
+    return formats.last_part(str(data["train"]))
+
+
+def _whence(weights: str | None) -> str:
+    return f", weights {formats.last_part(weights)}" if weights else ""

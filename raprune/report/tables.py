@@ -1,0 +1,307 @@
+"""What a run is on the screen: the block that says how far it is, the front and the methods as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from raprune.report import formats
+from raprune.results.front import Progress, Row, budgeted, floor_of, is_control, standard_error, weights_pruned
+from raprune.results.timings import Times, Timing, measured_at, slow
+
+WIDE = 118
+"""Columns of a terminal that show the whole table of most runs."""
+
+GIVE_WAY = (
+    *("MACs", "FLOPs count", "params count", "interval", "params", "nonzero", "latency", "faster alone"),
+    *("method", "epochs", "drop", "faster"),
+)
+"""Columns of the front, from the least important on: they give way where a terminal is too narrow for all. `method` is
+shortened. The star, the candidate's id, its fraction of the FLOPs and its accuracies never give way."""
+
+_SHORTEST_METHOD = 8
+"""Characters that are left of a method's name."""
+
+
+_EDGES = 2
+"""Characters of a table's left and right edge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """A column of the front: its header, a cell for each row."""
+
+    header: str
+    cells: list[str]
+    name: str
+    """Entry of GIVE_WAY; empty for what never gives way."""
+    width: int
+
+
+def render_progress(now: Progress) -> RenderableType:
+    """The block that says how far a run is: a few lines, whatever the number of trials."""
+    grid = render_standing(now)
+    left = "" if now.left_s is None else f", about {formats.duration(now.left_s)} of search left" if now.left_s else ""
+    spent = f", {now.gpu_hours:.2f} GPU-hours" if now.gpu_hours else ""
+    in_all = "in all" if now.finished else "so far"
+    grid.add_row("time", f"{formats.duration(now.elapsed_s)} {in_all}{left}{spent}")
+    return grid
+
+
+def render_standing(now: Progress) -> Table:
+    """Standing of the trials."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    states = ", ".join(f"{count} {state.lower()}" for state, count in now.states.items()) or "none yet"
+    steps = f", {now.steps} more on the way to them" if now.steps else ""
+    grid.add_row("trials", f"{now.searched} of {now.trials} searched ({states}){steps}")
+    if now.finetuned or now.finetunings:
+        grid.add_row("fine-tuned", finetuned_of(now))
+    grid.add_row("front", f"{now.front} candidates, hypervolume {now.hypervolume:.4f}")
+    if now.best is not None:
+        dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"
+        grid.add_row(
+            "best",
+            f"{now.best['val_accuracy']:.2%} validation at {now.best['flops_fraction']:.1%} of the FLOPs "
+            f"({escape(now.best['method'])}, {_how(now.best)}){dense}",
+        )
+    return grid
+
+
+def finetuned_of(now: Progress) -> str:
+    """The number of networks that were fine-tuned, of all that are to be, where that is known."""
+    return f"{now.finetuned}" if now.finetunings is None else f"{now.finetuned} of {now.finetunings}"
+
+
+def render_rows(
+    rows: list[Row],
+    run: Mapping[str, Any],
+    test: Mapping[str, Any],
+    *,
+    times: Times | None = None,
+    width: int = WIDE,
+) -> RenderableType:
+    """The table of the rows beside the dense network; the `starred` one has a star.
+
+    The drop is that of the test accuracy where it was measured, else of the validation accuracy, in points, with the
+    standard error of a share of so many images (two networks on the same images differ by less than it tells).
+    """
+    if not rows:
+        return "No candidate is on the front yet."
+    times = times or Times()
+    columns = _fitting(_columns(rows, run.get("dense", {}), test, times), width)
+    shown = {column.name for column in columns}
+    gap = 2 if _table_width(columns, gap=2) <= width else 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    for column in columns:
+        left = column.header in ("candidate", "method") or column.name == "interval"
+        table.add_column(column.header, justify="left" if left else "right", no_wrap=True, width=column.width)
+    for number, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
+        is_starred = number < len(rows) and rows[number]["starred"]
+        table.add_row(*map(escape, cells), style="bold" if is_starred else None)
+    notes = ["FLOPs count a multiply-add as 2, for one image."]
+    if "MACs" in shown:
+        notes = ["FLOPs count a multiply-add as 2 (MACs as 1), for one image."]
+    if "epochs" in shown:
+        notes.insert(0, "Epochs: of training since the dense network.")
+    if any(row["parent"] for row in rows):
+        notes.append("-ft: fine-tuned.")
+    if "nonzero" in shown:
+        notes.append("Nonzero: parameters that are not exactly zero.")
+    notes += filter(None, [why_starred(rows, run)])
+    seeds = max(len(r["repeats"]) for r in rows)
+    if seeds > 1:
+        interval = ", with their 95 % confidence interval" if "interval" in shown else ""
+        notes.append(f"Fine-tuned accuracies are means over {seeds} seeds{interval}.")
+    if "drop" in shown and test.get("images"):
+        notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
+    elif "drop" in shown:
+        notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
+    timings = times.conditions if "faster alone" in shown else times.conditions[-1:] if "faster" in shown else ()
+    notes += how_timed(rows, run, timings, has_latency="latency" in shown)
+    remark = slow(rows, times)
+    return Group(table, f"[dim]{escape(' '.join(notes))}[/dim]", *([escape(remark)] if remark else []))
+
+
+def _columns(rows: list[Row], dense: Mapping[str, Any], test: Mapping[str, Any], times: Times) -> list[_Column]:
+    """All columns of the front; the last cell of each is the dense network's, where it is known."""
+
+    def column(header: str, cells: Iterable[str], of_dense: str, name: str = "") -> _Column:
+        found = [*cells, *([of_dense] if dense else [])]
+        return _Column(header=header, cells=found, name=name, width=max(map(cell_len, (header, *found))))
+
+    flops, params = dense.get("flops", 0), dense.get("params", 0)
+    columns = [
+        column("", ("★" * r["starred"] for r in rows), ""),
+        column("candidate", (r["candidate"] for r in rows), "dense"),
+        column("method", (r["method"] for r in rows), "", "method"),
+        column("epochs", (f"{r['epochs']:g}" for r in rows), "", "epochs"),
+        column("FLOPs", (f"{r['flops_fraction']:.1%}" for r in rows), "100.0%"),
+        column("", (formats.count(r["flops"]) for r in rows), formats.count(flops), "FLOPs count"),
+        column("MACs", (formats.count(r["macs"]) for r in rows), formats.count(flops // 2), "MACs"),
+        column("params", (f"{r['params_fraction']:.1%}" for r in rows), "100.0%", "params"),
+        column("", (formats.count(r["params"]) for r in rows), formats.count(params), "params count"),
+    ]
+    if any(weights_pruned(r) for r in rows):
+        columns += [column("nonzero", (f"{r['nonzero_fraction']:.1%}" for r in rows), "100.0%", "nonzero")]
+    if any(formats.latency_share(r) for r in rows):
+        latencies = (share and f"{share}%" for share in map(formats.latency_share, rows))
+        columns += [column("latency", latencies, "100.0%", "latency")]
+    for timing in times.conditions:
+        header = f"faster@{timing.batch_size}" if len(times.conditions) > 1 else "faster"
+        name = "faster" if timing is times.conditions[-1] else "faster alone"
+        columns += [column(header, (formats.times_as_fast(timing.speedup(r["candidate"])) for r in rows), "1x", name)]
+    for split, of_dense in (("val", dense.get("val_accuracy")), ("test", test.get("dense"))):
+        columns += [column(f"{split} %", (_points(r[f"{split}_accuracy"]) for r in rows), _points(of_dense))]
+        intervals = [r[f"{split}_interval"] for r in rows]
+        if any(interval is not None for interval in intervals):
+            cells = ("" if interval is None else f"±{100 * interval:.2f}" for interval in intervals)
+            columns += [column("", cells, "", "interval")]
+    return [*columns, column("drop", (drop(r, dense, test) for r in rows), "", "drop")]
+
+
+def _fitting(columns: list[_Column], width: int) -> list[_Column]:
+    """The columns that fit into `width` with a space between two of them; the least important give way."""
+    (whole,) = (column.width for column in columns if column.name == "method")
+    for name in GIVE_WAY:
+        if _table_width(columns, gap=1) <= width:
+            break
+        if name == "method":
+            columns = [replace(c, width=min(c.width, _SHORTEST_METHOD)) if c.name == name else c for c in columns]
+        else:
+            columns = [c for c in columns if c.name != name]
+    left = max(0, width - _table_width(columns, gap=1))
+    return [replace(c, width=min(whole, c.width + left)) if c.name == "method" else c for c in columns]
+
+
+def _table_width(columns: list[_Column], *, gap: int) -> int:
+    return sum(column.width + gap for column in columns) - gap + _EDGES
+
+
+def how_timed(
+    rows: Sequence[Row], run: Mapping[str, Any], timings: Sequence[Timing], *, has_latency: bool
+) -> list[str]:
+    """Sentences on the conditions of the times that a table shows, and of the latency that a budget is of."""
+    sentences = [f"Faster: the dense network's time over the network's, for {measured_at(timings)}."] if timings else []
+    if has_latency:
+        what = "Latency: fraction of the dense network's under the conditions of the budget"
+        if known := run.get("latency"):
+            what += f", {latency_conditions(known)}"
+        is_predicted = any(row["measured_latency_fraction"] is None for row in rows)
+        sentences.append(f"{what}{'; ~ as layer times predict it' if is_predicted else ''}.")
+    return sentences
+
+
+def latency_conditions(latency: Mapping[str, Any]) -> str:
+    """Conditions of a latency budget, `latency` of `run.json`, in words."""
+    return f"a batch of {latency['batch_size']}, {latency['precision']} on {latency['device']}"
+
+
+def render_ablation(rows: list[Row], run: Mapping[str, Any], *, width: int = WIDE) -> RenderableType:
+    """The methods side by side: tables for the repaired networks, and for each number of epochs of fine-tuning."""
+    if not rows:
+        return "The run has no complete trial within its budget yet."
+    dense = run.get("dense", {}).get("val_accuracy")
+    notes = (
+        "[dim]Of each method the network with the best validation accuracy within the budget: that accuracy in %, at "
+        "its share of the dense network's cost. Epochs: of training since the dense network, what the method trains by "
+        f"itself among them.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
+    )
+    finetunings = dict.fromkeys(r["finetuning_epochs"] for r in rows)
+    tables = [
+        table
+        for epochs in finetunings
+        for table in _compared([r for r in rows if r["finetuning_epochs"] == epochs], width)
+    ]
+    return Group(*tables, notes)
+
+
+def _compared(rows: list[Row], width: int) -> list[Table]:
+    """The methods at each budget; in several tables where not all budgets fit into `width`."""
+    cost, what = budgeted(rows[0])
+    headers = {row[f"budget_{cost}"]: f"up to {row[f'budget_{cost}']:.1%} {what}" for row in rows}
+    trained = {row["method"]: _trained([r for r in rows if r["method"] == row["method"]]) for row in rows}
+    cell, epochs = max(map(len, headers.values())), max(len("epochs"), *map(len, trained.values()))
+    # A long name gives way where not one budget fits beside it. Three columns lie between two texts.
+    method = min(max(len("method"), *map(len, trained)), max(_SHORTEST_METHOD, width - epochs - cell - 6 - _EDGES))
+    together = max(1, (width - method - epochs - 3 - _EDGES) // (cell + 3))
+    tables = []
+    for start in range(0, len(headers), together):
+        budgets = list(headers)[start : start + together]
+        epochs_of_tuning = rows[0]["finetuning_epochs"]
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            title=f"Fine-tuned for {_epochs(epochs_of_tuning)}" if epochs_of_tuning else "Repaired, not fine-tuned",
+            title_justify="left",
+        )
+        table.add_column("method", no_wrap=True, width=method)
+        table.add_column("epochs", justify="right", no_wrap=True)
+        for budget in budgets:
+            table.add_column(headers[budget], justify="right", no_wrap=True)
+        for name in trained:
+            own = {r[f"budget_{cost}"]: r for r in rows if r["method"] == name}
+            cells = [
+                f"{_points(r['val_accuracy'])} at {r[f'{cost}_fraction']:.1%}" if (r := own.get(budget)) else "-"
+                for budget in budgets
+            ]
+            table.add_row(escape(name), trained[name], *cells)
+        tables.append(table)
+    return tables
+
+
+def _trained(rows: list[Row]) -> str:
+    """Least and most epochs of training of the rows."""
+    epochs = sorted({r["epochs"] for r in rows})
+    return " to ".join(f"{e:g}" for e in (epochs[0], epochs[-1])[: len(epochs)])
+
+
+def why_starred(rows: list[Row], run: Mapping[str, Any]) -> str:
+    """A sentence on why the starred row has the star; empty if none has it."""
+    chosen, floor = next((row for row in rows if row["starred"]), None), floor_of(run)
+    if chosen is None:
+        return ""
+    if floor is not None and chosen["val_accuracy"] >= floor:
+        return f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}."
+    sentences = ["★ most accurate on the validation split within the budget."]
+    if floor is not None:
+        sentences.append(f"None has the validation accuracy asked for, {floor:.2%}.")
+    controls = {row["method"] for row in rows if is_control(row, run)}
+    ahead = {row["method"] for row in rows if row["val_accuracy"] > chosen["val_accuracy"]} & controls
+    if chosen["method"] in controls:
+        sentences.append(f"{chosen['method']} is a control: every method is behind it by more than its standard error.")
+    elif ahead:
+        sentences.append(f"Ahead by less than the standard error, and only a control: {', '.join(sorted(ahead))}.")
+    return " ".join(sentences)
+
+
+def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
+    if row["test_accuracy"] is not None and row["dense_test_accuracy"] is not None:
+        accuracy, reference, images = row["test_accuracy"], row["dense_test_accuracy"], test.get("images")
+    elif dense.get("val_accuracy") is not None:
+        accuracy, reference, images = row["val_accuracy"], dense["val_accuracy"], dense.get("val_images")
+    else:
+        return "-"
+    error = f" ± {100 * standard_error(accuracy, images):.2f}" if images else ""
+    return f"{100 * (accuracy - reference):+.2f}{error}"
+
+
+def _how(row: Row) -> str:
+    return _epochs(row["epochs"]) if row["epochs"] else "repaired"
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
+
+
+def _points(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.2f}"

@@ -1,0 +1,136 @@
+"""A run on the screen: how far it is, its front, its methods side by side. No torch, no ray."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from raprune.records import Trial
+from raprune.report.display import line
+from raprune.report.formats import duration
+from raprune.report.summary import summary
+from raprune.report.tables import render_ablation, render_progress, render_rows
+from raprune.results.front import ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
+from raprune.results.stages import read_stages
+from raprune.results.timings import Times, read_times, with_times
+from raprune.spec.budget import Budget
+from raprune.spec.job import SearchSpec
+from raprune.store.folder import Store
+from raprune.store.networks import named_as_today
+
+TEST_FILE = "report/test.json"
+
+
+def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
+    """Prints how far the run is."""
+    store = Store(uri)
+    run = store.run()
+    now, stages = progress(run, store.trials()), read_stages(store, run)
+    if as_json:
+        told = {"stages": None if stages is None else stages.to_json()}
+        console.out(json.dumps({"state": run.get("state")} | vars(now) | told, indent=2), highlight=False)
+        return
+    console.print(render_progress(now))
+    if stages is not None and stages.current is not None:
+        ago = max(0.0, time.time() - stages.written_at)
+        console.print(f"{line(stages)}  (said {duration(ago)} ago)", markup=False, highlight=False, soft_wrap=True)
+    if run.get("state") not in (None, "finished"):
+        console.print(
+            f"Not finished. If nothing works on it any more: raprune resume {store.name}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_front(uri: str, *, console: Console, as_json: bool = False, everything: bool = False) -> None:
+    """Prints the front within the run's budget, or every candidate."""
+    store = Store(uri)
+    run, trials = store.run(), store.trials()
+    test, times = read_test(store, trials), read_times(store, trials)
+    known = candidates(trials, test=test)
+    rows = with_times(starred(known, run) if everything else listed(known, run), times)
+    if as_json:
+        console.out(json.dumps(rows, indent=2), highlight=False)
+    else:
+        for row in rows:
+            if row["starred"]:
+                console.print(summary(row, run, times), highlight=False, markup=False)
+        console.print(render_rows(rows, run, test, times=times, width=console.width))
+        _print_next(store, console, next((row["candidate"] for row in rows if row["starred"]), None))
+
+
+def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None:
+    """Prints the methods side by side: the best of each at each budget, after equal fine-tuning."""
+    store = Store(uri)
+    run, trials = store.run(), store.trials()
+    rows = ablation(trials, budget_of(run), test=read_test(store, trials))
+    if as_json:
+        console.out(json.dumps(rows, indent=2), highlight=False)
+    else:
+        console.print(render_ablation(rows, run, width=console.width))
+
+
+def print_pick(
+    uri: str,
+    budget: Budget,
+    *,
+    console: Console,
+    latency: str | None = None,
+    min_accuracy: float | None = None,
+    as_json: bool = False,
+) -> None:
+    """Prints the candidate of the run that fits best; nothing is computed anew.
+
+    `latency`: what may remain beside `budget`, as `raprune.spec.job.read_latency` reads it.
+    """
+    store = Store(uri)
+    run, trials = store.run(), store.trials()
+    test, times = read_test(store, trials), read_times(store, trials)
+    if latency is not None:
+        budget = replace(budget, latency=wanted_latency(f"--budget-latency {latency}", latency, run))
+    rows = with_times(starred(candidates(trials, test=test), run), times)
+    row = pick(rows, budget, min_accuracy=min_accuracy)
+    if as_json:
+        console.out(json.dumps(row, indent=2), highlight=False)
+        return
+    console.print(render_rows([row], run, test, times=times, width=console.width))
+    hint = f"Export it: raprune export {store.name} {row['candidate']} FOLDER"
+    console.print(hint, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, console: Console) -> None:
+    """Prints one network that was made without a search, beside the dense one."""
+    assert trial.metrics is not None
+    dense = {
+        "val_accuracy": dense_accuracy,
+        "flops": round(trial.metrics.flops / trial.metrics.flops_fraction),
+        "params": round(trial.metrics.params / trial.metrics.params_fraction),
+    }
+    run = {"spec": spec.model_dump(mode="json"), "dense": dense}
+    console.print(render_rows(with_times(candidates([trial]), Times()), run, {}, width=console.width))
+
+
+def read_test(store: Store, trials: Sequence[Trial]) -> dict[str, Any]:
+    """The accuracies on the test split: `{"dense", "candidates", "images"}`; empty until it was measured.
+
+    `trials` are those of the run: they say which network a name of before stood for.
+    """
+    return named_as_today(store.read_json(TEST_FILE), trials) if store.exists(TEST_FILE) else {}
+
+
+def _print_next(store: Store, console: Console, network: str | None) -> None:
+    """Prints the run's place and the commands that come next; `network` is the one with the star."""
+    lines = [f"Run: {store.name}"]
+    if store.exists("report/front.html"):
+        lines.append(f"Page: {store.name}/report/front.html")
+    if network is not None:
+        lines.append(f"Export the starred network: raprune export {store.name} {network} DIR")
+    lines.append(f"The methods side by side: raprune front {store.name} --ablation")
+    lines.append(f"Another budget, without new work: raprune pick {store.name} --budget-flops 0.2")
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,145 @@
+"""How long a search will take, said before it begins: from measured speeds and the size of the job. Pure.
+
+The aim is a factor of two. `run.json` keeps under "stages" what each took beside what was forecast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raprune.report.formats import about
+from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
+
+WORKERS_START_S = 6.0
+"""Until the search's workers have imported PyTorch and hold network and data."""
+GROUP_START_S = 20.0
+"""Until a group of Ray Train has come up."""
+REPORT_S = 4.0
+"""Figures and tables: Matplotlib's import is most of it."""
+LATENCY_S = 1.5
+"""Measuring one network whole takes no longer."""
+FILLING_S = 0.5
+"""A batch that fills the device takes the dense network no longer."""
+FILLING_IMAGES = 64
+"""Images of that batch."""
+FIXED = 0.25
+"""Fraction of the dense network's time that does not shrink with the FLOPs: calls, memory, augmentation."""
+TRIAL_S = 0.05
+"""A trial without any network run: proposing, choosing widths, surgery, recording."""
+
+REESTIMATION = 1.0
+"""Forward passes of the cut network over the calibration images that re-estimating batch norms takes."""
+REFIT = 3.0
+"""A least-squares repair, in forward passes of both networks over the images: sampling patches, solving."""
+SCORING = 3.0
+"""Scoring one method, in forward passes over the calibration images: a backward pass, or moments and solving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Measured speed of the dense network on the device of the workers, in seconds an image."""
+
+    forward_s: float
+    step_s: float
+    """Fine-tuned once, with the dense network as teacher where the job asks for one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Size of a job: what is still to be done, in numbers."""
+
+    workers: int
+    train_images: int
+    validation_images: int
+    test_images: int
+    calibration_images: int
+    trials: int
+    fraction: float
+    """Mean fraction of the dense FLOPs that a trial's network keeps."""
+    refits: float
+    """Fraction of the trials that are repaired by least squares."""
+    trial_epochs: float = 0.0
+    """Epochs of training in the mean trial: rungs, methods that train while they cut."""
+    limit_s: float | None = None
+    """Time limit of the search."""
+    phase_epochs: float = 0.0
+    """Epochs of training before methods score."""
+    scored: int = 0
+    """Methods that are scored on images."""
+    priced: int = 0
+    """Networks that are cut and repaired to measure how sensitive groups are."""
+    rescored: int = 0
+    """Methods that are scored again in a trial, as the sampler comes upon other settings of them."""
+    repriced: int = 0
+    """Networks that are then cut and repaired for it."""
+    priced_images: int = 256
+    finetunings: int = 0
+    finetuning_epochs: float = 0.0
+    teacher: bool = True
+    """True if fine-tuning runs the dense network too."""
+    latency_repeats: int = 20
+    """Times that each network of the front is timed."""
+    grouped: bool = False
+    """True if a group of Ray Train fine-tunes, one network after another on all workers."""
+
+
+def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
+    """Seconds of each stage from the scores on, in their order; stages without work are left out."""
+    side_by_side = max(1, plan.workers)
+    smaller = FIXED + (1 - FIXED) * plan.fraction
+    cut_s, refit_s = smaller * pace.forward_s, REFIT * (1 + smaller) * pace.forward_s
+    teacher_s = min(pace.forward_s, pace.step_s) if plan.teacher else 0.0
+    epoch_s = plan.train_images * (teacher_s + smaller * (pace.step_s - teacher_s))
+    repair_s = plan.calibration_images * (plan.refits * refit_s + (1 - plan.refits) * REESTIMATION * cut_s)
+    trial_s = TRIAL_S + repair_s + plan.validation_images * cut_s + plan.trial_epochs * epoch_s
+    # What is behind a group is repaired: half of the network in the mean. Its predictions are compared.
+    price_s = plan.priced_images * (refit_s / 2 + 2 * pace.forward_s)
+    one_s = plan.calibration_images * SCORING * pace.forward_s
+    search_s = _shared(plan.trials, side_by_side) * trial_s
+    if plan.trials:
+        # Not side by side: the others wait for its result.
+        search_s += plan.rescored * one_s + plan.repriced * price_s
+    if plan.limit_s is not None:
+        search_s = min(search_s, plan.limit_s)
+    finetuning_s = plan.finetunings * plan.finetuning_epochs * epoch_s
+    if plan.grouped:
+        tuning_s = GROUP_START_S + finetuning_s / side_by_side
+    else:
+        tuning_s = _shared(plan.finetunings, side_by_side) * plan.finetuning_epochs * epoch_s
+    score_s = plan.scored * one_s + plan.priced * price_s
+    batch_s = smaller * min(FILLING_S, FILLING_IMAGES * pace.forward_s)
+    seconds = {
+        PHASES: plan.phase_epochs * plan.train_images * pace.step_s,
+        SCORES: (WORKERS_START_S + score_s / side_by_side) if plan.scored or plan.priced else 0.0,
+        SEARCH: WORKERS_START_S + search_s if plan.trials else 0.0,
+        FINETUNE: tuning_s if plan.finetunings else 0.0,
+        TEST: _shared(plan.finetunings + 1, side_by_side) * plan.test_images * cut_s,
+        LATENCY: WORKERS_START_S + (plan.finetunings + 1) * min(LATENCY_S, plan.latency_repeats * batch_s),
+        REPORT: REPORT_S,
+    }
+    return {name: value for name, value in seconds.items() if value > 0}
+
+
+def told(seconds: Mapping[str, float]) -> str:
+    """The forecast as a sentence: all of it, and the stages that are most of it."""
+    largest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
+    most = ", ".join(f"{_WORDS.get(name, name)} {about(value)}" for name, value in largest)
+    return f"This will take about {about(sum(seconds.values()))}: {most}."
+
+
+_WORDS = {
+    PHASES: "training for methods",
+    SCORES: "scores",
+    SEARCH: "trials",
+    FINETUNE: "fine-tuning",
+    TEST: "the test split",
+    LATENCY: "measuring latency",
+    REPORT: "the report",
+}
+
+
+def _shared(count: int, workers: int) -> int:
+    """Rounds in which `workers` do `count` pieces of work side by side."""
+    return math.ceil(count / workers)

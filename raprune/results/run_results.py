@@ -1,0 +1,147 @@
+"""What a run found, from its records: what its report tells, its figures and its page show. No torch, no ray."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from raprune.records import Trial, TrialState
+from raprune.report.terminal import read_test
+from raprune.results.front import (
+    Progress,
+    Row,
+    ablation,
+    budget_of,
+    candidates,
+    floor_of,
+    front_of,
+    listed,
+    progress,
+    spent,
+    starred,
+)
+from raprune.results.timings import Times, read_times, with_times
+from raprune.spec.budget import Budget
+from raprune.store.folder import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A run under way has them too: of what was recorded so far. What follows from the records is worked out once."""
+
+    name: str
+    """Where the run lies, without what may hold a secret."""
+    run: Mapping[str, Any]
+    """The content of `run.json`."""
+    test: Mapping[str, Any]
+    """As `raprune.report.terminal.read_test` gives it."""
+    times: Times
+    """Measured times of whole networks."""
+    trials: Sequence[Trial]
+    """In the order of their records."""
+
+    @property
+    def dense(self) -> Mapping[str, Any]:
+        return self.run.get("dense", {})
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Group -> channels in the dense network, in the network's order."""
+        return dict(self.run.get("graph", {}).get("groups", {}))
+
+    @cached_property
+    def budget(self) -> Budget:
+        return budget_of(self.run)
+
+    @property
+    def floor(self) -> float | None:
+        return floor_of(self.run)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Every candidate, by ascending FLOPs: `front.candidates`."""
+        return with_times(starred(candidates(self.trials, test=self.test), self.run), self.times)
+
+    @cached_property
+    def front(self) -> list[Row]:
+        """Those of the front within the budget."""
+        return front_of(self.rows, self.budget)
+
+    @cached_property
+    def listed(self) -> list[Row]:
+        """Those that a table shows: `front.listed`."""
+        return listed(self.rows, self.run)
+
+    @cached_property
+    def ablation(self) -> list[Row]:
+        return ablation(self.trials, self.budget, test=self.test)
+
+    @cached_property
+    def spent(self) -> list[Row]:
+        return spent(self.trials, self.budget)
+
+    @cached_property
+    def progress(self) -> Progress:
+        return progress(self.run, self.trials)
+
+    @cached_property
+    def errors(self) -> Counter[str]:
+        """First line of the error of a failed trial -> number of such trials."""
+        return Counter(_first_line(trial) for trial in self.trials if trial.state is TrialState.FAILED)
+
+    @cached_property
+    def on_gpus(self) -> bool:
+        return any(trial.gpu_seconds for trial in self.trials)
+
+    @cached_property
+    def hours(self) -> float:
+        """Of all trials: on GPUs, or without any on workers."""
+        return sum(trial.gpu_seconds if self.on_gpus else trial.seconds for trial in self.trials) / 3600
+
+    @cached_property
+    def ended_at(self) -> float:
+        """When the last recorded trial ended, in seconds since the epoch; 0 before the first one."""
+        return max((trial.started_at + trial.seconds for trial in self.trials), default=0.0)
+
+    def error(self, accuracy: float) -> float:
+        """The error in percent, at least that of half a wrong validation image: what a logarithm can show."""
+        images = self.dense.get("val_images")
+        return max(100 * (1 - accuracy), 50 / images if images else 0.01)
+
+    @cached_property
+    def chosen(self) -> Row | None:
+        """The network with the star."""
+        return next((row for row in self.listed if row["starred"]), None)
+
+    @cached_property
+    def spread(self) -> list[Row]:
+        """The chosen network, the smallest one of the front and one between, by falling FLOPs."""
+        if self.chosen is None:
+            return []
+        others = [row for row in self.front if row["candidate"] != self.chosen["candidate"]]
+        ends = [*others[:1], *others[len(others) // 2 :][:1]] if len(others) > 1 else others
+        shown = {row["candidate"]: row for row in [self.chosen, *ends]}
+        return sorted(shown.values(), key=lambda row: -row["flops"])
+
+
+def read_findings(store: Store, *, run: Mapping[str, Any] | None = None) -> Findings:
+    """Reads the run once; `run` is taken in place of its `run.json`.
+
+    Raises:
+        StoreError: if the folder holds no run, or cannot be read.
+    """
+    described, trials = store.run() if run is None else run, store.trials()
+    return Findings(
+        name=store.name,
+        run=described,
+        test=read_test(store, trials),
+        times=read_times(store, trials),
+        trials=trials,
+    )
+
+
+def _first_line(trial: Trial) -> str:
+    return (trial.error or "").strip().partition("\n")[0] or "no message"

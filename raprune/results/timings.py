@@ -1,0 +1,165 @@
+"""Measured times of whole networks, and how many times faster than the dense network they make a candidate.
+
+No torch, no ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from raprune.records import Trial
+from raprune.store.folder import Store
+from raprune.store.networks import named_as_today
+
+Row = dict[str, Any]
+"""A row of `raprune.results.front`."""
+
+LATENCY_FILE = "report/latency.json"
+
+NOT_FASTER = 0.95
+"""A network that takes more than this fraction of the dense network's time is not called faster."""
+HARDLY_FASTER = 1 / 3
+"""A network that saves less than this fraction of its saved FLOPs in time is called hardly faster."""
+_WORTH_MENTIONING = 0.1
+"""Fraction of the FLOPs that a network must have saved for its time to be remarked on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Times of the dense network and of candidates that were taken under the same conditions, in turns."""
+
+    device: str
+    threads: int | None
+    """CPU threads; None on a GPU, and in runs of earlier versions, which name them in `device`."""
+    precision: str
+    batch_size: int
+    dense_ms: float
+    candidates: Mapping[str, float]
+    """Network (`Trial.network`) -> milliseconds a batch."""
+
+    def speedup(self, candidate: str) -> float | None:
+        """How many times as fast as the dense network the candidate is; None if it was not timed."""
+        time_ms = self.candidates.get(candidate)
+        return None if time_ms is None else self.dense_ms / time_ms
+
+    @property
+    def where(self) -> str:
+        """Precision and device in words: `float32 on AMD EPYC, 2 threads`."""
+        threads = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.precision} on {self.device}{threads}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """All that was measured of a run's networks; empty until then."""
+
+    conditions: tuple[Timing, ...] = ()
+    """By ascending batch size: one image, and a batch that fills the device, on all threads that a user has there."""
+    budget: Timing | None = None
+    """Under the conditions of the latency budget, where the run has one."""
+
+    @property
+    def single(self) -> Timing | None:
+        """The times of one image; None if they were not measured."""
+        return next((timing for timing in self.conditions if timing.batch_size == 1), None)
+
+    @property
+    def batch(self) -> Timing | None:
+        """The times of the largest batch; None if none were measured."""
+        return self.conditions[-1] if self.conditions else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of `report/latency.json`: `{"conditions": [timing, ...], "budget": timing or null}`."""
+        return {
+            "conditions": [asdict(timing) for timing in self.conditions],
+            "budget": None if self.budget is None else asdict(self.budget),
+        }
+
+
+def read_times(store: Store, trials: Sequence[Trial]) -> Times:
+    """Times of the networks of a run of these trials as stored; none where they have not been measured."""
+    return times_from(store.read_json(LATENCY_FILE), trials) if store.exists(LATENCY_FILE) else Times()
+
+
+def times_from(content: Mapping[str, Any], trials: Sequence[Trial] = ()) -> Times:
+    """Times from the content of `report/latency.json`.
+
+    Earlier versions wrote one timing with nothing around it, by the names of before (`raprune.store.networks`).
+    """
+    if "conditions" not in content:
+        return Times(conditions=(_timing(named_as_today(content, trials)),))
+    budget = content.get("budget")
+    return Times(
+        conditions=tuple(_timing(entry) for entry in content["conditions"]),
+        budget=None if budget is None else _timing(budget),
+    )
+
+
+def _timing(entry: Mapping[str, Any]) -> Timing:
+    return Timing(
+        **{"threads": None} | {field.name: entry[field.name] for field in fields(Timing) if field.name in entry}
+    )
+
+
+def with_times(rows: Sequence[Row], times: Times) -> list[Row]:
+    """The rows with what was measured of them; None where nothing was.
+
+    `measured_ms` is the time of a batch of `measured_batch_size` images, and `speedup` the dense network's time over
+    it; `measured_batch1_ms` and `speedup_batch1` are those of one image. `measured_latency_ms` is the time under the
+    conditions of the latency budget, and `measured_latency_fraction` that over the dense network's.
+    """
+    return [row | _measured(row["candidate"], times) for row in rows]
+
+
+def _measured(candidate: str, times: Times) -> Row:
+    batch, single, budget = times.batch, times.single, times.budget
+    latency_ms = budget and budget.candidates.get(candidate)
+    return {
+        "measured_batch_size": batch and batch.batch_size,
+        "measured_ms": batch and batch.candidates.get(candidate),
+        "speedup": batch and batch.speedup(candidate),
+        "measured_batch1_ms": single and single.candidates.get(candidate),
+        "speedup_batch1": single and single.speedup(candidate),
+        "measured_latency_ms": latency_ms,
+        "measured_latency_fraction": latency_ms / budget.dense_ms if budget and latency_ms else None,
+    }
+
+
+def measured_at(timings: Sequence[Timing]) -> str:
+    """Conditions of timings on one device, and the dense network's times under them, in words."""
+    if not timings:
+        return ""
+    sizes = [f"{timing.batch_size} ({timing.dense_ms:.3g} ms for the dense network)" for timing in timings]
+    return f"a batch of {' and one of '.join(sizes)}, {timings[0].where}"
+
+
+def is_faster(row: Row) -> bool:
+    """True if the row's network was measured and takes at most `NOT_FASTER` of the dense network's time."""
+    return row["speedup"] is not None and 1 / row["speedup"] <= NOT_FASTER
+
+
+def slow(rows: Sequence[Row], times: Times) -> str:
+    """A remark on the networks that have fewer FLOPs and are measured not, or hardly, faster; empty for none."""
+    measured = [row for row in rows if row["speedup"] is not None]
+    saving = [row for row in measured if 1 - row["flops_fraction"] >= _WORTH_MENTIONING]
+    not_faster = [row for row in saving if not is_faster(row)]
+    hardly = [
+        row for row in saving if is_faster(row) and 1 - 1 / row["speedup"] < HARDLY_FASTER * (1 - row["flops_fraction"])
+    ]
+    if times.batch is None or not (not_faster or hardly):
+        return ""
+    groups = (("not faster", not_faster), ("hardly faster", hardly))
+    counted = [f"{len(some)} of {len(measured)} networks {_are(some)} {how}" for how, some in groups if some]
+    worst = max(not_faster or hardly, key=lambda row: (1 / row["speedup"] - row["flops_fraction"], row["candidate"]))
+    return (
+        f"{' and '.join(counted)} than the dense network at batch {times.batch.batch_size}, because narrow layers do "
+        f"not fill the device, or operations that have no FLOPs take the time: {worst['candidate']} has "
+        f"{worst['flops_fraction']:.1%} of the FLOPs and takes {1 / worst['speedup']:.1%} of the time. "
+        "A search with --budget-latency looks for fast ones."
+    )
+
+
+def _are(some: Sequence[Row]) -> str:
+    return "is" if len(some) == 1 else "are"

@@ -1,0 +1,97 @@
+"""Decisions on what a job leaves open, from its network and data: methods, widths, the length of fine-tuning.
+
+A decision is made once, before the search; `run.json` records it, so that a resumed run goes on with it. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+from raprune.spec.job import FinetuneSpec, SamplerSpec, SearchSpec
+
+PartT = TypeVar("PartT", FinetuneSpec, SamplerSpec)
+
+METHODS = ("reconstruction", "taylor", "activation", "fpgm", "l2")
+"""A method of the papers that needs no training, and one strong baseline of each kind: by the loss, by activations, by
+the distance and by the size of the filters."""
+
+FAST_MULTIPLE = 8
+"""Widths that the convolutions of CPUs and GPUs are made for: of a ResNet with 30 % of its FLOPs, a batch took 0.33 of
+the dense network's time at multiples of 8, and 0.54 at any widths (two CPU cores, batch of 64)."""
+NARROWEST = 32
+"""Channels of the narrowest group from which such widths are fine enough."""
+
+CALIBRATION, LEAST_CALIBRATION, MOST_CALIBRATION = 1 / 16, 256, 1024
+"""Fraction of the training images that methods look at, and the bounds of their number. A least-squares repair takes as
+long as it has images: of MNIST's sample, 500 gave the same accuracies as 1,000 in half the time."""
+
+IMAGES = 3_000
+"""Images of fine-tuning for a network of which everything is cut off."""
+LEAST_EPOCHS, MOST_EPOCHS = 0.25, 20.0
+LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))
+"""Steps of the optimiser from which a learning rate holds. A short training has no time to mend what a high rate does
+to weights that were trained and repaired before."""
+
+
+def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> SearchSpec:
+    """The job with every field that it left open decided.
+
+    `num_train` is the number of training images, `widths` are the channels of each group of the dense network.
+    """
+    limits = (spec.budget.flops, spec.budget.params, spec.budget.latency)
+    keep = min((limit for limit in limits if limit is not None), default=1.0)
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES * (1 - keep) / num_train, 2)))
+    calibration = min(MOST_CALIBRATION, max(LEAST_CALIBRATION, round(CALIBRATION * num_train)))
+    asked = spec.finalists.train
+    steps = (epochs if asked.epochs is None else asked.epochs) * math.ceil(num_train / asked.batch_size)
+    return _filled(
+        spec,
+        methods=METHODS,
+        calibration=calibration,
+        multiple_of=FAST_MULTIPLE if min(widths.values(), default=1) >= NARROWEST else 1,
+        epochs=epochs,
+        lr=next(rate for least, rate in LEARNING_RATES if steps >= least),
+    )
+
+
+def decided_as(spec: SearchSpec, begun: SearchSpec) -> SearchSpec:
+    """The job with every field that it left open as the run `begun` has it."""
+    return _filled(
+        spec,
+        methods=begun.methods,
+        calibration=begun.search.calibration,
+        multiple_of=begun.search.step,
+        epochs=begun.finalists.train.epochs,
+        lr=begun.finalists.train.lr,
+    )
+
+
+def _filled(
+    spec: SearchSpec,
+    *,
+    methods: tuple[str, ...],
+    multiple_of: int,
+    calibration: int,
+    epochs: float | None,
+    lr: float | None,
+) -> SearchSpec:
+    search = _with(spec.search, multiple_of=multiple_of, calibration_images=calibration)
+    finalists = spec.finalists.model_copy(update={"train": _with(spec.finalists.train, epochs=epochs, lr=lr)})
+    return spec.model_copy(update={"methods": spec.methods or methods, "search": search, "finalists": finalists})
+
+
+def _with(part: PartT, **values: float | None) -> PartT:
+    """The part of a job with these values in fields that have none."""
+    return part.model_copy(update={name: value for name, value in values.items() if getattr(part, name) is None})
+
+
+def told(asked: SearchSpec, spec: SearchSpec) -> dict[str, str]:
+    """Subject -> what was decided where `asked` left it open, and why."""
+    decisions = {}
+    if not asked.methods:
+        decisions["methods"] = f"{', '.join(spec.methods)}, which need no training; random and l1 as baselines"
+    if asked.finalists.train.epochs is None and spec.finalists.count:
+        decisions["fine-tuning"] = f"{spec.finalists.train.epochs:g} epochs for each finalist; --epochs N for longer"
+    return decisions

@@ -1,0 +1,652 @@
+"""The request, typed and checked once: `SearchSpec` and its parts.
+
+Read from a TOML file, from flags, or both (a flag overrides its field). This module knows no torch: names of models,
+data sets and methods are looked up when the workload is built, before the first trial.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from raprune.errors import UsageError
+from raprune.spec.budget import Budget
+from raprune.spec.fields import VALID, DescribedTable, described, no_table, problems, toml_key, toml_value
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Epochs = Annotated[float, Field(ge=0.0)]
+LearningRate = Annotated[float, Field(gt=0.0)]
+Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
+LATENCIES = "a fraction of the dense network's latency, above 0 and at most 1, or a time such as 3ms"
+RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
+Latency = Annotated[str | float, Field(json_schema_extra={VALID: LATENCIES})]
+Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
+Arguments = Annotated[
+    dict[str, bool | int | float | str], Field(json_schema_extra={VALID: "a table of numbers, strings, true or false"})
+]
+Settings = Annotated[
+    dict[str, Arguments], Field(json_schema_extra={VALID: "a table per method, of numbers, strings, true or false"})
+]
+
+BUNDLED_NETWORK, BUNDLED_DATA = "mnist-resnet", "mnist-sample"
+"""The job of whoever names nothing: a trained network and its images, both in the package."""
+
+PATHS = ("model.weights", "data.train", "data.validation", "data.test", "warm_start")
+"""Fields that hold a path or URI to read, or several."""
+
+FLAGS = {
+    "model.name": "--model",
+    "model.weights": "--weights",
+    "data.name": "--data",
+    "data.train": "--train",
+    "data.validation": "--validation",
+    "data.test": "--test",
+    "data.download": "--download",
+    "budget_flops": "--budget-flops",
+    "budget_params": "--budget-params",
+    "budget_latency": "--budget-latency",
+    "min_accuracy": "--min-accuracy",
+    "max_drop": "--max-drop",
+    "methods": "--methods",
+    "exclude": "--exclude",
+    "search.trials": "--trials",
+    "search.time_limit_s": "--time-limit",
+    "search.gpu_hours": "--gpu-hours",
+    "search.patience": "--patience",
+    "search.rungs": "--rungs",
+    "search.sampler": "--sampler",
+    "search.min_channels": "--min-channels",
+    "search.multiple_of": "--multiple-of",
+    "finalists.count": "--finalists",
+    "finalists.seeds": "--seeds",
+    "finalists.train.epochs": "--epochs",
+    "resources.address": "--address",
+    "resources.workers": "--workers",
+    "page.serve": "--page",
+    "warm_start": "--warm-start",
+    "seed": "--seed",
+    "store_front": "--store-front",
+    "output": "--output",
+}
+"""Field -> the flag of the command line that sets it; all others are set by `--set FIELD=VALUE`."""
+
+_REFERENCE = "docs/job.md describes every field; `raprune search --dry-run` prints the job with all of them."
+_LEAST_LOOKAHEAD = 4
+"""Where none is asked for: one worker and two then find the same."""
+
+
+class _Part(BaseModel):
+    """A table of the job. The first sentence below a field is its line in `raprune search --dry-run`.
+
+    A sentence that starts with "Default:" says what holds while the field has no value.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+PartT = TypeVar("PartT", bound=_Part)
+
+
+class ModelSpec(_Part):
+    """The dense network."""
+
+    name: str = BUNDLED_NETWORK
+    """Network: a name of `raprune models`, `timm:NAME`, or `package.module:function` of your own."""
+    weights: str | None = None
+    """Trained weights: a `.safetensors` file, or a state dict for `torch.load(weights_only=True)`.
+    Default: bundled for `mnist-resnet` on `mnist-sample`; else trained first, by `dense`."""
+    arguments: Arguments = {}
+    """Keyword arguments of the function that builds the network."""
+
+
+class DataSpec(_Part):
+    """The data set, and how its images reach the network."""
+
+    name: str = BUNDLED_DATA
+    """Data set: a name, or `package.module:function` of your own. Names are `mnist-sample` and `digits` (bundled),
+    `parquet`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder` and `imagenet`."""
+    train: str | None = None
+    """Training split: a Parquet path or URI, or the folder of an image folder or torchvision data set. An image folder
+    holds a folder per class, or `train/` and, if there, `val/` and `test/`. Default: none; bundled data and your
+    own function need none."""
+    validation: str | None = None
+    """Validation split: a Parquet path or URI, or a folder of images. An image folder without one uses `val/` beside
+    `train/`, unless that is the test split. Default: `validation_fraction` of the training split."""
+    test: str | None = None
+    """Test split: a Parquet path or URI, or a folder of images. It is evaluated once, for the report. An image folder
+    without one uses `test/` beside `train/`. Default: that of the data set, if it has one."""
+    image_column: str = "image"
+    """Column of a Parquet file that holds the images."""
+    label_column: str = "label"
+    """Column of a Parquet file that holds the labels."""
+    image_size: PositiveInt | None = None
+    """Pixels to which the shorter side of each image is resized; the image is then cropped to a square. Needed where
+    images differ in size. Default: images keep their size."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Fraction of the training split that steers the search and is never trained on. Unused where the data has a
+    validation split of its own."""
+    max_images: PositiveInt | None = None
+    """Maximum number of images of each split, drawn by seed. Default: all images."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel for the normalisation, of pixels in [0, 1]. Weights need the figures that they were trained
+    with: `raprune check` tries the common ones. Without weights they are measured on the training split.
+    Default: those of public weights in torchvision and timm, else of the training split."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel for the normalisation, of pixels in [0, 1]. Default: as for `mean`."""
+    augment: Literal["auto", "none", "shift", "shift-flip", "crop-flip"] = "auto"
+    """Training augmentation. `shift` pads and crops by an eighth, `crop` cuts out a random part and scales it back,
+    `-flip` mirrors half of the images. `auto` is what suits the data set, `shift` where that is not known."""
+    stream: bool = False
+    """Read the training split while training instead of holding it in memory. Parquet and image folders can be
+    streamed; at most 20,000 of their images become the validation split."""
+    resident_images: PositiveInt = 20_000
+    """Number of images of a streamed training split that are held in memory. Drawn by seed; calibration uses these."""
+    download: bool = False
+    """Allow torchvision to download the data set. Nothing is ever downloaded otherwise."""
+    arguments: Arguments = {}
+    """Keyword arguments of your own function."""
+
+    @model_validator(mode="after")
+    def _bundled_data_needs_no_files(self) -> DataSpec:
+        if self.name in ("digits", BUNDLED_DATA) and (self.train or self.validation or self.test):
+            raise ValueError(f"the bundled {self.name} reads no files; name the kind of data: --data parquet")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_a_split_of_its_own(self) -> DataSpec:
+        for name in ("train", "test"):
+            if self.validation is not None and self.validation == getattr(self, name):
+                raise ValueError(
+                    f"validation and {name} name the same images, {self.validation}: a search needs validation images "
+                    "that it neither trains on nor reports; leave data.validation out, and a part of the training "
+                    "split is held out"
+                )
+        return self
+
+
+class _Training(_Part):
+    """Fields that every training has: SGD with momentum, one-cycle learning rate, cross-entropy.
+
+    A job trains twice, each time by a subclass with defaults of its own. A field of such a subclass takes a plain
+    `TrainSpec` too: the fields that were given to it count, all others keep the defaults of the subclass.
+    """
+
+    batch_size: PositiveInt = 128
+    """Images in each step of the optimiser, over all workers."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Nesterov momentum of SGD; 0 is plain SGD."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    """Weight decay (L2 penalty)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Weight of the uniform distribution over all classes in the labels."""
+    temperature: Annotated[float, Field(gt=0.0)] = 4.0
+    """Temperature that softens the teacher's logits (Hinton et al., 2015)."""
+    distillation: Distillation = 0.9
+    """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
+    features: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the teacher's feature maps in the loss; 0 leaves them out. Unused without a teacher."""
+    warm_up: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    """Fraction of the steps in which the learning rate rises. Half a cosine then brings it down."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay per step of the moving average of the weights; 0 uses no average. Training ends with the average."""
+    accumulate: PositiveInt = 1
+    """Number of parts in which a batch passes the network: more parts need less memory."""
+    sync_batch_norm: bool = False
+    """Compute batch-norm statistics over the batches of all workers instead of each worker's own."""
+    channels_last: bool = True
+    """Store images and weights channels-last where the network allows it: faster convolutions."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward and backward pass. Weights and the optimiser stay in float32. `auto` is bfloat16 on
+    GPUs. On CPUs that have it, bfloat16 trains wide networks up to twice as fast."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_was_given(cls, value: Any) -> Any:
+        if isinstance(value, _Training) and not isinstance(value, cls):
+            return value.model_dump(exclude_unset=True)
+        return value
+
+
+class TrainSpec(_Training):
+    """One run of the training loop."""
+
+    epochs: Epochs = 1.0
+    """Passes over the training images; a fraction trains on a part of them."""
+    lr: LearningRate = 0.1
+    """Peak learning rate of the one-cycle schedule."""
+
+
+class DenseTrainSpec(TrainSpec):
+    """Training of the dense network when no weights are given."""
+
+    epochs: Epochs = 40.0
+    """Passes over the training images; a fraction trains on a part of them."""
+    lr: LearningRate = 0.2
+    """Peak learning rate of the one-cycle schedule."""
+    distillation: Distillation = 0.0
+    """Weight of the teacher's logits against the labels. Unused: the dense network has no teacher."""
+
+
+class FinetuneSpec(_Training):
+    """Fine-tuning of a finalist, distilled from the dense network."""
+
+    epochs: Epochs | None = None
+    """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
+    Default: about 3,000 images at most, but 0.25 to 20 passes."""
+    lr: LearningRate | None = None
+    """Peak learning rate of the one-cycle schedule. Default: 0.01; 0.02 from 1,000 steps and 0.05 from 5,000
+    steps on."""
+
+    def decided(self, *, epochs: float | None = None, lr: float | None = None) -> TrainSpec:
+        """The training as it is carried out; `epochs` and `lr` come before the fields of the same name.
+
+        What is still open (`raprune.spec.automatic` decides it) is as in `TrainSpec`.
+        """
+        given = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+        return TrainSpec.model_validate(self.model_dump(exclude_none=True) | given)
+
+
+class SamplerSpec(_Part):
+    """The search: how many candidates are tried, and how they are proposed."""
+
+    trials: PositiveInt = 40
+    """Number of candidates that are tried before fine-tuning."""
+    time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds after which no candidate is proposed any more. Running trials, fine-tuning and the report still end.
+    Default: no limit."""
+    gpu_hours: Annotated[float, Field(gt=0.0)] | None = None
+    """GPU-hours of trials after which no candidate is proposed any more. CPU-hours where there is no GPU.
+    Default: no limit."""
+    patience: PositiveInt | None = None
+    """Results in a row that may leave the front's hypervolume as it is before proposing stops.
+    Default: no limit."""
+    rungs: Rungs = (0.0,)
+    """Epochs of fine-tuning that a candidate has had at each rung of successive halving. `[0, 0.5, 2]` judges all
+    candidates after repair, a part of them after half an epoch, and a part of those after two. Only the results of the
+    last rung count."""
+    keep: Fraction = 1 / 3
+    """Fraction of the candidates at a rung that reach the next one: the best by front rank."""
+    sampler: Literal["mixed", "tpe", "nsga2", "random"] = "mixed"
+    """Sampler that proposes the candidates. `mixed` mutates the widths of the front, and asks TPE, which chooses
+    everything but widths, for one proposal in six."""
+    warm_starts: bool = True
+    """Begin with widths by predicted damage, uniform and global widths, and those of `warm_start`. Without them the
+    sampler proposes every candidate after the baselines: for comparisons of samplers."""
+    lookahead: PositiveInt | None = None
+    """Number of candidates that may be proposed before the result of the first of them is known. With more, more
+    trials run side by side; with fewer, the sampler learns sooner. A seed reproduces a search only with the same
+    lookahead; `run.json` records it. Default: twice the workers that the search begins with, and at least 4."""
+    smallest: Fraction = 0.1
+    """Smallest target, as a fraction of the budget. Targets are spread between the two."""
+    min_channels: PositiveInt = 1
+    """Minimum number of channels that stay in every group."""
+    multiple_of: PositiveInt | None = None
+    """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
+    multiples of 8. Default: 8 where every group has 32 channels or more, else 1."""
+    calibration_images: Annotated[int, Field(ge=2)] | None = None
+    """Number of training images for batch-norm re-estimation and for methods that use activations.
+    Default: a sixteenth of them, but 256 to 1,024."""
+    eval_batch_size: PositiveInt = 512
+    """Images in each batch of evaluation and calibration."""
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs_rise(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        if not rungs or rungs[0] != 0 or any(b <= a for a, b in pairwise(rungs)):
+            raise ValueError(f"must be {RUNGS}")
+        return rungs
+
+    @property
+    def calibration(self) -> int:
+        """`calibration_images`; 1,024 while it is open."""
+        return self.calibration_images or 1024
+
+    @property
+    def step(self) -> int:
+        """`multiple_of`; 1 while it is open."""
+        return self.multiple_of or 1
+
+    def lookahead_for(self, workers: int) -> int:
+        """`lookahead`, or what it is where none is asked for and so many `workers` begin."""
+        return self.lookahead or max(_LEAST_LOOKAHEAD, 2 * workers)
+
+
+class FinalistSpec(_Part):
+    """The candidates that are fine-tuned at the end."""
+
+    count: Annotated[int, Field(ge=0)] = 4
+    """Number of candidates of the front that are fine-tuned, spread over the front."""
+    train: FinetuneSpec = FinetuneSpec()
+    seeds: PositiveInt = 1
+    """Number of times that each is fine-tuned, with another seed each time. With more than one, the front gives mean
+    and 95 % interval."""
+    each_method: bool = True
+    """Fine-tune the best candidate of each method within the budget as well. Methods and baselines are then compared
+    after equal fine-tuning."""
+
+
+class ResourceSpec(_Part):
+    """The Ray cluster, and what each worker gets of it."""
+
+    address: str | None = None
+    """Address of a running Ray cluster. Default: Ray is started on this machine and ends with the run."""
+    workers: PositiveInt | None = None
+    """Number of trials side by side. Default: as many as the CPUs or GPUs of the cluster carry."""
+    scale_up_s: Annotated[float, Field(ge=0.0)] = 0.0
+    """Seconds to wait until an autoscaler has added nodes for all workers. The search then begins with the nodes that
+    came. 0: it takes the cluster as it is."""
+    cpus_per_trial: Annotated[float, Field(gt=0.0)] = 1.0
+    """Number of CPUs of a trial."""
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
+    """Number of GPUs of a trial; a fraction shares a GPU. Default: one where the cluster has GPUs, else none."""
+    train_workers: Annotated[int, Field(ge=0)] | None = None
+    """Number of processes that train one network together (DDP), in a group of Ray Train. 0: the workers of the search
+    train, each a network by itself. Default: a group of all GPUs, where these are at least twice the networks."""
+    cpus_per_train_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """Number of CPUs of each process of such a group."""
+    gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None
+    """Number of GPUs of each process of such a group. Default: one where the cluster has GPUs, else none."""
+    store_patience_s: Annotated[float, Field(ge=0.0)] = 300.0
+    """Seconds to wait for an unreachable filesystem of the run's folder. The run then ends and can be resumed."""
+
+
+class PageSpec(_Part):
+    """The live page of the run, served by Ray Serve beside the search."""
+
+    serve: bool | None = None
+    """Serve the page beside the search. `raprune serve` shows any run without it.
+    Default: true on a running cluster, else false."""
+    host: str = "127.0.0.1"
+    """Address at which Ray Serve listens on the head node, unless it runs already. Other than loopback, the page asks
+    for a token."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of Ray Serve, unless it runs already."""
+    linger_s: Annotated[float, Field(ge=0.0)] = 3600.0
+    """Seconds that the page stays after the run has ended and nobody has it open. 0: it ends with the run."""
+
+
+CONTROLS = ("random", "l1")
+"""Methods that every search tries: a method that does not beat them is not worth its trouble."""
+
+
+class LatencySpec(_Part):
+    """The measurement of latency, on the device of a worker."""
+
+    batch_size: PositiveInt = 1
+    """Images in a batch."""
+    repeats: PositiveInt = 20
+    """Number of timings of each layer; their median counts."""
+    widths: Annotated[int, Field(ge=2)] = 6
+    """Number of widths at which each layer is timed. Those between are interpolated."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the forward pass. `auto` is bfloat16 on GPUs."""
+    threads: PositiveInt = 1
+    """Number of CPU threads, where the device is the CPU."""
+    report_batch: PositiveInt | None = None
+    """Images in the large batch for which the report times whole networks. All CPUs of a node, or one GPU, run it.
+    Default: as many as fill the device, at most 64 on a CPU and 256 on a GPU."""
+
+
+class Limits(_Part):
+    """The limits that a network must keep: what may remain of its cost, and how accurate it must be."""
+
+    budget_flops: Fraction | None = None
+    """Fraction of the dense network's FLOPs that may remain. Default: no limit; 0.3 if the job asks for no budget and
+    no accuracy."""
+    budget_params: Fraction | None = None
+    """Fraction of the dense network's parameters that may remain. Default: no limit."""
+    budget_latency: Latency | None = None
+    """Latency that may remain: a fraction of the dense network's (0.5), or a time per batch ("3ms").
+    Default: no limit."""
+    min_accuracy: Fraction | None = None
+    """Validation accuracy that a candidate must keep. Candidates below it are not recommended and come last for
+    fine-tuning. Default: no limit."""
+    max_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Largest loss of validation accuracy against the dense network: 0.01 is one point. Default: no limit."""
+
+    @field_validator("budget_latency")
+    @classmethod
+    def _latency_reads(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            read_latency(value)
+        return value
+
+    @property
+    def cost(self) -> str:
+        """What accuracy is set against: `flops`, or `latency` where that alone is budgeted."""
+        return "latency" if self.budget_latency is not None and self.budget_flops is None else "flops"
+
+    @property
+    def budget(self) -> Budget:
+        """What may remain. A latency that is given as a time becomes a fraction once the dense network was measured:
+        until then it is free."""
+        latency = None if self.budget_latency is None else read_latency(self.budget_latency)[0]
+        return Budget(flops=self.budget_flops, params=self.budget_params, latency=latency)
+
+
+class SearchSpec(Limits):
+    """The whole job."""
+
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    methods: tuple[str, ...] = ()
+    """Methods to choose among: names of `raprune methods`, or `package.module:Class` of your own. `random` and `l1` are
+    always tried, as baselines. Empty: `reconstruction`, `taylor`, `activation`, `fpgm` and `l2`, which need no training
+    of their own."""
+    settings: Settings = {}
+    """Hyper-parameters of methods that are fixed instead of searched over, one table per method."""
+    allocations: tuple[str, ...] = ()
+    """Allocations that the search chooses among: names of `raprune methods`. An allocation divides the budget over the
+    layers. Empty: all of them."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns of module names whose channels all stay."""
+    search: SamplerSpec = SamplerSpec()
+    dense: DenseTrainSpec = DenseTrainSpec()
+    finalists: FinalistSpec = FinalistSpec()
+    resources: ResourceSpec = ResourceSpec()
+    latency: LatencySpec = LatencySpec()
+    page: PageSpec = PageSpec()
+    warm_start: tuple[str, ...] = ()
+    """Folders of earlier runs on the same network and data, whose best widths are proposed first."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random. Two searches with the same seed give the same result."""
+    store_front: bool = True
+    """Store the weights of every network of the front when the search ends. Without them `raprune export` makes a
+    network that was not trained again, from the data."""
+    output: str = ""
+    """Folder of the run: a path, or the URI of a pyarrow filesystem. Empty: `runs/<model>-<data>-<date>-<time>`."""
+    statistics: str = ""
+    """Folder of the scores and sparse-trained networks that runs on one network share. Empty: `statistics` beside the
+    folder of the run."""
+
+    @model_validator(mode="after")
+    def _some_budget(self) -> SearchSpec:
+        """30 % of the FLOPs for whoever asks for nothing."""
+        costs = (self.budget_flops, self.budget_params, self.budget_latency)
+        if all(value is None for value in (*costs, self.min_accuracy, self.max_drop)):
+            # The spec is frozen for everybody else.
+            object.__setattr__(self, "budget_flops", 0.3)
+        return self
+
+    @model_validator(mode="after")
+    def _output_named(self) -> SearchSpec:
+        if not self.output:
+            what = re.sub(r"[^\w.-]+", "-", f"{self.model.name}-{self.data.name}")
+            # The spec is frozen for everybody else.
+            object.__setattr__(self, "output", f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}")
+        return self
+
+    @property
+    def weights(self) -> str | None:
+        """File of the trained weights: the one that the job names, else the bundled one; None: trained first."""
+        bundled = (self.model.name, self.data.name) == (BUNDLED_NETWORK, BUNDLED_DATA) and not self.model.arguments
+        if self.model.weights is None and bundled:
+            return str(resources.files("raprune.models") / f"{BUNDLED_NETWORK}.safetensors")
+        return self.model.weights
+
+    @property
+    def statistics_folder(self) -> str:
+        """Where shared statistics lie."""
+        if self.statistics:
+            return self.statistics
+        place, question, query = self.output.partition("?")
+        parent, slash, _ = place.rstrip("/").rpartition("/")
+        if parent.endswith((":/", "://")):
+            # The run is a whole bucket: there is nothing beside it.
+            parent = place.rstrip("/")
+        return f"{parent}{slash}statistics{question}{query}"
+
+
+def latency_fraction(value: str | float, dense_ms: float) -> float:
+    """A latency budget, `read_latency`'s, as a fraction of the dense network's `dense_ms`; at most 1."""
+    fraction, time_ms = read_latency(value)
+    return min(1.0, time_ms / dense_ms) if time_ms is not None else fraction or 1.0
+
+
+def read_latency(value: str | float) -> tuple[float | None, float | None]:
+    """`(fraction of the dense network, milliseconds)`, one of them None: 0.5 and "50%" are fractions, "3ms" is a time.
+
+    Raises:
+        ValueError: if it is neither, or outside of (0, 1] or of (0, inf).
+    """
+    text = str(value).strip().lower()
+    match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*(%|us|ms|s)?", text)
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    unit = match[2] if match else None
+    if unit in ("us", "ms", "s") and number > 0:
+        return None, number * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+    fraction = number / 100 if unit == "%" else number
+    if 0 < fraction <= 1:
+        return fraction, None
+    raise ValueError(f"must be {LATENCIES}")
+
+
+def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None) -> SearchSpec:
+    """The spec of a TOML file with `overrides` (dotted field -> value) laid over it.
+
+    Paths in the file are relative to the file, those in `overrides` to the working folder. Both may name environment
+    variables: `${NAME}` or `${NAME:-default}`.
+
+    Raises:
+        UsageError: if the file is missing or not TOML, or a field is unknown or out of range.
+    """
+    values = {} if path is None else _read_toml(path)
+    for dotted, value in (overrides or {}).items():
+        _set(values, dotted, _resolved(value, Path.cwd()) if dotted in PATHS else value)
+    return _validated(SearchSpec, values, where=f"{path}: " if path else "")
+
+
+def load_limits(values: Mapping[str, Any]) -> Limits:
+    """The limits of these fields of a job.
+
+    Raises:
+        UsageError: if a value is out of range, as `load_spec` says it.
+    """
+    return _validated(Limits, values)
+
+
+def dump_spec(spec: SearchSpec) -> str:
+    """The spec as TOML that `load_spec` reads back to an equal one; fields without a value are left out."""
+    return to_toml(spec.model_dump(mode="json", exclude_none=True))
+
+
+def to_toml(fields: Mapping[str, Any], *, table: str = "") -> str:
+    """Fields of a job, or of a `table` of it, as TOML: numbers, strings, lists of these, and tables."""
+    return "\n".join(_toml_lines(fields, table)) + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any], name: str = "") -> list[str]:
+    lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    if name and (lines or not table):
+        lines = ["", f"[{name}]", *lines]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += _toml_lines(value, f"{name}.{toml_key(key)}" if name else toml_key(key))
+    return lines
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file.", hint="Give the path of a TOML job; see jobs/.") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path}: a folder, not a TOML job.", hint="Give the path of a TOML job.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: not readable as TOML: {error}", hint="See jobs/ for complete examples.") from None
+    for dotted in PATHS:
+        *tables, key = dotted.split(".")
+        part = values.get(tables[0]) if tables else values
+        if isinstance(part, dict) and key in part:
+            part[key] = _resolved(part[key], path.absolute().parent)
+    return values
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    table = values
+    for depth, parent in enumerate(parents, start=1):
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            found, _ = described(SearchSpec).down(parents[:depth])
+            wrong = f"{dotted}: no such field."
+            if isinstance(found, DescribedTable):
+                wrong = no_table(".".join(parents[:depth]), table, found)
+            raise UsageError(wrong, hint=_REFERENCE)
+    table[leaf] = value
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """Paths of a field resolved; what is none is left for the check of its type."""
+    if isinstance(value, list | tuple):
+        return [_resolved(one, folder) for one in value]
+    return _resolve_path(value, folder) if isinstance(value, str) else value
+
+
+def _resolve_path(text: str, folder: Path) -> str:
+    """`text` with environment variables filled in, and made relative to `folder` unless absolute or a URI."""
+
+    def fill(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        if name in os.environ:
+            value = os.environ[name]
+            return value if "://" in value else str(Path(value).absolute())
+        if default is None:
+            raise UsageError(
+                f"The job names the environment variable {name}, which is not set.",
+                hint=f"Set it: export {name}=...",
+            )
+        return default
+
+    text = re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", fill, text)
+    return text if "://" in text or Path(text).is_absolute() else str(folder / text)
+
+
+def _validated(model: type[PartT], values: Mapping[str, Any], *, where: str = "") -> PartT:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(where + "\n".join(problems(error, model, values, FLAGS)), hint=_REFERENCE) from None

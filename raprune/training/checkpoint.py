@@ -1,0 +1,65 @@
+"""What a training needs to go on after its process is gone: bytes in safetensors' format, and where they are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raprune.store.folder import Store
+
+
+class Checkpoints(Protocol):
+    """Where one training keeps its last checkpoint."""
+
+    def load(self) -> bytes | None:
+        """What `save` was last given; None if it never was. Every process of a training asks."""
+
+    def save(self, content: bytes) -> None:
+        """Keep `content` in place of what was kept before, whole or not at all. Rank 0 alone asks, at epochs' ends."""
+
+
+class StoreCheckpoints:
+    """A training's last checkpoint as the file `rel` of a run's store."""
+
+    def __init__(self, store: Store, rel: str) -> None:
+        self._store = store
+        self._rel = rel
+
+    def load(self) -> bytes | None:
+        return self._store.read_bytes(self._rel) if self._store.exists(self._rel) else None
+
+    def save(self, content: bytes) -> None:
+        self._store.write_bytes(self._rel, content)
+
+    def remove(self) -> None:
+        """Forget the checkpoint: its training has been recorded."""
+        self._store.remove(self._rel)
+
+
+def pack(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> bytes:
+    """`tensors` and the plain data `progress` as one safetensors file."""
+    # Cloned: safetensors refuses to write memory that two names share.
+    apart = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return save(apart, {"progress": json.dumps(progress)})
+
+
+def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `pack` was given, the tensors on the CPU.
+
+    Raises:
+        ValueError: if the content is damaged or no checkpoint.
+    """
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return tensors, json.loads(header["__metadata__"]["progress"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"not a checkpoint: {error}") from error

@@ -1,0 +1,141 @@
+"""What a student learns from its teacher: softened logits, and feature maps channel by channel.
+
+Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", and after Romero et al. (2015), "FitNets:
+Hints for Thin Deep Nets", whose regressor between the widths falls away: a cut network knows which of the teacher's
+channels each of its own was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from raprune.channels.cut import kept_positions
+from raprune.channels.graph import ChannelGraph
+from raprune.errors import ModelError
+
+VARIANCE_FLOOR = 0.01
+"""Of the mean over a map's channels: a channel that hardly moves would else count for more than all others."""
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Where a cut network's feature maps are held against the dense one's."""
+
+    points: Mapping[str, tuple[int, ...] | None]
+    """Layer, by its name in both networks -> for each channel that it reads, which one that is of what the dense
+    network's layer reads; None: all of them, in order."""
+
+
+def channel_map(
+    dense: nn.Module, graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]], example_input: Tensor
+) -> ChannelMap:
+    """The ends of the stages: of each resolution in `dense` what the last convolution or linear layer reads.
+
+    `kept` are the channels that stay in each group of `graph`. A layer's input, not a block's output: which channels
+    those are the graph knows for certain, and no layer behind may change it in place, as the backward pass reads it.
+    `example_input` is `(1, C, H, W)`; `dense` is left unchanged.
+    """
+    positions = kept_positions(graph, kept)
+    readers: dict[int, str] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0]
+        if x.untyped_storage().data_ptr() != example_input.untyped_storage().data_ptr():
+            readers[x.numel() // x.shape[_channel_axis(module)]] = name
+
+    handles = [
+        module.register_forward_pre_hook(partial(note, name))
+        for name, module in dense.named_modules()
+        if _reads_plainly(module)
+    ]
+    training = dense.training
+    dense.eval()
+    try:
+        with torch.no_grad():
+            dense(example_input)
+    finally:
+        dense.train(training)
+        for handle in handles:
+            handle.remove()
+    stay = {name: positions.get(f"{name}.weight", {}).get(1) for name in readers.values()}
+    return ChannelMap({name: None if kept_ is None else tuple(kept_.tolist()) for name, kept_ in stay.items()})
+
+
+def logit_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`T^2 KL(teacher || student)` of the softened outputs, mean over the batch; logits `(B, num_classes)`."""
+    student = functional.log_softmax(logits / temperature, dim=1)
+    target = functional.log_softmax(teacher_logits / temperature, dim=1)
+    return functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def map_loss(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
+    """Mean squared difference of two maps of one shape, each channel of `axis` in units of the teacher's variance."""
+    student, teacher = student.float(), teacher.float()
+    others = [other for other in range(teacher.dim()) if other != axis % teacher.dim()]
+    var_C = teacher.var(others, correction=0)
+    difference_C = (student - teacher).square().mean(others)
+    return (difference_C / var_C.clamp(min=VARIANCE_FLOOR * var_C.mean() + 1e-8)).mean()
+
+
+class FeatureMaps:
+    """Watches what a student and its teacher compute; `loss` is of the last forward pass of both."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, channels: ChannelMap, device: torch.device) -> None:
+        self._positions = {
+            name: None if kept is None else torch.tensor(kept, device=device) for name, kept in channels.points.items()
+        }
+        self._axes = {name: _channel_axis(teacher.get_submodule(name)) for name in channels.points}
+        self._student: dict[str, Tensor] = {}
+        self._teacher: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        for model, seen in ((student, self._student), (teacher, self._teacher)):
+            for name in channels.points:
+                self._handles.append(model.get_submodule(name).register_forward_pre_hook(partial(_keep, seen, name)))
+
+    def loss(self) -> Tensor:
+        """Mean of `map_loss` over the points.
+
+        Raises:
+            ModelError: if the student's layers read another number of channels than the map says.
+        """
+        losses = []
+        for name, positions in self._positions.items():
+            axis, student, teacher = self._axes[name], self._student[name], self._teacher[name]
+            if positions is not None:
+                teacher = teacher.index_select(axis, positions)
+            if student.shape != teacher.shape:
+                raise ModelError(
+                    f"The layer {name!r} reads {tuple(student.shape)} in the student and, of the channels that stay, "
+                    f"{tuple(teacher.shape)} in the teacher.",
+                    hint="Train without feature maps: features = 0.",
+                )
+            losses.append(map_loss(student, teacher, axis))
+        return torch.stack(losses).mean()
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _keep(seen: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    seen[name] = inputs[0]
+
+
+def _reads_plainly(module: nn.Module) -> bool:
+    """Whether axis 1 of the layer's weight runs over the channels that it reads, one by one."""
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
+    )
+
+
+def _channel_axis(module: nn.Module) -> int:
+    return -1 if isinstance(module, nn.Linear) else 1

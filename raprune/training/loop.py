@@ -1,0 +1,386 @@
+"""The training loop, the only one: dense networks, sparsity phases, and the fine-tuning of finalists.
+
+SGD with Nesterov momentum under a one-cycle learning rate; cross-entropy with label smoothing, and distillation when
+there is a teacher (distillation.py). One process or several (distributed.py), with a checkpoint at every epoch's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raprune.data.batches import batch_sizes
+from raprune.errors import ModelError
+from raprune.models.memory_format import laid_out
+from raprune.spec.job import TrainSpec
+from raprune.training import distributed
+from raprune.training.checkpoint import Checkpoints as Checkpoints
+from raprune.training.checkpoint import pack, unpack
+from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss
+from raprune.training.distributed import ALONE as ALONE
+from raprune.training.distributed import Ranks as Ranks
+
+
+class TrainingSplit(Protocol):
+    """Images and labels that can be trained on: in memory (data/batches.py), or read as they are needed."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of the batches."""
+
+    def __len__(self) -> int:
+        """How many images an epoch has."""
+
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator, augment: str, ranks: Ranks
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in random order: of each batch that `batch_sizes` counts, the part of this process.
+
+        Normalised and augmented `(B, C, H, W)`, labels `(B,)`. `generator` is on the CPU and the same in all processes.
+        """
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to."""
+
+    number: int
+    """From 1."""
+    epochs: float
+    """How many there will be."""
+    loss: float
+    """Mean of what was minimised."""
+    accuracy: float
+    """Top-1 on the augmented training images, while the weights changed."""
+    lr: float
+    """At the epoch's last step."""
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    split: TrainingSplit,
+    spec: TrainSpec,
+    *,
+    augment: str,
+    seed: int,
+    teacher: nn.Module | None = None,
+    channels: ChannelMap | None = None,
+    regularize: Callable[[nn.Module], None] | None = None,
+    ranks: Ranks = ALONE,
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> list[Epoch]:
+    """Train `model` in place and leave it in evaluation mode; what each epoch came to, those before a resume included.
+
+    On the CPU the same seed gives the same weights, also after a resume from `checkpoints`. `channels` says how the
+    teacher's feature maps belong to the model's; without it they are not looked at. `regularize` may change the
+    gradients of the whole batch: it is called between the backward pass and the optimiser's step.
+
+    With several `ranks` each process calls this with an equal model and equal arguments; all end with equal weights.
+    `spec.batch_size` is what they go through together, so that their number changes the speed and, but for the
+    statistics of batch norm and the numbers of dropout, nothing else. Rank 0 alone saves checkpoints; everything else
+    happens in all of them, `on_epoch` too.
+
+    Raises:
+        ModelError: if the loss is no longer finite, or the processes hold different networks.
+    """
+    sizes = batch_sizes(len(split), spec.batch_size)
+    # Less a hair: 0.1 * 30 is a little more than 3.
+    total = math.ceil(spec.epochs * len(sizes) - 1e-9)
+    layout = split.layout if spec.channels_last else torch.contiguous_format
+    model.train()
+    with ExitStack() as stack:
+        # Dropout draws from the global generator: seeded for each epoch, and given back as it was.
+        stack.enter_context(torch.random.fork_rng([split.device] if split.device.type == "cuda" else []))
+        stack.enter_context(laid_out(model, layout))
+        stack.enter_context(laid_out(teacher, layout))
+        if spec.sync_batch_norm:
+            stack.enter_context(distributed.synchronised(model, ranks))
+        course = _Course(model, spec, seed, of=_description(model, split, spec, augment, seed))
+        if checkpoints is not None:
+            course.resume(checkpoints.load())
+        distributed.check_equal(model, ranks, split.device, step=course.step)
+        objective = stack.enter_context(_objective(model, teacher, channels, spec, split, ranks))
+        while course.step < total:
+            torch.manual_seed(_epoch_seed(seed, ranks.rank, len(course.history)))
+            started, tally = time.perf_counter(), _Tally(split.device)
+            for x, y in split.shuffled(spec.batch_size, course.generator, augment, ranks):
+                count = sizes[course.step % len(sizes)]
+                _backward(objective, x.contiguous(memory_format=layout), y, count, ranks, tally)
+                if regularize is not None:
+                    regularize(model)
+                lr = spec.lr * one_cycle(course.step, total, spec.warm_up)
+                course.take_step(lr)
+                if course.step == total:
+                    break
+            epoch = tally.epoch(len(course.history) + 1, spec, lr, time.perf_counter() - started, ranks)
+            _check_finite(epoch, spec)
+            course.end_epoch(epoch, ranks)
+            if checkpoints is not None and ranks.rank == 0:
+                checkpoints.save(course.content())
+            if on_epoch is not None:
+                on_epoch(epoch)
+        course.finish()
+    # Gradients are as large as the weights, and nobody reads them any more.
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return course.history
+
+
+def one_cycle(step: int, total: int, warm_up: float) -> float:
+    """The share of the peak learning rate at `step` of `total`, in (0, 1]: linear up, then half a cosine down."""
+    rising = max(1, round(warm_up * total))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / (total + 1 - rising)))
+
+
+class _Course:
+    """All that changes while a network is trained: what a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, spec: TrainSpec, seed: int, *, of: Mapping[str, Any]) -> None:
+        self.step = 0
+        self.history: list[Epoch] = []
+        self.generator = torch.Generator().manual_seed(seed)
+        self._model = model
+        self._of = of
+        self._optimizer = _optimizer(model, spec)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._average = _Average(model, spec.ema) if spec.ema > 0 else None
+
+    def take_step(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.add(self._model, self.step)
+        self.step += 1
+
+    def end_epoch(self, epoch: Epoch, ranks: Ranks) -> None:
+        self.history.append(epoch)
+        buffers = dict(self._model.named_buffers())
+        distributed.agree_on_buffers(self._model, buffers, ranks)
+        if self._average is not None:
+            averaged = {name: value for name, value in self._average.values.items() if name in buffers}
+            distributed.agree_on_buffers(self._model, averaged, ranks)
+
+    def finish(self) -> None:
+        if self._average is not None and self.step > 0:
+            self._average.copy_to(self._model)
+
+    def content(self) -> bytes:
+        tensors = {f"model/{name}": tensor for name, tensor in self._model.state_dict().items()}
+        for name, parameter in self._model.named_parameters():
+            momentum = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum/{name}"] = momentum
+        if self._average is not None:
+            tensors |= {f"average/{name}": value for name, value in self._average.values.items()}
+        tensors["generator"] = self.generator.get_state()
+        return pack(tensors, {"of": self._of, "step": self.step, "history": [asdict(epoch) for epoch in self.history]})
+
+    def resume(self, content: bytes | None) -> None:
+        """Go on from a checkpoint; a damaged one, or one of another training, is left aside with a warning."""
+        if content is None:
+            return
+        try:
+            tensors, progress = unpack(content)
+        except ValueError as error:
+            warnings.warn(f"The training begins anew: its checkpoint is {error}.", stacklevel=3)
+            return
+        others = {name: value for name, value in progress["of"].items() if value != self._of.get(name)}
+        if others:
+            mine = {name: self._of.get(name) for name in others}
+            warnings.warn(
+                f"The training begins anew: its checkpoint is of another one, with {others} and not {mine}.",
+                stacklevel=3,
+            )
+            return
+        self.step = progress["step"]
+        self.history = [Epoch(**epoch) for epoch in progress["history"]]
+        self.generator.set_state(tensors["generator"])
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "average": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            if name:
+                parts[part][name] = tensor
+        self._model.load_state_dict(parts["model"])
+        for name, parameter in self._model.named_parameters():
+            if name in parts["momentum"]:
+                # In the parameter's memory layout.
+                buffer = torch.empty_like(parameter).copy_(parts["momentum"][name])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        if self._average is not None:
+            for name, value in self._average.values.items():
+                value.copy_(parts["average"][name])
+
+
+class _Average:
+    """The exponential moving average of a network's weights, and of its buffers that are floats.
+
+    Polyak, Juditsky (1992). The decay of the first steps is smaller, `(1 + step) / (10 + step)`: the average would
+    else hold the start's weights for long.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.values = {name: tensor.detach().clone() for name, tensor in _floats(model)}
+        self._decay = decay
+
+    @torch.no_grad()
+    def add(self, model: nn.Module, step: int) -> None:
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), [tensor.detach() for _, tensor in _floats(model)], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        for name, tensor in _floats(model):
+            tensor.copy_(self.values[name])
+
+
+def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point())
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """What is minimised."""
+
+    model: nn.Module
+    """Perhaps wrapped for other processes."""
+    teacher: nn.Module | None
+    maps: FeatureMaps | None
+    spec: TrainSpec
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss over images `(B, C, H, W)` with labels `(B,)`, and the logits `(B, num_classes)`."""
+        spec = self.spec
+        half = spec.precision == "bfloat16" or (spec.precision == "auto" and x.is_cuda)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+            logits = self.model(x).float()
+            # Not inference_mode: autograd keeps what the teacher gives for the backward pass, which that forbids.
+            with torch.no_grad():
+                teacher_logits = None if self.teacher is None else self.teacher(x).float()
+        loss = functional.cross_entropy(logits, y, label_smoothing=spec.label_smoothing)
+        if teacher_logits is not None and spec.distillation > 0:
+            soft = logit_loss(logits, teacher_logits, spec.temperature)
+            loss = (1 - spec.distillation) * loss + spec.distillation * soft
+        if self.maps is not None:
+            loss = loss + spec.features * self.maps.loss()
+        return loss, logits
+
+
+@contextmanager
+def _objective(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    channels: ChannelMap | None,
+    spec: TrainSpec,
+    split: TrainingSplit,
+    ranks: Ranks,
+) -> Iterator[_Objective]:
+    """The objective; as long as it lasts, the networks are watched and joined with those of other processes."""
+    with_maps = spec.features > 0 and channels is not None
+    if teacher is not None:
+        teacher = teacher.eval() if spec.distillation > 0 or with_maps else None
+    maps = None
+    if teacher is not None and channels is not None and with_maps:
+        maps = FeatureMaps(model, teacher, channels, split.device)
+
+    def example() -> Tensor:
+        x, _ = next(split.shuffled(2, torch.Generator(), "none", ALONE))
+        return x
+
+    try:
+        with distributed.joined(model, ranks, example) as joined:
+            yield _Objective(joined, teacher, maps, spec)
+    finally:
+        if maps is not None:
+            maps.close()
+
+
+def _backward(objective: _Objective, x: Tensor, y: Tensor, count: int, ranks: Ranks, tally: _Tally) -> None:
+    """Leave the gradients of the mean loss over a batch of `count` behind, of which `x`, `y` are this process's."""
+    share = ranks.share(len(y), count)
+    # At least two images in each: batch norm cannot train on one.
+    parts = min(objective.spec.accumulate, max(1, len(y) // 2))
+    for number, (images, labels) in enumerate(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True), start=1):
+        # The processes add up their gradients once, behind the last part.
+        with distributed.apart(objective.model) if number < parts else nullcontext():
+            loss, logits = objective(images, labels)
+            weight = share * len(labels) / len(y)
+            (loss if weight == 1 else loss * weight).backward()
+        tally.add(loss, logits, labels, weight * count / ranks.size)
+    tally.count += count
+
+
+def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Shrinking a bias or a norm's scale does not simplify the function.
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    nesterov = spec.momentum > 0
+    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, fused=True)
+
+
+class _Tally:
+    """Sums over an epoch, kept on the device so that no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = 0
+        """Images of all processes."""
+
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, images: float) -> None:
+        """The mean loss of a part that stands for so many images."""
+        self.loss += loss.detach().double() * images
+        self.correct += (logits.detach().argmax(1) == y).sum() * (images / len(y))
+
+    def epoch(self, number: int, spec: TrainSpec, lr: float, seconds: float, ranks: Ranks) -> Epoch:
+        loss, correct = distributed.total(torch.stack([self.loss, self.correct]), ranks).tolist()
+        return Epoch(number, spec.epochs, loss / self.count, correct / self.count, lr, seconds)
+
+
+def _check_finite(epoch: Epoch, spec: TrainSpec) -> None:
+    if not math.isfinite(epoch.loss):
+        raise ModelError(
+            f"Training diverged in epoch {epoch.number}: the loss is {epoch.loss}.",
+            hint=f"Lower the learning rate (lr is {spec.lr:g}), or look for images or weights that are not finite.",
+        )
+
+
+def _epoch_seed(seed: int, rank: int, epoch: int) -> int:
+    """The global generator's seed for an epoch, counted from 0: a resume, by however many processes, has it again."""
+    return (seed + 0x9E3779B97F4A7C15 * rank + 0x2545F4914F6CDD1D * epoch) % 2**63
+
+
+def _description(model: nn.Module, split: TrainingSplit, spec: TrainSpec, augment: str, seed: int) -> dict[str, Any]:
+    """What makes a training the one that a checkpoint is of. The weights that it began with do not: a repair on
+    another device gives others in their last digits."""
+    shapes = ";".join(f"{name}{tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
+    return {
+        "network": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+        "images": len(split),
+        "spec": spec.model_dump(mode="json"),
+        "augment": augment,
+        "seed": seed,
+    }

@@ -1,0 +1,414 @@
+"""Predicted latency: the table by hand, and a table that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import nn
+
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
+from raprune.cost.flops import CostModel
+from raprune.cost.latency import Accuracy, LatencyTable, fitted, monotone
+from raprune.cost.measure import (
+    Repeats,
+    Stopwatch,
+    conditions,
+    filling_batch,
+    measure_reported,
+    measure_table,
+    measure_whole,
+    table_key,
+)
+from raprune.errors import BudgetError, UsageError
+from raprune.models.cifar_resnet import CifarResNet
+from raprune.pruning.allocate import ALLOCATIONS, Target, allocate, check_reachable
+from raprune.pruning.export import prune_once
+from raprune.pruning.preparation import prepare
+from raprune.records import Candidate
+from raprune.spec.budget import Budget
+from raprune.spec.job import LatencySpec, SearchSpec, latency_fraction, load_spec, read_latency
+from tests.channels.networks import image
+from tests.channels.proved import proved
+
+
+def by_hand(graph: ChannelGraph, *, dense_ms: float = 1000.0) -> LatencyTable:
+    """A convolution over the axes 0 and 1, twice, an activation over axis 1, something constant."""
+    return LatencyTable(
+        grids=np.array([[[1, 4, 8], [2, 6, 6]], [[1, 4, 4], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]], dtype=float),
+        times_ms=np.array(
+            [
+                [[1, 3, 3], [4, 10, 10], [8, 20, 20]],
+                [[2, 2, 2], [8, 8, 8], [8, 8, 8]],
+                [[5, 5, 5], [5, 5, 5], [5, 5, 5]],
+            ],
+            dtype=float,
+        ),
+        tables=np.array([0, 0, 1, 2]),
+        factors=np.array([[0, 1], [0, 1], [1, -1], [-1, -1]]),
+        kinds=np.array([0, 0, 1, 1]),
+        modules=("conv1", "conv2", "relu", ""),
+        scales=(2.0, 3.0),
+        offset_ms=7.0,
+        dense_ms=dense_ms,
+        accuracy=Accuracy(0.02, 0.07, 10),
+        device="hand",
+        batch_size=1,
+        precision="float32",
+    )
+
+
+HAND = by_hand(proved("Residual")[1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "convolution", "activation"),
+    [
+        ((1, 2), 1.0, 4.0),
+        ((8, 6), 20.0, 8.0),
+        ((4, 4), 7.0, 8.0),  # half way between 4 and 10
+        ((6, 4), (4 + 10 + 8 + 20) / 4, 8.0),
+        ((2, 3), (1 * 2 / 3 + 4 / 3) * 3 / 4 + (3 * 2 / 3 + 10 / 3) / 4, 6.0),
+        ((0, 1), 1.0, 2.0),  # beyond the grid as at its edge
+        ((90, 90), 20.0, 8.0),
+    ],
+)
+def test_bilinear_by_hand(sizes: tuple[int, int], convolution: float, activation: float) -> None:
+    expected = 7 + 2.0 * (2 * convolution) + 3.0 * (activation + 5)
+    assert float(HAND.predict([*sizes])) == pytest.approx(expected)
+    parts = HAND.by_module([*sizes])
+    assert parts == pytest.approx(
+        {"conv1": 2 * convolution, "conv2": 2 * convolution, "relu": 3 * activation, "": 15.0}
+    )
+    assert list(parts.values()) == sorted(parts.values(), reverse=True)
+    assert sum(parts.values()) + 7 == pytest.approx(expected)
+
+
+def test_many_vectors_at_once_are_one_by_one() -> None:
+    sizes = np.random.default_rng(0).uniform(0, 10, (3, 700, 2))
+    together = HAND.predict(sizes)
+    assert together.shape == (3, 700)
+    for i, j in [(0, 0), (1, 511), (1, 512), (2, 699)]:
+        assert together[i, j] == pytest.approx(float(HAND.predict(sizes[i, j])), rel=1e-12)
+    assert HAND.predict(np.zeros((0, 2))).shape == (0,)
+
+
+def test_no_network_is_slower_than_the_dense_one() -> None:
+    assert float(replace(HAND, dense_ms=60.0).predict([8, 6])) == 60.0
+
+
+def test_a_table_is_stored_and_read() -> None:
+    again = LatencyTable.from_arrays(HAND.to_arrays())
+    assert again.describe() == HAND.describe() and again.modules == HAND.modules
+    sizes = np.random.default_rng(0).uniform(0, 10, (50, 2))
+    assert np.array_equal(again.predict(sizes), HAND.predict(sizes))
+
+
+def test_monotone_by_hand() -> None:
+    assert monotone(np.array([1.0, 5.0, 3.0, 4.0, 6.0])).tolist() == [1.0, 4.0, 4.0, 4.5, 6.0]
+
+
+@settings(max_examples=50)
+@given(arrays.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(0, 100)))
+def test_monotone_in_both_axes_and_no_further_than_needed(times: np.ndarray) -> None:
+    made = monotone(times)
+    assert (np.diff(made, axis=0) >= 0).all() and (np.diff(made, axis=1) >= 0).all()
+    # What is monotone already stays, and nothing moves by more than half of the largest fall.
+    assert np.array_equal(monotone(made), made)
+    falls = [times[i, j] - times[i:, j:].min() for i, j in np.ndindex(times.shape)]
+    assert np.abs(made - times).max() <= max(falls) / 2 + 1e-9
+
+
+def test_scales_and_offset_are_found_and_never_negative() -> None:
+    sums = np.random.default_rng(0).uniform(1, 9, (9, 2))
+    assert fitted(sums, sums @ [1.5, 0.25] + 3).tolist() == pytest.approx([1.5, 0.25, 3.0])
+    assert (fitted(sums, 20 - sums @ [1.0, 0.5]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [("0.5", (0.5, None)), (0.5, (0.5, None)), ("50%", (0.5, None)), ("3ms", (None, 3.0)), ("250 us", (None, 0.25)),
+     ("0.1s", (None, 100.0)), (1, (1.0, None))],
+)  # fmt: skip
+def test_a_budget_is_a_fraction_or_a_time(given: str | float, read: tuple[float | None, float | None]) -> None:
+    assert read_latency(given) == read
+
+
+@pytest.mark.parametrize("given", ["3", "0", "0ms", "-1ms", "ms", "fast", "3 parsecs", "1.5"])
+def test_what_is_neither_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match=r"budget_latency.*a time such as 3ms"):
+        load_spec(None, {"budget_latency": given})
+
+
+def test_a_time_is_a_fraction_of_the_dense_network() -> None:
+    assert latency_fraction("3ms", 12.0) == 0.25
+    assert latency_fraction("3ms", 2.0) == 1.0
+    assert latency_fraction("40%", 12.0) == 0.4
+
+
+def test_a_latency_alone_is_not_a_budget_of_flops_too() -> None:
+    assert load_spec(None, {"budget_latency": "0.5"}).budget == Budget(latency=0.5)
+    assert load_spec(None, {"budget_latency": "3ms"}).budget == Budget()
+    assert load_spec(None, {"budget_latency": 0.5, "budget_flops": 0.4}).budget == Budget(flops=0.4, latency=0.5)
+    assert load_spec().budget == Budget(flops=0.3)
+
+
+def hand_cost() -> CostModel:
+    """Two groups, of 8 and 6 channels; both axes cost, the first one more."""
+    _, graph = proved("Residual")
+    sizes = CostModel(graph).sizes([8, 6]).tolist()
+    first, second = sizes.index(8), sizes.index(6)
+    table = LatencyTable(
+        grids=np.array([[[1, 8], [0, 0]], [[1, 6], [0, 0]]], dtype=float),
+        times_ms=np.array([[[10, 10], [80, 80]], [[10, 10], [60, 60]]], dtype=float),
+        tables=np.array([0, 1]),
+        factors=np.array([[first, -1], [second, -1]]),
+        kinds=np.array([0, 1]),
+        modules=("stem", "conv1"),
+        scales=(1.0, 1.0),
+        offset_ms=10.0,
+        dense_ms=150.0,
+        accuracy=Accuracy(0.0, 0.0, 1),
+        device="hand",
+        batch_size=1,
+        precision="float32",
+    )
+    return CostModel(graph, table)
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+@pytest.mark.parametrize("fraction", [0.21, 0.4, 0.6, 0.93, 1.0])
+def test_widths_stay_within_a_latency_and_come_up_to_it(name: str, fraction: float) -> None:
+    cost = hand_cost()
+    random = np.random.default_rng(1)
+    scores = {n: random.uniform(size=int(c)) for n, c in zip(cost.group_names, cost.num_channels, strict=True)}
+    widths = allocate(name, cost, Target(budget=Budget(latency=fraction)), scores=scores, keep_ratios={})
+    latency_ms = float(cost.latency_ms(widths))
+    # 10 ms a channel and 10 ms beside them.
+    assert latency_ms == pytest.approx(10 * widths.sum() + 10)
+    assert fraction * 150 - 10 < latency_ms <= fraction * 150
+
+
+def test_a_latency_and_flops_are_met_together() -> None:
+    cost = hand_cost()
+    budget = Budget(flops=0.5, latency=0.5)
+    widths = allocate("uniform", cost, Target(budget=budget), scores={}, keep_ratios={})
+    assert int(cost.flops(widths)) <= 0.5 * cost.dense_flops and float(cost.latency_ms(widths)) <= 75
+
+
+def test_a_latency_out_of_reach_is_refused_with_what_binds() -> None:
+    cost = hand_cost()
+    with pytest.raises(BudgetError) as caught:
+        check_reachable(cost, Budget(latency=0.1))
+    message = str(caught.value)
+    assert "--budget-latency 0.1: out of reach" in message and "0.2000 (30 of 150 ms)" in message
+    assert "stem (10 ms)" in caught.value.hint and "what runs between the layers (10 ms)" in caught.value.hint
+    advised = float(caught.value.hint.rsplit("budget of ", 1)[1].split(" ")[0])
+    check_reachable(cost, Budget(latency=advised))
+    # Before anything was measured nothing can be said.
+    check_reachable(CostModel(proved("Residual")[1]), Budget(latency=0.1))
+
+
+def test_maxout_networks_have_no_table() -> None:
+    with pytest.raises(UsageError, match=r"budget_latency.*maxout"):
+        prepare(load_spec(None, {"budget_latency": 0.5, "methods": ["maxout"]}))
+
+
+BATCH = LatencySpec(batch_size=32, repeats=5, widths=4)
+
+
+@cache
+def measured() -> tuple[nn.Module, ChannelGraph, CostModel, LatencyTable]:
+    """A network whose convolutions, not the calls between them, take the time."""
+    torch.manual_seed(0)
+    model = CifarResNet(8).eval()
+    graph = trace(model, image((1, 3, 32, 32)))
+    table = measure_table(model, graph, BATCH, device="cpu")
+    return model, graph, CostModel(graph, table), table
+
+
+def test_a_measured_table_predicts_networks_that_it_never_saw() -> None:
+    model, _, cost, table = measured()
+    # A loaded machine bends timings; without a load the median error is a few percent.
+    assert table.accuracy.median_error < 0.3 and table.accuracy.networks == 10
+    assert table.unknown == () and table.batch_size == 32 and "1 thread" in table.device
+    assert {"conv1", "layer1.0.conv1", "linear"} <= set(table.modules) <= {"", *dict(model.named_modules())}
+    assert (np.diff(table.times_ms, axis=1) >= 0).all() and (np.diff(table.times_ms, axis=2) >= 0).all()
+    assert 0 < float(cost.latency_ms(cost.smallest())) < 0.7 * table.dense_ms
+
+
+def test_wider_networks_are_predicted_no_faster() -> None:
+    _, _, cost, _ = measured()
+    random = np.random.default_rng(0)
+    narrow = random.integers(1, cost.num_channels + 1, (200, len(cost.num_channels)))
+    wide = random.integers(narrow, cost.num_channels + 1)
+    assert (cost.latency_ms(narrow) <= cost.latency_ms(wide) + 1e-12).all()
+
+
+def test_half_the_latency_really_is_faster() -> None:
+    model, graph, cost, table = measured()
+    fraction = max(0.5, 1.05 * float(cost.latency_ms(cost.smallest())) / table.dense_ms)
+    scores = {n: np.arange(float(c)) for n, c in zip(cost.group_names, cost.num_channels, strict=True)}
+    widths = allocate("uniform", cost, Target(budget=Budget(latency=fraction)), scores=scores, keep_ratios={})
+    assert float(cost.latency_ms(widths)) <= fraction * table.dense_ms
+    kept = {name: tuple(range(int(n))) for name, n in zip(cost.group_names, widths, strict=True)}
+    condensed = cut(model, graph, Candidate("test", kept))
+    narrow_ms, dense_ms = measure_whole([condensed], model, graph, BATCH, device="cpu")
+    assert narrow_ms < 0.85 * dense_ms
+
+
+def test_the_table_depends_on_network_device_and_conditions_alone() -> None:
+    _, graph, _, _ = measured()
+    key = table_key(graph, BATCH, device="cpu")
+    assert key == table_key(graph, BATCH.model_copy(), device="cpu")
+    for change in ({"batch_size": 1}, {"threads": 2}, {"precision": "bfloat16"}, {"widths": 5}):
+        assert table_key(graph, BATCH.model_copy(update=change), device="cpu") != key
+    frozen = graph.without({graph.groups[0].name: "asked for"})
+    assert table_key(frozen, BATCH, device="cpu") != key
+    assert table_key(graph, BATCH.model_copy(update={"report_batch": 7}), device="cpu") == key
+    assert conditions(LatencySpec(precision="auto"), device="cpu")["precision"] == "float32"
+
+
+def test_threads_are_as_they_were() -> None:
+    threads = torch.get_num_threads()
+    measured()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("flops", "device", "threads", "largest", "size"),
+    [
+        (10**7, "cpu", 1, 512, 64),
+        (10**7, "cpu", 1, 50, 32),  # powers of two
+        (82 * 10**8, "cpu", 2, 512, 2),  # ResNet-50
+        (82 * 10**8, "cpu", 64, 512, 64),
+        (4 * 10**10, "cpu", 2, 512, 1),
+        (82 * 10**8, "cuda", 1, 512, 256),
+        (82 * 10**8, "cuda", 1, 100, 64),
+    ],
+)
+def test_a_batch_fills_the_device_and_takes_no_longer_than_it_must(
+    flops: int, device: str, threads: int, largest: int, size: int
+) -> None:
+    assert filling_batch(flops, device=device, threads=threads, largest=largest) == size
+
+
+@pytest.mark.parametrize(("ms", "rounds"), [(0.1, 20), (100.0, 10), (1000.0, 7)])
+def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rounds: int) -> None:
+    called: list[str] = []
+
+    class Fixed(Stopwatch):
+        def milliseconds(self, call: Callable[[], object]) -> float:
+            call()
+            return ms
+
+    calls = [lambda: called.append("a"), lambda: called.append("b")]
+    medians = Fixed(torch.device("cpu")).medians(calls, Repeats(most=20, least=7, limit_s=1.0))
+    assert medians.tolist() == [ms, ms] and called == ["a", "b"] * (1 + rounds), "once before, untimed"
+
+
+class Ticking(Stopwatch):
+    """Counts a millisecond for each image and thread."""
+
+    def milliseconds(self, call: Callable[[], object]) -> float:
+        output = call()
+        assert isinstance(output, torch.Tensor)
+        return float(len(output) * torch.get_num_threads())
+
+
+def test_reported_times_are_of_one_image_and_of_a_full_batch_on_all_threads_and_the_budget_keeps_its_own() -> None:
+    model, graph, _, _ = measured()
+    half = cut(model, graph, Candidate("half", {}))
+    threads = torch.get_num_threads()
+    times = measure_reported(
+        {"a": half},
+        model,
+        graph,
+        BATCH.model_copy(update={"threads": 1}),
+        device="cpu",
+        threads=2,
+        largest=8,
+        budgeted=True,
+        stopwatch=Ticking(torch.device("cpu")),
+    )
+    single, batch = times.conditions
+    assert (single.batch_size, single.threads, single.dense_ms, dict(single.candidates)) == (1, 2, 2.0, {"a": 2.0})
+    assert (batch.batch_size, batch.threads, batch.dense_ms, dict(batch.candidates)) == (8, 2, 16.0, {"a": 16.0})
+    assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (BATCH.batch_size, 1)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    class Small(Ticking):
+        def milliseconds(self, call: Callable[[], object]) -> float:
+            spent_ms = super().milliseconds(call)
+            if spent_ms > 10:
+                raise torch.OutOfMemoryError
+            return spent_ms
+
+    model, graph, _, _ = measured()
+    watch = Small(torch.device("cpu"))
+    times = measure_reported(
+        {}, model, graph, BATCH, device="cpu", threads=1, largest=64, budgeted=False, stopwatch=watch
+    )
+    assert [timing.batch_size for timing in times.conditions] == [1, 8]
+
+
+def test_the_job_fixes_the_batch_of_the_report() -> None:
+    model, graph, _, _ = measured()
+    spec, watch = BATCH.model_copy(update={"report_batch": 3}), Ticking(torch.device("cpu"))
+    measure = partial(
+        measure_reported, {}, model, graph, device="cpu", threads=1, largest=8, budgeted=False, stopwatch=watch
+    )
+    times = measure(spec)
+    assert [timing.batch_size for timing in times.conditions] == [1, 3] and times.budget is None
+    alone = measure(spec.model_copy(update={"report_batch": 1}))
+    assert [timing.batch_size for timing in alone.conditions] == [1]
+
+
+def job(folder: Path, **changes: object) -> SearchSpec:
+    fields = {
+        "model.name": "digits-net",
+        "data.name": "digits",
+        "budget_latency": 0.95,
+        "latency.batch_size": 64,
+        "latency.repeats": 3,
+        "latency.widths": 3,
+        "data.max_images": 200,
+        "dense.epochs": 0.1,
+        "statistics": str(folder / "statistics"),
+        "output": "unused",
+    }
+    return load_spec(None, fields | changes)
+
+
+def test_a_second_run_reads_the_table(tmp_path: Path) -> None:
+    first = prune_once(job(tmp_path), method="l1", allocation="uniform", folder=str(tmp_path / "one")).trial
+    written = {path.name: path.read_bytes() for path in (tmp_path / "statistics").glob("latency-*")}
+    assert len(written) == 1
+    second = prune_once(job(tmp_path), method="l1", allocation="uniform").trial
+    assert {path.name: path.read_bytes() for path in (tmp_path / "statistics").glob("latency-*")} == written
+    assert first.metrics is not None and second.metrics is not None
+    assert first.candidate == second.candidate and first.metrics.latency_ms == second.metrics.latency_ms
+    assert first.proposal.target_latency == 0.95 and first.proposal.target_flops == 1.0
+    assert first.metrics.latency_fraction is not None and 0 < first.metrics.latency_fraction <= 0.95
+    table = LatencyTable.from_arrays(_arrays(next(iter(written.values()))))
+    assert first.metrics.latency_ms == pytest.approx(first.metrics.latency_fraction * table.dense_ms)
+    in_ms = job(tmp_path, budget_latency=f"{0.95 * table.dense_ms}ms")
+    assert prune_once(in_ms, method="l1", allocation="uniform").trial.candidate == first.candidate
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load
+
+    return dict(load(data))

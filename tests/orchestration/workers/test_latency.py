@@ -1,0 +1,140 @@
+"""A search whose budget is a latency, to its end and killed on the way."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import ray
+from rich.console import Console
+
+from raprune.cost.latency import TABLE
+from raprune.cost.measure import usable_cpus
+from raprune.errors import BudgetError
+from raprune.orchestration.cluster.connect import node_resources
+from raprune.orchestration.cluster.placement import Placement
+from raprune.orchestration.search import search
+from raprune.orchestration.workers import latency
+from raprune.pruning.export import export
+from raprune.pruning.preparation import prepare, stored_table
+from raprune.records import Stage
+from raprune.report.terminal import print_front, print_pick
+from raprune.results.front import budget_of, front
+from raprune.results.timings import read_times
+from raprune.spec.budget import Budget
+from raprune.spec.job import SearchSpec
+from raprune.store.folder import Store
+
+pytestmark = pytest.mark.ray
+
+
+def spec_of(folder: Path, budget: float | str) -> SearchSpec:
+    return SearchSpec.model_validate(
+        {
+            "model": {"name": "digits-net"},
+            "data": {"name": "digits", "max_images": 400},
+            "methods": ["l2", "l1", "random"],
+            "dense": {"epochs": 1, "lr": 0.1},
+            "search": {"trials": 8, "lookahead": 4, "calibration_images": 64},
+            "finalists": {"count": 1, "each_method": False, "train": {"epochs": 0.1}},
+            "resources": {"workers": 2},
+            "latency": {"batch_size": 64, "repeats": 3, "widths": 3, "report_batch": 16},
+            "budget_latency": budget,
+            "output": str(folder / "run"),
+        }
+    )
+
+
+def console(width: int = 140) -> Console:
+    return Console(file=io.StringIO(), width=width, color_system=None)
+
+
+def text(of: Console) -> str:
+    assert isinstance(of.file, io.StringIO)
+    return of.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    spec, said = spec_of(tmp_path_factory.mktemp("latency"), 0.95), console()
+    search(spec, console=said)
+    return Store(spec.output), text(said)
+
+
+def test_every_candidate_is_predicted_within_the_budget(finished: tuple[Store, str]) -> None:
+    store, said = finished
+    trials, table = store.trials(), stored_table(store)
+    assert table is not None and len(trials) == 9
+    for trial in trials:
+        assert trial.metrics is not None and trial.metrics.latency_fraction is not None
+        assert trial.proposal.target_flops == 1.0 and trial.proposal.target_latency is not None
+        assert trial.metrics.latency_fraction <= trial.proposal.target_latency <= 0.95
+        assert trial.metrics.latency_ms == pytest.approx(trial.metrics.latency_fraction * table.dense_ms)
+    known = store.run()["latency"]
+    assert known["dense_ms"] == table.dense_ms and 0 <= known["median_error"] <= known["worst_error"]
+    assert "Table of layer times measured; on 10 other networks its median error is" in " ".join(said.split())
+
+
+def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) -> None:
+    store, _ = finished
+    times = read_times(store, store.trials())
+    rows = front(store.trials(), budget_of(store.run()))
+    assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (64, 1)
+    assert [timing.batch_size for timing in times.conditions] == [1, 16], "as the job says"
+    for timing in (*times.conditions, times.budget):
+        assert set(timing.candidates) == {row["candidate"] for row in rows}
+        assert timing.dense_ms > 0 and min(timing.candidates.values()) > 0
+    assert {timing.threads for timing in times.conditions} == {usable_cpus()}
+    shown = console()
+    print_front(store.uri, console=shown)
+    words = " ".join(text(shown).split())
+    assert " latency faster@1 faster@16 val % " in words
+    assert (
+        "Latency: fraction of the dense network's under the conditions of the budget, a batch of 64, float32" in words
+    )
+
+
+def test_networks_are_timed_in_the_room_of_a_trial_where_no_whole_node_gets_free(
+    ray_cluster: None, finished: tuple[Store, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = finished
+    spec = SearchSpec.model_validate(store.run()["spec"])
+    monkeypatch.setattr(latency, "ALONE_S", 0.5)
+    nodes = node_resources()
+    placement = Placement(1, 1.0, 0.0, "a trial")
+    subject = latency.Subject.of(spec, prepare(spec), placement)
+    other = Store(tmp_path)
+    other.create(store.run())
+    taken = ray.util.placement_group([{"CPU": 1.0}] * len(nodes), strategy="STRICT_SPREAD")
+    try:
+        assert taken.wait(60)
+        latency.measure_front(subject, other, store.trials())
+    finally:
+        ray.util.remove_placement_group(taken)
+    assert {timing.threads for timing in read_times(other, other.trials()).conditions} == {1}
+
+
+def test_another_latency_is_picked_without_new_work(finished: tuple[Store, str]) -> None:
+    store, _ = finished
+    dense_ms = store.run()["latency"]["dense_ms"]
+    least = min(t.metrics.latency_fraction or 1.0 for t in store.trials() if t.metrics)
+    for asked in (f"{least}", f"{least * dense_ms}ms"):
+        shown = console()
+        print_pick(store.uri, Budget(), latency=asked, console=shown, as_json=True)
+        assert json.loads(text(shown))["latency_fraction"] <= least * (1 + 1e-9)
+
+
+def test_a_candidate_is_made_again_by_the_same_table(finished: tuple[Store, str], tmp_path: Path) -> None:
+    store, _ = finished
+    trial = next(t for t in store.trials() if t.proposal.stage is Stage.SEARCH)
+    assert trial.candidate is not None
+    assert export(store.uri, trial.trial_id, str(tmp_path / "made")).network == trial.candidate.id
+
+
+def test_a_latency_out_of_reach_is_refused_before_the_run_begins(ray_cluster: None, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "1us")
+    with pytest.raises(BudgetError, match=r"--budget-latency .*out of reach"):
+        search(spec, console=console())
+    assert not Store(spec.output).is_run() and not Store(spec.output).exists(TABLE)

@@ -1,0 +1,208 @@
+"""One network without a search: made alone, and handed out from a run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import save as save_arrays
+from torch import nn
+
+from raprune.errors import ModelError, RapruneError, StoreError, UsageError
+from raprune.models import build_model
+from raprune.pruning.artifact import load, read_recipe
+from raprune.pruning.export import export, prune_once
+from raprune.pruning.preparation import DENSE, prepare
+from raprune.pruning.prune import Pruner
+from raprune.pruning.workload import build_workload, train_dense
+from raprune.records import Proposal, Stage, Trial
+from raprune.results.stages import FINETUNE, JUDGE_DENSE, LOAD_DATA, LOAD_NETWORK, PROVE, PRUNE, TRAIN_DENSE, Stages
+from raprune.spec.job import SearchSpec, load_spec
+from raprune.store.folder import Store
+
+SPEC = load_spec(
+    None,
+    {
+        "model.name": "digits-net",
+        "data.name": "digits",
+        "seed": 3,
+        "dense.epochs": 2.0,
+        "finalists.train.epochs": 1.0,
+        "finalists.train.lr": 0.05,
+        "output": "unused",
+    },
+)
+
+
+def dense(spec: SearchSpec) -> nn.Module:
+    return build_model(spec.model, num_classes=10, image_shape=(1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Trial, nn.Module]:
+    """A run of one repaired trial, its trial, and its network as it was evaluated."""
+    prepared = prepare(SPEC)
+    workload = build_workload(SPEC, data=prepared.data, device="cpu", weights=prepared.weights)
+    train_dense(workload, SPEC)
+    pruner = Pruner(workload, prepared.graph, SPEC)
+    proposal = Proposal(number=0, method="l1", allocation="global_rank", target_flops=0.25, seed=8)
+    trial, model, _ = pruner.prune(proposal)
+    store = Store(tmp_path_factory.mktemp("single") / "run")
+    store.create({"spec": SPEC.model_dump(mode="json"), "state": "searching"})
+    store.write_bytes(DENSE, save_arrays(workload.weights()))
+    store.append([trial])
+    return store, trial, model
+
+
+def test_a_repaired_candidate_is_exported_as_it_was_evaluated(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path
+) -> None:
+    store, trial, model = run
+    assert trial.candidate is not None
+    told: list[str] = []
+    made = export(store.uri, trial.candidate.id[:5], str(tmp_path / "out"), tell=told.append)
+    assert (made.network, made.trial_id, made.is_stored) == (trial.network, trial.trial_id, False)
+    assert trial.metrics is not None and made.val_accuracy == trial.metrics.accuracy
+    assert len(told) == 1 and told[0].startswith(f"Making {trial.network} again from the dense network")
+    loaded = load(dense(SPEC), str(tmp_path / "out"))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    recipe = read_recipe(Store(tmp_path / "out"), "")
+    assert recipe["trial_id"] == trial.trial_id
+    assert recipe["accuracy"] == trial.metrics.accuracy
+    assert recipe["seed"] == 3
+
+
+def test_a_candidate_is_found_by_its_trial(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
+    store, trial, _ = run
+    assert trial.candidate is not None
+    assert export(store.uri, trial.trial_id, str(tmp_path / "out")).network == trial.candidate.id
+
+
+@pytest.fixture
+def finetuned(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> tuple[Store, Trial]:
+    """The run in a folder of its own, with a fine-tuning of its trial that made it worse, in the layout of before."""
+    store, repaired, _ = run
+    folder = tmp_path / "run"
+    shutil.copytree(store.uri, folder)
+    copy = Store(folder)
+    proposal = replace(repaired.proposal, stage=Stage.FINETUNE, parent=repaired.trial_id)
+    assert repaired.metrics is not None and repaired.candidate is not None
+    tuned = replace(
+        repaired,
+        trial_id=proposal.trial_id,
+        proposal=proposal,
+        metrics=replace(repaired.metrics, accuracy=repaired.metrics.accuracy - 0.1),
+        epochs=1.0,
+    )
+    copy.append([tuned])
+    copy.write_bytes(f"models/{repaired.candidate.id}/weights.safetensors", b"fine-tuned")
+    copy.write_json(f"models/{repaired.candidate.id}/recipe.json", {"trial_id": tuned.trial_id})
+    return copy, tuned
+
+
+def test_export_gives_the_network_that_was_named(
+    run: tuple[Store, Trial, nn.Module], finetuned: tuple[Store, Trial], tmp_path: Path
+) -> None:
+    _, repaired, model = run
+    store, tuned = finetuned
+    assert tuned.network == f"{repaired.network}-ft"
+    for number, name in enumerate((tuned.trial_id, tuned.network)):
+        made = export(store.uri, name, str(tmp_path / f"tuned-{number}"))
+        assert (made.network, made.is_stored) == (tuned.network, True)
+        assert (tmp_path / f"tuned-{number}" / "weights.safetensors").read_bytes() == b"fine-tuned"
+    for number, name in enumerate((repaired.trial_id, repaired.network)):
+        made = export(store.uri, name, str(tmp_path / f"repaired-{number}"))
+        assert (made.network, made.is_stored) == (repaired.network, False)
+        loaded = load(dense(SPEC), str(tmp_path / f"repaired-{number}"))
+        images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert torch.equal(loaded(images), model(images))
+
+
+def test_a_beginning_that_several_networks_have_is_refused_with_their_names(
+    finetuned: tuple[Store, Trial], tmp_path: Path
+) -> None:
+    store, tuned = finetuned
+    with pytest.raises(UsageError, match="several networks of this run begin so") as caught:
+        export(store.uri, tuned.network[:5], str(tmp_path / "out"))
+    assert tuned.name.removesuffix("-ft") in caught.value.hint and tuned.network in caught.value.hint
+    assert export(store.uri, f"{tuned.network[:-1]}", str(tmp_path / "out")).network == tuned.network
+
+
+def test_weights_that_were_trained_and_lost_are_not_made_again(finetuned: tuple[Store, Trial], tmp_path: Path) -> None:
+    store, tuned = finetuned
+    store.remove_folder("models/" + tuned.network.removesuffix("-ft"))
+    with pytest.raises(ModelError, match="which was trained, are not in the run"):
+        export(store.uri, tuned.network, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_whose_data_changed_is_not_made_again(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
+    store, trial, _ = run
+    shutil.copytree(store.uri, tmp_path / "run")
+    moved = Store(tmp_path / "run")
+    moved.write_json("run.json", moved.run() | {"data": {"fingerprint": "of other data"}})
+    with pytest.raises(RapruneError, match=f"{trial.network} cannot be made again: the data changed") as caught:
+        export(moved.uri, trial.network, str(tmp_path / "out"))
+    assert "Bring the data back" in caught.value.hint and f"{moved.name}/models" in caught.value.hint
+
+
+def test_an_unknown_candidate_is_refused_with_those_there_are(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path
+) -> None:
+    store, trial, _ = run
+    assert trial.candidate is not None
+    with pytest.raises(UsageError, match=r"network 'zzz': no network of this run") as caught:
+        export(store.uri, "zzz", str(tmp_path / "out"))
+    assert trial.candidate.id in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_recipe_is_not_overwritten(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
+    store, trial, _ = run
+    export(store.uri, trial.trial_id, str(tmp_path))
+    before = (tmp_path / "recipe.json").read_bytes()
+    with pytest.raises(StoreError, match="holds a recipe"):
+        export(store.uri, trial.trial_id, str(tmp_path))
+    assert (tmp_path / "recipe.json").read_bytes() == before
+
+
+def test_a_network_pruned_alone_meets_its_budget_and_loads(tmp_path: Path) -> None:
+    stages = Stages()
+    made = prune_once(
+        SPEC,
+        method="l2",
+        allocation="uniform",
+        folder=str(tmp_path),
+        finetune=True,
+        stages=stages,
+    )
+    gone_through = stages.now().stages
+    assert [s.name for s in gone_through] == [
+        LOAD_DATA,
+        LOAD_NETWORK,
+        PROVE,
+        TRAIN_DENSE,
+        JUDGE_DENSE,
+        PRUNE,
+        FINETUNE,
+    ]
+    assert [s.done for s in gone_through if s.unit == "epochs"] == [2, 1], "epochs of the two trainings"
+    assert made.trial.metrics is not None
+    assert 0.29 < made.trial.metrics.flops_fraction <= 0.3
+    loaded = load(dense(SPEC), str(tmp_path))
+    assert sum(p.numel() for p in loaded.parameters()) == made.trial.metrics.params
+    with pytest.raises(StoreError, match="holds a recipe"):
+        prune_once(SPEC, method="l2", allocation="uniform", folder=str(tmp_path))
+
+
+def test_settings_of_the_job_are_those_of_the_network() -> None:
+    spec = SPEC.model_copy(update={"settings": {"binary_search": {"norm": "l2", "finetune_epochs": 0.0}}})
+    made = prune_once(spec, method="binary_search", allocation="uniform")
+    assert dict(made.trial.proposal.settings) == {"norm": "l2", "finetune_epochs": 0.0}
+    assert made.trial.epochs == 0.0

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from raprune.channels.cut import rebuild
+from raprune.channels.trace import trace
+from raprune.data import load_data
+from raprune.methods import Network
+from raprune.pruning.services import WorkloadBench
+from raprune.pruning.workload import Workload, build_workload, train_dense
+from raprune.spec.job import DataSpec, DenseTrainSpec, FinalistSpec, FinetuneSpec, ModelSpec, SamplerSpec, SearchSpec
+from raprune.training.evaluate import evaluate
+
+SPEC = SearchSpec(
+    model=ModelSpec(name="digits-net"),
+    data=DataSpec(name="digits", max_images=300),
+    dense=DenseTrainSpec(epochs=2.0, lr=0.1),
+    search=SamplerSpec(eval_batch_size=100),
+    finalists=FinalistSpec(train=FinetuneSpec(epochs=9.0, lr=0.05, batch_size=32)),
+    seed=3,
+)
+
+
+@cache
+def workload() -> Workload:
+    dense = build_workload(SPEC, data=load_data(SPEC.data, seed=SPEC.seed), device="cpu")
+    train_dense(dense, SPEC)
+    return dense
+
+
+def bench(seed: int = 1) -> WorkloadBench:
+    return WorkloadBench(workload(), lambda: workload().train.batches(50), seed=seed)
+
+
+def network() -> Network:
+    graph = trace(workload().model, workload().example_input())
+    model = rebuild(workload().model, lambda name, tensor: tensor.clone())
+    return Network(model, graph, {g.name: tuple(range(g.num_channels)) for g in graph.groups})
+
+
+def test_training_batches_are_the_whole_training_split_as_it_is() -> None:
+    images, labels = zip(*bench().training(), strict=True)
+    whole = next(iter(workload().train.batches(10_000)))
+    assert torch.equal(torch.cat(images), whole[0])
+    assert torch.equal(torch.cat(labels), whole[1])
+
+
+def test_correct_is_what_evaluation_counts_on_a_part_that_stays() -> None:
+    model = workload().model
+    right = bench().correct(model)
+    assert right.dtype is torch.bool
+    assert right.double().mean().item() == evaluate(model, workload().validation).accuracy
+    some = bench().correct(model, 20)
+    assert len(some) == 20
+    assert torch.equal(some, bench(seed=7).correct(model, 20))
+
+
+def test_training_goes_by_the_job_and_the_same_seed_gives_the_same_weights() -> None:
+    states = []
+    for seed in (1, 1, 2):
+        own, trained = bench(seed), network().model
+        own.train(trained, 0.5)
+        own.train(trained, 0.5, lr=0.01, distil=True)
+        assert not trained.training
+        states.append(torch.cat([value.double().flatten() for value in trained.state_dict().values()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_each_phase_shuffles_anew() -> None:
+    own, one, other = bench(), network().model, network().model
+    own.train(one, 0.5)
+    own.train(other, 0.5)
+    assert not torch.equal(one.state_dict()["conv1.weight"], other.state_dict()["conv1.weight"])
+
+
+def test_a_regularizer_is_called_before_each_step() -> None:
+    calls = []
+    bench().train(network().model, 1.0, regularize=lambda model: calls.append(model.training))
+    assert calls == [True] * -(-len(workload().train) // 32)
+
+
+def test_cuts_add_up_to_channels_of_the_dense_network() -> None:
+    own, whole = bench(), network()
+    first = own.cut(whole, {"conv1": tuple(range(1, 16, 2))})
+    second = own.cut(first, {"conv1": (0, 3), "conv2": (5,)})
+    assert second.kept["conv1"] == (1, 7)
+    assert second.kept["conv2"] == (5,)
+    assert second.kept["conv3"] == whole.kept["conv3"]
+    assert second.graph.widths["conv1"] == 2
+    weight = second.model.state_dict()["conv1.weight"]
+    assert torch.equal(weight, whole.model.state_dict()["conv1.weight"][[1, 7]])
+    assert whole.graph.widths["conv1"] == 16
+
+
+@pytest.mark.parametrize(
+    ("least", "multiple", "channels", "widths"),
+    [
+        (1, 1, 4, [1, 2, 3, 4]),
+        (3, 1, 5, [3, 4, 5]),
+        (1, 4, 10, [4, 8, 10]),
+        (6, 4, 16, [8, 12, 16]),
+        (8, 8, 5, [5]),
+        (1, 1, 1, [1]),
+    ],
+)
+def test_allowed_widths_are_those_that_an_allocation_may_give(
+    least: int, multiple: int, channels: int, widths: list[int]
+) -> None:
+    own = bench()
+    own._spec = SPEC.model_copy(update={"search": SamplerSpec(min_channels=least, multiple_of=multiple)})
+    assert own.allowed(channels) == widths

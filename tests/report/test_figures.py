@@ -1,0 +1,220 @@
+"""Figures for a paper, of made-up runs: files that journals take, the same bytes each time, and what they show."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from raprune.report import figures
+from raprune.report.figures.canvas import COLUMN_IN, KINDS, PAGE_IN, accuracy_ticks, canvas, marks, save, thinned
+from raprune.results.run_results import Findings, read_findings
+from raprune.store.folder import Store
+from tests.report.test_terminal import make_run
+
+GROUPS = {f"features.{layer}": layer + 8 for layer in range(6)} | {"head<b>": 44}
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    return with_groups(make_run(tmp_path_factory.mktemp("run")))
+
+
+def with_groups(store: Store) -> Findings:
+    store.write_json("run.json", store.run() | {"graph": {"groups": GROUPS}})
+    return read_findings(store)
+
+
+@pytest.fixture(scope="module")
+def files(findings: Findings) -> dict[str, bytes]:
+    return dict(figures.files(findings))
+
+
+def test_every_figure_is_there_for_a_column_and_for_a_page(files: dict[str, bytes]) -> None:
+    names = {f"{name}{wide}.{kind}" for name in figures.FIGURES for wide in ("", "-wide") for kind in KINDS}
+    assert files.keys() == names and {"front.pdf", "widths-wide.svg", "ablation.png", "cost.pdf"} <= names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_run_gives_the_same_bytes(findings: Findings, files: dict[str, bytes], kind: str) -> None:
+    with canvas(COLUMN_IN, figures.front.height_in(findings, wide=False)) as again:
+        figures.front.draw(again, findings)
+        assert save(again, kind) == files[f"front.{kind}"]
+
+
+def test_fonts_in_pdf_are_truetype(files: dict[str, bytes]) -> None:
+    """IEEE's and ACM's checks refuse Type 3."""
+    for name, content in files.items():
+        if name.endswith(".pdf"):
+            assert content.startswith(b"%PDF") and b"/Type3" not in content
+            assert b"/CIDFontType2" in content or b"/TrueType" in content
+
+
+def test_figures_are_as_wide_as_text(files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        width_in = PAGE_IN if "-wide" in name else COLUMN_IN
+        if name.endswith(".png"):
+            with Image.open(io.BytesIO(content)) as picture:
+                assert picture.width == pytest.approx(300 * width_in, abs=1)
+        elif name.endswith(".svg"):
+            assert float(ElementTree.fromstring(content).attrib["width"].removesuffix("pt")) == pytest.approx(
+                72 * width_in
+            )
+        else:
+            found = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", content)
+            assert found is not None and float(found[1]) == pytest.approx(72 * width_in)
+
+
+def test_text_of_a_drawing_needs_no_font(files: dict[str, bytes]) -> None:
+    assert b"<text" not in files["front.svg"]
+
+
+def drawn(name: str, findings: Findings, width_in: float) -> tuple[Figure, str]:
+    """A figure, and all that is written in it."""
+    figure = figures.FIGURES[name]
+    with canvas(width_in, figure.height_in(findings, wide=width_in == PAGE_IN)) as made:
+        figure.draw(made, findings)
+        content = save(made, "svg", letters=True)
+    return made, " | ".join(element.text or "" for element in ElementTree.fromstring(content).iter() if element.text)
+
+
+@pytest.mark.parametrize("width_in", [COLUMN_IN, PAGE_IN])
+@pytest.mark.parametrize("name", list(figures.FIGURES))
+def test_nothing_that_is_written_leaves_the_figure(findings: Findings, name: str, width_in: float) -> None:
+    figure, _ = drawn(name, findings, width_in)
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    width, height = figure.canvas.get_width_height()
+    for axes in figure.axes:
+        for text in [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label, axes._left_title]:  # type: ignore[attr-defined]
+            box = text.get_window_extent(renderer)
+            if text.get_text():
+                assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text
+
+
+def test_the_front_shows_the_budget_the_dense_network_and_the_test_split(findings: Findings) -> None:
+    figure, words = drawn("front", findings, PAGE_IN)
+    assert "FLOPs, % of the dense network" in words and "budget 30 %" in words and "test accuracy" in words
+    (axes,) = figure.axes
+    marked = {line.get_gid(): line for line in axes.get_lines() if line.get_gid()}
+    assert marked.keys() == {f"point-{row['candidate']}" for row in findings.front}
+    for row in findings.front:
+        line = marked[f"point-{row['candidate']}"]
+        place = [float(np.asarray(values).item()) for values in line.get_data()]
+        assert place == pytest.approx([100 * row["flops_fraction"], 100 * (1 - row["val_accuracy"])])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1], "fewer errors are further up"
+
+
+def with_these(findings: Findings, **worked_out: Any) -> Findings:
+    """The same with other values of what would be worked out from its records."""
+    made = replace(findings)
+    vars(made).update(worked_out)
+    return made
+
+
+def test_intervals_of_several_seeds_are_drawn(findings: Findings) -> None:
+    front = [row | {"val_interval": 0.01} for row in findings.front]
+    _, words = drawn("front", with_these(findings, front=front), COLUMN_IN)
+    assert "95 % interval" in words and "95 % interval" not in drawn("front", findings, COLUMN_IN)[1]
+
+
+def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
+    store = make_run(tmp_path)
+    run = store.run()
+    run["spec"] |= {"budget_flops": None, "budget_latency": 0.6}
+    store.write_json("run.json", run)
+    findings = read_findings(store)
+    rows = [row | {"latency_fraction": 0.9 - row["flops_fraction"]} for row in findings.rows]
+    findings = with_these(findings, rows=rows, front=rows[-2:])
+    figure, words = drawn("front", findings, COLUMN_IN)
+    assert "predicted latency, % of the dense network" in words and "budget 60 %" in words
+    line = next(line for line in figure.axes[0].get_lines() if line.get_gid() == f"point-{rows[-1]['candidate']}")
+    assert line.get_xdata()[0] == pytest.approx(100 * rows[-1]["latency_fraction"])  # type: ignore[index]
+
+
+def test_widths_are_shares_of_the_dense_network(findings: Findings) -> None:
+    figure, words = drawn("widths", findings, PAGE_IN)
+    assert all(name in words for name in GROUPS)
+    for axes, row in zip(figure.axes, findings.spread, strict=True):
+        (_, kept) = axes.containers
+        shares = [100 * row["widths"][name] / dense for name, dense in GROUPS.items()]
+        assert [bar.get_height() for bar in kept] == pytest.approx(shares)
+        assert f"{row['widths']['head<b>']} of 44" in words
+
+
+@pytest.mark.parametrize("number", [1, 200])
+def test_networks_of_any_depth_can_be_drawn(findings: Findings, number: int) -> None:
+    groups = {f"a.rather.long.name.of.a.layer.in.block.{place}": 8 for place in range(number)}
+    deep = replace(findings, run={**findings.run, "graph": {"groups": groups}})
+    _, words = drawn("widths", deep, COLUMN_IN)
+    assert 1 <= words.count("layer.in.block") <= 22
+
+
+def test_the_methods_stand_from_the_best_to_the_worst(findings: Findings) -> None:
+    figure, words = drawn("ablation", findings, PAGE_IN)
+    assert len(figure.axes) == 3 and all(f"up to {share} % of the FLOPs" in words for share in ("30", "20", "15"))
+    best = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    at_all = {method: max(r["val_accuracy"] for r in findings.ablation if r["method"] == method) for method in best}
+    assert best == sorted(at_all, key=lambda method: -at_all[method]) and set(best) == {"l1", "l2", "random"}
+
+
+def test_the_work_is_drawn_to_its_end(findings: Findings) -> None:
+    figure, words = drawn("cost", findings, COLUMN_IN)
+    assert "worker-minutes" in words and "first fine-tuned" in words
+    steps = figure.axes[0].get_lines()[0]
+    assert steps.get_xdata()[-1] == pytest.approx(44 * 0.4 / 60)  # type: ignore[index]
+    spent = [row | {"gpu_hours": 3.0} for row in findings.spent]
+    assert "GPU-hours" in drawn("cost", with_these(findings, spent=spent, on_gpus=True, hours=12.0), COLUMN_IN)[1]
+
+
+@pytest.mark.parametrize("name", list(figures.FIGURES))
+def test_a_run_without_trials_gives_empty_figures(tmp_path: Path, name: str) -> None:
+    Store(tmp_path).create({})
+    drawn(name, read_findings(Store(tmp_path)), COLUMN_IN)
+
+
+def test_many_candidates_become_one_picture_inside_the_figure(findings: Findings) -> None:
+    rows = [row | {"candidate": f"{row['candidate']}-{copy}"} for row in findings.rows for copy in range(40)]
+    with canvas(COLUMN_IN, 3.0) as made:
+        figures.FIGURES["front"].draw(made, with_these(findings, rows=rows))
+        assert len(save(made, "svg")) < 300_000
+
+
+def test_methods_differ_in_shape_and_colour() -> None:
+    known = marks([*(f"method{number}" for number in range(20)), "random"])
+    assert len({(mark.colour, mark.marker) for mark in known.values()}) == 21
+    assert len({mark.marker for mark in list(known.values())[:7]}) == 7
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "some"),
+    [(8, 24, {10: "90", 20: "80"}), (0.05, 100, {0.1: "99.9", 1: "99", 10: "90"}), (1.0, 3.0, {1: "99", 2: "98"})],
+)
+def test_an_axis_of_accuracies_has_a_few_round_ones(smallest: float, largest: float, some: dict[float, str]) -> None:
+    ticks = accuracy_ticks(smallest, largest)
+    assert 3 <= len(ticks) <= 7 and some.items() <= ticks.items()
+    assert all(smallest <= error <= largest for error in ticks)
+
+
+def test_labels_are_thinned_evenly() -> None:
+    assert thinned(list("abcdef"), 3) == {0: "a", 2: "c", 4: "e"} and thinned(["a"], 3) == {0: "a"}
+
+
+def test_a_figure_in_a_page_has_the_pages_colours_and_links_to_its_rows(findings: Findings) -> None:
+    row = findings.front[0]
+    svg = figures.element("front", findings, label='a "<b>"', hovers={row["candidate"]: "says <script>"})
+    root = ElementTree.fromstring(svg)
+    (link,) = root.iter("a")
+    assert link.attrib["href"] == f"#candidate-{row['candidate']}" and "says &lt;script&gt;" in svg
+    assert (link.find("title") is not None) and link.find("g") is not None
+    assert "#1a1a1b" not in svg and "var(--ink)" in svg and "var(--paper)" in svg
+    ids = re.findall(r'\bid="([^"]*)"', svg)
+    assert len(ids) == len(set(ids)) and all(name.startswith("front-") for name in ids)
+    assert all(used in ids for used in re.findall(r'(?:href="#|url\(#)(front-[^")]*)', svg))

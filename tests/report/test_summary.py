@@ -1,0 +1,66 @@
+"""The sentence on a network that a run ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raprune.report.summary import summary
+from raprune.results.timings import Times, Timing, with_times
+
+ROW: dict[str, Any] = {
+    "candidate": "0123456789ab",
+    "method": "reconstruction",
+    "flops_fraction": 0.2949,
+    "params_fraction": 0.0417,
+    "latency_fraction": None,
+    "val_accuracy": 0.98,
+    "test_accuracy": 0.9912,
+    "dense_test_accuracy": 0.9921,
+}
+RUN: dict[str, Any] = {"spec": {"budget_flops": 0.3}, "dense": {"val_accuracy": 0.985}}
+
+
+def said(*, dense_ms: float | None = 230.0, run: dict[str, Any] = RUN, threads: int | None = 2, **row: Any) -> str:
+    timing = Timing(
+        device="AMD EPYC" if threads else "NVIDIA H100",
+        threads=threads,
+        precision="float32",
+        batch_size=64,
+        dense_ms=dense_ms or 1.0,
+        candidates={ROW["candidate"]: 100.0},
+    )
+    times = Times(conditions=(timing,)) if dense_ms else Times()
+    (measured,) = with_times([ROW | row], times)
+    return summary(measured, run, times)
+
+
+def test_the_summary_is_what_a_person_would_say() -> None:
+    assert said() == (
+        "The chosen network, 0123456789ab by reconstruction, keeps 29 % of the FLOPs, is 2.3x faster at batch 64 on 2 "
+        "CPU threads and has 99.1 % test accuracy against 99.2 % of the dense network."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"dense_ms": 104.0}, ", is not faster at batch 64 on 2 CPU threads (1.04x) and has"),
+        ({"dense_ms": 106.0}, ", is 1.06x faster at batch 64"),
+        ({"dense_ms": 80.0}, ", is not faster at batch 64 on 2 CPU threads (0.80x) and has"),
+        ({"threads": 1}, "on 1 CPU thread and"),
+        ({"threads": None}, "at batch 64 on NVIDIA H100 and"),
+        ({"dense_ms": None}, "keeps 29 % of the FLOPs and has 99.1 %"),
+        ({"dense_ms": None, "latency_fraction": 0.5}, ", takes about 50 % of the latency, as predicted and has"),
+        ({"test_accuracy": None}, "has 98.0 % validation accuracy against 98.5 % of the dense network."),
+        ({"test_accuracy": None, "run": {}}, "has 98.0 % validation accuracy."),
+        ({"run": {"spec": {"budget_params": 0.05}}}, "keeps 29 % of the FLOPs and 4.2 % of the parameters, is"),
+        (
+            {"run": {"spec": {"min_accuracy": 0.99}}},
+            "the dense network. None has the accuracy asked for, 99 % on the validation split.",
+        ),
+    ],
+)
+def test_the_summary_says_what_is_known(changes: dict[str, Any], part: str) -> None:
+    assert part in said(**changes)

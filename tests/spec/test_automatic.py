@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raprune.methods import METHODS as ALL_METHODS
+from raprune.spec.automatic import METHODS, decided, decided_as, told
+from raprune.spec.job import CONTROLS, load_spec
+
+WIDE, NARROW = {"a": 32, "b": 64}, {"a": 16, "b": 64}
+
+
+def test_open_fields_are_decided_from_data_and_network() -> None:
+    spec = decided(load_spec(), num_train=8000, widths=WIDE)
+    train = spec.finalists.train
+    assert (spec.methods, spec.search.multiple_of, train.epochs, train.lr) == (METHODS, 8, 0.26, 0.01)
+
+
+def test_given_fields_stay_as_given() -> None:
+    given: dict[str, Any] = {
+        "methods": ["taylor"],
+        "search.multiple_of": 2,
+        "search.calibration_images": 64,
+        "finalists.train.epochs": 0.0,
+        "finalists.train.lr": 0.3,
+    }
+    asked = load_spec(None, given)
+    assert decided(asked, num_train=8000, widths=WIDE) == asked
+    assert told(asked, decided(asked, num_train=8000, widths=WIDE)) == {}
+
+
+def test_decided_job_is_decided_no_further() -> None:
+    once = decided(load_spec(), num_train=8000, widths=WIDE)
+    assert decided(once, num_train=320, widths=NARROW) == once
+
+
+@pytest.mark.parametrize(
+    ("num_train", "budget", "epochs"),
+    [(8000, 0.3, 0.26), (320, 0.6, 3.75), (100, 0.3, 20.0), (45_000, 0.5, 0.25), (1_200_000, 0.5, 0.25)],
+)
+def test_epochs_of_fine_tuning_follow_the_images_and_the_cut(num_train: int, budget: float, epochs: float) -> None:
+    spec = decided(load_spec(None, {"budget_flops": budget}), num_train=num_train, widths=WIDE)
+    assert spec.finalists.train.epochs == epochs
+
+
+@pytest.mark.parametrize(("epochs", "lr"), [(1, 0.01), (20, 0.02), (100, 0.05)])
+def test_learning_rate_follows_the_number_of_steps(epochs: float, lr: float) -> None:
+    """63 steps an epoch."""
+    spec = decided(load_spec(None, {"finalists.train.epochs": epochs}), num_train=8000, widths=WIDE)
+    assert (spec.finalists.train.epochs, spec.finalists.train.lr) == (epochs, lr)
+
+
+@pytest.mark.parametrize(("num_train", "images"), [(8000, 500), (320, 256), (45_000, 1024)])
+def test_calibration_follows_the_number_of_images(num_train: int, images: int) -> None:
+    assert decided(load_spec(), num_train=num_train, widths=WIDE).search.calibration_images == images
+
+
+def test_widths_of_a_narrow_network_are_any() -> None:
+    assert decided(load_spec(), num_train=8000, widths=NARROW).search.multiple_of == 1
+
+
+def test_budget_of_another_cost_counts_as_the_cut() -> None:
+    spec = decided(load_spec(None, {"budget_params": 0.3}), num_train=8000, widths=WIDE)
+    assert spec.finalists.train.epochs == 0.26
+
+
+def test_methods_taken_need_no_training_and_are_no_controls() -> None:
+    for name in METHODS:
+        method = ALL_METHODS[name]()
+        assert method.regularize() is None and not method.has_path() and name not in CONTROLS
+
+
+def test_each_decision_is_told_once() -> None:
+    asked = load_spec()
+    decisions = told(asked, decided(asked, num_train=8000, widths=WIDE))
+    assert decisions["methods"].startswith("reconstruction, taylor, activation, fpgm, l2, which need no training")
+    assert decisions["fine-tuning"].startswith("0.26 epochs for each finalist")
+
+
+def test_resumed_job_left_open_is_the_job_that_was_decided() -> None:
+    asked = load_spec(None, {"output": "run"})
+    begun = decided(asked, num_train=8000, widths=WIDE)
+    assert decided_as(asked, begun) == begun
+    other = load_spec(None, {"output": "run", "methods": ["l2"]})
+    assert decided_as(other, begun).methods == ("l2",)

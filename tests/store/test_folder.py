@@ -1,0 +1,419 @@
+"""The store: what goes in comes out, whole or not at all, on a disk and on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+
+from raprune.errors import StoreError
+from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.store.folder import SCHEMA, Store, from_row, to_row
+from raprune.store.retry import Patience
+
+names = st.text(min_size=1, max_size=12)
+numbers = st.floats(allow_nan=False, width=64)
+fractions = st.floats(0.0, 1.0, exclude_min=True)
+counts = st.integers(0, 2**62)
+settings = st.dictionaries(names, st.booleans() | st.integers(-(2**40), 2**40) | numbers | names, max_size=3)
+
+
+@st.composite
+def trials(draw: st.DrawFn) -> Trial:
+    proposal = Proposal(
+        number=draw(st.integers(0, 10**6)),
+        method=draw(names),
+        allocation=draw(names),
+        target_flops=draw(fractions),
+        target_params=draw(st.none() | fractions),
+        settings=draw(settings),
+        keep_ratios=draw(st.dictionaries(names, fractions, max_size=3)),
+        seed=draw(counts),
+        stage=draw(st.sampled_from(Stage)),
+        parent=draw(st.none() | names),
+    )
+    kept = st.sets(st.integers(0, 4096), max_size=6).map(lambda c: tuple(sorted(c)))
+    candidates = st.builds(
+        Candidate,
+        st.just(proposal.method),
+        st.dictionaries(names, kept, max_size=3),
+        st.just(proposal.settings) | settings,
+    )
+    metrics = st.builds(
+        Metrics,
+        accuracy=numbers,
+        loss=numbers,
+        flops=counts,
+        params=counts,
+        flops_fraction=fractions,
+        params_fraction=fractions,
+    )
+    return Trial(
+        trial_id=proposal.trial_id,
+        proposal=proposal,
+        state=draw(st.sampled_from(TrialState)),
+        candidate=draw(st.none() | candidates),
+        metrics=draw(st.none() | metrics),
+        accuracy_after_cut=draw(st.none() | numbers),
+        accuracy_after_repair=draw(st.none() | numbers),
+        epochs=draw(numbers),
+        error=draw(st.none() | st.text()),
+        seconds=draw(numbers),
+        gpu_seconds=draw(numbers),
+        started_at=draw(numbers),
+        worker=draw(st.text()),
+    )
+
+
+def complete(number: int, *, stage: Stage = Stage.SEARCH) -> Trial:
+    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=0.3, stage=stage)
+    return Trial(
+        trial_id=proposal.trial_id,
+        proposal=proposal,
+        state=TrialState.COMPLETE,
+        candidate=Candidate("l2", {"conv1": (0, number + 1)}),
+        metrics=Metrics(accuracy=0.9, loss=0.3, flops=100, params=10, flops_fraction=0.3, params_fraction=0.2),
+    )
+
+
+@given(trials())
+def test_a_row_gives_back_the_trial(trial: Trial) -> None:
+    assert from_row(to_row(trial)) == trial
+
+
+def test_stored_trials_come_back_equal_and_in_order(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    store.create({"seed": 3})
+    failed = Trial(
+        trial_id="search-00002",
+        proposal=Proposal(number=2, method="l1", allocation="ratios", target_flops=0.2, keep_ratios={"conv1": 0.5}),
+        state=TrialState.FAILED,
+        error="out of memory\nin conv1",
+    )
+    store.append([complete(0), failed])
+    store.append([complete(1)])
+    store.append([complete(0, stage=Stage.FINETUNE)])
+    expected = [complete(0), failed, complete(1), complete(0, stage=Stage.FINETUNE)]
+    assert store.trials() == expected
+    assert Store(tmp_path / "run").trials() == expected
+    assert pickle.loads(pickle.dumps(store)).trials() == expected
+    assert store.run() == {"seed": 3}
+
+
+def test_the_trials_folder_reads_without_raprune(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    for number in range(3):
+        store.append([complete(number)])
+    assert pads.dataset(tmp_path / "trials").to_table()["trial_id"].to_pylist() == [
+        "search-00000",
+        "search-00001",
+        "search-00002",
+    ]
+    assert pq.read_table(tmp_path / "trials").schema.equals(SCHEMA)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "trials"]
+
+
+def test_an_empty_run_has_no_trials(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    store.append([])
+    assert store.trials() == []
+    assert store.names("models") == []
+
+
+def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    store.append([complete(0)])
+    for again in (store, Store(tmp_path)):
+        with pytest.raises(StoreError, match="search-00000 is recorded already"):
+            again.append([complete(1), complete(0)])
+    with pytest.raises(StoreError, match="search-00004"):
+        store.append([complete(4), complete(4)])
+    assert [trial.trial_id for trial in store.trials()] == ["search-00000"]
+
+
+def test_the_folder_of_a_run_under_way_is_waited_for_and_never_begun_anew(tmp_path: Path) -> None:
+    """As when the disk that holds it is unmounted: what is written then must not land on the disk below."""
+    run, away = tmp_path / "run", tmp_path / "away"
+    Store(run).create({})
+    said: list[str | None] = []
+    store = Store(run).patient(Patience(total_s=30), said.append)
+    store.append([complete(0)])
+    run.rename(away)
+    back = threading.Timer(1.0, lambda: away.rename(run))
+    back.start()
+    began = time.monotonic()
+    store.append([complete(1)])
+    back.join()
+    assert 1.0 <= time.monotonic() - began < 15
+    assert Store(run).trials() == [complete(0), complete(1)]
+    assert len(said) == 2 and said[0] and "the folder is gone" in said[0] and said[1] is None
+    run.rename(away)
+    hasty = pickle.loads(pickle.dumps(Store(run).patient(Patience(total_s=0.2, first_s=0.1))))
+    for act in (lambda: hasty.append([complete(2)]), hasty.trials, lambda: hasty.names("trials")):
+        with pytest.raises(StoreError, match=r"tried \d times"):
+            act()
+    assert not run.exists()
+
+
+def test_what_does_not_pass_is_not_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path).patient(Patience(total_s=60))
+    (tmp_path / "models").write_text("")
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="cannot write"):
+        store.write_bytes("models/a/weights", b"")
+    assert time.monotonic() - began < 1
+
+
+def test_a_second_writer_overwrites_nothing(tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    first.create({})
+    second.append([complete(0)])
+    first.append([complete(1)])
+    with pytest.raises(StoreError, match="another process writes this run"):
+        second.append([complete(2)])
+    assert [trial.trial_id for trial in first.trials()] == ["search-00000", "search-00001"]
+
+
+def test_a_run_is_locked_for_one_process_until_it_ends_or_dies(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    program = f"""
+from raprune.store.folder import Store
+with Store({os.fspath(tmp_path)!r}).locked():
+    print("locked", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(StoreError, match=rf"another process works on this run .*process {other.pid}\)"):
+            store.locked().__enter__()
+        other.kill()
+        other.wait()
+    with store.locked():
+        pass
+    with store.locked():
+        pass
+
+
+def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
+    Store(tmp_path).create({"seed": 1})
+    with pytest.raises(StoreError, match="raprune resume") as caught:
+        Store(tmp_path).create({"seed": 2})
+    assert "--output" in caught.value.hint
+    assert Store(tmp_path).run() == {"seed": 1}
+
+
+def test_a_folder_without_run_json_is_not_a_run(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(StoreError, match="not the folder of a run"):
+            Store(folder).run()
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_a_damaged_run_json_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(StoreError, match=r"run\.json: damaged"):
+        Store(tmp_path).run()
+
+
+def test_a_part_from_before_a_column_was_has_nothing_in_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    for number in range(3):
+        store.append([complete(number)])
+    path = tmp_path / "trials" / "part-000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["rung", "zeros"]), path)
+    table = store.table()
+    assert table.schema == SCHEMA and table["trial_id"].to_pylist() == [complete(n).trial_id for n in range(3)]
+    assert [row["rung"] for row in store.rows(["rung"])] == [complete(0).proposal.rung, None, complete(2).proposal.rung]
+    assert store.table(["zeros", "number"]).column_names == ["zeros", "number"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: b"PAR1 cut off",
+        lambda good: good[:4] + bytes(60) + good[64:],
+        lambda good: good[:-200] + bytes(100) + good[-100:],
+    ],
+    ids=["cut off", "in its values", "in its description"],
+)
+def test_a_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    store.append([complete(0)])
+    store.append([complete(1)])
+    path = tmp_path / "trials" / "part-000001.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoreError, match=r"part-000001\.parquet") as caught:
+        store.trials()
+    assert "damaged" in caught.value.hint
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write") as caught:
+        Store(tmp_path / "file" / "run").create({})
+    assert "--output" in caught.value.hint
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"report/test\.json: cannot read"):
+        Store(tmp_path).read_json("report/test.json")
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(StoreError, match="no filesystem opens this"):
+        Store("carrier-pigeon://loft/run").is_run()
+
+
+def test_messages_hide_what_may_be_secret() -> None:
+    store = Store("s3://key:secret@bucket/run?endpoint_override=localhost:9000&secret_key=abc")
+    assert store.name == "s3://bucket/run"
+    assert "secret" not in repr(store)
+
+
+def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
+    Store(tmp_path).create({})
+    Store(tmp_path).append([complete(0)])
+    program = f"""
+import resource
+from raprune.errors import StoreError
+from raprune.store.retry import Patience
+from raprune.store.folder import Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    Store({os.fspath(tmp_path)!r}).write_bytes("models/a/weights", bytes(100_000))
+except StoreError as error:
+    print(error.hint)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "no room left" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "run.json", "trials"]
+    assert Store(tmp_path).names("models/a") == []
+    assert Store(tmp_path).trials() == [complete(0)]
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_parts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create({})
+    program = f"""
+import sys
+from raprune.store.folder import Store
+from raprune.records import Proposal, Trial, TrialState
+store = Store({os.fspath(tmp_path)!r})
+for number in range(10**6):
+    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=0.3)
+    store.append([Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.COMPLETE, worker="w" * 10**5)])
+    print(number, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        told = [int(writer.stdout.readline()) for _ in range(20)]
+        read_while_writing = len(store.trials())
+        os.kill(writer.pid, signal.SIGKILL)
+        told += [int(line) for line in writer.stdout.read().split()]
+    recorded = [trial.proposal.number for trial in store.trials()]
+    assert read_while_writing >= 20
+    assert recorded == list(range(len(recorded)))
+    assert set(told) <= set(recorded)
+    Store(tmp_path).append([complete(len(recorded))])
+    assert len(store.trials()) == len(recorded) + 1
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of an empty bucket on an S3 server of our own, without its folder."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/runs", method="PUT")).close()
+    yield f"s3://key:secret@runs/{{}}?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    server.stop()
+
+
+def test_s3_holds_a_run(bucket: str) -> None:
+    store = Store(bucket.format("folder/one"))
+    store.create({"seed": 3})
+    store.append([complete(0), complete(1)])
+    store.append([complete(2)])
+    store.write_bytes("report/front.png", b"png")
+    again = pickle.loads(pickle.dumps(store))
+    assert again.trials() == [complete(0), complete(1), complete(2)]
+    assert again.run() == {"seed": 3}
+    assert again.read_bytes("report/front.png") == b"png"
+    assert again.names("trials") == ["part-000000.parquet", "part-000001.parquet"]
+    with pytest.raises(StoreError, match="holds a run already"):
+        again.create({})
+    with pytest.raises(StoreError, match="is recorded already"):
+        again.append([complete(1)])
+
+
+def test_s3_that_goes_away_and_comes_back_is_waited_for() -> None:
+    """The server of a bucket is stopped, and started again on its port; what it held is there again."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/away", method="PUT")).close()
+    said: list[str | None] = []
+    uri = f"s3://key:hush@away/run?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    Store(uri).create({"seed": 3})
+    store = Store(uri).patient(Patience(total_s=60), said.append)
+    store.append([complete(0)])
+    server.stop()
+    with pytest.raises(StoreError, match=r"cannot read: .*NETWORK_CONNECTION") as caught:
+        Store(uri).run()
+    assert "hush" not in str(caught.value)
+    again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    # Longer than what Amazon's client tries by itself.
+    coming = threading.Timer(7.0, again.start)
+    coming.start()
+    store.append([complete(1)])
+    coming.join()
+    assert Store(uri).trials() == [complete(0), complete(1)]
+    again.stop()
+    assert len(said) == 2 and said[0] and "s3://away/run does not answer" in said[0] and said[1] is None
+    assert "hush" not in said[0]
+
+
+def test_s3_tells_what_is_missing(bucket: str) -> None:
+    with pytest.raises(StoreError, match="not the folder of a run"):
+        Store(bucket.format("nothing")).run()
+    with pytest.raises(StoreError, match="cannot write"):
+        Store(bucket.format("x").replace("@runs/", "@no-such-bucket/")).create({})
+
+
+def test_run_json_is_plain_json(tmp_path: Path) -> None:
+    Store(tmp_path).create({"name": "größe", "dense": {"flops": 10}})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"name": "größe", "dense": {"flops": 10}}
+
+
+def test_a_folder_is_removed_with_all_that_is_in_it_and_nothing_beside_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for rel in ("train/group/marker", "train/file", "trained/file"):
+        store.write_bytes(rel, b"x")
+    store.remove_folder("train")
+    store.remove_folder("train")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == ["trained/file"]
+    filesystem, path = store.location
+    assert filesystem.get_file_info(f"{path}/trained/file").size == 1

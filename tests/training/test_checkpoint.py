@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raprune.data import load_data
+from raprune.data.batches import DeviceSplit
+from raprune.models.digits import DigitsNet
+from raprune.spec.job import DataSpec, TrainSpec
+from raprune.store.folder import Store
+from raprune.training.checkpoint import StoreCheckpoints, pack, unpack
+from raprune.training.loop import Epoch, train
+
+
+@dataclass
+class Memory:
+    """Checkpoints in memory, every one of them."""
+
+    saved: list[bytes] = field(default_factory=list)
+
+    def load(self) -> bytes | None:
+        return self.saved[-1] if self.saved else None
+
+    def save(self, content: bytes) -> None:
+        self.saved.append(content)
+
+
+def kill_after(number: int) -> Callable[[Epoch], None]:
+    def on_epoch(epoch: Epoch) -> None:
+        if epoch.number == number:
+            raise InterruptedError
+
+    return on_epoch
+
+
+def digits(count: int = 150) -> DeviceSplit:
+    data = load_data(DataSpec(name="digits", max_images=count), seed=0)
+    return DeviceSplit.place(data.train, data.mean, data.std, "cpu", layout=torch.channels_last)
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(DigitsNet(width=8), nn.Dropout(0.2))
+
+
+SPEC = TrainSpec(epochs=2.5, batch_size=32)
+
+
+def test_tensors_and_progress_come_back_also_where_two_names_share_memory() -> None:
+    weight = torch.randn(3, 4)
+    tensors, progress = unpack(pack({"a": weight, "b": weight.t(), "c": weight}, {"step": 3, "history": [0.1]}))
+    assert torch.equal(tensors["a"], weight) and torch.equal(tensors["b"], weight.t())
+    assert progress == {"step": 3, "history": [0.1]}
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0not JSON", pack({}, {})[:-1]])
+def test_damaged_content_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        unpack(content)
+
+
+def test_the_store_keeps_the_last_one_until_it_is_removed(tmp_path: Path) -> None:
+    checkpoints = StoreCheckpoints(Store(tmp_path), "checkpoints/finetune-00003-s1.safetensors")
+    assert checkpoints.load() is None
+    checkpoints.remove()
+    checkpoints.save(b"one")
+    checkpoints.save(b"two")
+    assert checkpoints.load() == b"two"
+    checkpoints.remove()
+    assert checkpoints.load() is None
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ema": 0.9}, {"accumulate": 2}, {"distillation": 0.5}, {"momentum": 0.0}],
+    ids=lambda changes: ",".join(changes) or "plain",
+)
+def test_a_resumed_training_gives_the_same_weights_bit_for_bit(changes: dict[str, float], after: int) -> None:
+    spec, split = SPEC.model_copy(update=changes), digits()
+
+    def trained(model: nn.Module, memory: Memory, stop: Callable[[Epoch], None] | None = None) -> list[Epoch]:
+        return train(model, split, spec, augment="shift", seed=5, teacher=net(9), checkpoints=memory, on_epoch=stop)
+
+    straight, killed, resumed = net(), net(), net(1)
+    whole = trained(straight, Memory())
+    memory, epochs = Memory(), list[int]()
+    with pytest.raises(InterruptedError):
+        trained(killed, memory, kill_after(after))
+    assert len(memory.saved) == after
+
+    def note(epoch: Epoch) -> None:
+        epochs.append(epoch.number)
+
+    history = trained(resumed, memory, note)
+    assert epochs == list(range(after + 1, 4))
+    assert [(e.number, e.loss, e.accuracy, e.lr) for e in history] == [
+        (e.number, e.loss, e.accuracy, e.lr) for e in whole
+    ]
+    expected = straight.state_dict()
+    for key, value in resumed.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_what_was_frozen_or_laid_out_otherwise_resumes_too() -> None:
+    def build(seed: int) -> nn.Module:
+        model = net(seed)
+        next(model.parameters()).requires_grad_(False)
+        return model
+
+    memory, straight = Memory(), build(0)
+    spec = SPEC.model_copy(update={"channels_last": False})
+    train(straight, digits(), spec, augment="none", seed=0)
+    with pytest.raises(InterruptedError):
+        train(build(0), digits(), spec, augment="none", seed=0, checkpoints=memory, on_epoch=kill_after(1))
+    resumed = build(4)
+    train(resumed, digits(), spec, augment="none", seed=0, checkpoints=memory)
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_checkpoint_of_another_training_is_left_aside_with_a_warning(seed: int) -> None:
+    memory, model, fresh = Memory(), net(), net()
+    train(net(), digits(), SPEC, augment="none", seed=0, checkpoints=memory)
+    other = SPEC.model_copy(update={"lr": 0.05}) if seed == 0 else SPEC
+    with pytest.warns(UserWarning, match="begins anew: its checkpoint is of another one") as caught:
+        train(model, digits(), other, augment="none", seed=seed, checkpoints=memory)
+    assert ("'lr': 0.05" if seed == 0 else "'seed'") in str(caught[0].message)
+    train(fresh, digits(), other, augment="none", seed=seed)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
+
+
+def test_a_damaged_checkpoint_is_left_aside_with_a_warning() -> None:
+    memory = Memory([b"torn"])
+    with pytest.warns(UserWarning, match="begins anew: its checkpoint is not a checkpoint"):
+        history = train(net(), digits(), SPEC, augment="none", seed=0, checkpoints=memory)
+    assert len(history) == 3

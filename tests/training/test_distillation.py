@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.trace import trace
+from raprune.data import load_data
+from raprune.data.batches import DeviceSplit
+from raprune.errors import ModelError
+from raprune.models.cifar_resnet import CifarResNet
+from raprune.models.cifar_vgg import CifarVGG
+from raprune.models.digits import DigitsNet
+from raprune.records import Candidate
+from raprune.spec.job import DataSpec, TrainSpec
+from raprune.training.distillation import ChannelMap, FeatureMaps, channel_map, logit_loss, map_loss
+from raprune.training.loop import train
+
+
+def every_second(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
+    return {group.name: tuple(range(1, group.num_channels, 2)) for group in graph.groups}
+
+
+def resnet() -> CifarResNet:
+    torch.manual_seed(0)
+    return CifarResNet(20).eval()
+
+
+def test_the_logits_loss_is_hintons() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 10), torch.randn(5, 10)
+    soft, target = functional.softmax(student / 4, 1), functional.softmax(teacher / 4, 1)
+    expected = 16 * (target * (target / soft).log()).sum(1).mean()
+    assert logit_loss(student, teacher, 4.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert logit_loss(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_maps_are_compared_in_units_of_the_teachers_variance() -> None:
+    teacher = torch.zeros(2, 3, 1, 2)
+    teacher[:, 0] = torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]).view(2, 1, 2)
+    teacher[:, 1] = torch.tensor([[-3.0, 3.0], [3.0, -3.0]]).view(2, 1, 2)
+    student = teacher + torch.tensor([1.0, 3.0, 0.1]).view(1, 3, 1, 1)
+    # Variances 1, 9 and 0; the last counts as a hundredth of their mean, 10 / 3.
+    expected = (1 / 1 + 9 / 9 + 0.01 / (10 / 300)) / 3
+    assert map_loss(student, teacher, 1).item() == pytest.approx(expected, rel=1e-4)
+    assert map_loss(student.movedim(1, -1), teacher.movedim(1, -1), -1).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_points_are_the_ends_of_the_stages_and_the_channels_those_that_stay() -> None:
+    dense, x = resnet(), torch.randn(1, 3, 32, 32)
+    graph = trace(dense, x)
+    points = channel_map(dense, graph, every_second(graph), x).points
+    assert list(points) == ["layer2.0.conv1", "layer3.0.conv1", "layer3.2.conv2", "linear"]
+    assert points["layer2.0.conv1"] == tuple(range(1, 16, 2))
+    assert points["layer3.2.conv2"] == tuple(range(1, 64, 2))
+    assert set(channel_map(dense, graph, {}, x).points.values()) == {None}
+    assert not dense.training
+
+
+@pytest.mark.parametrize("network", [resnet, lambda: CifarVGG(16).eval(), lambda: DigitsNet(in_channels=3).eval()])
+def test_a_network_that_is_cut_of_what_is_zero_computes_the_teachers_maps(network: object) -> None:
+    """Channels that go write zeros in the dense network: all that stay are then the same, at every point."""
+    assert callable(network)
+    dense: nn.Module = network()
+    x = torch.randn(4, 3, 32, 32)
+    graph = trace(dense, x[:1])
+    kept = every_second(graph)
+    for group in graph.groups:
+        gone = [channel for channel in range(group.num_channels) if channel not in kept[group.name]]
+        for member in group.members:
+            tensor = dict(dense.named_parameters()).get(member.parameter)
+            if tensor is not None and member.axis == 0:
+                tensor.data[member.indices[gone].reshape(-1)] = 0
+    student = cut(dense, graph, Candidate("l1", kept))
+    channels = channel_map(dense, graph, kept, x[:1])
+    maps = FeatureMaps(student, dense, channels, x.device)
+    with torch.no_grad():
+        student(x), dense(x)
+        assert maps.loss().item() < 1e-6
+        for parameter in student.parameters():
+            parameter.mul_(1.1)
+        student(x)
+        assert maps.loss().item() > 1e-3
+    maps.close()
+    assert not any(module._forward_pre_hooks for model in (student, dense) for module in model.modules())
+
+
+def test_maps_of_another_number_of_channels_are_an_error_that_names_the_layer() -> None:
+    dense = resnet()
+    maps = FeatureMaps(dense, dense, ChannelMap({"linear": (0, 1)}), torch.device("cpu"))
+    dense(torch.randn(2, 3, 32, 32))
+    with pytest.raises(ModelError, match="'linear'") as caught:
+        maps.loss()
+    assert "features = 0" in caught.value.hint
+    maps.close()
+
+
+def digits() -> DeviceSplit:
+    data = load_data(DataSpec(name="digits", max_images=300), seed=0)
+    return DeviceSplit.place(data.train, data.mean, data.std, "cpu", layout=torch.channels_last)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_brings_the_maps_together(accumulate: int) -> None:
+    split = digits()
+    torch.manual_seed(1)
+    teacher = DigitsNet(width=8)
+    train(teacher, split, TrainSpec(epochs=10, batch_size=32), augment="none", seed=0)
+    x, _ = next(split.batches(64))
+    graph = trace(teacher, x[:1])
+    kept = every_second(graph)
+    channels = channel_map(teacher, graph, kept, x[:1])
+
+    def distance(features: float) -> float:
+        student = cut(teacher, graph, Candidate("l1", kept))
+        spec = TrainSpec(epochs=5, batch_size=32, distillation=0.0, features=features, lr=0.02, accumulate=accumulate)
+        train(student, split, spec, augment="shift", seed=0, teacher=teacher, channels=channels)
+        maps = FeatureMaps(student, teacher, channels, x.device)
+        with torch.no_grad():
+            student(x), teacher(x)
+            found: Tensor = maps.loss()
+        maps.close()
+        return found.item()
+
+    assert distance(5.0) < 0.7 * distance(0.0)
