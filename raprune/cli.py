@@ -28,8 +28,9 @@ from raprune.errors import (
     UsageError,
 )
 from raprune.orchestration import interruption
-from raprune.report.formats import first_lines, public_address
+from raprune.report.formats import first_lines
 from raprune.spec import names
+from raprune.store.address import public_address
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,33 +18,33 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 
-PURE = (
-    "pareto",
+ORDER = (
     "errors",
-    "budget",
-    "candidate",
-    "trial",
-    "fields",
+    "pareto",
+    "plugins",
     "spec",
-    "automatic",
-    "reference",
+    "records",
     "store",
-    "symptoms",
+    "results",
+    "data",
+    "models",
+    "channels",
+    "cost",
+    "methods",
+    "training",
+    "pruning",
+    "sampling",
+    "checks",
     "report",
-    "summary",
-    "tables",
-    "front",
-    "findings",
-    "figures",
-    "document",
-    "stages",
-    "forecast",
-    "display",
-    "words",
-    "times",
-    "tracing.graph",
+    "page",
+    "orchestration",
+    "cli",
+    "__main__",
 )
-"""No torch, no ray: results stay readable on a laptop."""
+"""Rooms and files of the package, from top to bottom: a module imports its own room and those above it."""
+
+PURE = ("errors", "pareto", "plugins", "spec", "records", "store", "results", "sampling", "report", "channels.graph")
+"""Rooms that import no torch and no ray: results stay readable on a laptop."""
 
 
 def imported(name: str, *, top: bool = False) -> set[str]:
@@ -89,8 +89,8 @@ def test_there_is_something_to_read() -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_only_orchestration_and_page_import_ray(name: str) -> None:
-    if not name.startswith(("raprune.orchestration", "raprune.page")):
+def test_only_orchestration_imports_ray(name: str) -> None:
+    if not name.startswith("raprune.orchestration"):
         assert "ray" not in libraries(name)
 
 
@@ -101,7 +101,7 @@ def test_records_and_results_need_no_torch_and_no_ray(room: str) -> None:
             assert libraries(name).isdisjoint({"torch", "torchvision", "ray"}), name
 
 
-@pytest.mark.parametrize("room", [room for room in PURE if room != "tracing.graph"])
+@pytest.mark.parametrize("room", [room for room in PURE if room != "channels.graph"])
 def test_nor_do_the_modules_behind_them(room: str) -> None:
     for module in reached(f"raprune.{room}"):
         top = {imported_module.partition(".")[0] for imported_module in imported(module, top=True)}
@@ -115,9 +115,10 @@ def test_pareto_takes_numbers_only() -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("raprune.methods.")])
 def test_a_method_knows_torch_and_groups_only(name: str) -> None:
     shared = {
-        f"raprune.methods.{name}" for name in ("method", "magnitude", "reading", "sparsity", "refit", "contribution")
+        f"raprune.methods.{name}"
+        for name in ("method", "magnitude", "activations", "gammas", "least_squares", "contribution")
     }
-    allowed = shared | {"raprune.channels.graph", "raprune.training.loop", "raprune.channels.maxout"}
+    allowed = shared | {"raprune.channels.graph", "raprune.channels.maxout"}
     assert own(name) <= allowed
     assert libraries(name) <= {*sys.stdlib_module_names, "numpy", "torch", "raprune"}
 
@@ -127,69 +128,31 @@ def test_nobody_imports_the_command_line() -> None:
     assert [name for name in MODULES if "raprune.cli" in own(name)] == ["raprune.__main__"]
 
 
-ROOMS = (
-    ("cli", "__main__"),
-    ("orchestration", "page", "inspection", "single", "preparation", "check"),
-    (
-        "prune",
-        "artifact",
-        "curves",
-        "report",
-        "summary",
-        "tables",
-        "findings",
-        "figures",
-        "document",
-        "front",
-        "contract",
-        "dashboards",
-        "stages",
-        "forecast",
-        "display",
-        "pace",
-        "diagnosis",
-        "symptoms",
-    ),
-    ("bench",),
-    (
-        "allocate",
-        "surgery",
-        "training",
-        "distillation",
-        "distributed",
-        "checkpoint",
-        "evaluate",
-        "methods",
-        "workload",
-        "tracing",
-        "cost",
-        "latency",
-        "operations",
-        "timing",
-        "models",
-        "data",
-        "layout",
-        "memory",
-        "maxout",
-    ),
-    ("statistics",),
-    ("networks", "times"),
-    ("automatic",),
-    ("store", "pareto", "spec", "reference", "extension"),
-    ("trial", "candidate", "budget", "errors", "interruption", "names", "fields", "outage", "words"),
-)
-"""From the top of the house to its foot; a room imports its own floor and those below."""
-
-
-def test_imports_run_downward() -> None:
-    floor = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+def test_imports_run_upward() -> None:
+    """Type-only imports and imports inside functions included."""
     for name in MODULES:
         if name == "raprune":  # the public names, loaded on first use
             continue
         room = name.split(".")[1]
-        assert room in floor, f"{room} is on no floor of {Path(__file__).name}"
+        assert room in ORDER, f"{room} has no place in the order"
         for module in own(name) - {"raprune"}:
-            assert floor[module.split(".")[1]] >= floor[room], f"{name} imports {module}, which stands above it"
+            assert ORDER.index(module.split(".")[1]) <= ORDER.index(room), f"{name} imports {module}, a room below it"
+
+
+def test_the_house_has_at_most_fifteen_rooms_and_eight_files() -> None:
+    entries = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
+    rooms = [path for path in entries if path.is_dir()]
+    assert len(rooms) <= 15 and len(entries) - len(rooms) <= 8
+
+
+@pytest.mark.parametrize(
+    "room", [name for name in MODULES if name.count(".") == 1 and "__init__" in MODULES[name].name]
+)
+def test_a_room_says_its_duty_its_imports_and_the_file_to_open_first(room: str) -> None:
+    said = ast.get_docstring(ast.parse(MODULES[room].read_text())) or ""
+    assert "Imports " in said and "Open `" in said, said
+    first = said.partition("Open `")[2].partition("`")[0]
+    assert (MODULES[room].parent / first).exists(), first
 
 
 def test_no_circles() -> None:
@@ -227,7 +190,9 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     assert loaded_by(code) == set()
 
 
-@pytest.mark.parametrize("room", ["spec", "store", "pareto", "front", "report", "document"])
+@pytest.mark.parametrize(
+    "room", ["spec.job", "store.folder", "pareto", "results.front", "report.terminal", "report.html"]
+)
 def test_reading_a_run_loads_neither_torch_nor_ray_nor_pandas(room: str) -> None:
     assert loaded_by(f"import raprune.{room}").isdisjoint({"torch", "torchvision", "ray", "pandas"})
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from raprune.records import Stage, Trial
-from raprune.report.terminal import read_test
 from raprune.results.front import Row, budget_of, candidates, progress, weights_pruned, within
+from raprune.results.test_split import read_test
 from raprune.store.folder import Store
 
 TABLE = Path(__file__).with_name("papers.md")

@@ -9,8 +9,8 @@ The plain loop is that of torchvision's examples: decoded images in memory (as t
 through RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor and Normalize in a DataLoader with two worker
 processes beside its own. Its workers are started before its clock. PyTorch has as many threads as there are processors
 on both sides. `train()` reads a uint8 array that stands decoded in memory as well, in the one process. Each side has a
-process of its own, as `train()` runs where `raprune.training.cpu_memory` has set up the allocator, and a plain loop does
-not; one waits while the other runs.
+process of its own, as `train()` runs where `raprune.training.cpu_memory` has set up the allocator, and a plain loop
+does not; one waits while the other runs.
 
 `--precision bfloat16` is `train()`'s option of that name (`TrainSpec.precision`), `--plain-precision bfloat16` puts
 autocast around the plain loop's forward pass.

@@ -21,7 +21,7 @@ from raprune.errors import MethodError, ModelError
 from raprune.methods import method_named
 from raprune.pruning.preparation import Steps, check_output, job_data, prepare, without_excluded
 from raprune.pruning.workload import Workload, build_workload
-from raprune.report.formats import numbered
+from raprune.sampling.warm_start import Identity, read
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
@@ -36,10 +36,10 @@ def check(spec: SearchSpec, *, console: Console) -> None:
     check_output(Store(spec.output))
     prepared = prepare(spec, _Printed(spec, console))
     if spec.warm_start:
-        from raprune.sampling import warm_start
-
-        warm_start.check(spec, prepared)
-        console.print(f"ok  warm start: {numbered(len(spec.warm_start), 'run')}", markup=False, highlight=False)
+        graph, data = prepared.graph, prepared.data
+        read(spec.warm_start, Identity(graph.architecture, data.fingerprint, prepared.given_weights))
+        runs = f"{len(spec.warm_start)} run{'s' * (len(spec.warm_start) > 1)}"
+        console.print(f"ok  warm start: {runs}", markup=False, highlight=False)
 
 
 class _Printed(Steps):
@@ -79,7 +79,7 @@ class _Printed(Steps):
 
     def traced(self, proof: Proof) -> None:
         go, stay = len(proof.graph.groups), len(proof.graph.frozen)
-        self._print("channels", f"{numbered(go, 'group')} can go, {numbered(stay, 'layer')} must stay")
+        self._print("channels", f"{go:,} group{'s' * (go != 1)} can go, {stay:,} layer{'s' * (stay != 1)} must stay")
 
     def decided(self, spec: SearchSpec) -> None:
         for subject, decision in automatic.told(self._spec, spec).items():
@@ -114,7 +114,7 @@ def check_method(name: str, *, console: Console) -> None:
     if failed:
         raise MethodError(
             f"{name}: {failed} of {len(checks_of(kind))} checks do not hold.",
-            hint="raprune/methods/method.py says what each hook must do; raprune/checks/contract/checks.py is what was run.",
+            hint="raprune/methods/method.py says what each hook must do; raprune/checks/contract holds the checks.",
         )
 
 

@@ -1,4 +1,7 @@
-"""Data sets: read, decoded and divided once, then plain arrays; what is too large for that is streamed."""
+"""Data: images of files, torchvision or a user's function become arrays, then batches on the device.
+
+Imports `results` and the rooms above it. Open `dataset.py` first; what is too large for memory is in `stream.py`.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raprune.data.augment import Draws, augmented
 from raprune.data.dataset import Split
-from raprune.training.distributed import ALONE, Ranks
+from raprune.data.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)

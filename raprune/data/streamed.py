@@ -14,10 +14,10 @@ from torch import Tensor
 from raprune.data.arrays import Split
 from raprune.data.augment import Draws, augmented
 from raprune.data.batches import DeviceSplit, batch_sizes
+from raprune.data.ranks import ALONE, Ranks
 from raprune.data.shuffle import mixed, pool_size
 from raprune.data.stream import Reader, StreamSource
 from raprune.errors import DataError
-from raprune.training.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""One file a paper. A new method is a file and a line here; the user's own comes by its name or an entry point."""
+"""Methods: one file a paper, and the table `METHODS` of their names; a new method is a file and a line in it.
+
+Imports `channels`; the modules of methods import no other room. Open `method.py` first.
+"""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from raprune.errors import UsageError
 from raprune.methods.activation import Activation
@@ -153,3 +158,13 @@ __all__ = [
     "method_named",
     "reestimate_batch_norm",
 ]
+
+
+def searched_settings(method: type[Method]) -> dict[str, Mapping[str, Any]]:
+    """The hyper-parameters of a method that are searched over, from its fields' metadata."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in fields(method):
+        if "search" in entry.metadata:
+            is_int = entry.type in (int, "int")
+            found[entry.name] = {"int": is_int, "default": entry.default, **entry.metadata["search"]}
+    return found

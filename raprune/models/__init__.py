@@ -1,4 +1,7 @@
-"""Networks by name: the papers' small ones, torchvision's, timm's, the user's own."""
+"""Models: networks by name: the papers' small ones, torchvision's, timm's, the user's own; their weights.
+
+Imports `data` and the rooms above it. Open `weights.py` for files of weights, `mnist_resnet.py` for a network.
+"""
 
 from __future__ import annotations
 

@@ -17,9 +17,10 @@ from raprune.errors import StoreError
 from raprune.orchestration.cluster.connect import machine
 from raprune.pruning.artifact import versions
 from raprune.pruning.preparation import DENSE, Prepared
-from raprune.report.terminal import TEST_FILE, print_front
+from raprune.report.terminal import print_front
 from raprune.results.front import FINETUNINGS
 from raprune.results.stages import Stages
+from raprune.results.test_split import TEST_FILE
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
@@ -133,7 +134,7 @@ def store_dense(run: Run, dense: Any) -> None:
     from safetensors.numpy import save
 
     if dense.history:
-        write_curve(run.store, learning_curves.DENSE, dense.history)
+        write_curve(run.store, learning_curves.DENSE, [epoch.row() for epoch in dense.history])
     run.store.write_bytes(DENSE, save(dense.weights))
     described = run.store.run()
     described["weights_hash"] = dense.weights_hash

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from raprune.methods import method_named, searched_settings
 from raprune.orchestration.cluster.connect import cluster, node_resources
 from raprune.orchestration.cluster.placement import (
     Placement,
@@ -44,12 +45,14 @@ from raprune.orchestration.run import (
     stored_weights,
     under_way,
 )
+from raprune.pruning.allocate import ALLOCATIONS
 from raprune.pruning.artifact import provenance
-from raprune.pruning.preparation import InStages, check_output, prepare, with_table
+from raprune.pruning.preparation import InStages, Prepared, check_output, prepare, with_table
 from raprune.records import Trial
 from raprune.report.display import shown
-from raprune.report.terminal import TEST_FILE, print_front
-from raprune.results.forecast import Pace, forecast, told
+from raprune.report.summary import forecast_told
+from raprune.report.terminal import print_front
+from raprune.results.forecast import Pace, forecast
 from raprune.results.front import Row, candidates, listed, to_be_tested
 from raprune.results.stages import (
     CHECK_NODES,
@@ -65,6 +68,8 @@ from raprune.results.stages import (
     TRAIN_DENSE,
     Stages,
 )
+from raprune.results.test_split import TEST_FILE
+from raprune.sampling import warm_start
 from raprune.sampling.space import search_space
 from raprune.spec.automatic import decided_as
 from raprune.spec.budget import accuracy_floor
@@ -96,9 +101,7 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
         spec = prepared.spec
         run = Run(spec, store, prepared, console, stages)
         if spec.warm_start:
-            from raprune.sampling import warm_start
-
-            warm_start.check(spec, prepared)
+            warm_start.read(spec.warm_start, _identity(prepared, prepared.given_weights))
         stages.begin(START_RAY)
         with cluster(spec.resources.address):
             resources = with_room(spec.resources, console=console)
@@ -198,17 +201,26 @@ def _differing(begun: SearchSpec, now: SearchSpec) -> list[str]:
 
 def _earlier(run: Run, space: SearchSpace) -> Earlier | None:
     """What is taken from earlier runs: read once, then kept with the run."""
-    from raprune.sampling import warm_start
-
     if not run.spec.warm_start:
         return None
     if not run.store.exists(warm_start.FILE):
-        now = warm_start.Identity.of(run.prepared, run.store.run()["weights_hash"])
+        now = _identity(run.prepared, run.store.run()["weights_hash"])
         taken = warm_start.reused(warm_start.read(run.spec.warm_start, now), run.spec, space, now)
         run.store.write_json(warm_start.FILE, warm_start.to_json(taken))
         names = [Store(uri).name for uri in run.spec.warm_start]
         run.console.print(warm_start.told(taken, names), markup=False, highlight=False)
     return warm_start.from_json(run.store.read_json(warm_start.FILE))
+
+
+def _identity(prepared: Prepared, weights: str | None) -> warm_start.Identity:
+    """What the job is on, with the hash of its dense network's weights."""
+    return warm_start.Identity(prepared.graph.architecture, prepared.data.fingerprint, weights)
+
+
+def _space(run: Run) -> SearchSpace:
+    """What the search of the run chooses among."""
+    settings = {name: searched_settings(method_named(name)) for name in run.spec.methods}
+    return search_space(run.spec, run.prepared.cost, allocations=tuple(ALLOCATIONS), settings=settings)
 
 
 def _preflight(run: Run) -> None:
@@ -313,7 +325,7 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
     if stored is None and run.spec.weights is None:
         # Nothing is recorded yet: nobody asks for a coordinator.
         shared = _shared(run, placement, data, ray.put(run.prepared.weights), None)
-        space = search_space(run.spec, run.prepared.cost)
+        space = _space(run)
         methods = phases(named(run.spec, (*space.controls, *space.methods)))
         _train_together(run, shared, [DenseTraining(), *map(PhaseTraining, methods)])
         stored = stored_weights(run.store)
@@ -361,7 +373,7 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
 
     spec = run.spec
     stored = ask(coordinator.trials.remote())
-    space = search_space(spec, run.prepared.cost)
+    space = _space(run)
     shared = _shared(run, placement, data, weights, coordinator)
     inputs = Inputs(spec, run.prepared.graph, placement, [data], [weights], coordinator)
     methods = (*space.controls, *space.methods)
@@ -372,7 +384,14 @@ def _search_and_finetune(run: Run, placement: Placement, data: Any, weights: Any
     gathered = gather(inputs, methods, run.stages)
     say_statistics(run, gathered)
     shared = replace(shared, statistics=ray.put(gathered.arrays))
-    enough = Enough(spec.search, placement, stored, cost=spec.cost, already=run.store.run().get("stopped"))
+    enough = Enough(
+        spec.search,
+        stored,
+        workers=placement.workers,
+        devices=placement.gpus or placement.cpus,
+        cost=spec.cost,
+        already=run.store.run().get("stopped"),
+    )
     searcher = CandidateSearcher(
         spec,
         Proposals(space, spec.search, seed=spec.seed, stored=stored, earlier=_earlier(run, space), enough=enough),
@@ -461,7 +480,7 @@ def _forecast(run: Run, placement: Placement, space: SearchSpace, lacking: Missi
     )
     expected = forecast(Pace(**measured), plan)
     run.stages.expect(expected)
-    run.console.print(told(expected), markup=False, highlight=False)
+    run.console.print(forecast_told(expected), markup=False, highlight=False)
 
 
 def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> None:

@@ -29,8 +29,8 @@ from raprune.page.access import Access, is_loopback
 from raprune.page.app import make_app
 from raprune.page.feed import Feed, Pulse
 from raprune.page.serve import listen, page_token
-from raprune.report.formats import last_part
 from raprune.spec.job import PageSpec
+from raprune.store.address import last_part
 from raprune.store.folder import RUN_FILE, Store
 
 _PATIENCE_S = 5.0

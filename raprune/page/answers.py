@@ -14,10 +14,10 @@ from typing import Any
 
 from raprune.page.feed import Away, Known
 from raprune.records import Trial
-from raprune.report.formats import without_secrets
 from raprune.results.front import Progress, Row, floor_of, pick, wanted_latency
 from raprune.results.stages import RunStages
 from raprune.spec.job import load_limits
+from raprune.store.address import without_secrets
 
 Answer = dict[str, Any]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from raprune.errors import RapruneError
 from raprune.records import Candidate, Trial
-from raprune.report.terminal import read_test
 from raprune.results.front import Growth, Progress, budget_of, progress
 from raprune.results.run_results import Findings
 from raprune.results.stages import FRESH_S, RunStages, read_stages
+from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import SCHEMA, Store, from_row

@@ -20,7 +20,7 @@ from raprune.errors import RapruneError, UsageError
 from raprune.page.access import MIN_TOKEN, Access, is_loopback
 from raprune.page.app import make_app
 from raprune.page.feed import Feed
-from raprune.report.formats import last_part
+from raprune.store.address import last_part
 from raprune.store.folder import Store
 
 TOKEN = "RAPRUNE_PAGE_TOKEN"

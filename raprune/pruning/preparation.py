@@ -23,7 +23,7 @@ from raprune.errors import ModelError, StoreError, UsageError
 from raprune.methods import method_named
 from raprune.models.normalisation import usual_normalisation
 from raprune.pruning.allocate import ALLOCATIONS, check_reachable
-from raprune.pruning.workload import WeightArrays, Workload, build_workload
+from raprune.pruning.workload import WeightArrays, Workload, build_workload, hash_of
 from raprune.records import Setting
 from raprune.results.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
 from raprune.spec import automatic
@@ -49,6 +49,11 @@ class Prepared:
     @property
     def graph(self) -> ChannelGraph:
         return self.proof.graph
+
+    @property
+    def given_weights(self) -> str | None:
+        """Hash of the dense network's weights; None where it is still to be trained."""
+        return hash_of(self.weights) if self.spec.weights else None
 
 
 class Steps:

@@ -1,11 +1,10 @@
-"""Figures, names and addresses as people read them, on the screen, in a report, on a page."""
+"""Formats of figures and names, as people read them on the screen, in a report, on a page."""
 
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -72,13 +71,6 @@ def accuracy(share: float | None, interval: float | None = None) -> str:
     return "-" if share is None else f"{100 * share:.2f}{spread}"
 
 
-def normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
-    """Mean and standard deviation of each channel."""
-    return ", ".join(
-        f"{name} ({', '.join(f'{value:.4g}' for value in values)})" for name, values in (("mean", mean), ("std", std))
-    )
-
-
 def times_as_fast(speedup: float | None) -> str:
     """Two or three figures and an x: 1.06x, 2.3x; empty where it was not measured."""
     return "" if speedup is None else f"{speedup:.2f}x" if speedup < 2 else f"{speedup:.1f}x"
@@ -89,28 +81,3 @@ def latency_share(row: Mapping[str, Any]) -> str:
     if row["measured_latency_fraction"] is not None:
         return percent(row["measured_latency_fraction"])
     return "" if row["latency_fraction"] is None else f"~{percent(row['latency_fraction'])}"
-
-
-def public_address(place: str) -> str:
-    """A URI without what may hold a secret: user and query; a path as it is."""
-    return re.sub(r"(?<=://)[^/@]*@|\?.*$", "", place) if "://" in place else place
-
-
-def without_secrets(value: Any) -> Any:
-    """The value, a text or what holds texts, with all that may be a credential taken out of its URIs."""
-    if isinstance(value, str):
-        if re.fullmatch(r"[\w+.-]+://\S*", value):
-            return public_address(value)
-        # In a sentence a URI ends before these.
-        text = re.sub(r"://[^/@\s]*@", "://", value)
-        return re.sub(r"(://[^\s?]*)\?[^\s'\",;)]*", r"\1", text)
-    if isinstance(value, Mapping):
-        return {key: without_secrets(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(inner) for inner in value]
-    return value
-
-
-def last_part(place: str) -> str:
-    """What a path or a URI is called: its last part."""
-    return public_address(place).rstrip("/").rpartition("/")[2]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raprune.report.formats import times_as_fast
+from raprune.report.formats import about, times_as_fast
 from raprune.results.front import Row, budget_of, floor_of
+from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
 from raprune.results.timings import Times, Timing, is_faster
 
 
@@ -54,3 +55,21 @@ def _accuracy(row: Row, run: Mapping[str, Any]) -> str:
 def _percent(fraction: float) -> str:
     """Two figures, or three from 100 % on: 29 %, 2.9 %."""
     return f"{100 * fraction:.0f} %" if fraction >= 0.1 else f"{100 * fraction:.2g} %"
+
+
+def forecast_told(seconds: Mapping[str, float]) -> str:
+    """The forecast as a sentence: all of it, and the stages that are most of it."""
+    largest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
+    most = ", ".join(f"{_WORDS.get(name, name)} {about(value)}" for name, value in largest)
+    return f"This will take about {about(sum(seconds.values()))}: {most}."
+
+
+_WORDS = {
+    PHASES: "training for methods",
+    SCORES: "scores",
+    SEARCH: "trials",
+    FINETUNE: "fine-tuning",
+    TEST: "the test split",
+    LATENCY: "measuring latency",
+    REPORT: "the report",
+}

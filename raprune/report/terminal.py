@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console
 
@@ -17,13 +15,11 @@ from raprune.report.summary import summary
 from raprune.report.tables import render_ablation, render_progress, render_rows
 from raprune.results.front import ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
 from raprune.results.stages import read_stages
+from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
-from raprune.store.networks import named_as_today
-
-TEST_FILE = "report/test.json"
 
 
 def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
@@ -114,14 +110,6 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
     }
     run = {"spec": spec.model_dump(mode="json"), "dense": dense}
     console.print(render_rows(with_times(candidates([trial]), Times()), run, {}, width=console.width))
-
-
-def read_test(store: Store, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The accuracies on the test split: `{"dense", "candidates", "images"}`; empty until it was measured.
-
-    `trials` are those of the run: they say which network a name of before stood for.
-    """
-    return named_as_today(store.read_json(TEST_FILE), trials) if store.exists(TEST_FILE) else {}
 
 
 def _print_next(store: Store, console: Console, network: str | None) -> None:

@@ -6,10 +6,8 @@ The aim is a factor of two. `run.json` keeps under "stages" what each took besid
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raprune.report.formats import about
 from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
 
 WORKERS_START_S = 6.0
@@ -120,24 +118,6 @@ def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
         REPORT: REPORT_S,
     }
     return {name: value for name, value in seconds.items() if value > 0}
-
-
-def told(seconds: Mapping[str, float]) -> str:
-    """The forecast as a sentence: all of it, and the stages that are most of it."""
-    largest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
-    most = ", ".join(f"{_WORDS.get(name, name)} {about(value)}" for name, value in largest)
-    return f"This will take about {about(sum(seconds.values()))}: {most}."
-
-
-_WORDS = {
-    PHASES: "training for methods",
-    SCORES: "scores",
-    SEARCH: "trials",
-    FINETUNE: "fine-tuning",
-    TEST: "the test split",
-    LATENCY: "measuring latency",
-    REPORT: "the report",
-}
 
 
 def _shared(count: int, workers: int) -> int:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 from raprune.records import Trial, TrialState
-from raprune.report.terminal import read_test
 from raprune.results.front import (
     Progress,
     Row,
@@ -23,6 +22,7 @@ from raprune.results.front import (
     spent,
     starred,
 )
+from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
@@ -37,7 +37,7 @@ class Findings:
     run: Mapping[str, Any]
     """The content of `run.json`."""
     test: Mapping[str, Any]
-    """As `raprune.report.terminal.read_test` gives it."""
+    """As `read_test` gives it."""
     times: Times
     """Measured times of whole networks."""
     trials: Sequence[Trial]

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from raprune.cost.flops import CostModel, Counts
-from raprune.methods import Method, method_named
-from raprune.pruning.allocate import ALLOCATIONS
 from raprune.sampling.sources import RATIOS, SearchSpace, make_blocks
 from raprune.spec.job import CONTROLS, SearchSpec
+
+if TYPE_CHECKING:
+    from raprune.cost.flops import CostModel, Counts
 
 _LOWEST_MARGIN = 1.02
 """Targets begin this much above the lowest reachable cost, where more than one network still meets them."""
 
 
-def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
-    """What the search chooses among: from `search.smallest` of the budget, or the lowest reachable, to the budget."""
+def search_space(
+    spec: SearchSpec,
+    cost: CostModel,
+    *,
+    allocations: Sequence[str],
+    settings: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> SearchSpace:
+    """What the search chooses among: from `search.smallest` of the budget, or the lowest reachable, to the budget.
+
+    `allocations` are all that there are, the simplest first; `settings` maps each method of the job to its
+    hyper-parameters that are searched over (`raprune.methods.searched_settings`).
+    """
     limits = {"flops": spec.budget.flops, "params": spec.budget.params, "latency": spec.budget.latency}
     target, highest = next((name, limit) for name, limit in limits.items() if limit is not None)
     narrowest = cost.smallest(min_channels=spec.search.min_channels, multiple_of=spec.search.step)
@@ -26,7 +35,7 @@ def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
         methods=spec.methods,
         controls=tuple(name for name in CONTROLS if name not in spec.methods),
         # Widths by predicted damage are the best of the simple ones, and tried first.
-        allocations=spec.allocations or (RATIOS, *(name for name in reversed(ALLOCATIONS) if name != RATIOS)),
+        allocations=spec.allocations or (RATIOS, *(name for name in reversed(allocations) if name != RATIOS)),
         blocks=make_blocks(cost.group_names),
         channels=dict(zip(cost.group_names, cost.num_channels.tolist(), strict=True)),
         lowest=min(highest, lowest),
@@ -36,11 +45,7 @@ def search_space(spec: SearchSpec, cost: CostModel) -> SearchSpace:
         params_limit=None if target == "params" else spec.budget.params,
         latency_limit=None if target == "latency" else spec.budget.latency,
         settings={
-            name: {
-                key: options
-                for key, options in settings_of(method_named(name)).items()
-                if key not in spec.settings.get(name, {})
-            }
+            name: {key: options for key, options in settings[name].items() if key not in spec.settings.get(name, {})}
             for name in spec.methods
         },
         fixed=spec.settings,
@@ -54,13 +59,3 @@ def _fraction(cost: CostModel, kind: str, widths: Counts) -> float:
     if kind == "params":
         return int(cost.params(widths)) / cost.dense_params
     return int(cost.flops(widths)) / cost.dense_flops
-
-
-def settings_of(method: type[Method]) -> dict[str, Mapping[str, Any]]:
-    """The hyper-parameters of a method that are searched over, from its fields' metadata."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for entry in dataclasses.fields(method):
-        if "search" in entry.metadata:
-            is_int = entry.type in (int, "int")
-            found[entry.name] = {"int": is_int, "default": entry.default, **entry.metadata["search"]}
-    return found

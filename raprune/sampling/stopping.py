@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raprune import pareto
-from raprune.orchestration.cluster.placement import Placement
 from raprune.records import Stage, Trial, TrialState
 from raprune.sampling.promotion import Outcome
 from raprune.spec.job import SamplerSpec
@@ -50,19 +49,20 @@ class Enough:
     def __init__(
         self,
         spec: SamplerSpec,
-        placement: Placement,
         stored: Sequence[Trial],
         *,
+        workers: int,
+        devices: float,
         cost: str,
         already: str | None = None,
     ) -> None:
         self.reason = already
         self._spec = spec
         self._cost = cost
-        self._share = placement.gpus or placement.cpus
+        self._share = devices
         searched = [trial.seconds for trial in stored if trial.proposal.stage is Stage.SEARCH]
         self._device_s = sum(searched) * self._share
-        self._started = time.monotonic() - sum(searched) / placement.workers
+        self._started = time.monotonic() - sum(searched) / workers
 
     def spend(self, outcome: Outcome) -> None:
         """Count what a trial took, at whatever rung."""

@@ -14,8 +14,6 @@ from typing import Any
 
 from raprune.errors import RapruneError, UsageError
 from raprune.pareto import non_dominated, spread
-from raprune.pruning.preparation import Prepared
-from raprune.pruning.workload import hash_of
 from raprune.records import Stage, Trial, TrialState
 from raprune.sampling.sources import RATIOS, Earlier, Known, SearchSpace
 from raprune.spec.job import SearchSpec
@@ -35,10 +33,6 @@ class Identity:
     weights: str | None
     """Hash of the dense network's weights; None while it is not trained."""
 
-    @classmethod
-    def of(cls, prepared: Prepared, weights: str | None) -> Identity:
-        return cls(prepared.graph.architecture, prepared.data.fingerprint, weights)
-
 
 @dataclass(frozen=True)
 class EarlierRun:
@@ -48,15 +42,6 @@ class EarlierRun:
     spec: SearchSpec
     identity: Identity
     trials: Sequence[Trial]
-
-
-def check(spec: SearchSpec, prepared: Prepared) -> None:
-    """Refuse earlier runs of the job that are on another network, other weights or other data.
-
-    Raises:
-        UsageError: naming which differ.
-    """
-    read(spec.warm_start, Identity.of(prepared, hash_of(prepared.weights) if spec.weights else None))
 
 
 def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:

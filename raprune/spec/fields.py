@@ -221,3 +221,10 @@ def _limits(schema: Mapping[str, Any]) -> str:
 
 def _choice(words: list[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def normalisation_in_words(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Mean and standard deviation of each channel."""
+    return ", ".join(
+        f"{name} ({', '.join(f'{value:.4g}' for value in values)})" for name, values in (("mean", mean), ("std", std))
+    )

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from raprune.errors import StoreError
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
-from raprune.report.formats import public_address
+from raprune.store.address import public_address
 from raprune.store.retry import AT_ONCE, Patience, passes
 
 RUN_FILE = "run.json"

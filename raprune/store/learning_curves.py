@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from raprune.store.folder import Store
-
-if TYPE_CHECKING:
-    from raprune.training.loop import Epoch
 
 DENSE = "dense"
 """What the dense network's curve is called."""
 
 
-def write_curve(store: Store, name: str, epochs: Sequence[Epoch]) -> None:
-    """Keep the epochs of the training `name`."""
-    curve = [
-        {
-            "epoch": epoch.number,
-            "epochs": epoch.epochs,
-            "train_loss": epoch.loss,
-            "train_accuracy": epoch.accuracy,
-            "lr": epoch.lr,
-            "seconds": epoch.seconds,
-        }
-        for epoch in epochs
-    ]
-    store.write_json(_file(name), curve)
+def write_curve(store: Store, name: str, epochs: Sequence[Mapping[str, float]]) -> None:
+    """Keep the epochs of the training `name`, each a row of `raprune.training.loop.Epoch.row`."""
+    store.write_json(_file(name), [dict(epoch) for epoch in epochs])
 
 
 def read_curve(store: Store, name: str) -> list[dict[str, Any]]:

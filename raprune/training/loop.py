@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.data.batches import batch_sizes
+from raprune.data.ranks import ALONE as ALONE
+from raprune.data.ranks import Ranks as Ranks
 from raprune.errors import ModelError
 from raprune.models.memory_format import laid_out
 from raprune.spec.job import TrainSpec
@@ -27,8 +29,6 @@ from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import pack, unpack
 from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss
-from raprune.training.distributed import ALONE as ALONE
-from raprune.training.distributed import Ranks as Ranks
 
 
 class TrainingSplit(Protocol):
@@ -69,6 +69,17 @@ class Epoch:
     lr: float
     """At the epoch's last step."""
     seconds: float
+
+    def row(self) -> dict[str, float]:
+        """The epoch as a row of its training's learning curve."""
+        return {
+            "epoch": self.number,
+            "epochs": self.epochs,
+            "train_loss": self.loss,
+            "train_accuracy": self.accuracy,
+            "lr": self.lr,
+            "seconds": self.seconds,
+        }
 
 
 def train(

@@ -21,13 +21,13 @@ from raprune.checks.job import check
 from raprune.data import Dataset, load_data
 from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
+from raprune.data.ranks import Ranks
 from raprune.data.shuffle import POOL_BYTES, mixed, pool_size
 from raprune.data.stream import HashRule, StreamSource, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.errors import DataError, UsageError
 from raprune.pruning.workload import build_workload, train_dense
 from raprune.spec.job import DataSpec, SearchSpec, load_spec
-from raprune.training.distributed import Ranks
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import Epoch
 from tests.streams import digits, write_images, write_parts

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from raprune.methods import method_named, searched_settings
 from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.plan import plan_of
 from raprune.orchestration.workers.scores import Missing, named
+from raprune.pruning.allocate import ALLOCATIONS
 from raprune.pruning.preparation import prepare
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.forecast import Plan
@@ -27,7 +29,12 @@ SPEC = SearchSpec.model_validate(
 
 def planned(*stored: Trial) -> Plan:
     prepared = prepare(SPEC)
-    space = search_space(SPEC, prepared.cost)
+    space = search_space(
+        SPEC,
+        prepared.cost,
+        allocations=tuple(ALLOCATIONS),
+        settings={name: searched_settings(method_named(name)) for name in SPEC.methods},
+    )
     methods = named(SPEC, (*space.controls, *space.methods))
     return plan_of(
         SPEC,

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from raprune.orchestration.run import Run, describe, warn_of_symptoms
 from raprune.pruning.preparation import prepare
-from raprune.report.terminal import TEST_FILE
 from raprune.results.stages import Stages
+from raprune.results.test_split import TEST_FILE
 from raprune.spec.job import load_spec
 from raprune.store.folder import Store
 

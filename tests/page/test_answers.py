@@ -16,8 +16,8 @@ from raprune.errors import RapruneError, UsageError
 from raprune.page import answers
 from raprune.page.feed import Feed, Known, Recorded
 from raprune.records import Stage
-from raprune.report.formats import without_secrets
 from raprune.results.stages import RunStage, RunStages
+from raprune.store.address import without_secrets
 from raprune.store.folder import Store
 from raprune.store.networks import find_network
 from tests.page.served import RUN, finetuned, make_run, trial

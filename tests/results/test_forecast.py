@@ -10,7 +10,8 @@ import torch
 from raprune.data import load_data
 from raprune.pruning.pace import measure_pace
 from raprune.pruning.workload import build_workload
-from raprune.results.forecast import WORKERS_START_S, Pace, Plan, forecast, told
+from raprune.report.summary import forecast_told
+from raprune.results.forecast import WORKERS_START_S, Pace, Plan, forecast
 from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
 from raprune.spec.job import SearchSpec
 
@@ -70,7 +71,7 @@ def test_time_limit_bounds_the_search() -> None:
 
 
 def test_forecast_is_told_with_what_most_of_it_is() -> None:
-    text = told({SCORES: 40.0, SEARCH: 65.0, FINETUNE: 240.0, REPORT: 4.0})
+    text = forecast_told({SCORES: 40.0, SEARCH: 65.0, FINETUNE: 240.0, REPORT: 4.0})
     assert text == "This will take about 6 min: fine-tuning 4 min, trials 65 s, scores 40 s."
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from raprune.orchestration.cluster.placement import Placement
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.sampling.promotion import Outcome
 from raprune.sampling.stopping import Enough, Spent, reason_to_stop
@@ -43,13 +44,14 @@ def test_what_a_driver_before_this_one_spent_counts() -> None:
         )
         for number, stage in ((0, Stage.SEARCH), (1, Stage.SEARCH), (2, Stage.FINETUNE))
     ]
-    placement = Placement(workers=2, cpus=1, gpus=0.5, reason="")
-    hour = Enough(SamplerSpec(gpu_hours=0.5), placement, stored, cost="flops")
+    # Two workers, on half a card each.
+    enough = partial(Enough, workers=2, devices=0.5, cost="flops")
+    hour = enough(SamplerSpec(gpu_hours=0.5), stored)
     # 3,000 s on half a card are 1,500 s of it; 600 s more on half a card make half an hour.
     assert not hour([])
     hour.spend(Outcome(trial_id="search-00003", state=TrialState.COMPLETE, seconds=600))
     assert hour([]) and hour.reason == "0.5 device-hours are spent"
     # Two workers side by side took 1,500 s.
-    assert not Enough(SamplerSpec(time_limit_s=1600), placement, stored, cost="flops")([])
-    assert Enough(SamplerSpec(time_limit_s=1499), placement, stored, cost="flops")([])
-    assert Enough(SamplerSpec(), placement, [], cost="flops", already="enough was enough")([])
+    assert not enough(SamplerSpec(time_limit_s=1600), stored)([])
+    assert enough(SamplerSpec(time_limit_s=1499), stored)([])
+    assert enough(SamplerSpec(), [], already="enough was enough")([])

@@ -16,11 +16,12 @@ from torch.nn import functional
 
 from raprune.data import load_data
 from raprune.data.batches import DeviceSplit
+from raprune.data.ranks import ALONE, Ranks
 from raprune.errors import ModelError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
-from raprune.training.distributed import ALONE, Ranks, synchronised
+from raprune.training.distributed import synchronised
 from raprune.training.loop import Epoch, train
 
 IMAGES = 63

@@ -26,7 +26,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-import raprune
 from raprune.errors import RapruneError
 from raprune.plugins import is_user_function, load_function
 from raprune.spec.job import SearchSpec
@@ -334,7 +333,7 @@ def _versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "(not installed)"
-    digest, root = hashlib.sha256(), Path(raprune.__path__[0])
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return found | {"raprune": f"{found['raprune']} (code {digest.hexdigest()[:8]})"}

@@ -40,7 +40,8 @@ from raprune.orchestration.jobs.submission import (
     plan,
     runtime_env,
 )
-from raprune.report.formats import first_lines, last_part
+from raprune.report.formats import first_lines
+from raprune.store.address import last_part
 
 ADDRESS = "http://127.0.0.1:8265"
 """Of a dashboard, where neither --address nor the environment names one: Ray's own, on this machine."""

@@ -23,6 +23,7 @@ import ray.train.collective
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from raprune.data.ranks import Ranks
 from raprune.errors import RapruneError, StoreError
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS, Action, Failure, decide, error_text
 from raprune.orchestration.cluster.placement import TrainPlacement
@@ -30,7 +31,6 @@ from raprune.orchestration.workers.trainings import Rank, Training
 from raprune.orchestration.workers.trials import Shared
 from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
 from raprune.spec.job import SearchSpec
-from raprune.training.distributed import Ranks
 from raprune.training.loop import Epoch
 
 FOLDER = "train"

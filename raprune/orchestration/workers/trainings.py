@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import distributed
 
+from raprune.data.ranks import Ranks
 from raprune.errors import ModelError, RapruneError, StoreError
 from raprune.methods import Method
 from raprune.orchestration.cluster.failures import error_text
@@ -30,7 +31,6 @@ from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE
 from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
 from raprune.store.learning_curves import write_curve
-from raprune.training.distributed import Ranks
 from raprune.training.loop import Checkpoints, Epoch
 
 OnEpoch = Callable[[Epoch], None]
@@ -118,7 +118,7 @@ class DenseTraining:
         )
         if rank.is_first:
             # The weights last: with them the training is done.
-            write_curve(rank.shared.store, learning_curves.DENSE, history)
+            write_curve(rank.shared.store, learning_curves.DENSE, [epoch.row() for epoch in history])
             rank.shared.store.write_bytes(DENSE, save(rank.held.workload.weights()))
 
     def take_over(self, rank: Rank) -> None:

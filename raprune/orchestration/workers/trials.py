@@ -170,7 +170,7 @@ class Equipment:
             )
         if ranks.rank == 0:
             self.save(f"{MODELS}/{network_name(trial)}", result.model, trial)
-            write_curve(self.shared.store, trial.trial_id, result.history)
+            write_curve(self.shared.store, trial.trial_id, [epoch.row() for epoch in result.history])
         return trial
 
     def checkpoints(self, name: str) -> StoreCheckpoints:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raprune.report.formats import without_secrets
 from raprune.spec.job import SearchSpec, to_toml
+from raprune.store.address import without_secrets
 
 
 def job_of(spec: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditi
 from raprune.results.front import Row, budgeted, weights_pruned
 from raprune.results.run_results import Findings
 from raprune.results.timings import measured_at, slow
+from raprune.spec.fields import normalisation_in_words
+from raprune.store.address import last_part
 
 FINISHED = "finished"
 MOST_ERRORS = 5
@@ -82,7 +84,7 @@ def _normalisation(data: Mapping[str, Any]) -> str:
     """The figures of a run, empty for one that was written when they were not recorded."""
     if "mean" not in data:
         return ""
-    return f"{formats.normalisation(data['mean'], data['std'])} ({data['normalisation']})"
+    return f"{normalisation_in_words(data['mean'], data['std'])} ({data['normalisation']})"
 
 
 def front(findings: Findings) -> str:
@@ -369,8 +371,8 @@ def _data_name(spec: Mapping[str, Any]) -> str:
     name = str(data.get("name", "?"))
     if name not in ("parquet", "imagefolder") or not data.get("train"):
         return name
-    return formats.last_part(str(data["train"]))
+    return last_part(str(data["train"]))
 
 
 def _whence(weights: str | None) -> str:
-    return f", weights {formats.last_part(weights)}" if weights else ""
+    return f", weights {last_part(weights)}" if weights else ""
