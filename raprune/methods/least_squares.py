@@ -259,15 +259,22 @@ def scale_of(gram: Tensor) -> Tensor:
 
 
 def factored(gram: Tensor, scale: Tensor, ridge: float) -> Tensor:
-    """The Cholesky factor of `scale gram scale + ridge`; the ridge grows until there is one."""
+    """The Cholesky factor of `scale gram scale + ridge`; the ridge grows until there is one.
+
+    Raises:
+        FloatingPointError: if the matrix is not finite, as that of a network whose activations overflow.
+    """
     scaled = gram * scale[:, :, None] * scale[:, None, :]
     diagonal = scaled.diagonal(dim1=-2, dim2=-1)
-    while True:
+    # Entries are at most 1 in size, so that a ridge as large as a row is long makes any such matrix definite.
+    most = max(ridge, 10.0 * gram.shape[-1])
+    while ridge <= most:
         diagonal.fill_(1.0 + ridge)
         factor, failed = torch.linalg.cholesky_ex(scaled)
-        if not failed.any():
+        if not failed.any() and bool(factor.isfinite().all()):
             return factor
         ridge = max(10 * ridge, 1e-14)
+    raise FloatingPointError("Least squares: the layer's inputs or outputs are not finite on the calibration images.")
 
 
 def solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:

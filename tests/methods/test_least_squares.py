@@ -279,6 +279,15 @@ def test_the_ridge_grows_until_it_can_be_solved() -> None:
     assert torch.equal(change[4], torch.zeros(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_system_that_is_not_finite_ends_with_an_error(bad: float) -> None:
+    """A network that diverged, or one overflow among its activations, held the worker for ever."""
+    gram = torch.eye(3, dtype=torch.float64)[None].clone()
+    gram[0, 0, 1] = gram[0, 1, 0] = bad
+    with pytest.raises(FloatingPointError, match="not finite"):
+        solved(gram, torch.ones(1, 3, 1, dtype=torch.float64), 0.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_modes_and_hooks_are_left_as_they_were(dtype: torch.dtype) -> None:
     dense, graph = made(Branch)
