@@ -23,7 +23,8 @@ from raprune.results.stages import FRESH_S, RunStages, read_stages
 from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times
 from raprune.spec.budget import Budget
-from raprune.store.folder import SCHEMA, Store, from_row
+from raprune.store.folder import Store
+from raprune.store.rows import SCHEMA, from_row
 
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
 """What is read of a trial: the channel indices of thousands of wide networks would fill the memory."""

@@ -33,9 +33,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raprune.errors import StoreError
-from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Trial
 from raprune.store.address import public_address
 from raprune.store.retry import AT_ONCE, Patience, passes
+from raprune.store.rows import SCHEMA, Row, from_row, to_row
 
 RUN_FILE = "run.json"
 TRIALS = "trials"
@@ -45,49 +46,6 @@ READERS = 8
 """Parts that are read at once."""
 
 T = TypeVar("T")
-
-SCHEMA = pa.schema(
-    [
-        pa.field("trial_id", pa.string(), nullable=False),
-        pa.field("number", pa.int64(), nullable=False),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("settings", pa.string(), nullable=False),
-        pa.field("allocation", pa.string(), nullable=False),
-        pa.field("keep_ratios", pa.string(), nullable=False),
-        pa.field("target_flops", pa.float64(), nullable=False),
-        pa.field("target_params", pa.float64()),
-        pa.field("target_latency", pa.float64()),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("parent", pa.string()),
-        pa.field("step", pa.int64()),
-        pa.field("rung", pa.int64()),
-        pa.field("repeat", pa.int64()),
-        pa.field("state", pa.string(), nullable=False),
-        pa.field("candidate", pa.string()),
-        pa.field("candidate_settings", pa.string()),
-        pa.field("widths", pa.string()),
-        pa.field("kept", pa.string()),
-        pa.field("val_accuracy", pa.float64()),
-        pa.field("val_loss", pa.float64()),
-        pa.field("flops", pa.int64()),
-        pa.field("params", pa.int64()),
-        pa.field("flops_fraction", pa.float64()),
-        pa.field("params_fraction", pa.float64()),
-        pa.field("zeros", pa.int64()),
-        pa.field("latency_ms", pa.float64()),
-        pa.field("latency_fraction", pa.float64()),
-        pa.field("accuracy_after_cut", pa.float64()),
-        pa.field("accuracy_after_repair", pa.float64()),
-        pa.field("epochs", pa.float64(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("seconds", pa.float64(), nullable=False),
-        pa.field("gpu_seconds", pa.float64(), nullable=False),
-        pa.field("started_at", pa.float64(), nullable=False),
-        pa.field("worker", pa.string(), nullable=False),
-    ]
-)
-"""One row a trial. Mappings are JSON; `candidate_settings` is null where the candidate has the proposal's settings."""
 
 
 class Store:
@@ -229,7 +187,7 @@ class Store:
         """All recorded trials, in the order in which they were appended."""
         return [from_row(row) for row in self.rows()]
 
-    def rows(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def rows(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> list[Row]:
         """The recorded trials as rows of `SCHEMA`, or of some columns of it, in the order of their records."""
         return list(self.table(columns, parts).to_pylist())
 
@@ -446,116 +404,6 @@ class Store:
 
 def _reopen(uri: str, patience: Patience) -> Store:
     return Store(uri, patience=patience)
-
-
-def to_row(trial: Trial) -> dict[str, Any]:
-    """The trial as one row of `SCHEMA`."""
-    proposal, candidate, metrics = trial.proposal, trial.candidate, trial.metrics
-    assert trial.trial_id == proposal.trial_id, "a trial has the id of its proposal"
-    assert candidate is None or candidate.method == proposal.method, "a candidate has the method of its proposal"
-    settings = dict(proposal.settings)
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    row |= {
-        "trial_id": trial.trial_id,
-        "number": proposal.number,
-        "stage": proposal.stage.value,
-        "method": proposal.method,
-        "settings": json.dumps(settings),
-        "allocation": proposal.allocation,
-        "keep_ratios": json.dumps(dict(proposal.keep_ratios)),
-        "target_flops": proposal.target_flops,
-        "target_params": proposal.target_params,
-        "target_latency": proposal.target_latency,
-        "seed": proposal.seed,
-        "parent": proposal.parent,
-        "step": proposal.step,
-        "rung": proposal.rung,
-        "repeat": proposal.repeat,
-        "state": trial.state.value,
-        "accuracy_after_cut": trial.accuracy_after_cut,
-        "accuracy_after_repair": trial.accuracy_after_repair,
-        "epochs": trial.epochs,
-        "error": trial.error,
-        "seconds": trial.seconds,
-        "gpu_seconds": trial.gpu_seconds,
-        "started_at": trial.started_at,
-        "worker": trial.worker,
-    }
-    if candidate is not None:
-        own = dict(candidate.settings)
-        row |= {
-            "candidate": candidate.id,
-            "candidate_settings": None if own == settings else json.dumps(own),
-            "widths": json.dumps(candidate.widths),
-            "kept": json.dumps(dict(candidate.kept), separators=(",", ":")),
-        }
-    if metrics is not None:
-        row |= {
-            "val_accuracy": metrics.accuracy,
-            "val_loss": metrics.loss,
-            "flops": metrics.flops,
-            "params": metrics.params,
-            "flops_fraction": metrics.flops_fraction,
-            "params_fraction": metrics.params_fraction,
-            "zeros": metrics.zeros,
-            "latency_ms": metrics.latency_ms,
-            "latency_fraction": metrics.latency_fraction,
-        }
-    return row
-
-
-def from_row(row: dict[str, Any]) -> Trial:
-    """The trial that `to_row` made the row of."""
-    settings = json.loads(row["settings"])
-    proposal = Proposal(
-        number=row["number"],
-        method=row["method"],
-        allocation=row["allocation"],
-        target_flops=row["target_flops"],
-        target_params=row["target_params"],
-        target_latency=row["target_latency"],
-        settings=settings,
-        keep_ratios=json.loads(row["keep_ratios"]),
-        seed=row["seed"],
-        stage=Stage(row["stage"]),
-        parent=row["parent"],
-        step=row["step"],
-        # Null in stores of before the columns were there.
-        rung=row["rung"] or 0,
-        repeat=row["repeat"] or 0,
-    )
-    candidate = metrics = None
-    if row["candidate"] is not None:
-        own = row["candidate_settings"]
-        candidate = Candidate(row["method"], json.loads(row["kept"]), settings if own is None else json.loads(own))
-    if row["flops"] is not None:
-        metrics = Metrics(
-            accuracy=row["val_accuracy"],
-            loss=row["val_loss"],
-            flops=row["flops"],
-            params=row["params"],
-            flops_fraction=row["flops_fraction"],
-            params_fraction=row["params_fraction"],
-            # Stores of before the column was there.
-            zeros=row["zeros"] or 0,
-            latency_ms=row["latency_ms"],
-            latency_fraction=row["latency_fraction"],
-        )
-    return Trial(
-        trial_id=row["trial_id"],
-        proposal=proposal,
-        state=TrialState(row["state"]),
-        candidate=candidate,
-        metrics=metrics,
-        accuracy_after_cut=row["accuracy_after_cut"],
-        accuracy_after_repair=row["accuracy_after_repair"],
-        epochs=row["epochs"],
-        error=row["error"],
-        seconds=row["seconds"],
-        gpu_seconds=row["gpu_seconds"],
-        started_at=row["started_at"],
-        worker=row["worker"],
-    )
 
 
 def _write_local(root: Path, rel: str, content: bytes) -> None:

@@ -17,67 +17,13 @@ from pathlib import Path
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from raprune.errors import StoreError
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
-from raprune.store.folder import SCHEMA, Store, from_row, to_row
+from raprune.store.folder import Store
 from raprune.store.retry import Patience
-
-names = st.text(min_size=1, max_size=12)
-numbers = st.floats(allow_nan=False, width=64)
-fractions = st.floats(0.0, 1.0, exclude_min=True)
-counts = st.integers(0, 2**62)
-settings = st.dictionaries(names, st.booleans() | st.integers(-(2**40), 2**40) | numbers | names, max_size=3)
-
-
-@st.composite
-def trials(draw: st.DrawFn) -> Trial:
-    proposal = Proposal(
-        number=draw(st.integers(0, 10**6)),
-        method=draw(names),
-        allocation=draw(names),
-        target_flops=draw(fractions),
-        target_params=draw(st.none() | fractions),
-        settings=draw(settings),
-        keep_ratios=draw(st.dictionaries(names, fractions, max_size=3)),
-        seed=draw(counts),
-        stage=draw(st.sampled_from(Stage)),
-        parent=draw(st.none() | names),
-    )
-    kept = st.sets(st.integers(0, 4096), max_size=6).map(lambda c: tuple(sorted(c)))
-    candidates = st.builds(
-        Candidate,
-        st.just(proposal.method),
-        st.dictionaries(names, kept, max_size=3),
-        st.just(proposal.settings) | settings,
-    )
-    metrics = st.builds(
-        Metrics,
-        accuracy=numbers,
-        loss=numbers,
-        flops=counts,
-        params=counts,
-        flops_fraction=fractions,
-        params_fraction=fractions,
-    )
-    return Trial(
-        trial_id=proposal.trial_id,
-        proposal=proposal,
-        state=draw(st.sampled_from(TrialState)),
-        candidate=draw(st.none() | candidates),
-        metrics=draw(st.none() | metrics),
-        accuracy_after_cut=draw(st.none() | numbers),
-        accuracy_after_repair=draw(st.none() | numbers),
-        epochs=draw(numbers),
-        error=draw(st.none() | st.text()),
-        seconds=draw(numbers),
-        gpu_seconds=draw(numbers),
-        started_at=draw(numbers),
-        worker=draw(st.text()),
-    )
+from raprune.store.rows import SCHEMA
 
 
 def complete(number: int, *, stage: Stage = Stage.SEARCH) -> Trial:
@@ -89,11 +35,6 @@ def complete(number: int, *, stage: Stage = Stage.SEARCH) -> Trial:
         candidate=Candidate("l2", {"conv1": (0, number + 1)}),
         metrics=Metrics(accuracy=0.9, loss=0.3, flops=100, params=10, flops_fraction=0.3, params_fraction=0.2),
     )
-
-
-@given(trials())
-def test_a_row_gives_back_the_trial(trial: Trial) -> None:
-    assert from_row(to_row(trial)) == trial
 
 
 def test_stored_trials_come_back_equal_and_in_order(tmp_path: Path) -> None:
