@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.util.metrics import Counter, Gauge
 
 from raprune import pareto
+from raprune.orchestration.ray_private import dashboard_url, metrics_report_interval_s
 from raprune.records import Trial, TrialState
 from raprune.results.front import Row, budget_of, floor_of, front, progress
 from raprune.spec.budget import Budget
@@ -194,7 +194,7 @@ class Heart:
     def __init__(self, run: str, read: Callable[[], Facts]) -> None:
         self._exporter = Exporter(run)
         self._read = read
-        self._report_s = ray._config.metrics_report_interval_ms() / 1000
+        self._report_s = metrics_report_interval_s()
         # Several settings in the time after which Ray drops a series, one late or not.
         self._beat_s = min(BEAT_S, self._report_s / 2)
         self._known: Facts | None = None
@@ -234,5 +234,5 @@ def see_off(unexported_s: Callable[[], float]) -> None:
 
     Ray tells Prometheus of a cluster's nodes by its dashboard; without one nobody is waited for.
     """
-    if ray._private.worker.get_dashboard_url():
+    if dashboard_url():
         time.sleep(unexported_s())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import FIFOScheduler
 
+from raprune.orchestration.ray_private import has_actor, keep_idle_actors
+
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
@@ -27,8 +29,8 @@ class KeepWorkers(FIFOScheduler):
         super().on_trial_add(tune_controller, trial)
         if not self._told:
             self._told = True
-            tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._workers)
+            keep_idle_actors(tune_controller, trial, self._workers)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"]
-        return min(waiting, key=lambda trial: trial in tune_controller._trial_to_actor, default=None)
+        return min(waiting, key=lambda trial: has_actor(tune_controller, trial), default=None)

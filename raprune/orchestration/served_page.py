@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from raprune.errors import RapruneError
 from raprune.orchestration.coordinator import NAMESPACE, coordinator_name
 from raprune.orchestration.jobs.metadata import tell
+from raprune.orchestration.ray_private import delete_application_soon, serve_http_options
 from raprune.page.access import Access, is_loopback
 from raprune.page.app import make_app
 from raprune.page.feed import Feed, Pulse
@@ -191,7 +192,7 @@ class Beside:
             if self._open or not _is_up(app) or _pulse(self._store).live:
                 last = time.monotonic()
             last = max(last, self._closed_at)
-        serve.delete(app, _blocking=False)
+        delete_application_soon(app)
 
 
 def _is_up(app: str) -> bool:
@@ -217,8 +218,8 @@ def _pulse(store: Store) -> Pulse:
 
 def _start_serve(spec: PageSpec) -> tuple[str, int, str]:
     """Host, port and root path of the cluster's Serve, which is started unless it runs."""
-    client = _client()
-    if client is None:
+    options = serve_http_options()
+    if options is None:
         port = _free(spec.host, spec.port)
         serve.start(
             proxy_location="HeadOnly",
@@ -226,16 +227,9 @@ def _start_serve(spec: PageSpec) -> tuple[str, int, str]:
             # An address may hold a token.
             logging_config={"enable_access_log": False},
         )
-        client = _client()
-    options = client.get_serve_details().get("http_options") or {}
+        options = serve_http_options() or {}
     # What is not known counts as open to all.
     return options.get("host") or "0.0.0.0", int(options.get("port") or spec.port), options.get("root_path") or ""
-
-
-def _client() -> Any:
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client(raise_if_no_controller_running=False)
 
 
 def _free(host: str, port: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from raprune.errors import RapruneError, Terminated, UsageError
 from raprune.orchestration.interruption import hear, heard
 from raprune.orchestration.jobs.metadata import cluster_address
+from raprune.orchestration.ray_private import rebuild_uv_environment
 
 SETTINGS = {
     # One line of ours instead of Tune's tables, loggers, warnings and traces.
@@ -146,9 +147,7 @@ def _settle(address: str | None) -> None:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Under `uv run` Ray would build the environment again for its workers: they share this one, or have their own.
     os.environ.setdefault(_UV, "0")
-    from ray._private import ray_constants
-
-    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = os.environ[_UV] == "1"
+    rebuild_uv_environment(os.environ[_UV] == "1")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It counts tasks whose worker was lost, which the searcher has judged.

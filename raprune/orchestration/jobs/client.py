@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import tempfile
 import time
@@ -40,6 +39,7 @@ from raprune.orchestration.jobs.submission import (
     plan,
     runtime_env,
 )
+from raprune.orchestration.ray_private import quiet_job_client
 from raprune.report.formats import first_lines
 from raprune.store.address import last_part
 
@@ -64,13 +64,6 @@ folded there, ids and states are whole."""
 
 _SAME_NAME_SHOWN = 8
 """Jobs of one name that an error lists."""
-
-_LOGGERS = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
-"""What Ray's client says on the way to the user's own output."""
 
 
 def submit(
@@ -363,8 +356,7 @@ def connect(address: str | None) -> Cluster:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_job_client()
     with _only_address(url):
         try:
             return Cluster(url, JobSubmissionClient(url, headers=headers))

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from raprune.orchestration.ray_private import merge_job_metadata
 from raprune.results.front import Progress
 
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -49,7 +50,7 @@ def tell(**metadata: str) -> None:
         if job is None or not new:
             return
         try:
-            _write(job, new)
+            merge_job_metadata(job, new)
         except Exception as error:
             # The Jobs API cannot change metadata, so this writes what it reads; the log and the store say the same.
             _LOG.info("the job's metadata stays as it is: %s", error)
@@ -72,15 +73,3 @@ def tell_best(now: Progress) -> None:
     if now.best is not None:
         best = now.best
         tell(**{BEST: f"{best['val_accuracy']:.2%} at {best['flops_fraction']:.1%} FLOPs ({best['candidate']})"})
-
-
-def _write(job: str, metadata: dict[str, str]) -> None:
-    # Only the driver writes while it is alive: Ray itself writes before it starts and after it has ended.
-    from ray._private.ray_constants import KV_NAMESPACE_JOB
-    from ray.dashboard.modules.job.common import JobInfoStorageClient
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-
-    key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job)
-    stored = json.loads(_internal_kv_get(key, namespace=KV_NAMESPACE_JOB))
-    stored["metadata"] = {**(stored.get("metadata") or {}), **metadata}
-    _internal_kv_put(key, json.dumps(stored), overwrite=True, namespace=KV_NAMESPACE_JOB)
