@@ -1,6 +1,6 @@
-"""What goes wrong, said so that the reader can act: what came, what is valid, what to do.
+"""Errors for the user: each message says what was wrong, what came, what is valid, and what to do.
 
-Errors cross process borders (Ray actors raise them), so each one pickles.
+Errors cross process borders (Ray actors raise them), so each error pickles.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ EXIT_TERMINATED = 143
 
 
 class RapruneError(Exception):
-    """A failure that is told in one screen: a message, and a hint that says what to do next.
+    """Base class of all errors that are shown to the user: a message, and a hint that says what to do next.
 
-    `exit_code` is what the command line returns: 1 for a failure, 2 for a request that cannot be right.
+    `exit_code` is the exit status of the command line: 1 for a failure, 2 for an invalid request.
     """
 
     exit_code = EXIT_FAILURE
@@ -32,17 +32,17 @@ class RapruneError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a job manager wants the process gone. Everything ends as after Ctrl-C."""
+    """Raised on SIGTERM, which a job manager sends to end the process. The run then ends as after Ctrl-C."""
 
 
 class UsageError(RapruneError):
-    """The request itself is wrong: a flag, a field or a name. Nothing has been started."""
+    """An error in the request itself: a flag, a field or a name. Nothing has been started."""
 
     exit_code = EXIT_USAGE
 
 
 class DataError(RapruneError):
-    """A data set that cannot be read, or does not fit what was asked of it."""
+    """A data set that cannot be read, or that does not fit the request."""
 
 
 class ModelError(RapruneError):
@@ -50,11 +50,11 @@ class ModelError(RapruneError):
 
 
 class MethodError(RapruneError):
-    """A method that does not do what every method must."""
+    """A method that breaks the contract of all methods."""
 
 
 class RecipeError(RapruneError):
-    """A recipe that does not belong to this network, or was changed since it was written."""
+    """A recipe that does not belong to this network, or that was changed after it was written."""
 
 
 class BudgetError(UsageError):

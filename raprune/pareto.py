@@ -1,7 +1,7 @@
-"""Non-dominated points, how they rank, and how much they cover. Numbers only.
+"""Pareto fronts: non-dominated points, their ranks, and the hypervolume that the points cover. Numbers only.
 
-Every objective is to be minimised: accuracy goes in as `1 - accuracy`. `points` has shape (N, M): N points, M
-objectives. NaN counts as the worst value there is.
+Every objective is minimised: pass accuracy as `1 - accuracy`. `points` has shape (N, M): N points, M objectives.
+NaN counts as the worst value, infinity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Points = npt.NDArray[np.float64] | Sequence[Sequence[float]]
 
 
 def non_dominated(points: Points) -> list[int]:
-    """The ascending indices of the points that no other point dominates; of equal points the first stays."""
+    """Return the ascending indices of the points that no other point dominates; of equal points the first stays."""
     array = _as_array(points)
     front: list[int] = []
     # In lexicographic order no point is dominated by one after it, so that comparing with the front so far is enough.
@@ -26,7 +26,9 @@ def non_dominated(points: Points) -> list[int]:
 
 
 def ranks(points: Points) -> npt.NDArray[np.int64]:
-    """The front that each point belongs to, shape (N,): 0 is non-dominated, 1 is so once front 0 is taken away, ...
+    """Return the number of the front of each point, shape (N,).
+
+    Front 0 holds the non-dominated points, front 1 those that are non-dominated once front 0 is removed, and so on.
 
     Equal points share a rank. Non-dominated sorting of Deb et al., "NSGA-II" (2002), section III-A.
     """
@@ -45,10 +47,10 @@ def ranks(points: Points) -> npt.NDArray[np.int64]:
 
 
 def crowding(points: Points) -> npt.NDArray[np.float64]:
-    """The crowding distance of each point of one front, shape (N,): more is lonelier, infinite at the ends.
+    """Return the crowding distance of each point of one front, shape (N,); the ends of the front have infinity.
 
-    Each objective is scaled by its range over the points; one without a range adds nothing. Deb et al., "NSGA-II"
-    (2002), section III-B.
+    A larger distance means a less crowded point. Each objective is scaled by its range over the points; an objective
+    without a range adds nothing. Deb et al., "NSGA-II" (2002), section III-B.
     """
     array = _as_array(points)
     distances = np.zeros(len(array))
@@ -64,7 +66,7 @@ def crowding(points: Points) -> npt.NDArray[np.float64]:
 
 
 def hypervolume(points: Points, reference: Sequence[float]) -> float:
-    """The volume between the points and `reference` (shape (M,), M of 1 to 3), exact.
+    """Return the exact volume between the points and `reference`, which has shape (M,) with M from 1 to 3.
 
     A point that is not better than the reference in every objective adds nothing. M = 3 sweeps the third objective
     and keeps the area of the first two: O(N^2 log N).
@@ -86,10 +88,10 @@ def hypervolume(points: Points, reference: Sequence[float]) -> float:
 
 
 def spread(points: Points, k: int) -> list[int]:
-    """The indices of k points spread evenly over a front, its ends among them, ascending in the first objective.
+    """Return the indices of k points spread evenly over a front, its ends included, ascending in the first objective.
 
-    The best point of each objective comes first, then always the one farthest from all chosen so far, with each
-    objective scaled by its range. With k = 1 that is the best of the first objective; k of N or more gives all.
+    The best point of each objective is chosen first, then repeatedly the point farthest from all chosen points, with
+    each objective scaled by its range. k = 1 gives the best point of the first objective; k >= N gives all points.
     """
     array = _as_array(points)
     if len(array) == 0 or k <= 0:
@@ -118,12 +120,12 @@ def _as_array(points: Points, *, num_objectives: int = 1) -> npt.NDArray[np.floa
 
 
 def _lexicographic(array: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The order by the first objective, ties by the second and so on, equal points in the order they came."""
+    """Return the order by the first objective, ties by the second and so on; equal points keep their order."""
     return np.lexsort(array.T[::-1]).astype(np.int64)
 
 
 def _area(array: npt.NDArray[np.float64], corner: npt.NDArray[np.float64]) -> float:
-    """The area between points of shape (N, 2) and the corner, which every point is better than."""
+    """Return the area between points of shape (N, 2) and the corner; every point is better than the corner."""
     array = array[_lexicographic(array)]
     height = np.minimum.accumulate(array[:, 1])
     widths = np.diff(np.append(array[:, 0], corner[0]))

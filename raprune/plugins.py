@@ -1,4 +1,4 @@
-"""`package.module:function`: what the user brings."""
+"""Functions of the user, named as `package.module:function`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from raprune.errors import UsageError
 
 TIMM = "timm:"
-"""Networks of timm are called by their name behind this, which looks like a module."""
+"""Prefix of the names of timm's networks; it looks like a module of the user."""
 
 
 def is_user_function(name: str) -> bool:
-    """True if `name` has the form `package.module:function`, with every part an identifier, and is not timm's."""
+    """True if `name` has the form `package.module:function`, every part is an identifier, and it is no timm name."""
     module, colon, function = name.partition(":")
     return (
         bool(colon)
@@ -25,40 +25,40 @@ def is_user_function(name: str) -> bool:
 
 
 def load_function(name: str, *, field: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names; the working directory is on the path.
+    """Import the function that `package.module:function` names; the working directory is on the import path.
 
-    `field` is the field of the spec that named it, for the message.
+    `field` is the field of the spec that holds the name, for error messages.
 
     Raises:
         UsageError: if the module cannot be imported or has no such function.
     """
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        # The `raprune` script has its own folder there, not the one in which it was called.
+        # The `raprune` script puts its own folder on the path, not the working directory.
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise UsageError(
             f"{field} {name!r}: importing {module_name} raised {type(error).__name__}: {error}",
-            hint=f"Python looks for {module_name} in the working directory and in what is installed.",
+            hint=f"Python looks for {module_name} in the working directory and in the installed packages.",
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         found = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise UsageError(
             f"{field} {name!r}: {module_name} has no function {function_name}.",
-            hint=f"It has: {', '.join(found) or 'none'}.",
+            hint=f"Its functions: {', '.join(found) or 'none'}.",
         )
     result: Callable[..., Any] = function
     return result
 
 
 def check_name_form(name: str, *, field: str) -> None:
-    """Refuse a name with a colon that is no `package.module:function`.
+    """Refuse a name that has a colon and is not of the form `package.module:function`.
 
     Raises:
-        UsageError: naming the field.
+        UsageError: if the name has another form; the message names the field.
     """
     if ":" in name and not is_user_function(name):
         raise UsageError(

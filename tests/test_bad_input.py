@@ -49,7 +49,7 @@ CASES = [
     ("--weights code.pt", 1, "refused: it holds pickled objects"),
     ("--data imagenot", 2, "imagenot"),
     ("--data cifar10", 2, "data.train"),
-    ("--data cifar10 --train nowhere", 2, "nowhere: no cifar10 there"),
+    ("--data cifar10 --train nowhere", 2, "nowhere: the folder holds no cifar10"),
     ("--data parquet", 2, "data.train"),
     ("--data parquet --train missing.parquet", 2, "missing.parquet"),
     ("--data parquet --train cut.parquet", 1, "cut.parquet"),

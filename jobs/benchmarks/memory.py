@@ -32,7 +32,7 @@ from bar import show
 
 from raprune.data import Dataset, load_data
 from raprune.data.batches import DeviceSplit
-from raprune.data.stream import Reader, ThreadReader
+from raprune.data.stream import StreamReader, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.orchestration.cluster.connect import connect
 from raprune.orchestration.cluster.placement import Placement
@@ -152,7 +152,7 @@ def stream() -> None:
         show(f"streamed by {name}", figure=grew, bar=0.67, unit="of in memory", more_is_better=False)
 
 
-def epoch(spec: DataSpec, reader: Reader | None) -> dict[str, float]:
+def epoch(spec: DataSpec, reader: StreamReader | None) -> dict[str, float]:
     """How far this process grew over two epochs of batches, the loading of the data included."""
     _warm_up()
     began = _status()
@@ -168,7 +168,7 @@ def epoch(spec: DataSpec, reader: Reader | None) -> dict[str, float]:
     return {"grew": peak.resident - sum(began), "own": peak.own - began[0], "seconds": seconds}
 
 
-def _split(data: Dataset, reader: Reader | None) -> DeviceSplit | StreamedSplit:
+def _split(data: Dataset, reader: StreamReader | None) -> DeviceSplit | StreamedSplit:
     sample = DeviceSplit.place(data.train, data.mean, data.std, "cpu")
     return sample if data.stream is None or reader is None else StreamedSplit(data.stream, reader, sample)
 

@@ -22,7 +22,7 @@ from raprune.errors import ModelError, UsageError
 from raprune.models import OWN, build_model, image_shape_of, load_weights
 from raprune.spec.job import ModelSpec
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 PROOF_SIZES = (8, 28, 32, 64, 75, 96, 128, 160, 192)
 """Heights and widths of the images that a network is proved on, the smallest that it runs on: which channels are
@@ -129,7 +129,7 @@ def inspect_by_name(
     return inspect(model, torch.zeros(1, *shape), name=spec.name, proved_on=_smallest(model, shape))
 
 
-def _smallest(model: nn.Module, shape: Shape) -> torch.Tensor:
+def _smallest(model: nn.Module, shape: ImageShape) -> torch.Tensor:
     """The smallest image with as many channels as `shape` that the network runs on."""
     channels, height, width = shape
     model.eval()
@@ -146,7 +146,7 @@ def _smallest(model: nn.Module, shape: Shape) -> torch.Tensor:
 
 def _build(
     spec: ModelSpec, channels: int, sizes: Sequence[tuple[int, int]], num_classes: int
-) -> tuple[nn.Module, Shape]:
+) -> tuple[nn.Module, ImageShape]:
     """The network, and the shape of the first of `sizes` that it runs on."""
     if len(sizes) == 1:
         shape = (channels, *sizes[0])

@@ -1,6 +1,6 @@
-"""Data: images of files, torchvision or a user's function become arrays, then batches on the device.
+"""Data: images from files, torchvision or a user's function become arrays, then batches on the device.
 
-Imports `results` and the rooms above it. Open `dataset.py` first; what is too large for memory is in `stream.py`.
+Imports `results` and the rooms above it. Open `dataset.py` first; `stream.py` reads data too large for memory.
 """
 
 from __future__ import annotations
@@ -39,23 +39,24 @@ DATASETS: dict[str, Callable[[DataSpec], Sources]] = {
 }
 
 AUGMENT = {"cifar10": "shift-flip", "cifar100": "shift-flip", "imagefolder": "crop-flip", "imagenet": "crop-flip"}
-"""What `data.augment = "auto"` means; "shift" for the rest, whose images may not survive a mirror (digits, letters)."""
+"""Augmentation that `data.augment = "auto"` stands for; "shift" for all other data sets, because a mirrored digit or
+letter may be another class."""
 
 STANDARD_SIZE = {"imagenet": 224}
 
 FROM_FILES = ("parquet", "imagefolder", "imagenet")
-"""Data sets in files of the user: each split can be named, and the training split can be streamed."""
+"""Data sets in the user's files: each split has a path of its own, and the training split can be streamed."""
 
 
 def load_data(spec: DataSpec, *, seed: int, default: Normalisation | None = None) -> Dataset:
-    """The data set of `spec`, decoded; without a validation split of its own, one is drawn by `seed` from the training
-    images.
+    """Load and decode the data set of `spec`.
 
-    Images are normalised by the figures of `spec`, else by the `default`, else by those of the training split.
+    A data set without a validation split gets one from its training images, drawn by `seed`. Images are normalised
+    by the mean and standard deviation of `spec`, else of `default`, else of the training split.
 
     Raises:
         UsageError: if the name is unknown or a file is missing.
-        DataError: if the data cannot be read, or does not fit together or into memory.
+        DataError: if the data cannot be read, its splits do not match, or it does not fit into memory.
     """
     sources = _open(spec)
     if isinstance(sources, Dataset):
@@ -106,17 +107,17 @@ def load_data(spec: DataSpec, *, seed: int, default: Normalisation | None = None
 
 
 def ignored(spec: DataSpec, data: Dataset) -> str | None:
-    """A sentence on the field of `spec` that its data set leaves no use for, if it was set."""
+    """Return a warning about the field of `spec` that the data set makes useless, or None if that field is not set."""
     if data.held_out or spec.validation_fraction == DataSpec.model_fields["validation_fraction"].default:
         return None
     return (
-        f"data.validation_fraction {spec.validation_fraction:g} is ignored: the data has a validation split of its "
-        f"own, of {len(data.validation):,} images."
+        f"data.validation_fraction {spec.validation_fraction:g} is ignored: the data set has its own validation "
+        f"split of {len(data.validation):,} images."
     )
 
 
 def _normalised(data: Dataset, spec: DataSpec) -> Dataset:
-    """The user's data set, with the figures of `spec` in place of its own."""
+    """Return the user's data set, normalised by the figures of `spec` where they are given."""
     figures = resolve(spec, channels=data.image_shape[0], default=None, measured=lambda: data.normalisation)
     return replace(data, mean=figures.mean, std=figures.std, origin=figures.origin)
 
@@ -125,14 +126,14 @@ def _open(spec: DataSpec) -> Dataset | Sources:
     known = spec.name in DATASETS or is_user_function(spec.name)
     if spec.stream and known and spec.name not in FROM_FILES:
         raise UsageError(
-            f"data.stream is set, and data.name is {spec.name!r}: it comes as a whole, and cannot be streamed.",
-            hint=f"Leave data.stream out, or give its images as files: {', '.join(FROM_FILES)}.",
+            f"data.stream is set, but data.name {spec.name!r} is loaded as a whole and cannot be streamed.",
+            hint=f"Remove data.stream, or give the images as files: {', '.join(FROM_FILES)}.",
         )
     if spec.validation is not None and known and spec.name not in FROM_FILES:
         raise UsageError(
             f"data.validation {spec.validation}: data.name is {spec.name!r}, which reads no such file.",
             hint=f"Valid with {', '.join(FROM_FILES)}. A function of your own returns its validation split as "
-            '"validation"; of other data sets, data.validation_fraction of the training split is held out.',
+            '"validation"; for other data sets, data.validation_fraction of the training split is held out.',
         )
     if spec.name in DATASETS:
         return DATASETS[spec.name](spec)
@@ -147,25 +148,29 @@ def _open(spec: DataSpec) -> Dataset | Sources:
 
 
 def _check_labels(source: Source, num_classes: int | None) -> int:
-    """The number of classes, once the labels are known to be valid for it."""
+    """Check the labels of a source and return the number of classes.
+
+    Raises:
+        DataError: if there are no labels, or a label is outside of `[0, num_classes)`.
+    """
     labels = source.labels
     if not len(labels):
         raise DataError(f"{source.where}: no images.", hint="Give a split with at least one row.")
     if num_classes is None:
         names = source.label_names
-        # Without names, labels beyond the number of images are no class numbers.
+        # Without class names, a label that is larger than the number of images cannot be a class number.
         num_classes = len(names) if names is not None else min(int(labels.max()) + 1, len(labels))
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise DataError(
             f"{source.where}: the label in row {wrong[0]} is {labels[wrong[0]]}; valid are 0 to {num_classes - 1}.",
-            hint="Labels are class numbers from 0, the same in both splits; class names must cover them all.",
+            hint="Labels are class numbers from 0, the same in all splits; class names must cover all labels.",
         )
     return num_classes
 
 
 def _divide(source: Source, spec: DataSpec, fraction: float, seed: int) -> tuple[LabelArray, LabelArray]:
-    """Rows that are trained on, and the `fraction` of rows that is held out for validation; none where it is 0."""
+    """Return the rows of the training split, and the `fraction` of all rows that is held out for validation."""
     rows = _draw(source.labels, spec.max_images, seed)
     if not fraction:
         return rows, rows[:0]
@@ -174,7 +179,7 @@ def _divide(source: Source, spec: DataSpec, fraction: float, seed: int) -> tuple
         raise DataError(
             f"{source.where}: {len(rows)} images with data.validation_fraction {fraction:g} leave "
             f"{held_out} for validation and {len(rows) - held_out} for training.",
-            hint="Both need at least one: use more images, or another fraction.",
+            hint="Both splits need at least one image: use more images, or another fraction.",
         )
     validation, train = stratified(source.labels[rows], held_out, seed=seed)
     return rows[train], rows[validation]

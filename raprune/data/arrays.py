@@ -1,4 +1,4 @@
-"""Labelled images as plain arrays, which cross process borders without a copy."""
+"""Labelled images as plain arrays, which Ray shares between processes without a copy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 ImageArray = npt.NDArray[np.uint8]
 LabelArray = npt.NDArray[np.int64]
-Shape = tuple[int, int, int]
-"""(channels, height, width) of one image."""
+ImageShape = tuple[int, int, int]
+"""The shape `(channels, height, width)` of one image."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A split on its device as uint8, normalised and augmented there, a whole batch at a time."""
+"""A split on its device as uint8; batches are normalised and augmented on the device."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raprune.data.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Images `(N, C, H, W)` uint8 and labels `(N,)` int64 on one device, and how they are normalised."""
+    """Images `(N, C, H, W)` uint8 and labels `(N,)` int64 on one device, and the figures that normalise the images."""
 
     images: Tensor
     labels: Tensor
     mean: Tensor
-    """`(C, 1, 1)`, of pixels in 0..255."""
+    """Mean of each channel, shape `(C, 1, 1)`, for pixels in 0..255."""
     scale: Tensor
-    """`(C, 1, 1)`: 1 over the standard deviation of pixels in 0..255."""
+    """1 over the standard deviation of each channel, shape `(C, 1, 1)`, for pixels in 0..255."""
     layout: torch.memory_format = torch.contiguous_format
-    """Of the batches."""
+    """Memory format of the batches."""
 
     @classmethod
     def place(
@@ -38,9 +38,9 @@ class DeviceSplit:
         dtype: torch.dtype = torch.float32,
         layout: torch.memory_format = torch.contiguous_format,
     ) -> DeviceSplit:
-        """`split` on `device`; `mean` and `std` are of pixels in [0, 1], and batches come as `dtype`.
+        """Copy `split` to `device`; `mean` and `std` are those of pixels in [0, 1], and batches have type `dtype`.
 
-        On CPU the images are the split's own memory, which Ray may have mapped read-only: nothing writes to them.
+        On the CPU the images are not copied. Ray may have mapped their memory read-only, so nothing may write to it.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
@@ -56,7 +56,7 @@ class DeviceSplit:
         return self.images.device
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in order: normalised `(B, C, H, W)`, labels `(B,)`."""
+        """Yield all images in order: normalised images `(B, C, H, W)` and labels `(B,)`."""
         for start in range(0, len(self), batch_size):
             stop = start + batch_size
             yield self._normalise(self.images[start:stop]), self.labels[start:stop]
@@ -64,12 +64,13 @@ class DeviceSplit:
     def shuffled(
         self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order: normalised and augmented `(B, C, H, W)`, labels `(B,)`.
+        """Yield one epoch in random order: normalised and augmented images `(B, C, H, W)`, labels `(B,)`.
 
-        Of processes that train together each gets its part of every batch of `batch_size`.
+        With several ranks, each process gets its part of every batch of `batch_size`.
 
         `generator` is on the CPU, so that a seed gives the same order and augmentation on every device. No image is
-        dropped: a single one left over joins the batch before it, as batch norm cannot train on one.
+        dropped: a last batch of one image is joined to the batch before it, because batch norm cannot train on one
+        image.
         """
         order = torch.randperm(len(self), generator=generator)
         for part in torch.split(order, batch_sizes(len(self), batch_size)):
@@ -79,12 +80,12 @@ class DeviceSplit:
             yield self._normalise(images), self.labels[rows]
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> DeviceSplit:
-        """The same images, normalised by other figures, of pixels in [0, 1]."""
+        """Return the same images with another normalisation; `mean` and `std` are those of pixels in [0, 1]."""
         mean_C11, scale_C11 = _figures(mean, std, self.device, self.mean.dtype)
         return replace(self, mean=mean_C11, scale=scale_C11)
 
     def take(self, count: int, generator: torch.Generator) -> DeviceSplit:
-        """`count` images drawn without replacement, all of them if there are fewer."""
+        """Draw `count` images without replacement; return the whole split if it has no more than `count`."""
         if count >= len(self):
             return self
         rows = torch.randperm(len(self), generator=generator)[:count].to(self.device)
@@ -92,7 +93,7 @@ class DeviceSplit:
 
     def _normalise(self, images: Tensor) -> Tensor:
         batch = images.to(self.mean.dtype)
-        # `to` copies unless the images came as floats, which an augmentation has made anew.
+        # In place: `to` has copied uint8 images, and float images are a new tensor of the augmentation.
         batch.sub_(self.mean).mul_(self.scale)
         return batch.contiguous(memory_format=self.layout)
 
@@ -100,7 +101,7 @@ class DeviceSplit:
 def _figures(
     mean: Sequence[float], std: Sequence[float], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """`mean` and `scale` of a `DeviceSplit`."""
+    """Return `mean` and `scale` of a `DeviceSplit`, each of shape `(C, 1, 1)`."""
     return (
         (torch.tensor(mean, dtype=torch.float64) * 255).to(device, dtype).view(-1, 1, 1),
         (1 / (torch.tensor(std, dtype=torch.float64) * 255)).to(device, dtype).view(-1, 1, 1),
@@ -108,7 +109,7 @@ def _figures(
 
 
 def batch_sizes(count: int, batch_size: int) -> list[int]:
-    """The sizes of the batches of one epoch over `count` images."""
+    """Return the sizes of the batches of one epoch over `count` images; no batch has one image unless `count` is 1."""
     full, rest = divmod(count, batch_size)
     sizes = [batch_size] * full
     if rest == 1 and full:

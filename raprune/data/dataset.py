@@ -1,4 +1,4 @@
-"""`Dataset`: one data set as the search uses it, in plain arrays and plain data."""
+"""The class `Dataset`: one data set as the search uses it, in plain arrays and plain data."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from functools import cached_property
 
 import numpy as np
 
-from raprune.data.arrays import ImageArray, LabelArray, Shape, Split
+from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
 from raprune.data.normalisation import GIVEN, Normalisation
 from raprune.data.stream import StreamSource
 
-__all__ = ["Dataset", "ImageArray", "LabelArray", "Shape", "Split", "StreamSource"]
+__all__ = ["Dataset", "ImageArray", "ImageShape", "LabelArray", "Split", "StreamSource"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One data set: what is trained on, what steers the search, and what only the report touches."""
+    """One data set: the training split, the validation split that steers the search, the test split of the report."""
 
     name: str
     train: Split
-    """What is trained on; where there is a `stream`, a sample of it."""
+    """The training split; where there is a `stream`, a sample of the training split."""
     validation: Split
     held_out: bool = False
-    """True if `validation` was drawn from the training split; False if it is a split of its own."""
+    """True if `validation` was drawn from the training split; False if the data set has its own validation split."""
     test: Split | None
     num_classes: int
     label_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """For each channel, of pixels in [0, 1]."""
+    """Mean of each channel, for pixels in [0, 1]."""
     std: tuple[float, ...]
+    """Standard deviation of each channel, for pixels in [0, 1]."""
     origin: str = GIVEN
-    """Origin of mean and std."""
+    """Origin of mean and std, in a few words."""
     augment: str = "none"
     """Training augmentation that suits these images; see `raprune.data.augment`."""
     stream: StreamSource | None = None
-    """The whole training split, where it is not held in memory."""
+    """The whole training split, if it is not held in memory."""
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -49,13 +50,13 @@ class Dataset:
 
     @property
     def chance(self) -> float:
-        """Validation accuracy of the best blind guess: the fraction of the most frequent class."""
+        """Validation accuracy of the best constant guess, in [0, 1]: the fraction of the most frequent class."""
         counts = np.bincount(self.validation.labels, minlength=self.num_classes)
         return max(1 / self.num_classes, float(counts.max() / counts.sum()))
 
     @property
     def num_train(self) -> int:
-        """Images that are trained on, in memory or not."""
+        """Number of training images, in memory or streamed."""
         return len(self.train) if self.stream is None else self.stream.count
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Encoded images -> one uint8 array, decoded once by all processors."""
+"""Encoded images are decoded once, by threads on all CPU cores, into one uint8 array."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from raprune.data.arrays import ImageArray, Shape
+from raprune.data.arrays import ImageArray, ImageShape
 from raprune.data.free_memory import check_memory
 from raprune.errors import DataError
 
 GREY_MODES = ("1", "L", "LA", "La")
 CHUNK = 512
-"""Images that a thread takes at a time."""
+"""Number of images that a thread takes at a time."""
 
 Blob = Callable[[int], bytes]
-"""Position -> the encoded image, so that files are read by the thread that decodes them."""
+"""Function from a position to the encoded image, so that the thread that decodes a file also reads it."""
 
 
-def probe(data: bytes, *, image_size: int | None, row: int, where: str) -> Shape:
-    """The shape that this image, the first of its data set, sets for all: its mode, and its size or `image_size`.
+def probe(data: bytes, *, image_size: int | None, row: int, where: str) -> ImageShape:
+    """Return the shape of all images of a data set: the first image's channels, and its size or `image_size`.
 
     Raises:
-        DataError: if it cannot be decoded.
+        DataError: if the image cannot be decoded.
     """
     image = _open(data, row=row, where=where)
     channels = 1 if image.mode in GREY_MODES else 3
@@ -36,11 +36,11 @@ def probe(data: bytes, *, image_size: int | None, row: int, where: str) -> Shape
     return channels, image.height, image.width
 
 
-def check_header(data: bytes, *, shape: Shape, resize: bool, row: int, where: str) -> None:
-    """Refuse an image that `decode` would refuse, by its header alone: what is cut short further on passes.
+def check_header(data: bytes, *, shape: ImageShape, resize: bool, row: int, where: str) -> None:
+    """Refuse an image that `decode` would refuse, by its header alone; an image that is cut short further on passes.
 
     Raises:
-        DataError: if it is no image, or of another size than `shape` without `resize`.
+        DataError: if the bytes are no image, or the image has another size than `shape` and `resize` is False.
     """
     with _decodable(row, where):
         width, height = Image.open(io.BytesIO(data)).size
@@ -48,11 +48,12 @@ def check_header(data: bytes, *, shape: Shape, resize: bool, row: int, where: st
         _check_size(height, width, shape, row=row, where=where)
 
 
-def decode(blob: Blob, rows: Sequence[int], *, shape: Shape, resize: bool, where: str) -> ImageArray:
-    """The images `blob(0), blob(1), ...` as an array `(len(rows), *shape)`.
+def decode(blob: Blob, rows: Sequence[int], *, shape: ImageShape, resize: bool, where: str) -> ImageArray:
+    """Decode the images `blob(0), blob(1), ...` into an array `(len(rows), *shape)`.
 
-    `rows` are their row numbers in the source, for messages. With `resize` the shorter side is scaled and the centre
-    cut out; without, an image of another size is an error. Grey and colour are converted to what `shape` has.
+    `rows` are the images' row numbers in the source, for messages. With `resize` the shorter side is scaled and the
+    centre cut out; without `resize` an image of another size is an error. Grey and colour are converted to the number
+    of channels of `shape`.
 
     Raises:
         DataError: if an image cannot be decoded or differs in size, or the array would not fit into memory.
@@ -67,14 +68,14 @@ def decode(blob: Blob, rows: Sequence[int], *, shape: Shape, resize: bool, where
             _write(image, images[position], resize=resize, row=row, where=where)
 
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        # Consuming the results raises what a thread raised.
+        # Consuming the results raises the error of a thread.
         for _ in pool.map(work, range(0, len(rows), CHUNK)):
             pass
     return images
 
 
-def resize_all(images: ImageArray, shape: Shape) -> ImageArray:
-    """`images` `(N, C, H, W)` as `(N, *shape)`: shorter side scaled, centre cut out, grey and colour converted."""
+def resize_all(images: ImageArray, shape: ImageShape) -> ImageArray:
+    """Resize `images` `(N, C, H, W)` to `(N, *shape)`: scale the shorter side, cut out the centre, convert colours."""
     channels_last = np.moveaxis(images, 1, -1)
     out = np.empty((len(images), *shape), dtype=np.uint8)
     for source, target in zip(channels_last, out, strict=True):
@@ -97,14 +98,14 @@ def _open(data: bytes, *, row: int, where: str) -> Image.Image:
 
 @contextmanager
 def _decodable(row: int, where: str) -> Iterator[None]:
-    """Turns what Pillow raises into an error for the user."""
+    """Turn the errors of Pillow into a `DataError`."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(
             f"{where}: the image in row {row} cannot be decoded: {reason}.",
-            hint="Remove or repair that row; PNG, JPEG, WebP and whatever else Pillow reads are valid.",
+            hint="Remove or repair that row; PNG, JPEG, WebP and all other formats of Pillow are valid.",
         ) from error
 
 
@@ -124,7 +125,7 @@ def _write(image: Image.Image, target: ImageArray, *, resize: bool, row: int, wh
         target[:] = pixels.transpose(2, 0, 1)
 
 
-def _check_size(height: int, width: int, shape: Shape, *, row: int, where: str) -> None:
+def _check_size(height: int, width: int, shape: ImageShape, *, row: int, where: str) -> None:
     if (height, width) != shape[1:]:
         raise DataError(
             f"{where}: images differ in size: row {row} is {height}x{width}, the first is {shape[1]}x{shape[2]}.",
@@ -140,5 +141,5 @@ def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _size(shape: Shape) -> str:
+def _size(shape: ImageShape) -> str:
     return "x".join(str(extent) for extent in shape)

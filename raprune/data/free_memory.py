@@ -1,4 +1,4 @@
-"""How much memory is left, asked before a data set is decoded into it."""
+"""The free memory of the machine, which is checked before a data set is decoded into memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from raprune.errors import DataError
 
 
 def check_memory(needed: int, *, what: str) -> None:
-    """Refuse what would not fit.
+    """Refuse an allocation that would not fit into memory; `what` names the allocation in the message.
 
     Raises:
-        DataError: if `needed` bytes are more than is left, naming both.
+        DataError: if `needed` bytes are more than the available bytes; the message names both.
     """
     available = available_bytes()
     if needed > available:
@@ -23,7 +23,7 @@ def check_memory(needed: int, *, what: str) -> None:
 
 
 def available_bytes() -> int:
-    """Bytes that can be allocated: the machine's, or the container's where that is less."""
+    """Return the number of bytes that can be allocated: the smaller of the machine's and the container's."""
     return min(_machine_bytes(), _container_bytes())
 
 
@@ -33,7 +33,7 @@ def _machine_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass  # Not Linux: the total is the best that the standard library tells.
+        pass  # Not Linux: the standard library knows only the total.
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,4 +1,4 @@
-"""How a network's input is made of pixels in [0, 1]: (pixel - mean) / std, for each channel."""
+"""Normalisation of a network's input: (pixel - mean) / std for each channel, with pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MEASURED = "measured on the training split"
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """Mean and standard deviation of each channel, of pixels in [0, 1]."""
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str
-    """Origin of the figures, in a few words for people."""
+    """Origin of the figures, in a few words."""
 
     @property
     def assignments(self) -> str:
-        """The figures as flags of the command line, exact."""
+        """The exact figures as flags of the command line."""
         return f'--set "data.mean={list(self.mean)}" --set "data.std={list(self.std)}"'
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ MNIST = Normalisation(mean=(0.1307,), std=(0.3081,), origin="MNIST's")
 
 
 def common(channels: int) -> tuple[Normalisation, ...]:
-    """Normalisations that networks for images of so many channels are commonly trained with."""
+    """Return the normalisations that networks for images with `channels` channels are commonly trained with."""
     any_images = (
         (0.5, 0.5, "pixels in [-1, 1]"),
         (0.0, 1.0, "pixels in [0, 1]"),
@@ -55,7 +55,7 @@ def common(channels: int) -> tuple[Normalisation, ...]:
 def resolve(
     spec: DataSpec, *, channels: int, default: Normalisation | None, measured: Callable[[], Normalisation]
 ) -> Normalisation:
-    """The figures of `spec`; else the `default`, where it is for images of so many channels; else those `measured`.
+    """Return the figures of `spec`, else the `default` if it has `channels` channels, else the `measured` ones.
 
     Raises:
         UsageError: if `spec` has figures for another number of channels.
@@ -78,7 +78,7 @@ def resolve(
 
 
 def measure(images: ImageArray) -> Normalisation:
-    """Mean and standard deviation of each channel, exact: from counts of the 256 values."""
+    """Measure the exact mean and standard deviation of each channel, from counts of the 256 values."""
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):
@@ -88,6 +88,6 @@ def measure(images: ImageArray) -> Normalisation:
         mean = float(values @ counts / counts.sum())
         std = float(np.sqrt((values - mean) ** 2 @ counts / counts.sum()))
         means.append(mean)
-        # A constant channel carries nothing; dividing by 1 leaves it at zero.
+        # A constant channel carries no information; dividing it by 1 leaves it at zero.
         stds.append(std or 1.0)
     return Normalisation(mean=tuple(means), std=tuple(stds), origin=MEASURED)

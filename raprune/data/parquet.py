@@ -1,4 +1,4 @@
-"""Parquet files in the layout of Hugging Face: an image column `struct<bytes, path>` (or plain binary) and a label."""
+"""Parquet files in the layout of Hugging Face: an image column `struct<bytes, path>` (or binary) and a label column."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ import pyarrow.parquet as pq
 from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
 from raprune.data.free_memory import check_memory
-from raprune.data.source import Encoded, EncodedSource, Sources
+from raprune.data.source import EncodedRows, EncodedSource, Sources
 from raprune.errors import DataError, UsageError
 from raprune.spec.job import DataSpec
 
 READ_ROWS = 256
-"""Rows that are read and handed on together."""
+"""Number of rows that are read and passed on together."""
 
 READ_BYTES = 8 * 2**20
-"""Of a column that are fetched at a time; a whole row group may not fit into memory."""
+"""Number of bytes of a column that are fetched at a time; a whole row group may not fit into memory."""
 
 
 def open_digits(spec: DataSpec) -> Sources:
-    """The bundled digits: 1,257 training and 540 test images, `(1, 8, 8)`."""
+    """Open the bundled digits: 1,257 training and 540 test images of shape `(1, 8, 8)`."""
     return _bundled("digits", ("train", "test"))
 
 
 def open_mnist_sample(spec: DataSpec) -> Sources:
-    """The bundled sample of MNIST: 8,000 training, 2,000 validation and 2,500 test images, `(1, 28, 28)`."""
+    """Open the bundled sample of MNIST: 8,000 training, 2,000 validation, 2,500 test images of shape `(1, 28, 28)`."""
     return _bundled("mnist-sample", ("train", "validation", "test"))
 
 
 def _bundled(name: str, splits: Sequence[str]) -> Sources:
-    """The splits of the package's file of that name, which the column `split` tells apart."""
+    """Read the splits of a Parquet file in the package; the column `split` names the split of each row."""
     path = resources.files("raprune.data") / f"{name}.parquet"
     with resources.as_file(path) as file:
         table = pads.dataset(str(file), format="parquet").to_table()
@@ -57,14 +57,14 @@ def _bundled(name: str, splits: Sequence[str]) -> Sources:
 
 
 def open_parquet(spec: DataSpec) -> Sources:
-    """The training source at `spec.train`, and those at `spec.validation` and `spec.test`, if given.
+    """Open the training source at `spec.train`, and the sources at `spec.validation` and `spec.test` if given.
 
-    Each is a file, a folder, or a pattern such as `data/train-*.parquet`, local or on any filesystem of pyarrow
+    Each path is a file, a folder, or a pattern such as `data/train-*.parquet`, local or on any filesystem of pyarrow
     (`s3://bucket/...`).
 
     Raises:
         UsageError: if there is no such file.
-        DataError: if it is no Parquet, or lacks the columns.
+        DataError: if the file is no Parquet file, or lacks the image or label column.
     """
     if spec.train is None:
         raise UsageError(
@@ -93,25 +93,25 @@ def _open(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """The rows of Parquet files, a row group at a time. A row's number is its place in the files, one after another."""
+    """The rows of Parquet files, read a row group at a time. Rows are numbered from 0 through all files in order."""
 
     where: str
-    """The URI that was given, which tells the filesystem."""
+    """The URI that the user gave; it determines the filesystem."""
     paths: tuple[str, ...]
     groups: LabelArray
-    """`(G, 2)`: which of `paths`, and which row group in it."""
+    """Shape `(G, 2)`: for each row group the index in `paths`, and the number of the row group in that file."""
     starts: LabelArray
-    """`(G + 1,)`: the first row of each group, and the number of all rows."""
+    """Shape `(G + 1,)`: the first row of each group, then the number of all rows."""
     image_column: str
     label_column: str
 
     def pieces(self, generator: np.random.Generator | None) -> list[LabelArray]:
-        """The row groups."""
+        """Return the row numbers of each row group; the groups are in random order if there is a generator."""
         order = np.arange(len(self.groups)) if generator is None else generator.permutation(len(self.groups))
         return [np.arange(self.starts[group], self.starts[group + 1]) for group in order]
 
-    def read(self, rows: LabelArray) -> Iterator[Encoded]:
-        """Some rows of one row group, ascending."""
+    def read(self, rows: LabelArray) -> Iterator[EncodedRows]:
+        """Yield some rows of one row group; `rows` are ascending."""
         group = int(np.searchsorted(self.starts, rows[0], side="right")) - 1
         file, number = self.groups[group].tolist()
         filesystem, _ = _filesystem(self.where, field="data.train")
@@ -140,20 +140,21 @@ def _parquet_files(dataset: pads.Dataset, spec: DataSpec, *, where: str) -> Parq
     )
 
 
-def _encoded(batch: pa.RecordBatch, rows: LabelArray, files: ParquetFiles) -> Encoded:
+def _encoded(batch: pa.RecordBatch, rows: LabelArray, files: ParquetFiles) -> EncodedRows:
     blobs = _blobs(batch[files.image_column], rows, files.where)
-    return Encoded(rows, blobs.to_pylist(), batch[files.label_column].to_numpy().astype(np.int64))
+    return EncodedRows(rows, blobs.to_pylist(), batch[files.label_column].to_numpy().astype(np.int64))
 
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turns what pyarrow raises into an error for the user."""
+    """Turn the errors of pyarrow into a `DataError`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{where}: not readable as Parquet: {_first_line(error)}",
-            hint="The file may be cut short or of another format, or its filesystem out of reach; try it with pandas.",
+            hint="The file may be cut short or of another format, or its filesystem unreachable; try to read it with "
+            "pandas.",
         ) from error
 
 
@@ -171,7 +172,7 @@ def _filesystem(uri: str, *, field: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _files(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """The Parquet files that `path` names, in order of their names; the file itself whatever its name."""
+    """Return the Parquet files that `path` names, sorted by name; a single file may have any name."""
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.File:
         return [path]
@@ -191,7 +192,7 @@ def _source(dataset: pads.Dataset, spec: DataSpec, *, where: str) -> EncodedSour
         if name not in schema.names:
             raise DataError(
                 f"{where}: no column {name!r}. Its columns: {', '.join(schema.names)}.",
-                hint=f"Name the right one with {field}.",
+                hint=f"Name the right column with {field}.",
             )
     _check_image_type(schema.field(spec.image_column).type, spec, where)
 
@@ -208,7 +209,7 @@ def _check_image_type(kind: pa.DataType, spec: DataSpec, where: str) -> None:
         raise DataError(
             f"{where}: column {spec.image_column!r} has type {kind}; images must be encoded bytes "
             f"(struct<bytes, path> or binary).",
-            hint="Hugging Face data sets have that layout; name the right column with data.image_column.",
+            hint="Data sets of Hugging Face have this layout; name the right column with data.image_column.",
         )
 
 
@@ -221,7 +222,7 @@ def _labels(dataset: pads.Dataset, spec: DataSpec, where: str) -> LabelArray:
         )
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise DataError(f"{where}: row {row} has no label.", hint="Remove the row, or give it its label.")
+        raise DataError(f"{where}: row {row} has no label.", hint="Remove the row, or add its label.")
     labels: LabelArray = column.to_numpy().astype(np.int64)
     return labels
 
@@ -230,8 +231,8 @@ def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> 
     whole = len(rows) == dataset.count_rows() and np.array_equal(rows, np.arange(len(rows)))
     files = getattr(dataset, "files", [])
     size = sum(info.size for info in dataset.filesystem.get_file_info(files)) if files else 0
-    share = len(rows) / max(1, dataset.count_rows())
-    check_memory(int(size * share), what=f"{where}: {len(rows):,} encoded images")
+    fraction = len(rows) / max(1, dataset.count_rows())
+    check_memory(int(size * fraction), what=f"{where}: {len(rows):,} encoded images")
     with _readable(where):
         table = dataset.to_table(columns=[column]) if whole else dataset.take(pa.array(rows), columns=[column])
     # 32-bit offsets would overflow at 2 GiB when the chunks are joined.
@@ -240,13 +241,13 @@ def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> 
 
 
 def _blobs(column: Any, rows: LabelArray, where: str) -> Any:
-    """The images' bytes: a binary column, or that of a struct."""
+    """Return the column of encoded images: the binary column itself, or the field `bytes` of a struct column."""
     blobs: Any = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
     if blobs.null_count:
         position = int(np.flatnonzero(blobs.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(
             f"{where}: row {rows[position]} has no image bytes.",
-            hint="Images that are only named by a path must be embedded: in Hugging Face datasets, `embed_storage`.",
+            hint="Images that are given by a path must be embedded: `embed_storage` of Hugging Face datasets does so.",
         )
     return blobs
 

@@ -1,4 +1,4 @@
-"""Processes that train a network together: the part of a batch that each of them gets."""
+"""Processes that train a network together, and the part of a batch that each process gets."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ class Ranks:
     """One of `size` processes that train a network together. With more than one, torch.distributed is initialised."""
 
     rank: int
-    """In `[0, size)`."""
+    """Number of this process, in `[0, size)`."""
     size: int
+    """Number of processes."""
 
     def part(self, count: int) -> slice:
-        """Which of the `count` images of a batch are this process's.
+        """Return the slice of a batch of `count` images that this process gets.
 
-        A batch with less than two images for each goes through all processes whole: batch norm cannot train on one,
-        and how many processes there are must not change which images make a batch.
+        A batch with less than two images per process goes through all processes whole: batch norm cannot train on one
+        image, and the number of processes must not change the composition of a batch.
         """
         if count < 2 * self.size:
             return slice(0, count)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def share(self, images: int, count: int) -> float:
-        """What a mean over this process's `images` of a batch of `count` is multiplied by.
+    def mean_factor(self, images: int, count: int) -> float:
+        """Return the factor for a mean over this process's `images` images of a batch of `count` images.
 
-        The mean over the processes is then the mean over the batch, also where their parts differ by an image.
+        With the factor, the mean over the processes is the mean over the batch, even if the parts differ by an image.
         """
         return images * self.size / (count * self.size if count < 2 * self.size else count)
 

@@ -1,4 +1,4 @@
-"""Random order within bounded memory: batches drawn from a pool that is filled from a stream."""
+"""Random order within bounded memory: batches are drawn from a pool that is filled from a stream."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ POOL_IMAGES = 8192
 
 
 def pool_size(image_bytes: int, batch_size: int) -> int:
-    """Images that wait in the pool: as many as the two bounds above allow, but two batches at least."""
+    """Return the number of images in the pool: as many as the two bounds above allow, but at least two batches."""
     return max(2 * batch_size, min(POOL_IMAGES, POOL_BYTES // image_bytes))
 
 
 def mixed(blocks: Iterator[Split], sizes: Sequence[int], *, capacity: int, seed: int) -> Iterator[Split]:
-    """Batches of these sizes, drawn at random from a pool of `capacity` images; no image is drawn twice.
+    """Yield batches of the given sizes, drawn at random from a pool of `capacity` images; no image is drawn twice.
 
-    It takes no more images from `blocks` than it gives back, and ends early if there are fewer. The same blocks and
-    seed give the same batches.
+    The generator takes no more images from `blocks` than it yields, and ends early if `blocks` has fewer images. The
+    same blocks and seed give the same batches.
     """
     generator = np.random.default_rng(seed)
-    # Never more than what is drawn altogether.
+    # The pool never holds more images than are drawn in total.
     capacity, missing = min(capacity, sum(sizes)), sum(sizes)
     pool, filled, rest = None, 0, None
     for size in sizes:
@@ -46,7 +46,7 @@ def mixed(blocks: Iterator[Split], sizes: Sequence[int], *, capacity: int, seed:
             return
         drawn = generator.choice(filled, size, replace=False)
         yield Split(pool.images[drawn], pool.labels[drawn])
-        # The last images move into the holes.
+        # The last images of the pool move to the positions that were drawn.
         filled -= size
         holes = drawn[drawn < filled]
         movers = np.setdiff1d(np.arange(filled, filled + size), drawn, assume_unique=True)

@@ -1,12 +1,12 @@
-"""A training split that is too large to hold: a sample of it in memory, the rest read anew each epoch.
+"""A training split that is too large for memory: a sample stays in memory, the whole split is read again each epoch.
 
-Validation is carved out of the training files without an index. A hash of an image's bytes, keyed by the search's
-seed, is its place in [0, 1): the lowest places are validation, the next are the sample that stays in memory, and all
-but validation is trained on. So every process tells alone on which side a row lies, copies of one image lie on the
-same side, and neither the order of the rows nor their division into files matters.
+Validation is drawn from the training files without an index. A hash of an image's bytes, keyed by the search's seed,
+gives its place in [0, 1): the lowest places are validation, the next places are the sample that stays in memory, and
+all images except validation are trained on. So every process can tell by itself the split of a row, copies of one
+image are in the same split, and neither the order of the rows nor their division into files matters.
 
-One pass over the files' bytes finds validation and sample, counts the rest and holds every header against the first
-image; a truncated image comes to light when it is trained on.
+One pass over the files' bytes finds validation and sample, counts the other rows, and compares every header with the
+first image; a truncated image is found when it is trained on.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from raprune.data.arrays import LabelArray, Shape, Split
+from raprune.data.arrays import ImageShape, LabelArray, Split
 from raprune.data.decode import check_header, decode
-from raprune.data.source import Encoded, Files
+from raprune.data.source import EncodedFiles, EncodedRows
 from raprune.errors import DataError
 from raprune.spec.job import DataSpec
 
 VALIDATION_IMAGES = 20_000
-"""Held at most: an accuracy of 75 % is then known to 0.3 points, and more would only slow down every candidate."""
+"""Maximum number of validation images: the standard error of an accuracy of 75 % is then 0.3 points, and more images
+would only slow down every candidate."""
 
 PIECES_A_RANK = 64
-"""Pieces are dealt out whole where there are so many for each rank; fewer would leave the ranks with unequal rows."""
+"""Minimum number of pieces per rank to give each rank whole pieces; fewer pieces would give the ranks unequal rows."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -41,47 +42,47 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class HashRule:
-    """Which rows are validation and which are trained on, by their places in [0, 1)."""
+    """The division of rows into validation and training, by their places in [0, 1)."""
 
     seed: int
     validation: float
-    """Rows below it are validation."""
+    """Rows with a place below this one are validation."""
     used: float = 1.0
-    """Rows from here on are left out."""
+    """Rows from this place on are not used."""
 
     def places(self, images: Iterable[bytes]) -> npt.NDArray[np.float64]:
-        """The place of each encoded image."""
+        """Return the place of each encoded image, shape `(N,)`, in [0, 1)."""
         key = self.seed.to_bytes(16, "little")
         hashes = b"".join(hashlib.blake2b(image, digest_size=8, key=key).digest() for image in images)
         # The upper 53 bits: more would round the highest places to 1.
         return (np.frombuffer(hashes, "<u8") >> np.uint64(11)) / 2.0**53
 
     def trained(self, images: Iterable[bytes]) -> npt.NDArray[np.bool_]:
-        """Whether each encoded image is trained on."""
+        """Return True for each encoded image that is trained on, shape `(N,)`."""
         places = self.places(images)
         return (places >= self.validation) & (places < self.used)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSource:
-    """The training rows of some files, as plain data: who holds it can read them. It pickles."""
+    """The training rows of some files, as plain data that pickles; any process can read the rows with it."""
 
-    files: Files
+    files: EncodedFiles
     rule: HashRule
-    shape: Shape
-    """Of every image."""
+    shape: ImageShape
+    """Shape of every image."""
     resize: bool
-    """Whether images of other sizes are scaled and cut; else they are errors."""
+    """True if images of other sizes are scaled and cut; otherwise such an image is an error."""
     count: int
-    """Images trained on in an epoch."""
+    """Number of training images in an epoch."""
     identity: str
-    """A digest of the files' images and of the order in which they lie."""
+    """A digest of the files' images and of their order."""
 
     def pieces(self, *, seed: int, rank: int = 0, size: int = 1) -> list[LabelArray]:
-        """What this rank of so many reads in one epoch: row numbers, in random order.
+        """Return the row numbers that rank `rank` of `size` reads in one epoch, in random order.
 
-        The ranks' pieces hold every row once between them. `read` leaves out those that are not trained on, so
-        ranks may differ by some images.
+        The pieces of all ranks hold every row once. `read` leaves out the rows that are not trained on, so the ranks'
+        numbers of images may differ slightly.
         """
         pieces = self.files.pieces(np.random.default_rng(seed))
         if len(pieces) >= size * PIECES_A_RANK:
@@ -89,18 +90,18 @@ class StreamSource:
         return [piece[rank::size] for piece in pieces if len(piece) > rank]
 
     def read(self, piece: LabelArray) -> Iterator[Split]:
-        """The training images of a piece, decoded, a few rows at a time.
+        """Yield the decoded training images of a piece, a few rows at a time.
 
         Raises:
-            DataError: if they cannot be read or decoded.
+            DataError: if the images cannot be read or decoded.
         """
         for encoded in self.files.read(piece):
             block = self.decoded(encoded)
             if len(block):
                 yield block
 
-    def decoded(self, encoded: Encoded) -> Split:
-        """Those of these rows that are trained on."""
+    def decoded(self, encoded: EncodedRows) -> Split:
+        """Decode the rows that are trained on."""
         chosen = np.flatnonzero(self.rule.trained(encoded.images))
         images = decode(
             lambda position: encoded.images[chosen[position]],
@@ -112,19 +113,19 @@ class StreamSource:
         return Split(images, encoded.labels[chosen])
 
 
-class Reader(Protocol):
-    """Reads a stream. Ray Data does where there is Ray (`raprune.orchestration.workers.streaming`)."""
+class StreamReader(Protocol):
+    """Protocol of a reader of streams. `raprune.orchestration.workers.streaming` implements it by Ray Data."""
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
-        """The images of `source.pieces(...)` in that order, some at a time, read ahead. Closing it ends the reading.
+        """Yield the images of `source.pieces(...)` in order, some at a time, read ahead. Closing ends the reading.
 
         Raises:
-            DataError: if they cannot be read or decoded.
+            DataError: if the images cannot be read or decoded.
         """
 
 
 class ThreadReader:
-    """Reads in the process itself, and decodes by all its processors."""
+    """StreamReader in the process itself, which decodes by threads on all CPU cores."""
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
         pieces = source.pieces(seed=seed, rank=rank, size=size)
@@ -132,32 +133,41 @@ class ThreadReader:
         return _in_order(source.decoded, encoded)
 
 
-class Carved(NamedTuple):
-    """A training split, divided."""
+class DividedSplit(NamedTuple):
+    """A training split divided into a sample, a validation split and a stream."""
 
     train: Split
     """The sample that stays in memory."""
     validation: Split
     stream: StreamSource
+    """All training images."""
 
 
 def carve(
-    files: Files, spec: DataSpec, *, rows: int, validation_fraction: float, shape: Shape, resize: bool, seed: int
-) -> Carved:
-    """The `rows` rows of `files`, divided by one pass over their bytes.
+    files: EncodedFiles,
+    spec: DataSpec,
+    *,
+    rows: int,
+    validation_fraction: float,
+    shape: ImageShape,
+    resize: bool,
+    seed: int,
+) -> DividedSplit:
+    """Divide the `rows` rows of `files` by one pass over their bytes.
 
-    Validation is `validation_fraction` of them (0: none), but `VALIDATION_IMAGES` at most, and the sample
-    `spec.resident_images`. `spec.max_images` limits all that is used. The shares are met by chance, to a few rows.
+    Validation gets `validation_fraction` of the rows (0: none), at most `VALIDATION_IMAGES`; the sample has
+    `spec.resident_images`; `spec.max_images` limits the rows that are used at all. Rows are divided by their hashes,
+    so the fractions are met to within a few rows.
 
     Raises:
         DataError: if a row cannot be read, or validation or training would be empty.
     """
     used = min(1.0, (spec.max_images or rows) / rows)
     rule = HashRule(seed, min(validation_fraction * used, VALIDATION_IMAGES / rows), used)
-    # Four standard deviations more than the sample: what is too much is left out below.
+    # Four standard deviations more than the sample needs; the excess is dropped below.
     sampled = rule.validation + (spec.resident_images + 4 * math.sqrt(spec.resident_images)) / rows
 
-    def scan(encoded: Encoded) -> _Scanned:
+    def scan(encoded: EncodedRows) -> _Scanned:
         for row, image in zip(encoded.rows.tolist(), encoded.images, strict=True):
             check_header(image, shape=shape, resize=resize, row=row, where=files.where)
         places = rule.places(encoded.images)
@@ -180,7 +190,7 @@ def carve(
         raise DataError(
             f"{files.where}: of {rows:,} images, data.validation_fraction {validation_fraction:g} left "
             f"{len(validation)} for validation and {trained} for training.",
-            hint="Both need at least one: use more images, or another fraction.",
+            hint="Both splits need at least one image: use more images, or another fraction.",
         )
 
     def hold(chosen: list[_Held]) -> Split:
@@ -190,11 +200,11 @@ def carve(
 
     identity = f"{digest.hexdigest()} {len(pieces)}"
     stream = StreamSource(files=files, rule=rule, shape=shape, resize=resize, count=trained, identity=identity)
-    return Carved(hold(sample), hold(validation), stream)
+    return DividedSplit(hold(sample), hold(validation), stream)
 
 
 class _Held(NamedTuple):
-    """A row of validation or of the sample; they sort by place."""
+    """A row of validation or of the sample; rows sort by place."""
 
     place: float
     row: int
@@ -209,7 +219,7 @@ class _Scanned(NamedTuple):
 
 
 def _in_order(work: Callable[[In], Out], items: Iterable[In]) -> Generator[Out, None, None]:
-    """`work` of each item in their order, by threads that are only a few items ahead of the reader."""
+    """Yield `work(item)` for each item in order, computed by threads that run only a few items ahead of the reader."""
     threads = min(32, os.cpu_count() or 1)
     pending: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""A streamed training split as the training loop reads it: batches in random order, normalised, on the device."""
+"""A streamed training split for the training loop: batches in random order, normalised, on the device."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raprune.data.augment import Draws, augmented
 from raprune.data.batches import DeviceSplit, batch_sizes
 from raprune.data.ranks import ALONE, Ranks
 from raprune.data.shuffle import mixed, pool_size
-from raprune.data.stream import Reader, StreamSource
+from raprune.data.stream import StreamReader, StreamSource
 from raprune.errors import DataError
 
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """A stream, who reads it, and the sample of it that stands on the device already."""
+    """A stream, its reader, and the sample of the stream that is already on the device."""
 
     source: StreamSource
-    reader: Reader
+    reader: StreamReader
     sample: DeviceSplit
 
     def __len__(self) -> int:
@@ -42,10 +42,10 @@ class StreamedSplit:
     def shuffled(
         self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch as `DeviceSplit.shuffled` gives it, from another order of the files each time.
+        """Yield one epoch as `DeviceSplit.shuffled` does, in another order of the files each time.
 
-        A process alone sees every image once. Of processes that train together each reads its own rows; one that has
-        fewer than its part of the epoch goes on with some of them again.
+        One process alone sees every image once. With several ranks, each process reads its own rows; a process that
+        has fewer rows than its part of the epoch reads some rows again.
 
         Raises:
             DataError: if an image cannot be read or decoded.
@@ -63,7 +63,7 @@ class StreamedSplit:
                 yield next(replace(self.sample, images=images, labels=labels).batches(len(labels)))
 
     def _blocks(self, seed: int, ranks: Ranks) -> Generator[Split, None, None]:
-        """The rank's images, and when they are used up from another order again."""
+        """Yield the rank's images; after the last image start again in another order."""
         for again in itertools.count():
             found = False
             blocks = self.reader.blocks(self.source, seed=seed + again, rank=ranks.rank, size=ranks.size)
@@ -74,5 +74,5 @@ class StreamedSplit:
             if not found:
                 raise DataError(
                     f"{self.source.files.where}: no training images for process {ranks.rank + 1} of {ranks.size}.",
-                    hint="Use fewer processes, or look whether the files changed since the run began.",
+                    hint="Use fewer processes, or check whether the files changed since the run began.",
                 )

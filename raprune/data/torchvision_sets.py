@@ -1,4 +1,4 @@
-"""The data sets of torchvision, by name. Nothing is fetched unless `data.download` allows it."""
+"""The data sets of torchvision, by name. Nothing is downloaded unless `data.download` is set."""
 
 from __future__ import annotations
 
@@ -12,70 +12,74 @@ import numpy.typing as npt
 
 from raprune.data.arrays import LabelArray
 from raprune.data.decode import Blob
-from raprune.data.source import ArraySource, Encoded, EncodedSource, Sources
+from raprune.data.source import ArraySource, EncodedRows, EncodedSource, Sources
 from raprune.errors import DataError, UsageError
 from raprune.spec.job import DataSpec
 
 CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""As in torchvision's ImageFolder, so that both number the same files."""
-
+"""Endings of image files, the same as in torchvision's ImageFolder, so that both number the same files."""
 
 PIECE = 64
-"""Files that are read together."""
+"""Number of files that are read together."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, a row each."""
+    """Image files of a folder, one row per file."""
 
     where: str
     """The folder."""
     names: npt.NDArray[np.bytes_]
-    """`(N,)`: the paths from the folder on, in UTF-8. An array is shared by processes; a list would be copied."""
+    """Paths relative to the folder, in UTF-8, shape `(N,)`. Processes share an array; a list would be copied."""
     labels: LabelArray
 
     def pieces(self, generator: np.random.Generator | None) -> list[LabelArray]:
-        """Some files each, drawn from all of them."""
+        """Return the row numbers in pieces of `PIECE` files; the files are in random order if there is a generator."""
         rows = np.arange(len(self.names)) if generator is None else generator.permutation(len(self.names))
         return [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
 
-    def read(self, rows: LabelArray) -> Iterator[Encoded]:
-        """These files, in any order."""
+    def read(self, rows: LabelArray) -> Iterator[EncodedRows]:
+        """Read the files of `rows`, in any order."""
         folder = Path(self.where)
         try:
             images = [(folder / self.names[row].decode()).read_bytes() for row in rows]
         except OSError as error:
             raise DataError(
                 f"{self.where}: {error.filename} cannot be read: {error.strerror}.",
-                hint="The folder must stay as it is while a search trains on it, and every node must see it.",
+                hint="The folder must not change while a search trains on it, and every node must be able to read it.",
             ) from error
-        yield Encoded(rows, images, self.labels[rows])
+        yield EncodedRows(rows, images, self.labels[rows])
 
 
 def open_torchvision(spec: DataSpec) -> Sources:
-    """`mnist`, `fashion-mnist`, `cifar10` or `cifar100` in the root folder `spec.train`.
+    """Open `mnist`, `fashion-mnist`, `cifar10` or `cifar100` in the root folder `spec.train`.
 
     Raises:
-        UsageError: if the data set is not in that folder and may not be fetched.
+        UsageError: if the data set is not in that folder and `data.download` is not set.
+        DataError: if the data set cannot be read or downloaded.
     """
     root = _root(spec)
     return Sources(train=_open(spec, root, train=True), test=_open(spec, root, train=False))
 
 
 def open_imagefolder(spec: DataSpec) -> Sources:
-    """A folder for each class, as in torchvision's ImageFolder; `imagenet` is read in the same way.
+    """Open a folder with one folder per class, as in torchvision's ImageFolder; `imagenet` has the same layout.
 
-    `spec.train` holds the class folders itself, or `train/` and, if there, `val/` and `test/`; `spec.validation` and
-    `spec.test` name other folders for these two. Classes are numbered in the order of the training folders' names.
+    `spec.train` holds the class folders, or the folder `train/` and optionally `val/` and `test/`; `spec.validation`
+    and `spec.test` name other folders for validation and test. Classes are numbered in the order of the names of the
+    training folders.
 
     Raises:
         UsageError: if a folder is missing.
-        DataError: if it holds no images, or has classes that the training split lacks.
+        DataError: if a folder holds no images, or has classes that the training split lacks.
     """
     root = _root(spec)
     if not root.is_dir():
-        raise UsageError(f"data.train {root}: no such folder.", hint="It holds train/ and val/, each a folder a class.")
+        raise UsageError(
+            f"data.train {root}: no such folder.",
+            hint="Give a folder that holds train/ and val/, each with one folder per class.",
+        )
     has_splits = (root / "train").is_dir()
     train = _folder(root / "train" if has_splits else root, None, field="data.train")
     validation = _split(spec.validation, root / "val" if has_splits else None, taken=spec.test)
@@ -88,9 +92,10 @@ def open_imagefolder(spec: DataSpec) -> Sources:
 
 
 def _split(given: str | None, beside: Path | None, *, taken: str | None) -> Path | None:
-    """The folder of a split: as `given`, else the one `beside` the training split, unless another split has `taken` it.
+    """Return the folder of a split: the `given` one, else the folder `beside` the training split.
 
-    A folder without class folders is no split: ImageNet's `test` folder has no labels.
+    The folder beside is skipped if another split has `taken` it, or if it has no class folders: ImageNet's `test`
+    folder has no labels.
     """
     if given is not None:
         return Path(given).expanduser()
@@ -103,27 +108,28 @@ def _root(spec: DataSpec) -> Path:
     if spec.train is None:
         raise UsageError(
             f"data.train is not set: the root folder of {spec.name}.",
-            hint=f"For example --train ~/data/{spec.name}; --download fetches a torchvision data set into it.",
+            hint=f"For example --train ~/data/{spec.name}; --download downloads a torchvision data set into it.",
         )
     return Path(spec.train).expanduser()
 
 
 def _open(spec: DataSpec, root: Path, *, train: bool) -> ArraySource:
-    # Imported here: it pulls in torch, which the other sources do not need.
+    # Imported here, because torchvision imports torch, which the other sources do not need.
     from torchvision import datasets
 
     try:
         data: Any = getattr(datasets, CLASSES[spec.name])(str(root), train=train, download=spec.download)
     except RuntimeError as error:
         if spec.download:
-            raise DataError(f"{spec.name}: {error}", hint=f"Remove {root} and fetch it again.") from error
+            raise DataError(f"{spec.name}: {error}", hint=f"Remove {root} and download the data set again.") from error
         raise UsageError(
-            f"data.train {root}: no {spec.name} there.",
-            hint="--download (data.download = true) fetches it; or give the folder that torchvision wrote it to.",
+            f"data.train {root}: the folder holds no {spec.name}.",
+            hint="--download (data.download = true) downloads it; or give the folder that torchvision wrote it to.",
         ) from error
     except OSError as error:
         raise DataError(
-            f"{spec.name}: cannot be read or fetched: {error}", hint="Look at the folder and network."
+            f"{spec.name}: cannot be read or downloaded: {error}",
+            hint="Check the folder, its permissions and the network connection.",
         ) from error
     images = np.asarray(data.data, dtype=np.uint8)
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
@@ -134,7 +140,7 @@ def _open(spec: DataSpec, root: Path, *, train: bool) -> ArraySource:
 
 def _folder(folder: Path, names: tuple[str, ...] | None, *, field: str) -> EncodedSource:
     if not folder.is_dir():
-        raise UsageError(f"{field} {folder}: no such folder.", hint="It holds a folder for each class.")
+        raise UsageError(f"{field} {folder}: no such folder.", hint="Give a folder that holds one folder per class.")
     found = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     names = found if names is None else names
     unknown = sorted(set(found) - set(names))

@@ -3,12 +3,12 @@
     def my_data(**arguments):
         return {
             "train": (images, labels),          # uint8 (N, C, H, W), (N, H, W) or (N, H, W, C); integers from 0
-            "validation": (images, labels),     # may be left out: a part of "train" is held out
-            "test": (images, labels),           # may be left out
-            "label_names": ["cat", "dog"],      # may be left out
+            "validation": (images, labels),     # optional: without it, a part of "train" is held out
+            "test": (images, labels),           # optional
+            "label_names": ["cat", "dog"],      # optional
         }
 
-A `raprune.data.Dataset` is taken as it is, with its own validation split.
+The function may also return a `raprune.data.Dataset`, which keeps its own validation split.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from raprune.errors import DataError
 from raprune.plugins import load_function
 from raprune.spec.job import DataSpec
 
-EXPECTED = 'It returns {"train": (images, labels), "test": (images, labels)} with uint8 images (N, C, H, W).'
+EXPECTED = 'Return {"train": (images, labels), "test": (images, labels)} with uint8 images (N, C, H, W).'
 
 
 def open_user(spec: DataSpec) -> Dataset | Sources:
-    """The `Dataset` that `package.module:function(**spec.arguments)` returned, or the sources of its splits.
+    """Call `package.module:function(**spec.arguments)`; return its `Dataset`, or the sources of its splits.
 
     Raises:
         UsageError: if there is no such function.
-        DataError: if it fails, or returns something else than the module's docstring says.
+        DataError: if the function fails, or returns something else than the module's docstring says.
     """
     function = load_function(spec.name, field="data.name")
     try:
@@ -40,7 +40,7 @@ def open_user(spec: DataSpec) -> Dataset | Sources:
     except Exception as error:
         raise DataError(
             f"data.name {spec.name!r} raised {type(error).__name__}: {error}",
-            hint="`raprune check` calls it alone; data.arguments are its keyword arguments.",
+            hint="`raprune check` calls the function alone; data.arguments are its keyword arguments.",
         ) from error
     if isinstance(result, Dataset):
         return result

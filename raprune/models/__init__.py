@@ -1,4 +1,4 @@
-"""Models: networks by name: the papers' small ones, torchvision's, timm's, the user's own; their weights.
+"""Models: networks by name (small ones of the papers, torchvision's, timm's, the user's own) and their weights.
 
 Imports `data` and the rooms above it. Open `weights.py` for files of weights, `mnist_resnet.py` for a network.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from raprune.data.arrays import ImageShape
 from raprune.errors import ModelError, UsageError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.cifar_vgg import CifarVGG
@@ -26,28 +27,26 @@ from raprune.spec.names import list_models, torchvision_models
 
 __all__ = ["build_model", "image_shape_of", "list_models", "load_weights"]
 
-Shape = tuple[int, int, int]
-
 
 def _resnet(depth: int) -> Callable[..., nn.Module]:
-    def build(*, num_classes: int, image_shape: Shape) -> nn.Module:
+    def build(*, num_classes: int, image_shape: ImageShape) -> nn.Module:
         return CifarResNet(depth, num_classes=num_classes, in_channels=image_shape[0])
 
     return build
 
 
 def _vgg(depth: int) -> Callable[..., nn.Module]:
-    def build(*, num_classes: int, image_shape: Shape) -> nn.Module:
+    def build(*, num_classes: int, image_shape: ImageShape) -> nn.Module:
         return CifarVGG(depth, num_classes=num_classes, in_channels=image_shape[0])
 
     return build
 
 
-def _digits_net(*, num_classes: int, image_shape: Shape, width: int = 16) -> nn.Module:
+def _digits_net(*, num_classes: int, image_shape: ImageShape, width: int = 16) -> nn.Module:
     return DigitsNet(num_classes=num_classes, in_channels=image_shape[0], width=width)
 
 
-def _mnist_resnet(*, num_classes: int, image_shape: Shape) -> nn.Module:
+def _mnist_resnet(*, num_classes: int, image_shape: ImageShape) -> nn.Module:
     return MnistResNet(num_classes=num_classes, in_channels=image_shape[0])
 
 
@@ -63,7 +62,7 @@ OWN: dict[str, Callable[..., nn.Module]] = {
     "cifar-vgg16-bn": _vgg(16),
     "cifar-vgg19-bn": _vgg(19),
 }
-"""Name -> builder. Literal keys: `names` reads them from the source."""
+"""Builder of each network by name. The keys are literals, because `spec/names.py` reads them from the source."""
 
 
 OWN_IMAGES: dict[str, tuple[int, int]] = {
@@ -72,16 +71,17 @@ OWN_IMAGES: dict[str, tuple[int, int]] = {
     "lenet5": (1, 28),
     "cifar-": (3, 32),
 }
-"""Beginning of a name of OWN -> channels and size of the images that the network is made for; they have 10 classes."""
+"""Channels and size of the images that the networks of OWN are made for, by the beginning of the networks' names."""
 
 STANDARD_SIZE = 224
-"""Height and width of an image of ImageNet, as most networks are trained on it."""
+"""Usual height and width of an image of ImageNet in training."""
 
 
-def image_shape_of(name: str) -> Shape | None:
-    """Shape `(channels, height, width)` of the images that a network is made for; None for a function of the user's.
+def image_shape_of(name: str) -> ImageShape | None:
+    """Return the shape `(channels, height, width)` of the images that a network is made for.
 
-    For torchvision's it is that of its weights, the smallest where there are several.
+    For a network of torchvision this is the image size of its weights, the smallest size if there are several weights.
+    For a user's function the shape is not known, and the result is None.
     """
     for beginning, (channels, size) in OWN_IMAGES.items():
         if name.startswith(beginning) and name in OWN:
@@ -101,14 +101,14 @@ def image_shape_of(name: str) -> Shape | None:
     return None
 
 
-def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.Module:
-    """The network of `spec` with `num_classes` outputs for images `(channels, height, width)`, in training mode.
+def build_model(spec: ModelSpec, *, num_classes: int, image_shape: ImageShape) -> nn.Module:
+    """Build the network of `spec` with `num_classes` outputs for images `(channels, height, width)`, in training mode.
 
-    Its weights are random, from torch's global generator; nothing is ever fetched.
+    The weights are random, from torch's global generator; nothing is downloaded.
 
     Raises:
         UsageError: if the name is unknown.
-        ModelError: if the builder fails, or takes images with another number of channels.
+        ModelError: if the builder fails, or the network takes images with another number of channels.
     """
     builder, arguments = _resolve(spec.name, num_classes, image_shape)
     try:
@@ -117,18 +117,18 @@ def build_model(spec: ModelSpec, *, num_classes: int, image_shape: Shape) -> nn.
         raise ModelError(
             f"model.name {spec.name!r}: building it with {_call(arguments, spec)} raised "
             f"{type(error).__name__}: {error}",
-            hint="Look at model.arguments, and at whether the network takes images of this size.",
+            hint="Check model.arguments, and whether the network takes images of this size.",
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"model.name {spec.name!r} returned {type(model).__name__}, not a torch.nn.Module.",
-            hint="The function builds and returns the network.",
+            hint="The function must build and return the network.",
         )
     _check_channels(model, spec.name, image_shape)
     return model
 
 
-def _resolve(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+def _resolve(name: str, num_classes: int, image_shape: ImageShape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     if name in OWN:
         return OWN[name], {"num_classes": num_classes, "image_shape": image_shape}
     if name.startswith(TIMM):
@@ -142,17 +142,20 @@ def _resolve(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[
     close = difflib.get_close_matches(name, list_models(), n=3)
     raise UsageError(
         f"model.name {name!r}: no such network." + (f" Did you mean {' or '.join(close)}?" if close else ""),
-        hint="`raprune models` lists them; your own is package.module:function.",
+        hint="`raprune models` lists the networks; name your own as package.module:function.",
     )
 
 
-def _torchvision(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    # Imported here, as timm below: an import of torchvision takes a second that our own networks can save.
+def _torchvision(
+    name: str, num_classes: int, image_shape: ImageShape
+) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    # Imported here, as timm below: importing torchvision takes a second that our own networks do not need.
     from torchvision import models
 
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
-        # The auxiliary heads only run in training. The initialisation of both takes a minute, and weights follow.
+        # The auxiliary heads run only in training. Initialising these two networks takes a minute, and is usually
+        # overwritten by loaded weights.
         arguments |= {"aux_logits": False, "init_weights": False}
     if name.startswith("vit_"):
         arguments["image_size"] = image_shape[1]
@@ -161,7 +164,7 @@ def _torchvision(name: str, num_classes: int, image_shape: Shape) -> tuple[Calla
     return models.get_model_builder(name), arguments
 
 
-def _timm(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+def _timm(name: str, num_classes: int, image_shape: ImageShape) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     if not importlib.util.find_spec("timm"):
         raise UsageError(f"model.name {name!r}: timm is not installed.", hint="pip install 'raprune[timm]'")
     import timm
@@ -172,14 +175,14 @@ def _timm(name: str, num_classes: int, image_shape: Shape) -> tuple[Callable[...
         raise UsageError(
             f"model.name {name!r}: timm has no such network."
             + (f" Did you mean {' or '.join(f'timm:{match}' for match in close)}?" if close else ""),
-            hint="`raprune models` lists them.",
+            hint="`raprune models` lists the networks.",
         )
     arguments = {"model_name": plain, "pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}
     return timm.create_model, arguments
 
 
 def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of `offered` that the user's function names, or all where it takes any keyword."""
+    """Return the `offered` arguments that the user's function names; only `num_classes` if it takes any keyword."""
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return {"num_classes": offered["num_classes"]}
@@ -187,12 +190,13 @@ def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str
     return {key: value for key, value in offered.items() if key in names}
 
 
-def _check_channels(model: nn.Module, name: str, image_shape: Shape) -> None:
+def _check_channels(model: nn.Module, name: str, image_shape: ImageShape) -> None:
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is not None and first.in_channels != image_shape[0]:
         raise ModelError(
             f"model.name {name!r} takes images of {first.in_channels} channels; the data has {image_shape[0]}.",
-            hint="Use a network for such images (cifar-resnet20, digits-net and lenet5 take any), or convert them.",
+            hint="Use a network for such images (cifar-resnet20, digits-net, lenet5 take any channels), or convert the "
+            "images.",
         )
 
 

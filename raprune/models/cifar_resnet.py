@@ -1,8 +1,8 @@
 """ResNet for CIFAR (He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2).
 
-Shortcuts are "option A": they have no parameters. Where a stage halves the picture, every second pixel is taken and
-the new channels are zeros, half before and half after the old ones. Names of the parameters are those of the public
-checkpoints: `conv1`, `bn1`, `layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}`, `linear`.
+Shortcuts are "option A" of the paper, without parameters. Where a stage halves the image, the shortcut takes every
+second pixel and pads with zero channels, half before and half after the existing channels. The parameters are named
+as in the public checkpoints: `conv1`, `bn1`, `layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}`, `linear`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """`6 n + 2` layers for `depth`: three stages of n blocks with 16, 32 and 64 channels.
+    """ResNet of `depth` = `6 n + 2` layers: three stages of n blocks with 16, 32 and 64 channels.
 
-    Takes `(B, in_channels, H, W)`, 32x32 in the paper; gives logits `(B, num_classes)`.
+    The input is `(B, in_channels, H, W)`, 32x32 in the paper; the output is logits `(B, num_classes)`.
     """
 
     def __init__(self, depth: int, *, num_classes: int = 10, in_channels: int = 3) -> None:

@@ -1,6 +1,7 @@
 """VGG for CIFAR with batch norm: the convolutions of Simonyan and Zisserman (2015), then one linear layer.
 
-The pruning papers use this variant (Li et al. 2017, Liu et al. 2017) and not the three linear layers of ImageNet's.
+The pruning papers use this variant (Li et al. 2017, Liu et al. 2017), not the three linear layers of the VGG for
+ImageNet.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Channels of each convolution; "M" halves the picture.
+# Channels of each convolution; "M" is a max pooling that halves the image.
 PLANS: dict[int, tuple[int | str, ...]] = {
     16: (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512),
     19: (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512),
@@ -17,7 +18,10 @@ PLANS: dict[int, tuple[int | str, ...]] = {
 
 
 class CifarVGG(nn.Module):
-    """Takes `(B, in_channels, H, W)`, height and width at least 16; gives logits `(B, num_classes)`."""
+    """VGG of 16 or 19 layers for small images.
+
+    The input is `(B, in_channels, H, W)`, height and width at least 16; the output is logits `(B, num_classes)`.
+    """
 
     def __init__(self, depth: int, *, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 
 class DigitsNet(nn.Module):
-    """Four convolutions (16, 32, 32, 32 channels) with batch norm, the last two a residual block; global pooling.
+    """Four convolutions (16, 32, 32, 32 channels) with batch norm, the last two in a residual block; global pooling.
 
-    Takes `(B, in_channels, H, W)`, any size from 4x4; gives logits `(B, num_classes)`.
+    The input is `(B, in_channels, H, W)`, at least 4x4; the output is logits `(B, num_classes)`.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1, width: int = 16) -> None:

@@ -1,7 +1,7 @@
 """LeNet-5 as the pruning papers use it: Caffe's variant with 20 and 50 filters and 500 hidden units.
 
-It is not the network of LeCun et al. (1998), which has 6 and 16 filters and 120 and 84 units. On MNIST: 431,080
-parameters and 2.29 million multiply-adds an image, the figures that the papers prune from.
+The network of LeCun et al. (1998) differs: it has 6 and 16 filters, 120 and 84 units. On MNIST this variant has
+431,080 parameters and 2.29 million multiply-adds per image, the dense figures of the pruning papers.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch.nn import functional
 class LeNet5(nn.Module):
     """Conv 20, pool, conv 50, pool (5x5, no padding), linear 500, ReLU, linear.
 
-    Takes `(B, *image_shape)`, height and width at least 16; gives logits `(B, num_classes)`.
+    The input is `(B, *image_shape)`, height and width at least 16; the output is logits `(B, num_classes)`.
 
     Raises:
-        ValueError: if the images are smaller.
+        ValueError: if the images are smaller than 16x16.
     """
 
     def __init__(self, *, num_classes: int = 10, image_shape: tuple[int, int, int] = (1, 28, 28)) -> None:
         super().__init__()
         channels, height, width = image_shape
         if min(height, width) < 16:
-            raise ValueError(f"images of {height}x{width} pixels; LeNet-5 needs 16x16 at least")
+            raise ValueError(f"images of {height}x{width} pixels; LeNet-5 needs at least 16x16")
         self.conv1 = nn.Conv2d(channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(50 * _pooled(height) * _pooled(width), 500)

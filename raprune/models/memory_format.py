@@ -1,4 +1,4 @@
-"""Channels-last memory, in which convolutions run faster (on a CPU 1.1 to 2.7 times), wherever a network allows it."""
+"""Channels-last memory format, in which convolutions run faster (1.1 to 2.7 times on a CPU), if a network allows it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def layout_for(model: nn.Module, x: Tensor) -> torch.memory_format:
-    """Channels-last if `model`, which runs on `x` `(B, C, H, W)`, also runs on it in that layout; else contiguous.
+    """Return channels-last if `model` runs on `x` `(B, C, H, W)` in this format, else the contiguous format.
 
-    A network that calls `view` across channels and pixels does not.
+    A network that calls `view` across channels and pixels does not run in channels-last.
     """
     try:
-        # In this order: a buffer that is laid out under inference_mode could never be trained with again.
+        # The order matters: a buffer that is converted under inference_mode could never be used in training again.
         with laid_out(model, torch.channels_last), torch.inference_mode():
             model(x.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
@@ -25,7 +25,7 @@ def layout_for(model: nn.Module, x: Tensor) -> torch.memory_format:
 
 @contextmanager
 def laid_out(model: nn.Module | None, layout: torch.memory_format) -> Iterator[None]:
-    """Within it, the parameters of `model` lie in `layout`; after it contiguously, as files and tracing want them."""
+    """Keep the parameters of `model` in `layout` within the context, and contiguous after it, for files and tracing."""
     if model is None or layout == torch.contiguous_format:
         yield
         return

@@ -1,4 +1,4 @@
-"""The network of the bundled MNIST sample: a small residual network, trained, and wide enough to be worth pruning."""
+"""The network of the bundled MNIST sample: a small residual network, wide enough to be worth pruning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTHS = (32, 64, 128)
 class Block(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which a 1x1 convolution projects where the shape changes.
 
-    `(B, in_channels, H, W)` to `(B, out_channels, H / stride, W / stride)`.
+    The block maps `(B, in_channels, H, W)` to `(B, out_channels, H / stride, W / stride)`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -34,7 +34,7 @@ class Block(nn.Module):
 class MnistResNet(nn.Module):
     """A 3x3 convolution of stride 2, three blocks of 32, 64 and 128 channels, global pooling, a linear layer.
 
-    Takes `(B, in_channels, H, W)`, 28x28 in MNIST; gives logits `(B, num_classes)`.
+    The input is `(B, in_channels, H, W)`, 28x28 in MNIST; the output is logits `(B, num_classes)`.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1) -> None:

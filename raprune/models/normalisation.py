@@ -9,9 +9,10 @@ from raprune.spec.job import ModelSpec
 
 
 def usual_normalisation(spec: ModelSpec) -> Normalisation | None:
-    """The figures of the public weights for the network of `spec`: torchvision's and timm's.
+    """Return the normalisation of the public weights for the network of `spec`, if it is torchvision's or timm's.
 
-    None where `spec` names no weights (the network is trained on images normalised in any way) and for other networks.
+    Return None for other networks, and if `spec` names no weights: the network is then trained here, with any
+    normalisation.
     """
     if spec.weights is None:
         return None
@@ -39,7 +40,8 @@ def _of_torchvision(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ..
     if spec.name not in models.list_models(module=models):
         return None
     if spec.name in ("googlenet", "inception_v3") and not spec.arguments.get("transform_input"):
-        # torchvision normalises by ImageNet's figures, and these networks then undo it for these, unless built as here.
+        # The weights expect pixels in [-1, 1]. torchvision normalises by ImageNet's figures, and its pretrained
+        # networks convert the input (transform_input); a network built without it needs pixels in [-1, 1].
         return (0.5,) * 3, (0.5,) * 3
     transforms = models.get_model_weights(spec.name).DEFAULT.transforms()
     return tuple(transforms.mean), tuple(transforms.std)

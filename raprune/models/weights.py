@@ -1,4 +1,4 @@
-"""Weights from a file: safetensors, or a state dict for `torch.load(weights_only=True)`. Never a pickled model."""
+"""Weights from a file: safetensors, or a state dict for `torch.load(weights_only=True)`; pickled models are refused."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from raprune.errors import ModelError, UsageError
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts put the state dict."""
 PREFIXES = ("module.", "_orig_mod.")
-"""Added by DataParallel and `torch.compile`."""
+"""Prefixes of parameter names that DataParallel and `torch.compile` add."""
 PICKLES = (b"PK", b"\x80")
-"""How a file of `torch.save` begins, today's and the oldest."""
+"""First bytes of a file of `torch.save`, in the present and in the oldest format."""
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-"""Heads of GoogLeNet and Inception that only run in training."""
+"""Prefixes of the heads of GoogLeNet and Inception that run only in training."""
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")
-"""Names in the public DenseNet checkpoints, older than torchvision's present ones."""
+"""Parameter names in the public DenseNet checkpoints, which are older than torchvision's present names."""
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Put the weights of the file at `path` (local, or a URI of a pyarrow filesystem) into `model`, strictly.
+    """Load the weights of the file at `path` (local, or a URI of a pyarrow filesystem) into `model`, strictly.
 
     Raises:
         UsageError: if there is no such file.
-        ModelError: if it is no state dict, or does not fit `model`: keys and shapes are named.
+        ModelError: if the file is no state dict, or does not fit `model`; the message names keys and shapes.
     """
     state = _plain_names(_read(path), model)
     _check_fit(state, model, path)
@@ -49,14 +49,14 @@ def _read(path: str) -> dict[str, Tensor]:
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not content.startswith(PICKLES):
-            raise _unreadable(path, "it is no file that torch.save wrote") from error
+            raise _unreadable(path, "the file was not written by torch.save") from error
         raise ModelError(
-            f"model.weights {path}: refused: it holds pickled objects, not only tensors; loading it would run the "
-            f"code inside.",
-            hint="Save the state dict where the file comes from: safetensors.torch.save_file(model.state_dict(), ...).",
+            f"model.weights {path}: refused: the file holds pickled objects, not only tensors; loading them would run "
+            f"the code inside.",
+            hint="Save the state dict in the code that wrote it: safetensors.torch.save_file(model.state_dict(), ...).",
         ) from error
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _unreadable(path, str(error).strip().splitlines()[0] if str(error) else "it is empty") from error
+        raise _unreadable(path, str(error).strip().splitlines()[0] if str(error) else "the file is empty") from error
     return _unwrap(loaded, path)
 
 
@@ -82,7 +82,7 @@ def _read_bytes(path: str) -> bytes:
         ) from error
     except (OSError, pa.ArrowException) as error:
         raise ModelError(
-            f"model.weights {path}: cannot be read: {error}", hint="Look at the path and its rights."
+            f"model.weights {path}: cannot be read: {error}", hint="Check the path and its permissions."
         ) from error
 
 
@@ -96,7 +96,7 @@ def _unwrap(loaded: Any, path: str) -> dict[str, Tensor]:
         loaded = inner[0]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ModelError(
-            f"model.weights {path}: no state dict: it holds {_describe(loaded)}.",
+            f"model.weights {path}: no state dict: the file holds {_describe(loaded)}.",
             hint=f"A dictionary of tensors is needed, plain or under one of: {', '.join(WRAPPERS)}.",
         )
     return loaded
@@ -124,9 +124,9 @@ def _check_fit(state: dict[str, Tensor], model: nn.Module, path: str) -> None:
             raise ModelError(
                 f"model.weights {path}: {key} has shape {_shape(value)}, the network needs {_shape(expected[key])}.",
                 hint="The file was trained for another number of classes, image shape or architecture: "
-                "look at model.name, model.arguments and the labels of the data.",
+                "check model.name, model.arguments and the labels of the data.",
             )
-    # Counters of batch norm, which evaluation never reads, are missing in old files.
+    # Old files lack the counters of batch norm, which evaluation never reads.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     if missing or unexpected:
@@ -137,13 +137,13 @@ def _check_fit(state: dict[str, Tensor], model: nn.Module, path: str) -> None:
         ]
         raise ModelError(
             f"model.weights {path}: keys do not fit the network: {'; '.join(parts)}.",
-            hint="The file belongs to another architecture; `raprune models` lists the names.",
+            hint="The file belongs to another architecture; `raprune models` lists the names of networks.",
         )
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ModelError(
             f"model.weights {path}: {broken[0]} holds values that are not finite.",
-            hint="The training that wrote it diverged; use an earlier checkpoint.",
+            hint="The training that wrote the file diverged; use an earlier checkpoint.",
         )
 
 

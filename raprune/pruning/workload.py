@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
-from raprune.data.stream import Reader, ThreadReader
+from raprune.data.stream import StreamReader, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.errors import ModelError
 from raprune.models import build_model, load_weights
@@ -31,7 +31,12 @@ class Workload:
     """The dense network in evaluation mode, and its data, on `device`. Build it with `build_workload`."""
 
     def __init__(
-        self, model: nn.Module, data: Dataset, device: torch.device, spec: SearchSpec, reader: Reader | None = None
+        self,
+        model: nn.Module,
+        data: Dataset,
+        device: torch.device,
+        spec: SearchSpec,
+        reader: StreamReader | None = None,
     ) -> None:
         self.model = model
         self.data = data
@@ -95,7 +100,7 @@ def build_workload(
     data: Dataset,
     device: str,
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
-    reader: Reader | None = None,
+    reader: StreamReader | None = None,
 ) -> Workload:
     """The network of `spec` for `data` on `device`, in evaluation mode.
 

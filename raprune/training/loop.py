@@ -328,7 +328,7 @@ def _objective(
 
 def _backward(objective: _Objective, x: Tensor, y: Tensor, count: int, ranks: Ranks, tally: _Tally) -> None:
     """Leave the gradients of the mean loss over a batch of `count` behind, of which `x`, `y` are this process's."""
-    share = ranks.share(len(y), count)
+    share = ranks.mean_factor(len(y), count)
     # At least two images in each: batch norm cannot train on one.
     parts = min(objective.spec.accumulate, max(1, len(y) // 2))
     for number, (images, labels) in enumerate(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True), start=1):

@@ -73,7 +73,7 @@ def test_images_keep_their_labels_when_shuffled() -> None:
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (10, [4, 4, 2]), (9, [4, 5]), (3, [3]), (1, [1]), (5, [5])])
-def test_no_batch_of_one_where_it_can_be_helped(count: int, sizes: list[int]) -> None:
+def test_batch_sizes_last_image_alone_joins_the_batch_before(count: int, sizes: list[int]) -> None:
     assert batch_sizes(count, 4) == sizes
 
 

@@ -14,7 +14,7 @@ from raprune.errors import DataError, UsageError
 from raprune.spec.job import DataSpec
 
 
-def test_the_bundled_digits() -> None:
+def test_load_data_bundled_digits_gives_three_splits_of_balanced_classes() -> None:
     data = load_data(DataSpec(name="digits"), seed=0)
     assert data.image_shape == (1, 8, 8)
     assert data.test is not None
@@ -74,7 +74,7 @@ def test_normalisation_by_default_is_taken_where_the_job_has_no_figures_and_the_
     assert load_data(DataSpec(name="digits"), seed=0, default=IMAGENET).origin == "measured on the training split"
 
 
-def test_one_mean_for_each_channel() -> None:
+def test_load_data_mean_of_another_length_is_refused() -> None:
     with pytest.raises(UsageError, match=r"data\.mean has 3 values; the images have 1 channel\."):
         load_data(DataSpec(name="digits", mean=(0.5, 0.5, 0.5)), seed=0)
 

@@ -218,7 +218,7 @@ def broken(folder: Path, case: str) -> Path:
         ("single image", "leave 0 for validation"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, case: str, words: str) -> None:
+def test_load_data_broken_parquet_file_names_the_fault(tmp_path: Path, case: str, words: str) -> None:
     with pytest.raises(DataError) as caught:
         load(broken(tmp_path, case))
     assert words in caught.value.message

@@ -8,7 +8,7 @@ from raprune.data.split import stratified
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=200), st.floats(0, 1), st.integers(0, 3))
-def test_both_parts_hold_each_class_in_its_share(labels: list[int], share: float, seed: int) -> None:
+def test_stratified_parts_hold_the_same_fraction_of_each_class(labels: list[int], share: float, seed: int) -> None:
     array = np.array(labels, dtype=np.int64)
     count = round(share * len(array))
     first, second = stratified(array, count, seed=seed)

@@ -77,7 +77,7 @@ def test_every_row_is_either_trained_on_or_validation_and_never_both(data: Datas
     assert abs(len(data.validation) / rows.total() - 0.2) < 0.05
 
 
-def test_what_stays_in_memory_is_a_sample_of_what_is_trained_on(data: Dataset) -> None:
+def test_load_data_streamed_keeps_a_sample_of_the_training_images(data: Dataset) -> None:
     sample = counted(iter([data.train]))
     assert len(data.train) == 100
     assert sample <= read(stream_of(data))
@@ -186,7 +186,7 @@ def test_whole_pieces_are_dealt_out_where_there_are_enough(tmp_path: Path) -> No
     assert sorted(np.concatenate(both[0] + both[1]).tolist()) == list(range(1257))
 
 
-def test_processes_get_as_many_batches_of_equal_size(data: Dataset) -> None:
+def test_streamed_split_several_ranks_get_equally_many_batches(data: Dataset) -> None:
     split = split_of(data)
     sizes = [[len(y) for _, y in split.shuffled(64, seeded(), "shift", Ranks(rank, 3))] for rank in range(3)]
     assert [sum(batch) for batch in zip(*sizes, strict=True)][:-1] == [64] * (len(sizes[0]) - 1)
@@ -247,8 +247,8 @@ def test_parts_in_a_bucket_are_read_as_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "tests.streams:digits"])
-def test_what_comes_as_a_whole_cannot_be_streamed(name: str) -> None:
-    with pytest.raises(UsageError, match=r"data\.stream is set, and data\.name is") as caught:
+def test_load_data_stream_of_data_without_files_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"data\.stream is set, but data\.name .* cannot be streamed") as caught:
         load_data(DataSpec(name=name, stream=True), seed=0)
     assert "parquet, imagefolder" in caught.value.hint
 
@@ -259,7 +259,7 @@ def broken(table: pa.Table, row: int, content: bytes) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=table.schema)
 
 
-def test_what_is_no_image_is_refused_before_any_training(tmp_path: Path) -> None:
+def test_load_data_streamed_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
     train = write_parts(tmp_path, broken(digits(), 500, b"not a picture"))
     with pytest.raises(DataError, match="row 500 cannot be decoded"):
         load(train)
@@ -312,7 +312,7 @@ def numbered(count: int, block: int) -> Iterator[Split]:
 
 
 @pytest.mark.parametrize("block", [1, 7, 40, 1000])
-def test_the_pool_gives_back_what_it_was_given(block: int) -> None:
+def test_pool_any_block_size_yields_every_image_once(block: int) -> None:
     drawn = list(mixed(numbered(200, block), [30] * 6 + [20], capacity=64, seed=0))
     assert [len(part) for part in drawn] == [30] * 6 + [20]
     labels = np.concatenate([part.labels for part in drawn])
@@ -340,7 +340,7 @@ def test_the_pool_is_bounded_in_bytes_and_holds_two_batches() -> None:
     assert pool_size(10**9, 128) == 256
 
 
-def test_what_is_trained_is_trained_on_the_stream_and_calibrated_on_the_sample(data: Dataset) -> None:
+def test_workload_streamed_trains_on_the_stream_and_calibrates_on_the_sample(data: Dataset) -> None:
     spec = SearchSpec.model_validate({"dense": {"epochs": 4, "batch_size": 32, "lr": 0.2}})
     workload = build_workload(spec, data=data, device="cpu")
     assert len(workload.train) == 100 and len(workload.training) == stream_of(data).count == data.num_train
@@ -360,7 +360,7 @@ class Kept:
         self.content = content
 
 
-def test_a_training_that_was_cut_off_goes_on_in_the_same_order(data: Dataset) -> None:
+def test_stream_training_that_was_interrupted_resumes_in_the_same_order(data: Dataset) -> None:
     spec = SearchSpec.model_validate({"dense": {"epochs": 3, "batch_size": 64, "lr": 0.1}})
     whole, cut_off, again = (build_workload(spec, data=data, device="cpu") for _ in range(3))
     train_dense(whole, spec)

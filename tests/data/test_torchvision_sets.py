@@ -81,7 +81,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_data(DataSpec(name="imagefolder", train=str(root)), seed=0)
 
 
-def test_folders_without_images_and_without_a_root(tmp_path: Path) -> None:
+def test_imagefolder_without_images_or_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images in class folders"):
         load_data(DataSpec(name="imagefolder", train=str(tmp_path)), seed=0)
     with pytest.raises(UsageError, match="no such folder"):
@@ -108,8 +108,8 @@ def test_mnist_as_torchvision_keeps_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
-def test_nothing_is_fetched_unless_allowed(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"data\.train .*no " + name) as caught:
+def test_torchvision_data_without_download_are_not_downloaded(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"data\.train .* holds no " + name) as caught:
         load_data(DataSpec(name=name, train=str(tmp_path)), seed=0)
     assert "--download" in caught.value.hint
     assert not any(tmp_path.iterdir())
@@ -124,5 +124,5 @@ def test_a_damaged_cifar_is_not_taken_for_data(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": b""}))
-    with pytest.raises(UsageError, match="no cifar10 there"):
+    with pytest.raises(UsageError, match="holds no cifar10"):
         load_data(DataSpec(name="cifar10", train=str(tmp_path)), seed=0)

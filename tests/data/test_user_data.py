@@ -104,7 +104,7 @@ def test_a_data_set_of_the_users_is_taken_as_it_is() -> None:
         ("nothing", "returned NoneType"),
     ],
 )
-def test_what_the_function_did_wrong_is_named(function: str, words: str) -> None:
+def test_user_data_with_a_wrong_result_names_the_fault(function: str, words: str) -> None:
     with pytest.raises(DataError) as caught:
         load_data(DataSpec(name=f"my_data_module:{function}"), seed=0)
     assert words in caught.value.message
@@ -120,6 +120,6 @@ def test_what_the_function_did_wrong_is_named(function: str, words: str) -> None
         ("my-data:f", "package.module:function"),
     ],
 )
-def test_a_function_that_is_not_there(name: str, words: str) -> None:
+def test_user_data_missing_function_is_refused(name: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_data(DataSpec(name=name), seed=0)

@@ -9,7 +9,7 @@ from raprune.models.memory_format import laid_out, layout_for
 
 
 class Views(nn.Module):
-    """Reshapes across channels and pixels by `view`, which only contiguous memory allows."""
+    """A network that calls `view` across channels and pixels, which only contiguous memory allows."""
 
     def __init__(self) -> None:
         super().__init__()

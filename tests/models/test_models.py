@@ -58,7 +58,7 @@ def test_the_vggs_have_their_convolutions() -> None:
         assert parameters(model) == count
 
 
-def test_zero_padding_shortcut() -> None:
+def test_basic_block_with_stride_pads_the_shortcut_with_zero_channels() -> None:
     block = BasicBlock(16, 32, stride=2).eval()
     torch.nn.init.zeros_(block.conv2.weight)
     x = torch.rand(1, 16, 8, 8)
@@ -90,7 +90,7 @@ def test_arguments_reach_the_builder() -> None:
         ("no_such_module:f", "ModuleNotFoundError"),
     ],
 )
-def test_an_unknown_name(name: str, words: str) -> None:
+def test_build_model_unknown_name_is_refused(name: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         build_model(ModelSpec(name=name), num_classes=10, image_shape=(3, 32, 32))
     assert words in str(caught.value)
@@ -108,19 +108,21 @@ def test_timm_is_built_or_its_absence_explained() -> None:
         assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
 
 
-def test_arguments_that_the_builder_refuses() -> None:
+def test_build_model_with_wrong_arguments_is_refused() -> None:
     with pytest.raises(ModelError, match="unexpected keyword argument 'depth'"):
         build_model(ModelSpec(name="digits-net", arguments={"depth": 4}), num_classes=10, image_shape=(1, 8, 8))
-    with pytest.raises(ModelError, match="images of 8x8 pixels; LeNet-5 needs 16x16 at least"):
+    with pytest.raises(ModelError, match="images of 8x8 pixels; LeNet-5 needs at least 16x16"):
         build_model(ModelSpec(name="lenet5"), num_classes=10, image_shape=(1, 8, 8))
 
 
-def test_grey_images_for_a_network_of_colour() -> None:
+def test_build_model_colour_network_for_grey_images_is_refused() -> None:
     with pytest.raises(ModelError, match="takes images of 3 channels; the data has 1"):
         build_model(ModelSpec(name="resnet18"), num_classes=10, image_shape=(1, 28, 28))
 
 
-def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_model_user_function_gets_the_arguments_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_nets_module.py").write_text(
         "from torch import nn\n"
         "def tiny(num_classes, width=4):\n"

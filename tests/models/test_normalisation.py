@@ -1,4 +1,4 @@
-"""The figures of public weights."""
+"""Tests of the normalisation figures of public weights."""
 
 from __future__ import annotations
 

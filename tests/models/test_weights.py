@@ -45,7 +45,7 @@ def test_a_state_dict_is_found_in_its_wrappings(tmp_path: Path, wrap: Any) -> No
         assert torch.equal(value, state[key]), key
 
 
-def test_safetensors_by_path_and_by_uri(tmp_path: Path) -> None:
+def test_load_weights_safetensors_are_read_by_path_and_by_uri(tmp_path: Path) -> None:
     state, path = trained(), tmp_path / "net.safetensors"
     safetensors.torch.save_file(state, path)
     assert torch.equal(loaded(path)["conv3.weight"], state["conv3.weight"])
@@ -69,10 +69,12 @@ def test_a_pickled_model_is_refused_with_the_reason(tmp_path: Path) -> None:
         ("a.safetensors", b"x" * 100, "cannot be read"),
         ("a.pt", b"", "cannot be read"),
         ("a.pt", b"PK\x03\x04 cut short", "cannot be read"),
-        ("a.pt", b"plain text", "no file that torch.save wrote"),
+        ("a.pt", b"plain text", "the file was not written by torch.save"),
     ],
 )
-def test_a_file_that_is_no_checkpoint(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_load_weights_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError) as caught:
         loaded(tmp_path / name)
@@ -83,13 +85,13 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, name: str, content: bytes,
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([1, 2], "it holds a list"),
-        ({"epoch": 3, "lr": 0.1}, "it holds the keys epoch, lr"),
-        ({}, "it holds nothing"),
-        (torch.zeros(3), "it holds a Tensor"),
+        ([1, 2], "the file holds a list"),
+        ({"epoch": 3, "lr": 0.1}, "the file holds the keys epoch, lr"),
+        ({}, "the file holds nothing"),
+        (torch.zeros(3), "the file holds a Tensor"),
     ],
 )
-def test_a_checkpoint_without_a_state_dict(tmp_path: Path, content: Any, words: str) -> None:
+def test_load_weights_file_without_state_dict_is_refused(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ModelError, match=words):
         loaded(tmp_path / "a.pt")
@@ -115,7 +117,7 @@ def test_keys_that_are_missing_or_unknown_are_named(tmp_path: Path) -> None:
         loaded(tmp_path / "a.pt")
 
 
-def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+def test_load_weights_with_values_that_are_not_finite_is_refused(tmp_path: Path) -> None:
     state = trained()
     state["conv2.weight"][0, 0, 0, 0] = torch.nan
     torch.save(state, tmp_path / "a.pt")

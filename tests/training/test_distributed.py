@@ -250,7 +250,7 @@ def test_parts_cover_a_batch_and_shares_make_means(size: int, count: int) -> Non
         part = values[ranks.part(count)]
         assert len(part) >= min(2, count)
         seen += part.tolist()
-        means.append(part.mean() * ranks.share(len(part), count))
+        means.append(part.mean() * ranks.mean_factor(len(part), count))
     assert set(seen) == set(values.tolist())
     assert math.isclose(sum(float(mean) for mean in means) / size, float(values.mean()))
 
