@@ -8,9 +8,13 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.store.s3_server import Bucket
 
 # The same examples each time, and none too slow on a machine that has other work.
 settings.register_profile("raprune", deadline=None, derandomize=True)
@@ -42,3 +46,13 @@ def ray_cluster() -> Iterator[None]:
 
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    """A bucket of S3 on a server of this process."""
+    from tests.store.s3_server import Bucket
+
+    started = Bucket()
+    yield started
+    started.stop()

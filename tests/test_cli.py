@@ -20,7 +20,7 @@ from raprune.methods import METHODS
 from raprune.pruning.allocate import ALLOCATIONS
 from raprune.spec.job import load_spec
 from raprune.store.folder import Store
-from tests.report.test_terminal import make_run
+from tests.factories import make_run
 
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import raprune
+from tests.fresh_python import loaded_by
 
 ROOT = Path(raprune.__path__[0])
 MODULES = {
@@ -162,18 +162,6 @@ def test_no_circles() -> None:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
-
-
-def loaded_by(code: str) -> set[str]:
-    """Which heavy libraries a fresh Python has loaded after `code`."""
-    heavy = ("torch", "torchvision", "ray", "optuna", "plotly", "matplotlib", "pandas")
-    ran = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys\nprint(*[m for m in {heavy!r} if m in sys.modules])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(ran.stdout.strip().splitlines()[-1].split()) if ran.stdout.strip() else set()
 
 
 @pytest.mark.parametrize("module", ["raprune", "raprune.cli"])

@@ -9,8 +9,7 @@ from torch import nn
 
 from raprune.channels.trace import trace
 from raprune.methods.lasso import Lasso, removal_order
-from tests.methods.test_contribution import batches, network, part, seen_by
-from tests.methods.test_thinet import line, two_images
+from tests.methods.by_hand import batches, line, network, part, seen_by, two_images
 
 
 def maps(channels: int, seed: int) -> np.ndarray:

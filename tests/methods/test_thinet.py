@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -15,20 +13,7 @@ from raprune.methods import METHODS, Cut, reestimate_batch_norm
 from raprune.methods.activations import Reader
 from raprune.methods.thinet import ThiNet
 from raprune.records import Candidate
-from tests.methods.test_contribution import batches, network, part, seen_by
-
-
-def line(*slopes: float) -> nn.Module:
-    """Channel c passes on slopes[c] times the input, and both outputs of the head add them up."""
-    model = nn.Sequential(nn.Conv2d(1, len(slopes), 1), nn.Flatten(), nn.Linear(len(slopes), 2))
-    with torch.no_grad():
-        model.get_parameter("0.weight").copy_(torch.tensor(slopes).view(-1, 1, 1, 1))
-        model.get_parameter("2.weight").fill_(1.0)
-    return model
-
-
-def two_images() -> Iterator[tuple[Tensor, Tensor]]:
-    yield torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64)
+from tests.methods.by_hand import batches, line, network, part, seen_by, two_images
 
 
 def test_what_cancels_goes_together() -> None:

@@ -21,8 +21,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from raprune.records import Stage, Trial
+from raprune.records import Stage
 from raprune.store.folder import Store
+from tests.orchestration.whole_search import facts
 
 MARK = "RAPRUNE_TEST_DRIVER"
 
@@ -229,6 +230,18 @@ class Run:
         self.recorded |= dict(self.snapshot())
 
 
+def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
+    """The command line with `arguments`, begun on a Ray of its own; its processes carry the mark."""
+    command = [sys.executable, "-c", "from raprune.cli import main; main()", *arguments]
+    environment = {**os.environ, MARK: mark}
+    # Its own Ray asks for its own token.
+    environment.pop("RAY_AUTH_TOKEN", None)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
 def small_job(
     folder: Path,
     *,
@@ -268,11 +281,6 @@ def differences(run: Run, undisturbed: Store) -> list[str]:
         if _timeless(run.store.read_json(what)) != _timeless(undisturbed.read_json(what)):
             found.append(f"{what} came out otherwise")
     return found
-
-
-def facts(trials: Sequence[Trial]) -> dict[str, tuple[Any, ...]]:
-    """What must be the same whoever ran it."""
-    return {t.trial_id: (t.proposal, t.state, t.candidate, t.metrics) for t in trials}
 
 
 def _timeless(content: Any) -> Any:

@@ -4,7 +4,6 @@ import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -15,30 +14,17 @@ from raprune.orchestration.coordinator import ask, coordinator_name, find_coordi
 from raprune.orchestration.lease import held
 from raprune.records import TrialState
 from raprune.results.stages import Work
-from raprune.sampling.sources import Proposals
-from raprune.spec.job import SamplerSpec
 from raprune.store.folder import Store
 from raprune.store.retry import Patience
-from tests.sampling.test_sources import SPACE, trial_of
+from tests.factories import EMPTY_RUN, proposed_trials
 
 pytestmark = pytest.mark.ray
-
-RUN = {
-    "spec": {"budget_flops": 0.3, "search": {"trials": 20}, "finalists": {"count": 0}},
-    "dense": {"val_accuracy": 0.9},
-    "started_at": 0.0,
-}
-
-
-def trials(count: int) -> list[Any]:
-    proposals = Proposals(SPACE, SamplerSpec(trials=count, lookahead=count), seed=0)
-    return [trial_of(proposal) for proposal in iter(proposals.next, None)]
 
 
 @pytest.fixture
 def store(ray_cluster: None, tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "run")
-    store.create(RUN)
+    store.create(EMPTY_RUN)
     yield store
     actor = ray.get_actor(coordinator_name(store.uri), namespace="raprune")
     ray.kill(actor)
@@ -46,7 +32,7 @@ def store(ray_cluster: None, tmp_path: Path) -> Iterator[Store]:
 
 def test_a_trial_is_durable_when_its_record_returns_and_is_recorded_once(store: Store) -> None:
     coordinator = find_coordinator(store)
-    first, second, third, failed = trials(4)
+    first, second, third, failed = proposed_trials(4)
     ray.get(coordinator.record.remote([first]))
     assert store.trials() == [first]
     ray.get([coordinator.record.remote([t]) for t in (second, first, third, second, failed)])
@@ -57,7 +43,7 @@ def test_a_trial_is_durable_when_its_record_returns_and_is_recorded_once(store: 
 
 def test_works_are_known_until_their_trial_is_recorded(store: Store) -> None:
     coordinator = find_coordinator(store)
-    trial, other = trials(2)
+    trial, other = proposed_trials(2)
     work = Work(what="fine-tuning", done=2, total=20, unit="epochs")
     for key in (trial.trial_id, other.trial_id, "scores-abc/0"):
         ray.get(coordinator.tell.remote(key, work))
@@ -68,7 +54,7 @@ def test_works_are_known_until_their_trial_is_recorded(store: Store) -> None:
 
 def test_a_killed_coordinator_is_rebuilt_from_the_store_and_loses_no_call(store: Store) -> None:
     coordinator = find_coordinator(store)
-    recorded = trials(12)
+    recorded = proposed_trials(12)
     for number, trial in enumerate(recorded):
         if number in (3, 7):
             ray.kill(coordinator, no_restart=False)
@@ -78,7 +64,7 @@ def test_a_killed_coordinator_is_rebuilt_from_the_store_and_loses_no_call(store:
 
 def test_a_second_driver_takes_over_the_living_coordinator(store: Store) -> None:
     coordinator = find_coordinator(store)
-    ray.get(coordinator.record.remote(trials(1)))
+    ray.get(coordinator.record.remote(proposed_trials(1)))
     again = find_coordinator(store)
     assert again._actor_id == coordinator._actor_id
     assert len(ray.get(again.trials.remote())) == 1
@@ -87,7 +73,7 @@ def test_a_second_driver_takes_over_the_living_coordinator(store: Store) -> None
 def test_while_the_store_is_away_records_wait_and_all_else_is_answered(store: Store) -> None:
     """A trial that is finished then waits in the coordinator, through a kill of it too."""
     coordinator = find_coordinator(store.patient(Patience(total_s=120)))
-    first, *later = trials(3)
+    first, *later = proposed_trials(3)
     ray.get(coordinator.record.remote([first]))
     ray.get(coordinator.hold.remote("driver"))
     away = Path(f"{store.uri}-away")
@@ -110,7 +96,7 @@ def test_a_record_that_can_never_be_written_is_said_as_it_is(store: Store) -> No
     coordinator = find_coordinator(store)
     (Path(store.uri) / "trials").write_text("in the way")
     with pytest.raises(StoreError, match=r"cannot (read|write)") as caught:
-        ask(coordinator.record.remote(trials(1)))
+        ask(coordinator.record.remote(proposed_trials(1)))
     assert caught.value.hint
 
 
@@ -121,17 +107,17 @@ def test_a_run_is_one_drivers_until_it_is_silent(store: Store) -> None:
         second = held(coordinator, "two", store.name, console=console)
         with pytest.raises(UsageError, match="another driver works on this run"), second:
             raise AssertionError("the run was given away")
-        ray.get(coordinator.record.remote(trials(1), "one"))
+        ray.get(coordinator.record.remote(proposed_trials(1), "one"))
         with pytest.raises(RapruneError, match="another driver took this run over"):
-            ask(coordinator.record.remote(trials(2), "two"))
+            ask(coordinator.record.remote(proposed_trials(2), "two"))
     with held(coordinator, "two", store.name, console=console):
-        ray.get(coordinator.record.remote(trials(2), "two"))
+        ray.get(coordinator.record.remote(proposed_trials(2), "two"))
     assert len(store.trials()) == 2
 
 
 def test_a_coordinator_that_no_driver_needs_ends(ray_cluster: None, tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    store.create(RUN)
+    store.create(EMPTY_RUN)
     coordinator = find_coordinator(store, orphaned_s=2.0)
     for _ in range(6):
         ray.get(coordinator.hold.remote("driver"))

@@ -18,7 +18,9 @@ from raprune.results.front import candidates
 from raprune.sampling.promotion import Outcome, goes_on
 from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
-from tests.orchestration.test_search import SMALL, facts, run, spec_of
+from tests.factories import SMALL_SEARCH as SMALL
+from tests.factories import small_search as spec_of
+from tests.orchestration.whole_search import facts, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,23 +12,10 @@ import pytest
 
 from raprune.records import Trial
 from raprune.store.folder import Store
-from tests.orchestration.chaos import AGENTS, MARK, wait_until_gone
-from tests.orchestration.test_search import facts, finished
-
-__all__ = ["finished"]
+from tests.orchestration.chaos import AGENTS, start, wait_until_gone
+from tests.orchestration.whole_search import facts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from raprune.cli import main; main()", *arguments]
-    environment = {**os.environ, MARK: mark}
-    # Its own Ray asks for its own token.
-    environment.pop("RAY_AUTH_TOKEN", None)
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT, start_new_session=True
-    )
 
 
 def wait_for_trials(store: Store, count: int, driver: subprocess.Popen[str]) -> None:

@@ -2,70 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
 import socket
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.orchestration.coordinator import find_coordinator
 from raprune.store.folder import Store
 from raprune.store.retry import Patience
+from tests.factories import EMPTY_RUN, proposed_trials
 from tests.orchestration.chaos import Kill, Run, Victim, differences, small_job, wait_until
-from tests.orchestration.test_coordinator import RUN, trials
+from tests.store.s3_server import CREDENTIALS, SECRET, Bucket
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-SECRET = "hush-hush"
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
-
-
-class Bucket:
-    """A bucket on a server of our own that can be stopped and started again.
-
-    All servers of a process hold the same buckets, so each bucket has a name of its own.
-    """
-
-    _numbers = itertools.count()
-
-    def __init__(self) -> None:
-        self.name = f"runs-{next(self._numbers)}"
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        self.host, self.port = self._server.get_host_and_port()
-        request = urllib.request.Request(f"http://{self.host}:{self.port}/{self.name}", method="PUT")
-        urllib.request.urlopen(request).close()
-
-    def uri(self, folder: str, *, port: int | None = None, user: str = "") -> str:
-        query = f"scheme=http&endpoint_override={self.host}:{port or self.port}&region=us-east-1"
-        return f"s3://{user}{self.name}/{folder}?{query}"
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    def start(self) -> None:
-        """At the same port, with what was there."""
-        self._server = ThreadedMotoServer(ip_address=self.host, port=self.port, verbose=False)
-        self._server.start()
-
-
-@pytest.fixture
-def bucket() -> Iterator[Bucket]:
-    bucket = Bucket()
-    yield bucket
-    bucket.stop()
 
 
 def test_a_run_on_s3_survives_its_server_and_its_driver(
@@ -136,12 +94,12 @@ def _hand_on(source: socket.socket, target: socket.socket, delay_s: float) -> No
 def test_a_record_that_was_written_and_not_acknowledged_is_not_written_twice(ray_cluster: None, bucket: Bucket) -> None:
     """The coordinator is killed after S3 has the part and before it has S3's answer."""
     direct = Store(bucket.uri("run", user=f"key:{SECRET}@"))
-    direct.create(RUN)
+    direct.create(EMPTY_RUN)
     slow = SlowAnswers(bucket.host, bucket.port, delay_s=1.0)
     store = Store(bucket.uri("run", port=slow.port, user=f"key:{SECRET}@")).patient(Patience(total_s=60))
     coordinator = find_coordinator(store)
     try:
-        first, second = trials(2)
+        first, second = proposed_trials(2)
         pid = pid_of(coordinator)
         record: Any = coordinator.record.remote([first])
         assert wait_until(lambda: direct.names("trials"), seconds=60, every=0.02)

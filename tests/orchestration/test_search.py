@@ -20,52 +20,18 @@ from raprune.orchestration.search import resume, search
 from raprune.pruning.artifact import load
 from raprune.pruning.export import export
 from raprune.pruning.preparation import Prepared, Steps, prepare
-from raprune.records import Stage, Trial, TrialState
+from raprune.records import Stage, TrialState
 from raprune.report.terminal import print_front
 from raprune.results.front import front, progress, to_be_tested
 from raprune.spec.budget import Budget
 from raprune.spec.job import ModelSpec, SearchSpec
 from raprune.store.folder import Store
 from raprune.training.evaluate import evaluate
+from tests.factories import SMALL_SEARCH as SMALL
+from tests.factories import small_search as spec_of
+from tests.orchestration.whole_search import facts, run
 
 pytestmark = pytest.mark.ray
-
-SMALL: dict[str, Any] = {
-    "model": {"name": "digits-net"},
-    "data": {"name": "digits", "max_images": 400},
-    "methods": ["l2", "l1", "random"],
-    "dense": {"epochs": 2, "lr": 0.1},
-    "search": {"trials": 12, "lookahead": 4, "calibration_images": 64},
-    "finalists": {"count": 2, "each_method": False, "train": {"epochs": 0.5}},
-    "resources": {"workers": 2},
-}
-
-
-def spec_of(output: Path, **changes: Any) -> SearchSpec:
-    return SearchSpec.model_validate({**SMALL, "output": str(output), **changes})
-
-
-def run(spec: SearchSpec) -> str:
-    """The run's output on the terminal."""
-    console = Console(file=io.StringIO(), width=120)
-    assert search(spec, console=console) == str(Path(spec.output).absolute())
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return file.getvalue()
-
-
-def facts(trials: list[Trial]) -> dict[str, tuple[Any, ...]]:
-    """What must be the same whoever ran it."""
-    return {t.trial_id: (t.proposal, t.state, t.candidate, t.metrics) for t in trials}
-
-
-@pytest.fixture(scope="module")
-def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    spec = spec_of(tmp_path_factory.mktemp("run") / "run")
-    text = run(spec)
-    assert "Normalisation: mean (" in text
-    assert "12 of 12" in text or "dense" in text
-    return Store(spec.output)
 
 
 def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:

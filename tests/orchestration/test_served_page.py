@@ -28,8 +28,10 @@ from raprune.orchestration.served_page import Shown, beside, remove, show
 from raprune.page.serve import listen
 from raprune.spec.job import PageSpec, load_spec
 from raprune.store.folder import Store
+from tests.factories import live_trial as trial
+from tests.factories import make_live_run as make_run
 from tests.orchestration.chaos import small_job
-from tests.page.served import make_run, trial, wait_until
+from tests.page.served import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,8 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -19,86 +18,7 @@ from raprune.page.access import Access
 from raprune.page.app import make_app
 from raprune.page.feed import Feed
 from raprune.page.serve import config_of, listen
-from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.store.folder import Store
-
-WIDTHS = {"conv1": 16, "conv2": 32, "conv<b>3": 64}
-RUN: dict[str, Any] = {
-    "spec": {
-        "model": {"name": "digits-net"},
-        "data": {"name": "digits", "train": "s3://key:hush-hush@bucket/train?secret_key=hush-hush&region=x"},
-        "budget_flops": 0.3,
-        "methods": ["l2", "l1"],
-        "search": {"trials": 10},
-        "finalists": {"count": 2, "seeds": 2},
-    },
-    "state": "searching",
-    "created_at": 1_800_000_000.0,
-    "started_at": 1_800_000_000.0,
-    "dense": {"val_accuracy": 0.98, "val_images": 288, "flops": 1_000_000, "params": 50_000},
-    "graph": {"groups": WIDTHS, "frozen": [["head", 10, "the network's output"]], "notes": []},
-}
-
-
-def trial(number: int, *, fraction: float = 0.2, accuracy: float = 0.9, **fields: Any) -> Trial:
-    """A complete trial; `fields` are those of its proposal."""
-    proposal = Proposal(
-        number=number, method=["l2", "l1"][number % 2], allocation="uniform", target_flops=fraction, **fields
-    )
-    kept = {group: tuple(range(1 + (number + width) % width)) for group, width in WIDTHS.items()}
-    metrics = Metrics(
-        accuracy=accuracy,
-        loss=1 - accuracy,
-        flops=round(1e6 * fraction),
-        params=round(5e4 * fraction),
-        flops_fraction=fraction,
-        params_fraction=fraction,
-    )
-    return Trial(
-        trial_id=proposal.trial_id,
-        proposal=proposal,
-        state=TrialState.COMPLETE,
-        candidate=Candidate(proposal.method, kept, proposal.settings),
-        metrics=metrics,
-        accuracy_after_repair=accuracy,
-        epochs=4.0 if proposal.stage is Stage.FINETUNE else 0.0,
-        seconds=2.0,
-        gpu_seconds=1.0,
-        started_at=1_800_000_010.0 + 3 * number,
-        worker="node:1",
-    )
-
-
-def failed(number: int, error: str) -> Trial:
-    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=0.2)
-    return Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.FAILED, error=error, seconds=1.0)
-
-
-def finetuned(parent: Trial, number: int, *, accuracy: float, repeat: int = 0) -> Trial:
-    """A finalist that continues `parent`."""
-    proposal = replace(parent.proposal, number=number, stage=Stage.FINETUNE, parent=parent.trial_id, repeat=repeat)
-    assert parent.metrics is not None
-    metrics = replace(parent.metrics, accuracy=accuracy)
-    return replace(parent, trial_id=proposal.trial_id, proposal=proposal, metrics=metrics, epochs=4.0)
-
-
-def make_run(folder: Path | str, *, trials: int = 6) -> Store:
-    """A run under way: search trials of which one failed, and the best fine-tuned twice, with its networks."""
-    store = Store(folder)
-    store.create(RUN)
-    searched = [trial(n, fraction=0.05 * (n + 1), accuracy=0.8 + 0.02 * n) for n in range(trials - 1)]
-    for one in searched:
-        store.append([one])
-    store.append([failed(trials - 1, "RuntimeError: s3://key:hush-hush@bucket is <b>away</b>")])
-    best = searched[min(4, trials - 2)]
-    for repeat in range(2):
-        tuned = finetuned(best, 0, accuracy=0.95 + 0.01 * repeat, repeat=repeat)
-        store.write_bytes(f"models/{tuned.network}/weights.safetensors", bytes([repeat]) * 3_000_000)
-        recipe = {"format": 1, "trial_id": tuned.trial_id, "repeat": repeat}
-        store.write_json(f"models/{tuned.network}/recipe.json", recipe)
-        store.write_json(f"curves/{tuned.trial_id}.json", [{"epoch": 1, "train_loss": 0.5}])
-        store.append([tuned])
-    return store
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from raprune.results.stages import RunStage, RunStages
 from raprune.store.address import without_secrets
 from raprune.store.folder import Store
 from raprune.store.networks import find_network
-from tests.page.served import RUN, finetuned, make_run, trial
+from tests.factories import LIVE_RUN as RUN
+from tests.factories import finetuned
+from tests.factories import live_trial as trial
+from tests.factories import make_live_run as make_run
 
 SECRET = "hush-hush"
 

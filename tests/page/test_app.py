@@ -19,7 +19,9 @@ from raprune.page.access import Access
 from raprune.page.app import HEADERS, STATIC
 from raprune.results.stages import FILE, FINETUNE, SEARCH, Stages
 from raprune.store.folder import RUN_FILE, Store
-from tests.page.served import Answer, Served, make_run, served, trial, wait_until
+from tests.factories import live_trial as trial
+from tests.factories import make_live_run as make_run
+from tests.page.served import Answer, Served, served, wait_until
 
 TOKEN = "0123456789abcdef-token"
 PATHS = [

@@ -12,7 +12,9 @@ from raprune.results.front import budget_of, candidates, progress, spent
 from raprune.results.stages import FILE, SCORES, Stages
 from raprune.store.folder import RUN_FILE, Store
 from raprune.store.networks import NAMES
-from tests.page.served import RUN, make_run, trial
+from tests.factories import LIVE_RUN as RUN
+from tests.factories import live_trial as trial
+from tests.factories import make_live_run as make_run
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from raprune.store.folder import Store
-from tests.orchestration.test_s3 import CREDENTIALS, SECRET, Bucket, bucket
-from tests.page.served import make_run, served, trial, wait_until
+from tests.factories import live_trial as trial
+from tests.factories import make_live_run as make_run
+from tests.page.served import served, wait_until
+from tests.store.s3_server import CREDENTIALS, SECRET, Bucket
 
 pytestmark = pytest.mark.slow
-
-__all__ = ["bucket"]
 
 
 def test_a_run_on_s3_is_shown_while_it_grows_and_when_it_is_away(

@@ -21,7 +21,7 @@ from raprune.cli import app
 from raprune.errors import UsageError
 from raprune.page.serve import listen, page_token
 from raprune.store.folder import Store
-from tests.page.served import make_run
+from tests.factories import make_live_run as make_run
 
 TOKEN = "0123456789abcdef-token"
 

@@ -18,9 +18,7 @@ from raprune.report import figures
 from raprune.report.figures.canvas import COLUMN_IN, KINDS, PAGE_IN, accuracy_ticks, canvas, marks, save, thinned
 from raprune.results.run_results import Findings, read_findings
 from raprune.store.folder import Store
-from tests.report.test_terminal import make_run
-
-GROUPS = {f"features.{layer}": layer + 8 for layer in range(6)} | {"head<b>": 44}
+from tests.factories import GROUPS, make_run
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,7 @@ from raprune.report.html.job import job_of
 from raprune.results.run_results import read_findings
 from raprune.spec.job import load_spec
 from raprune.store.folder import Store
-from tests.report.test_figures import GROUPS
-from tests.report.test_terminal import TIMED, failed_trial, make_run
+from tests.factories import GROUPS, TIMED, failed_trial, make_run
 
 KEPT_SECRET = "s3://key:hunter2@bucket/train.parquet?token=hunter2"
 

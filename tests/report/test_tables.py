@@ -14,7 +14,7 @@ from raprune.results.front import ablation, candidates, progress, starred
 from raprune.results.timings import Times, Timing, with_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
-from tests.report.test_terminal import make_run
+from tests.factories import make_run
 
 WIDTHS = (60, 72, 80, 100, 120, 200)
 METHOD = "mymethods:VeryLongMethodName"

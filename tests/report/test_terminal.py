@@ -9,85 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from raprune.errors import RapruneError, UsageError
-from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.report.terminal import print_ablation, print_front, print_pick, print_status
 from raprune.results.front import front
 from raprune.results.stages import FILE, SCORES, SEARCH, Stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
-from raprune.store.networks import NAMES
-
-DENSE = {"val_accuracy": 0.981, "val_images": 288, "flops": 3_412_000, "params": 61_000}
-
-
-def make_run(folder: Path, *, tested: bool = True) -> Store:
-    """A run of 40 search trials and 4 fine-tuned ones, with accuracies that grow with the FLOPs."""
-    store = Store(folder)
-    spec = {
-        "model": {"name": "digits-net"},
-        "data": {"name": "digits"},
-        "budget_flops": 0.3,
-        "budget_params": None,
-        "methods": ["l2", "l1", "random"],
-        "search": {"trials": 40},
-        "finalists": {"count": 4},
-    }
-    store.create({"finetunings": 4, "spec": spec, "dense": DENSE, "started_at": 1_800_000_000.0})
-    random = np.random.default_rng(0)
-    for number in range(44):
-        finetuned = number >= 40
-        fraction = 0.3 - 0.05 * (number - 40) if finetuned else float(random.uniform(0.1, 0.3))
-        accuracy = 0.965 + 0.05 * fraction if finetuned else float(0.5 + 1.4 * fraction - random.exponential(0.08))
-        proposal = Proposal(
-            number=number,
-            method=["l2", "l1", "random"][number % 3],
-            allocation="ratios",
-            target_flops=fraction,
-            settings={"power": 2},
-            stage=Stage.FINETUNE if finetuned else Stage.SEARCH,
-        )
-        kept = {f"features.{layer}": tuple(range(2 + number % (layer + 2))) for layer in range(6)}
-        kept["head<b>"] = tuple(range(number + 1))
-        metrics = Metrics(
-            accuracy=accuracy,
-            loss=1 - accuracy,
-            flops=round(DENSE["flops"] * fraction),
-            params=round(DENSE["params"] * fraction**0.8),
-            flops_fraction=fraction,
-            params_fraction=fraction**0.8,
-        )
-        trial = Trial(
-            trial_id=proposal.trial_id,
-            proposal=proposal,
-            state=TrialState.COMPLETE,
-            candidate=Candidate(proposal.method, kept, proposal.settings),
-            metrics=metrics,
-            accuracy_after_cut=max(0.1, accuracy - 0.3),
-            accuracy_after_repair=accuracy,
-            epochs=20.0 if finetuned else 0.0,
-            seconds=0.4,
-            started_at=1_800_000_000.0 + 0.5 * number,
-        )
-        store.append([trial])
-        if finetuned and tested:
-            known = store.read_json("report/test.json")["candidates"] if store.exists("report/test.json") else {}
-            known[trial.network] = accuracy - 0.004
-            store.write_json("report/test.json", NAMES | {"dense": 0.9778, "candidates": known, "images": 360})
-    return store
-
-
-def failed_trial(store: Store, number: int, error: str | None) -> Trial:
-    """A trial like the run's first one that failed."""
-    first = store.trials()[0]
-    proposal = replace(first.proposal, number=number)
-    return replace(
-        first, trial_id=proposal.trial_id, proposal=proposal, state=TrialState.FAILED, metrics=None, error=error
-    )
+from tests.factories import DENSE, TIMED, make_run
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +68,6 @@ def test_the_front_fits_the_terminal_and_marks_the_best(run: Store, width: int) 
     assert re.search(r"-0\.18 ± 0\.81", best)
     assert ("1.02 M" in best) == (width == 140)
     assert any("dense" in line and "100.0%" in line for line in lines)
-
-
-TIMED = {"device": "AMD EPYC", "threads": 2, "precision": "float32"}
 
 
 def timed_run(folder: Path, share_of_time: float) -> tuple[Store, list[dict[str, Any]]]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raprune.errors import RapruneError
-from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, Proposal, Stage, Trial, TrialState
 from raprune.results.front import (
     Growth,
     ablation,
@@ -24,55 +24,9 @@ from raprune.results.front import (
     to_be_tested,
 )
 from raprune.spec.budget import Budget
-
-RUN: dict[str, Any] = {
-    "spec": {"budget_flops": 0.3, "budget_params": None, "search": {"trials": 8}, "finalists": {"count": 2}},
-    "dense": {"val_accuracy": 0.98, "flops": 1000, "params": 100},
-    "started_at": 100.0,
-}
-
-
-def trial(
-    number: int,
-    accuracy: float,
-    flops: float,
-    *,
-    params: float = 0.2,
-    stage: Stage = Stage.SEARCH,
-    epochs: float = 0.0,
-    width: int | None = None,
-    method: str = "l2",
-    parent: str | None = None,
-    step: int | None = None,
-) -> Trial:
-    """Two trials of one width are the same candidate."""
-    proposal = Proposal(
-        number=number,
-        method=method,
-        allocation="uniform",
-        target_flops=flops,
-        stage=stage,
-        parent=parent,
-        step=step,
-    )
-    kept = tuple(range(number + 1 if width is None else width))
-    return Trial(
-        trial_id=proposal.trial_id,
-        proposal=proposal,
-        state=TrialState.COMPLETE,
-        candidate=Candidate(method, {"conv1": kept}),
-        metrics=Metrics(
-            accuracy=accuracy,
-            loss=0.1,
-            flops=round(1000 * flops),
-            params=round(100 * params),
-            flops_fraction=flops,
-            params_fraction=params,
-        ),
-        epochs=epochs,
-        seconds=2.0,
-        started_at=110.0 + 2.0 * number,
-    )
+from tests.factories import FRONT_RUN as RUN
+from tests.factories import front_trial as trial
+from tests.factories import repeats
 
 
 def failed(number: int) -> Trial:
@@ -349,17 +303,6 @@ def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None
     ]
     rows = ablation(trials, Budget(flops=0.2), test={"candidates": {trials[1].network: 0.94}})
     assert [(r["finetuning_epochs"], r["test_accuracy"]) for r in rows] == [(0.0, None), (1.0, 0.94)]
-
-
-def repeats(number: int, accuracies: list[float], *, flops: float, parent: str) -> list[Trial]:
-    first = trial(number, 0.0, flops, stage=Stage.FINETUNE, epochs=20, parent=parent)
-    found = []
-    for repeat, accuracy in enumerate(accuracies):
-        proposal = replace(first.proposal, repeat=repeat)
-        assert first.metrics is not None
-        metrics = replace(first.metrics, accuracy=accuracy)
-        found.append(replace(first, trial_id=proposal.trial_id, proposal=proposal, metrics=metrics))
-    return found
 
 
 def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from raprune.results.run_results import read_findings
 from raprune.store.folder import Store
-from tests.report.test_terminal import failed_trial, make_run
+from tests.factories import failed_trial, make_run
 
 
 def test_a_run_is_read_at_once(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from raprune.sampling.halving import Decision, Rungs
 from raprune.sampling.promotion import Outcome, goes_on
 from raprune.sampling.sources import Proposals
 from raprune.spec.job import SamplerSpec
-from tests.sampling.test_sources import SPACE
+from tests.factories import SPACE
 
 
 def outcome(number: int, rung: int, accuracy: float, flops: float, state: TrialState) -> Outcome:

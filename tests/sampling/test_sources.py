@@ -8,49 +8,10 @@ from itertools import pairwise
 import pytest
 
 from raprune.errors import StoreError
-from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
-from raprune.sampling.promotion import Outcome
+from raprune.records import Proposal, Stage
 from raprune.sampling.sources import RATIOS, Proposals, SearchSpace, make_blocks
 from raprune.spec.job import SamplerSpec
-
-SPACE = SearchSpace(
-    methods=("l2", "l1", "random"),
-    allocations=(RATIOS, "uniform", "global_rank"),
-    blocks=(("a",), ("b", "c"), ("d",)),
-    channels={"a": 4, "b": 8, "c": 8, "d": 16},
-    lowest=0.1,
-    highest=0.3,
-    settings={
-        "l1": {
-            "power": {"low": 0.5, "high": 2.0, "default": 1.0},
-            "steps": {"low": 1, "high": 9, "int": True, "default": 3},
-        }
-    },
-)
-
-
-def outcome(proposal: Proposal) -> Outcome:
-    """A made-up truth: depends on the proposal alone, and every seventh fails."""
-    if proposal.number % 7 == 3:
-        return Outcome(trial_id=proposal.trial_id, state=TrialState.FAILED, error="ValueError: no")
-    ratios = sum((i + 1) * r for i, r in enumerate(proposal.keep_ratios.values()))
-    accuracy = 0.5 + proposal.target_flops + 0.05 * ratios / (1 + ratios) + 0.01 * len(proposal.method)
-    return Outcome(
-        trial_id=proposal.trial_id,
-        state=TrialState.COMPLETE,
-        candidate=f"c{proposal.number}",
-        accuracy=accuracy,
-        flops_fraction=proposal.target_flops,
-        method=proposal.method,
-        widths=widths_of(proposal),
-    )
-
-
-def widths_of(proposal: Proposal) -> dict[str, int]:
-    return {
-        name: max(1, round(count * proposal.keep_ratios.get(name, proposal.target_flops)))
-        for name, count in SPACE.channels.items()
-    }
+from tests.factories import SPACE, outcome, trial_of
 
 
 def drive(proposals: Proposals, *, workers: int, order: random.Random) -> list[Proposal]:
@@ -65,25 +26,6 @@ def drive(proposals: Proposals, *, workers: int, order: random.Random) -> list[P
             proposals.tell(finished.number, outcome(finished))
             done.append(finished)
     return sorted(done, key=lambda p: p.number)
-
-
-def trial_of(proposal: Proposal) -> Trial:
-    result = outcome(proposal)
-    if result.state is TrialState.FAILED:
-        return Trial(trial_id=proposal.trial_id, proposal=proposal, state=result.state, error=result.error)
-    metrics = Metrics(
-        accuracy=result.accuracy,
-        loss=1.0,
-        flops=10,
-        params=10,
-        flops_fraction=result.flops_fraction,
-        params_fraction=result.params_fraction,
-    )
-    kept = {name: tuple(range(width)) for name, width in widths_of(proposal).items()}
-    candidate = Candidate(method=proposal.method, kept=kept)
-    return Trial(
-        trial_id=proposal.trial_id, proposal=proposal, state=result.state, candidate=candidate, metrics=metrics
-    )
 
 
 @pytest.mark.parametrize("sampler", ["mixed", "tpe", "nsga2", "random"])

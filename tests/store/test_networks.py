@@ -14,7 +14,9 @@ from raprune.cli import app
 from raprune.records import Stage, Trial
 from raprune.store.folder import Store
 from raprune.store.networks import find_network, is_stored, rename_finetuned
-from tests.results.test_front import RUN, repeats, trial
+from tests.factories import FRONT_RUN as RUN
+from tests.factories import front_trial as trial
+from tests.factories import repeats
 
 
 @pytest.fixture

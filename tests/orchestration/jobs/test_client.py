@@ -26,8 +26,8 @@ from raprune.orchestration.jobs.client import connect, dashboard_url, find_token
 from raprune.orchestration.jobs.packages import find, pack
 from raprune.orchestration.jobs.submission import JOB_FILE, Submission, plan, runtime_env
 from raprune.spec.job import load_spec
-from tests.report.test_terminal import make_run
-from tests.test_imports import loaded_by
+from tests.factories import make_run
+from tests.fresh_python import loaded_by
 
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 

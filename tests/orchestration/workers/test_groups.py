@@ -34,9 +34,8 @@ from raprune.store.learning_curves import read_curve
 from raprune.store.scores import Statistics
 from raprune.training.checkpoint import unpack
 from raprune.training.loop import Epoch
-from tests.orchestration.chaos import AGENTS, wait_until_gone
-from tests.orchestration.test_coordinator import RUN
-from tests.orchestration.test_killed import start
+from tests.factories import EMPTY_RUN
+from tests.orchestration.chaos import AGENTS, start, wait_until_gone
 
 TWO = TrainPlacement(2, 1.0, 0.0, "2 x 1 CPU together")
 
@@ -82,7 +81,7 @@ class Job:
 
 def begun(spec: SearchSpec) -> Iterator[Job]:
     store = Store(spec.output)
-    store.create(RUN)
+    store.create(EMPTY_RUN)
     Store(spec.statistics_folder).make()
     prepared = prepare(spec)
     coordinator = find_coordinator(store)
