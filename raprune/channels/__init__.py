@@ -1,4 +1,4 @@
-"""Channels: which channels are coupled, the proof of it, and the cut that removes them.
+"""Channels: the groups of coupled channels, the proof of these groups, and the cut that removes channels.
 
 Imports `models` and the rooms above it. Open `graph.py` first, then `trace.py`.
 """

@@ -1,6 +1,6 @@
-"""Channel graphs on disk, by architecture: a network is traced once on a machine.
+"""Channel graphs on disk, by architecture: a network is traced once per machine.
 
-A cached graph is only a shortcut: the proof runs on it for every workload, as on a fresh one.
+The cache only saves the trace: the proof runs on a cached graph for every workload, as on a new graph.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import architecture_hash, trace
 
 FOLDER = "RAPRUNE_CACHE"
-"""Environment variable: the cache's folder (default `raprune` in the user's cache folder); empty turns it off."""
+"""Environment variable with the cache's folder (default: `raprune` in the user's cache folder); empty: no cache."""
 
 
 def cached_trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
-    """`trace(model, example_input)`, read from disk when this architecture was traced before by these versions.
+    """Return `trace(model, example_input)`, from disk if the same versions traced this architecture before.
 
     Raises:
         ModelError: if the forward pass fails.
@@ -33,16 +33,16 @@ def cached_trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         return trace(model, example_input)
     architecture = architecture_hash(model, tuple(example_input.shape[1:]))
     path = folder / f"graph-{architecture}-{metadata.version('raprune')}-{torch.__version__}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: traced again
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: trace again
         return ChannelGraph.from_json(json.loads(path.read_text()))
     graph = trace(model, example_input)
-    with contextlib.suppress(OSError):  # a cache that cannot be written is no failure
+    with contextlib.suppress(OSError):  # not being able to write the cache is no failure
         _write(path, json.dumps(graph.to_json()))
     return graph
 
 
 def cache_folder() -> Path | None:
-    """Where graphs are kept; None where the cache is turned off."""
+    """Return the folder of the cached graphs, or None if the cache is turned off."""
     named = os.environ.get(FOLDER)
     if named is not None:
         return Path(named) if named else None

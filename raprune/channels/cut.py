@@ -1,4 +1,4 @@
-"""A network and a candidate -> a physically smaller network: parameters are sliced, size attributes fixed."""
+"""The cut of a candidate out of a network: parameters are sliced, and size attributes are set to match."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from raprune.errors import RecipeError
 from raprune.records import Candidate
 
 Kept = Mapping[str, Mapping[int, IndexArray]]
-"""Parameter or buffer name -> axis -> the positions that stay, in the order in which they stay."""
+"""Positions that stay, in order, by parameter or buffer name and axis."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def cut(model: Network, graph: ChannelGraph, candidate: Candidate) -> Network:
-    """A new network that keeps only the candidate's channels; `model` is left as it is and shares nothing with it.
+    """Return a new network that has only the candidate's channels; `model` is unchanged and shares no tensor with it.
 
     Raises:
         RecipeError: if the candidate names a group or a channel that the graph does not have, or empties a group.
@@ -31,7 +31,11 @@ def cut(model: Network, graph: ChannelGraph, candidate: Candidate) -> Network:
 
 
 def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, IndexArray]]:
-    """For every parameter and axis that loses something, the positions that stay, ascending."""
+    """Return the positions that stay, ascending, for every parameter and axis that loses a position.
+
+    Raises:
+        RecipeError: if `kept` names a group or a channel that the graph does not have, or empties a group.
+    """
     removed: dict[tuple[str, int], list[IndexArray]] = {}
     for name, channels in kept.items():
         group = graph.by_name.get(name)
@@ -44,14 +48,14 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
         if not channels or min(channels) < 0 or max(channels) >= group.num_channels:
             raise RecipeError(
                 f"Group {name!r} has channels 0 to {group.num_channels - 1}; the candidate keeps {list(channels)[:8]}.",
-                hint="At least one channel of each group stays.",
+                hint="Keep at least one channel of each group, by numbers in this range.",
             )
         stays[list(channels)] = True
         if stays.all():
             continue
         gone: dict[int, IndexArray] = {}
         for member in group.members:
-            # Members that run over the same positions share their index array (forward.py).
+            # Members over the same positions share one index array (trace.py).
             if id(member.indices) not in gone:
                 gone[id(member.indices)] = member.indices[~stays].reshape(-1)
             removed.setdefault((member.parameter, member.axis), []).append(gone[id(member.indices)])
@@ -70,7 +74,7 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
 
 
 def slice_parameters(model: Network, kept: Kept) -> Network:
-    """A new network whose parameters and buffers keep only the positions of `kept`, with its size attributes to match.
+    """Return a new network whose parameters and buffers keep only the positions of `kept`; size attributes match.
 
     Raises:
         RecipeError: if `kept` names a parameter that the network does not have, or positions outside its shape.
@@ -109,9 +113,9 @@ def slice_parameters(model: Network, kept: Kept) -> Network:
 
 
 def rebuild(model: Network, tensor_for: Callable[[str, Tensor], Tensor]) -> Network:
-    """A copy of the network around new tensors: `tensor_for(name, tensor)` for each parameter and buffer.
+    """Copy the network with new tensors: `tensor_for(name, tensor)` for each parameter and buffer.
 
-    Parameters stay parameters, shared ones stay shared. Nothing of the old network is changed or referred to.
+    Parameters stay parameters, and shared parameters stay shared. The old network is neither changed nor referred to.
     """
     memo: dict[int, Any] = {}
     with torch.no_grad():
@@ -123,7 +127,7 @@ def rebuild(model: Network, tensor_for: Callable[[str, Tensor], Tensor]) -> Netw
 
 
 def _clone(module: Any, memo: dict[int, Any]) -> Any:
-    """A copy of a module tree around the tensors of `memo`. As `copy.deepcopy`, which takes ten times as long."""
+    """Copy a module tree with the tensors of `memo`, as `copy.deepcopy` does, but in a tenth of the time."""
     known = memo.get(id(module))
     if known is not None:
         return known
@@ -150,15 +154,15 @@ _SHARED = {bool, int, float, str, torch.dtype, torch.device}
 def _fix_sizes(module: nn.Module, rows: IndexArray | None) -> None:
     """Make the size attributes of PyTorch's own layers agree with their sliced parameters.
 
-    `rows` are the positions that stay on the first axis of the weight; None: all.
+    `rows` are the positions that stay on the first axis of the weight; None means all positions.
     """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         weight = None
     if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
         if rows is not None:
-            # Of a depthwise convolution whole blocks go. Of a grouped one each block stays, and gives some of its rows;
-            # once it has one input channel a block, only this tells it from a depthwise one.
+            # A depthwise convolution loses whole blocks. A grouped convolution keeps every block and loses rows of each
+            # block; with one input channel per block, only this difference tells the two kinds apart.
             size = (module.in_channels if module.transposed else module.out_channels) // module.groups
             module.groups = len(np.unique(rows // size))
         if module.transposed:

@@ -1,8 +1,8 @@
-"""What a trace gives: which channels fall together, and what a width costs. Plain data, no torch.
+"""The result of a trace: the groups of coupled channels, and the costs as functions of the widths. No torch.
 
 A *class* is a set of parameter slices that must be removed together; a *group* is all classes that slice the same
-(parameter, axis) pairs, so that any subset of a group's classes can go. The index of a class in its group is its
-*channel*.
+(parameter, axis) pairs, so that any subset of a group's classes can be removed. The index of a class in its group is
+its *channel*.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ IndexArray = npt.NDArray[np.int64]
 class Member:
     """One axis of one parameter or buffer that a group slices.
 
-    `indices[c]` are the positions on `axis` that channel c owns; shape `(num_channels, multiplicity)`. Multiplicity is
-    above 1 after a flatten (height x width positions a channel) and where equal parts are coupled.
+    `indices[c]` are the positions on `axis` that channel c owns; shape `(num_channels, multiplicity)`. The multiplicity
+    is above 1 after a flatten (height x width positions per channel) and where equal parts are coupled.
     """
 
     parameter: str
     axis: int
     indices: IndexArray
     writes: bool = False
-    """Whether the layer writes the channels along this axis (its filters); else it reads or scales them."""
+    """True if the layer writes the channels along this axis (its filters); False if it reads or scales them."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Group:
     """Channels of several layers that must be removed together."""
 
     name: str
-    """Module that writes the channels."""
+    """Name of the module that writes the channels."""
     num_channels: int
     members: tuple[Member, ...]
     maskable: bool = True
-    """Whether zeroing a channel equals removing it: not so where a normalisation runs across the channels."""
+    """True if zeroing a channel equals removing it; False if a normalisation runs across the channels."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Factor:
 
 @dataclass(frozen=True)
 class Term:
-    """A cost that is a product of axis sizes: `coefficient * prod(factors)`, of module `module`."""
+    """A cost of module `module` that is a product of axis sizes: `coefficient * prod(factors)`."""
 
     module: str
     coefficient: int
     factors: tuple[int, ...]
-    """Positions in `ChannelGraph.factors`."""
+    """Indices into `ChannelGraph.factors`."""
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Channels that stay, and why."""
+    """Channels that cannot be removed, and the reason."""
 
     module: str
     num_channels: int
@@ -79,16 +79,16 @@ class ChannelGraph:
     architecture: str
     """Hash of the network's structure: parameter names, shapes, module types and input shape."""
     input_shape: tuple[int, ...]
-    """(channels, height, width) of one image."""
+    """Shape `(channels, height, width)` of one image."""
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     factors: tuple[Factor, ...]
     flops: tuple[Term, ...]
     params: tuple[Term, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Parameter or buffer -> its shape in the dense network, for all that a group slices."""
+    """Shape in the dense network of every parameter or buffer that a group slices, by name."""
     notes: tuple[str, ...] = ()
-    """Warnings for the user: parameters that the forward pass never used, and the like."""
+    """Warnings for the user, for example about parameters that the forward pass never used."""
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -96,11 +96,11 @@ class ChannelGraph:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Group name -> number of channels of the dense network."""
+        """Number of channels of each group in the dense network, by group name."""
         return {group.name: group.num_channels for group in self.groups}
 
     def without(self, names: Mapping[str, str]) -> ChannelGraph:
-        """The graph with the groups in `names` (name -> reason) frozen: their widths become constants."""
+        """Return the graph with the groups of `names` (name -> reason) frozen: their widths become constants."""
         if not names:
             return self
         dense = self.widths
@@ -125,16 +125,16 @@ class ChannelGraph:
         )
 
     def only(self, names: Iterable[str]) -> ChannelGraph:
-        """The graph with the groups of these names alone; the others are whole."""
+        """Return the graph with only the groups of `names`; all other groups stay whole."""
         wanted = set(names)
         others = {group.name: "left out" for group in self.groups if group.name not in wanted}
         return replace(self.without(others), frozen=self.frozen)
 
     def after(self, kept: Mapping[str, tuple[int, ...]]) -> ChannelGraph:
-        """The graph of the network that keeps only these channels: what is left is counted from 0.
+        """Return the graph of the network that keeps only the channels of `kept`, renumbered from 0.
 
-        A group that is not named stays whole. Costs stay those of the same closed form, as they are functions of the
-        widths.
+        A group that is not in `kept` stays whole. The closed form of the costs does not change, because it is a
+        function of the widths.
         """
         stays = {group.name: np.arange(group.num_channels) for group in self.groups}
         stays |= {name: np.asarray(channels, dtype=np.int64) for name, channels in kept.items()}
@@ -163,7 +163,7 @@ class ChannelGraph:
         return replace(self, groups=groups, shapes={name: tuple(shape) for name, shape in shapes.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads back to an equal graph."""
+        """Return plain data from which `from_json` makes an equal graph."""
         return {
             "architecture": self.architecture,
             "input_shape": list(self.input_shape),
@@ -195,7 +195,7 @@ class ChannelGraph:
         arrays: dict[str, IndexArray] = {}
 
         def indices(member: Mapping[str, Any]) -> IndexArray:
-            # Equal index arrays are one object again, as after a trace: a cut works each of them out once.
+            # Equal index arrays become one object again, as after a trace, so that a cut handles each array once.
             packed = {key: member[key] for key in ("affine", "indices") if key in member}
             return arrays.setdefault(repr(packed), _unpack(packed))
 
@@ -221,7 +221,7 @@ class ChannelGraph:
 
 
 def _pack(indices: IndexArray) -> dict[str, Any]:
-    """Indices as `start + row * stride + column * step` where they have that form, else in full."""
+    """Write indices as `start + row * stride + column * step` if they have that form, else in full."""
     rows, columns = indices.shape
     start = int(indices[0, 0])
     stride = int(indices[1, 0] - indices[0, 0]) if rows > 1 else 0
@@ -239,7 +239,7 @@ def _unpack(packed: Mapping[str, Any]) -> IndexArray:
 
 
 def pack_positions(positions: IndexArray) -> list[list[int]]:
-    """Ascending positions as runs `[first, last]`, both included: short to read, and to write by hand."""
+    """Write ascending positions as runs `[first, last]`, both included, which are short to read and to write."""
     breaks = np.flatnonzero(np.diff(positions) != 1)
     firsts = np.r_[positions[:1], positions[breaks + 1]]
     lasts = np.r_[positions[breaks], positions[-1:]]
@@ -247,5 +247,5 @@ def pack_positions(positions: IndexArray) -> list[list[int]]:
 
 
 def unpack_positions(runs: list[list[int]]) -> IndexArray:
-    """The positions of `pack_positions`."""
+    """Return the positions from the runs of `pack_positions`."""
     return np.concatenate([np.arange(first, last + 1) for first, last in runs] or [np.arange(0)])

@@ -1,7 +1,7 @@
-"""Maxout units on a network's own layers: the largest of so many adjacent channels takes their place.
+"""Maxout units on a network's own layers: the maximum over k adjacent channels replaces these channels.
 
 Goodfellow, Warde-Farley, Mirza, Courville, Bengio: "Maxout Networks", ICML 2013 (arXiv 1302.4389). The maximum is a
-forward hook behind a module, so that the network's class, code and state dict stay as they are. It is copied, pickled
+forward hook on a module, so that the network's class, code and state dict do not change. The hook is copied, pickled
 and rebuilt together with its module.
 """
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 
 def insert(model: nn.Module, candidates: Mapping[str, int]) -> None:
-    """Put, in place, a maximum over so many adjacent channels behind each module that is named; 1 takes it away.
+    """Add, in place, a maximum over k adjacent channels behind each module of `candidates` (name -> k); 1 removes it.
 
-    A module that had one gets the new one instead; a module that is not named keeps what it has.
+    A module that already has a maximum gets the new maximum instead; a module that is not named does not change.
 
     Raises:
-        ValueError: if there is no such module, or its number of channels is no multiple.
+        ValueError: if there is no such module, or its number of channels is no multiple of k.
     """
     modules = dict(model.named_modules())
     for name, count in candidates.items():
@@ -38,7 +38,7 @@ def insert(model: nn.Module, candidates: Mapping[str, int]) -> None:
 
 
 def inserted(model: nn.Module) -> dict[str, int]:
-    """Module -> candidates a unit, for every module with a maximum behind it."""
+    """Return the number of candidates per maxout unit, by the name of each module that has a maximum behind it."""
     return {
         name: hook.candidates
         for name, module in model.named_modules()
@@ -48,18 +48,18 @@ def inserted(model: nn.Module) -> dict[str, int]:
 
 
 def units(module: nn.Module, output: Tensor, candidates: int) -> tuple[Tensor, int]:
-    """The output of `module` with its channels' axis split into units and candidates; and the axis of the latter."""
+    """Split the channel axis of `output` into units and candidates; return the result and the candidates' axis."""
     axis = output.dim() - 1 if isinstance(module, nn.Linear) else 1
     return output.unflatten(axis, (-1, candidates)), axis + 1
 
 
 @dataclass(frozen=True)
 class _Maximum:
-    """The forward hook."""
+    """The forward hook that takes the maximum."""
 
     candidates: int
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         split, axis = units(module, output, self.candidates)
-        # Not amax, whose backward pass reads its own output: an in-place ReLU behind the module changes that.
+        # Not amax: its backward pass reads its own output, which an in-place ReLU behind the module would change.
         return split.max(dim=axis).values

@@ -1,11 +1,11 @@
-"""The proof that a channel graph is right for this network; what fails it is frozen and named.
+"""The proof that a channel graph is right for a network; groups that fail are frozen and named.
 
 In float64, on a copy of the network whose constant parameters are made random (a zero scale would hide a mistake):
 
-1. a random permutation of the channels, the same in all members of a group, leaves the outputs unchanged. True of every
-   architecture, layer norm included;
-2. random candidates are cut and run, and equal the network whose removed channels are zeroed, where no normalisation
-   runs across them.
+1. a random permutation of the channels, the same in all members of a group, leaves the outputs unchanged. This holds
+   for every architecture, layer norm included;
+2. random candidates are cut and run. Their outputs equal those of the network whose removed channels are zeroed, for
+   groups without a normalisation across the channels.
 """
 
 from __future__ import annotations
@@ -26,34 +26,35 @@ from raprune.errors import ModelError
 from raprune.records import Candidate
 
 TOLERANCE = 1e-9
-"""Largest difference of an output, as a share of the largest output, that float64 arithmetic explains."""
+"""Largest difference of an output, as a fraction of the largest output, that float64 arithmetic explains."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was proved: `graph` holds only groups that passed."""
+    """The result of a proof: `graph` holds only groups that passed."""
 
     graph: ChannelGraph
     permutation_error: float
-    """Largest difference after a permutation of all channels, as a share of the largest output."""
+    """Largest difference after a permutation of all channels, as a fraction of the largest output."""
     cut_error: float
-    """Largest difference between cut and masked networks, likewise; 0 where no group can be masked."""
+    """Largest difference between cut and masked networks, as a fraction of the largest output; 0 without a mask."""
     candidates: int
-    """Random candidates that were cut and run."""
+    """Number of random candidates that were cut and run."""
     seconds: float
+    """Duration of the proof."""
     frozen: dict[str, str] = field(default_factory=dict)
-    """Groups that did not pass -> why."""
+    """Reason for each group that did not pass."""
 
 
 @dataclass(frozen=True)
 class _Failure:
     reason: str
     module: str | None = None
-    """Where a cut network raised; None when it ran and differed."""
+    """Module in which the cut network raised an error; None if the network ran with other outputs."""
 
 
 def prove(model: nn.Module, graph: ChannelGraph, example_input: Tensor, *, seed: int = 0) -> Proof:
-    """The proof of `graph` for `model`, which is left unchanged. Groups that fail are frozen in the result's graph.
+    """Prove `graph` for `model`, which is not changed. Groups that fail are frozen in the result's graph.
 
     `example_input` is one image, shape `(1, channels, height, width)`, on the model's device; its values are not used.
 
@@ -61,15 +62,15 @@ def prove(model: nn.Module, graph: ChannelGraph, example_input: Tensor, *, seed:
         ModelError: if the network gives no finite output in float64.
     """
     started = time.perf_counter()
-    bench = _Bench(model, example_input, seed)
-    graph = _settle(graph, bench.permuted)
-    graph = _settle(graph, bench.run_cut)
-    graph = _settle(graph, bench.equals_masked)
+    network = _ProofNetwork(model, example_input, seed)
+    graph = _settle(graph, network.permuted)
+    graph = _settle(graph, network.run_cut)
+    graph = _settle(graph, network.equals_masked)
     return Proof(
         graph=graph,
-        permutation_error=bench.permutation_error(graph, graph.widths),
-        cut_error=bench.worst_cut,
-        candidates=bench.cuts,
+        permutation_error=network.permutation_error(graph, graph.widths),
+        cut_error=network.worst_cut,
+        candidates=network.cuts,
         seconds=time.perf_counter() - started,
         frozen={f.module: f.reason for f in graph.frozen if f.reason.startswith(_PREFIX)},
     )
@@ -81,7 +82,7 @@ _Check = Callable[[ChannelGraph, Collection[str]], _Failure | None]
 
 
 def _settle(graph: ChannelGraph, check: _Check) -> ChannelGraph:
-    """Freeze groups until the rest passes `check` together."""
+    """Freeze groups until the remaining groups pass `check` together."""
     while graph.groups:
         failure = check(graph, graph.widths)
         if failure is None:
@@ -92,10 +93,10 @@ def _settle(graph: ChannelGraph, check: _Check) -> ChannelGraph:
 
 
 def _culprits(graph: ChannelGraph, check: _Check, names: list[str], failure: _Failure) -> list[str]:
-    """Groups of `names` that fail by themselves; all of them if they fail only together."""
+    """Return the groups of `names` that fail by themselves; all of `names` if they fail only together."""
     if failure.module is not None:
         suspects = _groups_in(graph, names, failure.module)
-        # Where it stops may be behind where it went wrong, so that the suspects must fail by themselves.
+        # The module that raises may come after the module that is wrong, so the suspects must fail by themselves.
         if suspects and len(suspects) < len(names) and check(graph, suspects):
             names = suspects
     if len(names) == 1:
@@ -110,7 +111,7 @@ def _culprits(graph: ChannelGraph, check: _Check, names: list[str], failure: _Fa
 
 
 def _groups_in(graph: ChannelGraph, names: list[str], module: str) -> list[str]:
-    """Groups that slice a parameter inside `module`, or inside the nearest module around it where any does."""
+    """Return the groups that slice a parameter inside `module`, else inside the nearest module around `module`."""
     while True:
         inside = f"{module}." if module else ""
         found = [n for n in names if any(m.parameter.startswith(inside) for m in graph.by_name[n].members)]
@@ -119,13 +120,13 @@ def _groups_in(graph: ChannelGraph, names: list[str], module: str) -> list[str]:
         module = module.rpartition(".")[0]
 
 
-class _Bench:
-    """The float64 copy of the network, its outputs, and the checks on it."""
+class _ProofNetwork:
+    """The float64 copy of the network, its reference outputs, and the checks on this copy."""
 
     def __init__(self, model: nn.Module, example_input: Tensor, seed: int) -> None:
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
-        self.model = rebuild(model, lambda name, t: _telling(t, generator)).eval()
+        self.model = rebuild(model, lambda name, t: _informative(t, generator)).eval()
         shape = tuple(example_input.shape)
         self._input = torch.randn(shape, generator=generator, dtype=torch.float64).to(example_input.device)
         self._reference = self._run(self.model)
@@ -145,11 +146,11 @@ class _Bench:
         )
 
     def permutation_error(self, graph: ChannelGraph, names: Collection[str]) -> float:
-        """Largest relative change of the output when the channels of the named groups are permuted."""
+        """Return the largest relative change of the output when the channels of the named groups are permuted."""
         rng = np.random.default_rng(self._seed)
         order: dict[str, dict[int, np.ndarray]] = {}
         for group in (g for g in graph.groups if g.name in names):
-            # One cycle through all channels: each one moves, also where there are but two.
+            # One cycle through all channels: every channel moves, even if there are only two.
             cycle = rng.permutation(group.num_channels)
             shuffled = np.empty_like(cycle)
             shuffled[cycle] = np.roll(cycle, 1)
@@ -167,7 +168,7 @@ class _Bench:
         return self._difference(self._run(rebuild(self.model, permute)))
 
     def run_cut(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
-        """Whether a network with about half of every named group's channels runs."""
+        """Run a network with about half of the channels of every named group; return its failure, if any."""
         smaller = cut(self.model, graph, self._candidate(graph, names))
         stack: list[str] = []
         with _module_stack(smaller, stack):
@@ -183,7 +184,10 @@ class _Bench:
         return None if bool(out.isfinite().all()) else _Failure("the cut network's output is not finite")
 
     def equals_masked(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
-        """Whether cutting the named groups equals zeroing the removed channels (where masking is a reference)."""
+        """Compare cutting the named groups with zeroing the removed channels; return the failure, if any.
+
+        Groups that are not maskable are left out.
+        """
         names = [name for name in names if graph.by_name[name].maskable]
         if not names:
             return None
@@ -216,7 +220,7 @@ class _Bench:
         rng = np.random.default_rng(self._seed + 1)
         kept = {}
         for group in graph.groups:
-            # Drawn for every group, so that a group keeps the same channels whichever others are cut.
+            # Drawn for every group, so that a group keeps the same channels whichever other groups are cut.
             width = int(rng.integers(1, group.num_channels)) if group.num_channels > 1 else 1
             channels = sorted(rng.permutation(group.num_channels)[:width].tolist())
             if group.name in names:
@@ -247,8 +251,8 @@ def _removed(group: Group, kept: tuple[int, ...]) -> tuple[Group, np.ndarray]:
     return group, ~stays
 
 
-def _telling(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """A float64 copy; vectors and constant tensors (scales, statistics, zero heads) become random in [0.5, 1.5)."""
+def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a float64 copy with random values in [0.5, 1.5) for vectors and constant tensors (scales, statistics)."""
     if not tensor.is_floating_point():
         return tensor.clone()
     if tensor.numel() == 0 or (tensor.dim() > 1 and bool((tensor.reshape(-1)[0] != tensor).any())):
@@ -258,7 +262,7 @@ def _telling(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Inside, `stack` names the modules that are running, outermost first; after an error, those that were."""
+    """Keep the names of the running modules in `stack`, outermost first; after an error they stay in `stack`."""
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))

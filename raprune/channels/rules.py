@@ -1,7 +1,8 @@
-"""What each operation does to the shadows. One small function a kind of operation; `RULES` says which is whose.
+"""The effect of each operation on the shadows: one small function per kind of operation, listed in `RULES`.
 
-Three things can happen to the ids that enter an operation: they move with the data, they are coupled with others, or
-they are frozen because nothing true could be said of them. An operation that is not in `RULES` freezes (`shadow.py`).
+Three things can happen to the ids that enter an operation: they move with the data, they are coupled with other ids,
+or they are frozen because their effect on the output is not known. An operation that is not in `RULES` freezes its
+inputs (`shadow.py`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raprune.channels.shadow import AxisUse, Call, ParameterShadow, Shadow, Tracer, collapse, compact, line, varies
+from raprune.channels.shadow import (
+    AxisUse,
+    ParameterShadow,
+    Shadow,
+    TracedCall,
+    Tracer,
+    collapse,
+    compact,
+    line,
+    varies,
+)
 
 aten = torch.ops.aten
 
 # -- layers with weights -------------------------------------------------------------------------------------------
 
 
-def convolution(call: Call) -> None:
-    """Input ids meet the weight's input axis, the output axis is new; depthwise passes through, groups stay equal."""
+def convolution(call: TracedCall) -> None:
+    """Couple the input ids with the weight's input axis; the output axis has new ids.
+
+    A depthwise convolution passes the ids through; the groups of a grouped convolution stay equal.
+    """
     tracer, out = call.tracer, call.out
     x, weight, bias = call.args[:3]
     transposed, groups = call.arg(6, "transposed", False), call.arg(8, "groups", 1)
@@ -45,8 +59,8 @@ def convolution(call: Call) -> None:
         _equal_parts(tracer, out, 1, groups)
 
 
-def _freeze_computed(call: Call, x: Tensor, weight: Tensor, reason: str) -> None:
-    """A weight that is no plain view of a parameter: nothing is known of what it reads and writes."""
+def _freeze_computed(call: TracedCall, x: Tensor, weight: Tensor, reason: str) -> None:
+    """Freeze the input and a weight that is no plain view of a parameter: its use of the channels is not known."""
     for value in (x, weight):
         call.tracer.freeze_value(value, reason)
     call.tracer.set_shadow(call.out, None)
@@ -54,7 +68,7 @@ def _freeze_computed(call: Call, x: Tensor, weight: Tensor, reason: str) -> None
 
 
 def _read(tracer: Tracer, ids: Tensor | None, into: AxisUse) -> None:
-    """The incoming ids meet the weight's input axis; without any, that axis stays."""
+    """Couple the incoming ids with the weight's input axis; without incoming ids, freeze this axis."""
     if ids is None:
         tracer.freeze(into.ids, "reads the network's input or channels that stay")
     else:
@@ -85,7 +99,7 @@ def _grouped(tracer: Tracer, ids: Tensor | None, into: AxisUse, onto: AxisUse, g
 
 
 def _couple_vector(tracer: Tracer, vector: Any, onto: AxisUse) -> None:
-    """A bias, or any parameter with one entry a channel, goes with the channels that `onto` writes."""
+    """Couple a bias, or any parameter with one entry per channel, with the channels that `onto` writes."""
     if not isinstance(vector, Tensor):
         return
     use = tracer.axis(vector, 0)
@@ -96,8 +110,8 @@ def _couple_vector(tracer: Tracer, vector: Any, onto: AxisUse) -> None:
         tracer.freeze_value(vector, "a bias that is computed")
 
 
-def matrix_product(call: Call) -> None:
-    """mm and addmm: a linear layer when one side is a parameter, else an ordinary contraction."""
+def matrix_product(call: TracedCall) -> None:
+    """Handle mm and addmm: a linear layer if the right side is a parameter, else a contraction of two activations."""
     left, right = call.args[-2:]
     bias = call.args[0] if len(call.args) == 3 else None
     tracer = call.tracer
@@ -109,7 +123,7 @@ def matrix_product(call: Call) -> None:
             _elementwise(tracer, (call.out, bias), call.out)
 
 
-def _linear(call: Call, x: Tensor, weight: Tensor, bias: Any) -> None:
+def _linear(call: TracedCall, x: Tensor, weight: Tensor, bias: Any) -> None:
     tracer, out = call.tracer, call.out
     into, onto = tracer.axis(weight, 0), tracer.axis(weight, 1)
     ids = tracer.channels(x, 1, "linear layer over an input whose rows carry channels")
@@ -122,16 +136,16 @@ def _linear(call: Call, x: Tensor, weight: Tensor, bias: Any) -> None:
     tracer.write(onto, out, 1)
 
 
-def batched_product(call: Call) -> None:
-    """bmm and baddbmm over activations."""
+def batched_product(call: TracedCall) -> None:
+    """Handle bmm and baddbmm over activations."""
     left, right = call.args[-2:]
     _contraction(call, left, right)
     if len(call.args) == 3:
         _elementwise(call.tracer, (call.out, call.args[0]), call.out)
 
 
-def _contraction(call: Call, left: Tensor, right: Tensor) -> None:
-    """Two activations contracted over one axis: ids that meet there are coupled; rows and columns pass on."""
+def _contraction(call: TracedCall, left: Tensor, right: Tensor) -> None:
+    """Handle a product of two activations: only channels in the columns of the right side pass on; the rest freezes."""
     tracer, out = call.tracer, call.out
     for value in (left, right):
         if isinstance(tracer.shadow(value), ParameterShadow):
@@ -143,8 +157,8 @@ def _contraction(call: Call, left: Tensor, right: Tensor) -> None:
     inner_b = b is not None and varies(b, b.dim() - 2)
     rows = a is not None and any(varies(a, d) for d in range(a.dim() - 1))
     columns = b is not None and any(varies(b, d) for d in range(b.dim()) if d != b.dim() - 2)
-    # A product whose cost or whose meaning depends on more than one stretch of channels is not taken apart: attention
-    # fixes its sizes in Python, and a scale that follows the size would change with it.
+    # A product whose cost or meaning depends on channels of more than one axis is frozen: attention fixes its sizes in
+    # Python, and a scale that follows the size would change with the size.
     if columns and b is not None and not (inner_a or inner_b or rows):
         if a is not None:
             tracer.freeze(compact(a), f"{call.name} with channels on both sides")
@@ -160,15 +174,15 @@ def _contraction(call: Call, left: Tensor, right: Tensor) -> None:
             tracer.freeze(compact(ids), f"{call.name} contracts over channels of an activation")
 
 
-def _recount(call: Call, right: Tensor, ids: Tensor) -> None:
-    """The cost of a product whose right side carries channels in its columns."""
+def _recount(call: TracedCall, right: Tensor, ids: Tensor) -> None:
+    """Count the cost of a product again, as a function of the channels in the columns of its right side."""
     last = call.tracer.costs.pop()
     call.tracer.count(call.func, call.args, call.kwargs, call.out, (line(ids, ids.dim() - 1),))
     assert call.tracer.costs[-1].total == last.total and right.shape == ids.shape
 
 
-def attention(call: Call) -> None:
-    """Fused attention: its scale follows the head's size and its head count is Python's, so its channels stay."""
+def attention(call: TracedCall) -> None:
+    """Freeze the channels of fused attention: its scale follows the head size, and Python code fixes its head count."""
     for value in call.args[:3]:
         call.tracer.freeze_value(value, "attention: head size and scale are fixed in the module")
     call.tracer.count(call.func, call.args, call.kwargs, call.out, ())
@@ -180,13 +194,13 @@ def attention(call: Call) -> None:
 # -- normalisation -------------------------------------------------------------------------------------------------
 
 
-def batch_norm(call: Call) -> None:
-    """Each channel by itself: weight, bias and running statistics go with it."""
+def batch_norm(call: TracedCall) -> None:
+    """Couple weight, bias and running statistics with the channels; each channel is normalised by itself."""
     _normalised(call, 1, call.args[1:5])
 
 
-def group_norm(call: Call) -> None:
-    """Channels in equal groups, normalised across: the groups stay equal."""
+def group_norm(call: TracedCall) -> None:
+    """Keep the groups of a group norm equal; the normalisation runs across the channels of a group."""
     groups = call.arg(6, "group")
     x = call.args[0]
     if groups > 1 and groups != x.shape[1]:
@@ -196,8 +210,8 @@ def group_norm(call: Call) -> None:
     _normalised(call, 1, call.args[1:3], across=True)
 
 
-def layer_norm(call: Call) -> None:
-    """Normalised across the channels: they go together with weight and bias, but masking is not removing."""
+def layer_norm(call: TracedCall) -> None:
+    """Couple weight and bias with the channels; the normalisation runs across the channels, so masking differs."""
     x, shape, weight = call.args[0], call.args[1], call.arg(2, "weight")
     if len(shape) == 1 and isinstance(weight, Tensor):
         _normalised(call, x.dim() - 1, call.args[2:4], across=True)
@@ -208,7 +222,7 @@ def layer_norm(call: Call) -> None:
     call.tracer.set_shadow(_first(call.out), None)
 
 
-def _normalised(call: Call, dim: int, vectors: tuple[Any, ...], *, across: bool = False) -> None:
+def _normalised(call: TracedCall, dim: int, vectors: tuple[Any, ...], *, across: bool = False) -> None:
     tracer, x, out = call.tracer, call.args[0], _first(call.out)
     ids = tracer.channels(x, dim, "normalisation over a shape whose other axes carry channels")
     for vector in vectors:
@@ -234,14 +248,14 @@ def _normalised(call: Call, dim: int, vectors: tuple[Any, ...], *, across: bool 
 # -- element by element ----------------------------------------------------------------------------------------------
 
 
-def pointwise(call: Call) -> None:
-    """Ids of tensors that meet element by element are coupled."""
+def pointwise(call: TracedCall) -> None:
+    """Couple the ids of tensors that meet element by element."""
     inputs = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     _elementwise(call.tracer, tuple(inputs), _first(call.out))
 
 
-def copy_into(call: Call) -> None:
-    """`a.copy_(b)`: what is written takes the ids of b; what was there before is coupled with them."""
+def copy_into(call: TracedCall) -> None:
+    """Handle `a.copy_(b)`: a gets the ids of b; ids that a had before are coupled with the ids of b."""
     target, source = call.args[:2]
     tracer = call.tracer
     if tracer.shadow(target) is not None:
@@ -282,7 +296,7 @@ def _elementwise(tracer: Tracer, inputs: tuple[Tensor, ...], out: Tensor) -> Non
 def _elementwise_parameters(
     tracer: Tracer, inputs: tuple[Tensor, ...], shadows: list[Shadow | None], out: Tensor
 ) -> None:
-    """Parameters alone: one that is scaled keeps its axes, several that meet are a computed weight."""
+    """Handle parameters alone: a scaled parameter keeps its axes; several parameters give a computed weight."""
     first = next(s for s in shadows if isinstance(s, ParameterShadow))
     others = [v for v, s in zip(inputs, shadows, strict=True) if s is not first]
     if all(value.numel() == 1 for value in others) and len(first.positions) and first.positions[0].shape == out.shape:
@@ -300,7 +314,7 @@ def _spread(ids: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _meet(tracer: Tracer, left: Tensor, right: Tensor, shape: torch.Size) -> Tensor:
-    """Couple two shadows, broadcast to `shape`; one that is stretched over another's channels is frozen instead."""
+    """Couple two shadows, broadcast to `shape`; a shadow that is stretched over the other's channels is frozen."""
     if left is right:
         return left
     offset = left.dim() - right.dim()
@@ -326,14 +340,14 @@ def _meet(tracer: Tracer, left: Tensor, right: Tensor, shape: torch.Size) -> Ten
 
 
 def _meet_constant(tracer: Tracer, ids: Tensor, value: Tensor) -> None:
-    """A tensor without channels: harmless where it is broadcast over them, else it fixes what it meets."""
+    """Meet a tensor without channels: one that is broadcast over the channels is harmless, any other freezes them."""
     offset = ids.dim() - value.dim()
     if any(value.shape[dim] > 1 and varies(ids, dim + offset) for dim in range(value.dim())):
         tracer.freeze(compact(ids), "meets a constant of the shape of the channels")
 
 
 def _meet_parameter(tracer: Tracer, ids: Tensor, value: Tensor) -> None:
-    """A parameter that meets an activation: its axis along the channels goes with them, its others stay."""
+    """Meet a parameter: its axis along the channels is coupled with them, its other axes stay."""
     offset = ids.dim() - value.dim()
     for dim in range(value.dim()):
         if value.shape[dim] == 1:
@@ -348,26 +362,26 @@ def _meet_parameter(tracer: Tracer, ids: Tensor, value: Tensor) -> None:
             tracer.couple(line(ids, dim + offset), use.ids)
 
 
-def same_shape_constant(call: Call) -> None:
-    """zeros_like and its kin: the shape follows the channels."""
+def same_shape_constant(call: TracedCall) -> None:
+    """Handle zeros_like and similar operations: the shape follows the channels."""
     shadow = call.tracer.shadow(call.args[0])
     call.tracer.set_shadow(call.out, shadow if isinstance(shadow, Tensor) else None)
 
 
-def only_shape(call: Call) -> None:
-    """Reads the shape or type of its argument, never its values."""
+def only_shape(call: TracedCall) -> None:
+    """Handle an operation that reads the shape or type of its argument, never the values."""
     call.tracer.set_shadow(call.out, None)
 
 
-def fill(call: Call) -> None:
-    """Overwritten in place by one value: the ids stay where they are."""
+def fill(call: TracedCall) -> None:
+    """Handle a tensor that is overwritten in place by one value: the ids do not change."""
 
 
 # -- reductions and pooling ------------------------------------------------------------------------------------------
 
 
-def spatial(call: Call) -> None:
-    """Pooling, resizing, border padding: each channel by itself, the image axes change size."""
+def spatial(call: TracedCall) -> None:
+    """Handle pooling, resizing and border padding: each channel by itself, the image axes change size."""
     tracer, x, out = call.tracer, call.args[0], _first(call.out)
     ids = tracer.activation(x)
     image_axes = range(x.dim() - next(rank for rank in (1, 2, 3) if f"{rank}d" in call.name), x.dim())
@@ -380,8 +394,8 @@ def spatial(call: Call) -> None:
     tracer.set_shadow(out, ids.expand(out.shape))
 
 
-def reduction(call: Call) -> None:
-    """mean, sum, max, norm over axes: harmless where the axes carry no channels."""
+def reduction(call: TracedCall) -> None:
+    """Handle mean, sum, max and norm over axes: harmless if the axes carry no channels, else frozen."""
     tracer, x, out = call.tracer, call.args[0], _first(call.out)
     if len(call.args) > 1 and isinstance(call.args[1], Tensor):  # max(a, b)
         pointwise(call)
@@ -404,8 +418,8 @@ def reduction(call: Call) -> None:
         tracer.set_shadow(value, reduced)
 
 
-def along_axis(call: Call) -> None:
-    """softmax, cumsum: the shape stays, the values mix along one axis."""
+def along_axis(call: TracedCall) -> None:
+    """Handle softmax and cumsum: the shape stays, the values mix along one axis."""
     tracer, x = call.tracer, call.args[0]
     ids = tracer.activation(x)
     if ids is None or varies(ids, int(call.args[1]) % x.dim()):
@@ -417,15 +431,15 @@ def along_axis(call: Call) -> None:
 # -- moving data -----------------------------------------------------------------------------------------------------
 
 
-def move(call: Call) -> None:
-    """The same operation on the shadow. Nothing in it depends on how many channels there are."""
+def move(call: TracedCall) -> None:
+    """Run the same operation on the shadow; the operation does not depend on the number of channels."""
     tracer, shadow = call.tracer, call.tracer.shadow(call.args[0])
     outs = call.out if isinstance(call.out, list | tuple) else [call.out]
     for part, value in enumerate(outs):
         tracer.set_shadow(value, _moved(call, shadow, part))
 
 
-def _moved(call: Call, shadow: Shadow | None, part: int) -> Shadow | None:
+def _moved(call: TracedCall, shadow: Shadow | None, part: int) -> Shadow | None:
     if shadow is None:
         return None
 
@@ -450,8 +464,8 @@ def _indices(value: Any) -> Any:
     return value
 
 
-def at_fixed_positions(call: Call) -> None:
-    """slice, select, index, roll ...: positions are constants, so an axis that carries channels must stay."""
+def at_fixed_positions(call: TracedCall) -> None:
+    """Handle slice, select, index, roll ...: positions are constants, so an axis that carries channels must stay."""
     tracer, x = call.tracer, call.args[0]
     ids = tracer.activation(x)
     touched = _touched_axes(call)
@@ -460,7 +474,7 @@ def at_fixed_positions(call: Call) -> None:
     move(call)
 
 
-def _touched_axes(call: Call) -> list[int]:
+def _touched_axes(call: TracedCall) -> list[int]:
     x, name = call.args[0], call.name
     if name == "index":
         return [dim for dim, index in enumerate(call.args[1]) if index is not None]
@@ -475,8 +489,8 @@ def _touched_axes(call: Call) -> list[int]:
     return [dim]
 
 
-def split(call: Call) -> None:
-    """chunk and split: equal parts stay equal, position by position; unequal parts are fixed."""
+def split(call: TracedCall) -> None:
+    """Handle chunk and split: equal parts stay equal, position by position; unequal parts are frozen."""
     tracer, x = call.tracer, call.args[0]
     dim = int(call.arg(2, "dim", 0)) % x.dim()
     ids = tracer.activation(x)
@@ -490,7 +504,7 @@ def split(call: Call) -> None:
 
 
 def _equal_parts(tracer: Tracer, value: Tensor, dim: int, parts: int) -> None:
-    """Couple the ids along `dim` across `parts` equal stretches, and let the first stretch stand for all."""
+    """Couple the ids along `dim` across `parts` equal parts; the ids of the first part then stand for all parts."""
     ids = tracer.activation(value)
     if ids is None or parts == 1:
         return
@@ -502,8 +516,8 @@ def _equal_parts(tracer: Tracer, value: Tensor, dim: int, parts: int) -> None:
     tracer.set_shadow(value, first.expand(stretches.shape).reshape(ids.shape))
 
 
-def view(call: Call) -> None:
-    """A reshape: merged axes just merge; an axis of channels that is split becomes equal parts."""
+def view(call: TracedCall) -> None:
+    """Handle a reshape: merged axes just merge; an axis of channels that is split becomes equal parts."""
     tracer, x, out = call.tracer, call.args[0], call.out
     ids = tracer.activation(x)
     if ids is None:
@@ -529,7 +543,7 @@ def view(call: Call) -> None:
 
 
 def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
-    """The axes of a reshape in blocks of equal size: ([axes before], [axes after])."""
+    """Return the axes of a reshape in blocks of equal size: ([axes before], [axes after])."""
     blocks = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -550,8 +564,8 @@ def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int],
     return blocks
 
 
-def concatenate(call: Call) -> None:
-    """cat and stack: each part keeps its ids; a part without channels is fixed slots."""
+def concatenate(call: TracedCall) -> None:
+    """Handle cat and stack: each part keeps its ids; a part without channels gives positions that stay."""
     tracer, out = call.tracer, call.out
     values = list(call.args[0])
     dim = int(call.arg(1, "dim", 0))
@@ -578,7 +592,7 @@ def concatenate(call: Call) -> None:
 
 
 def _side_by_side(tracer: Tracer, parts: list[Tensor], axis: int, shape: torch.Size) -> Tensor | None:
-    """Parts joined along an axis without channels: their channels run on through all of them."""
+    """Join parts along an axis without channels; the channels of all parts are coupled."""
     tracked = [part.narrow(axis, 0, 1) for part in parts if bool(compact(part).any())]
     if len(tracked) < len(parts):
         for part in tracked:
@@ -589,7 +603,7 @@ def _side_by_side(tracer: Tracer, parts: list[Tensor], axis: int, shape: torch.S
 
 
 def _part(tracer: Tracer, value: Tensor, axes: set[int]) -> Tensor:
-    """The ids of one part of a concatenation; `axes` (from the end) carry the channels of the others."""
+    """Return the ids of one part of a concatenation; `axes` (from the end) carry the channels of the other parts."""
     shadow = tracer.shadow(value)
     if isinstance(shadow, Tensor):
         return shadow
@@ -606,8 +620,8 @@ def _part(tracer: Tracer, value: Tensor, axes: set[int]) -> Tensor:
     return torch.zeros(1, dtype=torch.int64).expand(value.shape)
 
 
-def pad(call: Call) -> None:
-    """Padding with a constant: fixed slots along an axis of channels, more of the same along any other."""
+def pad(call: TracedCall) -> None:
+    """Handle padding with a constant: along an axis of channels the new positions stay; other axes just grow."""
     tracer, x, out = call.tracer, call.args[0], call.out
     ids = tracer.activation(x)
     if ids is None:
@@ -630,8 +644,8 @@ def pad(call: Call) -> None:
     tracer.set_shadow(out, ids)
 
 
-def restride(call: Call) -> None:
-    """as_strided: only where it leaves every element in its place."""
+def restride(call: TracedCall) -> None:
+    """Handle as_strided if every element keeps its place; else freeze."""
     tracer, x, out = call.tracer, call.args[0], call.out
     size, stride = tuple(call.args[1]), tuple(call.args[2])
     offset = call.arg(3, "storage_offset")
@@ -644,8 +658,8 @@ def restride(call: Call) -> None:
     tracer.set_shadow(out, None)
 
 
-def shuffle_pixels(call: Call) -> None:
-    """pixel_shuffle: C*r*r channels become C; the r*r positions of each go together."""
+def shuffle_pixels(call: TracedCall) -> None:
+    """Handle pixel_shuffle: C*r*r channels become C; the r*r positions of each channel are coupled."""
     tracer, x, out = call.tracer, call.args[0], call.out
     ids = tracer.channels(x, x.dim() - 3, "pixel_shuffle over a shape whose other axes carry channels")
     if ids is None:
@@ -667,11 +681,11 @@ _COPIES = {aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, 
 
 
 def _packets(names: str) -> list[Any]:
-    """The operators of these names that this version of PyTorch has."""
+    """Return the operators of these names that this version of PyTorch has."""
     return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
 
 
-_TABLE: list[tuple[Callable[[Call], None], str]] = [
+_TABLE: list[tuple[Callable[[TracedCall], None], str]] = [
     (convolution, "convolution convolution_overrideable"),
     (matrix_product, "mm addmm"),
     (batched_product, "bmm baddbmm"),
@@ -716,8 +730,8 @@ _TABLE: list[tuple[Callable[[Call], None], str]] = [
     (shuffle_pixels, "pixel_shuffle"),
 ]
 
-RULES: dict[Any, Callable[[Call], None]] = {
+RULES: dict[Any, Callable[[TracedCall], None]] = {
     "pointwise": pointwise,
     **{packet: rule for rule, names in _TABLE for packet in _packets(names)},
 }
-"""Operator -> its rule. `"pointwise"` is the rule of every operator that PyTorch itself tags as pointwise."""
+"""Rule of each operator. `"pointwise"` is the rule of every operator that PyTorch itself tags as pointwise."""

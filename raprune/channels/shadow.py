@@ -1,15 +1,15 @@
-"""Shadow tensors: beside every activation, the channel that each of its elements came from.
+"""Shadow tensors: for each activation, the channel that each of its elements came from.
 
 One forward pass under a `TorchDispatchMode` keeps two kinds of shadow:
 
-* an activation's is an integer tensor of the same shape. An element's value is the *id* of its channel, 0 where the
-  element is a slot that cannot be removed. An activation without a shadow carries no channels at all.
-* a parameter's says, for each of its axes, which position of that axis an element came from (`ParameterShadow`), so
-  that a view, a transpose or a chunk of a weight is still known for what it is.
+* The shadow of an activation is an integer tensor of the same shape. An element's value is the *id* of its channel, or
+  0 if the element is a position that cannot be removed. An activation without a shadow carries no channels.
+* The shadow of a parameter gives, for each of its axes, the position on that axis that an element came from
+  (`ParameterShadow`), so that a view, a transpose or a chunk of a weight can be traced back.
 
-Every axis position of every parameter is an id of its own. The rules (`rules.py`) run data movement on the shadow as it
-ran on the data, *couple* ids that must be removed together and *freeze* ids that must stay. Coupling only writes down
-pairs; the classes are worked out once, at the end (`graph` building in `trace.py`).
+Every axis position of every parameter has its own id. The rules (`rules.py`) run data movement on the shadow as on the
+data, *couple* ids that must be removed together, and *freeze* ids that must stay. Coupling only records pairs; the
+classes are computed once, at the end (in `trace.py`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from raprune.channels.graph import IndexArray
 
 NO_CHANNEL = 0
-"""The id of a slot that cannot be removed."""
+"""The id of a position that cannot be removed."""
 
 
 @dataclass(frozen=True)
 class AxisUse:
-    """A stretch of one parameter axis: the ids of its positions, in the order of a tensor's axis."""
+    """A part of one parameter axis: the ids of its positions, in the order of a tensor's axis."""
 
     parameter: str
     axis: int
@@ -42,7 +42,7 @@ class AxisUse:
 
 
 class ParameterShadow:
-    """For each axis of a parameter, the position that every element of the (viewed) parameter came from.
+    """The shadow of a parameter or a view of it: for each axis, the position that every element came from.
 
     `positions[k]` has the shape of the viewed tensor and holds positions on the parameter's axis k.
     """
@@ -54,7 +54,7 @@ class ParameterShadow:
 
     @property
     def positions(self) -> tuple[Tensor, ...]:
-        # Most parameters are used as they are; the positions are written out only for those that are viewed.
+        # Most parameters are used without a view; the positions are computed only for those that are viewed.
         if self._positions is None:
             rank = len(self._shape)
             self._positions = tuple(
@@ -64,7 +64,7 @@ class ParameterShadow:
         return self._positions
 
     def axis_along(self, dim: int) -> tuple[int, Tensor] | None:
-        """The one parameter axis whose position changes along `dim`, and its positions there; None if not just one."""
+        """Return the only parameter axis whose position changes along `dim`, and its positions; None if not unique."""
         changing = [(axis, position) for axis, position in enumerate(self.positions) if varies(position, dim)]
         if len(changing) != 1:
             return None
@@ -78,7 +78,7 @@ Shadow = Tensor | ParameterShadow
 
 
 def varies(ids: Tensor, dim: int) -> bool:
-    """Whether the ids change along `dim`."""
+    """True if the ids change along `dim`."""
     if ids.shape[dim] < 2 or ids.stride(dim) == 0:
         return False
     ids = compact(ids)
@@ -86,7 +86,7 @@ def varies(ids: Tensor, dim: int) -> bool:
 
 
 def compact(ids: Tensor) -> Tensor:
-    """`ids` with one element along each axis that is only expanded: same dimensions, few elements."""
+    """Return `ids` with one element along each axis that is only expanded: same dimensions, few elements."""
     for dim, stride in enumerate(ids.stride()):
         if stride == 0 and ids.shape[dim] > 1:
             ids = ids.narrow(dim, 0, 1)
@@ -94,7 +94,7 @@ def compact(ids: Tensor) -> Tensor:
 
 
 def collapse(ids: Tensor, dims: Iterable[int]) -> Tensor:
-    """`ids` made constant along `dims` (the first position stands for all), in the same shape."""
+    """Return `ids` made constant along `dims` (the first position stands for all), in the same shape."""
     shape = ids.shape
     for dim in dims:
         ids = ids.narrow(dim, 0, 1)
@@ -102,7 +102,7 @@ def collapse(ids: Tensor, dims: Iterable[int]) -> Tensor:
 
 
 def line(ids: Tensor, dim: int) -> Tensor:
-    """The ids along `dim`, at position 0 of every other axis; shape `(ids.shape[dim],)`."""
+    """Return the ids along `dim`, at position 0 of every other axis; shape `(ids.shape[dim],)`."""
     for other in reversed(range(ids.dim())):
         if other != dim:
             ids = ids.select(other, 0)
@@ -111,7 +111,7 @@ def line(ids: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class CostRecord:
-    """A cost seen in the pass: `total`, the product of a constant and of the axes whose ids are `axes`."""
+    """A cost seen in the pass: `total` is the product of a constant and the sizes of the axes with the ids `axes`."""
 
     module: str
     total: int
@@ -120,7 +120,7 @@ class CostRecord:
 
 @dataclass(frozen=True)
 class FreezeRecord:
-    """Ids that must stay, and why."""
+    """Ids that must stay, and the reason."""
 
     ids: IndexArray
     module: str
@@ -128,7 +128,7 @@ class FreezeRecord:
 
 
 class Tracer(TorchDispatchMode):
-    """Follows one forward pass; afterwards `pairs`, `freezes`, `costs` and `axis_base` say what was seen."""
+    """Observer of one forward pass; afterwards `pairs`, `freezes`, `costs` and `axis_base` hold the observations."""
 
     def __init__(self, model: nn.Module, rules: dict[Any, Callable[..., None]]) -> None:
         super().__init__()
@@ -143,20 +143,20 @@ class Tracer(TorchDispatchMode):
             name: tuple(t.shape) for source in (model.named_parameters(), model.named_buffers()) for name, t in source
         }
         self.axis_base: dict[tuple[str, int], int] = {}
-        """(parameter, axis) -> the id of its position 0; the others follow. Absent: no rule ever used that axis."""
+        """Id of position 0 of each (parameter, axis) that a rule used; the ids of the other positions follow."""
         self.written: dict[tuple[str, int], str] = {}
-        """(parameter, axis) whose positions are channels that a layer writes -> the module."""
+        """Module of each (parameter, axis) whose positions are channels that a layer writes."""
         self.pairs: list[tuple[IndexArray, IndexArray]] = []
         self.freezes: list[FreezeRecord] = []
         self.across: list[IndexArray] = []
-        """Ids over which a normalisation ran: masking such a channel is not the same as removing it."""
+        """Ids across which a normalisation ran: masking such a channel is not the same as removing it."""
         self.costs: list[CostRecord] = []
         self.used: set[str] = set()
 
     # -- what the rules read and write -------------------------------------------------------------------------------
 
     def shadow(self, value: Any) -> Shadow | None:
-        """The shadow of a tensor: of a parameter, of an activation, or None where it carries no channels."""
+        """Return the shadow of a parameter or an activation; None if the tensor carries no channels."""
         if not isinstance(value, Tensor):
             return None
         known = self._shadows.get(value)
@@ -171,23 +171,23 @@ class Tracer(TorchDispatchMode):
         return shadow
 
     def activation(self, value: Any) -> Tensor | None:
-        """The shadow of a tensor that is not a parameter."""
+        """Return the shadow of a tensor that is not a parameter; None if there is none."""
         shadow = self.shadow(value)
         return shadow if isinstance(shadow, Tensor) else None
 
     def set_shadow(self, value: Tensor, shadow: Shadow | None) -> None:
-        """Attach `shadow` to `value`; one without any channel is dropped."""
+        """Attach `shadow` to `value`; a shadow without any channel is dropped."""
         if shadow is None or (isinstance(shadow, Tensor) and not bool(compact(shadow).any())):
             self._shadows.pop(value, None)
         else:
             self._shadows[value] = shadow
 
     def pass_on(self, value: Tensor, shadow: Tensor) -> None:
-        """Attach a shadow that is known to carry channels: no look at its ids."""
+        """Attach a shadow that is known to carry channels, without checking its ids."""
         self._shadows[value] = shadow
 
     def axis(self, value: Any, dim: int) -> AxisUse | None:
-        """The parameter axis that runs along `dim` of a (viewed) parameter; None if there is no such one."""
+        """Return the parameter axis that runs along `dim` of a (viewed) parameter; None if there is no such axis."""
         shadow = self.shadow(value)
         if not isinstance(shadow, ParameterShadow):
             return None
@@ -201,7 +201,7 @@ class Tracer(TorchDispatchMode):
         return AxisUse(shadow.name, axis, self.axis_ids(shadow.name, axis)[positions.numpy()])
 
     def axis_ids(self, parameter: str, axis: int) -> IndexArray:
-        """The ids of all positions of a parameter's axis."""
+        """Return the ids of all positions of a parameter's axis."""
         size = self.shapes[parameter][axis]
         base = self.axis_base.setdefault((parameter, axis), self._next_id)
         if base == self._next_id:
@@ -213,13 +213,13 @@ class Tracer(TorchDispatchMode):
         return self._next_id
 
     def couple(self, left: IndexArray | Tensor, right: IndexArray | Tensor, why: str = "meets fixed slots") -> None:
-        """The ids of `left` and `right` are removed together, position by position; one that meets 0 stays."""
+        """Couple the ids of `left` and `right`, position by position; an id that meets 0 stays."""
         a, b = _numpy(left), _numpy(right)
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
         if len(a) > 4096:
-            # One number a pair: unique rows take ten times as long.
+            # One number per pair, because unique rows take ten times as long.
             a, b = np.divmod(np.unique(a * self._next_id + b), self._next_id)
         if not (a.all() and b.all()):
             fixed = (a == NO_CHANNEL) | (b == NO_CHANNEL)
@@ -228,14 +228,14 @@ class Tracer(TorchDispatchMode):
         self.pairs.append((a, b))
 
     def freeze(self, ids: IndexArray | Tensor, reason: str) -> None:
-        """The channels of `ids` stay, because of `reason`, in the module that is running."""
+        """Freeze the channels of `ids`, with `reason`, in the module that is running."""
         unique = np.unique(_numpy(ids))
         unique = unique[unique != NO_CHANNEL]
         if len(unique):
             self.freezes.append(FreezeRecord(unique, self._stack[-1], reason))
 
     def freeze_value(self, value: Any, reason: str) -> None:
-        """All channels of a tensor, and all axes of a parameter, stay."""
+        """Freeze all channels of an activation, or all axes of a parameter."""
         shadow = self.shadow(value)
         if isinstance(shadow, ParameterShadow):
             for axis in range(len(self.shapes[shadow.name])):
@@ -244,14 +244,14 @@ class Tracer(TorchDispatchMode):
             self.freeze(compact(shadow), reason)
 
     def fix_axis(self, use: AxisUse | None, value: Any, reason: str) -> None:
-        """One axis of a parameter stays as it is: what it meets is no channel."""
+        """Freeze one axis of a parameter, because the axis that it meets carries no channels."""
         if use is None:
             self.freeze_value(value, reason)
         else:
             self.freeze(use.ids, reason)
 
     def channels(self, value: Any, dim: int, reason: str) -> Tensor | None:
-        """The ids along `dim` of an activation, where they change along no other axis; else it is frozen: None."""
+        """Return the ids along `dim` of an activation; if they also change along another axis, freeze it: None."""
         ids = self.activation(value)
         if ids is None:
             return None
@@ -261,13 +261,13 @@ class Tracer(TorchDispatchMode):
         return line(ids, dim)
 
     def write(self, use: AxisUse, out: Tensor, dim: int) -> None:
-        """`out` holds, along `dim`, the channels that a parameter's axis writes."""
+        """Record that `out` holds, along `dim`, the channels that a parameter's axis writes."""
         self.written.setdefault((use.parameter, use.axis), self._stack[-1])
         shape = [-1 if d == dim else 1 for d in range(out.dim())]
         self.pass_on(out, torch.from_numpy(use.ids).view(shape).expand(out.shape))
 
     def count(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, axes: Iterable[Any]) -> None:
-        """Note the FLOPs of an operation: PyTorch's own count, and the ids along the axes that it is a product of."""
+        """Record the FLOPs of an operation: PyTorch's own count, and the ids along the axes that determine it."""
         counter = flop_registry.get(func.overloadpacket)
         if counter is not None:
             total = _flops(counter, args, kwargs, out)
@@ -278,8 +278,8 @@ class Tracer(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # PyTorch would wrap the method below to keep the compiler out of it, and import the compiler (5 to 10 seconds)
-        # for that at the first call. Nothing is compiled here.
+        # Otherwise PyTorch would wrap the method below to disable the compiler, and import the compiler for it at the
+        # first call, which takes 5 to 10 seconds. Nothing is compiled here.
         return False
 
     def __torch_dispatch__(
@@ -302,12 +302,12 @@ class Tracer(TorchDispatchMode):
                 self.set_shadow(value, None)
             self.count(func, args, kwargs, out, ())
         else:
-            rule(Call(self, func, args, kwargs, out, strides))
+            rule(TracedCall(self, func, args, kwargs, out, strides))
         return out
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the tracer knows which module is running."""
+        """Keep track of the running module within the context."""
 
         def enter(module: nn.Module, _: Any) -> None:
             self._stack.append(self._modules.get(id(module), self._stack[-1]))
@@ -327,8 +327,8 @@ class Tracer(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Call:
-    """One operation as a rule sees it."""
+class TracedCall:
+    """One call of an operation, as a rule sees it."""
 
     tracer: Tracer
     func: Any
@@ -336,23 +336,23 @@ class Call:
     kwargs: dict[str, Any]
     out: Any
     strides: tuple[int, ...]
-    """Of the first argument, before the operation (which may change them in place)."""
+    """Strides of the first argument before the operation, which may change them in place."""
 
     @property
     def name(self) -> str:
         return str(self.func.overloadpacket).removeprefix("aten.")
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or by name."""
+        """Return an argument by position or by name."""
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
 
 
 def _flops(counter: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
-    """PyTorch's own FLOP formula of an operation, called with shapes."""
+    """Evaluate PyTorch's own FLOP formula of an operation with the shapes of its arguments."""
     formula = getattr(counter, "__wrapped__", None)
     if formula is None or kwargs or not isinstance(out, Tensor):
         return int(counter(*args, **kwargs, out_val=out))
-    # The wrapper turns tensors into shapes by walking all arguments as trees: a tenth of a trace.
+    # The wrapper turns tensors into shapes by walking all arguments as trees, which takes a tenth of a trace's time.
     return int(formula(*(a.shape if isinstance(a, Tensor) else a for a in args), out_shape=out.shape))
 
 

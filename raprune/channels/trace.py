@@ -1,4 +1,4 @@
-"""One forward pass over shadow tensors -> the groups of channels that fall together, and what they cost."""
+"""The trace: one forward pass over shadow tensors gives the groups of coupled channels, and their costs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from raprune.errors import ModelError
 
 
 def trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
-    """The channel graph of `model`, from one forward pass in evaluation mode.
+    """Return the channel graph of `model`, from one forward pass in evaluation mode.
 
     `example_input` is one image, shape `(1, channels, height, width)`, on the model's device. The model is not
-    changed. FLOPs are counted for that input.
+    changed. FLOPs are counted for this input.
 
     Raises:
         ModelError: if the forward pass fails.
@@ -88,7 +88,7 @@ def _source(module_name: str) -> bytes:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no fused attention path, which would hide its layers; both restored afterwards."""
+    """Set evaluation mode and turn off fused attention, which would hide its layers; restore both afterwards."""
     modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     model.eval()
@@ -121,7 +121,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> Ch
 
 
 def _components(tracer: Tracer) -> IndexArray:
-    """For each id, the smallest id that it is coupled with: labels by repeated hooking and pointer jumping."""
+    """Return for each id the smallest id that it is coupled with, by repeated hooking and pointer jumping."""
     labels = np.arange(tracer.num_ids)
     if not tracer.pairs:
         return labels
@@ -142,7 +142,7 @@ def _components(tracer: Tracer) -> IndexArray:
 
 
 def _frozen_labels(tracer: Tracer, labels: IndexArray) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
-    """Which labels must stay, and the first reason (module, text) of each."""
+    """Return True for each label that must stay, and the first reason (module, text) of each such label."""
     frozen = np.zeros(len(labels), dtype=bool)
     frozen[0] = True
     reasons: dict[int, tuple[str, str]] = {}
@@ -157,9 +157,9 @@ def _frozen_labels(tracer: Tracer, labels: IndexArray) -> tuple[np.ndarray, dict
 def _groups(
     tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
 ) -> tuple[list[Group], IndexArray]:
-    """Classes that slice the same axes, as groups; and for each id the number of its group, -1 where it stays.
+    """Return the groups (classes that slice the same axes), and for each id the number of its group, -1 if it stays.
 
-    A class that is alone in its group cannot go (one channel stays at least): it is added to `frozen`.
+    A class that is alone in its group cannot be removed, because at least one channel stays: it is added to `frozen`.
     """
     axes = list(tracer.axis_base)
     sizes = [tracer.shapes[name][axis] for name, axis in axes]
@@ -192,7 +192,7 @@ def _groups(
         if len(rows) == 1:
             alone = int(label[rows[0]])
             frozen[alone] = True
-            reasons[alone] = ("", "its channels can only fall together, all or none")
+            reasons[alone] = ("", "all its channels are coupled with each other")
             continue
         name = _group_name(tracer, [axes[a] for a in dict.fromkeys(signature)])
         names[name] = names.get(name, 0) + 1
@@ -202,7 +202,7 @@ def _groups(
         for axis in dict.fromkeys(signature):
             count = signature.count(axis)
             indices = position[first[:, None] + offset + np.arange(count)]
-            # Equal index arrays are one object: a cut works each of them out once.
+            # Equal index arrays are one object, so that a cut handles each array once.
             indices = shared.setdefault(indices.tobytes() + bytes([count % 251]), indices)
             members.append(Member(*axes[axis], indices, axes[axis] in tracer.written))
             offset += count
@@ -213,7 +213,7 @@ def _groups(
 
 
 def _group_name(tracer: Tracer, axes: list[tuple[str, int]]) -> str:
-    """The first module that writes the channels."""
+    """Return the name of the first module that writes the channels."""
     for axis in axes:
         if axis in tracer.written:
             return tracer.written[axis] or axis[0]
@@ -221,7 +221,7 @@ def _group_name(tracer: Tracer, axes: list[tuple[str, int]]) -> str:
 
 
 class _FactorTable:
-    """Axis sizes as functions of the widths, each distinct one once."""
+    """Table of axis sizes as functions of the widths; each distinct function occurs once."""
 
     def __init__(self, group_of_id: IndexArray, num_channels: dict[str, int], names: list[str]) -> None:
         self._group_of_id = group_of_id
@@ -231,7 +231,7 @@ class _FactorTable:
         self.factors: list[Factor] = []
 
     def of(self, ids: IndexArray) -> int | None:
-        """The position of the factor of an axis with these ids; None if its size never changes."""
+        """Return the position of the factor of an axis with these ids; None if the axis never changes its size."""
         groups = self._group_of_id[ids]
         if len(groups) and (groups == groups[0]).all():
             counts = {int(groups[0]): len(groups)}
@@ -272,7 +272,7 @@ def _term(record: CostRecord, factors: _FactorTable) -> Term:
 def _frozen_report(
     tracer: Tracer, labels: IndexArray, frozen: np.ndarray, reasons: dict[int, tuple[str, str]]
 ) -> Iterator[Frozen]:
-    """One line a layer and reason for written channels that stay."""
+    """Yield one entry per layer and reason for written channels that stay."""
     for (name, axis), module in tracer.written.items():
         label = labels[tracer.axis_ids(name, axis)]
         counts: dict[tuple[str, str], int] = defaultdict(int)
@@ -288,4 +288,4 @@ def _notes(tracer: Tracer, parameters: dict[str, nn.Parameter]) -> tuple[str, ..
     if not unused:
         return ()
     shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
-    return (f"Not used by the forward pass in evaluation mode, so left whole: {shown}.",)
+    return (f"Modules left whole, because the forward pass in evaluation mode does not use them: {shown}.",)

@@ -1,4 +1,4 @@
-"""One thread: the networks of these tests are too small for more."""
+"""One CPU thread for these tests, whose networks are too small for more threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small networks, one a structure that a trace must understand. Each takes images `(B, 3, 8, 8)`."""
+"""Small networks, one for each structure that a trace must understand. Each network takes images `(B, 3, 8, 8)`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SqueezeExcite(Net):
 
 
 class ChannelShuffle(Net):
-    """As in ShuffleNet v2: half of the channels pass by, then the halves are shuffled."""
+    """A block as in ShuffleNet v2: half of the channels bypass the convolution, then the halves are shuffled."""
 
     def __init__(self) -> None:
         super().__init__(width=6)
@@ -80,7 +80,7 @@ class ChannelShuffle(Net):
 
 
 class SharedModule(Net):
-    """One convolution runs twice, so that what it writes is what it reads."""
+    """One convolution runs twice, so that it reads the channels that it writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class SharedModule(Net):
 
 
 class SharedParameter(Net):
-    """Two convolutions with one weight between them."""
+    """Two convolutions that share one weight."""
 
     def __init__(self) -> None:
         super().__init__(width=6)
@@ -113,7 +113,7 @@ class LayerScale(Net):
 
 
 class ChannelsLastNorm(Net):
-    """As in ConvNeXt: layer norm over the channels, which are moved to the end and back."""
+    """Layer norm over the channels as in ConvNeXt: the channels are moved to the end and back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class GroupNorm(Net):
 
 
 class ModuleAttention(nn.Module):
-    """`nn.MultiheadAttention`, whose sizes Python fixes, and an MLP that is free."""
+    """`nn.MultiheadAttention`, whose sizes are fixed in Python, and an MLP whose channels can be removed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class ModuleAttention(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Layers over the channels and layers over the tokens, in turn: both are axes of channels to somebody."""
+    """Layers over the channels and layers over the tokens, in turn, so that both axes carry channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class ParametricReLU(Net):
 
 
 class InPlace(Net):
-    """relu_, +=, and parts written into a tensor of zeros."""
+    """Operations in place: relu_, +=, and parts written into a tensor of zeros."""
 
     def __init__(self) -> None:
         super().__init__(width=12)
@@ -207,7 +207,7 @@ class InPlace(Net):
 
 
 class ChannelBuffer(Net):
-    """A buffer with one value a channel can be sliced like a parameter."""
+    """A buffer with one value per channel, which can be sliced like a parameter."""
 
     offset: Tensor
 
@@ -220,14 +220,14 @@ class ChannelBuffer(Net):
 
 
 class ChannelConstant(Net):
-    """A constant with one value a channel that is no buffer cannot."""
+    """A constant with one value per channel that is no buffer, and so cannot be sliced."""
 
     def body(self, x: Tensor) -> Tensor:
         return x * torch.linspace(0.5, 1.5, 8).to(x).view(1, 8, 1, 1)
 
 
 class StandardisedConv(nn.Conv2d):
-    """The weight is standardised before each use."""
+    """A convolution whose weight is standardised before each use."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
@@ -282,7 +282,7 @@ class Strided(Net):
 
 
 class Padded(Net):
-    """Zeros around the image, and two zero channels behind the others."""
+    """Padding with zeros around the image, and with two zero channels behind the others."""
 
     def __init__(self) -> None:
         super().__init__(width=6)
@@ -293,7 +293,7 @@ class Padded(Net):
 
 
 class Windows(Net):
-    """Rolled, cut into windows, worked on within each, and put together again, as in Swin."""
+    """Shifted windows as in Swin: the image is rolled, cut into windows, and put together again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +310,7 @@ class Windows(Net):
 
 
 class PatchMerging(Net):
-    """Four neighbours side by side, as in Swin."""
+    """Patch merging as in Swin: four neighbouring pixels are concatenated."""
 
     def __init__(self) -> None:
         super().__init__(width=6)
@@ -360,7 +360,7 @@ class UNet(Net):
 
 
 class SpatialGate(Net):
-    """One channel that scales all others."""
+    """A gate: one channel scales all other channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -371,7 +371,7 @@ class SpatialGate(Net):
 
 
 class Unfolded(Net):
-    """im2col by hand: each channel's 9 neighbours become channels of their own."""
+    """im2col by hand: the 9 neighbours of each channel become separate channels."""
 
     def __init__(self) -> None:
         super().__init__(width=6)
@@ -415,7 +415,7 @@ class GatedLinear(Net):
 
 
 class Maxout(Net):
-    """The largest of two candidates a unit."""
+    """Maxout units: the maximum of two candidates per unit."""
 
     def __init__(self) -> None:
         super().__init__(width=6)
@@ -427,7 +427,7 @@ class Maxout(Net):
 
 
 class FixedSlice(Net):
-    """The first four channels, by number."""
+    """A slice that takes the first four channels by number."""
 
     def __init__(self) -> None:
         super().__init__(width=6)
@@ -438,7 +438,7 @@ class FixedSlice(Net):
 
 
 class FixedView(Net):
-    """Python fixes the number of groups' channels: the trace cannot know that a cut network will not run."""
+    """A view whose number of channels is fixed in Python: the trace cannot know that a cut network will not run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -459,7 +459,7 @@ class FixedMixer(nn.Module):
 
 
 class ScaledBySize(Net):
-    """Runs when it is cut, and gives another answer: the scale follows the number of channels."""
+    """A network that runs when it is cut, with other outputs: its scale follows the number of channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -504,12 +504,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str) -> nn.Module:
-    """A network of `NETWORKS` in evaluation mode, with seeded weights."""
+    """Build a network of `NETWORKS` in evaluation mode, with seeded weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return NETWORKS[name]().eval()
 
 
 def image(shape: tuple[int, ...] = (1, 3, 8, 8)) -> Tensor:
-    """One seeded input."""
+    """Return one seeded input."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""What the tests of trace, cost and surgery share: proved graphs of the small networks, and random candidates."""
+"""Proved graphs of the small networks, and random candidates, for the tests of trace, cost and cut."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.channels.networks import build, image
 
 @cache
 def proved(name: str) -> tuple[nn.Module, ChannelGraph]:
-    """A small network and its proved graph."""
+    """Return a small network and its proved graph."""
     model = build(name)
     return model, prove(model, trace(model, image()), image()).graph
 
 
 def candidates(graph: ChannelGraph) -> st.SearchStrategy[Candidate]:
-    """Any channels of any groups, at least one of each."""
+    """Draw any channels of all groups, at least one channel of each group."""
     kept = {
         group.name: st.sets(st.integers(0, group.num_channels - 1), min_size=1).map(lambda s: tuple(sorted(s)))
         for group in graph.groups
@@ -34,13 +34,13 @@ def candidates(graph: ChannelGraph) -> st.SearchStrategy[Candidate]:
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """All outputs of the network in one line."""
+    """Return all outputs of the network as one vector."""
     with torch.no_grad():
         return torch.cat([value.reshape(-1) for value in pytree.tree_leaves(model(x))])
 
 
 def counted_flops(model: nn.Module, x: Tensor) -> int:
-    """PyTorch's own count."""
+    """Return PyTorch's own count of FLOPs."""
     counter = FlopCounterMode(display=False)
     with counter:
         model(x)

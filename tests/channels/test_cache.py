@@ -1,4 +1,4 @@
-"""A cached graph is the traced one, and a cache that fails is no failure."""
+"""Tests of the graph cache: a cached graph equals the traced graph, and a cache that fails is no failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_the_same_graph_comes_back(folder: Path) -> None:
+def test_cached_trace_second_call_returns_an_equal_graph(folder: Path) -> None:
     model = build("DenseBlock")
     traced = cached_trace(model, image())
     (file,) = folder.iterdir()
@@ -29,7 +29,7 @@ def test_the_same_graph_comes_back(folder: Path) -> None:
     assert prove(model, cached, image()).frozen == {}
 
 
-def test_each_architecture_and_image_size_has_its_own(folder: Path) -> None:
+def test_cached_trace_other_architecture_or_image_size_is_traced(folder: Path) -> None:
     cached_trace(build("Residual"), image())
     cached_trace(build("Grouped"), image())
     cached_trace(build("Residual"), image((1, 3, 16, 16)))
@@ -37,7 +37,7 @@ def test_each_architecture_and_image_size_has_its_own(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"architecture": 1}'])
-def test_a_damaged_file_is_traced_anew(folder: Path, damage: str) -> None:
+def test_cached_trace_damaged_file_is_traced_again(folder: Path, damage: str) -> None:
     model = build("Residual")
     graph = cached_trace(model, image())
     (file,) = folder.iterdir()
@@ -46,12 +46,12 @@ def test_a_damaged_file_is_traced_anew(folder: Path, damage: str) -> None:
     assert file.read_text() != damage
 
 
-def test_a_folder_that_cannot_be_written(folder: Path) -> None:
+def test_cached_trace_folder_that_cannot_be_written_is_no_failure(folder: Path) -> None:
     folder.write_text("a file stands in the way")
     assert cached_trace(build("Residual"), image()).groups
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(FOLDER, "")
     assert cache_folder() is None
     assert cached_trace(build("Residual"), image()).groups

@@ -1,4 +1,4 @@
-"""A cut gives a smaller network of plain layers, and leaves the dense one as it was."""
+"""Tests of the cut: it gives a smaller network of plain layers, and does not change the dense network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.channels.proved import candidates, outputs, proved
 
 
 def half(graph: ChannelGraph) -> Candidate:
-    """Every other channel of each group."""
+    """Keep every other channel of each group."""
     return Candidate("test", {g.name: tuple(range(0, g.num_channels, 2)) for g in graph.groups})
 
 
@@ -73,7 +73,7 @@ def test_the_order_of_kept_channels_does_not_matter() -> None:
 
 
 class AllKinds(nn.Module):
-    """A layer of every kind whose size attributes a cut must mend."""
+    """A network with a layer of every kind whose size attributes a cut must fix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class AllKinds(nn.Module):
         return logits
 
 
-def test_sizes_are_mended() -> None:
+def test_cut_size_attributes_match_the_parameters() -> None:
     torch.manual_seed(0)
     model = AllKinds().eval()
     graph = trace(model, image())
@@ -120,8 +120,8 @@ def test_sizes_are_mended() -> None:
     assert smaller(image()).shape == (1, 5)
 
 
-def test_a_network_of_the_mended_sizes_can_be_made_anew() -> None:
-    """`repr` tells the truth: a layer built from what it says takes the cut weights."""
+def test_cut_layers_built_from_their_repr_take_the_cut_weights() -> None:
+    """A layer that is built from the `repr` of a cut layer takes the cut weights."""
     torch.manual_seed(0)
     model = AllKinds().eval()
     graph = trace(model, image())
@@ -133,7 +133,7 @@ def test_a_network_of_the_mended_sizes_can_be_made_anew() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_one_channel_left_in_every_group(name: str) -> None:
+def test_cut_to_one_channel_in_every_group_runs(name: str) -> None:
     model, graph = proved(name)
     smaller = cut(model, graph, Candidate("test", {g.name: (g.num_channels - 1,) for g in graph.groups}))
     assert outputs(smaller, image()).shape == outputs(model, image()).shape
@@ -237,14 +237,14 @@ def test_a_cut_network_is_copied_and_pickled_like_any_other() -> None:
         ({"conv1": (-1, 2)}, r"channels 0 to 5; the candidate keeps \[-1, 2\]"),
     ],
 )
-def test_candidates_that_do_not_fit(kept: dict[str, tuple[int, ...]], message: str) -> None:
+def test_cut_candidate_that_does_not_fit_is_refused(kept: dict[str, tuple[int, ...]], message: str) -> None:
     model, graph = proved("Residual")
     with pytest.raises(RecipeError, match=message) as caught:
         cut(model, graph, Candidate("test", kept))
     assert caught.value.hint
 
 
-def test_recipes_that_do_not_fit() -> None:
+def test_slice_parameters_recipe_that_does_not_fit_is_refused() -> None:
     model, graph = proved("Residual")
     positions = kept_positions(graph, half(graph).kept)
     with pytest.raises(RecipeError, match=r"slices 'stem_bn\.\w+', which this network does not have"):
@@ -256,7 +256,7 @@ def test_recipes_that_do_not_fit() -> None:
 
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_positions_are_ascending_and_right(data: st.DataObject) -> None:
+def test_kept_positions_of_any_candidate_are_ascending_and_complete(data: st.DataObject) -> None:
     _, graph = proved(data.draw(st.sampled_from(["Grouped", "DenseBlock", "ChannelShuffle", "FlattenLinear"])))
     candidate = data.draw(candidates(graph))
     positions = kept_positions(graph, candidate.kept)

@@ -15,7 +15,7 @@ NETWORKS = ("Residual", "Grouped", "DenseBlock", "FlattenLinear", "WrittenAttent
 
 @given(st.sampled_from(NETWORKS), st.integers(0, 2**31))
 def test_two_cuts_in_turn_are_one_cut(network: str, seed: int) -> None:
-    """The graph of a cut network describes it: cutting by it again is cutting the dense network by both."""
+    """Cutting a cut network by the graph `after` equals cutting the dense network by both candidates at once."""
     model, graph = proved(network)
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""Maxout units stand behind a network's own layers, and go wherever the network goes."""
+"""Tests of maxout units behind a network's own layers, which are copied, cut and pickled with the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raprune.channels.maxout import insert, inserted, units
 
 
 class Chain(nn.Module):
-    """Convolution, batch norm, in-place ReLU, linear: six channels, of which the last layer reads `seen`."""
+    """Convolution, batch norm, in-place ReLU, linear: six channels; the last layer reads `seen` channels."""
 
     def __init__(self, seen: int = 6) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ def by_hand(model: Chain, x: Tensor, candidates: int) -> Tensor:
 
 
 @pytest.mark.parametrize("candidates", [2, 3, 6])
-def test_the_largest_of_adjacent_channels(candidates: int) -> None:
+def test_maxout_output_is_the_largest_of_adjacent_channels(candidates: int) -> None:
     model = Chain(6 // candidates).eval()
     expected = by_hand(model, images(), candidates)
     insert(model, {"bn": candidates})
     assert torch.equal(model(images()), expected)
 
 
-def test_of_a_linear_layer_the_last_axis() -> None:
+def test_maxout_behind_a_linear_layer_uses_the_last_axis() -> None:
     layer = nn.Linear(3, 4)
     network = nn.Sequential(layer)
     x = torch.randn(2, 7, 3)
@@ -64,7 +64,7 @@ def test_units_and_candidates_are_two_axes() -> None:
 
 
 def test_gradients_go_to_the_winner_alone() -> None:
-    """Also where an in-place ReLU stands behind the maximum."""
+    """The gradient is right even if an in-place ReLU follows the maximum."""
     model = Chain(3)
     insert(model, {"bn": 2})
     seen: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def test_the_state_dict_and_the_class_stay() -> None:
     assert repr(model) == repr(plain)
 
 
-def test_again_replaces_and_one_removes() -> None:
+def test_maxout_inserted_again_replaces_and_one_candidate_removes() -> None:
     model = Chain(2).eval()
     expected = by_hand(model, images(), 3)
     insert(model, {"bn": 2})
@@ -101,7 +101,7 @@ def test_again_replaces_and_one_removes() -> None:
     assert not model.bn._forward_hooks
 
 
-def test_other_hooks_stay() -> None:
+def test_maxout_inserted_keeps_other_hooks() -> None:
     model, calls = Chain(6), []
     model.bn.register_forward_hook(lambda module, inputs, output: calls.append(1))
     insert(model, {"bn": 2})
@@ -118,7 +118,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_a_copy_has_its_own(kind: str) -> None:
+def test_maxout_copied_network_has_its_own_units(kind: str) -> None:
     model = Chain(3).eval()
     insert(model, {"bn": 2})
     copied = COPIES[kind](model)
@@ -136,7 +136,7 @@ def test_a_copy_has_its_own(kind: str) -> None:
         ({"bn": 0}, "0 candidates behind 'bn'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_changes(wrong: dict[str, int], message: str) -> None:
+def test_maxout_invalid_candidates_are_refused_before_any_change(wrong: dict[str, int], message: str) -> None:
     model = Chain()
     with pytest.raises(ValueError, match=message):
         insert(model, {"conv": 2, **wrong})

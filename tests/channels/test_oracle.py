@@ -1,4 +1,4 @@
-"""torch-pruning as the oracle, on networks that it takes: the same groups, and the same networks after a cut."""
+"""Comparison with torch-pruning, on networks that it supports: the same groups, and the same networks after a cut."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def built(name: str) -> nn.Module:
 
 
 def other_groups(model: nn.Module, x: torch.Tensor) -> Any:
-    """torch-pruning's groups of all layers but the last."""
+    """Return torch-pruning's groups of all layers except the last."""
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)
     last = [module for module in model.modules() if isinstance(module, LAYERS)][-1]
     return graph, list(graph.get_all_groups(ignored_layers=[last], root_module_types=LAYERS))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_same_layers_fall_together(name: str) -> None:
-    """Each group of theirs is one of ours, by the layers that write its channels."""
+def test_torch_pruning_couples_the_same_layers(name: str) -> None:
+    """Each group of torch-pruning is one of our groups, by the layers that write its channels."""
     model, x = built(name), image((1, 3, NETWORKS[name], NETWORKS[name]))
     ours = {
         frozenset(m.parameter.removesuffix(".weight") for m in g.members if m.writes and m.parameter.endswith("weight"))
@@ -70,7 +70,7 @@ def test_the_same_layers_fall_together(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "mobilenet_v2", "densenet121", "squeezenet1_1"])
 def test_the_same_network_after_the_same_cut(name: str) -> None:
-    """Every other channel of each group, removed by both: same outputs, FLOPs and parameters."""
+    """Both tools remove every other channel of each group: the outputs, FLOPs and parameters are equal."""
     model, x = built(name), image((1, 3, NETWORKS[name], NETWORKS[name]))
     graph = trace(model, x)
     kept = {g.name: tuple(range(0, g.num_channels, 2)) for g in graph.groups}

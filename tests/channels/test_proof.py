@@ -1,4 +1,4 @@
-"""The proof finds a wrong graph, freezes what is wrong and nothing else, and names it."""
+"""Tests of the proof: it freezes and names the wrong groups of a graph, and no other group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.channels.networks import Net, build, conv, image
 
 
 def edited(graph: ChannelGraph, name: str, edit: Callable[[Group], tuple[Group, ...]]) -> ChannelGraph:
-    """The graph with one group replaced."""
+    """Return the graph with one group replaced."""
     groups: list[Group] = []
     for group in graph.groups:
         groups += edit(group) if group.name == name else (group,)
@@ -97,7 +97,7 @@ def test_a_missing_coupling_freezes_both_sides() -> None:
     assert set(proof.graph.widths) == {"conv1"}
 
 
-def test_one_wrong_group_among_many() -> None:
+def test_proof_one_wrong_group_among_many_is_frozen_alone() -> None:
     torch.manual_seed(0)
     model = CifarResNet(20, num_classes=10, in_channels=3).eval()
     x = image((1, 3, 32, 32))
@@ -110,7 +110,7 @@ def test_one_wrong_group_among_many() -> None:
     assert len(proof.graph.groups) == len(graph.groups) - 1
 
 
-def test_a_wrong_claim_that_masking_is_removing() -> None:
+def test_proof_group_wrongly_called_maskable_is_frozen() -> None:
     model = build("ChannelsLastNorm")
     wrong = edited(trace(model, image()), "stem", lambda g: (replace(g, maskable=True),))
     proof = prove(model, wrong, image())
@@ -132,7 +132,7 @@ def test_sizes_that_python_fixes_are_named_with_their_module() -> None:
 
 
 class TwoStories(Net):
-    """One block that Python fixes beside one that is free."""
+    """A network of two blocks; Python fixes the sizes of one block only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class TwoStories(Net):
         return self.last(torch.relu(self.free(y)))
 
 
-def test_what_is_free_beside_what_is_fixed_stays_free() -> None:
+def test_proof_block_beside_a_fixed_block_stays_prunable() -> None:
     model = TwoStories().eval()
     proof = prove(model, trace(model, image()), image())
     assert set(proof.frozen) == {"fixed"}
@@ -162,7 +162,7 @@ def test_any_dtype_is_proved_in_float64(dtype: torch.dtype) -> None:
 
 
 def test_scales_of_zero_hide_nothing() -> None:
-    """Zero-initialised residual branches: without random scales every wrong graph of the branch would pass."""
+    """Residual branches have zero scales: without random scales every wrong graph of a branch would pass."""
     model = build("Residual")
     with torch.no_grad():
         for value in (model.bn2.weight, model.bn2.bias, model.head.weight, model.head.bias):  # type: ignore[union-attr]  # a Net has them

@@ -1,4 +1,4 @@
-"""Which channels fall together, structure by structure, and which stay and why."""
+"""Tests of the trace, structure by structure: the groups of coupled channels, and the reasons of frozen channels."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def described(group: Group) -> str:
 
 
 def spelled_out(line: str) -> str:
-    """`bn.*` stands for what a batch norm holds."""
+    """Replace `bn.*` by the parameters and buffers of a batch norm."""
     head, *parts = line.split(" ")
     vectors = ("weight", "bias", "running_mean", "running_var")
     expanded = [f"{p[:-1]}{v}/0" for p in parts if p.endswith(".*") for v in vectors]
@@ -200,13 +200,13 @@ def test_every_network_has_its_expectation() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_groups(name: str) -> None:
+def test_trace_of_each_structure_gives_the_expected_groups(name: str) -> None:
     _, graph = proved(name)
     assert sorted(spelled_out(described(g)) for g in graph.groups) == sorted(spelled_out(g) for g in GROUPS[name])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_stays_is_named_with_its_reason(name: str) -> None:
+def test_trace_of_each_structure_names_frozen_channels_with_reason(name: str) -> None:
     _, graph = proved(name)
     expected = {**FROZEN.get(name, {}), "head": "the network's output"}
     assert {f.module for f in graph.frozen} == set(expected)
@@ -215,7 +215,7 @@ def test_what_stays_is_named_with_its_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_proof(name: str) -> None:
+def test_prove_each_structure_passes(name: str) -> None:
     model, graph = proved(name)
     proof = prove(model, graph, image(), seed=7)
     assert proof.graph == graph
@@ -225,8 +225,8 @@ def test_proof(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"ModuleAttention", "FixedView", "ScaledBySize"}))
-def test_the_proof_has_nothing_to_mend(name: str) -> None:
-    """But for what only Python knows, the trace is right by itself."""
+def test_prove_each_structure_freezes_nothing_that_the_trace_knows(name: str) -> None:
+    """The trace is right by itself, except where only Python code knows a size."""
     model = build(name)
     assert prove(model, trace(model, image()), image()).frozen == {}
 
@@ -343,7 +343,7 @@ def test_tracing_changes_nothing() -> None:
 
 
 def test_tracing_does_not_import_the_compiler() -> None:
-    """It takes 5 to 10 seconds, the trace itself milliseconds."""
+    """Importing the compiler takes 5 to 10 seconds, the trace itself milliseconds."""
     code = (
         "import sys, torch; from torch import nn\n"
         "from raprune.channels import trace; from raprune.channels.proof import prove\n"
@@ -386,7 +386,7 @@ def test_the_architecture_hash_is_of_the_structure() -> None:
 
 
 class Setting(Net):
-    """Its body follows an attribute that no `extra_repr` names."""
+    """A module whose behaviour depends on an attribute that its `extra_repr` does not name."""
 
     def __init__(self, *, pooled: bool) -> None:
         super().__init__()
@@ -404,7 +404,7 @@ def test_the_architecture_hash_is_of_the_settings_too() -> None:
     assert architecture_hash(one, (3, 8, 8)) == architecture_hash(trained, (3, 8, 8))
 
 
-def test_a_network_without_channels_to_remove() -> None:
+def test_trace_without_removable_channels_gives_no_groups() -> None:
     graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)), image())
     assert graph.groups == ()
     assert [f.reason for f in graph.frozen] == ["the network's output"]
