@@ -346,7 +346,7 @@ def test_tracing_does_not_import_the_compiler() -> None:
     """Importing the compiler takes 5 to 10 seconds, the trace itself milliseconds."""
     code = (
         "import sys, torch; from torch import nn\n"
-        "from raprune.channels import trace; from raprune.channels.proof import prove\n"
+        "from raprune.channels.trace import trace; from raprune.channels.proof import prove\n"
         "model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), torch.ones(1, 3, 8, 8)\n"
         "prove(model, trace(model, x), x)\n"
         "print('torch._dynamo' in sys.modules)"
