@@ -1,8 +1,8 @@
 """`raprune inspect` over torchvision's classification models: `uv run python jobs/benchmarks/zoo.py [MODEL ...]`.
 
-Each model with random weights, at the smallest image size that it takes, in a process of its own on one thread; the
-seconds are those of the whole command, Python's and PyTorch's start included. The largest take 16 GB of memory. Over
-all models, the table is kept in `zoo.md` beside this file.
+Each model has random weights and images of the size that torchvision made it for, and is inspected in a process of its
+own on one thread. The seconds are those of the whole command, including the start of Python and PyTorch. The largest
+models take 16 GB of memory. A run over all models writes the table `zoo.md` beside this file.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def summary(run: Inspected) -> str:
     return (
         f"{run.name} at {found['input_shape'][-1]} px: {len(found['groups'])} groups, "
         f"{found['prunable_params_fraction']:.1%} of the parameters prunable, down to "
-        f"{found['min_flops_fraction']:.2%} FLOPs, {run.seconds:.1f} s ({run.cpu_seconds:.1f} s of processor)"
+        f"{found['min_flops_fraction']:.2%} FLOPs, {run.seconds:.1f} s ({run.cpu_seconds:.1f} s of CPU time)"
     )
 
 
@@ -98,14 +98,16 @@ def table(inspected: list[Inspected]) -> str:
         "# What can be pruned in torchvision's classification models",
         "",
         f"Made by `jobs/benchmarks/zoo.py`, which runs `raprune inspect` on each of the {len(inspected)} models with "
-        "random weights, at the smallest image size that the model takes, on one thread. *Prunable* is the share of "
-        "the parameters that lie on a channel that can go; *lowest FLOPs* is what one channel a group leaves, at that "
-        "image size (attention windows weigh more in small images than in large ones). The errors are the largest "
-        "differences in float64, as a share of the largest output: after a random permutation of all channels, and "
-        "between random cut networks and the masked dense one (- where no group can be masked). *Stays* counts the "
-        "channels of frozen layers by reason, the output layer aside.",
+        "random weights, on one thread. *px* is the height and width of the images: the size that torchvision made the "
+        "model for. *Prunable* is the fraction of the parameters that belong to a channel that can be removed. *Lowest "
+        "FLOPs* is the fraction of the FLOPs that one channel in each group leaves. The errors are the largest "
+        "differences in float64, relative to the largest output: after a random permutation of all channels, and "
+        "between random cut networks and the masked dense network (- where no group can be masked). The proof runs on "
+        "the smallest images that the model takes. *Stays* counts the channels of frozen layers by reason, without the "
+        "output layer. *Seconds* are wall time on 2 shared CPU cores that ran other programs too; *CPU s* is the CPU "
+        "time of the whole command.",
         "",
-        "| model | px | groups | prunable | lowest FLOPs | trace s | proof s | whole s | permutation | cut | stays |",
+        "| model | px | groups | prunable | lowest FLOPs | trace, seconds | proof, seconds | CPU s | permutation | cut | stays |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*lines, *(row(run) for run in inspected)]) + "\n"
@@ -114,7 +116,7 @@ def table(inspected: list[Inspected]) -> str:
 def row(run: Inspected) -> str:
     """One line of the table."""
     if run.error:
-        return f"| {run.name} | | | | | | | {run.seconds:.1f} | | | {run.error} |"
+        return f"| {run.name} | | | | | | | {run.cpu_seconds:.1f} | | | {run.error} |"
     found, proof = run.found, run.found["proof"]
     cut = f"{proof['cut_error']:.0e}" if proof["cut_error"] else "-"
     cells = [
@@ -125,7 +127,7 @@ def row(run: Inspected) -> str:
         f"{found['min_flops_fraction']:.2%}",
         f"{found['trace_seconds']:.2f}",
         f"{proof['seconds']:.1f}",
-        f"{run.seconds:.1f}",
+        f"{run.cpu_seconds:.1f}",
         f"{proof['permutation_error']:.0e}",
         cut,
         stays(found),
