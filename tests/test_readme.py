@@ -1,4 +1,4 @@
-"""What README.md and the documents it links to say: each command is run or parsed, each error text is ours."""
+"""README.md and the documents that it links to: each command is run or parsed, each error text and figure is ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import yaml  # type: ignore[import-untyped]  # it has no types
 from typer.testing import CliRunner
 
 from raprune.cli import app
+from raprune.methods import METHODS
 from raprune.spec.job import SearchSpec, load_spec
 from raprune.store.folder import Store
 
@@ -28,19 +29,19 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SHELL = ("", "bash", "sh", "console")
 PLACES = {"FOLDER": "sent", "DIR": "exported", "HEAD": "127.0.0.1"}
-"""Word of the documents that stands for something of the reader's -> what it is here; RUN and CANDIDATE see below."""
+"""Word of the documents that stands for something of the reader -> its value here; for RUN and CANDIDATE see below."""
 
 
 def documents() -> list[Path]:
-    """The README and the Markdown files that it links to, and they."""
+    """The README, the Markdown files that it links to, and those that they link to."""
     found, todo = [], [README]
     while todo:
         path = todo.pop(0)
-        if path not in found:
-            found.append(path)
+        if path.resolve() not in found:
+            found.append(path.resolve())
             linked = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", path.read_text())
             todo += [path.parent / name for name in linked if (path.parent / name).is_file()]
-    return [path.resolve() for path in found]
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,22 @@ def commands(text: str) -> Iterator[str]:
         yield from (part.strip() for part in bare.split("&&") if part.strip())
 
 
+def modules() -> dict[str, str]:
+    """File name -> source, of the modules of the reader: blocks of Python that begin with their name."""
+    named = [(re.match(r"# (\w+\.py)\n", block.text), block.text) for block in blocks() if block.language == "python"]
+    return {match[1]: text for match, text in named if match}
+
+
+def prose(path: Path) -> str:
+    """The text of a document without its fenced blocks."""
+    return re.sub(r"^```\w*\n.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def shown(path: Path) -> str:
+    """The blocks of a document that show the output of a command."""
+    return "\n".join(block.text for block in blocks() if block.document == path and block.language == "text")
+
+
 ALL = list(dict.fromkeys(command for block in blocks() if block.language in SHELL for command in commands(block.text)))
 
 Check = Callable[[str, pytest.FixtureRequest], None]
@@ -71,20 +88,20 @@ Check = Callable[[str, pytest.FixtureRequest], None]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the documents speak of, with the module and the run of the reader in it."""
+    """A folder with the files that the documents name, and the modules and the job of the reader."""
     folder = tmp_path_factory.mktemp("home")
     for name in ("jobs", "cluster", "dashboards"):
         (folder / name).symlink_to(ROOT / name)
-    (own,) = [block.text for block in blocks() if block.text.startswith("# mynets.py")]
-    (folder / "mynets.py").write_text(own)
+    for name, source in modules().items():
+        (folder / name).write_text(source)
     (folder / "job.toml").write_text((ROOT / "jobs/digits.toml").read_text())
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> str:
-    """The run of the reader: the second search of the README, in small."""
-    (wanted,) = [command for command in ALL if command.endswith("--data mynets:pictures --budget-flops 0.25")]
+    """The run of the reader: a short search with the network and data of the README."""
+    (wanted,) = [command for command in ALL if command.endswith("--data mynets:stripes --budget-flops 0.25")]
     small = "--trials 4 --finalists 1 --epochs 0.5 --workers 1 --set dense.epochs=1 --output run"
     called(f"{wanted} {small}", home)
     return "run"
@@ -107,7 +124,7 @@ def called(command: str, home: Path) -> None:
 
 
 def called_here(words: list[str], home: Path) -> str:
-    """What a command of raprune prints, called in this process, which is quicker."""
+    """The output of a command of raprune that is called in this process, which is quicker."""
     before, known = Path.cwd(), list(sys.path)
     os.chdir(home)
     try:
@@ -115,13 +132,14 @@ def called_here(words: list[str], home: Path) -> str:
     finally:
         os.chdir(before)
         sys.path[:] = known
-        sys.modules.pop("mynets", None)
+        for name in modules():
+            sys.modules.pop(name.removesuffix(".py"), None)
     assert done.exit_code == 0, f"{words}\n{done.output[-2000:]}"
     return done.stdout
 
 
 def in_place(command: str, request: pytest.FixtureRequest) -> str:
-    """The command with the reader's words in place."""
+    """The command with the words of the reader replaced by values."""
     words = [*PLACES.items()]
     if re.search(r"\b(RUN|CANDIDATE)\b", command):
         name = request.getfixturevalue("run")
@@ -194,7 +212,7 @@ def is_a_file(command: str, request: pytest.FixtureRequest) -> None:
 
 
 def is_of_the_place(command: str, request: pytest.FixtureRequest) -> None:
-    """Nothing of ours is in it."""
+    """The command belongs to another program."""
     assert "raprune" not in command.partition(" ")[0]
 
 
@@ -202,8 +220,12 @@ RULES: list[tuple[str, Check, str]] = [
     (r"pip install uv$", is_of_the_place, "uv is what runs this suite"),
     (r"git clone https://github.com/raprune/raprune$", is_of_the_place, "the reader has it then"),
     (r"cd raprune$", is_of_the_place, "the working folder of this suite"),
+    (r"uv sync$", is_of_the_place, "it made the environment of this suite"),
+    (r"du -sh \.venv$", is_of_the_place, "the size of that environment"),
     (r"uv run --group dev pytest$", is_of_the_place, "this is it"),
-    (r"uv run raprune search --model mynets:tiny --data mynets:pictures", is_the_runs, "run for real, in small"),
+    (r"uv run --group dev (ruff|mypy)\b", is_of_the_place, "a linter: .ci/run runs it"),
+    (r"uv run python -m raprune\.spec\.reference > docs/job\.md$", is_of_the_place, "tests/spec/test_reference.py"),
+    (r"uv run raprune search --model mynets:tiny --data mynets:stripes", is_the_runs, "run for real, in small"),
     (r"(uv run )?raprune search\b", is_dry_run, "minutes to hours, or a cluster: the flags and the job are checked"),
     (r"uv run raprune serve\b", is_parsed, "it serves until it is interrupted: tests/page runs it"),
     (r"raprune submit .*--kuberay", is_run, ""),
@@ -270,8 +292,8 @@ def test_every_yaml_of_the_documents_is_valid() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_python_of_the_readme_runs(request: pytest.FixtureRequest) -> None:
-    """In one namespace, after `raprune export RUN CANDIDATE DIR`; MyNet is the reader's network."""
+def test_python_of_the_documents_runs(request: pytest.FixtureRequest) -> None:
+    """In one namespace, after `raprune export RUN CANDIDATE DIR`; MyNet is the network of the reader."""
     home: Path = request.getfixturevalue("home")
     request.getfixturevalue("run")
     if not (home / PLACES["DIR"]).is_dir():
@@ -280,10 +302,10 @@ def test_the_python_of_the_readme_runs(request: pytest.FixtureRequest) -> None:
     exec((home / "mynets.py").read_text(), names)
     names["MyNet"] = lambda: names["tiny"](2)
     for block in blocks():
-        if block.language == "python" and not block.text.startswith("# mynets.py"):
+        if block.language == "python" and block.text not in modules().values():
             exec(block.text.replace('"DIR"', repr(str(home / PLACES["DIR"]))), names)
     small = names["small"]
-    images, labels = names["pictures"]()["test"]
+    images, labels = names["stripes"]()["test"]
     import torch
 
     logits = small(torch.from_numpy(images[:8]).float())
@@ -292,16 +314,78 @@ def test_the_python_of_the_readme_runs(request: pytest.FixtureRequest) -> None:
     assert sum(p.numel() for p in small.parameters()) < dense
 
 
-def test_every_link_leads_somewhere() -> None:
-    for path in documents():
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
-            assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name}: {target}"
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_picture_is_small_and_ours() -> None:
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+        if target.startswith("https://"):
+            continue
+        there = path.parent / target if target else path
+        assert there.exists(), f"{path.name}: {target}"
+        assert not anchor or anchor in anchors(there), f"{path.name}: {target}#{anchor}"
+
+
+def test_every_document_is_linked_from_the_readme() -> None:
+    assert set((ROOT / "docs").glob("*.md")) <= set(documents())
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_every_path_of_the_documents_exists(path: Path) -> None:
+    named = re.findall(r"`((?:raprune|tests|jobs|cluster|docs|dashboards)/[\w./-]*)`", prose(path))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_readme_is_short_and_begins_with_an_install_and_a_search() -> None:
+    assert README.stat().st_size <= 9_000
+    first = [command for block in blocks() if block.document == README for command in commands(block.text)]
+    assert first[0].startswith("git clone") and first[4] == "uv run raprune search --budget-flops 0.3"
+
+
+def test_map_of_the_readme_names_every_room_once() -> None:
+    _, _, rest = README.read_text().partition("| room of `raprune/` |")
+    rooms = re.findall(r"^\| `(\w+)` \|", rest, re.MULTILINE)
+    assert sorted(rooms) == sorted(path.parent.name for path in (ROOT / "raprune").glob("*/__init__.py"))
+
+
+def test_picture_of_the_readme_is_small_and_runs_no_script() -> None:
     (name,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text())
     picture = ROOT / name
     assert picture.stat().st_size <= 60_000 and b"<script" not in picture.read_bytes()
+
+
+def test_documents_describe_every_method_with_its_settings() -> None:
+    readme = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \|", README.read_text(), re.MULTILINE)
+    assert set(METHODS) <= {name for names in readme for name in names}
+    sections = re.split(r"^##+ ", (ROOT / "docs/methods.md").read_text(), flags=re.MULTILINE)
+    for name, kind in METHODS.items():
+        (section,) = [text for text in sections if text.startswith(f"`{name}`\n")]
+        described = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE)
+        assert dict(described) == {entry.name: str(entry.default) for entry in fields(kind)}, name
+
+
+RESULTS = ROOT / "docs/results.md"
+FIGURE = re.compile(
+    r"(?<![\w.-])\d[\d,]*(?:\.\d+ ?%|(?:\.\d+)?(?: GB\b|x faster| packages\b| ms\b|-ms\b| test images))"
+)
+"""A measured figure: a percentage with decimals, or a number with a unit that nobody sets."""
+
+
+def test_every_measured_figure_of_the_documents_is_in_the_results() -> None:
+    figures = {
+        path.name: FIGURE.findall(re.sub(r"`[^`]*`", "", prose(path)) + shown(path))
+        for path in documents()
+        if path.parent in (ROOT, ROOT / "docs") and path not in (RESULTS, ROOT / "docs/job.md")
+    }
+    assert len(figures["README.md"]) >= 5
+    results = RESULTS.read_text()
+    assert {
+        name: missing for name, found in figures.items() if (missing := [f for f in found if f not in results])
+    } == {}
 
 
 @cache
@@ -323,21 +407,27 @@ def strings(*, hints: bool = False) -> list[str]:
     return found
 
 
+TROUBLE = (ROOT / "docs/troubleshooting.md").read_text()
+
+
 def troubles() -> list[str]:
-    """What the table of the README lists as said by raprune."""
-    _, _, rest = README.read_text().partition("| it says | because | do |")
-    return re.findall(r"^\| `([^`]+)` \|", rest.partition("\n\n")[0], re.MULTILINE)
+    """The texts that the headings of docs/troubleshooting.md quote."""
+    return re.findall(r"^### `([^`]+)`$", TROUBLE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("text", troubles())
-def test_every_error_of_the_readme_is_said_by_the_code(text: str) -> None:
+def test_every_error_of_the_documents_is_said_by_the_code(text: str) -> None:
     pattern = ".*?".join(re.escape(part) for part in text.split("…"))
     pattern = pattern.replace("run\\.json", "(?:run\\.json|\0)").replace("\\-\\-budget\\-flops", "\\-\\-budget\\-\0")
     assert any(re.search(pattern, string, re.DOTALL) for string in strings())
 
 
-def test_the_readme_lists_enough_errors() -> None:
-    assert len(troubles()) >= 20
+def test_every_error_of_the_documents_has_a_cause_and_a_remedy() -> None:
+    assert len(troubles()) >= 60
+    for section in re.split(r"^### ", TROUBLE, flags=re.MULTILINE)[1:]:
+        assert re.fullmatch(
+            r"`[^`]+`\n\n\*\*Cause\.\*\* .+\n\n\*\*Remedy\.\*\* .+", section.partition("\n## ")[0], re.DOTALL
+        )
 
 
 FOREIGN = {"--dashboard-host", "--head", "--temp-dir"}
@@ -367,7 +457,7 @@ def test_every_flag_that_an_error_names_is_a_flag() -> None:
 
 def test_every_flag_of_the_documents_is_a_flag() -> None:
     """In running text; those in blocks are parsed."""
-    text = re.sub(r"^```.*?^```$", "", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = "\n".join(prose(path) for path in documents())
     named = {flag for code in re.findall(r"`([^`]*)`", text) for flag in FLAG.findall(code)}
     assert len(named) > 15 and named <= flags(), named - flags()
 
@@ -376,7 +466,7 @@ def test_every_field_of_the_documents_is_a_field() -> None:
     text = "\n".join(path.read_text() for path in documents())
     named = {
         *re.findall(r"--set ([\w.]+)=", text),
-        *re.findall(r"`((?:finalists|search|resources|data|page)\.[\w.]+)`", text),
+        *re.findall(r"`((?:model|dense|finalists|search|resources|data|latency|page)\.[\w.]+)`", text),
     }
     assert len(named) > 8
     for field in named:
