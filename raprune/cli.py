@@ -1,4 +1,4 @@
-"""The command line: flags become a `SearchSpec`, one function is called, its failure becomes one screen and a code.
+"""The command line: flags become a `SearchSpec`, one function is called, and a failure becomes one screen and a code.
 
 Exit codes: 0 done, 1 a failure, 2 a request that cannot be right, 130 interrupted, 143 terminated.
 """
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from raprune.spec.job import SearchSpec
 
 TRACEBACK = "RAPRUNE_TRACEBACK"
-"""Environment variable: set to 1, an unexpected error shows where it came from."""
+"""Environment variable; 1 makes an unexpected error show its traceback."""
 
 
 class Commands(TyperGroup):
-    """Commands whose failure is told in one screen."""
+    """Commands whose failures are one screen each."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         with _told(None):
@@ -56,7 +56,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _told(ctx: Any) -> Iterator[None]:
-    """Inside, a failure or an interruption is told, and becomes an exit code."""
+    """Inside, a failure or an interruption is printed and becomes an exit code."""
     try:
         yield
         return
@@ -79,7 +79,7 @@ def _told(ctx: Any) -> Iterator[None]:
         else:
             _tell(
                 f"{type(error).__name__}: {first_lines(str(error))}",
-                f"This is a bug, in raprune or in your code that it called. {TRACEBACK}=1 shows where it came from.",
+                f"This is a bug in raprune, or in your code that it called. {TRACEBACK}=1 shows the traceback.",
             )
             code = EXIT_FAILURE
     raise typer.Exit(code)
@@ -95,7 +95,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; `python -m raprune` also hears an interruption of its imports."""
+    """Run the command line. `python -m raprune` also handles an interruption of its imports."""
     app()
 
 
@@ -143,7 +143,7 @@ Run = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", metavar="")]
 
-Job = Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="A job; flags override its fields.")]
+Job = Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="Job file; options override its fields.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -156,7 +156,9 @@ Model = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="Trained weights: .safetensors, or a state dict of torch.save.", metavar="FILE", rich_help_panel=NETWORK
+        help="Trained weights: .safetensors, or a state dict written by torch.save.",
+        metavar="FILE",
+        rich_help_panel=NETWORK,
     ),
 ]
 Data = Annotated[
@@ -179,20 +181,20 @@ Train = Annotated[
 Validation = Annotated[
     str | None,
     typer.Option(
-        help="Validation split, which steers the search. (default: a part of the training split is held out)",
+        help="Validation split, by which the search chooses. (default: a held-out part of the training split)",
         metavar="PATH",
         rich_help_panel=NETWORK,
     ),
 ]
 Test = Annotated[
     str | None,
-    typer.Option(help="Test split, which is looked at once, for the report.", metavar="PATH", rich_help_panel=NETWORK),
+    typer.Option(help="Test split, evaluated once, for the report.", metavar="PATH", rich_help_panel=NETWORK),
 ]
 Download = Annotated[
     bool | None,
-    typer.Option("--download", help="Let torchvision fetch the data set.", metavar="", rich_help_panel=NETWORK),
+    typer.Option("--download", help="Let torchvision download the data set.", metavar="", rich_help_panel=NETWORK),
 ]
-# Fractions are read by the job: one check, with one message, of a number wherever it comes from.
+# The job reads the fractions, so that a number is checked in one place, with one message.
 BudgetFlops = Annotated[
     str | None,
     typer.Option(
@@ -206,7 +208,7 @@ BudgetParams = Annotated[
 BudgetLatency = Annotated[
     str | None,
     typer.Option(
-        help="Latency that may remain: 0.5 is a fraction of the dense latency, 3ms a time for a batch.",
+        help="Latency that may remain: 0.5 is a fraction of the dense latency, 3ms a time per batch.",
         metavar="FRACTION|TIME",
         rich_help_panel=BUDGET,
     ),
@@ -214,26 +216,27 @@ BudgetLatency = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        help="Module names, as a glob, whose channels all stay. Repeatable.", metavar="GLOB", rich_help_panel=BUDGET
+        help="Glob pattern of module names whose channels all stay. Repeatable.", metavar="GLOB", rich_help_panel=BUDGET
     ),
 ]
 MinChannels = Annotated[
-    int | None, typer.Option(help="Channels that stay in each group at least.", metavar="N", rich_help_panel=BUDGET)
+    int | None,
+    typer.Option(help="Minimum number of channels that stay in each group.", metavar="N", rich_help_panel=BUDGET),
 ]
 MultipleOf = Annotated[
     int | None,
-    typer.Option(help="Divisor of all widths: 8 keeps multiples of 8.", metavar="N", rich_help_panel=BUDGET),
+    typer.Option(help="Number that all widths are multiples of.", metavar="N", rich_help_panel=BUDGET),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Seed of all random numbers; it makes a job repeatable.", metavar="N", rich_help_panel=JOB),
+    typer.Option(help="Seed of all random numbers; one seed gives one result.", metavar="N", rich_help_panel=JOB),
 ]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Any other field of the job: --set finalists.train.lr=0.02. Repeatable.",
+        help="Value of any field of the job: --set finalists.train.lr=0.02. Repeatable.",
         rich_help_panel=JOB,
     ),
 ]
@@ -246,7 +249,7 @@ ClusterAddress = Annotated[
         metavar="URL",
     ),
 ]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job, as `raprune jobs` prints them.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job, as `raprune jobs` prints it.")]
 
 
 @app.command(rich_help_panel=SEARCHES)
@@ -266,13 +269,13 @@ def search(
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            help="Validation accuracy that a network must keep, in (0, 1].", metavar="FRACTION", rich_help_panel=BUDGET
+            help="Minimum validation accuracy of a network, in (0, 1].", metavar="FRACTION", rich_help_panel=BUDGET
         ),
     ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
-            help="Largest loss of validation accuracy: 0.01 is one point.", metavar="FRACTION", rich_help_panel=BUDGET
+            help="Maximum loss of validation accuracy: 0.01 is one point.", metavar="FRACTION", rich_help_panel=BUDGET
         ),
     ] = None,
     exclude: Exclude = None,
@@ -281,27 +284,28 @@ def search(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Methods to search among, separated by commas: l2,l1,random.",
+            help="Methods to search among, separated by commas: taylor,l2. (default: five that need no training)",
             metavar="NAMES",
             rich_help_panel=SEARCH,
             autocompletion=names.complete_methods,
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Candidates to try before fine-tuning.", metavar="N", rich_help_panel=SEARCH)
+        int | None,
+        typer.Option(help="Number of candidates to try before fine-tuning.", metavar="N", rich_help_panel=SEARCH),
     ] = None,
     time_limit: Annotated[
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Stop proposing candidates after this duration: 90, 90s, 10m, 2h.",
+            help="Stop proposing candidates after this duration (90s, 10m, 2h).",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     gpu_hours: Annotated[
         float | None,
         typer.Option(
-            help="Stop proposing candidates after this many GPU-hours of trials; CPU-hours where there is no GPU.",
+            help="Stop proposing candidates after this many GPU-hours of trials (CPU-hours where there is no GPU).",
             metavar="HOURS",
             rich_help_panel=SEARCH,
         ),
@@ -318,35 +322,41 @@ def search(
         str | None,
         typer.Option(
             metavar="EPOCHS",
-            help="Epochs of successive halving: 0,0.5,2 fine-tunes the best a little, then the best of those more.",
+            help="Epochs of fine-tuning at each rung of successive halving, separated by commas: 0,0.5,2.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="Sampler: mixed, tpe, nsga2 or random.", metavar="NAME", rich_help_panel=SEARCH),
+        typer.Option(
+            help="Sampler that proposes candidates: mixed, tpe, nsga2 or random.",
+            metavar="NAME",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     warm_start: Annotated[
         list[str] | None,
         typer.Option(
             metavar="RUN",
-            help="Earlier run on the same network, whose best widths are tried first. Repeatable.",
+            help="Run on the same network and data whose best widths are tried first. Repeatable.",
             rich_help_panel=SEARCH,
             autocompletion=names.complete_run,
         ),
     ] = None,
     finalists: Annotated[
         int | None,
-        typer.Option(help="Candidates of the front to fine-tune.", metavar="N", rich_help_panel=FINETUNING),
+        typer.Option(help="Number of candidates of the front to fine-tune.", metavar="N", rich_help_panel=FINETUNING),
     ] = None,
     epochs: Annotated[
         float | None,
-        typer.Option(help="Epochs of fine-tuning for each finalist.", metavar="EPOCHS", rich_help_panel=FINETUNING),
+        typer.Option(
+            help="Number of epochs of fine-tuning for each finalist.", metavar="EPOCHS", rich_help_panel=FINETUNING
+        ),
     ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="Fine-tunings of each finalist; the front then shows mean and interval.",
+            help="Number of times to fine-tune each finalist; the front then shows mean and interval.",
             metavar="N",
             rich_help_panel=FINETUNING,
         ),
@@ -354,7 +364,7 @@ def search(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Trials that run at the same time. (default: as many as there is room for)",
+            help="Number of trials that run at the same time. (default: as many as fit)",
             metavar="N",
             rich_help_panel=PLACE,
         ),
@@ -362,7 +372,7 @@ def search(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Address of a running Ray cluster. (default: Ray is started here)",
+            help="Address of a running Ray cluster. (default: start Ray on this machine)",
             metavar="HOST:PORT",
             rich_help_panel=PLACE,
         ),
@@ -411,9 +421,9 @@ def search(
         ),
     ] = False,
 ) -> None:
-    """Search for the Pareto front under a budget, fine-tune its best networks, report them.
+    """Search for the Pareto front under a budget, fine-tune its best networks and report them.
 
-    JOB.toml and the options describe the same job; --dry-run prints it whole.
+    JOB.toml and the options set the same fields; --dry-run prints all of them.
     """
     spec = _spec(job, assignments, _given(ctx))
     if dry_run:
@@ -443,7 +453,7 @@ def resume(ctx: typer.Context, run: Run) -> None:
 
 @app.command(rich_help_panel=RESULTS)
 def status(run: Run, as_json: AsJson = False) -> None:
-    """Show how far a run is: trials, front, hypervolume, best network within the budget."""
+    """Show the progress of a run: trials, front, hypervolume, best network within the budget."""
     from raprune.report.terminal import print_status
 
     print_status(run, console=_console(), as_json=as_json)
@@ -454,7 +464,7 @@ def front(
     run: Run,
     as_json: AsJson = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Print dominated networks and those over the budget too.", metavar="")
+        bool, typer.Option("--all", help="Print dominated networks and networks over the budget as well.", metavar="")
     ] = False,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Print the methods side by side instead of the front.", metavar="")
@@ -479,14 +489,14 @@ def pick(
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            help="Validation accuracy that the cheapest network must have, in (0, 1].",
+            help="Minimum validation accuracy, in (0, 1]; the cheapest such network is picked.",
             metavar="FRACTION",
             rich_help_panel=BUDGET,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pick the best network of a run within any budget, without new work."""
+    """Pick the best network of a run under another budget, without new work."""
     from raprune.report.terminal import print_pick
     from raprune.spec.job import load_limits
 
@@ -505,10 +515,11 @@ def pick(
 def report(
     run: Run,
     output: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Folder to write to. (default: report/ in the run's folder)")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder of the report. (default: report/ in the folder of the run)"),
     ] = None,
 ) -> None:
-    """Write a run's report: one HTML file to send to someone, and its figures as PDF, SVG and PNG."""
+    """Write the report of a run: one HTML file to send to someone, and its figures as PDF, SVG and PNG."""
     from raprune.report.html import report as write
 
     write(run, folder=output, console=_console())
@@ -521,7 +532,7 @@ def inspect(
         str | None,
         typer.Argument(
             metavar="MODEL|JOB.toml",
-            help="Network: a name of `raprune models`, package.module:function, or that of a job.",
+            help="Network: a name of `raprune models`, package.module:function, or a job file that names one.",
             autocompletion=names.complete_model,
         ),
     ] = None,
@@ -530,12 +541,14 @@ def inspect(
     train: Train = None,
     channels: Annotated[
         int | None,
-        typer.Option(help="Channels of an image, where no data is named.", min=1, metavar="N", rich_help_panel=NETWORK),
+        typer.Option(
+            help="Number of channels of an image, if no data is named.", min=1, metavar="N", rich_help_panel=NETWORK
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
-            help="Height and width of an image, where no data is named. (default: the network's own)",
+            help="Height and width of an image, if no data is named. (default: the size that the network is made for)",
             min=1,
             metavar="PIXELS",
             rich_help_panel=NETWORK,
@@ -543,16 +556,16 @@ def inspect(
     ] = None,
     num_classes: Annotated[
         int | None,
-        typer.Option(help="Number of classes, where no data is named.", min=1, metavar="N", rich_help_panel=NETWORK),
+        typer.Option(help="Number of classes, if no data is named.", min=1, metavar="N", rich_help_panel=NETWORK),
     ] = None,
     exclude: Exclude = None,
     seed: Seed = None,
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which channels of a network are coupled, what stays and why, and the lowest reachable FLOPs.
+    """Show which channels of a network are coupled, which stay and why, and the lowest FLOPs that can be reached.
 
-    The name of a network alone needs no data; with --data or a job, the images have the data's shape.
+    The name of a network alone needs no data. With --data or a job, the images have the shape of the data.
     """
     is_job = model_or_job is None or model_or_job.endswith(".toml")
     job = Path(model_or_job) if model_or_job and is_job else None
@@ -600,7 +613,7 @@ def prune(
     allocation: Annotated[
         str,
         typer.Option(
-            help="Rule by which scores become widths: uniform or global_rank.",
+            help="Rule that turns scores into widths: uniform or global_rank.",
             metavar="NAME",
             rich_help_panel=PRUNING,
         ),
@@ -615,7 +628,8 @@ def prune(
         ),
     ] = False,
     epochs: Annotated[
-        float | None, typer.Option(help="Epochs of fine-tuning.", metavar="EPOCHS", rich_help_panel=FINETUNING)
+        float | None,
+        typer.Option(help="Number of epochs of fine-tuning.", metavar="EPOCHS", rich_help_panel=FINETUNING),
     ] = None,
     output: Annotated[
         str | None,
@@ -639,14 +653,15 @@ def prune(
 def serve(
     run: Run,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; one beyond this machine needs a token.", metavar="HOST")
+        str, typer.Option(help="Address to listen at; an address beyond this machine needs a token.", metavar="HOST")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", metavar="PORT")] = 8501,
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free port.", metavar="PORT")] = 8501,
     token_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="File with the page's token. (default: RAPRUNE_PAGE_TOKEN)")
+        str | None,
+        typer.Option(metavar="FILE", help="File that holds the token of the page. (default: RAPRUNE_PAGE_TOKEN)"),
     ] = None,
 ) -> None:
-    """Serve a web page of a run, live while the search goes on; Ctrl-C ends it."""
+    """Serve a web page of a run, live while the search runs; Ctrl-C ends it."""
     from raprune.page.serve import serve as run_serve
 
     run_serve(run, host=host, port=port, token_file=token_file, console=_console())
@@ -680,36 +695,43 @@ def submit(
     ctx: typer.Context,
     address: ClusterAddress = None,
     working_dir: Annotated[
-        Path, typer.Option(help="Folder to send with the job: its code, small data.", metavar="FOLDER")
+        Path, typer.Option(help="Folder to send with the job: code and small data.", metavar="FOLDER")
     ] = Path(),
     install: Annotated[
         str | None,
         typer.Option(
             metavar="REQUIREMENT",
-            help="Requirement that pip installs on the cluster: raprune==0.1.0. (default: raprune is sent)",
+            help="Requirement that pip installs on the cluster: raprune==0.1.0. (default: send raprune with the job)",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name in the list of jobs. (default: that of the run's folder)", metavar="NAME")
+        str | None,
+        typer.Option(help="Name in the list of jobs. (default: the name of the run's folder)", metavar="NAME"),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log to its end.", metavar="")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the log of the job to its end.", metavar="")
+    ] = True,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the job's id as JSON; do not follow the log.", metavar="")
+        bool, typer.Option("--json", help="Print the id of the job as JSON; do not follow the log.", metavar="")
     ] = False,
     kuberay: Annotated[
-        bool, typer.Option("--kuberay", help="Print the job as a KubeRay RayJob; submit nothing.", metavar="")
+        bool, typer.Option("--kuberay", help="Print the job as a RayJob of KubeRay; submit nothing.", metavar="")
     ] = False,
     image: Annotated[
         str, typer.Option(help="Container image with raprune in it.", metavar="IMAGE", rich_help_panel=KUBERAY)
     ] = f"raprune:{__version__}",
-    nodes: Annotated[int, typer.Option(help="Workers.", min=1, metavar="N", rich_help_panel=KUBERAY)] = 2,
-    cpus: Annotated[int, typer.Option(help="CPUs of each worker.", min=1, metavar="N", rich_help_panel=KUBERAY)] = 8,
-    gpus: Annotated[int, typer.Option(help="GPUs of each worker.", min=0, metavar="N", rich_help_panel=KUBERAY)] = 1,
+    nodes: Annotated[int, typer.Option(help="Number of workers.", min=1, metavar="N", rich_help_panel=KUBERAY)] = 2,
+    cpus: Annotated[
+        int, typer.Option(help="Number of CPUs of each worker.", min=1, metavar="N", rich_help_panel=KUBERAY)
+    ] = 8,
+    gpus: Annotated[
+        int, typer.Option(help="Number of GPUs of each worker.", min=0, metavar="N", rich_help_panel=KUBERAY)
+    ] = 1,
     memory: Annotated[
         str, typer.Option(help="Memory of each worker.", metavar="QUANTITY", rich_help_panel=KUBERAY)
     ] = "32Gi",
     token_secret: Annotated[
-        str, typer.Option(help="Secret with Ray's token as auth_token.", metavar="NAME", rich_help_panel=KUBERAY)
+        str, typer.Option(help="Secret that holds Ray's token as auth_token.", metavar="NAME", rich_help_panel=KUBERAY)
     ] = "raprune-ray-token",
     secret: Annotated[
         list[str] | None,
@@ -718,9 +740,9 @@ def submit(
         ),
     ] = None,
 ) -> None:
-    """Run a search on a cluster. JOB.toml and all options of `raprune search` are taken too.
+    """Submit a search to a cluster; takes JOB.toml and all options of `raprune search`.
 
-    If --output holds a run already, it is resumed.
+    If --output holds a run already, the run is resumed.
     """
     wanted = _parsed_as_search(ctx)
     job, overrides = wanted.params["job"], _overrides(wanted.params["assignments"], _given(wanted))
@@ -758,11 +780,11 @@ def submit(
 def jobs(
     address: ClusterAddress = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="List jobs that are not raprune's too.", metavar="")
+        bool, typer.Option("--all", help="List all jobs, not only those of raprune.", metavar="")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the jobs of a cluster, and the best network that each has found so far."""
+    """List the jobs of a cluster and the best network that each has found so far."""
     from raprune.orchestration.jobs.client import print_jobs
 
     print_jobs(address, everything=everything, as_json=as_json, console=_console())
@@ -773,7 +795,7 @@ def logs(
     job: JobName,
     address: ClusterAddress = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Follow the log to the job's end.", metavar="")
+        bool, typer.Option("--follow", "-f", help="Follow the log to the end of the job.", metavar="")
     ] = False,
 ) -> None:
     """Print the log of a job on a cluster."""
@@ -784,7 +806,7 @@ def logs(
 
 @app.command(rich_help_panel=CLUSTERS)
 def stop(job: JobName, address: ClusterAddress = None) -> None:
-    """Stop a job on a cluster; submitted again, its run is resumed."""
+    """Stop a job on a cluster; submit it again to resume its run."""
     from raprune.orchestration.jobs.client import stop as run_stop
 
     run_stop(job, address, console=_console())
@@ -792,7 +814,7 @@ def stop(job: JobName, address: ClusterAddress = None) -> None:
 
 @app.command(rich_help_panel=REFERENCE)
 def methods() -> None:
-    """List the methods with their hyper-parameters and where they come from, and the allocations."""
+    """List the methods with their papers and settings, and the allocations."""
     from raprune.methods import list_methods
     from raprune.pruning.allocate import list_allocations
 
@@ -832,16 +854,16 @@ def check(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Method to check against the contract: a name of `raprune methods`, or package.module:Class.",
+            help="Method to check against the contract of all methods: a name, or package.module:Class.",
             metavar="NAME",
             rich_help_panel=PRUNING,
             autocompletion=names.complete_methods,
         ),
     ] = None,
 ) -> None:
-    """Check that network, weights and data fit together, your own functions among them.
+    """Check that network, weights and data fit together, including functions of your own.
 
-    --method checks that a method keeps the contract of all methods; with a job too, both are checked.
+    --method checks a method against the contract of all methods. With a job as well, both are checked.
     """
     if method is not None:
         from raprune.checks.job import check_method
@@ -864,18 +886,19 @@ def install_dashboards(
     folder: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="Grafana's folder, as /etc/grafana. (default: that of Ray's latest session here)"
+            metavar="FOLDER",
+            help="Folder of Grafana, such as /etc/grafana. (default: that of Ray's latest session on this machine)",
         ),
     ] = None,
 ) -> None:
-    """Install the dashboard of runs where Grafana finds it: Ray's, shown in the Metrics tab, or another."""
+    """Install the dashboard of runs where Grafana finds it: in the folder of Ray, or in that of another Grafana."""
     from raprune.orchestration.jobs.grafana import install, next_steps
 
     typer.echo(next_steps(install(folder)))
 
 
 def _parsed_as_search(ctx: typer.Context) -> typer.Context:
-    """What is left of a command's arguments, as `search` would read them."""
+    """The remaining arguments of a command, parsed as those of `search`."""
     group = ctx.find_root().command
     assert isinstance(group, TyperGroup)
     read: Any = group.commands["search"].make_context(ctx.info_name, list(ctx.args), parent=ctx.parent)
@@ -883,12 +906,12 @@ def _parsed_as_search(ctx: typer.Context) -> typer.Context:
 
 
 def _given(ctx: typer.Context, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Field of the spec -> value, of the flags that a command was given; `but` are fields of which it was not asked."""
+    """Field of the spec -> value, for the flags that the command was given; fields in `but` are left out."""
     from raprune.spec.job import FLAGS
 
     readers = {"methods": _names, "search.rungs": _names, "search.time_limit_s": _seconds}
     given = {field: ctx.params.get(flag[2:].replace("-", "_")) for field, flag in FLAGS.items() if field not in but}
-    # A flag that can be repeated is empty when it was not given.
+    # A repeatable flag that was not given is empty.
     return {
         field: readers[field](value) if field in readers else value
         for field, value in given.items()
@@ -907,13 +930,13 @@ def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any
 
 
 def _overrides(assignments: list[str] | None, fields: dict[str, Any]) -> dict[str, Any]:
-    """Field -> value, of --set and of the flags, which win."""
+    """Field -> value, of --set and of the flags; flags win."""
     given = dict(_assignment(text) for text in assignments or [])
     return given | fields
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    """The field and the value of `field=value`: a TOML value, or a string that needs no quotes."""
+    """The field and the value of `field=value`; the value is TOML, or a string without quotes."""
     field, equals, value = text.partition("=")
     if not equals or not field.strip():
         raise UsageError(f"--set {text}: not FIELD=VALUE.", hint="For example --set finalists.train.lr=0.02")
@@ -934,13 +957,13 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    # What goes to a file or a pipe is not folded to eighty columns.
+    # Rich would wrap output to a file or a pipe at eighty columns.
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=140)
 
 
 @contextmanager
 def _loading(console: Console) -> Iterator[Stages]:
-    """Shows the stages of a command, from the imports that take seconds on."""
+    """Show the stages of a command, beginning with its imports, which take seconds."""
     from raprune.report.display import shown
     from raprune.results.stages import LOAD_LIBRARIES
 
@@ -957,12 +980,12 @@ def _how_to_resume(output: str) -> str:
     except RapruneError:
         recorded = True
     if not recorded:
-        return "Nothing was recorded yet; start it again."
-    return f"Go on with it: raprune resume {public_address(output)}"
+        return "Nothing was recorded yet: start the search again."
+    return f"Resume it: raprune resume {public_address(output)}"
 
 
 def _tell(message: str, hint: str) -> None:
-    """Writes an error to stderr: what went wrong, and what to do."""
+    """Write an error to stderr: what went wrong, and what to do."""
     coloured = sys.stderr.isatty()
     typer.echo(f"{typer.style('Error:', fg='red', bold=True) if coloured else 'Error:'} {message}", err=True)
     if hint:
@@ -970,7 +993,7 @@ def _tell(message: str, hint: str) -> None:
 
 
 def _is_usage(error: BaseException) -> bool:
-    """True if typer tells the error: it exits with 2 by itself."""
+    """True if typer prints the error itself and exits with 2."""
     return hasattr(error, "exit_code") and hasattr(error, "show")
 
 

@@ -95,7 +95,7 @@ def test_help_fills_the_width_and_cuts_nothing(cli: CliRunner, command: list[str
 
 def test_help_of_commands_is_in_the_imperative() -> None:
     first = {name: entry.help.split()[0] for name, entry in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined]
-    verbs = "Check Export Install List Pick Print Prune Resume Run Search Serve Show Stop Write".split()  # noqa: SIM905
+    verbs = "Check Export Install List Pick Print Prune Resume Search Serve Show Stop Submit Write".split()  # noqa: SIM905
     assert set(first.values()) <= set(verbs), first
 
 
@@ -268,7 +268,7 @@ def test_on_request_the_trace_is_shown(cli: CliRunner) -> None:
 def test_an_interrupted_search_says_how_to_go_on(cli: CliRunner, tmp_path: Path) -> None:
     run = os.fspath(tmp_path)
     early = cli.invoke(failing(KeyboardInterrupt(), run=run), ["fail"])
-    assert "start it again" in early.stderr
+    assert "start the search again" in early.stderr
     Store(run).create({})
     later = cli.invoke(failing(KeyboardInterrupt(), run=run), ["fail"])
     assert f"raprune resume {run}" in later.stderr
