@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Ray cluster of separate processes on this machine: a head without processors and WORKERS nodes of CPUS each.
+# A Ray cluster of separate processes on this machine: a head without CPUs and WORKERS nodes of CPUS each.
 # For one machine with several GPUs, and to see a search on a cluster before a real one is rented.
 #
 #   source cluster/local.sh start     # sets RAY_ADDRESS and RAY_AUTH_TOKEN, which later commands need
