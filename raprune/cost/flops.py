@@ -1,8 +1,8 @@
 """FLOPs and parameters of any width vector in closed form, and its latency by a table of measured times.
 
-FLOPs are multiply-adds counted as 2, as `torch.utils.flop_counter` counts them, for one image; MACs are half of that.
-Every cost is a sum of products of axis sizes, and every axis size is affine in the widths (`ChannelGraph.factors`), so
-thousands of width vectors are priced by two matrix products. A latency table knows the same axes.
+A multiply-add counts as 2 FLOPs, as in `torch.utils.flop_counter`, for one image; MACs are half of the FLOPs. Every
+cost is a sum of products of axis sizes, and every axis size is affine in the widths (`ChannelGraph.factors`), so two
+matrix products give the costs of thousands of width vectors. A latency table uses the same axes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ Counts = npt.NDArray[np.int64]
 class CostModel:
     """The costs of a channel graph. Widths are arrays of shape `(..., G)` in the order of `group_names`.
 
-    Counts are exact while they are below 2**53 (nine peta-FLOPs an image). Without a `table` nothing is known of the
-    latency.
+    Counts are exact below 2**53 (nine peta-FLOPs per image). Without a `table` the latency is not known.
     """
 
     def __init__(self, graph: ChannelGraph, table: LatencyTable | None = None) -> None:
@@ -47,51 +46,51 @@ class CostModel:
         self.dense_params = int(self.params(self.num_channels))
 
     def flops(self, widths: npt.ArrayLike) -> Counts:
-        """FLOPs for one image; shape `(...,)`."""
+        """Return the FLOPs for one image; shape `(...,)`."""
         return self._evaluate(self._flops, widths)
 
     def params(self, widths: npt.ArrayLike) -> Counts:
-        """Number of parameters (buffers are not counted); shape `(...,)`."""
+        """Return the number of parameters, without buffers; shape `(...,)`."""
         return self._evaluate(self._params, widths)
 
     def latency_ms(self, widths: npt.ArrayLike) -> Floats:
-        """Milliseconds of one batch, as the table predicts; shape `(...,)`."""
-        assert self.table is not None, "latency is known by a table alone"
+        """Predict the milliseconds of one batch by the table; shape `(...,)`."""
+        assert self.table is not None, "latency needs a table"
         return self.table.predict(self.sizes(widths))
 
     @property
     def dense_latency_ms(self) -> float:
-        """The dense network's, measured whole with the table."""
-        assert self.table is not None, "latency is known by a table alone"
+        """Milliseconds of one batch through the dense network, measured together with the table."""
+        assert self.table is not None, "latency needs a table"
         return self.table.dense_ms
 
     def sizes(self, widths: npt.ArrayLike) -> Floats:
-        """The sizes of the graph's axes, `ChannelGraph.factors`; shape `(..., F)`."""
+        """Return the sizes of the graph's axes, `ChannelGraph.factors`; shape `(..., F)`."""
         sizes: Floats = np.asarray(widths, dtype=np.float64) @ self._coefficients.T + self._constants
         return sizes
 
     def vector(self, widths: Mapping[str, int]) -> Counts:
-        """The width vector of a mapping; groups that are not named stay whole. Shape `(G,)`."""
+        """Return the width vector of a mapping, shape `(G,)`; groups that are not named stay whole."""
         return np.array(
             [widths.get(name, n) for name, n in zip(self.group_names, self.num_channels, strict=True)], dtype=np.int64
         )
 
     def smallest(self, *, min_channels: int = 1, multiple_of: int = 1) -> Counts:
-        """The narrowest width vector that the two limits allow; shape `(G,)`."""
+        """Return the narrowest width vector that the two limits allow; shape `(G,)`."""
         floor = max(1, -(-min_channels // multiple_of)) * multiple_of
         return np.minimum(self.num_channels, floor)
 
     def flops_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
-        """Module -> its FLOPs at one width vector of shape `(G,)`, the costliest first."""
+        """Return the FLOPs of each module at one width vector of shape `(G,)`, the most expensive module first."""
         return self._by_module(self._graph.flops, widths)
 
     def params_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
-        """Module -> its number of parameters at one width vector of shape `(G,)`, the largest first."""
+        """Return the number of parameters of each module at one width vector of shape `(G,)`, the largest first."""
         return self._by_module(self._graph.params, widths)
 
     def latency_by_module(self, widths: npt.ArrayLike) -> dict[str, float]:
-        """Module -> milliseconds of its operations at one width vector of shape `(G,)`, the slowest first."""
-        assert self.table is not None, "latency is known by a table alone"
+        """Return the milliseconds of each module's operations at a width vector of shape `(G,)`, the slowest first."""
+        assert self.table is not None, "latency needs a table"
         return self.table.by_module(self.sizes(widths))
 
     def _by_module(self, terms: tuple[Term, ...], widths: npt.ArrayLike) -> dict[str, int]:
@@ -121,7 +120,7 @@ class CostModel:
 
 
 def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
-    """FLOPs for the one image `x`, counted while it runs, and parameters."""
+    """Count the FLOPs of a forward pass of the one image `x`, and the parameters; return both."""
     training = model.training
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -130,14 +129,14 @@ def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
     return int(counter.get_total_flops()), sum(parameter.numel() for parameter in model.parameters())
 
 
-def share_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
-    """Group name -> the fraction of the dense FLOPs and of the parameters that lie on the group's channels.
+def fractions_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
+    """Return for each group the fractions of the dense FLOPs and parameters that belong to the group's channels.
 
-    A weight between two groups lies on both, so the fractions add up to more than 1.
+    A weight between two groups belongs to both groups, so the fractions add up to more than 1.
     """
     dense = graph.widths
     sizes = [f.constant + sum(m * dense[g] for g, m in f.coefficients.items()) for f in graph.factors]
-    shares = []
+    fractions = []
     for terms in (graph.flops, graph.params):
         total = sum(_dense(term, sizes) for term in terms)
         by_group: dict[str, float] = defaultdict(float)
@@ -147,12 +146,12 @@ def share_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
                     1 - graph.factors[p].coefficients.get(name, 0) * dense[name] / sizes[p] for p in term.factors
                 )
                 by_group[name] += _dense(term, sizes) * (1 - outside)
-        shares.append({name: by_group[name] / total for name in dense})
-    return {name: (shares[0][name], shares[1][name]) for name in dense}
+        fractions.append({name: by_group[name] / total for name in dense})
+    return {name: (fractions[0][name], fractions[1][name]) for name in dense}
 
 
 def prunable_params_fraction(graph: ChannelGraph) -> float:
-    """The fraction of the dense parameters that lie on at least one channel that can go."""
+    """Return the fraction of the dense parameters that belong to at least one removable channel, in [0, 1]."""
     dense = graph.widths
     sizes = [f.constant + sum(m * dense[g] for g, m in f.coefficients.items()) for f in graph.factors]
     total = sum(_dense(term, sizes) for term in graph.params)
@@ -165,7 +164,7 @@ def _dense(term: Term, sizes: list[int]) -> int:
 
 
 def _collect(terms: tuple[Term, ...]) -> dict[tuple[int, ...], float]:
-    """Terms of the same factors added up: the fewer there are, the faster a vector is priced."""
+    """Add up terms with the same factors: with fewer terms, the cost of a vector is computed faster."""
     collected: dict[tuple[int, ...], float] = defaultdict(float)
     for term in terms:
         collected[tuple(sorted(term.factors))] += term.coefficient

@@ -4,12 +4,12 @@ Each operation's time is a grid over the sizes of at most two tensor axes, inter
 
     offset + sum over its operations of scale[kind] * time
 
-milliseconds, with scales and offset fitted to whole networks: the sum alone knows neither the calls between operations
-nor that a tensor which another operation just wrote is still in the cache, or no longer.
+milliseconds. Scales and offset are fitted to whole networks, because the sum alone includes neither the time between
+operations nor the effect of caches on a tensor that another operation just wrote.
 
-Times are made monotone in the sizes, and no network is slower than the dense one: the projection onto a budget takes
-both for granted. Real ones are monotone only about: a width that is no multiple of the vector unit's can take longer
-than the next one that is.
+Times are made monotone in the sizes, and no network is predicted slower than the dense network: the projection onto a
+budget needs both. Real times are only roughly monotone: a width that is no multiple of the vector unit's width can
+take longer than the next multiple.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
 TABLE = "latency.safetensors"
-"""Where a run keeps its table."""
+"""File name of a run's table in the run's folder."""
 
 KINDS = ("matrix", "other")
-"""Of operations: convolutions and products of matrices; and all that is done element by element."""
+"""Kinds of operations: convolutions and products of matrices; and all other operations."""
 
 _CHUNK = 512
-"""Width vectors that are worked on together: their intermediate arrays stay in the cache."""
+"""Number of width vectors that are predicted together, so that the intermediate arrays stay in the CPU's cache."""
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """How far predictions were from the timings of whole networks that had no part in the fit."""
+class PredictionError:
+    """Error of the predictions for whole networks that were not used in the fit, relative to their timings."""
 
     median_error: float
-    """Relative to the timing."""
+    """Median of the relative errors: 0.1 is 10 %."""
     worst_error: float
+    """Largest relative error."""
     networks: int
+    """Number of networks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,40 +53,40 @@ class LatencyTable:
     """Times of a network's operations on one device, for one batch. N operations share T grids of at most W x W."""
 
     grids: Floats
-    """Ascending sizes of the two axes; shape `(T, 2, W)`, the last size repeated where there are fewer."""
+    """Ascending sizes of the two axes, shape `(T, 2, W)`; a shorter grid repeats its last size."""
     times_ms: Floats
-    """Shape `(T, W, W)`; monotone in both axes."""
+    """Times at the points of the grids, shape `(T, W, W)`; monotone in both axes."""
     tables: Positions
-    """Operation -> its grid; shape `(N,)`."""
+    """Index of each operation's grid, shape `(N,)`."""
     factors: Positions
-    """Operation -> the positions in `ChannelGraph.factors` of its two axes, -1 for none; shape `(N, 2)`."""
+    """Indices in `ChannelGraph.factors` of each operation's two axes, -1 for no axis; shape `(N, 2)`."""
     kinds: Positions
-    """Operation -> position in `KINDS`; shape `(N,)`."""
+    """Index of each operation's kind in `KINDS`, shape `(N,)`."""
     modules: tuple[str, ...]
-    """Operation -> the module that runs it."""
+    """Name of the module that runs each operation."""
     scales: tuple[float, ...]
-    """One for each of `KINDS`."""
+    """Scale of the times of each of `KINDS`."""
     offset_ms: float
     dense_ms: float
-    """The dense network's, measured whole."""
-    accuracy: Accuracy
+    """Milliseconds of one batch through the dense network, measured as a whole."""
+    accuracy: PredictionError
     device: str
-    """Its name, and on a processor the number of threads."""
+    """Name of the device; for a CPU with the number of threads."""
     batch_size: int
     precision: str
     unknown: tuple[str, ...] = ()
-    """Operations whose sizes follow no traced axis, which count as at full width, or that run in the network only,
-    which count nothing by themselves."""
+    """Operations that the table does not model: their sizes follow no traced axis, so that they count as at full
+    width, or they only run inside the network, so that they count nothing by themselves."""
 
     def predict(self, sizes: npt.ArrayLike) -> Floats:
-        """Milliseconds of a batch; `sizes` of the graph's factors, shape `(..., F)` to `(...,)`."""
+        """Predict the milliseconds of a batch from the `sizes` of the graph's factors; shape `(..., F)` to `(...,)`."""
         values = np.asarray(sizes, dtype=np.float64)
         flat = values.reshape(-1, values.shape[-1])
         parts = [self._predict(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)]
         return np.concatenate(parts or [np.zeros(0)]).reshape(values.shape[:-1])
 
     def by_module(self, sizes: npt.ArrayLike) -> dict[str, float]:
-        """Module -> milliseconds of its operations, the slowest first; `sizes` of shape `(F,)`."""
+        """Return the milliseconds of each module's operations, the slowest module first; `sizes` has shape `(F,)`."""
         scale = np.array(self.scales)[self.kinds]
         times = self._all.times(self.times_ms, np.asarray(sizes, dtype=np.float64)[None])[0] * scale
         by_module: dict[str, float] = {}
@@ -93,7 +95,7 @@ class LatencyTable:
         return dict(sorted(by_module.items(), key=lambda item: -item[1]))
 
     def sums(self, sizes: Floats) -> Floats:
-        """For each kind the sum of its operations' times, before any scale; `(n, F)` to `(n, len(KINDS))`."""
+        """Return for each kind the sum of its operations' times before any scale; `(n, F)` to `(n, len(KINDS))`."""
         times = self._all.times(self.times_ms, sizes)
         return np.stack([times[:, self.kinds == kind].sum(axis=1) for kind in range(len(KINDS))], axis=1)
 
@@ -108,13 +110,13 @@ class LatencyTable:
 
     @cached_property
     def _distinct(self) -> tuple[_Lookup, Floats]:
-        """Every operation that differs from the others, and its scales added up."""
+        """The lookup of all distinct operations, and for each of them the sum of the scales of its occurrences."""
         rows, which = np.unique(np.c_[self.tables, self.factors], axis=0, return_inverse=True)
         weights = np.bincount(which.reshape(-1), np.array(self.scales)[self.kinds], minlength=len(rows))
         return _Lookup.of(self.grids, rows[:, 0], rows[:, 1:]), weights.astype(np.float64)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays alone, which `from_arrays` reads back to an equal table."""
+        """Return arrays from which `from_arrays` makes an equal table."""
         about = {
             "modules": self.modules,
             "scales": self.scales,
@@ -144,7 +146,7 @@ class LatencyTable:
             scales=tuple(about["scales"]),
             offset_ms=about["offset_ms"],
             dense_ms=about["dense_ms"],
-            accuracy=Accuracy(**about["accuracy"]),
+            accuracy=PredictionError(**about["accuracy"]),
             device=about["device"],
             batch_size=about["batch_size"],
             precision=about["precision"],
@@ -152,7 +154,7 @@ class LatencyTable:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What `run.json` says of it."""
+        """Return the description of the table for `run.json`."""
         return {
             "device": self.device,
             "batch_size": self.batch_size,
@@ -167,16 +169,19 @@ class LatencyTable:
 
 @dataclass(frozen=True, eq=False)
 class _Lookup:
-    """Where operations look up their times. They share U axes, each a factor with a grid: those are worked out once."""
+    """Interpolation in the grids for N operations.
+
+    The operations share U axes, each a factor with a grid, so that each axis is located in its grid only once.
+    """
 
     tables: Positions
-    """Shape `(N,)`."""
+    """Index of each operation's grid, shape `(N,)`."""
     axes: Positions
-    """Shape `(N, 2)`."""
+    """Indices of each operation's two axes, shape `(N, 2)`."""
     factors: Positions
-    """Of the axes, shape `(U,)`."""
+    """Factor of each axis, shape `(U,)`."""
     grids: Floats
-    """Of the axes, shape `(U, W)`."""
+    """Grid of each axis, shape `(U, W)`."""
 
     @classmethod
     def of(cls, grids: Floats, tables: Positions, factors: Positions) -> _Lookup:
@@ -185,7 +190,7 @@ class _Lookup:
         return cls(tables, which.reshape(-1, 2), distinct[:, 0].astype(np.int64), distinct[:, 1:])
 
     def times(self, times_ms: Floats, sizes: Floats) -> Floats:
-        """Times of the operations at these sizes, `(n, F)` to `(n, N)`; beyond a grid as at its edge."""
+        """Return the times of the operations at `sizes`, `(n, F)` to `(n, N)`; beyond a grid the time at its edge."""
         last = self.grids.shape[1] - 1
         at = np.where(self.factors >= 0, sizes[:, self.factors], self.grids[:, 0])
         lower = np.zeros(at.shape, dtype=np.int64)
@@ -193,10 +198,10 @@ class _Lookup:
             lower += at >= self.grids[:, edge]
         upper, axis = np.minimum(lower + 1, last), np.arange(len(self.grids))
         left, right = self.grids[axis, lower], self.grids[axis, upper]
-        share = np.clip((at - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
+        fraction = np.clip((at - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
         (first, second), tables = self.axes.T, self.tables
-        i, up, u = lower[:, first], upper[:, first], share[:, first]
-        j, on, v = lower[:, second], upper[:, second], share[:, second]
+        i, up, u = lower[:, first], upper[:, first], fraction[:, first]
+        j, on, v = lower[:, second], upper[:, second], fraction[:, second]
         near = times_ms[tables, i, j] * (1 - v) + times_ms[tables, i, on] * v
         far = times_ms[tables, up, j] * (1 - v) + times_ms[tables, up, on] * v
         result: Floats = near * (1 - u) + far * u
@@ -204,9 +209,9 @@ class _Lookup:
 
 
 def monotone(times: Floats) -> Floats:
-    """The nearest times, in the largest distance, that never fall along an axis; any shape.
+    """Return the nearest times, by the maximum norm, that never fall along an axis; any shape.
 
-    Half way between the least such times above them and the greatest below.
+    These are half way between the least monotone times above `times` and the greatest monotone times below.
     """
     above, below = times.copy(), times.copy()
     for axis in range(times.ndim):
@@ -216,9 +221,9 @@ def monotone(times: Floats) -> Floats:
 
 
 def fitted(sums: Floats, measured_ms: Floats) -> Floats:
-    """Scales and offset, none below 0, that give `sums` (n, kinds) the least relative squared error; `(kinds + 1,)`.
+    """Fit scales and offset, none below 0, to `sums` `(n, kinds)` by least relative squared error; `(kinds + 1,)`.
 
-    Every subset of the terms is solved by itself, which for three of them is the exact solution.
+    Every subset of the terms is solved by itself, which for three terms gives the exact solution.
     """
     terms = np.c_[sums, np.ones(len(sums))] / measured_ms[:, None]
     best, least = np.zeros(terms.shape[1]), np.inf

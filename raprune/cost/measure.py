@@ -1,4 +1,4 @@
-"""Times of a network's operations and of whole networks on a device, and the latency table that they make."""
+"""Measurement of the times of operations and of whole networks on a device, and of the latency table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import nn
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.cost.flops import CostModel, Counts
-from raprune.cost.latency import KINDS, Accuracy, Floats, LatencyTable, fitted, monotone
+from raprune.cost.latency import KINDS, Floats, LatencyTable, PredictionError, fitted, monotone
 from raprune.cost.operations import SizedCall, calls, follow
 from raprune.errors import ModelError
 from raprune.models.memory_format import layout_for
@@ -29,45 +29,45 @@ from raprune.spec.job import LatencySpec
 from raprune.store.scores import key_of
 
 PROBES = 5
-"""Networks of other widths that tell which sizes follow which axes."""
+"""Number of networks of other widths that show which sizes follow which axes."""
 FITTED = 8
-"""Whole networks, beside the dense one, that scales and offset are fitted to."""
+"""Number of whole networks, besides the dense one, for the fit of scales and offset."""
 HELD_OUT = 10
-"""Whole networks that the predictions are set against."""
+"""Number of whole networks that the predictions are compared with."""
 MATRIX = ("addmm", "baddbmm", "bmm", "convolution", "mm", "scaled_dot")
-"""Parts of the names of operations of that kind."""
+"""Parts of the names of operations of the kind `matrix`."""
 
 _OPERATION_S, _NETWORK_S = 0.1, 3.0
-"""Time after which a size, or a network, is timed no more often."""
+"""Maximum time for all timings of one size of an operation, and of one network."""
 
 FILLING = {"cpu": 64, "cuda": 256}
-"""Images that fill a device, at most."""
+"""Maximum number of images in a batch that fills a device."""
 FILLING_FLOPS = 10**10
-"""FLOPs of a batch for each CPU thread, at most: a few tenths of a second."""
+"""Maximum FLOPs of such a batch for each CPU thread, which take a few tenths of a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Number of timings of a call."""
+    """Number of timings of a call: at most `most`, and no more after `limit_s` once there are `least`."""
 
     most: int
     limit_s: float
-    """Time of all timings of a call after which there are no more of them, once there are `least`."""
+    """Time of all timings of a call."""
     least: int = 3
 
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times calls on a device; processor threads as set by `torch.set_num_threads`."""
+    """Stopwatch for calls on a device, with as many CPU threads as `torch.set_num_threads` has set."""
 
     device: torch.device
     clock: Callable[[], float] | None = None
-    """Seconds on a CPU. None: as `milliseconds` says."""
+    """Clock for a CPU, in seconds. None: the clock that `milliseconds` chooses."""
 
     def milliseconds(self, call: Callable[[], object]) -> float:
-        """Of one call: by events on a GPU; on one processor thread its processor time, which neighbours do not add to.
+        """Return the milliseconds of one call: by events on a GPU, by CPU time for one CPU thread, else by wall time.
 
-        With more threads there is no such time, and the clock on the wall counts.
+        The CPU time of a thread does not include the work of other processes; several threads have no such time.
         """
         if self.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -82,13 +82,13 @@ class Stopwatch:
         return (clock() - started) * 1e3
 
     def median(self, call: Callable[[], object], *, repeats: int) -> float:
-        """Of so many calls, or of fewer where they take long; two go before, untimed."""
+        """Return the median milliseconds of at most `repeats` calls; two untimed calls go first."""
         for _ in range(2):
             call()
         return statistics.median(self._timings([call], Repeats(most=repeats, limit_s=_OPERATION_S))[0])
 
     def medians(self, several: Sequence[Callable[[], object]], repeats: Repeats) -> Floats:
-        """Of each of the calls, which take turns, so that what the machine does beside them meets all alike."""
+        """Return the median milliseconds of each call. Calls take turns, so that other load affects all calls alike."""
         for call in several:
             call()
         timings = self._timings(several, repeats)
@@ -104,8 +104,8 @@ class Stopwatch:
         return timings
 
 
-class Subject:
-    """A network as its latency is measured: evaluation mode, one batch, the layout that it runs fastest in."""
+class TimedNetwork:
+    """A network prepared for timing: evaluation mode, one batch, and the memory format in which it runs fastest."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str) -> None:
         self.graph = graph
@@ -118,24 +118,24 @@ class Subject:
         self.x = x.to(self._dtype).contiguous(memory_format=self._layout)
 
     def placed(self, model: nn.Module) -> nn.Module:
-        """`model` on the device, in the layout and precision of the measurement; of the dense network a copy."""
+        """Move `model` to the device, memory format and precision of the measurement; the dense network is copied."""
         whole = cut(model, self.graph, Candidate("whole", {})) if model is self._model else model
         return whole.to(self.device, self._dtype).to(memory_format=self._layout).eval()
 
     def narrowed(self, cost: CostModel, widths: Counts) -> nn.Module:
-        """The network with the first channels of each group: as fast as with any others."""
+        """Return the network with the first channels of each group; the choice of channels does not affect the time."""
         kept = {name: tuple(range(int(n))) for name, n in zip(cost.group_names, widths, strict=True)}
         return self.placed(cut(self._model, self.graph, Candidate("widths", kept)))
 
     def call(self, model: nn.Module) -> Callable[[], object]:
-        """One batch through a network of `placed`."""
+        """Return a function that runs one batch through a network of `placed`."""
         return lambda: model(self.x)
 
 
 def measure_table(
     model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0
 ) -> LatencyTable:
-    """The latency table of `model` (on `device`, with `graph` its trace), and how good it is on whole networks.
+    """Measure the latency table of `model` on `device`, and its error for whole networks; `graph` is the model's trace.
 
     Raises:
         ModelError: if the network runs other operations at other widths.
@@ -143,7 +143,7 @@ def measure_table(
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     try:
-        subject, cost = Subject(model, graph, spec, device=device), CostModel(graph)
+        subject, cost = TimedNetwork(model, graph, spec, device=device), CostModel(graph)
         raw = _operation_times(subject, cost, spec, seed)
         return _calibrated(raw, subject, cost, spec, seed)
     finally:
@@ -160,14 +160,14 @@ def measure_whole(
     stopwatch: Stopwatch | None = None,
     repeats: Repeats | None = None,
 ) -> list[float]:
-    """Milliseconds of a batch through each of `models`, cut from `model`, and at last through that; by turns.
+    """Measure the milliseconds of a batch through each of `models`, and last through the dense `model`, in turns.
 
-    `stopwatch` and `repeats`: others than those of the table.
+    The `models` are cut from `model`. `stopwatch` and `repeats` replace those of the latency table.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     try:
-        subject = Subject(model, graph, spec, device=device)
+        subject = TimedNetwork(model, graph, spec, device=device)
         timed = [subject.call(subject.placed(one)) for one in (*models, model)]
         with torch.inference_mode():
             stopwatch = stopwatch or Stopwatch(subject.device)
@@ -189,14 +189,14 @@ def measure_reported(
     budgeted: bool,
     stopwatch: Stopwatch | None = None,
 ) -> Times:
-    """Times of the named networks, cut from `model`, as a report gives them.
+    """Measure the times of the named networks, cut from `model`, for a report.
 
-    They are those of one image and of a batch that fills the device, on `threads` CPU threads by the clock on the wall;
-    with `budgeted` also those under the conditions of `spec`, as the latency table is measured. A batch that is chosen
-    here has at most `largest` images.
+    The times are wall times of one image and of a batch that fills the device, on `threads` CPU threads. With
+    `budgeted` they include the times under the conditions of `spec`, which are those of the latency table. A batch
+    size that is chosen here is at most `largest`.
     """
     watch = stopwatch or Stopwatch(torch.device(device), clock=time.perf_counter)
-    # A front has a dozen networks or more, and what the machine does besides comes in bursts: often where it is short.
+    # A front has a dozen networks or more, and other load of the machine comes in bursts: time short calls often.
     often = Repeats(most=10 * spec.repeats, least=7, limit_s=0.1)
 
     def under(conditions: LatencySpec, watch: Stopwatch | None = watch) -> Timing:
@@ -223,10 +223,10 @@ def measure_reported(
 
 
 def filling_batch(flops: int, *, device: str, threads: int, largest: int) -> int:
-    """Number of images that fill the device, a power of two of at most `largest`.
+    """Return the number of images that fill the device, a power of two of at most `largest`.
 
-    It follows from `flops`, those of the dense network for one image, and not from a measurement, which a busy machine
-    would bend. On a CPU a large network has fewer images: one keeps the threads busy.
+    The number follows from `flops`, the FLOPs of the dense network for one image, not from a measurement, which a busy
+    machine would distort. On a CPU a large network gets fewer images, because one image keeps the threads busy.
     """
     kind = torch.device(device).type
     most = min(largest, FILLING[kind])
@@ -236,7 +236,7 @@ def filling_batch(flops: int, *, device: str, threads: int, largest: int) -> int
 
 
 def _fitting(measure: Callable[[int], Timing], batch_size: int) -> Timing:
-    """The timing of so many images, or of half as many again and again where they do not fit into the device."""
+    """Time a batch of `batch_size` images; halve the batch until it fits into the device's memory."""
     while batch_size > 1:
         with contextlib.suppress(torch.OutOfMemoryError):
             return measure(batch_size)
@@ -245,7 +245,7 @@ def _fitting(measure: Callable[[int], Timing], batch_size: int) -> Timing:
 
 
 def conditions(spec: LatencySpec, *, device: str) -> dict[str, Any]:
-    """What timings were taken under: the device's name, images a batch, precision; as plain data."""
+    """Return the conditions of the timings as plain data: the device's name, the batch size, the precision."""
     where = torch.device(device)
     name = device_name(where)
     if where.type == "cpu":
@@ -254,11 +254,11 @@ def conditions(spec: LatencySpec, *, device: str) -> dict[str, Any]:
 
 
 def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0) -> str:
-    """Under which key the statistics hold the table of this network on this device. Weights do not matter to it."""
+    """Return the key of this network's table for this device in the statistics. Weights do not affect the key."""
     content = {
         "architecture": graph.architecture,
         "factors": [[factor.constant, dict(factor.coefficients)] for factor in graph.factors],
-        # The table does not hang on what the report measures besides.
+        # The batch of the report does not affect the table.
         "spec": spec.model_dump(mode="json", exclude={"report_batch"}),
         "device": device_name(torch.device(device)),
         "torch": torch.__version__,
@@ -268,14 +268,14 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
 
 
 def precision_of(spec: LatencySpec, device: torch.device) -> str:
-    """`float32` or `bfloat16`."""
+    """Return the precision of the timings on `device`: `float32` or `bfloat16`."""
     if spec.precision == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
     return spec.precision
 
 
 def device_name(device: torch.device) -> str:
-    """What its maker calls it."""
+    """Return the device's product name."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     try:
@@ -287,12 +287,12 @@ def device_name(device: torch.device) -> str:
 
 
 def usable_cpus() -> int:
-    """Number of CPUs that this process may run on, of those that the machine has."""
+    """Return the number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _operation_times(subject: Subject, cost: CostModel, spec: LatencySpec, seed: int) -> LatencyTable:
-    """The table before it is calibrated."""
+def _operation_times(subject: TimedNetwork, cost: CostModel, spec: LatencySpec, seed: int) -> LatencyTable:
+    """Measure the times of all operations: the table before the calibration."""
     operations = _sized(subject, cost, seed)
     stopwatch = Stopwatch(subject.device)
     dense = cost.sizes(cost.num_channels)
@@ -311,7 +311,7 @@ def _operation_times(subject: Subject, cost: CostModel, spec: LatencySpec, seed:
                 dense_sizes = [float(dense[factor]) for factor in operation.factors]
                 try:
                     measured = _times(stopwatch, operation, own, dense_sizes, spec.repeats)
-                except Exception:  # what runs inside a network may refuse to run on tensors of ones
+                except Exception:  # an operation that runs inside the network may refuse tensors of ones
                     measured = np.zeros((*(len(grid) for grid in own), 1, 1)[:2])
                     failed.add(known[key])
                 times.append(monotone(measured))
@@ -328,7 +328,7 @@ def _operation_times(subject: Subject, cost: CostModel, spec: LatencySpec, seed:
         scales=(1.0,) * len(KINDS),
         offset_ms=0.0,
         dense_ms=np.inf,
-        accuracy=Accuracy(0.0, 0.0, 0),
+        accuracy=PredictionError(0.0, 0.0, 0),
         **conditions(spec, device=subject.device.type),
         unknown=tuple(
             f"{op.call.operation} in {op.call.module}"
@@ -338,18 +338,18 @@ def _operation_times(subject: Subject, cost: CostModel, spec: LatencySpec, seed:
     )
 
 
-def _sized(subject: Subject, cost: CostModel, seed: int) -> list[SizedCall]:
+def _sized(subject: TimedNetwork, cost: CostModel, seed: int) -> list[SizedCall]:
     generator = np.random.default_rng(seed)
-    # Of width 1 an axis has no place in memory, and other operations run.
+    # An axis of width 1 has no place in the memory format, and other operations would run.
     least = np.minimum(2, cost.num_channels)
     vectors = [cost.num_channels, *(generator.integers(least, cost.num_channels + 1) for _ in range(PROBES))]
     runs = [calls(subject.narrowed(cost, widths), subject.x) for widths in vectors]
     operations = follow(runs, cost.sizes(np.stack(vectors)))
     if operations is None:
         raise ModelError(
-            "budget_latency (--budget-latency): this network runs other operations at other widths, so no table of "
-            "operation times holds for it.",
-            hint="Use --budget-flops or --budget-params for it.",
+            "budget_latency (--budget-latency): this network runs other operations at other widths, so a table of "
+            "operation times cannot predict its latency.",
+            hint="Use --budget-flops or --budget-params for this network.",
         )
     return operations
 
@@ -357,7 +357,7 @@ def _sized(subject: Subject, cost: CostModel, seed: int) -> list[SizedCall]:
 def _times(
     stopwatch: Stopwatch, operation: SizedCall, grids: Sequence[Floats], dense_sizes: Sequence[float], repeats: int
 ) -> Floats:
-    """Milliseconds at every point of the grids, shape `(W1, W2)`, 1 where there is no axis."""
+    """Measure the milliseconds at every point of the grids, shape `(W1, W2)`; the size is 1 where there is no axis."""
     shape = tuple(len(grid) for grid in grids)
     times = np.zeros((*shape, 1, 1)[:2])
     for index in np.ndindex(*shape):
@@ -367,7 +367,7 @@ def _times(
 
 
 def _grid(graph: ChannelGraph, cost: CostModel, factor: int, count: int) -> Floats:
-    """At most `count` sizes that an axis can have, evenly from one channel a group to all."""
+    """Return at most `count` possible sizes of an axis, spaced evenly from one channel per group to all channels."""
     coefficients = [c for c in graph.factors[factor].coefficients.values() if c]
     step = int(np.gcd.reduce(coefficients))
     low, high = (cost.sizes(widths)[factor] for widths in (np.ones_like(cost.num_channels), cost.num_channels))
@@ -376,7 +376,7 @@ def _grid(graph: ChannelGraph, cost: CostModel, factor: int, count: int) -> Floa
 
 
 def _padded(grids: list[list[Floats]], times: list[Floats]) -> tuple[Floats, Floats]:
-    """All grids and times at one size, their last entries repeated."""
+    """Pad all grids and times to one size by repeating their last entries."""
     size = max((len(grid) for own in grids for grid in own), default=1)
     padded = np.zeros((len(grids), 2, size))
     for own, row in zip(grids, padded, strict=True):
@@ -386,10 +386,12 @@ def _padded(grids: list[list[Floats]], times: list[Floats]) -> tuple[Floats, Flo
     return padded, np.stack(filled)
 
 
-def _calibrated(raw: LatencyTable, subject: Subject, cost: CostModel, spec: LatencySpec, seed: int) -> LatencyTable:
-    """The table with scales and offset fitted to whole networks, and set against others."""
+def _calibrated(
+    raw: LatencyTable, subject: TimedNetwork, cost: CostModel, spec: LatencySpec, seed: int
+) -> LatencyTable:
+    """Return the table with scales and offset fitted to whole networks, and its error for other whole networks."""
     generator = np.random.default_rng([seed, 1])
-    # The narrowest is among the fitted: whether a budget can be reached hangs on it.
+    # The fit includes the narrowest network, because it decides whether a budget can be reached.
     vectors = np.stack([cost.smallest(), *(_some_widths(cost, generator) for _ in range(FITTED - 1 + HELD_OUT))])
     models = [subject.narrowed(cost, widths) for widths in (*vectors, cost.num_channels)]
     with torch.inference_mode():
@@ -401,10 +403,10 @@ def _calibrated(raw: LatencyTable, subject: Subject, cost: CostModel, spec: Late
     table = replace(raw, scales=tuple(scales), offset_ms=offset, dense_ms=dense_ms)
     held_out = measured[FITTED:-1]
     errors = np.abs(table.predict(cost.sizes(vectors[FITTED:])) / held_out - 1)
-    return replace(table, accuracy=Accuracy(float(np.median(errors)), float(errors.max()), HELD_OUT))
+    return replace(table, accuracy=PredictionError(float(np.median(errors)), float(errors.max()), HELD_OUT))
 
 
 def _some_widths(cost: CostModel, generator: np.random.Generator) -> Counts:
-    """From narrow to wide networks, each with groups about as wide as the others or not."""
-    share = generator.uniform(0.15, 1.0) * generator.uniform(0.5, 1.5, len(cost.num_channels))
-    return np.clip(np.round(share * cost.num_channels), 1, cost.num_channels).astype(np.int64)
+    """Draw a width vector of a narrow to a wide network; the groups' fractions differ by up to a factor of 3."""
+    fraction = generator.uniform(0.15, 1.0) * generator.uniform(0.5, 1.5, len(cost.num_channels))
+    return np.clip(np.round(fraction * cost.num_channels), 1, cost.num_channels).astype(np.int64)

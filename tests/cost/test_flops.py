@@ -1,4 +1,4 @@
-"""The closed form equals what PyTorch counts on the network that was cut."""
+"""Tests of the closed form of the costs, which equals PyTorch's count on the cut network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision import models
 
 from raprune.channels.cut import cut
 from raprune.channels.trace import trace
-from raprune.cost.flops import CostModel, prunable_params_fraction, share_by_group
+from raprune.cost.flops import CostModel, fractions_by_group, prunable_params_fraction
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.records import Candidate
 from tests.channels.networks import NETWORKS, image
@@ -51,8 +51,8 @@ def test_flops_and_params_of_known_networks(name: str) -> None:
     assert int(cost.params(widths)) == sum(p.numel() for p in smaller.parameters())
 
 
-def test_by_hand() -> None:
-    """conv 3 -> 6 (3x3 on 8x8), pooled to 2x2, 24 -> 7 -> 5; a multiply-add counts 2."""
+def test_cost_model_of_a_small_network_equals_the_count_by_hand() -> None:
+    """The network is conv 3 -> 6 (3x3 on 8x8), pooling to 2x2, linear 24 -> 7 -> 5; a multiply-add counts as 2."""
     _, graph = proved("FlattenLinear")
     cost = CostModel(graph)
     assert cost.group_names == ("conv", "hidden")
@@ -95,16 +95,18 @@ def test_the_vector_of_a_mapping() -> None:
 
 
 @pytest.mark.parametrize(("min_channels", "multiple_of", "smallest"), [(1, 1, 1), (3, 1, 3), (1, 4, 4), (5, 4, 8)])
-def test_smallest(min_channels: int, multiple_of: int, smallest: int) -> None:
+def test_smallest_widths_follow_min_channels_and_multiple_of(
+    min_channels: int, multiple_of: int, smallest: int
+) -> None:
     _, graph = proved("Residual")
     narrowest = CostModel(graph).smallest(min_channels=min_channels, multiple_of=multiple_of)
     assert narrowest.tolist() == [min(8, smallest), min(6, smallest)]
 
 
-def test_shares() -> None:
+def test_fractions_by_group_of_a_small_network_are_those_by_hand() -> None:
     _, graph = proved("FlattenLinear")
     cost = CostModel(graph)
-    share = share_by_group(graph)
+    share = fractions_by_group(graph)
     assert share["conv"][0] == pytest.approx(2 * (64 * 6 * 27 + 24 * 7) / cost.dense_flops)
     assert share["conv"][1] == pytest.approx((6 * 27 + 6 + 24 * 7) / cost.dense_params)
     assert share["hidden"][1] == pytest.approx((24 * 7 + 7 + 7 * 5) / cost.dense_params)

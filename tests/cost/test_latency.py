@@ -1,4 +1,4 @@
-"""Predicted latency: the table by hand, and a table that was measured."""
+"""Tests of the predicted latency, with a table made by hand and with a measured table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel
-from raprune.cost.latency import Accuracy, LatencyTable, fitted, monotone
+from raprune.cost.latency import LatencyTable, PredictionError, fitted, monotone
 from raprune.cost.measure import (
     Repeats,
     Stopwatch,
@@ -43,7 +43,7 @@ from tests.channels.proved import proved
 
 
 def by_hand(graph: ChannelGraph, *, dense_ms: float = 1000.0) -> LatencyTable:
-    """A convolution over the axes 0 and 1, twice, an activation over axis 1, something constant."""
+    """A table of a convolution over the axes 0 and 1, twice, an activation over axis 1, and a constant operation."""
     return LatencyTable(
         grids=np.array([[[1, 4, 8], [2, 6, 6]], [[1, 4, 4], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]], dtype=float),
         times_ms=np.array(
@@ -61,7 +61,7 @@ def by_hand(graph: ChannelGraph, *, dense_ms: float = 1000.0) -> LatencyTable:
         scales=(2.0, 3.0),
         offset_ms=7.0,
         dense_ms=dense_ms,
-        accuracy=Accuracy(0.02, 0.07, 10),
+        accuracy=PredictionError(0.02, 0.07, 10),
         device="hand",
         batch_size=1,
         precision="float32",
@@ -164,7 +164,7 @@ def test_a_latency_alone_is_not_a_budget_of_flops_too() -> None:
 
 
 def hand_cost() -> CostModel:
-    """Two groups, of 8 and 6 channels; both axes cost, the first one more."""
+    """A cost model of two groups with 8 and 6 channels; the first group is more expensive."""
     _, graph = proved("Residual")
     sizes = CostModel(graph).sizes([8, 6]).tolist()
     first, second = sizes.index(8), sizes.index(6)
@@ -178,7 +178,7 @@ def hand_cost() -> CostModel:
         scales=(1.0, 1.0),
         offset_ms=10.0,
         dense_ms=150.0,
-        accuracy=Accuracy(0.0, 0.0, 1),
+        accuracy=PredictionError(0.0, 0.0, 1),
         device="hand",
         batch_size=1,
         precision="float32",
@@ -229,7 +229,7 @@ BATCH = LatencySpec(batch_size=32, repeats=5, widths=4)
 
 @cache
 def measured() -> tuple[nn.Module, ChannelGraph, CostModel, LatencyTable]:
-    """A network whose convolutions, not the calls between them, take the time."""
+    """A network that spends its time in convolutions, not in the calls between them."""
     torch.manual_seed(0)
     model = CifarResNet(8).eval()
     graph = trace(model, image((1, 3, 32, 32)))
@@ -318,7 +318,7 @@ def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rou
 
 
 class Ticking(Stopwatch):
-    """Counts a millisecond for each image and thread."""
+    """A network that takes one millisecond for each image and thread."""
 
     def milliseconds(self, call: Callable[[], object]) -> float:
         output = call()

@@ -1,4 +1,4 @@
-"""The operations of a network, and their arguments at widths that were never run."""
+"""Tests of the operations of a network, and of their arguments at widths that were never run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel, Counts
-from raprune.cost.operations import Call, Like, SizedCall, calls, follow
+from raprune.cost.operations import OperationCall, SizedCall, TensorTemplate, calls, follow
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.records import Candidate
 from tests.channels.networks import image
@@ -45,8 +45,12 @@ def followed(model: nn.Module, graph: ChannelGraph, x: Tensor) -> tuple[CostMode
     return cost, found
 
 
-def shapes(call: Call) -> list[object]:
-    return [leaf.shape if isinstance(leaf, Like) else leaf for leaf in call.leaves if isinstance(leaf, Like | int)]
+def shapes(call: OperationCall) -> list[object]:
+    return [
+        leaf.shape if isinstance(leaf, TensorTemplate) else leaf
+        for leaf in call.leaves
+        if isinstance(leaf, TensorTemplate | int)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +114,12 @@ def test_a_number_that_follows_no_axis_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_tensor_is_made_in_the_layout_of_its_model(layout: torch.memory_format) -> None:
-    like = Like.of(torch.zeros(2, 6, 5, 4).to(memory_format=layout))
+    like = TensorTemplate.of(torch.zeros(2, 6, 5, 4).to(memory_format=layout))
     made = like.make((2, 3, 5, 4))
     assert made.shape == (2, 3, 5, 4) and made.is_contiguous(memory_format=layout) and bool((made == 1).all())
 
 
 def test_an_expanded_tensor_is_made_expanded_and_an_index_keeps_its_values() -> None:
-    assert Like.of(torch.zeros(4, 1).expand(4, 7)).make((2, 7)).stride(1) == 0
+    assert TensorTemplate.of(torch.zeros(4, 1).expand(4, 7)).make((2, 7)).stride(1) == 0
     index = torch.tensor([2, 0, 1])
-    assert Like.of(index).make((3,)).tolist() == [2, 0, 1]
+    assert TensorTemplate.of(index).make((3,)).tolist() == [2, 0, 1]
