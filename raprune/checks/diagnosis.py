@@ -1,4 +1,4 @@
-"""A dense network put to the test before a search: is it as good on its training images, does it see its images?"""
+"""Diagnosis of a dense network before a search: its accuracy on both splits, and under common normalisations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from raprune.pruning.workload import Workload
 from raprune.training.evaluate import evaluate
 
 _SCREENED = 250
-"""Validation images by which the promising normalisations are found, before the whole sample decides."""
+"""Number of validation images that select the promising normalisations, before the whole sample decides."""
 _ERRORS = 2.0
+"""Number of standard errors that a better accuracy must exceed."""
 _SMALLEST = 0.01
+"""Smallest gain of accuracy that is reported: one point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BetterNormalisation:
-    """A normalisation under which the dense network does better than under the job's."""
+    """A normalisation under which the dense network has a higher accuracy than under the job's normalisation."""
 
     figures: Normalisation
     accuracy: Accuracy
@@ -32,29 +34,30 @@ class BetterNormalisation:
     def __str__(self) -> str:
         gained = 100 * (self.accuracy.value - self.present.value)
         return (
-            f"The dense network does better with another normalisation, {self.figures}: {self.accuracy.value:.1%} "
-            f"instead of {self.present.value:.1%} on {self.accuracy.images:,} validation images, {gained:.1f} points "
-            f"more. To use it: {self.figures.assignments}"
+            f"The dense network is more accurate with another normalisation, {self.figures}: "
+            f"{self.accuracy.value:.1%} instead of {self.present.value:.1%} on {self.accuracy.images:,} validation "
+            f"images, {gained:.1f} points more. To use this normalisation: {self.figures.assignments}"
         )
 
 
 def accuracy_on_validation(workload: Workload) -> Accuracy:
-    """The dense network's accuracy on all validation images."""
+    """Measure the dense network's accuracy on all validation images."""
     return _accuracy(workload, workload.validation)
 
 
 def accuracy_on_training(workload: Workload) -> Accuracy:
-    """The dense network's accuracy on a sample of the training images, as they are without augmentation."""
+    """Measure the dense network's accuracy on a sample of the training images, without augmentation."""
     train = workload.data.train
     rows = np.random.default_rng(workload.spec.seed).permutation(len(train))[:SAMPLE_IMAGES]
-    # All of them may be too many for the device.
+    # All training images may be too many for the device.
     return _accuracy(workload, workload.place(Split(train.images[rows], train.labels[rows])))
 
 
 def better_normalisation(workload: Workload) -> BetterNormalisation | None:
-    """The common normalisation under which the dense network is more accurate by a point, and by more than chance.
+    """Return the best common normalisation that raises the dense network's accuracy by a point, and significantly.
 
-    A few validation images tell which of them are promising; up to `SAMPLE_IMAGES` tell whether one is better.
+    A few validation images select the promising normalisations; up to `SAMPLE_IMAGES` images decide. None if no
+    normalisation is better than the job's.
     """
     data, seed = workload.data, workload.spec.seed
     known = (*common(data.image_shape[0]), measure(data.train.images))
@@ -91,6 +94,6 @@ def _sample(split: DeviceSplit, count: int, *, seed: int) -> DeviceSplit:
 
 
 def _same(one: Normalisation, other: Normalisation) -> bool:
-    """True if the figures differ by too little to matter to a network."""
+    """True if the figures differ by at most 2 %, which does not matter to a network."""
     pairs = zip(one.mean + one.std, other.mean + other.std, strict=True)
     return all(abs(a - b) <= 0.02 * max(abs(a), abs(b)) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""What can be pruned in a network, what cannot and why, and how small it can get. Prints; changes nothing."""
+"""Inspection of a network: the channels that can be pruned, those that cannot and why, and the lowest cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
-from raprune.cost.flops import CostModel, prunable_params_fraction, share_by_group
+from raprune.cost.flops import CostModel, fractions_by_group, prunable_params_fraction
 from raprune.errors import ModelError, UsageError
 from raprune.models import OWN, build_model, image_shape_of, load_weights
 from raprune.spec.job import ModelSpec
@@ -25,11 +25,11 @@ from raprune.spec.job import ModelSpec
 ImageShape = tuple[int, int, int]
 
 PROOF_SIZES = (8, 28, 32, 64, 75, 96, 128, 160, 192)
-"""Heights and widths of the images that a network is proved on, the smallest that it runs on: which channels are
-coupled does not depend on the size, and the proof of efficientnet_b4 takes 30 times as long on its 380 pixels."""
+"""Heights and widths of images for the proof, which uses the smallest size that the network runs on. The coupling of
+channels does not depend on the size, and the proof of efficientnet_b4 takes 30 times as long on its 380 pixels."""
 
 IMAGE_SIZES = (224, 32, 64, 28, 8, 75, 96, 128, 160, 192, 256, 299, 384, 518)
-"""Heights and widths that are tried, in turn, for a function of the user's whose image size is not given."""
+"""Heights and widths that are tried in turn for a user's function whose image size is not given."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Inspection:
         return self.proof.graph
 
     def to_json(self, *, min_channels: int = 1, multiple_of: int = 1) -> dict[str, Any]:
-        """Everything as plain data; fractions in [0, 1], FLOPs for one image."""
+        """Return the inspection as plain data; fractions in [0, 1], FLOPs for one image."""
         cost = CostModel(self.graph)
         narrowest = cost.smallest(min_channels=min_channels, multiple_of=multiple_of)
-        shares = share_by_group(self.graph)
+        fractions = fractions_by_group(self.graph)
         return {
             "model": self.name,
             "input_shape": list(self.graph.input_shape),
@@ -64,8 +64,8 @@ class Inspection:
                     "name": group.name,
                     "num_channels": group.num_channels,
                     "layers": list(dict.fromkeys(m.parameter.rpartition(".")[0] for m in group.members)),
-                    "flops_fraction": shares[group.name][0],
-                    "params_fraction": shares[group.name][1],
+                    "flops_fraction": fractions[group.name][0],
+                    "params_fraction": fractions[group.name][1],
                 }
                 for group in self.graph.groups
             ],
@@ -93,12 +93,12 @@ def inspect(
     seed: int = 0,
     proved_on: torch.Tensor | None = None,
 ) -> Inspection:
-    """Trace `model` on one image of shape `(1, channels, height, width)`, and prove what was found.
+    """Trace `model` on one image of shape `(1, channels, height, width)`, and prove the trace.
 
-    `proved_on` is an image of another size for the proof, whose time grows with it.
+    `proved_on` is an image of another size for the proof, because the time of the proof grows with the size.
 
     Raises:
-        ModelError: if the network does not run on it.
+        ModelError: if the network does not run on the image.
     """
     started = time.perf_counter()
     graph = trace(model, example_input)
@@ -109,13 +109,13 @@ def inspect(
 def inspect_by_name(
     spec: ModelSpec, *, channels: int | None = None, image_size: int | None = None, num_classes: int | None = None
 ) -> Inspection:
-    """Inspect a network without any data, on images of the shape that it is made for where none is given.
+    """Inspect a network without any data, on images of the given shape, else of the shape that it is made for.
 
-    A function of the user's has no such shape: it is asked for in `IMAGE_SIZES`.
+    The image size of a user's function is not known: the sizes of `IMAGE_SIZES` are tried in turn.
 
     Raises:
         UsageError: if the name is unknown.
-        ModelError: if it runs on none of the sizes tried.
+        ModelError: if the network runs on none of the sizes.
     """
     own = image_shape_of(spec.name)
     channels = channels or (own[0] if own else 3)
@@ -130,7 +130,7 @@ def inspect_by_name(
 
 
 def _smallest(model: nn.Module, shape: ImageShape) -> torch.Tensor:
-    """The smallest image with as many channels as `shape` that the network runs on."""
+    """Return the smallest image, with as many channels as `shape`, that the network runs on."""
     channels, height, width = shape
     model.eval()
     for size in (size for size in PROOF_SIZES if size < min(height, width)):
@@ -138,7 +138,7 @@ def _smallest(model: nn.Module, shape: ImageShape) -> torch.Tensor:
         try:
             with torch.no_grad():
                 model(image)
-        except Exception:  # too small for its layers, or another size than that of its head
+        except Exception:  # too small for the layers, or another size than the head expects
             continue
         return image
     return torch.zeros(1, *shape)
@@ -147,7 +147,7 @@ def _smallest(model: nn.Module, shape: ImageShape) -> torch.Tensor:
 def _build(
     spec: ModelSpec, channels: int, sizes: Sequence[tuple[int, int]], num_classes: int
 ) -> tuple[nn.Module, ImageShape]:
-    """The network, and the shape of the first of `sizes` that it runs on."""
+    """Build the network; return it with the shape of the first of `sizes` that it runs on."""
     if len(sizes) == 1:
         shape = (channels, *sizes[0])
         return build_model(spec, num_classes=num_classes, image_shape=shape), shape
@@ -155,25 +155,25 @@ def _build(
     for size in sizes:
         shape = (channels, *size)
         try:
-            # The size may be an argument of the function, so that another size is another network.
+            # The size may be an argument of the function, so the network is built again for each size.
             model = build_model(spec, num_classes=num_classes, image_shape=shape)
             with torch.no_grad():
                 model.eval()(torch.zeros(1, *shape))
         except UsageError:
             raise
-        except Exception as error:  # too small for its layers, or too large for its head: the next size may do
+        except Exception as error:  # too small for the layers, or too large for the head: try the next size
             problem = error
         else:
             return model, shape
     raise ModelError(
         f"{spec.name} runs on no square image of {', '.join(str(height) for height, _ in sizes)} pixels. "
-        f"Last: {problem}",
-        hint="Give its image size: --image-size N, and --channels if it does not take 3.",
+        f"The last error: {problem}",
+        hint="Give the image size: --image-size N, and --channels N if the network does not take 3 channels.",
     ) from problem
 
 
 def show(inspection: Inspection, console: Console) -> None:
-    """The inspection as tables on the terminal."""
+    """Print the inspection as tables."""
     data = inspection.to_json()
     channels, height, width = data["input_shape"][-3:]
     console.print(
@@ -181,7 +181,7 @@ def show(inspection: Inspection, console: Console) -> None:
         f"channel{'' if channels == 1 else 's'}: {data['flops']:,} FLOPs ({data['macs']:,} MACs), "
         f"{data['params']:,} parameters"
     )
-    table = Table("group", "channels", "layers", "FLOPs", "params", title="What falls together")
+    table = Table("group", "channels", "layers", "FLOPs", "params", title="Groups of coupled channels")
     for number, column in enumerate(table.columns):
         is_figure = number in (1, 3, 4)
         column.justify, column.no_wrap, column.overflow = "right" if is_figure else "left", is_figure, "fold"
@@ -210,17 +210,17 @@ def show(inspection: Inspection, console: Console) -> None:
         f"(float64, {proof['seconds']:.1f} s)"
     )
     console.print(
-        f"[bold]{data['prunable_params_fraction']:.1%}[/] of the parameters lie on channels that can go; "
+        f"[bold]{data['prunable_params_fraction']:.1%}[/] of the parameters belong to channels that can be removed; "
         f"lowest reachable: [bold]{data['min_flops_fraction']:.2%}[/] of the FLOPs, "
         f"{data['min_params_fraction']:.2%} of the parameters"
     )
 
 
 def _show_frozen(frozen: list[dict[str, Any]], console: Console) -> None:
-    """One line a reason: the modules that it holds for."""
+    """Print a table with one row per reason: the number of channels, and the modules."""
     if not frozen:
         return
-    table = Table("channels", "in", "why", title="What stays whole")
+    table = Table("channels", "module", "reason", title="Channels that stay whole")
     for number, column in enumerate(table.columns):
         column.justify, column.no_wrap, column.overflow = "left" if number else "right", number == 0, "fold"
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""`raprune check`: a job, and a method of your own, are checked step by step, and each step that holds is printed."""
+"""`raprune check`: a job or a user's method is checked step by step, and each step that passes is printed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from raprune.store.folder import Store
 
 
 def check(spec: SearchSpec, *, console: Console) -> None:
-    """Refuse what a search of `spec` refuses before it begins, and print a line for each step that holds.
+    """Run the checks that a search of `spec` runs before it starts, and print a line for each step that passes.
 
     Raises:
-        RapruneError: at the first step that does not, with what to do.
+        RapruneError: at the first step that fails; the hint says what to do.
     """
     check_output(Store(spec.output))
     prepared = prepare(spec, _Printed(spec, console))
@@ -43,7 +43,7 @@ def check(spec: SearchSpec, *, console: Console) -> None:
 
 
 class _Printed(Steps):
-    """Prints a line for each step that holds, and looks at the network as a training would."""
+    """Printer of a line for each step that passes; it also checks that the network can be trained and classifies."""
 
     def __init__(self, spec: SearchSpec, console: Console) -> None:
         self._spec = spec
@@ -69,7 +69,7 @@ class _Printed(Steps):
             validation, training = accuracy_on_validation(workload), accuracy_on_training(workload)
             self._print(
                 "weights",
-                f"{validation.value:.2%} on the validation split (a blind guess has {data.chance:.2%}), "
+                f"{validation.value:.2%} on the validation split (a constant guess has {data.chance:.2%}), "
                 f"{training.value:.2%} on {training.images:,} training images",
             )
             self._warn(cannot_classify(validation, training, chance=data.chance, has_weights=True))
@@ -79,7 +79,8 @@ class _Printed(Steps):
 
     def traced(self, proof: Proof) -> None:
         go, stay = len(proof.graph.groups), len(proof.graph.frozen)
-        self._print("channels", f"{go:,} group{'s' * (go != 1)} can go, {stay:,} layer{'s' * (stay != 1)} must stay")
+        removable = f"{go:,} group{'s' * (go != 1)} can be pruned"
+        self._print("channels", f"{removable}, {stay:,} layer{'s' * (stay != 1)} must stay whole")
 
     def decided(self, spec: SearchSpec) -> None:
         for subject, decision in automatic.told(self._spec, spec).items():
@@ -92,17 +93,17 @@ class _Printed(Steps):
         self._console.print(f"ok  {step}: {text}", markup=False, highlight=False)
 
     def _warn(self, doubt: object) -> None:
-        """Print a line for what holds and is still suspicious; nothing for None."""
+        """Print a warning about a step that passes but looks suspicious; print nothing for None."""
         if doubt is not None:
             self._console.print(f"!   {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_method(name: str, *, console: Console) -> None:
-    """Holds a method to the contract on small networks, and prints a line for each check.
+    """Check a method against the contract on small networks, and print a line for each check.
 
     Raises:
         UsageError: if there is no such method.
-        MethodError: if a check does not hold.
+        MethodError: if a check fails.
     """
     kind, failed = method_named(name), 0
     for finding in examine(kind):
@@ -113,13 +114,13 @@ def check_method(name: str, *, console: Console) -> None:
             console.print(f"    {finding.problem}", markup=False, highlight=False)
     if failed:
         raise MethodError(
-            f"{name}: {failed} of {len(checks_of(kind))} checks do not hold.",
-            hint="raprune/methods/method.py says what each hook must do; raprune/checks/contract holds the checks.",
+            f"{name}: {failed} of {len(checks_of(kind))} checks failed.",
+            hint="raprune/methods/method.py describes each hook; raprune/checks/contract has the checks.",
         )
 
 
 def inspect_job(spec: SearchSpec) -> Inspection:
-    """What can be pruned in the job's network, on images of the shape of its data."""
+    """Inspect the job's network on images of the shape of the job's data."""
     workload = build_workload(spec, data=job_data(spec), device="cpu")
     return _inspect(workload, spec)
 
@@ -141,12 +142,13 @@ def _check_trains(workload: Workload) -> None:
     if not any(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients):
         raise ModelError(
             "The network cannot be trained: no parameter has a finite gradient.",
-            hint="Its forward pass may run under torch.no_grad(), or its parameters may not require a gradient.",
+            hint="Check whether its forward pass runs under torch.no_grad(), and whether its parameters require a "
+            "gradient.",
         )
 
 
 def _describe_budget(spec: SearchSpec) -> str:
-    """The limits that can be reached, and those that nobody knows yet."""
+    """Describe the limits that can be reached, and those that are not known yet."""
     limits = (("FLOPs", spec.budget_flops), ("parameters", spec.budget_params))
     asked = [f"{100 * fraction:.4g} % of the {name}" for name, fraction in limits if fraction is not None]
     known = [f"{' and '.join(asked)} can be reached"] if asked else []
@@ -154,7 +156,7 @@ def _describe_budget(spec: SearchSpec) -> str:
         known[0] += " (the default)"
     if spec.budget_latency is not None:
         known.append("latency is measured when the search begins")
-    return "; ".join(known) or "none is given; the search looks for the cheapest network that is accurate enough"
+    return "; ".join(known) or "no budget is given; the search looks for the cheapest network that is accurate enough"
 
 
 def _describe(data: Dataset) -> str:
@@ -162,5 +164,5 @@ def _describe(data: Dataset) -> str:
     test = "no" if data.test is None else f"{len(data.test):,}"
     train = f"{data.num_train:,} training"
     if data.stream is not None:
-        train += f" (streamed, {len(data.train):,} of them held)"
+        train += f" (streamed, {len(data.train):,} of them in memory)"
     return f"{train}, {len(data.validation):,} validation and {test} test images of {shape}, {data.num_classes} classes"

@@ -1,4 +1,4 @@
-"""The contract finds what a method does wrong: one method that breaks each check, and some of its ways to."""
+"""Tests of the contract: each check finds the methods that break it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raprune.methods.magnitude import L1
 
 @dataclass(frozen=True, kw_only=True)
 class Good(L1):
-    """What the others spoil."""
+    """A correct method, which the broken methods derive from."""
 
     title: ClassVar[str] = "as it should be"
 
@@ -117,7 +117,7 @@ class SeededInSecret(Good):
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked(Good):
-    """Its scores are ranks among all channels that it was given."""
+    """A method whose scores are ranks among all given channels."""
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         scores = super().score(model, graph, batches, seed=seed)
@@ -172,7 +172,7 @@ class LooksAtData(Good):
 
 @dataclass(frozen=True, kw_only=True)
 class InNumPy(Good):
-    """NumPy has no bfloat16."""
+    """A method that computes in NumPy, which has no bfloat16."""
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         for parameter in model.parameters():
@@ -296,51 +296,51 @@ class WalksByChance(Good):
 BROKEN: dict[type[Method], tuple[str, str]] = {
     NoTitle: ("describes itself", "`title` is no line of text"),
     Undecorated: ("describes itself", "`strength` is no field: decorate the class"),
-    ListSetting: ("describes itself", "`strengths`: its default is no plain value"),
+    ListSetting: ("describes itself", "`strengths`: the default is no bool, int, float or str"),
     NoDefault: ("describes itself", "raised TypeError"),
     OutOfRange: ("describes itself", "low <= default <= high does not hold"),
     LogFromZero: ("describes itself", "low must be above 0"),
     UnknownRange: ("describes itself", "`search` has ['from', 'to']"),
     NotAmongChoices: ("describes itself", "not among the choices"),
-    local(): ("crosses processes", "raised AttributeError: Can't pickle local object"),
+    local(): ("can be pickled", "raised AttributeError: Can't pickle local object"),
     Single: ("gives one finite score", "Residual, group stem: no float64 array"),
-    OneTooFew: ("gives one finite score", "Residual, group stem: shape (7,), not one a channel"),
-    FirstGroupOnly: ("gives one finite score", "it scores ['stem'], the groups are ['stem', 'conv1']"),
+    OneTooFew: ("gives one finite score", "Residual, group stem: shape (7,), not one score per channel"),
+    FirstGroupOnly: ("gives one finite score", "the method scores ['stem'], the groups are ['stem', 'conv1']"),
     NotANumber: ("gives one finite score", "divide by zero"),
     Unseeded: ("gives the same scores for the same seed", "the same seed gave other scores"),
     SeededInSecret: ("gives the same scores for the same seed", "`seeded` is False"),
     Ranked: ("gives a group the same scores", "Residual: stem alone has other scores"),
-    HidesASetting: ("shares scores only", "`power` = 2.0 gives other scores"),
+    HidesASetting: ("names in behind_scores", "`power` = 2.0 gives other scores"),
     Writes: ("leaves the network", "the network was changed"),
     LeavesAHook: ("leaves the network", "the network has hooks left"),
-    LeavesEvaluation: ("leaves the network", "a network in training mode left it"),
+    LeavesEvaluation: ("leaves the network", "the network's training mode was changed"),
     UsesTheGenerator: ("leaves the network", "torch's global generator was used"),
-    LooksAtData: ("says rightly whether it needs data", "`data_free` is True, and batches were asked for"),
+    LooksAtData: ("sets data_free", "`data_free` is True, but batches were used"),
     InNumPy: ("takes weights of any dtype", "raised TypeError"),
     FallingDamage: ("predicts damage", "Residual, group stem: damage falls"),
-    ShortDamage: ("predicts damage", "not one value for 0 .. all channels removed"),
-    OtherEachTime: ("asks for the same training", "another one each time"),
-    RegularizesWeights: ("asks for the same training", "was changed"),
+    ShortDamage: ("predicts damage", "not one value for each of 0 .. all channels removed"),
+    OtherEachTime: ("gives the same regularizer", "another regularizer each time"),
+    RegularizesWeights: ("gives the same regularizer", "was changed"),
     RepairsTheDense: ("repairs in place", "Residual: the dense network was changed"),
     LeavesTraining: ("repairs in place", "after the repair, the network is not in evaluation mode"),
-    RepairsByChance: ("repairs in place", "repaired twice, the network has other weights"),
-    TooWide: ("leads along smaller", "the last step has 5 channels in stem; 4 were asked for"),
-    NoStep: ("leads along smaller", "the path has no step"),
-    GrowsAgain: ("leads along smaller", "step 2: stem has channels that had gone"),
-    ForgetsEpochs: ("leads along smaller", "step 2: 0 epochs after 1"),
-    TrainsTheDense: ("leads along smaller", "the dense network was changed"),
-    WalksByChance: ("leads along the same networks", "other weights in step 1"),
+    RepairsByChance: ("repairs in place", "two repairs of the same network gave different weights"),
+    TooWide: ("gives smaller", "the last step has 5 channels in stem, but at most 4 may stay"),
+    NoStep: ("gives smaller", "the path has no step"),
+    GrowsAgain: ("gives smaller", "step 2: stem has channels that were removed before"),
+    ForgetsEpochs: ("gives smaller", "step 2: 0 epochs after 1"),
+    TrainsTheDense: ("gives smaller", "the dense network was changed"),
+    WalksByChance: ("gives the same networks", "other weights in step 1"),
 }
 
 
 @pytest.mark.parametrize("kind", [Good, Decayed])
-def test_what_is_as_it_should_be_passes(kind: type[Method]) -> None:
+def test_contract_correct_method_passes_every_check(kind: type[Method]) -> None:
     findings = list(examine(kind))
     assert [finding.problem for finding in findings] == [None] * len(CHECKS | PATH_CHECKS)
 
 
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
-def test_what_is_broken_is_found(kind: type[Method]) -> None:
+def test_contract_broken_method_fails_the_check_of_its_fault(kind: type[Method]) -> None:
     beginning, problem = BROKEN[kind]
     (name,) = [name for name in CHECKS | PATH_CHECKS if name.startswith(beginning)]
     found = next(finding.problem for finding in examine(kind) if finding.check == name)

@@ -1,4 +1,4 @@
-"""A dense network that sees its images normalised in another way than it was made for, and one that does not."""
+"""Tests of the diagnosis of a dense network whose images are normalised wrongly or rightly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raprune.spec.job import SearchSpec
 
 
 class Threshold(nn.Module):
-    """Class 1 for images whose input has a positive mean."""
+    """A network that gives class 1 for images whose input has a positive mean."""
 
     def forward(self, x: Tensor) -> Tensor:
         brightness = x.flatten(1).mean(1, keepdim=True)

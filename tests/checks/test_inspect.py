@@ -1,4 +1,4 @@
-"""A network is inspected on images of the size that it is made for."""
+"""Tests of the inspection of a network, on images of the size that the network is made for."""
 
 from __future__ import annotations
 

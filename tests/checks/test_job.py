@@ -1,4 +1,4 @@
-"""`raprune check`: a line for each step that holds, and the step that does not."""
+"""Tests of `raprune check`: a line for each step that passes, and the error of the step that fails."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def words():
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Name of a module of the user's own, importable and not imported before."""
+    """Name of a user's own module that can be imported and was not imported before."""
     name = f"mine_{abs(hash(request.node.name))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -81,11 +81,11 @@ def said(overrides: dict[str, object]) -> str:
     return console.file.getvalue()
 
 
-def test_what_fits_is_said_step_by_step(mine: str) -> None:
+def test_check_of_a_valid_job_prints_every_step(mine: str) -> None:
     lines = said({"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"}).splitlines()
     assert all(line.startswith("ok  ") for line in lines)
     assert "32 training, 8 validation and no test images of 3x8x8, 2 classes" in lines[0]
-    assert lines[-4] == "ok  channels: 1 group can go, 1 layer must stay"
+    assert lines[-4] == "ok  channels: 1 group can be pruned, 1 layer must stay whole"
     assert lines[1].startswith("ok  normalisation: mean (0.") and lines[1].endswith("(measured on the training split)")
     assert lines[-1] == "ok  budget: 30 % of the FLOPs can be reached (the default)"
 
@@ -99,8 +99,11 @@ def test_what_fits_is_said_step_by_step(mine: str) -> None:
             "40 % of the FLOPs and 55.5 % of the parameters can be reached",
         ),
         ({"budget_latency": "0.5"}, "latency is measured when the search begins"),
-        ({"min_accuracy": 0.9}, "none is given; the search looks for the cheapest network that is accurate enough"),
-        ({"max_drop": 0.01}, "none is given; the search looks for the cheapest network that is accurate enough"),
+        (
+            {"min_accuracy": 0.9},
+            "no budget is given; the search looks for the cheapest network that is accurate enough",
+        ),
+        ({"max_drop": 0.01}, "no budget is given; the search looks for the cheapest network that is accurate enough"),
     ],
 )
 def test_budget_that_was_not_given_is_not_called_ok(mine: str, asked: dict[str, object], told: str) -> None:
@@ -137,7 +140,7 @@ def test_the_first_step_that_fails_is_named(
 
 @pytest.fixture
 def bright(mine: str, tmp_path: Path) -> dict[str, object]:
-    """A job with a network that tells its images apart if these are normalised to [-1, 1]."""
+    """A job with a network that classifies its images only if the images are normalised to [-1, 1]."""
     weights = str(tmp_path / "bright.safetensors")
     importlib.import_module(mine).save_bright(weights)
     return {"model.name": f"{mine}:net", "model.weights": weights, "data.name": f"{mine}:brightness"}
@@ -148,7 +151,7 @@ def test_check_of_weights_with_another_normalisation_says_which_is_better(bright
     assert "ok  normalisation: mean (0, 0, 0), std (1, 1, 1) (given)" in lines
     doubts = [line for line in lines if line.startswith("!")]
     assert len(doubts) == 2
-    assert "50.0% on 80 validation images, where a blind guess scores 50.0%" in doubts[0]
+    assert "50.0% on 80 validation images, where a constant guess scores 50.0%" in doubts[0]
     assert "normalised in another way" in doubts[0] and "labels" in doubts[0] and "another task" in doubts[0]
     assert "(pixels in [-1, 1]): 100.0% instead of 50.0%" in doubts[1]
     assert doubts[1].endswith('--set "data.mean=[0.5, 0.5, 0.5]" --set "data.std=[0.5, 0.5, 0.5]"')
@@ -157,7 +160,7 @@ def test_check_of_weights_with_another_normalisation_says_which_is_better(bright
 def test_check_of_weights_with_their_own_normalisation_has_no_doubt(bright: dict[str, object]) -> None:
     text = said(bright | {"data.mean": [0.5, 0.5, 0.5], "data.std": [0.5, 0.5, 0.5]})
     assert "!" not in text
-    assert "100.00% on the validation split (a blind guess has 50.00%), 100.00% on 320 training images" in text
+    assert "100.00% on the validation split (a constant guess has 50.00%), 100.00% on 320 training images" in text
 
 
 def test_images_are_normalised_as_their_run_was_else_as_the_weights_need_it(mine: str) -> None:
@@ -187,12 +190,12 @@ def test_a_method_is_held_to_the_contract() -> None:
 
 def test_a_broken_method_is_told_check_by_check() -> None:
     console = Console(file=io.StringIO(), width=120)
-    with pytest.raises(MethodError, match="LooksAtData: 1 of 14 checks do not hold"):
+    with pytest.raises(MethodError, match="LooksAtData: 1 of 14 checks failed"):
         check_method("tests.checks.test_contract:LooksAtData", console=console)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
-    failed = lines.index("no  says rightly whether it needs data")
-    assert lines[failed + 1] == "    `data_free` is True, and batches were asked for"
+    failed = lines.index("no  sets data_free if, and only if, its scores need no batches")
+    assert lines[failed + 1] == "    `data_free` is True, but batches were used"
     assert len([line for line in lines if line.startswith("ok  ")]) == 13, "the others are still run"
 
 
@@ -200,7 +203,7 @@ def test_a_broken_method_is_told_check_by_check() -> None:
     ("arguments", "code", "told"),
     [
         (["--method", "random"], 0, ""),
-        (["--method", "tests.checks.test_contract:NoTitle"], 1, "1 of 14 checks do not hold"),
+        (["--method", "tests.checks.test_contract:NoTitle"], 1, "1 of 14 checks failed"),
         (["--method", "l3"], 2, "method 'l3': no such method"),
         (["--method", "tests.checks.test_contract:BROKEN"], 2, "has no function BROKEN"),
         (["--method", "l2", "missing.toml"], 2, "missing.toml: no such file"),

@@ -1,4 +1,4 @@
-"""Warnings about a dense network: which figures give one, and what it says."""
+"""Tests of the warnings about a dense network: the figures that give a warning, and its text."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_symptoms_of_a_run_are_those_that_its_figures_have() -> None:
     assert symptoms(described(), {}) == []
     assert [s[:45] for s in symptoms(described(), tested)] == ["The dense network scores 96.1% on validation "]
     assert len(symptoms(described(val_accuracy=0.1), {})) == 1, "far below training says it; near chance says no more"
-    assert "blind guess" in symptoms(described(val_accuracy=0.1, train_accuracy=0.11), {})[0]
+    assert "constant guess" in symptoms(described(val_accuracy=0.1, train_accuracy=0.11), {})[0]
 
 
 def test_symptoms_of_a_network_that_was_trained_for_the_run_are_not_its_checkpoints() -> None:

@@ -376,9 +376,9 @@ def test_stream_training_that_was_interrupted_resumes_in_the_same_order(data: Da
     assert again.weights_hash == whole.weights_hash
 
 
-def test_check_says_what_is_streamed_and_what_is_held(tmp_path: Path) -> None:
+def test_check_of_streamed_data_prints_the_number_of_images_in_memory(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     fields = {"name": "parquet", "train": write_parts(tmp_path, digits()), "stream": True, "resident_images": 100}
     check(load_spec(None, {f"data.{field}": value for field, value in fields.items()}), console=console)
     assert isinstance(console.file, io.StringIO)
-    assert "training (streamed, 100 of them held), " in console.file.getvalue()
+    assert "training (streamed, 100 of them in memory), " in console.file.getvalue()

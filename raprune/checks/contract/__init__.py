@@ -1,4 +1,4 @@
-"""What every method must do, found out on small networks: the box's own methods and the user's are held to it."""
+"""The contract of all methods, checked on small networks for the built-in methods and for the user's."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["Finding", "checks_of", "examine"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether one check holds."""
+    """The result of one check of a method."""
 
     check: str
     problem: str | None
-    """What the method did instead; None: it holds."""
+    """Description of the method's wrong behaviour, or None if the check passed."""
 
 
 def checks_of(kind: type[Method]) -> dict[str, Check]:
-    """The checks that concern the method."""
+    """Return the checks that apply to the method, by their names."""
     return CHECKS | (PATH_CHECKS if kind.has_path() else {})
 
 
 def examine(kind: type[Method]) -> Iterator[Finding]:
-    """One finding a check, each as soon as it is known."""
+    """Yield one finding per check, each as soon as the check ends."""
     for name, check in checks_of(kind).items():
         try:
             check(kind)

@@ -1,4 +1,4 @@
-"""The checks, one function each: silent where a method does as it must, else `MethodError` with what it did instead."""
+"""The checks of the contract, one function each; a check raises `MethodError` that describes the wrong behaviour."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def describes_itself(kind: type[Method]) -> None:
         is_field = "ClassVar" in str(annotation) or name in known
         _require(is_field, f"`{name}` is no field: decorate the class with @dataclass(frozen=True, kw_only=True)")
     try:
-        method.title = ""  # type: ignore[misc]  # that it cannot be set is the check
+        method.title = ""  # type: ignore[misc]  # the check is that this raises
     except FrozenInstanceError:
         pass
     else:
-        raise MethodError("it can be changed: decorate it with @dataclass(frozen=True, kw_only=True)")
-    _require(method == kind() and hash(method) == hash(kind()), "two with the same settings are not equal")
+        raise MethodError("the method can be changed: decorate it with @dataclass(frozen=True, kw_only=True)")
+    _require(method == kind() and hash(method) == hash(kind()), "two methods with the same settings are not equal")
     for entry in fields(kind):
-        _require(isinstance(entry.default, bool | int | float | str), f"`{entry.name}`: its default is no plain value")
+        is_plain = isinstance(entry.default, bool | int | float | str)
+        _require(is_plain, f"`{entry.name}`: the default is no bool, int, float or str")
         if "search" in entry.metadata:
             _check_range(entry.name, entry.default, entry.metadata["search"])
 
@@ -48,48 +49,49 @@ def describes_itself(kind: type[Method]) -> None:
 def crosses_processes(kind: type[Method]) -> None:
     method = kind()
     pickle.dumps(method)
-    # A copy goes the same way as unpickling (`__reduce_ex__`), and nothing is loaded for it.
-    _require(copy.deepcopy(method) == method, "unpickled, it is not equal to what was pickled")
+    # A deep copy uses the same protocol as unpickling (`__reduce_ex__`), without loading a pickle.
+    _require(copy.deepcopy(method) == method, "the unpickled method is not equal to the pickled method")
 
 
 def one_finite_score_a_channel(kind: type[Method]) -> None:
     for network, graph, scores in _scored(kind):
         names = [group.name for group in graph.groups]
-        _require(list(scores) == names, f"{network}: it scores {list(scores)}, the groups are {names}")
+        _require(list(scores) == names, f"{network}: the method scores {list(scores)}, the groups are {names}")
         for group in graph.groups:
             values, where = scores[group.name], f"{network}, group {group.name}"
             _require(isinstance(values, np.ndarray) and values.dtype == np.float64, f"{where}: no float64 array")
-            _require(values.shape == (group.num_channels,), f"{where}: shape {values.shape}, not one a channel")
+            _require(values.shape == (group.num_channels,), f"{where}: shape {values.shape}, not one score per channel")
             _require(bool(np.isfinite(values).all()), f"{where}: scores that are not finite")
 
 
 def same_seed_same_scores(kind: type[Method]) -> None:
     one, same, other = (_score(kind, "Residual", seed=seed) for seed in (5, 5, 6))
     _require(_equal(one, same), "the same seed gave other scores")
-    _require(_equal(one, other) is not kind.seeded, f"`seeded` is {kind.seeded}, and another seed gave the opposite")
+    given = "the same" if _equal(one, other) else "other"
+    _require(_equal(one, other) is not kind.seeded, f"`seeded` is {kind.seeded}, but another seed gave {given} scores")
 
 
 def scores_of_a_group_stand_alone(kind: type[Method]) -> None:
-    if kind.seeded:  # never scored in parts
+    if kind.seeded:  # seeded methods are never scored in parts
         return
     for network, graph, scores in _scored(kind):
         for name in scores:
             alone = kind().score(build(network), graph.only([name]), Noise(), seed=0)
-            _require(list(alone) == [name], f"{network}: asked for {name} alone, it scores {list(alone)}")
+            _require(list(alone) == [name], f"{network}: asked for {name} alone, the method scores {list(alone)}")
             same = np.allclose(alone[name], scores[name], rtol=1e-6, atol=1e-9 * float(np.abs(scores[name]).max()))
-            _require(same, f"{network}: {name} alone has other scores than among all groups")
+            _require(same, f"{network}: {name} alone has other scores than together with all groups")
 
 
 def scores_are_shared_rightly(kind: type[Method]) -> None:
-    """Over the settings that `behind_scores` leaves out."""
+    """Check that the settings that `behind_scores` leaves out do not change the scores."""
     scores, behind = _score(kind, "Residual"), kind().behind_scores()
     for entry in fields(kind):
         if entry.name in behind:
             continue
         for value in _other_values(entry):
             other = kind(**{entry.name: value}).score(build("Residual"), graph_of("Residual"), Noise(), seed=0)
-            told = f"`{entry.name}` = {value!r} gives other scores, and `behind_scores` leaves it out"
-            _require(_equal(scores, other), told)
+            problem = f"`{entry.name}` = {value!r} gives other scores, but `behind_scores` leaves this field out"
+            _require(_equal(scores, other), problem)
 
 
 def scoring_leaves_everything_as_it_was(kind: type[Method]) -> None:
@@ -100,7 +102,7 @@ def scoring_leaves_everything_as_it_was(kind: type[Method]) -> None:
         with _unchanged(model, "the network"):
             kind().score(model, graph_of("Residual"), batches, seed=0)
         modes = {module.training for module in model.modules()}
-        _require(modes == {training}, f"a network in {'training' if training else 'evaluation'} mode left it")
+        _require(modes == {training}, f"the network's {'training' if training else 'evaluation'} mode was changed")
         _require(torch.equal(torch.get_rng_state(), generator), "torch's global generator was used")
         for (x, y), before in zip(batches.data, data, strict=True):
             _require(torch.equal(x, before[0]) and torch.equal(y, before[1]), "the batches were changed")
@@ -109,8 +111,8 @@ def scoring_leaves_everything_as_it_was(kind: type[Method]) -> None:
 def says_whether_it_needs_data(kind: type[Method]) -> None:
     batches = Noise()
     kind().score(build("Residual"), graph_of("Residual"), batches, seed=0)
-    asked = "asked for" if batches.calls else "not asked for"
-    _require((batches.calls == 0) is kind.data_free, f"`data_free` is {kind.data_free}, and batches were {asked}")
+    used = "used" if batches.calls else "not used"
+    _require((batches.calls == 0) is kind.data_free, f"`data_free` is {kind.data_free}, but batches were {used}")
 
 
 def weights_of_any_dtype(kind: type[Method]) -> None:
@@ -123,34 +125,37 @@ def weights_of_any_dtype(kind: type[Method]) -> None:
 def damage_ascends(kind: type[Method]) -> None:
     for network, graph, scores in _scored(kind):
         damage = kind().damage(scores)
-        _require(set(damage) == set(scores), f"{network}: damage of {list(damage)}, scores of {list(scores)}")
+        _require(set(damage) == set(scores), f"{network}: damage for {list(damage)}, scores for {list(scores)}")
         for group in graph.groups:
             curve, where = damage[group.name], f"{network}, group {group.name}"
-            _require(curve.shape == (group.num_channels + 1,), f"{where}: not one value for 0 .. all channels removed")
+            _require(
+                curve.shape == (group.num_channels + 1,),
+                f"{where}: not one value for each of 0 .. all channels removed",
+            )
             _require(bool(np.isfinite(curve).all()), f"{where}: damage that is not finite")
             _require(bool((np.diff(curve) >= -1e-12 * np.abs(curve).max()).all()), f"{where}: damage falls")
 
 
 def regularizers_are_equal(kind: type[Method]) -> None:
-    """Equal ones share one trained network."""
+    """Check that `regularize` gives equal regularizers each time, because equal ones share one trained network."""
     one, other = kind().regularize(), kind().regularize()
     if one is None:
-        _require(other is None, "regularize() gives None, and then something")
+        _require(other is None, "regularize() gives None first, and then a regularizer")
         return
     _require(isinstance(one, Regularizer), f"regularize() gives {type(one).__name__}, no Regularizer")
-    _require(one == other and hash(one) == hash(other), "regularize() gives another one each time")
+    _require(one == other and hash(one) == hash(other), "regularize() gives another regularizer each time")
     pickle.dumps(one)
-    _require(copy.deepcopy(one) == one, "the regularizer is another one when unpickled")
+    _require(copy.deepcopy(one) == one, "the unpickled regularizer is not equal to the pickled one")
     model = build("Residual").train()
     x, y = Noise().data[0]
     functional.cross_entropy(model(x), y).backward()
-    with _unchanged(model, "by the regularizer, which is to change gradients, the network"):
+    with _unchanged(model, "the regularizer must change gradients only: the network"):
         one(model)
     finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
     _require(finite, "the regularizer gives gradients that are not finite")
 
 
-def repair_mends_in_place(kind: type[Method]) -> None:
+def repair_works_in_place(kind: type[Method]) -> None:
     for network, graph, scores in _scored(kind):
         kept = _best_half(scores)
         dense, twins = build(network), []
@@ -160,10 +165,10 @@ def repair_mends_in_place(kind: type[Method]) -> None:
             with _unchanged(dense, f"{network}: the dense network"):
                 kind().repair(model, Noise(), Cut(dense, graph, kept))
             same = {name: value.shape for name, value in model.state_dict().items()} == shapes
-            _require(same, f"{network}: the repair changed shapes")
+            _require(same, f"{network}: the repair changed the shapes of weights")
             _check_runs(model, f"{network}: after the repair, the network")
             twins.append(model)
-        _require(_same_weights(*twins), f"{network}: repaired twice, the network has other weights")
+        _require(_same_weights(*twins), f"{network}: two repairs of the same network gave different weights")
 
 
 def path_leads_to_the_widths(kind: type[Method]) -> None:
@@ -180,14 +185,16 @@ def path_leads_to_the_widths(kind: type[Method]) -> None:
                 _require(set(kept) == set(widths), f"{where}: `kept` names {sorted(kept)}, not all groups")
                 for name, channels in kept.items():
                     _require(bool(channels), f"{where}: {name} is empty")
-                    _require(channels <= before[name], f"{where}: {name} has channels that had gone")
+                    _require(channels <= before[name], f"{where}: {name} has channels that were removed before")
                 _require(step.epochs >= epochs, f"{where}: {step.epochs:g} epochs after {epochs:g}")
                 _check_runs(step.network.model, f"{where}: the network")
                 before, epochs = kept, step.epochs
         _require(steps > 0, f"{network}: the path has no step")
         for name, width in widths.items():
             left = len(before[name])
-            _require(left <= width, f"{network}: the last step has {left} channels in {name}; {width} were asked for")
+            _require(
+                left <= width, f"{network}: the last step has {left} channels in {name}, but at most {width} may stay"
+            )
 
 
 def same_seed_same_path(kind: type[Method]) -> None:
@@ -201,32 +208,33 @@ def same_seed_same_path(kind: type[Method]) -> None:
     for number, ((step, weights), (again, same)) in enumerate(zip(one, other, strict=True), start=1):
         for what in ("epochs", "settings"):
             _require(getattr(step, what) == getattr(again, what), f"the same seed gave other {what} in step {number}")
-        _require(dict(step.network.kept) == dict(again.network.kept), f"the same seed kept others in step {number}")
+        same_kept = dict(step.network.kept) == dict(again.network.kept)
+        _require(same_kept, f"the same seed kept other channels in step {number}")
         equal = all(torch.equal(value, same[key]) for key, value in weights.items())
         _require(equal, f"the same seed gave other weights in step {number}")
 
 
 CHECKS: dict[str, Check] = {
     "describes itself: a title, plain settings, their ranges": describes_itself,
-    "crosses processes: it can be pickled": crosses_processes,
-    "gives one finite score a channel": one_finite_score_a_channel,
+    "can be pickled, and so sent to another process": crosses_processes,
+    "gives one finite score per channel": one_finite_score_a_channel,
     "gives the same scores for the same seed": same_seed_same_scores,
-    "gives a group the same scores whatever other groups there are": scores_of_a_group_stand_alone,
-    "shares scores only over settings that they do not depend on": scores_are_shared_rightly,
-    "leaves the network, the batches and the generator as they were": scoring_leaves_everything_as_it_was,
-    "says rightly whether it needs data": says_whether_it_needs_data,
+    "gives a group the same scores alone and with other groups": scores_of_a_group_stand_alone,
+    "names in behind_scores every setting that changes the scores": scores_are_shared_rightly,
+    "leaves the network, the batches and the generator unchanged": scoring_leaves_everything_as_it_was,
+    "sets data_free if, and only if, its scores need no batches": says_whether_it_needs_data,
     "takes weights of any dtype": weights_of_any_dtype,
-    "predicts damage that ascends with what goes": damage_ascends,
-    "asks for the same training each time, if for any": regularizers_are_equal,
-    "repairs in place, and the same each time": repair_mends_in_place,
+    "predicts damage that ascends with the number of removed channels": damage_ascends,
+    "gives the same regularizer each time, or none": regularizers_are_equal,
+    "repairs in place, and in the same way each time": repair_works_in_place,
 }
-"""What holds -> the function that finds out."""
+"""Checks of every method, by the behaviour that each check verifies."""
 
 PATH_CHECKS: dict[str, Check] = {
-    "leads along smaller and smaller networks to the widths": path_leads_to_the_widths,
-    "leads along the same networks for the same seed": same_seed_same_path,
+    "gives smaller and smaller networks down to the widths": path_leads_to_the_widths,
+    "gives the same networks for the same seed": same_seed_same_path,
 }
-"""As `CHECKS`, of methods that train while they cut."""
+"""Checks of methods that train while they cut, by the behaviour that each check verifies."""
 
 
 def _require(holds: bool, problem: str) -> None:
@@ -243,13 +251,13 @@ def _check_range(name: str, default: object, search: Mapping[str, object]) -> No
         return
     low, high = search["low"], search["high"]
     numbers = all(isinstance(value, int | float) for value in (low, high, default))
-    in_order = numbers and low <= default <= high and low < high  # type: ignore[operator]  # numbers, as just found
+    in_order = numbers and low <= default <= high and low < high  # type: ignore[operator]  # numbers, as checked
     _require(in_order, f"`{name}`: low <= default <= high does not hold")
     _require(not search.get("log") or low > 0, f"`{name}`: on a logarithmic range, low must be above 0")  # type: ignore[operator]
 
 
 def _other_values(entry: Field[Any]) -> list[Any]:
-    """Values of a hyper-parameter that are known to be valid, without its default."""
+    """Return valid values of a hyper-parameter other than its default."""
     search = entry.metadata.get("search", {})
     values = search.get("choices") or [search[end] for end in ("low", "high") if end in search]
     values = [not entry.default] if isinstance(entry.default, bool) else values
@@ -283,7 +291,7 @@ def _path(kind: type[Method], dense: nn.Module, graph: ChannelGraph, widths: Map
 
 @contextmanager
 def _unchanged(model: nn.Module, what: str) -> Iterator[None]:
-    """Inside, neither weights, nor modes, nor hooks of `model` change."""
+    """Require that weights, gradients and hooks of `model` do not change within the context."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     needing = [parameter.requires_grad for parameter in model.parameters()]
     gradients = [parameter.grad is None for parameter in model.parameters()]
@@ -304,7 +312,7 @@ def _check_runs(model: nn.Module, what: str) -> None:
     )
     with torch.no_grad():
         output: Tensor = model(Noise().data[0][0])
-    _require(bool(output.isfinite().all()), f"{what} gives what is not finite")
+    _require(bool(output.isfinite().all()), f"{what} gives outputs that are not finite")
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -1,6 +1,6 @@
-"""Small networks that methods are tried on: one a structure that a method must cope with.
+"""Small networks for the checks, one for each structure that a method must handle.
 
-Each takes images `(B, 3, 8, 8)`.
+Each network takes images `(B, 3, 8, 8)`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CLASSES = 5
 
 
 def conv(inside: int, outside: int, size: int = 3, **settings: int | bool) -> nn.Conv2d:
-    """A convolution that keeps the image's size."""
+    """Build a convolution that keeps the image's size."""
     return nn.Conv2d(inside, outside, size, padding=size // 2, **settings)  # type: ignore[arg-type]  # ints and bools
 
 
 class Net(nn.Module):
-    """A stem of 8 channels, what the subclass does with them, global pooling and a linear head."""
+    """A stem of 8 channels, the body of the subclass, global pooling and a linear head."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -89,7 +89,10 @@ class FlattenLinear(nn.Module):
 
 
 class WrittenAttention(nn.Module):
-    """Attention by hand with its own head size, a class token and a position embedding: the stream is free."""
+    """Attention written by hand with a fixed head size, a class token and a position embedding.
+
+    The channels of the residual stream can be removed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,11 +130,11 @@ class Transposed(Net):
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind for kind in (Residual, Grouped, DenseBlock, FlattenLinear, WrittenAttention, Transposed)
 }
-"""Name -> the network of that structure."""
+"""Networks by the names of their structures."""
 
 
 def build(name: str) -> nn.Module:
-    """A network of `NETWORKS` in evaluation mode, with seeded weights."""
+    """Build a network of `NETWORKS` in evaluation mode, with seeded weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return NETWORKS[name]().eval()
@@ -139,6 +142,6 @@ def build(name: str) -> nn.Module:
 
 @cache
 def graph_of(name: str) -> ChannelGraph:
-    """The proved graph of a network of `NETWORKS`."""
+    """Return the proved graph of a network of `NETWORKS`."""
     model, image = build(name), torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return prove(model, trace(model, image), image).graph

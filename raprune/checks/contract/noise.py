@@ -1,4 +1,4 @@
-"""What the networks of the checks see: seeded noise with random labels, little of it."""
+"""Data for the networks of the checks: a little seeded noise with random labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raprune.spec.job import FinalistSpec, FinetuneSpec, SearchSpec
 
 
 class Noise:
-    """Two batches for calibration, and how often they were asked for."""
+    """Two calibration batches of noise, and the number of times that they were used."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(2)
