@@ -34,6 +34,10 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     atexit.register(shutil.rmtree, bytecode, ignore_errors=True)
 
 
+RAY_GROUP = "ray"
+"""Group of the tests that share the session's Ray cluster."""
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray with three processors, its own token, no dashboard and no telemetry."""
@@ -56,3 +60,16 @@ def bucket() -> Iterator[Bucket]:
     started = Bucket()
     yield started
     started.stop()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the session's Ray cluster to one of xdist's workers; the others take the remaining files, each as a whole.
+
+    The tests of the cluster come first: they take longest.
+    """
+    for item in items:
+        uses_cluster = "ray_cluster" in getattr(item, "fixturenames", ())
+        file = f"{item.path.parent.name}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(RAY_GROUP if uses_cluster else file))
+    items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,22 +15,21 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.tools import require
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is not there to build a wheel")
+    uv = require("uv")
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([uv, "build", "--quiet", "--wheel", "-o", str(folder), str(ROOT)], check=True)
     [built] = folder.glob("*.whl")
     return zipfile.ZipFile(built)
 
 
-@pytest.mark.slow
 def test_wheel_holds_all_files_of_the_package(wheel: zipfile.ZipFile) -> None:
     tracked = subprocess.run(["git", "ls-files", "raprune"], cwd=ROOT, capture_output=True, text=True, check=True)
     names = set(wheel.namelist())
@@ -39,7 +37,6 @@ def test_wheel_holds_all_files_of_the_package(wheel: zipfile.ZipFile) -> None:
     assert {"raprune/py.typed", "raprune/grafana/raprune-grafana.json"} <= names
 
 
-@pytest.mark.slow
 def test_description_of_the_wheel_has_no_relative_links(wheel: zipfile.ZipFile) -> None:
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = Parser().parsestr(wheel.read(name).decode())
@@ -52,7 +49,6 @@ def test_description_of_the_wheel_has_no_relative_links(wheel: zipfile.ZipFile) 
     assert (ROOT / picture.partition("/main/")[2]).is_file()
 
 
-@pytest.mark.slow
 def test_description_of_the_wheel_names_where_the_project_lies(wheel: zipfile.ZipFile) -> None:
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     urls = Parser().parsestr(wheel.read(name).decode()).get_all("Project-URL") or []

@@ -256,7 +256,6 @@ RULES: list[tuple[str, Check, str]] = [
 """Pattern of a command -> what is done with it, and why it is not simply run. The first that matches holds."""
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("command", ALL)
 def test_every_command_of_the_documents_works(command: str, request: pytest.FixtureRequest) -> None:
@@ -290,7 +289,6 @@ def test_every_yaml_of_the_documents_is_valid() -> None:
             assert list(yaml.safe_load_all(block.text))
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_python_of_the_documents_runs(request: pytest.FixtureRequest) -> None:
     """In one namespace, after `raprune export RUN CANDIDATE DIR`; MyNet is the network of the reader."""

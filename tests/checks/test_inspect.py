@@ -13,6 +13,7 @@ from torch import nn
 from raprune.checks.inspect import inspect, inspect_by_name, show
 from raprune.models import OWN, image_shape_of
 from raprune.spec.job import ModelSpec
+from tests.tools import require_module
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_image_shape_of_a_name_is_what_the_network_is_made_for(name: str, shape:
 
 
 def test_image_shape_of_a_timm_name_is_that_of_its_configuration() -> None:
-    pytest.importorskip("timm")
+    require_module("timm")
     assert image_shape_of("timm:tf_efficientnet_lite0") == (3, 224, 224)
     assert image_shape_of("timm:inception_v3") == (3, 299, 299)
 

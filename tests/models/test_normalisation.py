@@ -6,6 +6,7 @@ import pytest
 
 from raprune.models.normalisation import usual_normalisation
 from raprune.spec.job import ModelSpec
+from tests.tools import require_module
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -39,7 +40,7 @@ def test_usual_normalisation_of_a_network_that_transforms_its_input_depends_on_h
 
 @pytest.mark.parametrize(("name", "mean"), [("timm:tf_efficientnet_lite0", 0.5), ("timm:resnet50.a1_in1k", 0.485)])
 def test_usual_normalisation_of_a_timm_network_is_that_of_its_weights(name: str, mean: float) -> None:
-    pytest.importorskip("timm")
+    require_module("timm")
     found = usual_normalisation(ModelSpec(name=name, weights="w.safetensors"))
     assert found is not None and found.mean[0] == mean and found.origin.endswith(f"the default for {name}")
 

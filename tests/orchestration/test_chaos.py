@@ -31,7 +31,7 @@ from tests.orchestration.chaos import (
     wait_until_gone,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
 @pytest.fixture

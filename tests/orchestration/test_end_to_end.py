@@ -36,13 +36,13 @@ from raprune.orchestration.jobs import packages
 from raprune.orchestration.jobs.metadata import PAGE, RUN
 from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
-from tests.orchestration.chaos import MARK, processes_of, wait_until
+from tests.orchestration.chaos import AGENTS, MARK, wait_until, wait_until_gone
+from tests.tools import require
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = Path(os.environ.get("RAPRUNE_CHROMIUM", "/usr/bin/chromium"))
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray]
 
 
 @dataclass
@@ -214,10 +214,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(url, token, work, environment, pids)
     finally:
         local("stop")
-        left = lambda: {pid: what for pid, what in processes_of(mark).items() if pid != os.getpid()}  # noqa: E731
-        # Ray's agents take a while to notice that their node is no more.
-        wait_until(lambda: not left(), seconds=150, every=0.5)
-        assert left() == {}
+        # Ray's agents are not ours: they end by themselves minutes after their node.
+        assert wait_until_gone(mark, but=AGENTS, seconds=60) == set()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -371,23 +369,21 @@ def test_the_whole_story(cluster: Cluster, tmp_path: Path) -> None:
         row = patiently(lambda: next((row for row in cluster.jobs() if row["page"]), None))
         assert (row["name"], row["state"], row["run"]) == ("story", "RUNNING", run.uri)
         with browser_at(row["page"]) as page:
-            if page is not None:
-                expect(page.locator("#figures")).to_contain_text("of 60", timeout=60_000)
+            expect(page.locator("#figures")).to_contain_text("of 60", timeout=60_000)
             forward.cut()
             cluster.lose(2)
             known = len(recorded(run))
             assert patiently(lambda: len(recorded(run)) >= known + 3), "the other worker goes on"
             said = submitted.communicate(timeout=400)[0]
             assert submitted.returncode == 0, said
-            if page is not None:
-                expect(page.locator("#run-state")).to_contain_text("finished", timeout=60_000)
-                best = front(row["page"])[-1]
-                page.goto(f"{row['page']}#trial={best['trial_id']}")
-                with page.expect_download() as download:
-                    page.locator("#detail-body .downloads a[href$='.zip']").click()
-                download.value.save_as(tmp_path / "by-browser.zip")
-                page.screenshot(path=tmp_path / "page.png", full_page=True)
-                assert runs_in_plain_pytorch(tmp_path / "by-browser.zip", tmp_path / "by-browser") == best["params"]
+            expect(page.locator("#run-state")).to_contain_text("finished", timeout=60_000)
+            best = front(row["page"])[-1]
+            page.goto(f"{row['page']}#trial={best['trial_id']}")
+            with page.expect_download() as download:
+                page.locator("#detail-body .downloads a[href$='.zip']").click()
+            download.value.save_as(tmp_path / "by-browser.zip")
+            page.screenshot(path=tmp_path / "page.png", full_page=True)
+            assert runs_in_plain_pytorch(tmp_path / "by-browser.zip", tmp_path / "by-browser") == best["params"]
     finally:
         if submitted.poll() is None:
             submitted.kill()
@@ -425,14 +421,11 @@ def two_nodes_of(cluster: Cluster, run: Store) -> bool:
 
 
 @contextlib.contextmanager
-def browser_at(address: str) -> Iterator[Page | None]:
-    """The page in Chromium; None, once it was read without a browser, where there is none."""
-    if not CHROMIUM.exists():
-        assert "raprune" in fetch(address, raw=True).decode()
-        yield None
-        return
+def browser_at(address: str) -> Iterator[Page]:
+    """The page in Chromium."""
+    chromium = require("chromium")
     with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        opened = driver.chromium.launch(executable_path=chromium, args=QUIET)
         page = opened.new_context(viewport={"width": 1440, "height": 1000}).new_page()
         page.goto(address)
         yield page

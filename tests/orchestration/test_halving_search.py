@@ -22,7 +22,7 @@ from tests.factories import SMALL_SEARCH as SMALL
 from tests.factories import small_search as spec_of
 from tests.orchestration.whole_search import facts, run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 CLIMBING: dict[str, Any] = {
     "search": SMALL["search"] | {"trials": 10, "rungs": [0, 0.25, 1], "keep": 0.5},

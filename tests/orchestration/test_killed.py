@@ -15,7 +15,7 @@ from raprune.store.folder import Store
 from tests.orchestration.chaos import AGENTS, start, wait_until_gone
 from tests.orchestration.whole_search import facts
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
 def wait_for_trials(store: Store, count: int, driver: subprocess.Popen[str]) -> None:
@@ -71,7 +71,7 @@ def test_a_driver_that_ends_leaves_nothing_behind_and_its_run_goes_on(finished: 
     started = {trial.trial_id: trial.started_at for trial in trials}
     assert started | recorded == started, "a finished trial was run twice"
     assert facts(trials) == facts(finished.trials())
-    assert wait_until_gone(mark, but=(), seconds=150) == set()
+    assert wait_until_gone(mark, but=AGENTS, seconds=60) == set()
 
 
 def by_id(store: Store) -> dict[str, Trial]:

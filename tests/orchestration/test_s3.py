@@ -23,7 +23,7 @@ from tests.factories import EMPTY_RUN, proposed_trials
 from tests.orchestration.chaos import Kill, Run, Victim, differences, small_job, wait_until
 from tests.store.s3_server import CREDENTIALS, SECRET, Bucket
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
 def test_a_run_on_s3_survives_its_server_and_its_driver(

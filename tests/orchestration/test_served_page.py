@@ -33,7 +33,7 @@ from tests.factories import make_live_run as make_run
 from tests.orchestration.chaos import small_job
 from tests.page.served import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def get(address: str, path: str = "", **headers: str) -> tuple[int, bytes]:

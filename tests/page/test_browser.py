@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
 import re
 import shutil
@@ -32,8 +31,8 @@ from raprune.results.front import Row, ablation, budget_of, candidates, front, p
 from raprune.results.stages import FILE, FINETUNE, SCORES, SEARCH, Stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from tests.tools import require
 
-CHROMIUM = Path(os.environ.get("RAPRUNE_CHROMIUM", "/usr/bin/chromium"))
 QUIET = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -42,11 +41,6 @@ NUM_TRIALS = 700
 WIDE = (1440, 1000)
 NARROW = (360, 740)
 HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script> & "quoted" </td>"""
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not there (apt install chromium)"),
-]
 
 
 def _long_run() -> ModuleType:
@@ -118,7 +112,7 @@ def server(store: Store) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        opened = driver.chromium.launch(executable_path=require("chromium"), args=QUIET)
         yield opened
         opened.close()
 

@@ -10,8 +10,6 @@ from tests.factories import make_live_run as make_run
 from tests.page.served import served, wait_until
 from tests.store.s3_server import CREDENTIALS, SECRET, Bucket
 
-pytestmark = pytest.mark.slow
-
 
 def test_a_run_on_s3_is_shown_while_it_grows_and_when_it_is_away(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from raprune.results.run_results import read_findings
 from raprune.spec.job import load_spec
 from raprune.store.folder import Store
 from tests.factories import GROUPS, TIMED, failed_trial, make_run
+from tests.tools import require
 
 KEPT_SECRET = "s3://key:hunter2@bucket/train.parquet?token=hunter2"
 
@@ -261,21 +261,16 @@ def test_a_laptop_writes_the_report_where_it_is_told_without_torch_and_ray(run: 
     assert json.loads((sent / "front.json").read_text()) == run.read_json("report/front.json")
 
 
-CHROMIUM = Path(os.environ.get("RAPRUNE_CHROMIUM", "/usr/bin/chromium"))
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser: {CHROMIUM} is not there (apt install chromium)")
+    chromium = require("chromium")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        launched = playwright.chromium.launch(executable_path=chromium, args=flags)
         yield launched
         launched.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_can_be_read_by_everybody(browser: Browser, run: Store, scheme: Literal["light", "dark"]) -> None:
     """Opened from the disk, scanned by axe: not one finding, and nothing else is asked for."""
@@ -289,7 +284,6 @@ def test_the_page_can_be_read_by_everybody(browser: Browser, run: Store, scheme:
     shown.close()
 
 
-@pytest.mark.slow
 def test_a_point_is_reached_by_keys_and_leads_to_its_row(browser: Browser, run: Store) -> None:
     shown = browser.new_page()
     said: list[str] = []
@@ -304,7 +298,6 @@ def test_a_point_is_reached_by_keys_and_leads_to_its_row(browser: Browser, run: 
     shown.close()
 
 
-@pytest.mark.slow
 def test_it_prints_on_a_few_pages_of_a4(browser: Browser, run: Store) -> None:
     shown = browser.new_page()
     shown.goto(f"file://{run.uri}/report/front.html")

@@ -12,6 +12,7 @@ from raprune.data import DATASETS
 from raprune.methods import METHODS
 from raprune.models import OWN
 from raprune.spec import names
+from tests.tools import require_module
 
 
 def test_torchvision_models_equal_its_registry() -> None:
@@ -21,7 +22,7 @@ def test_torchvision_models_equal_its_registry() -> None:
 
 
 def test_timm_models_equal_its_registry() -> None:
-    timm = pytest.importorskip("timm")
+    timm = require_module("timm")
     assert names.timm_models() == timm.list_models()
 
 

@@ -174,7 +174,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, T
     return [torch.load(Path(folder) / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one_does(name: str, both: list[dict[str, dict[str, Tensor]]]) -> None:
     alone = run_case(name, ALONE)
@@ -188,7 +187,6 @@ def test_two_processes_train_as_one_does(name: str, both: list[dict[str, dict[st
             assert torch.allclose(first[key].double(), value.double(), atol=2e-3, rtol=1e-3), key
 
 
-@pytest.mark.slow
 def test_each_sees_its_part_of_the_images_and_both_the_batchs_gradient(
     both: list[dict[str, dict[str, Tensor]]],
 ) -> None:
@@ -203,13 +201,11 @@ def test_each_sees_its_part_of_the_images_and_both_the_batchs_gradient(
         assert torch.allclose(first[key], alone[key], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_each_drops_other_units(both: list[dict[str, dict[str, Tensor]]]) -> None:
     first, second = (process["dropout"]["dropped"][:31] for process in both)
     assert 0.3 < (first == second).float().mean() < 0.95
 
 
-@pytest.mark.slow
 def test_different_networks_are_refused_by_all(both: list[dict[str, str]]) -> None:
     for process in both:
         assert "hold different networks" in process["weights"] and "rank 0" in process["weights"]
@@ -219,7 +215,6 @@ def test_different_networks_are_refused_by_all(both: list[dict[str, str]]) -> No
     assert hashes[0] in both[0]["weights"].split("rank 1")[1], "the structure is the same"
 
 
-@pytest.mark.slow
 def test_rank_0_alone_saves_and_any_number_of_processes_goes_on(both: list[dict[str, Tensor]]) -> None:
     assert [process["saves"] for process in both] == [1, 0]
     assert all("stopped" in process for process in both)
@@ -233,7 +228,6 @@ def test_rank_0_alone_saves_and_any_number_of_processes_goes_on(both: list[dict[
         assert torch.allclose(taken_over.state_dict()[key].double(), value.double(), atol=1e-6, rtol=1e-5), key
 
 
-@pytest.mark.slow
 def test_running_statistics_are_the_mean_over_the_processes(both: list[dict[str, dict[str, Tensor]]]) -> None:
     first, second = (process["own batch norm"] for process in both)
     assert all(torch.equal(first[key], second[key]) for key in first)

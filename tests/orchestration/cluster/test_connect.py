@@ -71,7 +71,6 @@ def own_address() -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_local_cluster_comes_up_with_its_dashboard_on_loopback_and_goes_without_a_trace(folder: Path) -> None:
     port, token = free_port(), secrets.token_hex(32)
     settings = {"PORT": str(port), "DASHBOARD": "1", "DASHBOARD_PORT": str(port + 2), "WORKERS": "1"}

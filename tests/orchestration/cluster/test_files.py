@@ -22,6 +22,7 @@ import yaml  # type: ignore[import-untyped]  # it has no types
 
 from raprune import __version__
 from tests.orchestration.jobs.kuberay_schema import autoscaling, problems
+from tests.tools import require_module
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster"
@@ -138,7 +139,7 @@ def test_every_shell_on_a_launched_node_asks_for_tokens_however_often_it_is_set_
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Config, Callable[[Config], Config]]]:
     """The file as Ray's own code completes it on an AWS that moto plays, and what launches a node there."""
-    moto = pytest.importorskip("moto")
+    moto = require_module("moto")
     import boto3
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
@@ -199,7 +200,7 @@ def test_aws_refuses_a_broken_node(aws: tuple[Config, Callable[[Config], Config]
 @pytest.fixture(scope="module")
 def compute() -> Config:
     """Compute Engine's schemas, from Google's client: name -> schema."""
-    pytest.importorskip("googleapiclient")
+    require_module("googleapiclient")
     document = resources.files("googleapiclient.discovery_cache") / "documents" / "compute.v1.json"
     schemas: Config = json.loads(document.read_text())["schemas"]
     return schemas

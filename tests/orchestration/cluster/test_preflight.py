@@ -171,8 +171,8 @@ def buckets() -> Iterator[list[str]]:
         server.communicate()
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
-@pytest.mark.slow
 def test_nodes_that_differ_are_found_and_named(tmp_path: Path, buckets: list[str]) -> None:
     """Three nodes. One sees another storage under the same URI, and has another Optuna installed."""
     other = tmp_path / "site" / "optuna-0.1.dist-info"

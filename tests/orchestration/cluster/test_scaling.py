@@ -141,8 +141,8 @@ with cluster("auto"):
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_cluster_grows_for_a_search_that_lets_it_shrink_again(growing: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", GROW], env=growing, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr

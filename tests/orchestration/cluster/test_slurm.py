@@ -72,8 +72,8 @@ def test_a_job_whose_nodes_do_not_come_up_ends_at_once_and_is_not_tried_again(sl
     assert not list(Path(slurm["PLAYED"]).glob(".raprune-*"))
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_job_whose_time_is_up_cleans_up_and_is_put_into_the_queue_again(slurm: dict[str, str]) -> None:
     folder = Path(slurm["SLURM_SUBMIT_DIR"])
     run = folder / "run"

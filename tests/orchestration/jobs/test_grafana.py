@@ -33,6 +33,7 @@ from raprune.orchestration.jobs.grafana import UID, install, source
 from raprune.results.front import budget_of, front
 from raprune.store.folder import Store
 from tests.orchestration.processes import below, kill
+from tests.tools import require
 
 ROOT = Path(__file__).parents[3]
 DASHBOARD: dict[str, Any] = json.loads(source().read_text())
@@ -181,11 +182,8 @@ def test_what_is_no_grafana_is_refused_with_what_to_do(tmp_path: Path, monkeypat
         install(str(grafana))
 
 
-@pytest.mark.slow
 def test_a_wheel_brings_it_along(tmp_path: Path) -> None:
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is not there to build a wheel")
+    uv = require("uv")
     subprocess.run([uv, "build", "--quiet", "--wheel", "-o", str(tmp_path), str(ROOT)], check=True)
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as content:
@@ -211,9 +209,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched() -> Iterator[Watched]:
     """A head with two processors in processes of its own, and Debian's Prometheus with the targets that Ray names."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        pytest.skip("no prometheus on the PATH; Debian has it: apt-get install prometheus")
+    binary = require("prometheus")
     # Short: sockets lie below it.
     folder = Path(tempfile.mkdtemp(prefix="rp", dir="/tmp"))
     ports = dict(zip(("ray", "client", "dashboard", "prometheus"), free_ports(4), strict=True))
@@ -338,7 +334,7 @@ def told_by_ray(watched: Watched, path: str) -> Any:
         return json.load(answer)["data"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_every_query_of_every_panel_is_answered_while_a_run_lives_and_the_front_after_it(
     watched: Watched, tmp_path: Path
@@ -376,7 +372,7 @@ def test_every_query_of_every_panel_is_answered_while_a_run_lives_and_the_front_
     assert float(trials["value"][1]) == len(store.trials())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_ray_takes_the_dashboard_for_its_metrics_tab(watched: Watched) -> None:
     ran = subprocess.run(

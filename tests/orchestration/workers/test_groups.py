@@ -123,7 +123,6 @@ def finalist(number: int, parent: Proposal) -> FinalistTraining:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a_worker_is_killed(
     ray_cluster: None, tmp_path: Path
@@ -172,8 +171,8 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
         assert len(trials) == 6 and job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_driver_that_is_killed_while_its_group_trains_goes_on_at_the_last_epoch(tmp_path: Path) -> None:
     epochs = 12

@@ -115,7 +115,6 @@ def job(folder: Path, kind: str) -> SearchSpec:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
 def test_a_search_trains_on_a_stream_and_goes_on_after_it_was_cut_off(
     ray_cluster: None, tmp_path: Path, kind: str
