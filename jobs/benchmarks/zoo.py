@@ -104,10 +104,10 @@ def table(inspected: list[Inspected]) -> str:
         "differences in float64, relative to the largest output: after a random permutation of all channels, and "
         "between random cut networks and the masked dense network (- where no group can be masked). The proof runs on "
         "the smallest images that the model takes. *Stays* counts the channels of frozen layers by reason, without the "
-        "output layer. *Seconds* are wall time on 2 shared CPU cores that ran other programs too; *CPU s* is the CPU "
-        "time of the whole command.",
+        "output layer. *Trace* and *proof* are wall time on 2 shared CPU cores that ran other programs too. *CPU s* is "
+        "the CPU time of the whole command.",
         "",
-        "| model | px | groups | prunable | lowest FLOPs | trace, seconds | proof, seconds | CPU s | permutation | cut | stays |",
+        "| model | px | groups | prunable | lowest FLOPs | trace, s | proof, s | CPU s | permutation | cut | stays |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*lines, *(row(run) for run in inspected)]) + "\n"
