@@ -36,8 +36,9 @@ from raprune.data.stream import StreamReader, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.orchestration.cluster.connect import connect
 from raprune.orchestration.cluster.placement import Placement
+from raprune.orchestration.tasks import Shared
 from raprune.orchestration.workers.streaming import RayReader
-from raprune.orchestration.workers.trials import Equipment, Shared
+from raprune.orchestration.workers.trials import Equipment
 from raprune.pruning.preparation import Prepared, prepare
 from raprune.records import Proposal
 from raprune.spec.job import DataSpec, SearchSpec, load_spec

@@ -80,7 +80,7 @@ from raprune.store.networks import is_stored, rename_finetuned
 if TYPE_CHECKING:
     from raprune.orchestration.workers.scores import Missing
     from raprune.orchestration.workers.trainings import Training
-    from raprune.orchestration.workers.trials import Shared
+    from raprune.orchestration.tasks import Shared
     from raprune.sampling.sources import Earlier, SearchSpace
     from raprune.training.loop import Epoch
 
@@ -317,7 +317,8 @@ def _dense_network(run: Run, placement: Placement, data: Any) -> Any:
 
     from raprune.orchestration.workers.scores import named, phases
     from raprune.orchestration.workers.trainings import DenseTraining, PhaseTraining
-    from raprune.orchestration.workers.trials import Dense, prepare_dense
+    from raprune.orchestration.tasks import Dense
+    from raprune.orchestration.workers.dense import prepare_dense
 
     stored = stored_weights(run.store)
     if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
@@ -528,7 +529,7 @@ def _shared(run: Run, placement: Placement, data: Any, weights: Any, coordinator
     """What the workers share, before anything was computed."""
     import ray
 
-    from raprune.orchestration.workers.trials import Shared
+    from raprune.orchestration.tasks import Shared
 
     return Shared(
         spec=run.spec,
@@ -553,7 +554,7 @@ def _plan_test(run: Run, placement: Placement, coordinator: Any) -> list[Any]:
     import ray
 
     from raprune.orchestration.coordinator import ask
-    from raprune.orchestration.workers.trials import Look, TestTask
+    from raprune.orchestration.tasks import Look, TestTask
 
     trials = ask(coordinator.trials.remote())
     described = run.store.run()

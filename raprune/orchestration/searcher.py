@@ -14,14 +14,12 @@ from ray.tune.search import Searcher
 
 from raprune.errors import RapruneError
 from raprune.orchestration.cluster.failures import Action, Failure, decide, hopeless
-from raprune.orchestration.workers.trials import CandidateTask, TestTask
+from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task, TestTask
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
 from raprune.sampling.promotion import Outcome, choose_finalists
 from raprune.sampling.sources import Proposals, trial_seed
 from raprune.spec.job import SearchSpec
-
-Task = CandidateTask | TestTask
 
 REPEATS_APART = 1_000_003
 """Between the seeds of one finalist's repeats, so that they meet no other search's."""
@@ -93,7 +91,7 @@ class CandidateSearcher(Searcher):
         self._lock = threading.Lock()
 
     def suggest(self, trial_id: str) -> Any:
-        """`{"task", "together"}` (see `CandidateTrial`), None to wait, or `Searcher.FINISHED`."""
+        """The configuration of an `Assignment`, None to wait, or `Searcher.FINISHED`."""
         with self._lock:
             if self.failure is not None:
                 return Searcher.FINISHED
@@ -111,7 +109,7 @@ class CandidateSearcher(Searcher):
             if self._ahead:
                 self._running[trial_id] = self._ahead.popleft()
                 together, self._together = self._together, self._together if self._ahead else 0
-                return {"task": self._running[trial_id], "together": together}
+                return Assignment(self._running[trial_id], together).to_config()
             return None if self._running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -121,7 +119,7 @@ class CandidateSearcher(Searcher):
                 if error or result is None:
                     self._lost(task)
                 else:
-                    self._done(task, result)
+                    self._done(task, Report.of(result))
             except RapruneError as failure:
                 # The first one is the cause.
                 self.failure = self.failure or failure
@@ -203,18 +201,18 @@ class CandidateSearcher(Searcher):
             for number, parent in enumerate(parents)
         ]
 
-    def _done(self, task: Task, result: dict[str, Any]) -> None:
+    def _done(self, task: Task, report: Report) -> None:
         self._losses.pop(task.trial_id, None)
-        if "broken" in result:
+        if report.setup_error is not None:
             decision = decide(Failure.SETUP)
-            raise RapruneError(f"{decision.reason}: {result['broken']}", hint="Nothing was recorded.")
-        if "failure" in result:
-            raise result["failure"]
-        if isinstance(task, TestTask):
-            self.test |= _test_accuracies(result)
+            raise RapruneError(f"{decision.reason}: {report.setup_error}", hint="Nothing was recorded.")
+        if report.failure is not None:
+            raise report.failure
+        if report.test is not None:
+            self.test.update(report.test)
             self._stages.step()
-        else:
-            self._take(task, result["outcome"])
+        elif isinstance(task, CandidateTask) and report.outcome is not None:
+            self._take(task, report.outcome)
 
     def _take(self, task: CandidateTask, outcome: Outcome) -> None:
         if task.proposal.stage is Stage.FINETUNE:
@@ -270,8 +268,3 @@ def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> Candid
         seed=trial_seed(seed + 1 + repeat * REPEATS_APART, number),
     )
     return CandidateTask(proposal, parent)
-
-
-def _test_accuracies(result: dict[str, Any] | None) -> dict[str, float]:
-    """What a test task returned: Tune hands results on with nested names joined by a slash."""
-    return {k.removeprefix("test/"): v for k, v in (result or {}).items() if k.startswith("test/")}

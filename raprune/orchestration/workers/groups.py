@@ -27,8 +27,8 @@ from raprune.data.ranks import Ranks
 from raprune.errors import RapruneError, StoreError
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS, Action, Failure, decide, error_text
 from raprune.orchestration.cluster.placement import TrainPlacement
+from raprune.orchestration.tasks import Shared
 from raprune.orchestration.workers.trainings import Rank, Training
-from raprune.orchestration.workers.trials import Shared
 from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
 from raprune.spec.job import SearchSpec
 from raprune.training.loop import Epoch

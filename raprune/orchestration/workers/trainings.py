@@ -22,7 +22,8 @@ from raprune.errors import ModelError, RapruneError, StoreError
 from raprune.methods import Method
 from raprune.orchestration.cluster.failures import error_text
 from raprune.orchestration.coordinator import ask
-from raprune.orchestration.workers.trials import CandidateTask, Equipment, Shared
+from raprune.orchestration.tasks import CandidateTask, Shared
+from raprune.orchestration.workers.trials import Equipment
 from raprune.pruning.preparation import DENSE
 from raprune.pruning.prune import Pruned
 from raprune.pruning.workload import train_dense

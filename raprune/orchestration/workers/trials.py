@@ -3,110 +3,40 @@
 from __future__ import annotations
 
 import os
-import queue
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import ray
 import torch
 from ray import tune
-from ray.actor import ActorHandle
 from torch import nn
 
-from raprune.channels.graph import ChannelGraph
-from raprune.checks.diagnosis import accuracy_on_training
-from raprune.checks.symptoms import Accuracy
-from raprune.cost.latency import LatencyTable
-from raprune.data.dataset import Dataset, Split
 from raprune.errors import RapruneError, StoreError
 from raprune.orchestration.cluster.failures import error_text
-from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.progress import Teller
+from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, TestTask
 from raprune.orchestration.workers.scores import statistics_store
 from raprune.orchestration.workers.streaming import RayReader
 from raprune.pruning import artifact
-from raprune.pruning.pace import measure_pace
 from raprune.pruning.prune import Pruned, Pruner, is_trained
-from raprune.pruning.workload import WeightArrays, Workload, build_workload, train_dense
+from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal, Stage, Trial, TrialState
-from raprune.results.forecast import Pace
 from raprune.results.stages import OnWork, Work
 from raprune.sampling.promotion import Outcome
-from raprune.spec.job import SamplerSpec, SearchSpec
-from raprune.store.folder import Store
+from raprune.spec.job import SamplerSpec
 from raprune.store.learning_curves import write_curve
 from raprune.store.networks import MODELS, copy_network, find_network
-from raprune.store.scores import Arrays, Statistics
+from raprune.store.scores import Statistics
 from raprune.training.checkpoint import StoreCheckpoints
-from raprune.training.evaluate import Evaluation, evaluate
+from raprune.training.evaluate import evaluate
 from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks
 
 MEETING_S = 30.0
 """A node without room for a worker that was counted on must not hold up the others for longer."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all workers of a run share; the arrays are in the object store, once on each node."""
-
-    spec: SearchSpec
-    graph: ChannelGraph
-    placement: Placement
-    data: ray.ObjectRef[Dataset]
-    """Without the test split."""
-    weights: ray.ObjectRef[WeightArrays]
-    statistics: ray.ObjectRef[dict[str, Arrays]]
-    """What was computed before the search, by key."""
-    coordinator: ActorHandle[Any]
-    store: Store
-    session: str
-    """Tells this driver's workers from those of one before it."""
-    provenance: dict[str, Any]
-    latency: LatencyTable | None = None
-
-
-@dataclass(frozen=True)
-class CandidateTask:
-    """Try a proposal; one that is fine-tuned, at the end or on a rung, continues the proposal `parent`."""
-
-    proposal: Proposal
-    parent: Proposal | None = None
-
-    @property
-    def trial_id(self) -> str:
-        return self.proposal.trial_id
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """A network that is looked at a last time."""
-
-    proposal: Proposal
-    """Proposal of its trial."""
-    keep: bool
-    """Store it under its name, as it is on the front."""
-    test: bool
-    """Evaluate it on the test split."""
-
-
-@dataclass(frozen=True)
-class TestTask:
-    """Look at networks a last time, and evaluate the dense one on the test split."""
-
-    number: int
-    split: list[ray.ObjectRef[Split]]
-    """One reference, in a list so that it is fetched by the task and by nobody else; none where nothing is tested."""
-    dense: bool
-    looks: tuple[Look, ...]
-
-    @property
-    def trial_id(self) -> str:
-        return f"test-{self.number:05d}"
 
 
 @dataclass(frozen=True)
@@ -228,11 +158,7 @@ def evaluate_on_test(shared: list[Shared], task: TestTask) -> dict[str, float]:
 
 
 class CandidateTrial(tune.Trainable):
-    """A worker of the search: one process that takes task after task by `reset_config`.
-
-    A config is `{"task": ..., "together": n}`. With n above 1 the task waits until n workers have come up: a quick
-    first worker would else take the tasks for which Tune is starting the others, and Tune would end those.
-    """
+    """A worker of the search: one process that takes an `Assignment` after another by `reset_config`."""
 
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
         assert shared is not None, "given by tune.with_parameters"
@@ -241,36 +167,40 @@ class CandidateTrial(tune.Trainable):
         wait: Any = shared.coordinator.wait
         shared = replace(shared, store=shared.store.told(lambda why: wait.remote(self._name, why)))
         self._shared = shared
-        self._broken: str | None = None
+        self._setup_error: str | None = None
         try:
             self._held = Equipment.of(shared, on_work=self._tell)
         except Exception as error:
-            # Raised from here it would be tried again for every candidate.
-            self._broken = error_text(error)
+            # An error raised here would be raised again for every candidate.
+            self._setup_error = error_text(error)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        if self._broken is not None:
-            return {"done": True, "broken": self._broken}
-        task: CandidateTask | TestTask = self._config["task"]
+        return self._work(Assignment.of(self._config)).to_result()
+
+    def _work(self, assignment: Assignment) -> Report:
+        """Carry out the task of an assignment."""
+        if self._setup_error is not None:
+            return Report(setup_error=self._setup_error)
+        task = assignment.task
         self._teller = Teller(self._shared.coordinator, task.trial_id, title=task.trial_id)
-        if self._config["together"] > 1:
-            self._meet(self._config["together"])
+        if assignment.together > 1:
+            self._meet(assignment.together)
         try:
             if isinstance(task, TestTask):
-                return {"done": True, "test": self._held.test(task)}
+                return Report(test=self._held.test(task))
             trials = self._try(task)
-            # Together: a task that is cut off leaves no half of its path behind.
+            # All trials at once: a task that is cut off leaves no half of its path behind.
             ask(self._shared.coordinator.record.remote(trials, self._shared.session))
             if task.parent is not None:
                 self._held.checkpoints(task.proposal.trial_id).remove()
         except RapruneError as error:
-            # The run's, not the candidate's.
-            return {"done": True, "failure": error}
-        return {"done": True, "outcome": Outcome.of(trials[-1])}
+            # An error of the run, not of the candidate.
+            return Report(failure=error)
+        return Report(outcome=Outcome.of(trials[-1]))
 
     def _tell(self, work: Work) -> None:
         self._teller(work)
@@ -318,52 +248,6 @@ class CandidateTrial(tune.Trainable):
                 self._held.save(f"{MODELS}/{network_name(result.trial)}", result.model, result.trial)
             trials.append(of_rung(result.trial, shared.spec.search))
         return trials
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The dense network, trained if it had to be, and how good it is on the validation split."""
-
-    weights: WeightArrays
-    weights_hash: str
-    validation: Evaluation
-    training: Accuracy
-    """Accuracy on a sample of the training images."""
-    pace: Pace
-    history: Sequence[Epoch] = ()
-    """What each epoch of its training came to, if it was trained."""
-
-
-def prepare_dense(
-    spec: SearchSpec, placement: Placement, data: Dataset, weights: WeightArrays, *, train: bool
-) -> Iterator[Epoch | Dense]:
-    """The epochs of the dense network's training as they end, if `train`, and at last the network."""
-    news: queue.Queue[Epoch | Dense | Exception] = queue.Queue()
-
-    def work() -> None:
-        try:
-            torch.set_num_threads(placement.threads)
-            reader = RayReader()
-            workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
-            history = train_dense(workload, spec, on_epoch=news.put) if train else ()
-            validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
-            training = accuracy_on_training(workload)
-            pace = measure_pace(workload, spec)
-            news.put(Dense(workload.weights(), workload.weights_hash, validation, training, pace, history))
-        except Exception as error:
-            news.put(error)
-
-    # The training loop calls back where a generator is asked: the queue stands between.
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while True:
-        item = news.get()
-        if isinstance(item, Exception):
-            raise item
-        yield item
-        if isinstance(item, Dense):
-            break
-    thread.join()
 
 
 def network_name(trial: Trial) -> str:

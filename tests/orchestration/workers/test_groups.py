@@ -20,9 +20,9 @@ from raprune.methods.slimming import Slimming
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
 from raprune.orchestration.cluster.placement import TrainPlacement
 from raprune.orchestration.coordinator import find_coordinator
+from raprune.orchestration.tasks import CandidateTask, Shared
 from raprune.orchestration.workers.groups import FOLDER, Bulletin, Course, News, train_together
 from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining
-from raprune.orchestration.workers.trials import CandidateTask, Shared
 from raprune.pruning.preparation import DENSE, Prepared, prepare
 from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload, train_dense
