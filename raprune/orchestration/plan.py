@@ -1,4 +1,4 @@
-"""Size of a search that is about to begin, for its forecast."""
+"""Size of a search that is about to begin, and the forecast of its duration that is told from it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,47 @@ from raprune.channels.graph import ChannelGraph
 from raprune.data.dataset import Dataset
 from raprune.methods import Method
 from raprune.orchestration.cluster.placement import Placement
-from raprune.orchestration.workers.scores import Missing, epochs_of
+from raprune.orchestration.run import Run
+from raprune.orchestration.workers.scores import Missing, epochs_of, named
 from raprune.pruning.prune import PRICED
 from raprune.records import Stage, Trial
-from raprune.results.forecast import Plan
+from raprune.report.summary import forecast_told
+from raprune.results.forecast import Pace, Plan, forecast
 from raprune.sampling.sources import SearchSpace
 from raprune.spec.job import SamplerSpec, SearchSpec
+
+
+def tell_forecast(
+    run: Run,
+    placement: Placement,
+    *,
+    space: SearchSpace,
+    lacking: Missing,
+    stored: Sequence[Trial],
+    grouped: bool,
+) -> None:
+    """Print how long the rest of the run will take, unless the speed of the dense network was not measured.
+
+    `lacking`, `stored`, `grouped`: as for `plan_of`.
+    """
+    measured = run.store.run().get("pace")
+    if measured is None:
+        # The run was begun by a version that did not measure it.
+        return
+    plan = plan_of(
+        run.spec,
+        data=run.prepared.data,
+        graph=run.prepared.graph,
+        space=space,
+        methods=named(run.spec, (*space.controls, *space.methods)),
+        lacking=lacking,
+        stored=stored,
+        placement=placement,
+        grouped=grouped,
+    )
+    expected = forecast(Pace(**measured), plan)
+    run.stages.expect(expected)
+    run.console.print(forecast_told(expected), markup=False, highlight=False)
 
 
 def plan_of(
@@ -32,7 +67,10 @@ def plan_of(
     placement: Placement,
     grouped: bool,
 ) -> Plan:
-    """Plan of the search of `spec`, less what is `stored` already and what of the statistics is not `lacking`."""
+    """Plan of the search of `spec`, without the trials that are `stored` and the statistics that are not `lacking`.
+
+    `grouped`: a group of Ray Train fine-tunes the finalists.
+    """
     asked_for = [trial for trial in stored if trial.proposal.step is None]
     tuned = sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for)
     searched = sum(trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0 for trial in asked_for)

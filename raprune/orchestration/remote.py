@@ -1,4 +1,4 @@
-"""What a task or an actor gives back: its value, or its error as itself instead of wrapped in Ray's."""
+"""The answer of a task or an actor: its value, or its error as itself instead of wrapped in Ray's."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ def answer(reference: Any, *, lost: str, hint: str) -> Any:
         raise
     except ray.exceptions.RayError as error:
         raise RapruneError(f"{lost}: {_reason(error)}", hint=hint) from error
+
+
+def trial_answer(reference: Any) -> Any:
+    """The value of a task that has the size of a trial.
+
+    Raises:
+        RapruneError: as `answer`.
+    """
+    return answer(
+        reference,
+        lost="A worker was lost again and again",
+        hint="It may have run out of memory; give it more, or use smaller batches.",
+    )
 
 
 def _reason(error: ray.exceptions.RayError) -> str:

@@ -21,6 +21,8 @@ from raprune.report.terminal import print_front
 from raprune.results.front import FINETUNINGS
 from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
+from raprune.sampling import warm_start
+from raprune.sampling.sources import Earlier, SearchSpace
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
@@ -122,6 +124,24 @@ def check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared,
     ]
     if changed:
         console.print(f"Versions changed since the run began: {', '.join(changed)}.", markup=False)
+
+
+def identity(prepared: Prepared, weights: str | None) -> warm_start.Identity:
+    """Network and data of the job, with the hash of the dense network's weights."""
+    return warm_start.Identity(prepared.graph.architecture, prepared.data.fingerprint, weights)
+
+
+def earlier_trials(run: Run, space: SearchSpace) -> Earlier | None:
+    """Trials of other runs that the search starts with: read once, then stored with the run."""
+    if not run.spec.warm_start:
+        return None
+    if not run.store.exists(warm_start.FILE):
+        now = identity(run.prepared, run.store.run()["weights_hash"])
+        taken = warm_start.reused(warm_start.read(run.spec.warm_start, now), run.spec, space, now)
+        run.store.write_json(warm_start.FILE, warm_start.to_json(taken))
+        names = [Store(uri).name for uri in run.spec.warm_start]
+        run.console.print(warm_start.told(taken, names), markup=False, highlight=False)
+    return warm_start.from_json(run.store.read_json(warm_start.FILE))
 
 
 def stored_weights(store: Store) -> dict[str, Any] | None:

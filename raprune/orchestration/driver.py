@@ -1,0 +1,429 @@
+"""A run on its cluster, phase after phase; imported once `cluster.connect` has made Ray's settings.
+
+    dense network -> statistics -> search -> fine-tune -> test split -> report
+
+Each phase is a function below, in this order, that returns a frozen result for those after it. One run of Tune serves
+search, fine-tuning and the test split, so that the same workers do all three; only where a group of Ray Train
+fine-tunes the finalists do the last two need phases of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+
+from raprune.data.dataset import Dataset
+from raprune.methods import method_named, searched_settings
+from raprune.orchestration.cluster.connect import node_resources
+from raprune.orchestration.cluster.placement import Placement, TrainPlacement, place_again, place_training
+from raprune.orchestration.cluster.preflight import preflight
+from raprune.orchestration.coordinator import ask, find_coordinator
+from raprune.orchestration.final_front import evaluate_finalists, plan_tests
+from raprune.orchestration.gauges import see_off
+from raprune.orchestration.jobs.metadata import cluster_address, tell_best, telling
+from raprune.orchestration.lease import held
+from raprune.orchestration.plan import tell_forecast
+from raprune.orchestration.progress import published, watched
+from raprune.orchestration.remote import trial_answer
+from raprune.orchestration.run import (
+    Run,
+    earlier_trials,
+    finish,
+    keep_table,
+    note_finetunings,
+    say_latency,
+    say_statistics,
+    store_dense,
+    stored_weights,
+)
+from raprune.orchestration.scheduler import KeepWorkers
+from raprune.orchestration.searcher import CandidateSearcher
+from raprune.orchestration.tasks import CandidateTask, Dense, Shared
+from raprune.orchestration.workers.dense import prepare_dense
+from raprune.orchestration.workers.groups import Course, train_together
+from raprune.orchestration.workers.latency import Subject, latency_table, measure_front
+from raprune.orchestration.workers.scores import Inputs, gather, missing, named, phases, warm_up
+from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining, Training
+from raprune.orchestration.workers.trials import CandidateTrial
+from raprune.pruning.allocate import ALLOCATIONS
+from raprune.pruning.artifact import provenance
+from raprune.pruning.preparation import with_table
+from raprune.pruning.workload import WeightArrays
+from raprune.records import Trial
+from raprune.results.stages import (
+    CHECK_NODES,
+    JUDGE_DENSE,
+    LATENCY,
+    LAYER_TIMES,
+    REPORT,
+    SEARCH,
+    START_RUN,
+    STOP_RAY,
+    TRAIN_DENSE,
+)
+from raprune.sampling.sources import Proposals, SearchSpace
+from raprune.sampling.space import search_space
+from raprune.sampling.stopping import Enough
+from raprune.spec.budget import accuracy_floor
+from raprune.store.folder import RUN_FILE, Store
+from raprune.training.loop import Epoch
+
+Weights = ray.ObjectRef[WeightArrays]
+"""Reference to the dense network's weights."""
+
+
+@dataclass(frozen=True)
+class DrivenRun:
+    """A run with what all of its phases use on the cluster."""
+
+    run: Run
+    placement: Placement
+    coordinator: ActorHandle[Any]
+    data: ray.ObjectRef[Dataset]
+    """Without the test split."""
+
+    def trials(self) -> list[Trial]:
+        """All recorded trials."""
+        recorded: Any = self.coordinator.trials
+        return ask(recorded.remote())
+
+    def shared(self, weights: Weights) -> Shared:
+        """Inputs of the workers, before any statistics are computed."""
+        run = self.run
+        return Shared(
+            spec=run.spec,
+            graph=run.prepared.graph,
+            placement=self.placement,
+            data=self.data,
+            weights=weights,
+            statistics=ray.put({}),
+            coordinator=self.coordinator,
+            store=run.store,
+            session=run.session,
+            provenance=provenance(run.spec, run.prepared.data),
+            latency=run.prepared.cost.table,
+        )
+
+
+@dataclass(frozen=True)
+class StatisticsResult:
+    """What the search begins with."""
+
+    shared: Shared
+    """Inputs of the workers, with the statistics."""
+    space: SearchSpace
+    stored: Sequence[Trial]
+    """Trials that were recorded before this driver."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What the run of Tune leaves to be done."""
+
+    waiting: Sequence[CandidateTask]
+    """Finalists that a group of workers is to fine-tune; empty: Tune's own workers have fine-tuned and tested."""
+    accuracies: Mapping[str, float]
+    """Accuracies on the test split, by network and for `dense`, where Tune's own workers have measured them."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """Fine-tunings that are recorded now."""
+
+    by_group: int
+    """Number of finalists that a group of workers fine-tuned; 0: Tune's own workers did."""
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """Accuracies on the test split, by network and for `dense`; empty where nothing was to be tested."""
+
+    accuracies: Mapping[str, float]
+
+
+def check_nodes(run: Run) -> None:
+    """Ask every node whether it can do the job.
+
+    Raises:
+        RapruneError: if one cannot.
+    """
+    with run.stages.stage(CHECK_NODES):
+        preflight(run.spec, run.store, console=run.console)
+
+
+def with_latency(run: Run, placement: Placement) -> Run:
+    """The run with its latency budget as a fraction, and costs that know latency; unchanged without such a budget.
+
+    Raises:
+        BudgetError: if the budget is out of reach.
+    """
+    if run.spec.budget_latency is None:
+        return run
+    with run.stages.stage(LAYER_TIMES):
+        table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
+    say_latency(run, table, is_new=is_new)
+    spec, prepared = with_table(run.spec, run.prepared, table)
+    return replace(run, spec=spec, prepared=prepared)
+
+
+def carry_out(run: Run, placement: Placement) -> None:
+    """All phases of a run. However the run ends, none of its actors stays behind."""
+    run.stages.begin(START_RUN)
+    if run.spec.weights is not None or stored_weights(run.store) is not None:
+        # Not where a group of Ray Train may be about to take all of the cluster for the dense network.
+        warm_up(placement)
+    coordinator: Any = find_coordinator(run.store)
+    with (
+        held(coordinator, run.session, run.store.name, console=run.console),
+        published(run.stages, run.store),
+        _page(run) as note_page,
+    ):
+        try:
+            keep_table(run)
+            Store(run.spec.statistics_folder).make()
+            driven = DrivenRun(run, placement, coordinator, ray.put(replace(run.prepared.data, test=None)))
+            weights = dense_network(driven)
+            note_page()
+            ask(coordinator.reread.remote())
+            known = gather_statistics(driven, weights)
+            searched = search_candidates(driven, known)
+            tuned = finetune_finalists(driven, known, searched)
+            report(driven, test_networks(driven, known, searched, tuned))
+        finally:
+            ray.kill(coordinator)
+
+
+def dense_network(driven: DrivenRun) -> Weights:
+    """The dense network: its weights as given or stored, else trained by a task or by a group of workers."""
+    run, placement = driven.run, driven.placement
+    stored = stored_weights(run.store)
+    if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
+        return ray.put(stored)
+    if stored is None and run.spec.weights is None:
+        space = _space(run)
+        methods = phases(named(run.spec, (*space.controls, *space.methods)))
+        shared = driven.shared(ray.put(run.prepared.weights))
+        _train_together(run, shared, [DenseTraining(), *map(PhaseTraining, methods)])
+        stored = stored_weights(run.store)
+    train = stored is None and run.spec.weights is None
+    work: Any = prepare_dense
+    task = ray.remote(work).options(
+        num_returns="streaming", max_retries=2, num_cpus=placement.cpus, num_gpus=placement.gpus
+    )
+    weights = ray.put(run.prepared.weights if stored is None else stored)
+    dense = _heard(run, task.remote(run.spec, placement, driven.data, weights, train=train), train=train)
+    store_dense(run, dense)
+    return ray.put(dense.weights)
+
+
+def gather_statistics(driven: DrivenRun, weights: Weights) -> StatisticsResult:
+    """Compute what candidates share and nobody has computed yet: methods' training phases, and scores."""
+    run, placement = driven.run, driven.placement
+    stored = driven.trials()
+    space = _space(run)
+    shared = driven.shared(weights)
+    inputs = Inputs(run.spec, run.prepared.graph, placement, [driven.data], [weights], driven.coordinator)
+    methods = (*space.controls, *space.methods)
+    lacking = missing(inputs, named(run.spec, methods))
+    tell_forecast(
+        run,
+        placement,
+        space=space,
+        lacking=lacking,
+        stored=stored,
+        grouped=_place_group(run, max(1, run.spec.finalists.count)) is not None,
+    )
+    if run.spec.resources.train_workers != 0:
+        _train_together(run, shared, [PhaseTraining(method) for method in lacking.phases])
+    gathered = gather(inputs, methods, run.stages)
+    say_statistics(run, gathered)
+    return StatisticsResult(replace(shared, statistics=ray.put(gathered.arrays)), space, stored)
+
+
+def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResult:
+    """Try candidates until the search has had enough; then fine-tune and test, unless a group is to fine-tune.
+
+    Raises:
+        RapruneError: if the search cannot go on; finished trials are recorded.
+    """
+    run, spec = driven.run, driven.run.spec
+    enough = Enough(
+        spec.search,
+        known.stored,
+        workers=driven.placement.workers,
+        devices=driven.placement.gpus or driven.placement.cpus,
+        cost=spec.cost,
+        already=run.store.run().get("stopped"),
+    )
+    searcher = _searcher(driven, known, enough)
+    with tempfile.TemporaryDirectory(prefix="raprune-", ignore_cleanup_errors=True) as folder:
+        _run_tune(driven, known.shared, searcher, folder)
+    if searcher.failure is not None:
+        raise searcher.failure
+    if enough.reason is not None:
+        run.store.write_json(RUN_FILE, run.store.run() | {"stopped": enough.reason})
+        run.console.print(f"The search ended early: {enough.reason}.", markup=False, highlight=False)
+    return SearchResult(tuple(searcher.waiting), dict(searcher.test))
+
+
+def finetune_finalists(driven: DrivenRun, known: StatisticsResult, searched: SearchResult) -> FinetuneResult:
+    """Have a group of workers fine-tune the finalists that wait for one."""
+    _train_together(driven.run, known.shared, [FinalistTraining(task) for task in searched.waiting])
+    return FinetuneResult(by_group=len(searched.waiting))
+
+
+def test_networks(
+    driven: DrivenRun, known: StatisticsResult, searched: SearchResult, tuned: FinetuneResult
+) -> SplitResult:
+    """Store the networks of the final front and evaluate on the test split, where Tune's own workers have not."""
+    if not tuned.by_group:
+        return SplitResult(searched.accuracies)
+    tasks = plan_tests(driven.run, driven.placement, driven.trials())
+    return SplitResult(evaluate_finalists(driven.run, known.shared, tasks))
+
+
+def report(driven: DrivenRun, tested: SplitResult) -> None:
+    """Measure latency of the final front, write the report, and wait until the last metrics are exported."""
+    run, coordinator = driven.run, driven.coordinator
+    progress: Any = coordinator.progress
+    unexported_s: Any = coordinator.unexported_s
+    run.stages.begin(LATENCY)
+    # Networks with fewer FLOPs need not be faster.
+    measure_front(Subject.of(run.spec, run.prepared, driven.placement), run.store, driven.trials())
+    run.stages.begin(REPORT)
+    finish(run, dict(tested.accuracies))
+    run.stages.begin(STOP_RAY)
+    tell_best(ask(progress.remote()))
+    see_off(lambda: ask(unexported_s.remote()))
+
+
+def _page(run: Run) -> AbstractContextManager[Callable[[], None]]:
+    """The page beside the run, if the job asks for it, or leaves it open and a running cluster was joined."""
+    wanted = run.spec.page.serve
+    if wanted is None:
+        wanted = cluster_address(run.spec.resources.address) is not None
+    if not wanted:
+        return nullcontext(lambda: None)
+    # Ray Serve is imported only where it is used: it takes seconds.
+    from raprune.orchestration.served_page import beside
+
+    return beside(run.store, run.spec.page, run.console)
+
+
+def _heard(run: Run, news: Any, *, train: bool) -> Dense:
+    """The dense network that a task of `prepare_dense` ends with; its epochs are shown as they come."""
+    if train:
+        run.stages.begin(TRAIN_DENSE, total=math.ceil(run.spec.dense.epochs), unit="epochs")
+    else:
+        run.stages.begin(JUDGE_DENSE)
+    dense: Dense | None = None
+    for reference in news:
+        item: Epoch | Dense = trial_answer(reference)
+        if isinstance(item, Dense):
+            dense = item
+            continue
+        run.stages.update(done=item.number, detail=f"training accuracy {item.accuracy:.2%}")
+        if item.number >= item.epochs:
+            run.stages.begin(JUDGE_DENSE)
+    assert dense is not None, "a task ends with the network, or raises"
+    return dense
+
+
+def _space(run: Run) -> SearchSpace:
+    """Methods, settings and widths among which the search of the run chooses."""
+    settings = {name: searched_settings(method_named(name)) for name in run.spec.methods}
+    return search_space(run.spec, run.prepared.cost, allocations=tuple(ALLOCATIONS), settings=settings)
+
+
+def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough) -> CandidateSearcher:
+    """The searcher of the run, which records what no worker could and hears from the stop rule."""
+    run, spec, coordinator = driven.run, driven.run.spec, driven.coordinator
+    record: Any = coordinator.record
+    earlier = earlier_trials(run, known.space)
+    return CandidateSearcher(
+        spec,
+        Proposals(known.space, spec.search, seed=spec.seed, stored=known.stored, earlier=earlier, enough=enough),
+        known.stored,
+        record=lambda trial: ask(record.remote([trial], run.session)),
+        plan_test=lambda: plan_tests(run, driven.placement, driven.trials()),
+        spend=enough.spend,
+        chosen=partial(_note_finetunings, run, coordinator),
+        grouped=lambda networks: _place_group(run, networks) is not None,
+        workers=driven.placement.workers,
+        stages=run.stages,
+        floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.run()["dense"]["val_accuracy"]),
+    )
+
+
+def _note_finetunings(run: Run, coordinator: Any, number: int) -> None:
+    note_finetunings(run, number)
+    ask(coordinator.reread.remote())
+
+
+def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, folder: str) -> None:
+    """One run of Tune: its workers take the searcher's tasks. `folder`: for Tune's own state, which nobody reads."""
+    run, placement = driven.run, driven.placement
+    progress: Any = driven.coordinator.progress
+    works: Any = driven.coordinator.works
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(CandidateTrial, shared=shared), {"cpu": placement.cpus, "gpu": placement.gpus}
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=KeepWorkers(placement.workers),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"task-{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"task-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=folder,
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            # The searcher decides who is tried again.
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    read = telling(lambda: ray.get(progress.remote(searcher.num_running)))
+
+    def look() -> None:
+        run.stages.stand(read())
+        searcher.hear(ray.get(works.remote()))
+
+    run.stages.begin(SEARCH, total=run.spec.search.trials, unit="trials", limit_s=run.spec.search.time_limit_s)
+    try:
+        with watched(look):
+            tuner.fit()
+    finally:
+        run.stages.stand(None)
+
+
+def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> None:
+    """Have a group of workers carry out the trainings, if there is to be one; nothing else runs meanwhile."""
+    placement = _place_group(run, len(trainings))
+    if placement is None:
+        return
+    run.console.print(f"Training by {placement.reason}: {len(trainings)} networks.", markup=False, highlight=False)
+    course = Course(run.stages, run.spec, trainings)
+    train_together(
+        shared,
+        trainings,
+        placement,
+        again=lambda before: place_again(node_resources(), before),
+        tell=course.tell,
+    )
+
+
+def _place_group(run: Run, num_networks: int) -> TrainPlacement | None:
+    return place_training(node_resources(), run.spec.resources, num_networks=num_networks)
