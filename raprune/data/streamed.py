@@ -39,6 +39,18 @@ class StreamedSplit:
     def layout(self) -> torch.memory_format:
         return self.sample.layout
 
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, read anew, in the same order each time: normalised `(B, C, H, W)`, labels `(B,)`.
+
+        Raises:
+            DataError: if an image cannot be read or decoded.
+        """
+        with closing(self.reader.blocks(self.source, seed=0, rank=0, size=1)) as blocks:
+            for block in blocks:
+                images, labels = torch.from_numpy(block.images), torch.from_numpy(block.labels)
+                placed = replace(self.sample, images=images.to(self.device), labels=labels.to(self.device))
+                yield from placed.batches(batch_size)
+
     def shuffled(
         self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:

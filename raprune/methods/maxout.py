@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -183,7 +184,10 @@ def wins(model: nn.Module, places: Units, candidates: int, outer: ChannelGraph, 
     winner. The model is put in evaluation mode: dropout would count other networks.
     """
     model.eval()
-    rectified = _rectified(model, places, outer, next(iter(batches()))[0][:2])
+    # One pass: the training set may be read from its files for it.
+    passing = iter(batches())
+    first = next(passing)
+    rectified = _rectified(model, places, outer, first[0][:2])
     counts: dict[str, Tensor] = {}
 
     def hook_of(name: str) -> Hook:
@@ -200,7 +204,7 @@ def wins(model: nn.Module, places: Units, candidates: int, outer: ChannelGraph, 
         return count
 
     with torch.no_grad(), _hooked(model, places, hook_of, prepend=True):
-        for images, _ in batches():
+        for images, _ in chain([first], passing):
             model(images)
     return counts
 

@@ -91,7 +91,11 @@ class Bench(Protocol):
         """The calibration batches (`Batches`)."""
 
     def training(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The whole training split in order, without augmentation: images `(B, C, H, W)` and labels `(B,)`."""
+        """Every image of the training split once, without augmentation, in the same order each time.
+
+        Images `(B, C, H, W)` and labels `(B,)`. A split that does not fit into memory is read from its files anew by
+        each call, so iterate once.
+        """
 
     def train(
         self,

@@ -40,7 +40,8 @@ class WorkloadBench:
         return self._calibration()
 
     def training(self) -> Iterable[tuple[Tensor, Tensor]]:
-        return self._workload.train.batches(self._spec.search.eval_batch_size)
+        # Not `workload.train`: where the split is streamed, that is only the sample in memory.
+        return self._workload.training.batches(self._spec.search.eval_batch_size)
 
     def train(
         self,

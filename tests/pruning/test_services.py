@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from raprune.channels.cut import rebuild
 from raprune.channels.trace import trace
 from raprune.data import load_data
 from raprune.methods import Network
+from raprune.methods.maxout import Maxout
 from raprune.pruning.services import WorkloadBench
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.spec.job import DataSpec, DenseTrainSpec, FinalistSpec, FinetuneSpec, ModelSpec, SamplerSpec, SearchSpec
 from raprune.training.evaluate import evaluate
+from tests.streams import digits, write_parts
 
 SPEC = SearchSpec(
     model=ModelSpec(name="digits-net"),
@@ -46,6 +52,40 @@ def test_training_batches_are_the_whole_training_split_as_it_is() -> None:
     whole = next(iter(workload().train.batches(10_000)))
     assert torch.equal(torch.cat(images), whole[0])
     assert torch.equal(torch.cat(labels), whole[1])
+
+
+def test_training_batches_of_a_streamed_split_are_all_of_its_images(tmp_path: Path) -> None:
+    """The sample that stays in memory, which they were, has other wins in a unit than the whole split."""
+    folder = write_parts(tmp_path / "train", digits(), row_group=50)
+    data = DataSpec(name="parquet", train=folder, stream=True, resident_images=100, validation_fraction=0.2)
+    spec = SPEC.model_copy(update={"data": data})
+    streamed = build_workload(spec, data=load_data(data, seed=SPEC.seed), device="cpu")
+    assert streamed.data.stream is not None and len(streamed.train) == 100
+    own = Counting(streamed, lambda: streamed.train.batches(50), seed=1)
+    images, labels = (torch.cat(parts) for parts in zip(*own.training(), strict=True))
+    assert len(images) == len(labels) == streamed.data.num_train > 1000
+    assert torch.equal(images, torch.cat([x for x, _ in own.training()])), "the same order each time"
+    sample = {x.numpy().tobytes() for x in next(iter(streamed.train.batches(100)))[0]}
+    assert sample <= {x.numpy().tobytes() for x in images}
+    own.counted = 0
+    graph = trace(streamed.model, streamed.example_input())
+    whole = Network(streamed.model, graph, {g.name: tuple(range(g.num_channels)) for g in graph.groups})
+    list(Maxout(candidates=2, weight_pruning=0.0).path(whole, graph.widths, own))
+    assert own.counted == streamed.data.num_train, "maxout counts on all of them in its one round"
+
+
+class Counting(WorkloadBench):
+    """Counts the training images that a method asks for, and trains nothing."""
+
+    counted = 0
+
+    def training(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in super().training():
+            self.counted += len(images)
+            yield images, labels
+
+    def train(self, *_: Any, **__: Any) -> None:
+        return None
 
 
 def test_correct_is_what_evaluation_counts_on_a_part_that_stays() -> None:
