@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.tools import require
 
@@ -56,8 +57,9 @@ def test_description_of_the_wheel_names_where_the_project_lies(wheel: zipfile.Zi
 
 
 def test_all_libraries_that_are_imported_are_declared() -> None:
-    declared = {Requirement(text).name.lower() for text in PROJECT["project"]["dependencies"]}
-    declared |= {Requirement(text).name.lower() for text in PROJECT["project"]["optional-dependencies"]["timm"]}
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
+    for texts in PROJECT["project"]["optional-dependencies"].values():
+        declared |= {canonicalize_name(Requirement(text).name) for text in texts}
     homes = packages_distributions()
     missing = {}
     for path in sorted((ROOT / "raprune").rglob("*.py")):
@@ -65,7 +67,7 @@ def test_all_libraries_that_are_imported_are_declared() -> None:
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for library in {module.partition(".")[0] for module in modules} - {"raprune", *sys.stdlib_module_names}:
-                if not {home.lower() for home in homes.get(library, [library])} & declared:
+                if not {canonicalize_name(home) for home in homes.get(library, [library])} & declared:
                     missing[library] = path.name
     assert missing == {}
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import tomli_w
 from pydantic import BaseModel, ValidationError
 
 VALID = "valid_values"
@@ -136,16 +136,17 @@ def _shown(value: object) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A number, string or list in TOML.
-
-    JSON writes these as TOML does, but for DEL, which TOML wants escaped.
-    """
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A number, a string, a list of these or an empty table in TOML, on one line."""
+    if value == {}:
+        return "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
 
 
 def toml_key(key: str) -> str:
-    """A key in TOML, quoted where it must be."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
+    """A key in TOML, quoted if needed."""
+    return tomli_w.dumps({key: 0}).removesuffix(" = 0\n")
 
 
 def _table(schema: Mapping[str, Any], models: Mapping[str, Any], name: str) -> DescribedTable:
@@ -167,7 +168,7 @@ def _field(name: str, schema: Mapping[str, Any]) -> DescribedField:
     return DescribedField(
         name=name,
         valid=_valid(schema),
-        default=said[1] if said and value is None else f"`{toml_value(value)}`",
+        default=(said[1] if said else "none") if value is None else f"`{toml_value(value)}`",
         meaning=_DEFAULT.sub("", text, count=1),
     )
 

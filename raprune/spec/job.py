@@ -574,7 +574,10 @@ def dump_spec(spec: SearchSpec) -> str:
 
 
 def to_toml(fields: Mapping[str, Any], *, table: str = "") -> str:
-    """Fields of a job, or of a `table` of it, as TOML: numbers, strings, lists of these, and tables."""
+    """Fields of a job, or of a `table` of it, as TOML: numbers, strings, lists of these, and tables.
+
+    Keys and values are written by `tomli_w`, each list on one line, where `tomli_w` takes a line for each entry.
+    """
     return "\n".join(_toml_lines(fields, table)) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raprune.errors import UsageError
-from raprune.spec.job import DataSpec, ModelSpec, SearchSpec, dump_spec, load_spec
+from raprune.spec.job import DataSpec, ModelSpec, SearchSpec, dump_spec, load_spec, to_toml
 
 JOB = """
 budget_flops = 0.2
@@ -181,6 +182,24 @@ def test_a_dumped_spec_reads_back_equal(
     path = tmp_path_factory.getbasetemp() / "dumped.toml"
     path.write_text(dump_spec(spec))
     assert load_spec(path) == spec
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("field", ["finalists.train.lr", "model.arguments", "data.arguments", "settings"])
+def test_number_that_is_not_finite_is_refused_by_every_field(field: str, value: float) -> None:
+    """So no job that is written as TOML holds one."""
+    given = {"arguments": {"a": value}, "settings": {"l1": {"power": value}}}.get(field.rpartition(".")[2], value)
+    with pytest.raises(UsageError, match=re.escape(field)):
+        load_spec(None, {"budget_flops": 0.3, field: given})
+
+
+@pytest.mark.parametrize(
+    "value", [float("inf"), float("-inf"), 1e300, 5e-324, [0.5, float("inf")], "\x7f\u00e9\n", True]
+)
+def test_value_written_as_toml_is_read_back(value: object) -> None:
+    """JSON's `Infinity`, which was written for infinity, is no TOML."""
+    text = to_toml({"a key": value, "table": {"of": {"tables": value}}})
+    assert tomllib.loads(text) == {"a key": value, "table": {"of": {"tables": value}}}
 
 
 @pytest.mark.parametrize(
