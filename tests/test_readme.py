@@ -222,7 +222,7 @@ RULES: list[tuple[str, Check, str]] = [
     (r"cd raprune$", is_of_the_place, "the working folder of this suite"),
     (r"uv sync$", is_of_the_place, "it made the environment of this suite"),
     (r"du -sh \.venv$", is_of_the_place, "the size of that environment"),
-    (r"uv run --group dev pytest$", is_of_the_place, "this is it"),
+    (r"uv run --group dev pytest( -m nightly)?$", is_of_the_place, "this is it"),
     (r"uv run --group dev (ruff|mypy)\b", is_of_the_place, "a linter: .ci/run runs it"),
     (r"uv run python -m raprune\.spec\.reference > docs/job\.md$", is_of_the_place, "tests/spec/test_reference.py"),
     (r"uv run raprune search --model mynets:tiny --data mynets:stripes", is_the_runs, "run for real, in small"),
