@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.errors import UsageError
-from raprune.orchestration.jobs import client, metadata, packages
-from raprune.orchestration.jobs.client import connect, dashboard_url, find_token
+from raprune.orchestration.jobs import dashboard, metadata, packages
+from raprune.orchestration.jobs.cluster_jobs import SubmittedJob, connect, tell_end
+from raprune.orchestration.jobs.dashboard import dashboard_url, find_token
 from raprune.orchestration.jobs.packages import find, pack
 from raprune.orchestration.jobs.submission import JOB_FILE, Submission, plan, runtime_env
 from raprune.spec.job import load_spec
@@ -372,7 +373,7 @@ def test_a_token_goes_nowhere_else(nothing_set: Path, monkeypatch: pytest.Monkey
 def test_nobody_answers(nothing_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr(client, "_ANSWER_S", 0.3)
+        monkeypatch.setattr(dashboard, "_ANSWER_S", 0.3)
         with pytest.raises(UsageError, match=r"nobody answers there: .*timed out"):
             connect(url)
     with pytest.raises(UsageError, match="nobody answers there: Connection refused") as error:
@@ -403,9 +404,9 @@ def test_a_job_that_did_not_even_start_says_why_in_a_few_lines() -> None:
     message = (
         f"Failed to set up runtime environment.\nCould not create the actor.\n{trace}    python: No module named pip\n"
     )
-    row = {"id": "raysubmit_1", "state": "FAILED", "best": None, "exit_code": None, "message": message}
+    job = SubmittedJob(id="raysubmit_1", state="FAILED", message=message)
     console = Console(file=io.StringIO(), width=60)
-    assert client._tell_end(row, console) == 1
+    assert tell_end(job, console) == 1
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     assert "Failed to set up" in said and "No module named pip" in said

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from raprune.errors import UsageError
 from raprune.orchestration.jobs import client as jobs
-from raprune.orchestration.jobs.client import Cluster
+from raprune.orchestration.jobs.cluster_jobs import Cluster
 from raprune.orchestration.jobs.metadata import BEST, BUDGET, RUN
 
 
