@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.results.rows import CandidateRow
 from raprune.sampling.promotion import Outcome
 from raprune.sampling.sources import RATIOS, Proposals, SearchSpace
 from raprune.spec.job import SamplerSpec, SearchSpec
@@ -330,3 +331,32 @@ EMPTY_RUN = {
     "dense": {"val_accuracy": 0.9},
     "started_at": 0.0,
 }
+
+
+# A row of a result
+
+
+def candidate_row(**changes: Any) -> CandidateRow:
+    """A repaired candidate at 30 % of the FLOPs, with some of its fields changed."""
+    fields: dict[str, Any] = {
+        "candidate": "0123456789ab",
+        "parent": None,
+        "method": "reconstruction",
+        "settings": {},
+        "allocation": "uniform",
+        "stage": Stage.SEARCH,
+        "epochs": 0.0,
+        "flops": 300,
+        "flops_fraction": 0.3,
+        "params": 20,
+        "params_fraction": 0.2,
+        "zeros": 0,
+        "latency_ms": None,
+        "latency_fraction": None,
+        "rung": 0,
+        "repeats": (0,),
+        "trials": ("search-00000",),
+        "val_accuracy": 0.9,
+        "trial_id": "search-00000",
+    }
+    return CandidateRow(**fields | changes)

@@ -27,7 +27,8 @@ from pathlib import Path
 from bar import show
 
 from raprune.records import Stage, TrialState
-from raprune.results.front import Row, standard_error, within
+from raprune.results.front import standard_error, within
+from raprune.results.rows import CandidateRow
 from raprune.results.run_results import Findings, read_findings
 from raprune.spec.job import CONTROLS
 from raprune.store.folder import Store
@@ -69,15 +70,15 @@ def check(findings: Findings) -> None:
     show("candidates", figure=len(tried), bar=40, unit="candidates", more_is_better=True)
     show("methods", figure=len(methods), bar=5, unit=f"methods ({', '.join(sorted(methods))})", more_is_better=True)
     star = findings.chosen
-    assert star is not None and star["test_accuracy"] is not None
-    print(f"star: {star['candidate']} by {star['method']}  {'met' if star['method'] in PAPERS else 'missed'}")
-    show("its cost", figure=star["flops_fraction"], bar=0.3, unit="of the FLOPs", more_is_better=False)
-    drop = 100 * (star["dense_test_accuracy"] - star["test_accuracy"])
+    assert star is not None and star.test_accuracy is not None and star.dense_test_accuracy is not None
+    print(f"star: {star.candidate} by {star.method}  {'met' if star.method in PAPERS else 'missed'}")
+    show("its cost", figure=star.flops_fraction, bar=0.3, unit="of the FLOPs", more_is_better=False)
+    drop = 100 * (star.dense_test_accuracy - star.test_accuracy)
     show(
         f"its drop on {findings.test['images']} test images", figure=drop, bar=0.5, unit="points", more_is_better=False
     )
     for timing in findings.times.conditions:
-        speedup = timing.speedup(star["candidate"])
+        speedup = timing.speedup(star.candidate)
         if timing is findings.times.batch and speedup is not None:
             where = f"its speed at batch {timing.batch_size}, {timing.where}"
             show(where, figure=speedup, bar=1.8, unit="times the dense network's", more_is_better=True)
@@ -94,21 +95,21 @@ def _compare(findings: Findings) -> None:
         best = {method: _best(rows, stage, (method,)) for method in CONTROLS}
         paper = _best(rows, stage, PAPERS)
         for control, row in best.items():
-            margin = errors * standard_error(row["val_accuracy"], findings.dense["val_images"])
+            margin = errors * standard_error(row.val_accuracy, findings.dense["val_images"])
             show(
-                f"{paper['method']} ({100 * paper['val_accuracy']:.2f} %) against {control} "
-                f"({100 * row['val_accuracy']:.2f} %) after {'repair' if stage is Stage.SEARCH else 'fine-tuning'}",
-                figure=100 * (paper["val_accuracy"] - row["val_accuracy"]),
+                f"{paper.method} ({100 * paper.val_accuracy:.2f} %) against {control} "
+                f"({100 * row.val_accuracy:.2f} %) after {'repair' if stage is Stage.SEARCH else 'fine-tuning'}",
+                figure=100 * (paper.val_accuracy - row.val_accuracy),
                 bar=100 * margin,
                 unit="points",
                 more_is_better=True,
             )
 
 
-def _best(rows: list[Row], stage: Stage, methods: tuple[str, ...]) -> Row:
+def _best(rows: list[CandidateRow], stage: Stage, methods: tuple[str, ...]) -> CandidateRow:
     return max(
-        (row for row in rows if row["stage"] == stage.value and row["method"] in methods),
-        key=lambda row: row["val_accuracy"],
+        (row for row in rows if row.stage == stage.value and row.method in methods),
+        key=lambda row: row.val_accuracy,
     )
 
 
@@ -117,7 +118,7 @@ def _show_worse(findings: Findings) -> None:
     repaired = {t.trial_id: t.metrics.accuracy for t in findings.trials if t.metrics is not None}
     tuned = [t for t in findings.trials if t.proposal.stage is Stage.FINETUNE and t.metrics is not None]
     worse = {t.trial_id for t in tuned if t.metrics and t.metrics.accuracy < repaired[t.proposal.parent or ""]}
-    on_front = [row for row in findings.front if row["trial_id"] in worse]
+    on_front = [row for row in findings.front if row.trial_id in worse]
     show(
         "networks of the front worse than repaired", figure=len(on_front), bar=0, unit="networks", more_is_better=False
     )

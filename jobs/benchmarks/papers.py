@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from raprune.records import Stage, Trial
-from raprune.results.front import Row, budget_of, candidates, progress, weights_pruned, within
+from raprune.results.front import budget_of, within
+from raprune.results.progress import progress
+from raprune.results.rows import CandidateRow, candidates
 from raprune.results.test_split import read_test
 from raprune.store.folder import Store
 
@@ -57,10 +59,14 @@ class Experiment:
     def job(self) -> str:
         return f"{JOBS[self.model]}_{self.method}.toml"
 
-    def meets(self, row: Row) -> bool:
+    def meets(self, row: CandidateRow) -> bool:
         """Whether the network is as small as the paper's."""
-        limits = ((self.flops, "flops"), (self.params, "params"), (self.nonzero, "nonzero"))
-        return all(limit is None or row[f"{cost}_fraction"] <= limit for limit, cost in limits)
+        limits = (
+            (self.flops, row.flops_fraction),
+            (self.params, row.params_fraction),
+            (self.nonzero, row.nonzero_fraction),
+        )
+        return all(limit is None or fraction <= limit for limit, fraction in limits)
 
 
 EXPERIMENTS = (
@@ -172,7 +178,7 @@ class Found:
     """The network of a run that stands in the table."""
 
     run: Run
-    row: Row
+    row: CandidateRow
     as_small: bool
     """Whether it is within the paper's figure; True where there is none."""
 
@@ -219,25 +225,26 @@ def choose(experiment: Experiment, run: Run) -> Found | None:
     if experiment.method not in run.spec["methods"]:
         return None
     own = candidates([t for t in run.trials if t.proposal.method == experiment.method], test=run.test)
-    of_stage = [row for row in own if weights_pruned(row) == experiment.weights]
+    of_stage = [row for row in own if row.weights_pruned == experiment.weights]
     small = [row for row in of_stage if experiment.meets(row)]
     admitted = small or within(of_stage, budget_of(run.described))
     if not admitted:
         return None
-    best = max(admitted, key=lambda row: (row["val_accuracy"], -row["flops"], -row["nonzero_fraction"]))
+    best = max(admitted, key=lambda row: (row.val_accuracy, -row.flops, -row.nonzero_fraction))
     return Found(run, best, bool(small))
 
 
 def line(experiment: Experiment, same: Sequence[Found]) -> list[str]:
     """One line: the mean over runs of different seeds."""
     first = same[0]
-    accuracy = "test" if all(found.row["test_accuracy"] is not None for found in same) else "validation"
+    accuracy = "test" if all(found.row.test_accuracy is not None for found in same) else "validation"
     dense = [_dense(found, accuracy) for found in same]
-    pruned = [found.row["test_accuracy" if accuracy == "test" else "val_accuracy"] for found in same]
-    smaller = [f"{_percent(1 - _mean(f.row[f'{cost}_fraction'] for f in same))} fewer {name}" for cost, name in COSTS]
+    tested = [found.row.test_accuracy for found in same if found.row.test_accuracy is not None]
+    pruned = tested if accuracy == "test" else [found.row.val_accuracy for found in same]
+    smaller = [f"{_percent(1 - _mean(f.row.fraction(cost) or 0.0 for f in same))} fewer {name}" for cost, name in COSTS]
     if experiment.weights:
-        nonzero = _percent(1 - _mean(found.row["nonzero_fraction"] for found in same))
-        smaller.append(f"{nonzero} fewer with weight pruning ({first.row['params'] - first.row['zeros']:,} nonzero)")
+        nonzero = _percent(1 - _mean(found.row.nonzero_fraction for found in same))
+        smaller.append(f"{nonzero} fewer with weight pruning ({first.row.params - first.row.zeros:,} nonzero)")
     if not all(found.as_small for found in same):
         smaller.append("**the paper's size was not reached**")
     images = first.run.test.get("images") if accuracy == "test" else first.run.described["dense"]["val_images"]
@@ -286,10 +293,10 @@ def _drop(dense: Sequence[float], pruned: Sequence[float], images: int | None) -
 
 def _setting(found: Found) -> str:
     row, spec = found.row, found.run.spec
-    settings = row["settings"] | spec.get("settings", {}).get(row["method"], {})
+    settings = row.settings | spec.get("settings", {}).get(row.method, {})
     parts = [", ".join(f"{name} {_value(value)}" for name, value in settings.items()) or "defaults"]
-    parts.append(f"widths by `{row['allocation']}`")
-    if row["stage"] == Stage.FINETUNE.value:
+    parts.append(f"widths by `{row.allocation}`")
+    if row.stage == Stage.FINETUNE.value:
         train = spec["finalists"]["train"]
         distilled = ", distilled" if train["distillation"] else ""
         parts.append(f"fine-tuned for {train['epochs']:g} epochs at {train['lr']:g}{distilled}")
@@ -302,13 +309,13 @@ def _setting(found: Found) -> str:
 
 def _epochs(found: Found) -> str:
     dense = "given" if found.run.spec["model"].get("weights") else f"{found.run.spec['dense']['epochs']:g}"
-    return f"dense {dense}, then {found.row['epochs']:g}"
+    return f"dense {dense}, then {found.row.epochs:g}"
 
 
 def _seconds(found: Found) -> float:
     """Of making the network: its trial, the one that it continues, and those on the way there."""
     known = {trial.trial_id: trial for trial in found.run.trials}
-    trial = known[found.row["trial_id"]]
+    trial = known[found.row.trial_id]
     start = known.get(trial.proposal.parent or "", trial)
     until = float("inf") if start.proposal.step is None else start.proposal.step
     on_the_way = [

@@ -20,7 +20,7 @@ from raprune.orchestration.gauges import Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
 from raprune.orchestration.remote import answer
 from raprune.records import Trial
-from raprune.results.front import Progress, progress
+from raprune.results.progress import Progress, progress
 from raprune.results.stages import Work
 from raprune.store.folder import Store
 

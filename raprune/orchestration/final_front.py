@@ -14,7 +14,9 @@ from raprune.orchestration.run import Run
 from raprune.orchestration.tasks import Look, Shared, TestTask
 from raprune.orchestration.workers.trials import evaluate_on_test
 from raprune.records import Trial
-from raprune.results.front import Row, candidates, listed, to_be_tested
+from raprune.results.ablation import to_be_tested
+from raprune.results.front import listed
+from raprune.results.rows import CandidateRow, candidates
 from raprune.results.stages import TEST
 from raprune.results.test_split import TEST_FILE
 from raprune.store.networks import is_stored, rename_finetuned
@@ -64,6 +66,6 @@ def evaluate_finalists(run: Run, shared: Shared, tests: Sequence[TestTask]) -> d
     return accuracies
 
 
-def _behind(rows: Sequence[Row]) -> list[str]:
+def _behind(rows: Sequence[CandidateRow]) -> list[str]:
     """Ids of the trials behind the rows."""
-    return [trial_id for row in rows for trial_id in row["trials"]]
+    return [trial_id for row in rows for trial_id in row.trials]

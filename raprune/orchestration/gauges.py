@@ -21,7 +21,9 @@ from ray.util.metrics import Counter, Gauge
 from raprune import pareto
 from raprune.orchestration.ray_private import dashboard_url, metrics_report_interval_s
 from raprune.records import Trial, TrialState
-from raprune.results.front import Row, budget_of, floor_of, front, progress
+from raprune.results.front import budget_of, floor_of, front
+from raprune.results.progress import progress
+from raprune.results.rows import CandidateRow
 from raprune.spec.budget import Budget
 
 BEAT_S = 2.0
@@ -94,7 +96,7 @@ def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0
         "raprune_trials": {(("state", state.value),): float(now.states.get(state.value, 0)) for state in TrialState},
         "raprune_front_points": {(): float(now.front)},
         "raprune_hypervolume": {(): now.hypervolume},
-        "raprune_best_accuracy": {} if now.best is None else {(): now.best["val_accuracy"]},
+        "raprune_best_accuracy": {} if now.best is None else {(): now.best.val_accuracy},
         "raprune_best_cost": {} if now.best is None else _costs(now.best),
         "raprune_dense_accuracy": {} if now.dense_accuracy is None else {(): now.dense_accuracy},
         "raprune_accuracy_floor": {} if floor is None else {(): floor},
@@ -117,20 +119,23 @@ def signs_of_life(measured: Measured, *, now: float, silent_s: float, store_wait
     }
 
 
-def _front(rows: Sequence[Row], budget: Budget) -> Values:
-    cost = f"{budget.cost}_fraction"
-    points = [(1.0 - row["val_accuracy"], 1.0 if row[cost] is None else row[cost]) for row in rows]
+def _front(rows: Sequence[CandidateRow], budget: Budget) -> Values:
+    fractions = [row.fraction(budget.cost) for row in rows]
+    points = [
+        (1.0 - row.val_accuracy, 1.0 if fraction is None else fraction)
+        for row, fraction in zip(rows, fractions, strict=True)
+    ]
     accuracies: dict[Tags, float] = {}
     costs: dict[Tags, float] = {}
     for row in (rows[index] for index in pareto.spread(points, MAX_FRONT)):
-        name: Tags = (("candidate", row["candidate"]), ("method", row["method"]))
-        accuracies[name] = row["val_accuracy"]
+        name: Tags = (("candidate", row.candidate), ("method", row.method))
+        accuracies[name] = row.val_accuracy
         costs |= {(*name, *tags): value for tags, value in _costs(row).items()}
     return {"raprune_front_accuracy": accuracies, "raprune_front_cost": costs}
 
 
-def _costs(row: Row) -> dict[Tags, float]:
-    known = {cost: row[f"{cost}_fraction"] for cost in COSTS}
+def _costs(row: CandidateRow) -> dict[Tags, float]:
+    known = {cost: row.fraction(cost) for cost in COSTS}
     return {(("cost", cost),): value for cost, value in known.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from raprune.orchestration.cluster.connect import machine
 from raprune.pruning.artifact import versions
 from raprune.pruning.preparation import DENSE, Prepared
 from raprune.report.terminal import print_front
-from raprune.results.front import FINETUNINGS
+from raprune.results.progress import FINETUNINGS
 from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
 from raprune.sampling import warm_start

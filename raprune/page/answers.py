@@ -14,7 +14,8 @@ from typing import Any
 
 from raprune.page.feed import Away, Known
 from raprune.records import Trial
-from raprune.results.front import Progress, Row, floor_of, pick, wanted_latency
+from raprune.results.front import floor_of, pick, wanted_latency
+from raprune.results.progress import Progress
 from raprune.results.stages import RunStages
 from raprune.spec.job import load_limits
 from raprune.store.address import without_secrets
@@ -107,8 +108,10 @@ def describe_progress(known: Known) -> Answer:
     best = now.best
     if best is not None:
         # The same with what its whole network takes.
-        best = next((row for row in known.rows if row["candidate"] == best["candidate"]), best)
-    return dict(plain(vars(now) | {"best": best, "recorded": len(known.trials)}))
+        best = next((row for row in known.rows if row.candidate == best.candidate), best)
+    return dict(
+        plain(now.to_json() | {"best": None if best is None else best.to_json(), "recorded": len(known.trials)})
+    )
 
 
 def describe_stages(stages: RunStages | None) -> Answer:
@@ -155,7 +158,7 @@ def detail_trial(
 ) -> Answer:
     """Everything on one trial. `curves`: training by trial id; `folder` of its stored network, of `size` bytes."""
     proposal, candidate = trial.proposal, trial.candidate
-    row = next((r for r in known.rows if trial.trial_id in r["trials"]), None)
+    row = next((r for r in known.rows if trial.trial_id in r.trials), None)
     own = {
         "settings": dict(proposal.settings),
         "candidate_settings": None if candidate is None else dict(candidate.settings),
@@ -184,7 +187,7 @@ def detail_trial(
         exported = f"raprune export {shlex.quote(known.name)} {named} FOLDER"
     answer = {
         "trial": describe_trial(trial, known) | own,
-        "row": row,
+        "row": None if row is None else row.to_json(),
         "history": history,
         "curve": curves.get(trial.trial_id, []),
         "curves": {name: curve for name, curve in curves.items() if name != trial.trial_id},
@@ -226,15 +229,15 @@ def relatives(trial: Trial, trials: Sequence[Trial]) -> list[tuple[Trial, str]]:
 
 def list_front(known: Known) -> Answer:
     """The front within the run's budget."""
-    return {"total": len(known.trials), "rows": plain(known.front)}
+    return {"total": len(known.trials), "rows": plain([row.to_json() for row in known.front])}
 
 
 def list_candidates(known: Known) -> Answer:
     """Which trials stand for their candidates, and which of these are on the front."""
     return {
         "total": len(known.trials),
-        "counting": [row["trial_id"] for row in known.rows],
-        "front": [row["trial_id"] for row in known.front],
+        "counting": [row.trial_id for row in known.rows],
+        "front": [row.trial_id for row in known.front],
     }
 
 
@@ -249,7 +252,7 @@ def list_history(known: Known) -> Answer:
 
 def list_ablation(known: Known) -> Answer:
     """The methods side by side."""
-    return {"rows": plain(known.ablation)}
+    return {"rows": plain([row.to_json() for row in known.ablation])}
 
 
 def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
@@ -264,8 +267,7 @@ def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
     budget = limits.budget
     if latency := given.get("budget_latency"):
         budget = replace(budget, latency=wanted_latency(f"latency={latency}", latency, known.run))
-    picked: Row = pick(known.rows, budget, min_accuracy=limits.min_accuracy)
-    return dict(plain(picked))
+    return dict(plain(pick(known.rows, budget, min_accuracy=limits.min_accuracy).to_json()))
 
 
 def find_trial(known: Known, name: str) -> Trial | None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from raprune.errors import RapruneError
 from raprune.records import Candidate, Trial
-from raprune.results.front import Growth, Progress, budget_of, progress
+from raprune.results.front import budget_of
+from raprune.results.progress import Growth, Progress, progress
 from raprune.results.run_results import Findings
 from raprune.results.stages import FRESH_S, RunStages, read_stages
 from raprune.results.test_split import read_test
@@ -90,7 +91,7 @@ class Known(Findings):
     @cached_property
     def counting(self) -> frozenset[str]:
         """Ids of the trials that stand for their candidates, each repeat of a fine-tuning among them."""
-        return frozenset(trial_id for row in self.rows for trial_id in row["trials"])
+        return frozenset(trial_id for row in self.rows for trial_id in row.trials)
 
     @cached_property
     def positions(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from raprune.pruning.preparation import DENSE, InStages, Prepared, check_writabl
 from raprune.pruning.prune import Pruner, Result, check_not_trained
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.records import Candidate, Proposal, Stage, Trial
-from raprune.results.front import candidates
+from raprune.results.rows import candidates
 from raprune.results.stages import FINETUNE, JUDGE_DENSE, LAYER_TIMES, PRUNE, TRAIN_DENSE, Stages
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
@@ -165,7 +165,7 @@ def _find(store: Store, trials: Sequence[Trial], wanted: str) -> Trial:
     """The complete trial whose network is wanted."""
     complete = {trial.trial_id: trial for trial in trials if trial.counts}
     # Of several trials that came to one candidate, the one that stands for it; then each repeat by its own name.
-    named = {row["candidate"]: complete[row["trial_id"]] for row in candidates(trials)}
+    named = {row.candidate: complete[row.trial_id] for row in candidates(trials)}
     named |= {trial.network: trial for trial in complete.values() if trial.proposal.stage is Stage.FINETUNE}
     exact = named.get(wanted) or complete.get(wanted)
     beginning = sorted(network for network in named if wanted and network.startswith(wanted))

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from raprune.report.formats import about, duration, shortened
 from raprune.report.tables import render_standing
-from raprune.results.front import Progress
+from raprune.results.progress import Progress
 from raprune.results.stages import RunStage, RunStages, Stages
 
 REFRESH_S = 0.5
@@ -106,7 +106,7 @@ def line(now: RunStages, standing: Progress | None = None) -> str:
         said += f"; front {standing.front}{failed}, hypervolume {standing.hypervolume:.4f}"
         if standing.best is not None:
             best = standing.best
-            said += f", best {best['val_accuracy']:.2%} at {best['flops_fraction']:.1%} FLOPs"
+            said += f", best {best.val_accuracy:.2%} at {best.flops_fraction:.1%} FLOPs"
     return said
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+
+from raprune.results.rows import CandidateRow
 
 
 def few(names: list[str], most: int = 6) -> str:
@@ -76,8 +76,8 @@ def times_as_fast(speedup: float | None) -> str:
     return "" if speedup is None else f"{speedup:.2f}x" if speedup < 2 else f"{speedup:.1f}x"
 
 
-def latency_share(row: Mapping[str, Any]) -> str:
+def latency_share(row: CandidateRow) -> str:
     """Percent of the dense network's latency under the budget's conditions: measured whole, or, marked, predicted."""
-    if row["measured_latency_fraction"] is not None:
-        return percent(row["measured_latency_fraction"])
-    return "" if row["latency_fraction"] is None else f"~{percent(row['latency_fraction'])}"
+    if row.measured_latency_fraction is not None:
+        return percent(row.measured_latency_fraction)
+    return "" if row.latency_fraction is None else f"~{percent(row.latency_fraction)}"

@@ -6,37 +6,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from raprune.report.formats import about, times_as_fast
-from raprune.results.front import Row, budget_of, floor_of
+from raprune.results.front import budget_of, floor_of
+from raprune.results.rows import CandidateRow
 from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
 from raprune.results.timings import Times, Timing, is_faster
 
 
-def summary(row: Row, run: Mapping[str, Any], times: Times) -> str:
+def summary(row: CandidateRow, run: Mapping[str, Any], times: Times) -> str:
     """A sentence on the network of the starred row beside the dense one: its cost, speed and accuracy.
 
     `run` is the content of `run.json`. Accuracy is that on the test split where it was measured. A second sentence says
     if the network has not the accuracy that was asked for.
     """
     parts = [part for part in (_kept(row, run), _speed(row, times), _accuracy(row, run)) if part]
-    said = f"The chosen network, {row['candidate']} by {row['method']}, {', '.join(parts[:-1])} and {parts[-1]}."
+    said = f"The chosen network, {row.candidate} by {row.method}, {', '.join(parts[:-1])} and {parts[-1]}."
     floor = floor_of(run)
-    if floor is not None and row["val_accuracy"] < floor:
+    if floor is not None and row.val_accuracy < floor:
         said += f" None has the accuracy asked for, {_percent(floor)} on the validation split."
     return said
 
 
-def _kept(row: Row, run: Mapping[str, Any]) -> str:
-    params = f" and {_percent(row['params_fraction'])} of the parameters" if budget_of(run).params is not None else ""
-    return f"keeps {_percent(row['flops_fraction'])} of the FLOPs{params}"
+def _kept(row: CandidateRow, run: Mapping[str, Any]) -> str:
+    params = f" and {_percent(row.params_fraction)} of the parameters" if budget_of(run).params is not None else ""
+    return f"keeps {_percent(row.flops_fraction)} of the FLOPs{params}"
 
 
-def _speed(row: Row, times: Times) -> str:
-    if times.batch is not None and row["speedup"] is not None:
+def _speed(row: CandidateRow, times: Times) -> str:
+    if times.batch is not None and row.speedup is not None:
         under = f"at batch {times.batch.batch_size} on {_device(times.batch)}"
-        speed = times_as_fast(row["speedup"])
+        speed = times_as_fast(row.speedup)
         return f"is {speed} faster {under}" if is_faster(row) else f"is not faster {under} ({speed})"
-    if row["latency_fraction"] is not None:
-        return f"takes about {_percent(row['latency_fraction'])} of the latency, as predicted"
+    if row.latency_fraction is not None:
+        return f"takes about {_percent(row.latency_fraction)} of the latency, as predicted"
     return ""
 
 
@@ -44,10 +45,10 @@ def _device(timing: Timing) -> str:
     return timing.device if timing.threads is None else f"{timing.threads} CPU thread{'s' * (timing.threads != 1)}"
 
 
-def _accuracy(row: Row, run: Mapping[str, Any]) -> str:
-    split, accuracy, dense = "test", row["test_accuracy"], row["dense_test_accuracy"]
+def _accuracy(row: CandidateRow, run: Mapping[str, Any]) -> str:
+    split, accuracy, dense = "test", row.test_accuracy, row.dense_test_accuracy
     if accuracy is None:
-        split, accuracy, dense = "validation", row["val_accuracy"], run.get("dense", {}).get("val_accuracy")
+        split, accuracy, dense = "validation", row.val_accuracy, run.get("dense", {}).get("val_accuracy")
     against = "" if dense is None else f" against {100 * dense:.1f} % of the dense network"
     return f"has {100 * accuracy:.1f} % {split} accuracy{against}"
 

@@ -13,7 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from raprune.report import formats
-from raprune.results.front import Progress, Row, budgeted, floor_of, is_control, standard_error, weights_pruned
+from raprune.results.ablation import AblationRow
+from raprune.results.front import floor_of, is_control, standard_error
+from raprune.results.progress import Progress
+from raprune.results.rows import CandidateRow
 from raprune.results.timings import Times, Timing, measured_at, slow
 
 WIDE = 118
@@ -70,8 +73,8 @@ def render_standing(now: Progress) -> Table:
         dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"
         grid.add_row(
             "best",
-            f"{now.best['val_accuracy']:.2%} validation at {now.best['flops_fraction']:.1%} of the FLOPs "
-            f"({escape(now.best['method'])}, {_how(now.best)}){dense}",
+            f"{now.best.val_accuracy:.2%} validation at {now.best.flops_fraction:.1%} of the FLOPs "
+            f"({escape(now.best.method)}, {_how(now.best)}){dense}",
         )
     return grid
 
@@ -82,7 +85,7 @@ def finetuned_of(now: Progress) -> str:
 
 
 def render_rows(
-    rows: list[Row],
+    rows: list[CandidateRow],
     run: Mapping[str, Any],
     test: Mapping[str, Any],
     *,
@@ -105,19 +108,19 @@ def render_rows(
         left = column.header in ("candidate", "method") or column.name == "interval"
         table.add_column(column.header, justify="left" if left else "right", no_wrap=True, width=column.width)
     for number, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
-        is_starred = number < len(rows) and rows[number]["starred"]
+        is_starred = number < len(rows) and rows[number].starred
         table.add_row(*map(escape, cells), style="bold" if is_starred else None)
     notes = ["FLOPs count a multiply-add as 2, for one image."]
     if "MACs" in shown:
         notes = ["FLOPs count a multiply-add as 2 (MACs as 1), for one image."]
     if "epochs" in shown:
         notes.insert(0, "Epochs: of training since the dense network.")
-    if any(row["parent"] for row in rows):
+    if any(row.parent for row in rows):
         notes.append("-ft: fine-tuned.")
     if "nonzero" in shown:
         notes.append("Nonzero: parameters that are not exactly zero.")
     notes += filter(None, [why_starred(rows, run)])
-    seeds = max(len(r["repeats"]) for r in rows)
+    seeds = max(len(r.repeats) for r in rows)
     if seeds > 1:
         interval = ", with their 95 % confidence interval" if "interval" in shown else ""
         notes.append(f"Fine-tuned accuracies are means over {seeds} seeds{interval}.")
@@ -131,7 +134,9 @@ def render_rows(
     return Group(table, f"[dim]{escape(' '.join(notes))}[/dim]", *([escape(remark)] if remark else []))
 
 
-def _columns(rows: list[Row], dense: Mapping[str, Any], test: Mapping[str, Any], times: Times) -> list[_Column]:
+def _columns(
+    rows: list[CandidateRow], dense: Mapping[str, Any], test: Mapping[str, Any], times: Times
+) -> list[_Column]:
     """All columns of the front; the last cell of each is the dense network's, where it is known."""
 
     def column(header: str, cells: Iterable[str], of_dense: str, name: str = "") -> _Column:
@@ -140,28 +145,31 @@ def _columns(rows: list[Row], dense: Mapping[str, Any], test: Mapping[str, Any],
 
     flops, params = dense.get("flops", 0), dense.get("params", 0)
     columns = [
-        column("", ("★" * r["starred"] for r in rows), ""),
-        column("candidate", (r["candidate"] for r in rows), "dense"),
-        column("method", (r["method"] for r in rows), "", "method"),
-        column("epochs", (f"{r['epochs']:g}" for r in rows), "", "epochs"),
-        column("FLOPs", (f"{r['flops_fraction']:.1%}" for r in rows), "100.0%"),
-        column("", (formats.count(r["flops"]) for r in rows), formats.count(flops), "FLOPs count"),
-        column("MACs", (formats.count(r["macs"]) for r in rows), formats.count(flops // 2), "MACs"),
-        column("params", (f"{r['params_fraction']:.1%}" for r in rows), "100.0%", "params"),
-        column("", (formats.count(r["params"]) for r in rows), formats.count(params), "params count"),
+        column("", ("★" * r.starred for r in rows), ""),
+        column("candidate", (r.candidate for r in rows), "dense"),
+        column("method", (r.method for r in rows), "", "method"),
+        column("epochs", (f"{r.epochs:g}" for r in rows), "", "epochs"),
+        column("FLOPs", (f"{r.flops_fraction:.1%}" for r in rows), "100.0%"),
+        column("", (formats.count(r.flops) for r in rows), formats.count(flops), "FLOPs count"),
+        column("MACs", (formats.count(r.macs) for r in rows), formats.count(flops // 2), "MACs"),
+        column("params", (f"{r.params_fraction:.1%}" for r in rows), "100.0%", "params"),
+        column("", (formats.count(r.params) for r in rows), formats.count(params), "params count"),
     ]
-    if any(weights_pruned(r) for r in rows):
-        columns += [column("nonzero", (f"{r['nonzero_fraction']:.1%}" for r in rows), "100.0%", "nonzero")]
+    if any(r.weights_pruned for r in rows):
+        columns += [column("nonzero", (f"{r.nonzero_fraction:.1%}" for r in rows), "100.0%", "nonzero")]
     if any(formats.latency_share(r) for r in rows):
         latencies = (share and f"{share}%" for share in map(formats.latency_share, rows))
         columns += [column("latency", latencies, "100.0%", "latency")]
     for timing in times.conditions:
         header = f"faster@{timing.batch_size}" if len(times.conditions) > 1 else "faster"
         name = "faster" if timing is times.conditions[-1] else "faster alone"
-        columns += [column(header, (formats.times_as_fast(timing.speedup(r["candidate"])) for r in rows), "1x", name)]
-    for split, of_dense in (("val", dense.get("val_accuracy")), ("test", test.get("dense"))):
-        columns += [column(f"{split} %", (_points(r[f"{split}_accuracy"]) for r in rows), _points(of_dense))]
-        intervals = [r[f"{split}_interval"] for r in rows]
+        columns += [column(header, (formats.times_as_fast(timing.speedup(r.candidate)) for r in rows), "1x", name)]
+    on_validation = [(r.val_accuracy, r.val_interval) for r in rows]
+    on_test = [(r.test_accuracy, r.test_interval) for r in rows]
+    splits = (("val", on_validation, dense.get("val_accuracy")), ("test", on_test, test.get("dense")))
+    for split, found, of_dense in splits:
+        columns += [column(f"{split} %", (_points(accuracy) for accuracy, _ in found), _points(of_dense))]
+        intervals = [interval for _, interval in found]
         if any(interval is not None for interval in intervals):
             cells = ("" if interval is None else f"±{100 * interval:.2f}" for interval in intervals)
             columns += [column("", cells, "", "interval")]
@@ -187,7 +195,7 @@ def _table_width(columns: list[_Column], *, gap: int) -> int:
 
 
 def how_timed(
-    rows: Sequence[Row], run: Mapping[str, Any], timings: Sequence[Timing], *, has_latency: bool
+    rows: Sequence[CandidateRow], run: Mapping[str, Any], timings: Sequence[Timing], *, has_latency: bool
 ) -> list[str]:
     """Sentences on the conditions of the times that a table shows, and of the latency that a budget is of."""
     sentences = [f"Faster: the dense network's time over the network's, for {measured_at(timings)}."] if timings else []
@@ -195,7 +203,7 @@ def how_timed(
         what = "Latency: fraction of the dense network's under the conditions of the budget"
         if known := run.get("latency"):
             what += f", {latency_conditions(known)}"
-        is_predicted = any(row["measured_latency_fraction"] is None for row in rows)
+        is_predicted = any(row.measured_latency_fraction is None for row in rows)
         sentences.append(f"{what}{'; ~ as layer times predict it' if is_predicted else ''}.")
     return sentences
 
@@ -205,7 +213,7 @@ def latency_conditions(latency: Mapping[str, Any]) -> str:
     return f"a batch of {latency['batch_size']}, {latency['precision']} on {latency['device']}"
 
 
-def render_ablation(rows: list[Row], run: Mapping[str, Any], *, width: int = WIDE) -> RenderableType:
+def render_ablation(rows: list[AblationRow], run: Mapping[str, Any], *, width: int = WIDE) -> RenderableType:
     """The methods side by side: tables for the repaired networks, and for each number of epochs of fine-tuning."""
     if not rows:
         return "The run has no complete trial within its budget yet."
@@ -215,20 +223,20 @@ def render_ablation(rows: list[Row], run: Mapping[str, Any], *, width: int = WID
         "its share of the dense network's cost. Epochs: of training since the dense network, what the method trains by "
         f"itself among them.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
     )
-    finetunings = dict.fromkeys(r["finetuning_epochs"] for r in rows)
+    finetunings = dict.fromkeys(r.finetuning_epochs for r in rows)
     tables = [
         table
         for epochs in finetunings
-        for table in _compared([r for r in rows if r["finetuning_epochs"] == epochs], width)
+        for table in _compared([r for r in rows if r.finetuning_epochs == epochs], width)
     ]
     return Group(*tables, notes)
 
 
-def _compared(rows: list[Row], width: int) -> list[Table]:
+def _compared(rows: list[AblationRow], width: int) -> list[Table]:
     """The methods at each budget; in several tables where not all budgets fit into `width`."""
-    cost, what = budgeted(rows[0])
-    headers = {row[f"budget_{cost}"]: f"up to {row[f'budget_{cost}']:.1%} {what}" for row in rows}
-    trained = {row["method"]: _trained([r for r in rows if r["method"] == row["method"]]) for row in rows}
+    cost = rows[0].cost
+    headers = {row.limit: f"up to {row.limit:.1%} {row.cost_in_words}" for row in rows}
+    trained = {row.method: _trained([r for r in rows if r.method == row.method]) for row in rows}
     cell, epochs = max(map(len, headers.values())), max(len("epochs"), *map(len, trained.values()))
     # A long name gives way where not one budget fits beside it. Three columns lie between two texts.
     method = min(max(len("method"), *map(len, trained)), max(_SHORTEST_METHOD, width - epochs - cell - 6 - _EDGES))
@@ -236,7 +244,7 @@ def _compared(rows: list[Row], width: int) -> list[Table]:
     tables = []
     for start in range(0, len(headers), together):
         budgets = list(headers)[start : start + together]
-        epochs_of_tuning = rows[0]["finetuning_epochs"]
+        epochs_of_tuning = rows[0].finetuning_epochs
         table = Table(
             box=box.SIMPLE_HEAD,
             pad_edge=False,
@@ -248,9 +256,9 @@ def _compared(rows: list[Row], width: int) -> list[Table]:
         for budget in budgets:
             table.add_column(headers[budget], justify="right", no_wrap=True)
         for name in trained:
-            own = {r[f"budget_{cost}"]: r for r in rows if r["method"] == name}
+            own = {r.limit: r.best for r in rows if r.method == name}
             cells = [
-                f"{_points(r['val_accuracy'])} at {r[f'{cost}_fraction']:.1%}" if (r := own.get(budget)) else "-"
+                f"{_points(r.val_accuracy)} at {r.fraction(cost):.1%}" if (r := own.get(budget)) else "-"
                 for budget in budgets
             ]
             table.add_row(escape(name), trained[name], *cells)
@@ -258,45 +266,45 @@ def _compared(rows: list[Row], width: int) -> list[Table]:
     return tables
 
 
-def _trained(rows: list[Row]) -> str:
+def _trained(rows: list[AblationRow]) -> str:
     """Least and most epochs of training of the rows."""
-    epochs = sorted({r["epochs"] for r in rows})
+    epochs = sorted({r.best.epochs for r in rows})
     return " to ".join(f"{e:g}" for e in (epochs[0], epochs[-1])[: len(epochs)])
 
 
-def why_starred(rows: list[Row], run: Mapping[str, Any]) -> str:
+def why_starred(rows: list[CandidateRow], run: Mapping[str, Any]) -> str:
     """A sentence on why the starred row has the star; empty if none has it."""
-    chosen, floor = next((row for row in rows if row["starred"]), None), floor_of(run)
+    chosen, floor = next((row for row in rows if row.starred), None), floor_of(run)
     if chosen is None:
         return ""
-    if floor is not None and chosen["val_accuracy"] >= floor:
+    if floor is not None and chosen.val_accuracy >= floor:
         return f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}."
     sentences = ["★ most accurate on the validation split within the budget."]
     if floor is not None:
         sentences.append(f"None has the validation accuracy asked for, {floor:.2%}.")
-    controls = {row["method"] for row in rows if is_control(row, run)}
-    ahead = {row["method"] for row in rows if row["val_accuracy"] > chosen["val_accuracy"]} & controls
-    if chosen["method"] in controls:
-        sentences.append(f"{chosen['method']} is a control: every method is behind it by more than its standard error.")
+    controls = {row.method for row in rows if is_control(row, run)}
+    ahead = {row.method for row in rows if row.val_accuracy > chosen.val_accuracy} & controls
+    if chosen.method in controls:
+        sentences.append(f"{chosen.method} is a control: every method is behind it by more than its standard error.")
     elif ahead:
         sentences.append(f"Ahead by less than the standard error, and only a control: {', '.join(sorted(ahead))}.")
     return " ".join(sentences)
 
 
-def drop(row: Row, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+def drop(row: CandidateRow, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
     """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
-    if row["test_accuracy"] is not None and row["dense_test_accuracy"] is not None:
-        accuracy, reference, images = row["test_accuracy"], row["dense_test_accuracy"], test.get("images")
+    if row.test_accuracy is not None and row.dense_test_accuracy is not None:
+        accuracy, reference, images = row.test_accuracy, row.dense_test_accuracy, test.get("images")
     elif dense.get("val_accuracy") is not None:
-        accuracy, reference, images = row["val_accuracy"], dense["val_accuracy"], dense.get("val_images")
+        accuracy, reference, images = row.val_accuracy, dense["val_accuracy"], dense.get("val_images")
     else:
         return "-"
     error = f" ± {100 * standard_error(accuracy, images):.2f}" if images else ""
     return f"{100 * (accuracy - reference):+.2f}{error}"
 
 
-def _how(row: Row) -> str:
-    return _epochs(row["epochs"]) if row["epochs"] else "repaired"
+def _how(row: CandidateRow) -> str:
+    return _epochs(row.epochs) if row.epochs else "repaired"
 
 
 def _epochs(number: float) -> str:

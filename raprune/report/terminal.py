@@ -13,7 +13,10 @@ from raprune.report.display import line
 from raprune.report.formats import duration
 from raprune.report.summary import summary
 from raprune.report.tables import render_ablation, render_progress, render_rows
-from raprune.results.front import ablation, budget_of, candidates, listed, pick, progress, starred, wanted_latency
+from raprune.results.ablation import ablation
+from raprune.results.front import budget_of, listed, pick, starred, wanted_latency
+from raprune.results.progress import progress
+from raprune.results.rows import candidates
 from raprune.results.stages import read_stages
 from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times, with_times
@@ -29,7 +32,7 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
     now, stages = progress(run, store.trials()), read_stages(store, run)
     if as_json:
         told = {"stages": None if stages is None else stages.to_json()}
-        console.out(json.dumps({"state": run.get("state")} | vars(now) | told, indent=2), highlight=False)
+        console.out(json.dumps({"state": run.get("state")} | now.to_json() | told, indent=2), highlight=False)
         return
     console.print(render_progress(now))
     if stages is not None and stages.current is not None:
@@ -52,13 +55,13 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
     known = candidates(trials, test=test)
     rows = with_times(starred(known, run) if everything else listed(known, run), times)
     if as_json:
-        console.out(json.dumps(rows, indent=2), highlight=False)
+        console.out(json.dumps([row.to_json() for row in rows], indent=2), highlight=False)
     else:
         for row in rows:
-            if row["starred"]:
+            if row.starred:
                 console.print(summary(row, run, times), highlight=False, markup=False)
         console.print(render_rows(rows, run, test, times=times, width=console.width))
-        _print_next(store, console, next((row["candidate"] for row in rows if row["starred"]), None))
+        _print_next(store, console, next((row.candidate for row in rows if row.starred), None))
 
 
 def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None:
@@ -67,7 +70,7 @@ def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None
     run, trials = store.run(), store.trials()
     rows = ablation(trials, budget_of(run), test=read_test(store, trials))
     if as_json:
-        console.out(json.dumps(rows, indent=2), highlight=False)
+        console.out(json.dumps([row.to_json() for row in rows], indent=2), highlight=False)
     else:
         console.print(render_ablation(rows, run, width=console.width))
 
@@ -93,10 +96,10 @@ def print_pick(
     rows = with_times(starred(candidates(trials, test=test), run), times)
     row = pick(rows, budget, min_accuracy=min_accuracy)
     if as_json:
-        console.out(json.dumps(row, indent=2), highlight=False)
+        console.out(json.dumps(row.to_json(), indent=2), highlight=False)
         return
     console.print(render_rows([row], run, test, times=times, width=console.width))
-    hint = f"Export it: raprune export {store.name} {row['candidate']} FOLDER"
+    hint = f"Export it: raprune export {store.name} {row.candidate} FOLDER"
     console.print(hint, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -9,19 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from raprune.records import Trial, TrialState
-from raprune.results.front import (
-    Progress,
-    Row,
-    ablation,
-    budget_of,
-    candidates,
-    floor_of,
-    front_of,
-    listed,
-    progress,
-    spent,
-    starred,
-)
+from raprune.results.ablation import AblationRow, ablation
+from raprune.results.front import budget_of, floor_of, front_of, listed, starred
+from raprune.results.progress import Progress, SpentRow, progress, spent
+from raprune.results.rows import CandidateRow, candidates
 from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
@@ -61,26 +52,26 @@ class Findings:
         return floor_of(self.run)
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[CandidateRow]:
         """Every candidate, by ascending FLOPs: `front.candidates`."""
         return with_times(starred(candidates(self.trials, test=self.test), self.run), self.times)
 
     @cached_property
-    def front(self) -> list[Row]:
+    def front(self) -> list[CandidateRow]:
         """Those of the front within the budget."""
         return front_of(self.rows, self.budget)
 
     @cached_property
-    def listed(self) -> list[Row]:
+    def listed(self) -> list[CandidateRow]:
         """Those that a table shows: `front.listed`."""
         return listed(self.rows, self.run)
 
     @cached_property
-    def ablation(self) -> list[Row]:
+    def ablation(self) -> list[AblationRow]:
         return ablation(self.trials, self.budget, test=self.test)
 
     @cached_property
-    def spent(self) -> list[Row]:
+    def spent(self) -> list[SpentRow]:
         return spent(self.trials, self.budget)
 
     @cached_property
@@ -112,19 +103,19 @@ class Findings:
         return max(100 * (1 - accuracy), 50 / images if images else 0.01)
 
     @cached_property
-    def chosen(self) -> Row | None:
+    def chosen(self) -> CandidateRow | None:
         """The network with the star."""
-        return next((row for row in self.listed if row["starred"]), None)
+        return next((row for row in self.listed if row.starred), None)
 
     @cached_property
-    def spread(self) -> list[Row]:
+    def spread(self) -> list[CandidateRow]:
         """The chosen network, the smallest one of the front and one between, by falling FLOPs."""
         if self.chosen is None:
             return []
-        others = [row for row in self.front if row["candidate"] != self.chosen["candidate"]]
+        others = [row for row in self.front if row.candidate != self.chosen.candidate]
         ends = [*others[:1], *others[len(others) // 2 :][:1]] if len(others) > 1 else others
-        shown = {row["candidate"]: row for row in [self.chosen, *ends]}
-        return sorted(shown.values(), key=lambda row: -row["flops"])
+        shown = {row.candidate: row for row in [self.chosen, *ends]}
+        return sorted(shown.values(), key=lambda row: -row.flops)
 
 
 def read_findings(store: Store, *, run: Mapping[str, Any] | None = None) -> Findings:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from raprune.errors import StoreError
-from raprune.results.front import Progress
+from raprune.results.progress import Progress
 from raprune.store.folder import Store
 
 LOAD_LIBRARIES = "load PyTorch"

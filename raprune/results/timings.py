@@ -6,15 +6,13 @@ No torch, no ray.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from raprune.records import Trial
+from raprune.results.rows import CandidateRow, MeasuredSpeed
 from raprune.store.folder import Store
 from raprune.store.networks import named_as_today
-
-Row = dict[str, Any]
-"""A row of `raprune.results.front`."""
 
 LATENCY_FILE = "report/latency.json"
 
@@ -70,6 +68,7 @@ class Times:
         """The times of the largest batch; None if none were measured."""
         return self.conditions[-1] if self.conditions else None
 
+    # A JSON edge.
     def to_json(self) -> dict[str, Any]:
         """Content of `report/latency.json`: `{"conditions": [timing, ...], "budget": timing or null}`."""
         return {
@@ -103,28 +102,23 @@ def _timing(entry: Mapping[str, Any]) -> Timing:
     )
 
 
-def with_times(rows: Sequence[Row], times: Times) -> list[Row]:
-    """The rows with what was measured of them; None where nothing was.
-
-    `measured_ms` is the time of a batch of `measured_batch_size` images, and `speedup` the dense network's time over
-    it; `measured_batch1_ms` and `speedup_batch1` are those of one image. `measured_latency_ms` is the time under the
-    conditions of the latency budget, and `measured_latency_fraction` that over the dense network's.
-    """
-    return [row | _measured(row["candidate"], times) for row in rows]
+def with_times(rows: Sequence[CandidateRow], times: Times) -> list[CandidateRow]:
+    """The rows with what was measured of them."""
+    return [replace(row, measured=_measured(row.candidate, times)) for row in rows]
 
 
-def _measured(candidate: str, times: Times) -> Row:
+def _measured(candidate: str, times: Times) -> MeasuredSpeed:
     batch, single, budget = times.batch, times.single, times.budget
-    latency_ms = budget and budget.candidates.get(candidate)
-    return {
-        "measured_batch_size": batch and batch.batch_size,
-        "measured_ms": batch and batch.candidates.get(candidate),
-        "speedup": batch and batch.speedup(candidate),
-        "measured_batch1_ms": single and single.candidates.get(candidate),
-        "speedup_batch1": single and single.speedup(candidate),
-        "measured_latency_ms": latency_ms,
-        "measured_latency_fraction": latency_ms / budget.dense_ms if budget and latency_ms else None,
-    }
+    latency_ms = None if budget is None else budget.candidates.get(candidate)
+    return MeasuredSpeed(
+        measured_batch_size=None if batch is None else batch.batch_size,
+        measured_ms=None if batch is None else batch.candidates.get(candidate),
+        speedup=None if batch is None else batch.speedup(candidate),
+        measured_batch1_ms=None if single is None else single.candidates.get(candidate),
+        speedup_batch1=None if single is None else single.speedup(candidate),
+        measured_latency_ms=latency_ms,
+        measured_latency_fraction=latency_ms / budget.dense_ms if budget and latency_ms else None,
+    )
 
 
 def measured_at(timings: Sequence[Timing]) -> str:
@@ -135,31 +129,31 @@ def measured_at(timings: Sequence[Timing]) -> str:
     return f"a batch of {' and one of '.join(sizes)}, {timings[0].where}"
 
 
-def is_faster(row: Row) -> bool:
+def is_faster(row: CandidateRow) -> bool:
     """True if the row's network was measured and takes at most `NOT_FASTER` of the dense network's time."""
-    return row["speedup"] is not None and 1 / row["speedup"] <= NOT_FASTER
+    return row.speedup is not None and 1 / row.speedup <= NOT_FASTER
 
 
-def slow(rows: Sequence[Row], times: Times) -> str:
+def slow(rows: Sequence[CandidateRow], times: Times) -> str:
     """A remark on the networks that have fewer FLOPs and are measured not, or hardly, faster; empty for none."""
-    measured = [row for row in rows if row["speedup"] is not None]
-    saving = [row for row in measured if 1 - row["flops_fraction"] >= _WORTH_MENTIONING]
-    not_faster = [row for row in saving if not is_faster(row)]
+    measured = [(row, 1 / row.speedup) for row in rows if row.speedup is not None]
+    saving = [(row, time) for row, time in measured if 1 - row.flops_fraction >= _WORTH_MENTIONING]
+    not_faster = [(row, time) for row, time in saving if not is_faster(row)]
     hardly = [
-        row for row in saving if is_faster(row) and 1 - 1 / row["speedup"] < HARDLY_FASTER * (1 - row["flops_fraction"])
+        (row, time) for row, time in saving if is_faster(row) and 1 - time < HARDLY_FASTER * (1 - row.flops_fraction)
     ]
     if times.batch is None or not (not_faster or hardly):
         return ""
     groups = (("not faster", not_faster), ("hardly faster", hardly))
-    counted = [f"{len(some)} of {len(measured)} networks {_are(some)} {how}" for how, some in groups if some]
-    worst = max(not_faster or hardly, key=lambda row: (1 / row["speedup"] - row["flops_fraction"], row["candidate"]))
+    counted = [f"{len(some)} of {len(measured)} networks {_are(len(some))} {how}" for how, some in groups if some]
+    worst, time = max(not_faster or hardly, key=lambda one: (one[1] - one[0].flops_fraction, one[0].candidate))
     return (
         f"{' and '.join(counted)} than the dense network at batch {times.batch.batch_size}, because narrow layers do "
-        f"not fill the device, or operations that have no FLOPs take the time: {worst['candidate']} has "
-        f"{worst['flops_fraction']:.1%} of the FLOPs and takes {1 / worst['speedup']:.1%} of the time. "
+        f"not fill the device, or operations that have no FLOPs take the time: {worst.candidate} has "
+        f"{worst.flops_fraction:.1%} of the FLOPs and takes {time:.1%} of the time. "
         "A search with --budget-latency looks for fast ones."
     )
 
 
-def _are(some: Sequence[Row]) -> str:
-    return "is" if len(some) == 1 else "are"
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from raprune.orchestration.coordinator import coordinator_name, find_coordinator
 from raprune.orchestration.gauges import COUNTERS, GAUGES, MAX_FRONT, Values, measure, signs_of_life
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
-from raprune.results.front import front, progress
+from raprune.results.front import front
+from raprune.results.progress import progress
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
 

@@ -14,7 +14,7 @@ from raprune.orchestration.search import resume
 from raprune.pruning.artifact import load
 from raprune.pruning.export import export
 from raprune.records import Stage, TrialState
-from raprune.results.front import candidates
+from raprune.results.rows import candidates
 from raprune.sampling.promotion import Outcome, goes_on
 from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
@@ -53,7 +53,7 @@ def test_only_the_last_rung_counts(climbed: Store) -> None:
     for trial in by_rung[1] + by_rung[2]:
         before = known[trial.proposal.parent or ""]
         assert before.candidate == trial.candidate and before.accuracy_after_repair == trial.accuracy_after_repair
-    assert {row["rung"] for row in candidates(climbed.trials()) if row["stage"] == "search"} <= {2}
+    assert {row.rung for row in candidates(climbed.trials()) if row.stage == "search"} <= {2}
     rungs = climbed.table(["rung"]).column("rung").to_pylist()
     assert rungs.count(1) == len(by_rung[1])
 
@@ -68,21 +68,21 @@ def test_finalists_are_trained_by_several_seeds_and_told_by_mean_and_interval(cl
     # One epoch of rungs, half of one of fine-tuning.
     assert {t.epochs for t in finetuned} == {1.5}
     rows = candidates(climbed.trials(), test=climbed.read_json("report/test.json"))
-    means = [row for row in rows if row["stage"] == "finetune"]
-    assert means and all(row["repeats"] == [0, 1] and row["val_interval"] is not None for row in means)
-    tested = [row for row in means if row["test_accuracy"] is not None]
-    assert tested and all(row["test_interval"] is not None for row in tested), "the best of each method at least"
+    means = [row for row in rows if row.stage == "finetune"]
+    assert means and all(row.repeats == (0, 1) and row.val_interval is not None for row in means)
+    tested = [row for row in means if row.test_accuracy is not None]
+    assert tested and all(row.test_interval is not None for row in tested), "the best of each method at least"
 
 
 def test_a_network_of_a_rung_and_one_of_a_repeat_load(climbed: Store, tmp_path: Path) -> None:
     (name,) = [t for t in climbed.trials() if t.trial_id == "finetune-00001-s1"]
     assert name.candidate is not None
-    row = next(r for r in candidates(climbed.trials()) if r["stage"] == "finetune")
+    row = next(r for r in candidates(climbed.trials()) if r.stage == "finetune")
     assert climbed.exists(f"models/{name.candidate.id}-ft-s1/recipe.json")
-    export(climbed.uri, row["candidate"], str(tmp_path / "out"))
+    export(climbed.uri, row.candidate, str(tmp_path / "out"))
     dense = build_model(ModelSpec(name="digits-net"), num_classes=10, image_shape=(1, 8, 8))
     small = load(dense, str(tmp_path / "out"))
-    assert sum(parameter.numel() for parameter in small.parameters()) == row["params"]
+    assert sum(parameter.numel() for parameter in small.parameters()) == row.params
 
 
 def test_a_run_cut_off_between_rungs_ends_the_same(climbed: Store, tmp_path: Path) -> None:

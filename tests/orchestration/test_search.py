@@ -22,7 +22,9 @@ from raprune.pruning.export import export
 from raprune.pruning.preparation import Prepared, Steps, prepare
 from raprune.records import Stage, TrialState
 from raprune.report.terminal import print_front
-from raprune.results.front import front, progress, to_be_tested
+from raprune.results.ablation import to_be_tested
+from raprune.results.front import front
+from raprune.results.progress import progress
 from raprune.spec.budget import Budget
 from raprune.spec.job import ModelSpec, SearchSpec
 from raprune.store.folder import Store
@@ -59,9 +61,9 @@ def test_no_stage_of_a_run_has_done_more_than_its_total(finished: Store) -> None
 def test_the_test_split_was_measured_for_the_front_the_methods_and_the_dense_network(finished: Store) -> None:
     test, budget = finished.read_json("report/test.json"), SearchSpec.model_validate(finished.run()["spec"]).budget
     rows = to_be_tested(finished.trials(), finished.run())
-    assert rows and {row["candidate"] for row in rows} == set(test["candidates"])
-    assert {row["candidate"] for row in front(finished.trials(), budget)} <= set(test["candidates"])
-    assert {row["method"] for row in rows} >= {"l1", "random"}, "the controls"
+    assert rows and {row.candidate for row in rows} == set(test["candidates"])
+    assert {row.candidate for row in front(finished.trials(), budget)} <= set(test["candidates"])
+    assert {row.method for row in rows} >= {"l1", "random"}, "the controls"
     assert 0 < test["dense"] <= 1 and test["images"] == finished.run()["data"]["test"]
     assert json.loads(finished.read_bytes("report/front.json"))[0]["test_accuracy"] is not None
 
@@ -83,15 +85,15 @@ def test_every_network_of_the_front_is_stored_and_loads_as_good_as_it_was_record
     print_front(finished.uri, console=console, as_json=True)
     assert isinstance(console.file, io.StringIO)
     rows = json.loads(console.file.getvalue())
-    assert {row["stage"] for row in rows} >= {"search"}, "some of the front are only repaired"
+    assert {row.stage for row in rows} >= {"search"}, "some of the front are only repaired"
     for row in rows:
         small = load(build_model(ModelSpec(name="digits-net"), num_classes=10, image_shape=(1, 8, 8)),
-                     f"{finished.uri}/models/{row['candidate']}")  # fmt: skip
+                     f"{finished.uri}/models/{row.candidate}")  # fmt: skip
         validation = DeviceSplit.place(data.validation, data.mean, data.std, torch.device("cpu"))
         accuracy = evaluate(small, validation, batch_size=256).accuracy
-        assert accuracy == pytest.approx(row["val_accuracy"], abs=1.5 / len(data.validation)), row["candidate"]
-        recipe = finished.read_json(f"models/{row['candidate']}/recipe.json")
-        assert (recipe["trial_id"], recipe["accuracy"]) == (row["trial_id"], row["val_accuracy"])
+        assert accuracy == pytest.approx(row.val_accuracy, abs=1.5 / len(data.validation)), row.candidate
+        recipe = finished.read_json(f"models/{row.candidate}/recipe.json")
+        assert (recipe["trial_id"], recipe["accuracy"]) == (row.trial_id, row.val_accuracy)
 
 
 def test_the_report_of_a_finished_run_says_that_it_is_finished(finished: Store) -> None:
@@ -107,14 +109,14 @@ def test_a_run_killed_before_its_end_was_noted_stores_and_reports_on_resume(fini
     shutil.copytree(finished.uri, folder)
     described = json.loads((folder / "run.json").read_text()) | {"state": "searching"}
     (folder / "run.json").write_text(json.dumps(described))
-    repaired = next(r for r in front(finished.trials(), Budget(flops=0.3)) if r["stage"] == "search")
+    repaired = next(r for r in front(finished.trials(), Budget(flops=0.3)) if r.stage == "search")
     # Killed between the weights and the recipe, and while the report was written.
-    (folder / "models" / repaired["candidate"] / "recipe.json").unlink()
+    (folder / "models" / repaired.candidate / "recipe.json").unlink()
     (folder / "report" / "front.html").write_text("half of it")
     resume(str(folder), console=Console(file=io.StringIO()))
-    resumed, name = Store(folder), f"models/{repaired['candidate']}"
+    resumed, name = Store(folder), f"models/{repaired.candidate}"
     assert resumed.run()["state"] == "finished" and facts(resumed.trials()) == facts(finished.trials())
-    assert resumed.read_json(f"{name}/recipe.json")["trial_id"] == repaired["trial_id"]
+    assert resumed.read_json(f"{name}/recipe.json")["trial_id"] == repaired.trial_id
     assert resumed.read_bytes(f"{name}/weights.safetensors") == finished.read_bytes(f"{name}/weights.safetensors")
     assert resumed.read_json("report/test.json") == finished.read_json("report/test.json")
     assert "This run is not finished" not in resumed.read_bytes("report/front.html").decode()
@@ -132,7 +134,7 @@ def test_the_front_is_stored_where_there_is_no_test_split(
     run(spec)
     store = Store(spec.output)
     rows = front(store.trials(), spec.budget)
-    assert rows and all(store.exists(f"models/{row['candidate']}/recipe.json") for row in rows)
+    assert rows and all(store.exists(f"models/{row.candidate}/recipe.json") for row in rows)
     assert not store.exists("report/test.json")
 
 

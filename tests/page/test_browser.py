@@ -27,7 +27,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 
 from raprune.errors import RapruneError
 from raprune.records import Stage, Trial, TrialState
-from raprune.results.front import Row, ablation, budget_of, candidates, front, pick, progress, spent
+from raprune.results.ablation import ablation
+from raprune.results.front import budget_of, front, pick
+from raprune.results.progress import progress, spent
+from raprune.results.rows import CandidateRow, candidates
 from raprune.results.stages import FILE, FINETUNE, SCORES, SEARCH, Stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
@@ -88,13 +91,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         tmp_path_factory.mktemp("page") / "run", trials=NUM_TRIALS, error=f"{HOSTILE}\nat line 2"
     )
     best = _best(made)
-    made.write_json(f"models/{best['candidate']}/recipe.json", {"trial_id": best["trial_id"]})
-    made.write_bytes(f"models/{best['candidate']}/weights.safetensors", b"weights")
+    made.write_json(f"models/{best.candidate}/recipe.json", {"trial_id": best.trial_id})
+    made.write_bytes(f"models/{best.candidate}/weights.safetensors", b"weights")
     epochs = [{"epoch": n, "epochs": 3.0, "train_loss": 1 / n, "train_accuracy": 0.6, "lr": 0.1} for n in (1, 2, 3)]
-    made.write_json(f"curves/{best['trial_id']}.json", epochs)
+    made.write_json(f"curves/{best.trial_id}.json", epochs)
     conditions = {"device": "AMD EPYC", "threads": 2, "precision": "float32"}
     single, batch = (
-        conditions | {"batch_size": size, "dense_ms": dense_ms, "candidates": {best["candidate"]: 2.0}}
+        conditions | {"batch_size": size, "dense_ms": dense_ms, "candidates": {best.candidate: 2.0}}
         for size, dense_ms in ((1, 2.4), (64, 5.0))
     )
     made.write_json("report/latency.json", {"conditions": [single, batch], "budget": None})
@@ -159,7 +162,7 @@ def page(open_page: Open) -> Page:
     return open_page()
 
 
-def _best(store: Store) -> Row:
+def _best(store: Store) -> CandidateRow:
     return pick(candidates(store.trials()), budget_of(store.run()))
 
 
@@ -187,7 +190,7 @@ def test_the_head_says_how_far_the_run_is(page: Page, store: Store) -> None:
     figures = page.locator("#figures")
     expect(figures).to_contain_text(f"{now.searched} of {now.trials}")
     expect(figures).to_contain_text(f"{now.hypervolume:.4f}")
-    expect(figures).to_contain_text(f"{100 * _best(store)['val_accuracy']:.2f} %")
+    expect(figures).to_contain_text(f"{100 * _best(store).val_accuracy:.2f} %")
     expect(figures).to_contain_text(f"{now.gpu_hours:.1f}")
     for state, number in now.states.items():
         expect(figures).to_contain_text(f"{number} {state.lower()}")
@@ -245,20 +248,20 @@ def test_front_candidates_and_pick_are_those_of_the_command_line(page: Page, sto
     trials = store.trials()
     rows = candidates(trials)
     assert [(row[0], row[1]) for row in found["rows"]] == [
-        (row["trial_id"], pytest.approx(row["val_accuracy"], abs=1e-12)) for row in rows
+        (row.trial_id, pytest.approx(row.val_accuracy, abs=1e-12)) for row in rows
     ]
     assert [row[2] for row in found["rows"]] == [
-        None if row["val_interval"] is None else pytest.approx(row["val_interval"], abs=1e-12) for row in rows
+        None if row.val_interval is None else pytest.approx(row.val_interval, abs=1e-12) for row in rows
     ]
-    assert any(row["val_interval"] for row in rows)
+    assert any(row.val_interval for row in rows)
     budgets = [Budget(**limits) for limits in wanted]
-    assert found["fronts"] == [[row["trial_id"] for row in front(trials, budget)] for budget in budgets]
+    assert found["fronts"] == [[row.trial_id for row in front(trials, budget)] for budget in budgets]
     assert found["picks"] == [_picked(rows, budget, floor) for budget, floor in zip(budgets, floors, strict=True)]
 
 
-def _picked(rows: list[Row], budget: Budget, floor: float | None) -> str | None:
+def _picked(rows: list[CandidateRow], budget: Budget, floor: float | None) -> str | None:
     try:
-        return str(pick(rows, budget, min_accuracy=floor)["trial_id"])
+        return str(pick(rows, budget, min_accuracy=floor).trial_id)
     except RapruneError:
         return None
 
@@ -274,13 +277,13 @@ def test_a_point_shows_its_recipe_under_the_pointer_and_its_details_when_clicked
     expect(page.locator("#front-chart .tip")).to_be_hidden()
     page.locator("#front-chart").hover(position={"x": x, "y": y})
     tip = page.locator("#front-chart .tip")
-    expect(tip).to_contain_text(f"{rows[0]['method']} · {rows[0]['trial_id']}")
-    expect(tip).to_contain_text(f"{100 * rows[0]['val_accuracy']:.2f} %")
-    expect(tip).to_contain_text(f"{rows[0]['flops']:,}")
-    expect(tip).to_contain_text(rows[0]["allocation"])
+    expect(tip).to_contain_text(f"{rows[0].method} · {rows[0].trial_id}")
+    expect(tip).to_contain_text(f"{100 * rows[0].val_accuracy:.2f} %")
+    expect(tip).to_contain_text(f"{rows[0].flops:,}")
+    expect(tip).to_contain_text(rows[0].allocation)
     page.locator("#front-chart").click(position={"x": x, "y": y})
-    expect(_of(page, rows[0]["trial_id"])).to_be_visible()
-    assert page.url.endswith(f"#trial={rows[0]['trial_id']}")
+    expect(_of(page, rows[0].trial_id)).to_be_visible()
+    assert page.url.endswith(f"#trial={rows[0].trial_id}")
     # The point that is selected shows where it is; the empty corner has none.
     page.locator("#front-chart").hover(position={"x": 62, "y": 40})
     expect(tip).to_be_hidden()
@@ -292,15 +295,15 @@ def test_arrow_keys_walk_along_the_front(page: Page, store: Store) -> None:
     said = page.locator("#front-said")
     page.keyboard.press("Home")
     for row in rows:
-        expect(said).to_contain_text(row["trial_id"])
+        expect(said).to_contain_text(row.trial_id)
         page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
-    expect(said).to_contain_text(rows[-2]["trial_id"])
+    expect(said).to_contain_text(rows[-2].trial_id)
     page.keyboard.press("ArrowDown")
-    expect(said).not_to_contain_text(rows[-2]["trial_id"])
+    expect(said).not_to_contain_text(rows[-2].trial_id)
     page.keyboard.press("End")
     page.keyboard.press("Enter")
-    expect(_of(page, rows[-1]["trial_id"])).to_be_visible()
+    expect(_of(page, rows[-1].trial_id)).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#front-chart .tip")).to_be_hidden()
 
@@ -350,12 +353,12 @@ def test_a_dragged_rectangle_is_looked_at_more_closely(page: Page) -> None:
 
 def test_the_details_hold_widths_history_training_and_what_to_take_along(page: Page, store: Store) -> None:
     best = _best(store)
-    expect(_of(page, best["trial_id"])).to_be_visible()
+    expect(_of(page, best.trial_id)).to_be_visible()
     widths = page.locator(".widths tbody tr")
     dense = store.run()["graph"]["groups"]
     expect(widths).to_have_count(len(dense))
     for place, (group, channels) in enumerate(dense.items()):
-        assert group in (text := widths.nth(place).inner_text()) and f"{best['widths'][group]} / {channels}" in text
+        assert group in (text := widths.nth(place).inner_text()) and f"{best.widths[group]} / {channels}" in text
     measured = "1.20x as fast as dense at batch 1 (2.00 ms), 2.5x at batch 64 (2.00 ms): float32 on AMD EPYC, 2 threads"
     expect(page.locator("#detail-body")).to_contain_text(measured)
     history = page.locator(".history li")
@@ -368,9 +371,9 @@ def test_the_details_hold_widths_history_training_and_what_to_take_along(page: P
     assert weights.value.path().read_bytes() == b"weights"
     with page.expect_download() as recipe:
         page.get_by_role("link", name="recipe.json").click()
-    assert json.loads(recipe.value.path().read_bytes()) == {"trial_id": best["trial_id"]}
+    assert json.loads(recipe.value.path().read_bytes()) == {"trial_id": best.trial_id}
     expect(page.locator("#detail-body code").first).to_have_text(
-        re.compile(rf"raprune export \S+ {best['candidate']} FOLDER")
+        re.compile(rf"raprune export \S+ {best.candidate} FOLDER")
     )
     history.nth(1).get_by_role("button").click()
     expect(page.locator(".history [aria-current]")).to_contain_text("rung 1")
@@ -379,20 +382,20 @@ def test_the_details_hold_widths_history_training_and_what_to_take_along(page: P
 def test_sliders_pick_at_a_budget(page: Page, store: Store) -> None:
     rows = candidates(store.trials())
     result, line = page.locator("#pick-result"), page.locator("#pick-command code")
-    expect(result).to_contain_text(_best(store)["candidate"])
+    expect(result).to_contain_text(_best(store).candidate)
     _set(page.locator("#pick-flops"), 20)
-    expect(result).to_contain_text(pick(rows, Budget(flops=0.2))["candidate"])
+    expect(result).to_contain_text(pick(rows, Budget(flops=0.2)).candidate)
     expect(line).to_have_text(f"raprune pick {store.uri} --budget-flops 0.2")
     page.locator("#pick-flops").focus()
     page.keyboard.press("ArrowRight")
     expect(line).to_contain_text("--budget-flops 0.205")
     _set(page.locator("#pick-latency"), 45)
-    expect(result).to_contain_text(pick(rows, Budget(flops=0.205, latency=0.45))["candidate"])
+    expect(result).to_contain_text(pick(rows, Budget(flops=0.205, latency=0.45)).candidate)
     page.locator("#pick-floor").fill("40")
-    expect(result).to_contain_text(pick(rows, Budget(flops=0.205, latency=0.45), min_accuracy=0.4)["candidate"])
+    expect(result).to_contain_text(pick(rows, Budget(flops=0.205, latency=0.45), min_accuracy=0.4).candidate)
     page.locator("#pick-select").click()
     expect(page.locator("#detail-body .facts")).to_contain_text(
-        pick(rows, Budget(flops=0.205, latency=0.45), min_accuracy=0.4)["candidate"]
+        pick(rows, Budget(flops=0.205, latency=0.45), min_accuracy=0.4).candidate
     )
     page.locator("#pick-floor").fill("99")
     expect(result).to_contain_text("No candidate within this budget reaches 99.00 %")
@@ -412,7 +415,7 @@ def test_the_search_is_shown_over_time_and_over_gpu_hours(page: Page, store: Sto
     page.locator("#trend-chart").focus()
     page.keyboard.press("End")
     last = spent(store.trials(), budget_of(store.run()))[-1]
-    expect(page.locator("#trend-said")).to_contain_text(f"hypervolume {last['hypervolume']:.4f}")
+    expect(page.locator("#trend-said")).to_contain_text(f"hypervolume {last.hypervolume:.4f}")
     page.locator("#trend-chart").hover(position={"x": 300, "y": 100})
     expect(page.locator("#trend-chart .tip")).to_contain_text("hypervolume")
 
@@ -451,13 +454,13 @@ def test_settings_are_compared_and_ranges_kept(page: Page) -> None:
 
 
 def test_methods_stand_side_by_side(page: Page, store: Store) -> None:
-    rows = sorted(ablation(store.trials(), budget_of(store.run())), key=lambda row: -row["finetuning_epochs"])
+    rows = sorted(ablation(store.trials(), budget_of(store.run())), key=lambda row: -row.finetuning_epochs)
     shown = page.locator("#ablation-table tbody tr:not(.group)")
     expect(shown).to_have_count(len(rows))
     for place, row in enumerate(rows):
-        assert row["method"] in (text := shown.nth(place).inner_text()) and f"{100 * row['val_accuracy']:.2f} %" in text
+        assert row.method in (text := shown.nth(place).inner_text()) and f"{100 * row.best.val_accuracy:.2f} %" in text
     shown.nth(len(rows) - 1).get_by_role("button").click()
-    expect(_of(page, rows[-1]["trial_id"])).to_be_visible()
+    expect(_of(page, rows[-1].best.trial_id)).to_be_visible()
 
 
 def test_the_table_is_sorted_filtered_and_walked(page: Page, store: Store) -> None:
@@ -507,8 +510,8 @@ def test_the_filter_takes_words_states_stages_methods_and_the_front(page: Page, 
     left(sum(t.proposal.method == "taylor" and t.proposal.allocation == "global_rank" for t in trials))
     page.locator("#filter-clear").click()
     page.locator("#filter-front").check()
-    chosen = {row["candidate"] for row in front(trials, budget_of(store.run()))}
-    left(sum(len(row["trials"]) for row in candidates(trials) if row["candidate"] in chosen))
+    chosen = {row.candidate for row in front(trials, budget_of(store.run()))}
+    left(sum(len(row.trials) for row in candidates(trials) if row.candidate in chosen))
     page.locator("#filter-text").fill("no such thing")
     expect(page.locator("#trials-empty")).to_have_text("No trial passes the filter.")
 
@@ -679,4 +682,4 @@ def test_another_run_in_the_folder_is_shown_anew(page: Page, store: Store) -> No
     shutil.rmtree(store.uri)
     other = _long_run().make_run(store.uri, trials=90, seed=1)
     expect(page.locator("#filter-count")).to_have_text(f"{len(other.trials())} trials", timeout=30_000)
-    expect(_of(page, _best(other)["trial_id"])).to_be_visible()
+    expect(_of(page, _best(other).trial_id)).to_be_visible()

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from raprune.page.feed import Feed, Known
-from raprune.results.front import budget_of, candidates, progress, spent
+from raprune.results.front import budget_of
+from raprune.results.progress import progress, spent
+from raprune.results.rows import candidates
 from raprune.results.stages import FILE, SCORES, Stages
 from raprune.store.folder import RUN_FILE, Store
 from raprune.store.networks import NAMES
@@ -66,11 +68,11 @@ def test_the_last_point_is_where_the_run_stands(store: Store) -> None:
     known = looked(Feed(store, every_s=0.0))
     run, trials, last = store.run(), store.trials(), known.history[-1]
     now = progress(run, trials)
-    bought = spent(trials, budget_of(run))[-1]["hypervolume"]
+    bought = spent(trials, budget_of(run))[-1].hypervolume
     assert last.hypervolume == pytest.approx(bought) and now.hypervolume == pytest.approx(bought)
     assert last.gpu_hours == pytest.approx(now.gpu_hours) and now.best is not None
     assert len(known.history) == len(trials)
-    assert last.best == now.best["val_accuracy"]
+    assert last.best == now.best.val_accuracy
     volumes = [point.hypervolume for point in known.history]
     assert volumes == sorted(volumes) and volumes[0] < volumes[-1]
 
@@ -146,12 +148,12 @@ def test_a_part_that_was_taken_away_begins_anew(store: Store) -> None:
 def test_test_figures_come_with_the_end(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     assert not looked(feed).test
-    best = looked(feed).front[-1]["candidate"]
+    best = looked(feed).front[-1].candidate
     tested = {"dense": 0.97, "candidates": {best: 0.94, f"{best}-s1": 0.96}, "images": 100}
     store.write_json("report/test.json", NAMES | tested)
     store.write_json(RUN_FILE, store.run() | {"state": "finished", "finished_at": 1.8e9 + 100})
     after = looked(feed)
-    assert after.test["dense"] == 0.97 and after.front[-1]["test_accuracy"] == pytest.approx(0.95)
+    assert after.test["dense"] == 0.97 and after.front[-1].test_accuracy == pytest.approx(0.95)
     assert not after.pulse.live and after.progress.finished
 
 
@@ -202,9 +204,10 @@ def test_parts_of_many_trials_are_shown_as_they_are_read(tmp_path: Path, monkeyp
 
 def test_figures_of_a_run_of_before_are_those_of_its_fine_tuned_networks(store: Store) -> None:
     tuned = looked(Feed(store, every_s=0.0)).front[-1]
-    assert tuned["candidate"] == f"{tuned['parent']}-ft"
-    before = {tuned["parent"]: 0.94, f"{tuned['parent']}-s1": 0.96}
+    assert tuned.candidate == f"{tuned.parent}-ft"
+    assert tuned.parent is not None
+    before = {tuned.parent: 0.94, f"{tuned.parent}-s1": 0.96}
     store.write_json("report/test.json", {"dense": 0.97, "candidates": before, "images": 100})
     known = looked(Feed(store, every_s=0.0))
-    accuracies = {row["candidate"]: row["test_accuracy"] for row in known.rows}
-    assert accuracies[tuned["candidate"]] == pytest.approx(0.95) and accuracies[tuned["parent"]] is None
+    accuracies = {row.candidate: row.test_accuracy for row in known.rows}
+    assert accuracies[tuned.candidate] == pytest.approx(0.95) and accuracies[tuned.parent] is None

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from raprune.report.display import LINE_S, Lines, is_redrawn, line, render_stages, shown
 from raprune.results import stages
-from raprune.results.front import Progress
+from raprune.results.progress import Progress
 from raprune.results.stages import RunStage, RunStages, Stages
+from tests.factories import candidate_row
 
 STANDING = Progress(
     states={"COMPLETE": 12, "FAILED": 1, "WAITING": 51},
@@ -22,7 +23,7 @@ STANDING = Progress(
     finetunings=16,
     front=5,
     hypervolume=0.5123,
-    best={"val_accuracy": 0.91, "flops_fraction": 0.28, "method": "reconstruction", "epochs": 0.0},
+    best=candidate_row(val_accuracy=0.91, flops_fraction=0.28),
     dense_accuracy=0.95,
     elapsed_s=43.0,
     left_s=27.0,

@@ -102,11 +102,11 @@ def test_the_front_shows_the_budget_the_dense_network_and_the_test_split(finding
     assert "FLOPs, % of the dense network" in words and "budget 30 %" in words and "test accuracy" in words
     (axes,) = figure.axes
     marked = {line.get_gid(): line for line in axes.get_lines() if line.get_gid()}
-    assert marked.keys() == {f"point-{row['candidate']}" for row in findings.front}
+    assert marked.keys() == {f"point-{row.candidate}" for row in findings.front}
     for row in findings.front:
-        line = marked[f"point-{row['candidate']}"]
+        line = marked[f"point-{row.candidate}"]
         place = [float(np.asarray(values).item()) for values in line.get_data()]
-        assert place == pytest.approx([100 * row["flops_fraction"], 100 * (1 - row["val_accuracy"])])
+        assert place == pytest.approx([100 * row.flops_fraction, 100 * (1 - row.val_accuracy)])
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "fewer errors are further up"
 
 
@@ -118,7 +118,7 @@ def with_these(findings: Findings, **worked_out: Any) -> Findings:
 
 
 def test_intervals_of_several_seeds_are_drawn(findings: Findings) -> None:
-    front = [row | {"val_interval": 0.01} for row in findings.front]
+    front = [replace(row, val_interval=0.01) for row in findings.front]
     _, words = drawn("front", with_these(findings, front=front), COLUMN_IN)
     assert "95 % interval" in words and "95 % interval" not in drawn("front", findings, COLUMN_IN)[1]
 
@@ -129,12 +129,14 @@ def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
     run["spec"] |= {"budget_flops": None, "budget_latency": 0.6}
     store.write_json("run.json", run)
     findings = read_findings(store)
-    rows = [row | {"latency_fraction": 0.9 - row["flops_fraction"]} for row in findings.rows]
+    rows = [replace(row, latency_fraction=0.9 - row.flops_fraction) for row in findings.rows]
     findings = with_these(findings, rows=rows, front=rows[-2:])
     figure, words = drawn("front", findings, COLUMN_IN)
     assert "predicted latency, % of the dense network" in words and "budget 60 %" in words
-    line = next(line for line in figure.axes[0].get_lines() if line.get_gid() == f"point-{rows[-1]['candidate']}")
-    assert line.get_xdata()[0] == pytest.approx(100 * rows[-1]["latency_fraction"])  # type: ignore[index]
+    line = next(line for line in figure.axes[0].get_lines() if line.get_gid() == f"point-{rows[-1].candidate}")
+    latency = rows[-1].latency_fraction
+    assert latency is not None
+    assert line.get_xdata()[0] == pytest.approx(100 * latency)  # type: ignore[index]
 
 
 def test_widths_are_shares_of_the_dense_network(findings: Findings) -> None:
@@ -142,9 +144,9 @@ def test_widths_are_shares_of_the_dense_network(findings: Findings) -> None:
     assert all(name in words for name in GROUPS)
     for axes, row in zip(figure.axes, findings.spread, strict=True):
         (_, kept) = axes.containers
-        shares = [100 * row["widths"][name] / dense for name, dense in GROUPS.items()]
+        shares = [100 * row.widths[name] / dense for name, dense in GROUPS.items()]
         assert [bar.get_height() for bar in kept] == pytest.approx(shares)
-        assert f"{row['widths']['head<b>']} of 44" in words
+        assert f"{row.widths['head<b>']} of 44" in words
 
 
 @pytest.mark.parametrize("number", [1, 200])
@@ -159,7 +161,7 @@ def test_the_methods_stand_from_the_best_to_the_worst(findings: Findings) -> Non
     figure, words = drawn("ablation", findings, PAGE_IN)
     assert len(figure.axes) == 3 and all(f"up to {share} % of the FLOPs" in words for share in ("30", "20", "15"))
     best = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    at_all = {method: max(r["val_accuracy"] for r in findings.ablation if r["method"] == method) for method in best}
+    at_all = {method: max(r.best.val_accuracy for r in findings.ablation if r.method == method) for method in best}
     assert best == sorted(at_all, key=lambda method: -at_all[method]) and set(best) == {"l1", "l2", "random"}
 
 
@@ -168,7 +170,7 @@ def test_the_work_is_drawn_to_its_end(findings: Findings) -> None:
     assert "worker-minutes" in words and "first fine-tuned" in words
     steps = figure.axes[0].get_lines()[0]
     assert steps.get_xdata()[-1] == pytest.approx(44 * 0.4 / 60)  # type: ignore[index]
-    spent = [row | {"gpu_hours": 3.0} for row in findings.spent]
+    spent = [replace(row, gpu_hours=3.0) for row in findings.spent]
     assert "GPU-hours" in drawn("cost", with_these(findings, spent=spent, on_gpus=True, hours=12.0), COLUMN_IN)[1]
 
 
@@ -179,7 +181,7 @@ def test_a_run_without_trials_gives_empty_figures(tmp_path: Path, name: str) -> 
 
 
 def test_many_candidates_become_one_picture_inside_the_figure(findings: Findings) -> None:
-    rows = [row | {"candidate": f"{row['candidate']}-{copy}"} for row in findings.rows for copy in range(40)]
+    rows = [replace(row, candidate=f"{row.candidate}-{copy}") for row in findings.rows for copy in range(40)]
     with canvas(COLUMN_IN, 3.0) as made:
         figures.FIGURES["front"].draw(made, with_these(findings, rows=rows))
         assert len(save(made, "svg")) < 300_000
@@ -207,10 +209,10 @@ def test_labels_are_thinned_evenly() -> None:
 
 def test_a_figure_in_a_page_has_the_pages_colours_and_links_to_its_rows(findings: Findings) -> None:
     row = findings.front[0]
-    svg = figures.element("front", findings, label='a "<b>"', hovers={row["candidate"]: "says <script>"})
+    svg = figures.element("front", findings, label='a "<b>"', hovers={row.candidate: "says <script>"})
     root = ElementTree.fromstring(svg)
     (link,) = root.iter("a")
-    assert link.attrib["href"] == f"#candidate-{row['candidate']}" and "says &lt;script&gt;" in svg
+    assert link.attrib["href"] == f"#candidate-{row.candidate}" and "says &lt;script&gt;" in svg
     assert (link.find("title") is not None) and link.find("g") is not None
     assert "#1a1a1b" not in svg and "var(--ink)" in svg and "var(--paper)" in svg
     ids = re.findall(r'\bid="([^"]*)"', svg)

@@ -177,7 +177,8 @@ def test_no_secret_is_told(run: Store, page: str, tmp_path: Path) -> None:
 
 def test_a_point_of_the_figure_leads_to_its_row(run: Store, page: str) -> None:
     for row in run.read_json("report/front.json"):
-        assert f'<a href="#candidate-{row["candidate"]}"' in page and f'<tr id="candidate-{row["candidate"]}"' in page
+        name = row["candidate"]
+        assert f'<a href="#candidate-{name}"' in page and f'<tr id="candidate-{name}"' in page
 
 
 def test_the_same_run_gives_the_same_page(run: Store, page: str) -> None:
@@ -187,7 +188,7 @@ def test_the_same_run_gives_the_same_page(run: Store, page: str) -> None:
 def test_measured_times_are_told(tmp_path: Path) -> None:
     store = make_run(tmp_path)
     rows = read_findings(store).front
-    timing = TIMED | {"batch_size": 64, "dense_ms": 4.0, "candidates": {row["candidate"]: 3.6 for row in rows}}
+    timing = TIMED | {"batch_size": 64, "dense_ms": 4.0, "candidates": {row.candidate: 3.6 for row in rows}}
     store.write_json("report/latency.json", {"conditions": [timing | {"batch_size": 1}, timing], "budget": timing})
     write_report(store)
     first, *_ = store.read_json("report/front.json")

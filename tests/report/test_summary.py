@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from raprune.report.summary import summary
 from raprune.results.timings import Times, Timing, with_times
+from tests.factories import candidate_row
 
-ROW: dict[str, Any] = {
-    "candidate": "0123456789ab",
-    "method": "reconstruction",
-    "flops_fraction": 0.2949,
-    "params_fraction": 0.0417,
-    "latency_fraction": None,
-    "val_accuracy": 0.98,
-    "test_accuracy": 0.9912,
-    "dense_test_accuracy": 0.9921,
-}
+ROW = candidate_row(
+    flops_fraction=0.2949,
+    params_fraction=0.0417,
+    val_accuracy=0.98,
+    test_accuracy=0.9912,
+    dense_test_accuracy=0.9921,
+)
 RUN: dict[str, Any] = {"spec": {"budget_flops": 0.3}, "dense": {"val_accuracy": 0.985}}
 
 
@@ -29,10 +28,10 @@ def said(*, dense_ms: float | None = 230.0, run: dict[str, Any] = RUN, threads: 
         precision="float32",
         batch_size=64,
         dense_ms=dense_ms or 1.0,
-        candidates={ROW["candidate"]: 100.0},
+        candidates={ROW.candidate: 100.0},
     )
     times = Times(conditions=(timing,)) if dense_ms else Times()
-    (measured,) = with_times([ROW | row], times)
+    (measured,) = with_times([replace(ROW, **row)], times)
     return summary(measured, run, times)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from rich.console import Console, RenderableType
 
 from raprune.report.tables import GIVE_WAY, render_ablation, render_progress, render_rows
-from raprune.results.front import ablation, candidates, progress, starred
+from raprune.results.ablation import AblationRow, ablation
+from raprune.results.front import starred
+from raprune.results.progress import progress
+from raprune.results.rows import CandidateRow, candidates
 from raprune.results.timings import Times, Timing, with_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
@@ -33,26 +36,27 @@ def printed(what: RenderableType, width: int) -> str:
     return console.file.getvalue()
 
 
-def widest_rows(run: Store) -> tuple[list[dict[str, Any]], Times]:
+def widest_rows(run: Store) -> tuple[list[CandidateRow], Times]:
     """Rows with all columns at their widest: long ids and names, seeds, intervals, times, test accuracies."""
     rows = starred(candidates(run.trials()), run.run())[:12]
-    for number, row in enumerate(rows):
-        row |= {
-            "candidate": f"3f2a9c81ab{number:02}-ft-s{number:02}",
-            "method": METHOD,
-            "epochs": 22.5,
-            "val_accuracy": 0.9123 + number / 1000,
-            "test_accuracy": 0.9023 + number / 1000,
-            "dense_test_accuracy": 0.9778,
-            "val_interval": 0.0123,
-            "test_interval": 0.0234,
-            "nonzero_fraction": row["params_fraction"] / 2,
-            "zeros": row["params"] // 2,
-            "repeats": [{}, {}, {}],
-            "starred": number == 3,
-            "latency_fraction": 0.512,
-            "measured_latency_fraction": None,
-        }
+    rows = [
+        replace(
+            row,
+            candidate=f"3f2a9c81ab{number:02}-ft-s{number:02}",
+            method=METHOD,
+            epochs=22.5,
+            val_accuracy=0.9123 + number / 1000,
+            test_accuracy=0.9023 + number / 1000,
+            dense_test_accuracy=0.9778,
+            val_interval=0.0123,
+            test_interval=0.0234,
+            zeros=row.params // 2,
+            repeats=(0, 1, 2),
+            starred=number == 3,
+            latency_fraction=0.512,
+        )
+        for number, row in enumerate(rows)
+    ]
     timings = [
         Timing(
             device="CPU",
@@ -60,7 +64,7 @@ def widest_rows(run: Store) -> tuple[list[dict[str, Any]], Times]:
             precision="float32",
             batch_size=size,
             dense_ms=4.0,
-            candidates={row["candidate"]: 1.7 for row in rows},
+            candidates={row.candidate: 1.7 for row in rows},
         )
         for size in (1, 64)
     ]
@@ -74,13 +78,13 @@ def test_front_at_any_width_has_ids_flops_accuracies_and_star_whole(run: Store, 
     shown = printed(render_rows(rows, run.run(), TEST, times=times, width=width), width)
     assert max(map(len, shown.splitlines())) <= width
     for row in rows:
-        (line,) = [line for line in shown.splitlines() if row["candidate"] in line]
+        (line,) = [line for line in shown.splitlines() if row.candidate in line]
         figures = line.split()
-        assert row["candidate"] in figures
-        for figure in ("flops_fraction", "val_accuracy", "test_accuracy"):
-            told = f"{row[figure]:.1%}" if figure == "flops_fraction" else f"{100 * row[figure]:.2f}"
-            assert told in figures, (figure, line)
-        assert ("★" in line) == row["starred"]
+        assert row.candidate in figures
+        assert row.test_accuracy is not None
+        for told in (f"{row.flops_fraction:.1%}", f"{100 * row.val_accuracy:.2f}", f"{100 * row.test_accuracy:.2f}"):
+            assert told in figures, line
+        assert ("★" in line) == row.starred
     dense = next(line for line in shown.splitlines() if re.match(r" +dense ", line))
     assert {"100.0%", "98.10", "97.78"} <= set(dense.split())
 
@@ -125,16 +129,18 @@ def test_notes_speak_of_the_columns_that_are_shown(run: Store) -> None:
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("method", ["l2", METHOD])
 def test_ablation_at_any_width_has_accuracies_whole(run: Store, width: int, method: str) -> None:
-    rows = [{**row, "method": f"{method}{number}"} for number, row in enumerate(_compared(run))]
+    rows = [
+        replace(row, best=replace(row.best, method=f"{method}{number}")) for number, row in enumerate(_compared(run))
+    ]
     shown = printed(render_ablation(rows, run.run(), width=width), width)
     assert max(map(len, shown.splitlines())) <= width
     for row in rows:
-        told = f"{100 * row['val_accuracy']:.2f} at {row['flops_fraction']:.1%}"
+        told = f"{100 * row.best.val_accuracy:.2f} at {row.best.flops_fraction:.1%}"
         assert told in shown
     assert "…" not in shown or method == METHOD
 
 
-def _compared(run: Store) -> list[dict[str, Any]]:
+def _compared(run: Store) -> list[AblationRow]:
     return [row for budget in (0.1, 0.15, 0.2, 0.25, 0.3) for row in ablation(run.trials(), Budget(flops=budget))]
 
 

@@ -7,7 +7,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.console import Console
 from raprune.errors import RapruneError, UsageError
 from raprune.report.terminal import print_ablation, print_front, print_pick, print_status
 from raprune.results.front import front
+from raprune.results.rows import CandidateRow
 from raprune.results.stages import FILE, SCORES, SEARCH, Stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
@@ -70,12 +70,12 @@ def test_the_front_fits_the_terminal_and_marks_the_best(run: Store, width: int) 
     assert any("dense" in line and "100.0%" in line for line in lines)
 
 
-def timed_run(folder: Path, share_of_time: float) -> tuple[Store, list[dict[str, Any]]]:
+def timed_run(folder: Path, share_of_time: float) -> tuple[Store, list[CandidateRow]]:
     """A run whose front was measured: each network takes that share of the dense one's time, of one image 0.8."""
     store = make_run(folder)
     rows = front(store.trials(), Budget(flops=0.3))
     single, batch = (
-        TIMED | {"batch_size": size, "dense_ms": ms, "candidates": {row["candidate"]: ms * share for row in rows}}
+        TIMED | {"batch_size": size, "dense_ms": ms, "candidates": {row.candidate: ms * share for row in rows}}
         for size, ms, share in ((1, 4.0, 0.8), (64, 90.0, share_of_time))
     )
     store.write_json("report/latency.json", {"conditions": [single, batch], "budget": None})
@@ -115,15 +115,15 @@ def test_the_report_says_when_fewer_flops_are_hardly_faster(tmp_path: Path) -> N
     console = printed()
     print_front(store.uri, console=console)
     words = " ".join(text(console).split())
-    least = min(rows, key=lambda row: row["flops_fraction"])
+    least = min(rows, key=lambda row: row.flops_fraction)
     assert f"{len(rows)} of {len(rows)} networks are hardly faster than the dense network at batch 64" in words
-    assert f"{least['candidate']} has {least['flops_fraction']:.1%} of the FLOPs and takes 90.0% of the time" in words
+    assert f"{least.candidate} has {least.flops_fraction:.1%} of the FLOPs and takes 90.0% of the time" in words
 
 
 def test_times_of_an_earlier_version_are_shown(tmp_path: Path) -> None:
     store = make_run(tmp_path)
     old = {"device": "AMD EPYC, 1 thread", "batch_size": 1, "precision": "float32", "dense_ms": 4.0}
-    times = {row["candidate"]: 2.0 for row in front(store.trials(), Budget(flops=0.3))}
+    times = {row.candidate: 2.0 for row in front(store.trials(), Budget(flops=0.3))}
     store.write_json("report/latency.json", old | {"candidates": times})
     console = printed()
     print_front(store.uri, console=console)
@@ -288,7 +288,7 @@ def test_the_star_is_for_what_was_asked(tmp_path: Path, asked: dict[str, float],
     print_front(store.uri, console=console)
     (starred,) = re.findall(r"★ +([0-9a-f]{12}(?:-ft)?) ", text(console))
     rows = front(store.trials(), Budget(flops=0.3))
-    assert rows[place]["candidate"] == starred and said in " ".join(text(console).split())
+    assert rows[place].candidate == starred and said in " ".join(text(console).split())
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_the_star_of_a_control_is_explained(tmp_path: Path, methods: list[str], 
     console = printed(140)
     print_front(store.uri, console=console)
     (starred,) = re.findall(r"★ +([0-9a-f]{12}(?:-ft)?) ", text(console))
-    assert front(store.trials(), Budget(flops=0.3))[place]["candidate"] == starred
+    assert front(store.trials(), Budget(flops=0.3))[place].candidate == starred
     assert said in " ".join(text(console).split())
 
 

@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 
 from raprune.errors import RapruneError
 from raprune.records import Candidate, Proposal, Stage, Trial, TrialState
-from raprune.results.front import (
-    Growth,
-    ablation,
-    candidates,
-    choose,
-    front,
-    listed,
-    pick,
-    progress,
-    spent,
-    to_be_tested,
-)
+from raprune.results.ablation import ablation, to_be_tested
+from raprune.results.front import choose, front, listed, pick
+from raprune.results.progress import Growth, progress, spent
+from raprune.results.rows import candidates
 from raprune.spec.budget import Budget
 from tests.factories import FRONT_RUN as RUN
 from tests.factories import front_trial as trial
@@ -36,18 +28,18 @@ def failed(number: int) -> Trial:
 
 def test_the_front_has_the_candidates_that_no_other_beats() -> None:
     trials = [trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.7, 0.2), trial(3, 0.9, 0.31), failed(4)]
-    assert [r["trial_id"] for r in front(trials)] == ["search-00001", "search-00000"]
-    assert [r["on_front"] for r in candidates(trials)] == [True, False, True, False]
+    assert [r.trial_id for r in front(trials)] == ["search-00001", "search-00000"]
+    assert [r.on_front for r in candidates(trials)] == [True, False, True, False]
 
 
 def test_a_row_has_what_the_contract_names() -> None:
     test = {"dense": 0.97, "candidates": {trial(0, 0.9, 0.3).candidate.id: 0.95}, "images": 100}  # type: ignore[union-attr]
     (row,) = front([trial(0, 0.9, 0.3)], test=test)
-    assert row["candidate"] == trial(0, 0.9, 0.3).candidate.id  # type: ignore[union-attr]
-    assert (row["method"], row["flops"], row["flops_fraction"], row["params_fraction"]) == ("l2", 300, 0.3, 0.2)
-    assert (row["val_accuracy"], row["test_accuracy"], row["dense_test_accuracy"]) == (0.9, 0.95, 0.97)
+    assert row.candidate == trial(0, 0.9, 0.3).candidate.id  # type: ignore[union-attr]
+    assert (row.method, row.flops, row.flops_fraction, row.params_fraction) == ("l2", 300, 0.3, 0.2)
+    assert (row.val_accuracy, row.test_accuracy, row.dense_test_accuracy) == (0.9, 0.95, 0.97)
     (untested,) = front([trial(0, 0.9, 0.3)])
-    assert untested["test_accuracy"] is None and untested["dense_test_accuracy"] is None
+    assert untested.test_accuracy is None and untested.dense_test_accuracy is None
 
 
 @pytest.mark.parametrize(("finetuned_to", "on_front"), [(0.85, "repaired"), (0.95, "fine-tuned"), (0.9, "repaired")])
@@ -56,13 +48,13 @@ def test_repaired_and_fine_tuned_networks_are_candidates_of_their_own(finetuned_
     finetuned = trial(7, finetuned_to, 0.3, stage=Stage.FINETUNE, epochs=2.0, width=1)
     names = {"repaired": searched.name, "fine-tuned": f"{searched.name}-ft"}
     for trials in ([searched, finetuned], [finetuned, searched]):
-        rows = {r["candidate"]: r for r in candidates(trials)}
+        rows = {r.candidate: r for r in candidates(trials)}
         assert set(rows) == set(names.values())
-        assert [r["candidate"] for r in front(trials)] == [names[on_front]], "at a tie the one that was not trained"
-        assert pick(list(rows.values()), Budget())["candidate"] == names[on_front]
+        assert [r.candidate for r in front(trials)] == [names[on_front]], "at a tie the one that was not trained"
+        assert pick(list(rows.values()), Budget()).candidate == names[on_front]
         tuned = rows[names["fine-tuned"]]
-        assert (tuned["val_accuracy"], tuned["epochs"], tuned["parent"]) == (finetuned_to, 2.0, searched.name)
-        assert rows[searched.name]["parent"] is None
+        assert (tuned.val_accuracy, tuned.epochs, tuned.parent) == (finetuned_to, 2.0, searched.name)
+        assert rows[searched.name].parent is None
 
 
 def test_names_of_networks_are_unique_in_a_run() -> None:
@@ -77,24 +69,24 @@ def test_several_trials_of_one_candidate_count_as_the_best_of_them() -> None:
     worse, better, same = trial(0, 0.8, 0.3, width=5), trial(1, 0.9, 0.3, width=5), trial(2, 0.9, 0.3, width=5)
     for trials in ([worse, better, same], [same, better, worse]):
         (row,) = candidates(trials)
-        assert (row["trial_id"], row["val_accuracy"]) == ("search-00001", 0.9)
+        assert (row.trial_id, row.val_accuracy) == ("search-00001", 0.9)
 
 
 def test_candidates_over_the_budget_are_not_on_its_front() -> None:
     trials = [trial(0, 0.9, 0.3), trial(1, 0.95, 0.5), trial(2, 0.8, 0.1, params=0.6)]
-    assert [r["trial_id"] for r in front(trials, Budget(flops=0.3, params=0.5))] == ["search-00000"]
+    assert [r.trial_id for r in front(trials, Budget(flops=0.3, params=0.5))] == ["search-00000"]
 
 
 def test_pick_takes_the_most_accurate_within_the_budget() -> None:
     rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.8, 0.2)])
-    assert pick(rows, Budget(flops=0.3))["trial_id"] == "search-00000"
-    assert pick(rows, Budget(flops=0.25))["trial_id"] == "search-00001"
-    assert pick(rows, Budget())["trial_id"] == "search-00000"
+    assert pick(rows, Budget(flops=0.3)).trial_id == "search-00000"
+    assert pick(rows, Budget(flops=0.25)).trial_id == "search-00001"
+    assert pick(rows, Budget()).trial_id == "search-00000"
 
 
 def test_pick_with_an_accuracy_takes_the_cheapest_that_has_it() -> None:
     rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.85, 0.2)])
-    assert pick(rows, Budget(flops=0.3), min_accuracy=0.82)["trial_id"] == "search-00002"
+    assert pick(rows, Budget(flops=0.3), min_accuracy=0.82).trial_id == "search-00002"
 
 
 def test_pick_names_the_nearest_when_nothing_fits() -> None:
@@ -131,22 +123,22 @@ def test_a_control_has_the_star_only_if_ahead_by_more_than_its_standard_error(
     trials = [trial(0, control, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.87, 0.1), trial(3, 0.99, 0.5)]
     run = asked(methods, images=images)
     chosen = choose(candidates(trials), run)
-    assert chosen is not None and chosen["trial_id"] == starred
+    assert chosen is not None and chosen.trial_id == starred
     best = progress(run, trials).best
-    assert best is not None and best["trial_id"] == starred
-    assert pick(candidates(trials), Budget(flops=0.3))["val_accuracy"] == max(control, 0.88)
+    assert best is not None and best.trial_id == starred
+    assert pick(candidates(trials), Budget(flops=0.3)).val_accuracy == max(control, 0.88)
 
 
 def test_a_starred_network_that_a_control_dominates_is_listed_beside_the_front() -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1), trial(3, 0.7, 0.15)]
     run = asked(["l2"])
-    shown = [(r["trial_id"], r["on_front"], r["starred"]) for r in listed(candidates(trials), run)]
+    shown = [(r.trial_id, r.on_front, r.starred) for r in listed(candidates(trials), run)]
     assert shown == [
         ("search-00002", True, False),
         ("search-00000", True, False),
         ("search-00001", False, True),
     ]
-    assert "search-00001" in {r["trial_id"] for r in to_be_tested(trials, run)}
+    assert "search-00001" in {r.trial_id for r in to_be_tested(trials, run)}
     assert listed([], run) == [] and choose([], run) is None
 
 
@@ -154,7 +146,7 @@ def test_a_starred_network_that_a_control_dominates_is_listed_beside_the_front()
 def test_a_control_has_the_star_only_if_it_alone_has_the_accuracy_asked_for(floor: float, starred: str) -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1)]
     chosen = choose(candidates(trials), asked(["l2"], min_accuracy=floor))
-    assert chosen is not None and chosen["trial_id"] == starred
+    assert chosen is not None and chosen.trial_id == starred
 
 
 def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
@@ -163,7 +155,7 @@ def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
     assert now.states == {"COMPLETE": 3, "FAILED": 1, "RUNNING": 2, "WAITING": 3}
     assert (now.searched, now.trials, now.finetuned, now.finetunings, now.front) == (3, 8, 1, None, 2)
     assert now.hypervolume == pytest.approx((0.8 * 0.1 + 0.95 * 0.1) / 0.3)
-    assert now.best is not None and now.best["val_accuracy"] == 0.95
+    assert now.best is not None and now.best.val_accuracy == 0.95
     assert now.dense_accuracy == 0.98
     assert now.elapsed_s == 30.0
     assert now.left_s == pytest.approx((120.0 - 110.0) / 3 * 5)
@@ -209,7 +201,7 @@ def test_the_ablation_has_the_best_of_each_method_within_each_budget() -> None:
         failed(6),
     ]
     table = ablation(trials, Budget(flops=0.3))
-    found = [(round(r["budget_flops"], 3), r["method"], r["val_accuracy"]) for r in table]
+    found = [(round(r.limit, 3), r.method, r.best.val_accuracy) for r in table]
     assert found == [
         (0.3, "random", 0.90),
         (0.3, "l2", 0.80),
@@ -217,7 +209,7 @@ def test_the_ablation_has_the_best_of_each_method_within_each_budget() -> None:
         (0.2, "random", 0.72),
         (0.15, "l2", 0.70),
     ]
-    assert {r["finetuning_epochs"] for r in table} == {0.0}
+    assert {r.finetuning_epochs for r in table} == {0.0}
 
 
 def test_the_ablation_compares_after_equal_fine_tuning_whatever_a_method_trained_itself() -> None:
@@ -228,7 +220,7 @@ def test_the_ablation_compares_after_equal_fine_tuning_whatever_a_method_trained
         trial(1, 0.91, 0.2, stage=Stage.FINETUNE, epochs=15.0, width=2, parent="search-00001", method="slimming"),
     ]
     table = ablation(trials, Budget(flops=0.2))
-    found = [(r["finetuning_epochs"], r["method"], r["epochs"], r["val_accuracy"]) for r in table]
+    found = [(r.finetuning_epochs, r.method, r.best.epochs, r.best.val_accuracy) for r in table]
     assert found == [
         (0.0, "slimming", 10.0, 0.85),
         (0.0, "l2", 0.0, 0.80),
@@ -240,7 +232,7 @@ def test_the_ablation_compares_after_equal_fine_tuning_whatever_a_method_trained
 def test_the_ablation_shrinks_the_parameters_where_they_are_the_budget() -> None:
     trials = [trial(0, 0.8, 0.3, params=0.4), trial(1, 0.7, 0.9, params=0.2)]
     table = ablation(trials, Budget(params=0.4))
-    assert [(r["budget_flops"], round(r["budget_params"], 3), r["val_accuracy"]) for r in table] == [
+    assert [(r.budget.flops, round(r.limit, 3), r.best.val_accuracy) for r in table] == [
         (None, 0.4, 0.8),
         (None, 0.267, 0.7),
         (None, 0.2, 0.7),
@@ -249,9 +241,9 @@ def test_the_ablation_shrinks_the_parameters_where_they_are_the_budget() -> None
 
 def test_a_row_counts_parameters_that_are_zero() -> None:
     (plain,) = front([trial(0, 0.9, 0.3)])
-    assert (plain["zeros"], plain["nonzero_fraction"]) == (0, 0.2)
+    assert (plain.zeros, plain.nonzero_fraction) == (0, 0.2)
     (pruned,) = front([replace(trial(0, 0.9, 0.3), metrics=replace(trial(0, 0.9, 0.3).metrics, zeros=15))])  # type: ignore[type-var]
-    assert pruned["zeros"] == 15 and pruned["nonzero_fraction"] == pytest.approx(0.05)
+    assert pruned.zeros == 15 and pruned.nonzero_fraction == pytest.approx(0.05)
 
 
 def test_weights_that_were_pruned_one_by_one_make_a_point_of_the_front() -> None:
@@ -262,13 +254,13 @@ def test_weights_that_were_pruned_one_by_one_make_a_point_of_the_front() -> None
         replace(nearly, metrics=replace(nearly.metrics, params=1000, zeros=1)),
         replace(half, metrics=replace(half.metrics, params=1000, zeros=500)),
     ]
-    assert [r["trial_id"] for r in front(trials)] == [dense.trial_id, half.trial_id]
+    assert [r.trial_id for r in front(trials)] == [dense.trial_id, half.trial_id]
 
 
 def test_a_row_has_what_the_step_of_a_path_says_of_itself() -> None:
     candidate = Candidate("l2", {"conv1": (0,)}, {"power": 2, "evaluations": 20})
     (found,) = candidates([replace(trial(0, 0.9, 0.3), candidate=candidate)])
-    assert found["settings"] == {"power": 2, "evaluations": 20}
+    assert found.settings == {"power": 2, "evaluations": 20}
 
 
 def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
@@ -280,7 +272,7 @@ def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
         trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
     run = {"spec": {"budget_flops": 0.2, "methods": ["l2"]}}
-    assert {r["trial_id"] for r in to_be_tested(trials, run)} == {
+    assert {r.trial_id for r in to_be_tested(trials, run)} == {
         "finetune-00009",
         "search-00001",
         "search-00002",
@@ -293,7 +285,7 @@ def test_the_test_split_sees_a_repaired_network_of_the_front_though_it_was_fine_
         trial(9, 0.85, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
     rows = to_be_tested(trials, RUN | {"spec": {"budget_flops": 0.2}})
-    assert {r["trial_id"] for r in rows} == {"search-00000", "finetune-00009"}, "the front, and the best of the method"
+    assert {r.trial_id for r in rows} == {"search-00000", "finetune-00009"}, "the front, and the best of the method"
 
 
 def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None:
@@ -302,20 +294,20 @@ def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None
         trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
     rows = ablation(trials, Budget(flops=0.2), test={"candidates": {trials[1].network: 0.94}})
-    assert [(r["finetuning_epochs"], r["test_accuracy"]) for r in rows] == [(0.0, None), (1.0, 0.94)]
+    assert [(r.finetuning_epochs, r.best.test_accuracy) for r in rows] == [(0.0, None), (1.0, 0.94)]
 
 
 def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:
     three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
     one = trial(2, 0.94, 0.2, stage=Stage.FINETUNE, epochs=20)
     searched = trial(1, 0.5, 0.2)
-    rows = {r["method"] + r["trial_id"][:14]: r for r in candidates([searched, *three, one], test=None)}
+    rows = {r.method + r.trial_id[:14]: r for r in candidates([searched, *three, one], test=None)}
     mean = rows["l2finetune-00001"]
-    assert mean["val_accuracy"] == pytest.approx(0.93) and mean["repeats"] == [0, 1, 2]
+    assert mean.val_accuracy == pytest.approx(0.93) and mean.repeats == (0, 1, 2)
     # Student's t for two degrees of freedom: 4.303 * 0.03 / sqrt(3).
-    assert mean["val_interval"] == pytest.approx(0.07453, abs=1e-5)
-    assert rows["l2finetune-00002"]["val_interval"] is None and rows["l2finetune-00002"]["on_front"]
-    assert not mean["on_front"], "its best seed alone would be"
+    assert mean.val_interval == pytest.approx(0.07453, abs=1e-5)
+    assert rows["l2finetune-00002"].val_interval is None and rows["l2finetune-00002"].on_front
+    assert not mean.on_front, "its best seed alone would be"
 
 
 def test_the_test_split_speaks_of_every_repeat_or_of_none() -> None:
@@ -323,20 +315,20 @@ def test_the_test_split_speaks_of_every_repeat_or_of_none() -> None:
     name = three[0].network
     tested = {"dense": 0.97, "candidates": {name: 0.9, f"{name}-s1": 0.92, f"{name}-s2": 0.94}}
     (row,) = candidates(three, test=tested)
-    assert row["test_accuracy"] == pytest.approx(0.92) and row["test_interval"] == pytest.approx(0.04968, abs=1e-5)
+    assert row.test_accuracy == pytest.approx(0.92) and row.test_interval == pytest.approx(0.04968, abs=1e-5)
     del tested["candidates"][f"{name}-s1"]  # type: ignore[attr-defined]  # a dictionary of dictionaries
     (row,) = candidates(three, test=tested)
-    assert row["test_accuracy"] is None and row["test_interval"] is None
+    assert row.test_accuracy is None and row.test_interval is None
 
 
 def test_a_stopped_trial_is_on_no_front_and_counts_where_it_came_to() -> None:
     below = [replace(trial(n, 0.99, 0.1), state=TrialState.STOPPED) for n in range(3)]
     went_on = replace(below[0].proposal, rung=1, parent=below[0].trial_id)
     last = replace(below[0], trial_id=went_on.trial_id, proposal=went_on, state=TrialState.COMPLETE, epochs=2)
-    assert [r["trial_id"] for r in front([*below, last])] == ["search-00000-r1"]
+    assert [r.trial_id for r in front([*below, last])] == ["search-00000-r1"]
     now = progress(RUN, [*below, last])
     assert now.searched == 3 and now.states == {"COMPLETE": 1, "STOPPED": 2, "WAITING": 5}
-    assert [r["finetuning_epochs"] for r in ablation([*below, last], Budget(flops=0.3))] == [2.0] * 3
+    assert [r.finetuning_epochs for r in ablation([*below, last], Budget(flops=0.3))] == [2.0] * 3
 
 
 def test_what_was_spent_counts_every_trial_and_shows_what_it_bought() -> None:
@@ -351,11 +343,11 @@ def test_what_was_spent_counts_every_trial_and_shows_what_it_bought() -> None:
         replace(trial(4, 0.9, 0.31), started_at=5000),
     ]
     first, second = spent(trials, Budget(flops=0.3))
-    assert (first["trial_id"], first["hours"], first["gpu_hours"]) == ("search-00000", 0.1, 0.05)
-    assert second["trial_id"] == "search-00002" and second["hours"] == pytest.approx(0.3)
+    assert (first.trial_id, first.hours, first.gpu_hours) == ("search-00000", 0.1, 0.05)
+    assert second.trial_id == "search-00002" and second.hours == pytest.approx(0.3)
     # Half the errors and half the FLOPs of the budget are a quarter of the area.
-    assert first["hypervolume"] == pytest.approx(0.25) and second["hypervolume"] == pytest.approx(0.35)
-    assert second["val_accuracy"] == pytest.approx(0.7)
+    assert first.hypervolume == pytest.approx(0.25) and second.hypervolume == pytest.approx(0.35)
+    assert second.val_accuracy == pytest.approx(0.7)
 
 
 def test_a_front_of_latency_is_set_against_latency() -> None:
@@ -365,15 +357,15 @@ def test_a_front_of_latency_is_set_against_latency() -> None:
         return replace(made, metrics=replace(made.metrics, latency_ms=10 * latency, latency_fraction=latency))
 
     trials = [timed(0, 0.9, 0.1, 0.5), timed(1, 0.9, 0.4, 0.2), timed(2, 0.95, 0.3, 0.6), trial(3, 0.99, 0.2)]
-    assert [r["trial_id"] for r in front(trials, Budget(latency=0.5))] == ["search-00001"]
-    assert [r["trial_id"] for r in front(trials, Budget(flops=0.35, latency=0.6))] == ["search-00000", "search-00002"]
+    assert [r.trial_id for r in front(trials, Budget(latency=0.5))] == ["search-00001"]
+    assert [r.trial_id for r in front(trials, Budget(flops=0.35, latency=0.6))] == ["search-00000", "search-00002"]
     with pytest.raises(RapruneError, match=r"No candidate is within 10.0% of the dense network's latency"):
         pick(candidates(trials), Budget(latency=0.1))
     asked = {"spec": {"budget_latency": 0.5, "search": {"trials": 4}}}
     # A tenth of errors less, three fifths of the half less.
     assert progress(asked, trials).hypervolume == pytest.approx(0.9 * 0.6)
     table = ablation(trials, Budget(latency=0.6))
-    assert [(r["trial_id"], r["budget_latency"]) for r in table] == [
+    assert [(r.best.trial_id, r.budget.latency) for r in table] == [
         ("search-00002", 0.6),
         ("search-00001", 0.4),
         ("search-00001", 0.3),
@@ -406,19 +398,19 @@ def test_the_hypervolume_never_falls_and_tile_and_curve_agree(trials: list[Trial
         assert now.hypervolume >= last - 1e-12
         assert now.hypervolume == pytest.approx(growth.hypervolume)
         # No control is among them: the star is for the most accurate.
-        assert (None if now.best is None else now.best["val_accuracy"]) == growth.best
+        assert (None if now.best is None else now.best.val_accuracy) == growth.best
         last = now.hypervolume
     bought = spent(trials, Budget(flops=0.3))
-    assert last == pytest.approx(bought[-1]["hypervolume"] if bought else 0.0)
+    assert last == pytest.approx(bought[-1].hypervolume if bought else 0.0)
 
 
 @given(runs())
 def test_no_network_of_the_front_is_beaten_and_all_have_names_of_their_own(trials: list[Trial]) -> None:
     rows = candidates(trials)
-    assert len({r["candidate"] for r in rows}) == len(rows)
-    chosen = {r["candidate"] for r in front(trials, Budget(flops=0.3))}
-    for r in (r for r in rows if r["flops_fraction"] <= 0.3):
-        as_good = [o for o in rows if o["val_accuracy"] >= r["val_accuracy"] and o["flops"] <= r["flops"]]
-        is_beaten = any((o["val_accuracy"], o["flops"]) != (r["val_accuracy"], r["flops"]) for o in as_good)
-        assert not (is_beaten and r["candidate"] in chosen)
-        assert chosen & {o["candidate"] for o in as_good}, "of equal ones, one is on the front"
+    assert len({r.candidate for r in rows}) == len(rows)
+    chosen = {r.candidate for r in front(trials, Budget(flops=0.3))}
+    for r in (r for r in rows if r.flops_fraction <= 0.3):
+        as_good = [o for o in rows if o.val_accuracy >= r.val_accuracy and o.flops <= r.flops]
+        is_beaten = any((o.val_accuracy, o.flops) != (r.val_accuracy, r.flops) for o in as_good)
+        assert not (is_beaten and r.candidate in chosen)
+        assert chosen & {o.candidate for o in as_good}, "of equal ones, one is on the front"

@@ -15,7 +15,7 @@ def test_a_run_is_read_at_once(tmp_path: Path) -> None:
     """Of `make_run`: trials 40 to 43 are fine-tuned, at 30, 25, 20 and 15 % of the FLOPs."""
     findings = read_findings(make_run(tmp_path))
     assert len(findings.rows) == 44
-    assert findings.chosen is not None and findings.chosen["trial_id"] == "finetune-00040"
+    assert findings.chosen is not None and findings.chosen.trial_id == "finetune-00040"
     assert findings.hours == pytest.approx(44 * 0.4 / 3600) and not findings.on_gpus
     assert findings.ended_at == pytest.approx(1_800_000_000 + 0.5 * 43 + 0.4)
     assert not findings.progress.finished and findings.errors == {}
@@ -24,10 +24,10 @@ def test_a_run_is_read_at_once(tmp_path: Path) -> None:
 def test_the_networks_to_be_shown_are_the_chosen_one_the_smallest_and_one_between(tmp_path: Path) -> None:
     findings = read_findings(make_run(tmp_path))
     assert findings.chosen is not None
-    shown = [row["flops"] for row in findings.spread]
-    known = [row["flops"] for row in findings.front]
+    shown = [row.flops for row in findings.spread]
+    known = [row.flops for row in findings.front]
     assert shown == sorted(shown, reverse=True) and len(shown) == 3
-    assert shown[0] == findings.chosen["flops"] and shown[2] == min(known) and min(known) < shown[1] < max(known)
+    assert shown[0] == findings.chosen.flops and shown[2] == min(known) and min(known) < shown[1] < max(known)
 
 
 def test_failed_trials_are_counted_by_what_they_say(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from raprune.results.rows import CandidateRow, MeasuredSpeed
 from raprune.results.timings import LATENCY_FILE, Times, Timing, measured_at, read_times, slow, times_from, with_times
 from raprune.store.folder import Store
+from tests.factories import candidate_row
 
 
 def timing(batch_size: int, dense_ms: float, **candidates: float) -> Timing:
@@ -22,8 +23,8 @@ def timing(batch_size: int, dense_ms: float, **candidates: float) -> Timing:
     )
 
 
-def rows(times: Times, **flops: float) -> list[dict[str, Any]]:
-    return with_times([{"candidate": name, "flops_fraction": share} for name, share in flops.items()], times)
+def rows(times: Times, **flops: float) -> list[CandidateRow]:
+    return with_times([candidate_row(candidate=name, flops_fraction=share) for name, share in flops.items()], times)
 
 
 def test_times_stored_and_read_are_the_same(tmp_path: Path) -> None:
@@ -40,23 +41,31 @@ def test_times_of_an_earlier_version_are_read_as_one_condition() -> None:
     times = times_from(old | {"candidates": {"a": 2.0}})
     assert times.batch is times.single is times.conditions[0] and times.budget is None
     (row,) = rows(times, a=0.3)
-    assert (row["measured_batch_size"], row["speedup"], row["speedup_batch1"]) == (1, 2.0, 2.0)
+    assert row.measured == MeasuredSpeed(
+        measured_batch_size=1, measured_ms=2.0, speedup=2.0, measured_batch1_ms=2.0, speedup_batch1=2.0
+    )
     assert measured_at(times.conditions) == "a batch of 1 (4 ms for the dense network), float32 on AMD EPYC, 1 thread"
 
 
 def test_a_row_has_its_times_under_all_conditions() -> None:
     times = Times(conditions=(timing(1, 4.0, a=2.0), timing(64, 90.0, a=30.0)), budget=timing(1, 5.0, a=4.0))
     measured, other = rows(times, a=0.3, b=0.3)
-    assert (measured["measured_batch_size"], measured["measured_ms"], measured["speedup"]) == (64, 30.0, 3.0)
-    assert (measured["measured_batch1_ms"], measured["speedup_batch1"]) == (2.0, 2.0)
-    assert (measured["measured_latency_ms"], measured["measured_latency_fraction"]) == (4.0, 0.8)
-    assert {other[key] for key in ("measured_ms", "speedup", "speedup_batch1", "measured_latency_fraction")} == {None}
+    assert measured.measured == MeasuredSpeed(
+        measured_batch_size=64,
+        measured_ms=30.0,
+        speedup=3.0,
+        measured_batch1_ms=2.0,
+        speedup_batch1=2.0,
+        measured_latency_ms=4.0,
+        measured_latency_fraction=0.8,
+    )
+    assert other.measured == MeasuredSpeed(measured_batch_size=64)
     assert measured_at(times.conditions) == (
         "a batch of 1 (4 ms for the dense network) and one of 64 (90 ms for the dense network), float32 on AMD EPYC, "
         "2 threads"
     )
     (unmeasured,) = rows(Times(), a=0.3)
-    assert unmeasured["speedup"] is None and slow([unmeasured], Times()) == measured_at(()) == ""
+    assert unmeasured.speedup is None and slow([unmeasured], Times()) == measured_at(()) == ""
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from raprune.orchestration.ray_private import merge_job_metadata
-from raprune.results.front import Progress
+from raprune.results.progress import Progress
 
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable by which Ray tells a driver what it was submitted with."""
@@ -72,4 +72,4 @@ def tell_best(now: Progress) -> None:
     """Tell the most accurate candidate within the budget, if there is one."""
     if now.best is not None:
         best = now.best
-        tell(**{BEST: f"{best['val_accuracy']:.2%} at {best['flops_fraction']:.1%} FLOPs ({best['candidate']})"})
+        tell(**{BEST: f"{best.val_accuracy:.2%} at {best.flops_fraction:.1%} FLOPs ({best.candidate})"})

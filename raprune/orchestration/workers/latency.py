@@ -29,7 +29,8 @@ from raprune.orchestration.remote import answer
 from raprune.pruning import artifact
 from raprune.pruning.preparation import Prepared, stored_table
 from raprune.records import Candidate, Trial
-from raprune.results.front import candidates, listed
+from raprune.results.front import listed
+from raprune.results.rows import candidates
 from raprune.results.timings import LATENCY_FILE, Times
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
@@ -89,7 +90,7 @@ def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> No
     rows = listed(candidates(trials), store.run())
     if rows and not store.exists(LATENCY_FILE):
         known = {trial.trial_id: trial for trial in trials}
-        shown = [known[row["trial_id"]] for row in rows]
+        shown = [known[row.trial_id] for row in rows]
         times: Times = _run_alone(_measure_front, subject, store, shown)
         store.write_json(LATENCY_FILE, times.to_json())
 

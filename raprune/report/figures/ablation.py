@@ -6,50 +6,54 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raprune.report.figures.canvas import FAINT, INK, PAPER, Mark, error_axis, is_wide, marks
-from raprune.results.front import SHARES, Row, budgeted
+from raprune.results.ablation import SHARES, AblationRow
 from raprune.results.run_results import Findings
 
 
 def height_in(findings: Findings, *, wide: bool) -> float:
-    return 1.2 + 0.2 * len({row["method"] for row in findings.ablation})
+    return 1.2 + 0.2 * len({row.method for row in findings.ablation})
 
 
 def draw(figure: Figure, findings: Findings) -> None:
     """Draws into the empty `figure`: a panel for each share of the budget on a page's width, the budget in a column."""
     shares = SHARES if is_wide(figure) else SHARES[:1]
-    known = marks(row["method"] for row in findings.rows)
+    known = marks(row.method for row in findings.rows)
     order = _by_accuracy(findings.ablation)
     panels = figure.subplots(1, len(shares), sharey=True, sharex=True, squeeze=False)[0]
     for axes, share in zip(panels, shares, strict=True):
-        rows = [row for row in findings.ablation if row["share"] == share]
+        rows = [row for row in findings.ablation if row.share == share]
         _panel(axes, rows, findings, order, known)
         dense = findings.dense.get("val_accuracy")
         if dense is not None:
             axes.axvline(findings.error(dense), color=INK, linewidth=0.7, linestyle=":")
         if rows:
-            cost, what = budgeted(rows[0])
-            axes.set_title(f"up to {100 * rows[0][f'budget_{cost}']:.3g} % of the {what}", loc="left")
+            axes.set_title(_up_to(rows[0]), loc="left")
     panels[0].set_yticks(range(len(order)), labels=order)
     panels[0].set_ylim(max(1, len(order)) - 0.5, -0.5)
-    shown = [row["val_accuracy"] for row in findings.ablation if row["share"] in shares]
+    shown = [row.best.val_accuracy for row in findings.ablation if row.share in shares]
     dense = findings.dense.get("val_accuracy")
     error_axis(panels[0].xaxis, [findings.error(value) for value in (shown if dense is None else [*shown, dense])])
     panels[len(panels) // 2].set_xlabel("validation accuracy, %")
     _legend(figure, panels[0], findings)
 
 
-def _by_accuracy(rows: list[Row]) -> list[str]:
+def _up_to(row: AblationRow) -> str:
+    """The budget that a row of the ablation is within."""
+    return f"up to {100 * row.limit:.3g} % of the {row.cost_in_words}"
+
+
+def _by_accuracy(rows: list[AblationRow]) -> list[str]:
     """The methods, the best within the budget first."""
     best: dict[str, tuple[float, float]] = {}
     for row in rows:
-        best[row["method"]] = max(best.get(row["method"], (0.0, 0.0)), (row["share"], row["val_accuracy"]))
+        best[row.method] = max(best.get(row.method, (0.0, 0.0)), (row.share, row.best.val_accuracy))
     return sorted(best, key=lambda method: (*(-value for value in best[method]), method))
 
 
-def _panel(axes: Axes, rows: list[Row], findings: Findings, order: list[str], known: dict[str, Mark]) -> None:
+def _panel(axes: Axes, rows: list[AblationRow], findings: Findings, order: list[str], known: dict[str, Mark]) -> None:
     for place, method in enumerate(order):
-        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["finetuning_epochs"])
-        values = [findings.error(row["val_accuracy"]) for row in own]
+        own = sorted((row for row in rows if row.method == method), key=lambda row: row.finetuning_epochs)
+        values = [findings.error(row.best.val_accuracy) for row in own]
         mark = known[method]
         axes.plot(values, [place] * len(own), color=mark.colour, linewidth=0.8, alpha=0.6)
         for row, value in zip(own, values, strict=True):
@@ -58,7 +62,7 @@ def _panel(axes: Axes, rows: list[Row], findings: Findings, order: list[str], kn
                 [place],
                 marker="o" if mark.marker == "x" else mark.marker,
                 markersize=5,
-                markerfacecolor=mark.colour if row["finetuning_epochs"] else PAPER,
+                markerfacecolor=mark.colour if row.finetuning_epochs else PAPER,
                 markeredgecolor=mark.colour,
                 linestyle="none",
             )
@@ -66,7 +70,7 @@ def _panel(axes: Axes, rows: list[Row], findings: Findings, order: list[str], kn
 
 
 def _legend(figure: Figure, axes: Axes, findings: Findings) -> None:
-    tuned = sorted({row["finetuning_epochs"] for row in findings.ablation if row["finetuning_epochs"]})
+    tuned = sorted({row.finetuning_epochs for row in findings.ablation if row.finetuning_epochs})
     handles = list(axes.plot([], [], "o", color=FAINT, markerfacecolor=PAPER, label="repaired"))
     if tuned:
         epochs = " or ".join(f"{number:g}" for number in tuned)

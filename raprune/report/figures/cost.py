@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raprune.records import Stage
 from raprune.report.figures.canvas import FAINT, INK, PALETTE, error_axis, is_wide
 from raprune.results.run_results import Findings
 
@@ -16,12 +17,12 @@ def height_in(findings: Findings, *, wide: bool) -> float:
 def draw(figure: Figure, findings: Findings) -> None:
     """Draws into the empty `figure`: side by side on a page's width, one above the other in a column."""
     spent, unit, per_hour = findings.spent, *unit_of(findings)
-    hours = [per_hour * row["gpu_hours" if findings.on_gpus else "hours"] for row in spent]
+    hours = [per_hour * (row.gpu_hours if findings.on_gpus else row.hours) for row in spent]
     end = per_hour * findings.hours
     shape = (1, 2) if is_wide(figure) else (2, 1)
     above, below = figure.subplots(*shape, sharex=True)
-    _line(above, hours, [row["hypervolume"] for row in spent], end, PALETTE[0], "hypervolume")
-    errors = [findings.error(row["val_accuracy"]) for row in spent]
+    _line(above, hours, [row.hypervolume for row in spent], end, PALETTE[0], "hypervolume")
+    errors = [findings.error(row.val_accuracy) for row in spent if row.val_accuracy is not None]
     _line(below, hours, errors, end, PALETTE[1], "best accuracy, %")
     dense = findings.dense.get("val_accuracy")
     if dense is not None:
@@ -29,7 +30,7 @@ def draw(figure: Figure, findings: Findings) -> None:
         below.axhline(level, color=INK, linewidth=0.7, linestyle=":")
         below.annotate("dense ", (1, level), (0, 2), below.get_yaxis_transform(), "offset points", ha="right")
     error_axis(below.yaxis, [*errors, *([] if dense is None else [level])])
-    tuned = next((h for h, row in zip(hours, spent, strict=True) if row["trial_id"].startswith("finetune")), None)
+    tuned = next((h for h, row in zip(hours, spent, strict=True) if row.stage is Stage.FINETUNE), None)
     for axes in (above, below):
         if tuned is not None:
             axes.axvline(tuned, color=FAINT, linewidth=0.7, linestyle=(0, (4, 2)))

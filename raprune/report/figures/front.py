@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raprune.report.figures.canvas import FAINT, INK, PAPER, Mark, error_axis, is_wide, marks
-from raprune.results.front import Row
+from raprune.results.rows import CandidateRow
 from raprune.results.run_results import Findings
 
 MANY = 400
@@ -26,19 +26,19 @@ def height_in(findings: Findings, *, wide: bool) -> float:
 def draw(figure: Figure, findings: Findings) -> None:
     """Draws into the empty `figure`. A front of no candidates is an empty pair of axes."""
     axes = figure.add_subplot()
-    known = marks(row["method"] for row in findings.rows)
-    front = {row["candidate"] for row in findings.front}
-    _others(axes, findings, [row for row in findings.rows if row["candidate"] not in front], known)
+    known = marks(row.method for row in findings.rows)
+    front = {row.candidate for row in findings.front}
+    _others(axes, findings, [row for row in findings.rows if row.candidate not in front], known)
     _front(axes, findings, known)
     _limits(axes, findings)
     _scales(axes, findings)
     _legend(figure, axes, findings, known)
 
 
-def cost_of(row: Row, findings: Findings) -> float:
+def cost_of(row: CandidateRow, findings: Findings) -> float:
     """What the axis shows, in percent of the dense network's; a latency that is not known is the dense network's."""
-    share = row[f"{findings.budget.cost}_fraction"]
-    return 100.0 if share is None else 100 * float(share)
+    fraction = row.fraction(findings.budget.cost)
+    return 100.0 if fraction is None else 100 * fraction
 
 
 def cost_title(findings: Findings) -> str:
@@ -46,12 +46,12 @@ def cost_title(findings: Findings) -> str:
     return f"{what}, % of the dense network"
 
 
-def _others(axes: Axes, findings: Findings, rows: Sequence[Row], known: dict[str, Mark]) -> None:
+def _others(axes: Axes, findings: Findings, rows: Sequence[CandidateRow], known: dict[str, Mark]) -> None:
     for method, mark in known.items():
-        part = [row for row in rows if row["method"] == method]
+        part = [row for row in rows if row.method == method]
         axes.scatter(
             [cost_of(row, findings) for row in part],
-            [findings.error(row["val_accuracy"]) for row in part],
+            [findings.error(row.val_accuracy) for row in part],
             s=10,
             marker=mark.marker,
             c=mark.colour,
@@ -65,13 +65,13 @@ def _others(axes: Axes, findings: Findings, rows: Sequence[Row], known: dict[str
 def _front(axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
     rows = sorted(findings.front, key=lambda row: cost_of(row, findings))
     costs = [cost_of(row, findings) for row in rows]
-    errors = [findings.error(row["val_accuracy"]) for row in rows]
+    errors = [findings.error(row.val_accuracy) for row in rows]
     if rows:
         end = 100 * findings.budget.limit
         axes.step([*costs, end], [*errors, errors[-1]], where="post", color=FAINT, linewidth=0.8, zorder=3)
     for row, cost, error in zip(rows, costs, errors, strict=True):
-        mark = known[row["method"]]
-        interval = 100 * (row["val_interval"] or 0.0)
+        mark = known[row.method]
+        interval = 100 * (row.val_interval or 0.0)
         if interval:
             # The axis is a logarithm: a bar must not reach down to no error at all.
             spread = [[min(interval, 0.9 * error)], [interval]]
@@ -79,20 +79,20 @@ def _front(axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
         axes.plot(
             [cost],
             [error],
-            gid=f"point-{row['candidate']}",
+            gid=f"point-{row.candidate}",
             marker=mark.marker,
             markersize=5,
-            markerfacecolor=mark.colour if row["epochs"] else PAPER,
+            markerfacecolor=mark.colour if row.epochs else PAPER,
             markeredgecolor=mark.colour,
             markeredgewidth=1.0,
             linestyle="none",
             zorder=5,
         )
-        if row["test_accuracy"] is not None:
-            tested = findings.error(row["test_accuracy"])
+        if row.test_accuracy is not None:
+            tested = findings.error(row.test_accuracy)
             axes.plot([cost], [tested], marker=TEST, markersize=5, color=INK, linestyle="none", zorder=6)
     if (chosen := findings.chosen) is not None:
-        place = [cost_of(chosen, findings)], [findings.error(chosen["val_accuracy"])]
+        place = [cost_of(chosen, findings)], [findings.error(chosen.val_accuracy)]
         axes.plot(*place, marker="o", markersize=11, color=INK, fillstyle="none", linestyle="none", zorder=4)
 
 
@@ -112,8 +112,8 @@ def _limits(axes: Axes, findings: Findings) -> None:
 
 
 def _scales(axes: Axes, findings: Findings) -> None:
-    accuracies = [row["val_accuracy"] for row in findings.rows]
-    accuracies += [row["test_accuracy"] for row in findings.front if row["test_accuracy"] is not None]
+    accuracies = [row.val_accuracy for row in findings.rows]
+    accuracies += [row.test_accuracy for row in findings.front if row.test_accuracy is not None]
     lines = findings.dense.get("val_accuracy"), findings.test.get("dense"), findings.floor
     accuracies += [value for value in lines if value is not None]
     error_axis(axes.yaxis, [findings.error(accuracy) for accuracy in accuracies])
@@ -139,11 +139,11 @@ def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mar
     for method, mark in known.items():
         sign(mark.marker, mark.colour, method)
     sign("", FAINT, "front", line="-")
-    if any(not row["epochs"] for row in findings.front) and any(row["epochs"] for row in findings.front):
+    if any(not row.epochs for row in findings.front) and any(row.epochs for row in findings.front):
         sign("o", FAINT, "hollow: not fine-tuned", filled=False)
     if findings.chosen is not None:
         sign("o", INK, "chosen", filled=False, size=8)
-    if any(row["test_accuracy"] is not None for row in findings.front):
+    if any(row.test_accuracy is not None for row in findings.front):
         sign(TEST, INK, "its test accuracy")
     if findings.dense.get("val_accuracy") is not None:
         sign("", INK, "dense network", line=":")
@@ -151,6 +151,6 @@ def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mar
         sign("", FAINT, "dense, test", line=(0, (1, 3)))
     if findings.floor is not None:
         sign("", FAINT, "accuracy asked for", line="-.")
-    if any(row["val_interval"] for row in findings.front):
+    if any(row.val_interval for row in findings.front):
         sign("|", FAINT, "95 % interval")
     figure.legend(handles=handles, loc="outside lower center", ncols=5 if is_wide(figure) else 3)

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raprune.report.figures.canvas import RULE, is_wide, marks, thinned
-from raprune.results.front import Row
+from raprune.results.rows import CandidateRow
 from raprune.results.run_results import Findings
 
 FEW = 6
@@ -23,25 +23,25 @@ def height_in(findings: Findings, *, wide: bool) -> float:
 
 def draw(figure: Figure, findings: Findings) -> None:
     """Draws into the empty `figure`: a panel for each network of `Findings.spread`, groups in the network's order."""
-    known = marks(row["method"] for row in findings.rows)
+    known = marks(row.method for row in findings.rows)
     shown = findings.spread
     panels = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row in zip(panels, shown, strict=False):
-        _panel(axes, row, findings.groups, known[row["method"]].colour, numbered=is_wide(figure))
+        _panel(axes, row, findings.groups, known[row.method].colour, numbered=is_wide(figure))
         axes.set_title(_title(row, findings), loc="left")
     labels = thinned([_short(name) for name in findings.groups], 44 if is_wide(figure) else 22)
     panels[-1].set_xticks(list(labels), labels=list(labels.values()), rotation=90 if len(labels) > FEW else 0)
     figure.supylabel("channels that stayed, %", fontsize=panels[0].yaxis.label.get_fontsize())
 
 
-def _panel(axes: Axes, row: Row, groups: dict[str, int], colour: str, *, numbered: bool) -> None:
+def _panel(axes: Axes, row: CandidateRow, groups: dict[str, int], colour: str, *, numbered: bool) -> None:
     places = range(len(groups))
-    shares = [100 * row["widths"].get(name, dense) / dense for name, dense in groups.items()]
+    shares = [100 * row.widths.get(name, dense) / dense for name, dense in groups.items()]
     axes.bar(places, [100] * len(groups), width=0.8, color=RULE)
     axes.bar(places, shares, width=0.8, color=colour)
     is_numbered = numbered and len(groups) <= NUMBERED
     for place, (name, dense) in enumerate(groups.items()) if is_numbered else ():
-        axes.annotate(f"{row['widths'].get(name, dense)} of {dense}", (place, 104), ha="center", va="bottom")
+        axes.annotate(f"{row.widths.get(name, dense)} of {dense}", (place, 104), ha="center", va="bottom")
     # A few groups must not become slabs.
     beside = max(0.6, 0.6 + (FEW - len(groups)) / 2)
     axes.set_xlim(-beside, len(groups) - 1 + beside)
@@ -49,10 +49,10 @@ def _panel(axes: Axes, row: Row, groups: dict[str, int], colour: str, *, numbere
     axes.set_yticks([0, 50, 100])
 
 
-def _title(row: Row, findings: Findings) -> str:
-    is_chosen = findings.chosen is not None and row["candidate"] == findings.chosen["candidate"]
-    costs = f"{100 * row['flops_fraction']:.1f} % FLOPs, {100 * row['val_accuracy']:.1f} % accuracy"
-    return f"{'chosen: ' if is_chosen else ''}{row['method']}, {costs}"
+def _title(row: CandidateRow, findings: Findings) -> str:
+    is_chosen = findings.chosen is not None and row.candidate == findings.chosen.candidate
+    costs = f"{100 * row.flops_fraction:.1f} % FLOPs, {100 * row.val_accuracy:.1f} % accuracy"
+    return f"{'chosen: ' if is_chosen else ''}{row.method}, {costs}"
 
 
 def _short(name: str) -> str:

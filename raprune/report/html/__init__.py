@@ -74,5 +74,10 @@ def report(uri: str, *, folder: str | None = None, console: Console) -> None:
 def _files(store: Store, findings: Findings) -> Iterator[tuple[str, bytes]]:
     yield PAGE, html(findings).encode()
     yield "front.png", figures.picture(findings)
-    for name, rows in (("front", findings.listed), ("ablation", findings.ablation), ("spent", findings.spent)):
+    tables = {
+        "front": [row.to_json() for row in findings.listed],
+        "ablation": [row.to_json() for row in findings.ablation],
+        "spent": [row.to_json() for row in findings.spent],
+    }
+    for name, rows in tables.items():
         yield f"{name}.json", (json.dumps(rows, indent=2) + "\n").encode()

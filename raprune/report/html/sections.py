@@ -11,7 +11,7 @@ from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.report.summary import summary
 from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
-from raprune.results.front import Row, budgeted, weights_pruned
+from raprune.results.rows import CandidateRow
 from raprune.results.run_results import Findings
 from raprune.results.timings import measured_at, slow
 from raprune.spec.fields import normalisation_in_words
@@ -92,7 +92,7 @@ def front(findings: Findings) -> str:
     rows = findings.listed
     if not rows:
         return section("The front", paragraph("No candidate is on the front yet."))
-    hovers = {row["candidate"]: _recipe(row) for row in rows}
+    hovers = {row.candidate: _recipe(row) for row in rows}
     drawn = figures.element(
         "front", findings, label="Validation accuracy over cost; the table below has the figures", hovers=hovers
     )
@@ -100,7 +100,7 @@ def front(findings: Findings) -> str:
         f"Validation accuracy over {figures.front.cost_title(findings)}: {len(findings.rows)} candidates, "
         f"{len(findings.front)} of them on the front; the others are faint. The axis is the logarithm of the error."
     )
-    pruned = any(weights_pruned(row) for row in rows)
+    pruned = any(row.weights_pruned for row in rows)
     timings = findings.times.conditions
     has_latency = any(formats.latency_share(row) for row in rows)
     head = ["★", "candidate", "method", "#epochs", "#FLOPs %", "#FLOPs", "#params %", "#params"]
@@ -109,24 +109,24 @@ def front(findings: Findings) -> str:
     head += ["#validation %", "#test %", "#drop, points"]
     cells = [
         [
-            "★" * row["starred"],
-            row["candidate"],
-            row["method"],
-            f"{row['epochs']:g}",
-            formats.percent(row["flops_fraction"]),
-            formats.count(row["flops"]),
-            formats.percent(row["params_fraction"]),
-            formats.count(row["params"]),
-            *([formats.percent(row["nonzero_fraction"])] * pruned),
+            "★" * row.starred,
+            row.candidate,
+            row.method,
+            f"{row.epochs:g}",
+            formats.percent(row.flops_fraction),
+            formats.count(row.flops),
+            formats.percent(row.params_fraction),
+            formats.count(row.params),
+            *([formats.percent(row.nonzero_fraction)] * pruned),
             *([formats.latency_share(row)] * has_latency),
-            *(formats.times_as_fast(timing.speedup(row["candidate"])) for timing in timings),
-            formats.accuracy(row["val_accuracy"], row["val_interval"]),
-            formats.accuracy(row["test_accuracy"], row["test_interval"]),
+            *(formats.times_as_fast(timing.speedup(row.candidate)) for timing in timings),
+            formats.accuracy(row.val_accuracy, row.val_interval),
+            formats.accuracy(row.test_accuracy, row.test_interval),
             drop(row, findings.dense, findings.test),
         ]
         for row in rows
     ]
-    ids = [f"candidate-{row['candidate']}" for row in rows]
+    ids = [f"candidate-{row.candidate}" for row in rows]
     return section(
         "The front", figure(drawn, caption), table("The networks of the front", head, cells, ids=ids), _notes(findings)
     )
@@ -139,38 +139,39 @@ def chosen(findings: Findings) -> str:
         return ""
     images = test.get("images", 0)
     cells = [
-        ["FLOPs for one image", f"{dense['flops']:,}", f"{row['flops']:,}", formats.percent(row["flops_fraction"])],
-        ["MACs for one image", f"{dense['flops'] // 2:,}", f"{row['macs']:,}", formats.percent(row["flops_fraction"])],
-        ["parameters", f"{dense['params']:,}", f"{row['params']:,}", formats.percent(row["params_fraction"])],
+        ["FLOPs for one image", f"{dense['flops']:,}", f"{row.flops:,}", formats.percent(row.flops_fraction)],
+        ["MACs for one image", f"{dense['flops'] // 2:,}", f"{row.macs:,}", formats.percent(row.flops_fraction)],
+        ["parameters", f"{dense['params']:,}", f"{row.params:,}", formats.percent(row.params_fraction)],
     ]
     for timing in findings.times.conditions:
-        if (time_ms := timing.candidates.get(row["candidate"])) is not None:
+        if (time_ms := timing.candidates.get(row.candidate)) is not None:
             what = f"time of a batch of {timing.batch_size}, measured"
             cells.append([what, *_compared_ms(timing.dense_ms, time_ms)])
-    if row["measured_latency_ms"] is not None:
-        whole = row["measured_latency_ms"] / row["measured_latency_fraction"]
-        cells.append(["latency of the budget, measured", *_compared_ms(whole, row["measured_latency_ms"])])
-    if row["latency_fraction"] is not None:
-        whole = row["latency_ms"] / row["latency_fraction"]
-        cells.append(["latency of the budget, predicted", *_compared_ms(whole, row["latency_ms"])])
+    measured = row.measured
+    if measured is not None and measured.measured_latency_ms and measured.measured_latency_fraction:
+        whole = measured.measured_latency_ms / measured.measured_latency_fraction
+        cells.append(["latency of the budget, measured", *_compared_ms(whole, measured.measured_latency_ms)])
+    if row.latency_ms is not None and row.latency_fraction is not None:
+        whole = row.latency_ms / row.latency_fraction
+        cells.append(["latency of the budget, predicted", *_compared_ms(whole, row.latency_ms)])
     dense_val = formats.accuracy(dense.get("val_accuracy"))
-    cells.append(["validation accuracy, %", dense_val, formats.accuracy(row["val_accuracy"], row["val_interval"]), ""])
-    if row["test_accuracy"] is not None:
+    cells.append(["validation accuracy, %", dense_val, formats.accuracy(row.val_accuracy, row.val_interval), ""])
+    if row.test_accuracy is not None:
         against = f"{drop(row, dense, test)} points"
         tested = [
             formats.accuracy(test.get("dense")),
-            formats.accuracy(row["test_accuracy"], row["test_interval"]),
+            formats.accuracy(row.test_accuracy, row.test_interval),
             against,
         ]
         cells.append([f"test accuracy, % ({images:,} images)", *tested])
     settings = _settings(row)
     steps = {
-        "Candidate": f"{row['candidate']} (trial {row['trial_id']})",
-        "Method": f"{row['method']}{f' with {settings}' if settings else ''}, widths by {row['allocation']}",
+        "Candidate": f"{row.candidate} (trial {row.trial_id})",
+        "Method": f"{row.method}{f' with {settings}' if settings else ''}, widths by {row.allocation}",
         "Validation accuracy": _way(row),
-        "Seeds": f"{len(row['repeats'])}: mean, ± half the 95 % interval" if len(row["repeats"]) > 1 else "",
+        "Seeds": f"{len(row.repeats)}: mean, ± half the 95 % interval" if len(row.repeats) > 1 else "",
         "Measured for": measured_at(findings.times.conditions),
-        "To have it": f"raprune export {findings.name} {row['candidate']} FOLDER",
+        "To have it": f"raprune export {findings.name} {row.candidate} FOLDER",
         "To load it": "raprune.load(YourNet(), 'FOLDER')",
     }
     return section(
@@ -191,10 +192,8 @@ def widths(findings: Findings) -> str:
     if not shown or not groups:
         return ""
     drawn = figures.element("widths", findings, label="Channels that stayed, by layer; the table below has the figures")
-    head = ["group of channels", "#dense", *(f"#{row['candidate']}" for row in shown)]
-    cells = [
-        [name, str(dense), *(str(row["widths"].get(name, dense)) for row in shown)] for name, dense in groups.items()
-    ]
+    head = ["group of channels", "#dense", *(f"#{row.candidate}" for row in shown)]
+    cells = [[name, str(dense), *(str(row.widths.get(name, dense)) for row in shown)] for name, dense in groups.items()]
     whole: dict[str, list[str]] = {}
     for name, _, reason in findings.run.get("graph", {}).get("frozen", []):
         known = whole.setdefault(reason, [])
@@ -215,20 +214,19 @@ def methods(findings: Findings) -> str:
     if not rows:
         return ""
     drawn = figures.element("ablation", findings, label="Accuracy of each method; the table below has the figures")
-    cost, what = budgeted(rows[0])
-    head = ["method", f"#up to, % of the {what}", "#fine-tuned, epochs", "#epochs in all", "candidate", "#FLOPs %"]
-    head += ["#params %", "#validation %", "#test %"]
+    head = ["method", f"#up to, % of the {rows[0].cost_in_words}", "#fine-tuned, epochs", "#epochs in all", "candidate"]
+    head += ["#FLOPs %", "#params %", "#validation %", "#test %"]
     cells = [
         [
-            row["method"],
-            f"{100 * row[f'budget_{cost}']:.1f}",
-            f"{row['finetuning_epochs']:g}",
-            f"{row['epochs']:g}",
-            row["candidate"],
-            formats.percent(row["flops_fraction"]),
-            formats.percent(row["params_fraction"]),
-            formats.accuracy(row["val_accuracy"], row["val_interval"]),
-            formats.accuracy(row["test_accuracy"], row["test_interval"]),
+            row.method,
+            f"{100 * row.limit:.1f}",
+            f"{row.finetuning_epochs:g}",
+            f"{row.best.epochs:g}",
+            row.best.candidate,
+            formats.percent(row.best.flops_fraction),
+            formats.percent(row.best.params_fraction),
+            formats.accuracy(row.best.val_accuracy, row.best.val_interval),
+            formats.accuracy(row.best.test_accuracy, row.best.test_interval),
         ]
         for row in rows
     ]
@@ -249,7 +247,7 @@ def cost(findings: Findings) -> str:
     last = findings.spent[-1]
     at_all = (
         f"{per_hour * findings.hours:.3g} {unit} of trials in all; the last one to enlarge the front ended after "
-        f"{per_hour * last['gpu_hours' if findings.on_gpus else 'hours']:.3g}."
+        f"{per_hour * (last.gpu_hours if findings.on_gpus else last.hours):.3g}."
     )
     failed = sum(findings.errors.values())
     errors = [[str(number), formats.shortened(text)] for text, number in findings.errors.most_common(MOST_ERRORS)]
@@ -295,7 +293,7 @@ def repeat(findings: Findings) -> str:
 def _notes(findings: Findings) -> str:
     rows, test, times = findings.listed, findings.test, findings.times
     has_latency = any(formats.latency_share(row) for row in rows)
-    seeds = max(len(row["repeats"]) for row in rows)
+    seeds = max(len(row.repeats) for row in rows)
     return paragraph(
         why_starred(rows, findings.run),
         f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
@@ -320,31 +318,31 @@ def _proof(findings: Findings) -> str:
     )
 
 
-def _way(row: Row) -> str:
-    after = (("after the cut", "accuracy_after_cut"), ("after repair", "accuracy_after_repair"))
-    steps = [f"{formats.accuracy(row[key])} % {when}" for when, key in after if row[key] is not None]
-    if row["epochs"]:
-        steps.append(f"{formats.accuracy(row['val_accuracy'])} % after {row['epochs']:g} epochs of training")
+def _way(row: CandidateRow) -> str:
+    after = (("after the cut", row.accuracy_after_cut), ("after repair", row.accuracy_after_repair))
+    steps = [f"{formats.accuracy(accuracy)} % {when}" for when, accuracy in after if accuracy is not None]
+    if row.epochs:
+        steps.append(f"{formats.accuracy(row.val_accuracy)} % after {row.epochs:g} epochs of training")
     return ", ".join(steps)
 
 
-def _recipe(row: Row) -> str:
+def _recipe(row: CandidateRow) -> str:
     """What a point says: a line each on candidate, method, cost and accuracy."""
     return "\n".join(
         [
-            f"{row['candidate']} ({row['trial_id']})",
-            f"{row['method']}({_settings(row)}), widths by {row['allocation']}",
-            f"{row['flops_fraction']:.1%} of the FLOPs, {row['params_fraction']:.1%} of the parameters",
-            f"validation {formats.accuracy(row['val_accuracy'], row['val_interval'])} %, "
-            f"test {formats.accuracy(row['test_accuracy'], row['test_interval'])} %",
-            f"trained {row['epochs']:g} epochs since the dense network" if row["epochs"] else "not fine-tuned",
+            f"{row.candidate} ({row.trial_id})",
+            f"{row.method}({_settings(row)}), widths by {row.allocation}",
+            f"{row.flops_fraction:.1%} of the FLOPs, {row.params_fraction:.1%} of the parameters",
+            f"validation {formats.accuracy(row.val_accuracy, row.val_interval)} %, "
+            f"test {formats.accuracy(row.test_accuracy, row.test_interval)} %",
+            f"trained {row.epochs:g} epochs since the dense network" if row.epochs else "not fine-tuned",
         ]
     )
 
 
-def _settings(row: Row) -> str:
+def _settings(row: CandidateRow) -> str:
     """Of the method, floats to three figures."""
-    shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in row["settings"].items()}
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in row.settings.items()}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 

@@ -364,7 +364,7 @@ def test_every_query_of_every_panel_is_answered_while_a_run_lives_and_the_front_
     for ref, field in (("A", "val_accuracy"), ("B", "flops_fraction")):
         shown = query(watched, QUERIES["Pareto front", ref])
         assert {point["metric"]["candidate"]: float(point["value"][1]) for point in shown} == {
-            row["candidate"]: pytest.approx(row[field]) for row in rows
+            row.candidate: pytest.approx(getattr(row, field)) for row in rows
         }
     [spent] = [p for p in query(watched, QUERIES["Time spent", "A"]) if p["metric"]["device"] == "worker"]
     assert float(spent["value"][1]) == pytest.approx(sum(trial.seconds for trial in store.trials()))

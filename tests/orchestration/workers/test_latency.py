@@ -84,7 +84,7 @@ def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) 
     assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (64, 1)
     assert [timing.batch_size for timing in times.conditions] == [1, 16], "as the job says"
     for timing in (*times.conditions, times.budget):
-        assert set(timing.candidates) == {row["candidate"] for row in rows}
+        assert set(timing.candidates) == {row.candidate for row in rows}
         assert timing.dense_ms > 0 and min(timing.candidates.values()) > 0
     assert {timing.threads for timing in times.conditions} == {usable_cpus()}
     shown = console()
