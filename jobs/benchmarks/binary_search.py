@@ -24,7 +24,7 @@ from raprune.cost.flops import CostModel
 from raprune.data import load_data
 from raprune.methods import Network, Step
 from raprune.methods.binary_search import BinarySearch
-from raprune.pruning.services import WorkloadBench
+from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.spec.job import load_spec
 from raprune.training.evaluate import evaluate
@@ -73,10 +73,10 @@ def _search(kind: type[BinarySearch], workload: Workload, graph: ChannelGraph) -
     method = kind(**spec.settings["binary_search"])  # type: ignore[arg-type]  # it checks them itself
     generator = torch.Generator().manual_seed(spec.seed)
     calibration = workload.train.take(spec.search.calibration, generator)
-    bench = WorkloadBench(workload, lambda: calibration.batches(256), seed=spec.seed)
+    services = WorkloadServices(workload, lambda: calibration.batches(256), seed=spec.seed)
     whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
     started = time.perf_counter()
-    *_, last = method.path(Network(workload.model, graph, whole), graph.widths, bench)
+    *_, last = method.path(Network(workload.model, graph, whole), graph.widths, services)
     seconds, cost, found = time.perf_counter() - started, CostModel(graph), last.network.graph.widths
     vector = cost.vector(found)
     print(

@@ -1,4 +1,4 @@
-"""Methods: one file a paper, and the table `METHODS` of their names; a new method is a file and a line in it.
+"""Methods: one file per paper, and the table `METHODS` of their names; a new method is a file and a line in this table.
 
 Imports `channels`; the modules of methods import no other room. Open `method.py` first.
 """
@@ -21,7 +21,6 @@ from raprune.methods.magnitude import L1, L2
 from raprune.methods.maxout import Maxout
 from raprune.methods.method import (
     Batches,
-    Bench,
     Cut,
     Kept,
     Method,
@@ -29,6 +28,7 @@ from raprune.methods.method import (
     Regularizer,
     Scores,
     Step,
+    TrainingServices,
     reestimate_batch_norm,
 )
 from raprune.methods.random import Random
@@ -59,22 +59,22 @@ METHODS: dict[str, type[Method]] = {
 
 
 @dataclass(frozen=True)
-class Listed:
-    """What the user reads of a method."""
+class ListedMethod:
+    """One row of the list of methods."""
 
     name: str
     origin: str
-    """`raprune`, or the distribution that adds it."""
+    """`raprune`, or the distribution that adds the method."""
     title: str
     settings: tuple[str, ...]
-    """`field=default`, one a hyper-parameter."""
+    """`field=default` for each hyper-parameter."""
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of this name: the box's own, an installed distribution's, or `package.module:Class` of the user's.
+    """Return the method with this name: built-in, of an installed distribution, or the user's `package.module:Class`.
 
     Raises:
-        UsageError: if there is none, or what is there is no method.
+        UsageError: if there is no such method, or the object with this name is no method.
     """
     if name in METHODS:
         return METHODS[name]
@@ -91,29 +91,29 @@ def method_named(name: str) -> type[Method]:
         raise UsageError(
             f"method {name!r}: no such method. Valid: {', '.join(sorted({*METHODS, *offered}))}.",
             hint=(f"Did you mean {' or '.join(close)}? " if close else "")
-            + "`raprune methods` says what each one does; your own is package.module:Class.",
+            + "`raprune methods` describes each method; name your own as package.module:Class.",
         )
     return _load(offered[name])
 
 
-def list_methods() -> list[Listed]:
-    """All methods that have a name: the box's own, then those that distributions add. One that is broken says so."""
+def list_methods() -> list[ListedMethod]:
+    """List all named methods: the built-in methods, then those of distributions; a broken one shows its error."""
     listed = [_listed(name, "raprune", kind) for name, kind in sorted(METHODS.items())]
     for entry in _entry_points():
         origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         if entry.name in METHODS:
-            hidden = f"hidden by raprune's own {entry.name}; reached as {entry.value}"
-            listed.append(Listed(entry.name, origin, hidden, ()))
+            hidden = f"hidden by the built-in method {entry.name}; use it as {entry.value}"
+            listed.append(ListedMethod(entry.name, origin, hidden, ()))
             continue
         try:
             listed.append(_listed(entry.name, origin, _load(entry)))
         except UsageError as error:
-            listed.append(Listed(entry.name, origin, error.message, ()))
+            listed.append(ListedMethod(entry.name, origin, error.message, ()))
     return listed
 
 
-def _listed(name: str, origin: str, kind: type[Method]) -> Listed:
-    return Listed(name, origin, kind.title, tuple(f"{entry.name}={entry.default}" for entry in fields(kind)))
+def _listed(name: str, origin: str, kind: type[Method]) -> ListedMethod:
+    return ListedMethod(name, origin, kind.title, tuple(f"{entry.name}={entry.default}" for entry in fields(kind)))
 
 
 def _entry_points() -> list[EntryPoint]:
@@ -127,7 +127,7 @@ def _load(entry: EntryPoint) -> type[Method]:
     except Exception as error:
         raise UsageError(
             f"method {entry.name!r}: loading the {where} raised {type(error).__name__}: {error}",
-            hint="Install the distribution anew, or remove it.",
+            hint="Install the distribution again, or remove it.",
         ) from error
     return _as_method(entry.name, found, where=where)
 
@@ -138,22 +138,22 @@ def _as_method(name: str, found: object, *, where: str = "") -> type[Method]:
     what = found.__name__ if isinstance(found, type) else f"an object of type {type(found).__name__}"
     raise UsageError(
         f"method {name!r}: {where + ' is ' if where else ''}{what}, no subclass of raprune.methods.Method.",
-        hint="A method is a frozen dataclass derived from it; `raprune check --method` says what it must do.",
+        hint="A method is a frozen dataclass derived from Method; `raprune check --method` checks its behaviour.",
     )
 
 
 __all__ = [
     "METHODS",
     "Batches",
-    "Bench",
     "Cut",
     "Kept",
-    "Listed",
+    "ListedMethod",
     "Method",
     "Network",
     "Regularizer",
     "Scores",
     "Step",
+    "TrainingServices",
     "list_methods",
     "method_named",
     "reestimate_batch_norm",
@@ -161,7 +161,7 @@ __all__ = [
 
 
 def searched_settings(method: type[Method]) -> dict[str, Mapping[str, Any]]:
-    """The hyper-parameters of a method that are searched over, from its fields' metadata."""
+    """Return the hyper-parameters of a method that are searched over, from the metadata of its fields."""
     found: dict[str, Mapping[str, Any]] = {}
     for entry in fields(method):
         if "search" in entry.metadata:

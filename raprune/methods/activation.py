@@ -1,4 +1,4 @@
-"""Mean activation: quiet channels go. A control without a paper of its own; the score is the mean of |a_c|."""
+"""Mean activation: channels with small activations are removed. A baseline without a paper; the score is mean |a_c|."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raprune.methods.method import Batches, Method, Scores
 
 @dataclass(frozen=True, kw_only=True)
 class Activation(Method):
-    """The mean of |a_c| over images and positions, as the layers that read channel c see it."""
+    """The mean of |a_c| over images and positions, at the inputs of the layers that read channel c."""
 
     title: ClassVar[str] = "mean absolute activation"
 

@@ -1,4 +1,4 @@
-"""What the layers that read a group's channels get to see: the channels as they are after activation and pooling."""
+"""Inputs of the layers that read a group's channels: the channels after activation and pooling."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from raprune.methods.method import Batches, Scores
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A layer that reads a group: `indices[c]` are the positions of channel c on its input's channel axis."""
+class GroupReader:
+    """A layer that reads a group: `indices[c]` are the positions of channel c on the channel axis of its input."""
 
     group: str
     module: nn.Module
     indices: IndexArray
 
     def channels(self, x: Tensor) -> Tensor:
-        """Of the layer's input `x`, or anything of its shape: the group's channels, `(B, channels, positions)`."""
+        """Return the group's channels in `x`, `(B, channels, positions)`; `x` has the shape of the layer's input."""
         x = x.movedim(-1, 1) if isinstance(self.module, nn.Linear) else x
         x_BCP = x.flatten(2) if x.dim() > 2 else x[:, :, None]
         positions = torch.as_tensor(self.indices, device=x.device)
@@ -31,11 +31,11 @@ class Reader:
         return x_BCP[:, positions.reshape(-1)].reshape(len(x), count, multiplicity * x_BCP.shape[2])
 
 
-def readers(model: nn.Module, graph: ChannelGraph) -> list[Reader]:
-    """Every linear layer and convolution that reads a group.
+def readers(model: nn.Module, graph: ChannelGraph) -> list[GroupReader]:
+    """Return every linear layer and convolution that reads a group.
 
-    Layers that go through channels one by one (norms, depthwise convolutions) are no readers: what they pass on is read
-    further down.
+    Layers that handle channels one by one (norms, depthwise convolutions) are not included, because later layers read
+    their outputs.
     """
     found = []
     modules = dict(model.named_modules())
@@ -49,20 +49,20 @@ def readers(model: nn.Module, graph: ChannelGraph) -> list[Reader]:
             if transposed and groups > 1:
                 continue
             if attribute == "weight" and reads and member.axis == (0 if transposed else 1):
-                # A position on the weight's axis is one in every group of a grouped convolution.
+                # A position on the weight's axis stands for one position in every group of a grouped convolution.
                 firsts = np.arange(groups) * module.weight.shape[1]
                 indices = (member.indices[:, :, None] + firsts).reshape(group.num_channels, -1)
-                found.append(Reader(group.name, module, indices))
+                found.append(GroupReader(group.name, module, indices))
     return found
 
 
 def score_by_readers(
     model: nn.Module, graph: ChannelGraph, batches: Batches, rate: Callable[[Tensor], Tensor]
 ) -> Scores:
-    """The mean over images of what `rate` gives, each reader's divided by its norm and a group's readers added up.
+    """Return the mean of `rate` over images, divided by its norm for each reader, and added up over a group's readers.
 
-    `rate` takes what a reader sees of a group, shape `(B, channels, positions)`, and gives one value an image and
-    channel, shape `(B, channels)`. A group without a reader gets equal scores.
+    `rate` takes a group's channels at a reader's input, shape `(B, channels, positions)`, and gives one value per image
+    and channel, shape `(B, channels)`. A group without a reader gets equal scores.
     """
     seen = readers(model, graph)
     totals = [torch.zeros(len(reader.indices), dtype=torch.float64) for reader in seen]
@@ -76,8 +76,8 @@ def score_by_readers(
     return added(graph, seen, totals)
 
 
-def added(graph: ChannelGraph, seen: list[Reader], totals: list[Tensor]) -> Scores:
-    """A group's readers' totals added up, each divided by its Euclidean norm so that no layer drowns the others."""
+def added(graph: ChannelGraph, seen: list[GroupReader], totals: list[Tensor]) -> Scores:
+    """Add up the totals of each group's readers, each divided by its Euclidean norm so that no layer dominates."""
     scores: Scores = {group.name: np.zeros(group.num_channels) for group in graph.groups}
     for reader, total in zip(seen, totals, strict=True):
         scores[reader.group] += (total / total.norm().clamp(min=1e-30)).numpy()
@@ -85,8 +85,8 @@ def added(graph: ChannelGraph, seen: list[Reader], totals: list[Tensor]) -> Scor
 
 
 @contextmanager
-def watching(model: nn.Module, seen: list[Reader], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Inside, in evaluation mode, `see(number of the reader, its layer's input)` is called at each pass."""
+def watching(model: nn.Module, seen: list[GroupReader], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Within the context, in evaluation mode, call `see(index of the reader, its layer's input)` in each pass."""
     modes = {module: module.training for module in model.modules()}
     handles = []
     for number, reader in enumerate(seen):

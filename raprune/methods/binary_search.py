@@ -1,15 +1,15 @@
-"""Binary search: in each layer as many of the smallest neurons go as the accuracy allows.
+"""Binary search: each layer loses as many of its smallest neurons as the accuracy allows.
 
 Zhang, Qin, Chan: "An Efficient Binary Search Based Neuron Pruning Method for ConvNet Condensation", ICONIP 2017
 (https://doi.org/10.1007/978-3-319-70096-0_20). For layer l with neurons in ascending order of magnitude, the largest m
 with accuracy(without the m smallest) >= accuracy(dense) - tolerance, found in ceil(log2 N_l) evaluations.
 
-The paper's: magnitude, the binary search of the number, layer by layer. Its text beyond the abstract was not at hand,
-so the rest is ours: the L1 norm, the order of the layers, the tolerance, a paired comparison on fixed images, training
-between layers, and a neuron as one channel of a group of layers. A probe is a network that is really cut, which gives
-the same outputs as masking behind the activation and is faster. Its batch-norm statistics stay as they are: estimated
-again on 1,024 images for each probe, they let no more go (ResNet-56, six groups, 2 points: 96.2 % of the FLOPs are left
-either way), on 128 images less.
+The paper's: magnitude, the binary search of the number, layer by layer. We had only its abstract, so the rest is ours:
+the L1 norm, the order of the layers, the tolerance, a paired comparison on fixed images, training between layers, and
+one channel of a group of layers as a neuron. A probe is a network that is really cut, which gives the same outputs as
+masking after the activation and is faster. The batch-norm statistics of a probe do not change: re-estimation on 1,024
+images for each probe allows no larger removal (ResNet-56, six groups, 2 points: 96.2 % of the FLOPs are left with and
+without), on 128 images a smaller one.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph, Term
 from raprune.methods.magnitude import sum_over_layers
-from raprune.methods.method import Batches, Bench, Method, Network, Scores, Step, reestimate_batch_norm
+from raprune.methods.method import Batches, Method, Network, Scores, Step, TrainingServices, reestimate_batch_norm
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinarySearch(Method):
-    """max m with accuracy(m smallest removed) >= accuracy(dense) - tolerance."""
+    """The largest m with accuracy(m smallest removed) >= accuracy(dense) - tolerance, for each group."""
 
     title: ClassVar[str] = "largest removal that the accuracy allows, group by group (Zhang et al., ICONIP 2017)"
     data_free: ClassVar[bool] = True
 
     norm: Literal["l1", "l2"] = field(default="l1", metadata={"search": {"choices": ("l1", "l2")}})
-    """What the magnitude of a neuron is."""
+    """Norm that measures the magnitude of a neuron."""
     order: Literal["forward", "backward", "most_params_first", "most_flops_first"] = field(
         default="forward",
         metadata={"search": {"choices": ("forward", "backward", "most_params_first", "most_flops_first")}},
     )
-    """Which group is searched first."""
+    """Order in which the groups are searched."""
     tolerance: float = field(default=0.005, metadata={"search": {"low": 0.001, "high": 0.05, "log": True}})
-    """Accuracy that may be lost against the dense network, before training mends it; a fraction of the images."""
+    """Loss of accuracy against the dense network that is allowed before training, as a fraction of the images."""
     tolerance_split: Literal["global", "split"] = field(
         default="global", metadata={"search": {"choices": ("global", "split")}}
     )
-    """`global`: every group may use what is left of the tolerance. `split`: after l of L groups, l/L of it is used."""
+    """`global`: every group may use the rest of the tolerance. `split`: l of L groups may use l/L of the tolerance."""
     probe_epochs: float = 0.0
-    """Training of a probe before it is judged."""
+    """Epochs of training of a probe before its accuracy is measured."""
     finetune_epochs: float = 1.0
-    """Training after each group that lost channels."""
+    """Epochs of training after each group that lost channels."""
     sweeps: int = 1
-    """Rounds over all groups at most; a round in which none shrinks is the last."""
+    """Maximum number of rounds over all groups; a round in which no group shrinks is the last."""
     images: int = 5000
-    """Validation images on which probes are compared, the same for all; 0: the whole split."""
+    """Number of validation images for all comparisons; 0: the whole split."""
     gallop: bool = False
-    """Whether larger removals are tried where the search ends, as accuracy is not monotone."""
+    """True if larger removals are tried where the search ends, because accuracy is not monotone."""
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         power = {"l1": 1, "l2": 2}[self.norm]
@@ -65,15 +65,15 @@ class BinarySearch(Method):
     def behind_scores(self) -> dict[str, bool | int | float | str]:
         return {"norm": self.norm}
 
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
-        """Each group's end is a step. Epochs are all that were trained, those of refused probes included."""
-        search = _Search(self, bench, dense)
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
+        """Yield a step after each group. Epochs include those of rejected probes."""
+        search = _Search(self, services, dense)
         network, names = dense, self._ordered(dense.graph)
         for sweep in range(max(1, self.sweeps)):
             before = network.graph.widths
             for done, name in enumerate(names, start=1):
-                share = done / len(names) if self.tolerance_split == "split" and sweep == 0 else 1.0
-                network = search.shrink(network, name, self.tolerance * share)
+                fraction = done / len(names) if self.tolerance_split == "split" and sweep == 0 else 1.0
+                network = search.shrink(network, name, self.tolerance * fraction)
                 yield search.step(network)
             if network.graph.widths == before:
                 break
@@ -81,8 +81,8 @@ class BinarySearch(Method):
         above = {name: left[name] - width for name, width in widths.items() if left[name] > width}
         if above:
             network = search.without_smallest(network, above)
-            # Unlike what a probe takes away, this may be much.
-            reestimate_batch_norm(network.model, bench.calibration)
+            # Unlike the removals of a probe, this removal may be large.
+            reestimate_batch_norm(network.model, services.calibration)
             yield search.step(search.trained(network, self.finetune_epochs))
 
     def largest_removal(self, count: int, accept: Callable[[int], bool]) -> int:
@@ -99,25 +99,25 @@ class BinarySearch(Method):
 
 
 class _Search:
-    """A search at work: what it compares with, and what it has used."""
+    """The state of a search: the reference predictions, and the evaluations and epochs that were used."""
 
-    def __init__(self, method: BinarySearch, bench: Bench, dense: Network) -> None:
+    def __init__(self, method: BinarySearch, services: TrainingServices, dense: Network) -> None:
         self._method = method
-        self._bench = bench
+        self._services = services
         self._reference = self._correct(dense.model)
         self._evaluations = 0
         self._epochs = 0.0
 
     def step(self, network: Network) -> Step:
-        """`evaluations`: of probes so far. The dense network's, which any search needs, is one more."""
+        """Return `network` as a step. `evaluations` counts the probes so far, without the dense network."""
         return Step(network=network, epochs=self._epochs, settings={"evaluations": self._evaluations})
 
     def shrink(self, network: Network, name: str, tolerance: float) -> Network:
-        """`network` without as many of the group's smallest channels as the tolerance allows, trained."""
+        """Remove as many of the group's smallest channels as the tolerance allows, and train the network."""
         best = network
 
         width = network.graph.widths[name]
-        *narrower, _ = self._bench.allowed(width)
+        *narrower, _ = self._services.allowed(width)
         removals = [width - left for left in narrower[::-1]]
 
         def accept(number: int) -> bool:
@@ -126,7 +126,7 @@ class _Search:
             probe = self.trained(smaller, self._method.probe_epochs)
             self._evaluations += 1
             accepted = self._within(probe.model, tolerance)
-            # What is asked next is larger than what was accepted.
+            # The next probe removes more channels than the accepted one.
             best = probe if accepted else best
             return accepted
 
@@ -134,37 +134,37 @@ class _Search:
         return self.trained(best, self._method.finetune_epochs) if found else network
 
     def without_smallest(self, network: Network, counts: Mapping[str, int]) -> Network:
-        """Groups in `counts` less so many of their channels of smallest magnitude; of equal ones the last go first."""
+        """Remove from each group of `counts` that many channels of smallest magnitude; of equal ones the last."""
         graph = network.graph.only(counts)
-        scores = self._method.score(network.model, graph, self._bench.calibration, seed=self._bench.seed)
+        scores = self._method.score(network.model, graph, self._services.calibration, seed=self._services.seed)
         kept = {}
         for name, count in counts.items():
             largest = np.argsort(-scores[name], kind="stable")[: len(scores[name]) - count]
             kept[name] = tuple(sorted(largest.tolist()))
-        return self._bench.cut(network, kept)
+        return self._services.cut(network, kept)
 
     def trained(self, network: Network, epochs: float) -> Network:
         if epochs > 0:
-            self._bench.train(network.model, epochs)
+            self._services.train(network.model, epochs)
             self._epochs += epochs
         return network
 
     def _within(self, model: nn.Module, tolerance: float) -> bool:
-        # Paired, image by image: what both get right or wrong, most of the sampling error, falls out.
+        # A paired comparison: images that both networks classify alike, most of the sampling error, cancel.
         correct = self._correct(model)
         newly_wrong = int((self._reference & ~correct).sum())
         newly_right = int((~self._reference & correct).sum())
         return newly_wrong - newly_right <= tolerance * len(correct) + 1e-9
 
     def _correct(self, model: nn.Module) -> Tensor:
-        return self._bench.correct(model, self._method.images or None)
+        return self._services.correct(model, self._method.images or None)
 
 
 def largest_removal(count: int, accept: Callable[[int], bool], *, gallop: bool = False) -> int:
-    """The largest m in 0 .. `count` with `accept(m)`, by binary search: at most ceil(log2(count + 1)) calls.
+    """Return the largest m in 0 .. `count` with `accept(m)`, by binary search: at most ceil(log2(count + 1)) calls.
 
-    0 counts as accepted and is not asked for. If `accept` is not monotone, the result is accepted, but a larger one may
-    be too. `gallop` then looks 2, 4, 8, ... beyond it, and searches on from where it is accepted again.
+    0 counts as accepted and is not tested. If `accept` is not monotone, the result is accepted, but a larger number may
+    be accepted too. `gallop` then tests 2, 4, 8, ... beyond the result, and continues from a number that is accepted.
     """
     asked: dict[int, bool] = {0: True}
 
@@ -194,7 +194,7 @@ def _bisected(low: int, high: int, accept: Callable[[int], bool]) -> int:
 
 
 def cost_of_groups(graph: ChannelGraph, terms: tuple[Term, ...]) -> dict[str, int]:
-    """Group name -> what of a cost would go if all of the group's channels went."""
+    """Return for each group the part of a cost that removing all of the group's channels would save."""
     widths = graph.widths
     sizes = [f.constant + sum(m * widths[g] for g, m in f.coefficients.items()) for f in graph.factors]
     saved = dict.fromkeys(widths, 0)

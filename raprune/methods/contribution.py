@@ -1,7 +1,7 @@
-"""What each channel adds to the outputs of the layers that read it, and how these additions go together.
+"""Contributions of channels to the outputs of the layers that read them, and the Gram matrices of these contributions.
 
 Output i of a layer is the sum over its input channels c of z_ic, the part of the convolution or product that runs over
-the channel's own weights. Everything that choosing channels by these parts needs is in the matrix sum_i z_ic z_id.
+the channel's own weights. The matrix sum_i z_ic z_id is sufficient to choose channels by their contributions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.channels.graph import ChannelGraph
-from raprune.methods.activations import Reader, readers, watching
+from raprune.methods.activations import GroupReader, readers, watching
 from raprune.methods.least_squares import refit
 from raprune.methods.method import Batches, Cut, Method, Scores
 
@@ -27,20 +27,20 @@ Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
 
 BLOCK = 2**23
-"""Entries of the products of weights that are in memory at a time."""
+"""Maximum number of entries of the products of weights in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByContribution(Method):
-    """A method that orders channels by what they add together, and refits those that stay by least squares."""
+class ContributionMethod(Method):
+    """A method that orders channels by their contributions, and repairs by least squares."""
 
     comparable: ClassVar[bool] = True
 
     positions: int = 10
-    """Random positions of each calibration image at which outputs are looked at."""
+    """Number of random positions of each calibration image at which outputs are sampled."""
 
     def errors(self, gram_CC: Matrix) -> Vector:
-        """For each channel of a group, the error once it and all that go before it are gone."""
+        """Return for each channel of a group the error once this channel and all channels before it are removed."""
         raise TypeError(f"{type(self).__name__} has no errors")
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
@@ -56,19 +56,19 @@ class ByContribution(Method):
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a group's channels add to one layer that reads them."""
+    """Contributions of a group's channels to one layer that reads them."""
 
-    reader: Reader
+    reader: GroupReader
     gram: Matrix
     """sum_i (z_ic - mean z_c) (z_id - mean z_d), each output channel with its own mean; shape `(C, C)`."""
     energy: float
-    """The same of the layer's whole output: sum_i (y_i - mean y)^2."""
+    """Energy of the layer's whole output: sum_i (y_i - mean y)^2."""
 
 
 def contributions(model: nn.Module, graph: ChannelGraph, batches: Batches, *, positions: int) -> list[Contribution]:
-    """For every reader of a group, at so many random positions of each image or at all there are.
+    """Return the contributions to every reader of a group, at `positions` random positions of each image or at all.
 
-    Means are taken off, as a bias or the batch norm after the layer can hold them.
+    Means are subtracted, because a bias or the batch norm after the layer can represent them.
     """
     sums = [_Sums(reader, positions) for reader in readers(model, graph)]
     with torch.no_grad(), watching(model, [], lambda number, x: None), _passing(sums):
@@ -78,9 +78,9 @@ def contributions(model: nn.Module, graph: ChannelGraph, batches: Batches, *, po
 
 
 def merged(graph: ChannelGraph, found: list[Contribution]) -> dict[str, Matrix]:
-    """Group -> its readers' matrices added up, each divided by its layer's energy.
+    """Return for each group the sum of its readers' matrices, each divided by its layer's energy.
 
-    Where nothing reads a group, all of its channels count alike.
+    If no layer reads a group, all of its channels get the same contribution.
     """
     total = {group.name: np.zeros((group.num_channels, group.num_channels)) for group in graph.groups}
     for one in found:
@@ -90,19 +90,19 @@ def merged(graph: ChannelGraph, found: list[Contribution]) -> dict[str, Matrix]:
 
 
 class _Sums:
-    """Of one reader, over the batches."""
+    """Sums over the batches for one reader."""
 
-    def __init__(self, reader: Reader, positions: int) -> None:
+    def __init__(self, reader: GroupReader, positions: int) -> None:
         self.reader = reader
         self._positions = positions
-        # Each reader has its own, so that its positions do not depend on what else is watched.
+        # Each reader has its own generator, so that its positions do not depend on the other readers.
         self._generator = torch.Generator().manual_seed(0)
         module = reader.module
         weight = module.get_parameter("weight").detach().double()
         weight_MIT = (weight.transpose(0, 1) if getattr(module, "transposed", False) else weight)[..., None].flatten(2)
         outputs, inputs = weight_MIT.shape[:2]
         groups = getattr(module, "groups", 1)
-        # For each convolution group, where it reads the channels, and its weights side by side: K = all taps a channel.
+        # For each convolution group: the positions of the channels in its input, and its weights; K = taps per channel.
         self._parts = []
         for number, weight_of_group in enumerate(weight_MIT.chunk(groups)):
             mine = torch.as_tensor(reader.indices[reader.indices // inputs == number].reshape(len(reader.indices), -1))
@@ -138,7 +138,7 @@ class _Sums:
         return Contribution(self.reader, ((gram_CC + gram_CC.T) / 2).cpu().numpy(), max(energy, 0.0))
 
     def _drawn(self, images: int, available: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Numbers of images and of places in them, shape `(N,)` each."""
+        """Draw indices of images and of positions in them, shape `(N,)` each."""
         if available <= self._positions:
             places = torch.arange(available).expand(images, available)
         else:
@@ -148,7 +148,7 @@ class _Sums:
 
 
 def _together(x_NCK: Tensor, weight_MCK: Tensor) -> Tensor:
-    """sum_i z_ic z_id over all positions and output channels, shape `(C, C)`, without the z themselves."""
+    """Return sum_i z_ic z_id over all positions and output channels, shape `(C, C)`, without computing the z."""
     channels, size = weight_MCK.shape[1:]
     x_NP, weight_MP = x_NCK.flatten(1), weight_MCK.flatten(1)
     rows = max(1, BLOCK // (channels * size * size))
@@ -161,9 +161,9 @@ def _together(x_NCK: Tensor, weight_MCK: Tensor) -> Tensor:
 
 
 def _patches(module: nn.Module, x: Tensor, y: Tensor, images: Tensor, places: Tensor) -> Tensor:
-    """What `module` reads of `x` for its outputs `y` at these places: `(N, channels, taps)`, 0 for what lies outside.
+    """Return the patches of `x` that `module` reads for its outputs `y` at `places`: `(N, channels, taps)`, 0 outside.
 
-    Places count through the positions of an image's output, the last axis fastest.
+    Places number the positions of an image's output, the last axis fastest.
     """
     if isinstance(module, nn.Linear):
         return x.reshape(len(x), -1, x.shape[-1])[images, places][:, :, None]
@@ -175,7 +175,7 @@ def _patches(module: nn.Module, x: Tensor, y: Tensor, images: Tensor, places: Te
     for axis, (size, stride) in enumerate(zip(x.shape[2:], module.stride, strict=True)):
         place = (places // math.prod(y.shape[3 + axis :]) % y.shape[2 + axis])[:, None]
         taps = torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
-        # A transposed convolution spreads its inputs: not every tap meets one.
+        # A transposed convolution spreads its inputs, so that not every tap meets an input.
         spread = place + int(module.padding[axis]) - taps if module.transposed else (place * stride + taps) * stride
         met = (spread % stride == 0) & (spread >= 0) & (spread < size * stride)
         along = (spread // stride).clamp(0, size - 1)
@@ -187,7 +187,7 @@ def _patches(module: nn.Module, x: Tensor, y: Tensor, images: Tensor, places: Te
 
 @contextmanager
 def _passing(sums: list[_Sums]) -> Iterator[None]:
-    """Inside, every pass of a reader is added to its sums."""
+    """Within the context, add every pass of a reader to its sums."""
     handles = []
     for one in sums:
 

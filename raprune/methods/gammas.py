@@ -1,10 +1,10 @@
 """Scales of normalisation layers, and the training phase that makes them sparse.
 
 Liu, Li, Shen, Huang, Yan, Zhang: "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017
-(arXiv 1708.06519): the scales gamma of the batch norms join the loss, L = cross-entropy + s * sum |gamma|, by their
+(arXiv 1708.06519): the loss includes the scales gamma of the batch norms, L = cross-entropy + s * sum |gamma|, by the
 sub-gradient s * sign(gamma).
 
-Ours: layer, group and instance norms count as well, and the phase goes on from a trained network.
+Ours: layer, group and instance norms are included, and the phase starts from a trained network.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class SparseGamma(Regularizer):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseTrained(Method):
-    """A method whose network is trained with `SparseGamma` first. Equal fields share one such training."""
+    """A method whose network is first trained with `SparseGamma`. Methods with equal fields share one such training."""
 
     strength: float = 1e-3
-    """s, the weight of the penalty. A scale that the loss does not hold shrinks by s * sum(learning rate) / (1 -
-    momentum) in all, with these defaults on 45,000 images by 1.8. The published code takes 1e-4, for 160 epochs."""
+    """s, the weight of the penalty. A scale that the loss does not hold shrinks in total by s * sum(learning rate) / (1
+    - momentum), with these defaults on 45,000 images by 1.8. The published code takes 1e-4, for 160 epochs."""
     sparse_epochs: float = 20.0
-    """Of sparse training; with 0 the network is scored as it is."""
+    """Epochs of sparse training; with 0 the network is scored without it."""
     sparse_lr: float = 0.05
     """Peak learning rate of the sparse training."""
 
@@ -57,13 +57,13 @@ class SparseTrained(Method):
 
 
 def scales(model: nn.Module) -> dict[str, Tensor]:
-    """Parameter name -> the scale of a normalisation layer, one value a channel: `(C,)`."""
+    """Return the scale of each normalisation layer by parameter name, one value per channel: `(C,)`."""
     named = {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, NORMS)}
     return {name: gamma for name, gamma in named.items() if gamma is not None and gamma.dim() == 1}
 
 
 def sizes(group: Group, gammas: Mapping[str, Tensor]) -> list[Sizes]:
-    """|gamma| of each layer that scales the group's channels; of positions that are one channel, their sum."""
+    """Return |gamma| of each layer that scales the group's channels, summed over the positions of a channel."""
     return [
         gammas[member.parameter].detach().abs().double().cpu().numpy()[member.indices].sum(axis=1)
         for member in group.members
@@ -72,5 +72,5 @@ def sizes(group: Group, gammas: Mapping[str, Tensor]) -> list[Sizes]:
 
 
 def largest(gammas: Mapping[str, Tensor]) -> float:
-    """The largest |gamma| of the network; 1 where it has none, or zeros alone."""
+    """Return the largest |gamma| of the network; 1 if it has no gamma, or only zeros."""
     return max((float(gamma.detach().abs().max()) for gamma in gammas.values()), default=0.0) or 1.0

@@ -1,21 +1,22 @@
-"""Channel pruning by lasso: channels that a sparse combination of contributions leaves out go.
+"""Channel pruning by lasso: channels that a sparse combination of contributions leaves out are removed.
 
 He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (arXiv 1707.06168):
 
     min_beta  1/2 || Y - sum_c beta_c X_c W_c^T ||^2 + lambda || beta ||_1,
 
-Y being the outputs of the layer that reads the channels, X_c what it reads of channel c and W_c its weights for it;
-lambda is raised until enough beta_c are zero. Then W is fitted by least squares, layer by layer from the front.
+where Y are the outputs of the layer that reads the channels, X_c its inputs from channel c and W_c its weights for
+channel c; lambda is raised until enough beta_c are zero. Then W is fitted by least squares, layer by layer from the
+front.
 
 The paper solves for one lambda after the other. Here the whole path from lambda = 0 is followed exactly: beta is
 piecewise linear in lambda (Efron, Hastie, Johnstone, Tibshirani, "Least Angle Regression", 2004). A channel's place in
-the order of removal is where it leaves the path for good, and its score the error that is left when beta is fitted to
-what remains. Ours: contributions without their mean, which the following batch norm holds; where several layers read a
-group, their errors are added, each divided by its layer's output energy.
+the order of removal is where it leaves the path for good, and its score is the error that remains when beta is fitted
+to the remaining channels. Ours: contributions without their mean, which the following batch norm can represent; if
+several layers read a group, their errors are added, each divided by its layer's output energy.
 
-ResNet-56, CIFAR-10 (JPEG), inner channels cut alike to 50 and 35 % FLOPs, validation accuracy after batch-norm
-re-estimation: 83.9 and 69.2 % (with the means left in: 84.3 and 68.1 %). With all weights fitted instead: 86.3 % at
-35 %, and 86.8 % where the widths are those of the least predicted damage.
+ResNet-56, CIFAR-10 (JPEG), inner channels cut uniformly to 50 and 35 % FLOPs, validation accuracy after batch-norm
+re-estimation: 83.9 and 69.2 % (without subtracting the means: 84.3 and 68.1 %). With all weights fitted instead: 86.3 %
+at 35 %, and 86.8 % with the widths of the least predicted damage.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from raprune.methods.contribution import ByContribution, Matrix, Vector
+from raprune.methods.contribution import ContributionMethod, Matrix, Vector
 
 RIDGE = 1e-7
-"""Added to the diagonal, as a share of it: where channels are equal, beta is not unique without it."""
+"""Fraction of the diagonal that is added to the diagonal; without it beta is not unique for equal channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lasso(ByContribution):
-    """The order in which channels leave the lasso's path."""
+class Lasso(ContributionMethod):
+    """Removal in the order in which channels leave the lasso's path."""
 
     title: ClassVar[str] = "lasso over channels, then least squares (CP; He et al., ICCV 2017)"
 
@@ -43,7 +44,7 @@ class Lasso(ByContribution):
 
 
 def _errors(gram_CC: Matrix) -> Vector:
-    """For each channel, min_beta || Y - sum_c beta_c z_c ||^2 once it and all that leave before it are gone."""
+    """Return for each channel min_beta || Y - sum_c beta_c z_c ||^2 without it and all channels that leave before."""
     errors = np.zeros(len(gram_CC))
     alive = np.flatnonzero(np.diagonal(gram_CC) > 1e-12 * np.diagonal(gram_CC).max())
     damped = gram_CC[np.ix_(alive, alive)]
@@ -59,7 +60,7 @@ def _errors(gram_CC: Matrix) -> Vector:
 
 
 def removal_order(gram_CC: Matrix) -> list[int]:
-    """Channels in the order in which they leave the path for good as lambda rises from 0, where every beta is 1.
+    """Return the channels in the order in which they leave the path for good as lambda rises from 0 (all beta 1).
 
     With S the channels on the path, s the signs of their beta and b = A 1:  beta_S = inv(A_SS) (b_S - lambda s).
     """
@@ -75,7 +76,7 @@ def removal_order(gram_CC: Matrix) -> list[int]:
         if event % 64 == 63:
             inverse = np.zeros_like(gram_CC)
             inverse[np.ix_(on, on)] = _inverse(gram_CC[np.ix_(on, on)])
-        # beta = level - penalty * slope, and what is not explained: target - A beta = rest + penalty * growth.
+        # beta = level - penalty * slope, and the unexplained rest: target - A beta = rest + penalty * growth.
         level, slope = inverse @ target, inverse @ signs
         rest, growth = target - gram_CC @ level, gram_CC @ slope
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -108,13 +109,13 @@ def _inverse(gram_CC: Matrix) -> Matrix:
 
 
 def _remove(inverse: Matrix, c: int) -> None:
-    """From the inverse over a set of channels to the one without c, in place; rows and columns outside are zero."""
+    """Update the inverse over a set of channels to the set without c, in place; rows and columns outside are zero."""
     inverse -= np.outer(inverse[c], inverse[c]) / inverse[c, c]
     inverse[c] = inverse[:, c] = 0.0
 
 
 def _add(inverse: Matrix, gram_CC: Matrix, c: int, on: npt.NDArray[np.bool_]) -> None:
-    """From the inverse over the channels `on` to the one with c, in place."""
+    """Update the inverse over the channels `on` to the set with c, in place."""
     weights = inverse @ np.where(on, gram_CC[c], 0.0)
     schur = gram_CC[c, c] - float(weights[on] @ gram_CC[c, on])
     weights[c] = -1.0

@@ -1,18 +1,19 @@
-"""Least squares: the layers of a cut network take over what the missing channels did.
+"""Least squares: the layers of a cut network compensate for the missing channels.
 
 Every convolution and linear layer gets the weights W that bring its outputs closest to those of the dense network,
 
     min  || X W - Y ||^2  +  ridge * sum_i || x_i ||^2 || w_i - w0_i ||^2,
 
-with X the patches that it reads (centred where a bias or a batch norm can hold the mean), Y the dense network's outputs
-there, and W0 its weights before. The ridge is proximal: what the patches do not determine stays as it was.
+with X the patches that the layer reads (centred if a bias or a batch norm can represent the mean), Y the dense
+network's outputs at these patches, and W0 the layer's weights before. The ridge is proximal: weights that the patches
+do not determine keep their values.
 
-He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (arXiv 1707.06168) refit this
-way front to back, and fit the sum with the shortcut at the end of a residual branch. Ours: all layers behind the cut
-are refitted, those too that read only channels that stayed.
+He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (arXiv 1707.06168) refit layers
+in this way from front to back, and fit the sum with the shortcut at the end of a residual branch. Ours: all layers
+behind the cut are refitted, including those that read only channels that stay.
 
-Layers that go through channels one by one (depthwise), transposed convolutions, layers that compute their weights or
-share them, and layers that run more than once in a forward pass or not on whole images keep their weights.
+Depthwise and transposed convolutions, layers that compute or share their weights, and layers that run more than once
+in a forward pass or not on whole images keep their weights.
 """
 
 from __future__ import annotations
@@ -40,26 +41,28 @@ from raprune.channels.graph import ChannelGraph
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 
 PATCHES = 32768
-"""Drawn for each layer, if there are so many, or `PATCHES_A_WEIGHT` for each weight of a filter if those are more.
+"""Minimum number of patches per layer, if there are that many; `PATCHES_A_WEIGHT` per weight of a filter may be more.
 
-Measured on ResNet-56 at 30 % of the FLOPs, divergence of its predictions from the dense network's: with 20 for each
-weight and no minimum 0.459, with 200 0.408; on 2,048 images instead of 1,024, with 200 0.389, with these 0.387."""
+Measured on ResNet-56 at 30 % of the FLOPs, divergence of the predictions from the dense network's: 20 per weight
+without a minimum give 0.459, 200 give 0.408; on 2,048 images instead of 1,024, 200 give 0.389, these values 0.387."""
 PATCHES_A_WEIGHT = 40
+"""Minimum number of patches per weight of a filter."""
 CHUNK = 2**24
-"""Entries of the patches that are in memory at a time."""
+"""Maximum number of entries of patches in memory at a time."""
 LARGEST = 2**32
-"""Bytes of the largest layer input or output of all images together; of more images the first are taken."""
+"""Maximum bytes of the largest layer input or output for all images together; of more images the first are used."""
 
 
 def refit(model: nn.Module, batches: Batches, cut: Cut, *, asymmetric: bool = True, ridge: float = 1e-6) -> None:
     """Refit `model`, which `cut` describes, in place by least squares against the outputs of the dense network.
 
-    Asymmetric: each layer is fitted on what it gets from the layers before it, which are cut and refitted already, so
-    that errors do not pile up; and the last layer of a residual branch makes up for the error of the stream that it is
-    added to. Symmetric: on what it would get from the dense network; batch norms are re-estimated afterwards.
+    Asymmetric: each layer is fitted on its inputs in the cut network, whose earlier layers are refitted already, so
+    that errors do not accumulate; the last layer of a residual branch also compensates for the error of the stream
+    that its output is added to. Symmetric: each layer is fitted on its inputs in the dense network, and batch norms
+    are re-estimated afterwards.
 
-    Batch norms keep the dense network's variance; their means take up what a refit moves. Measured: after an asymmetric
-    refit, re-estimation loses one to three points.
+    Batch norms keep the dense network's variance; their means absorb the shift of a refit. Measured: after an
+    asymmetric refit, re-estimation loses one to three points of accuracy.
     """
     if all(len(channels) == cut.graph.by_name[name].num_channels for name, channels in cut.kept.items()):
         return
@@ -77,8 +80,11 @@ def refit(model: nn.Module, batches: Batches, cut: Cut, *, asymmetric: bool = Tr
 def _refit_front_to_back(
     model: nn.Module, dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, _Layer], ridge: float
 ) -> None:
-    """Two passes: the dense network's outputs are sampled; then the cut one runs once, and each layer is refitted as
-    its inputs arrive, or, at the end of a residual branch, when its output is added to the stream."""
+    """Sample the dense network's outputs, then run the cut network once and refit each layer in this pass.
+
+    A layer is refitted when its inputs arrive, or, at the end of a residual branch, when its output is added to the
+    stream.
+    """
     samples: dict[str, list[Tensor]] = {name: [] for name in layers}
     first = 0
 
@@ -93,7 +99,7 @@ def _refit_front_to_back(
         if layers[name].added:
             sample(name, own + other)
 
-    with Watch(dense, list(layers), after=sample_output, added=sample_sum):
+    with LayerObserver(dense, list(layers), after=sample_output, added=sample_sum):
         for images in parts:
             dense(images)
             first += len(images)
@@ -113,11 +119,11 @@ def _refit_front_to_back(
         x = inputs.pop(name)
         wanted = torch.cat(samples.pop(name)).double() - layer.patches.of_output(other).double()
         layer.fit(x, layer.before_norm(wanted, x), ridge)
-        # Not through their hooks: to the rest of the network this is the same call.
+        # `forward` skips the hooks: for the rest of the network this is the same call.
         y = layer.module.forward(x)
         own.copy_(y if layer.norm is None else layer.norm.forward(y))
 
-    with Watch(model, list(layers), before=refit_layer, added=refit_branch):
+    with LayerObserver(model, list(layers), before=refit_layer, added=refit_branch):
         model(torch.cat(list(parts)))
 
 
@@ -130,7 +136,7 @@ def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapp
         sample = layer.patches.of_output(y, first)[:, layer.outputs]
         layer.add(sums[name], layer.staying_inputs(x), sample, first)
 
-    with Watch(dense, list(layers), after=add):
+    with LayerObserver(dense, list(layers), after=add):
         for images in parts:
             dense(images)
             first += len(images)
@@ -139,19 +145,19 @@ def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapp
 
 
 class Patches:
-    """What a layer reads for its outputs at some positions of each image.
+    """Patches of a layer's input that determine its outputs at some positions of each image.
 
-    `module` is a linear layer (its positions are all axes between the first and the last) or a convolution.
+    `module` is a convolution, or a linear layer, whose positions are all axes between the first and the last.
     """
 
     def __init__(self, module: nn.Module, chosen: Tensor) -> None:
         self.module = module
         self.chosen = chosen
-        """`(images, positions)`: which of the output's positions, counted with the last axis fastest."""
+        """Chosen positions of the output for each image, shape `(images, positions)`, with the last axis fastest."""
 
     @classmethod
     def drawn(cls, module: nn.Module, output: Tensor, total: int, seed: int) -> Patches:
-        """Random positions, the same number in each of `total` images; all, if there are too few."""
+        """Draw random positions, the same number in each of `total` images; all positions if there are too few."""
         available = output[0].numel() // output.shape[-1 if isinstance(module, nn.Linear) else 1]
         each = -(-max(PATCHES, PATCHES_A_WEIGHT * cast(Tensor, module.weight)[0].numel()) // total)
         if each >= available:
@@ -165,11 +171,11 @@ class Patches:
         return cast(int, getattr(self.module, "groups", 1))
 
     def of_output(self, y: Tensor, first: int = 0) -> Tensor:
-        """The outputs there, `(N, channels)`; `y` is the layer's output for the images from number `first` on."""
+        """Return the outputs at the positions, `(N, channels)`; `y` is the output for the images from `first` on."""
         return self._rows(y)[self._places(first, len(y))]
 
     def of_input(self, x: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """Parts of 0..N, and what is read there: `(groups, part, weights of a filter)`, float64."""
+        """Yield parts of 0..N and their patches, shape `(groups, part, weights of a filter)`, float64."""
         images, places = self._places(first, len(x))
         if isinstance(self.module, nn.Linear):
             rows, taps = self._rows(x), None
@@ -195,14 +201,14 @@ class Patches:
         return torch.arange(count, device=chosen.device).repeat_interleave(chosen.shape[1]), chosen.reshape(-1)
 
     def _rows(self, x: Tensor) -> Tensor:
-        """`(B, positions, channels)`."""
+        """Reshape `x` to `(B, positions, channels)`."""
         if isinstance(self.module, nn.Linear):
             return x.reshape(len(x), -1, x.shape[-1])
         return x.flatten(2).transpose(1, 2)
 
 
 def _taps(conv: nn.Conv2d, sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """For each output position, which positions of the padded input (of `sizes`) it reads: `(positions, taps)`."""
+    """Return the positions of the padded input (of `sizes`) that each output position reads: `(positions, taps)`."""
     taps = torch.zeros(1, 1, dtype=torch.int64, device=device)
     for size, kernel, stride, dilation in zip(sizes, conv.kernel_size, conv.stride, conv.dilation, strict=True):
         starts = torch.arange(0, size - dilation * (kernel - 1), stride, device=device)
@@ -212,9 +218,9 @@ def _taps(conv: nn.Conv2d, sizes: tuple[int, ...], device: torch.device) -> Tens
 
 
 class Moments:
-    """Sums over patches x and what is to be explained at them, r: `x^T x`, `x^T r`, and both means. Float64.
+    """Sums over patches x and residuals r: `x^T x`, `x^T r`, and both means, in float64.
 
-    Leading axis: the groups of a convolution.
+    The leading axis of all tensors is the groups of a convolution.
     """
 
     def __init__(self) -> None:
@@ -229,40 +235,40 @@ class Moments:
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
-        """Of x, `(G, P)`, and of r, `(G, M)`."""
+        """Means of x, `(G, P)`, and of r, `(G, M)`."""
         return self._sums[2] / self.count, self._sums[3] / self.count
 
     @property
     def energy(self) -> float:
-        """`sum r^2`."""
+        """The sum of r^2."""
         return float(self._sums[4])
 
     def gram(self, *, centred: bool) -> Tensor:
-        """`x^T x / N`, `(G, P, P)`."""
+        """Return `x^T x / N`, shape `(G, P, P)`."""
         mean = self.means[0]
         gram = self._sums[0] / self.count
         return gram - mean[:, :, None] * mean[:, None, :] if centred else gram
 
     def cross(self, *, centred: bool) -> Tensor:
-        """`x^T r / N`, `(G, P, M)`."""
+        """Return `x^T r / N`, shape `(G, P, M)`."""
         mean_x, mean_r = self.means
         cross = self._sums[1] / self.count
         return cross - mean_x[:, :, None] * mean_r[:, None, :] if centred else cross
 
 
 def scale_of(gram: Tensor) -> Tensor:
-    """1 over the root of the diagonal, `(G, P)`: what makes it ones. 0 for columns that are zeros."""
+    """Return 1 over the root of the diagonal, shape `(G, P)`, which scales the diagonal to ones; 0 for zero columns."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    # Below this it is what centring left of a constant.
+    # Smaller values are the rounding error of centring a constant.
     live = diagonal > 1e-14 * diagonal.amax(-1, keepdim=True)
     return torch.where(live, diagonal.clamp(min=1e-300).rsqrt(), 0.0)
 
 
 def factored(gram: Tensor, scale: Tensor, ridge: float) -> Tensor:
-    """The Cholesky factor of `scale gram scale + ridge`; the ridge grows until there is one.
+    """Return the Cholesky factor of `scale gram scale + ridge`; the ridge grows until the factor exists.
 
     Raises:
-        FloatingPointError: if the matrix is not finite, as that of a network whose activations overflow.
+        FloatingPointError: if the matrix is not finite, for example because activations overflow.
     """
     scaled = gram * scale[:, :, None] * scale[:, None, :]
     diagonal = scaled.diagonal(dim1=-2, dim2=-1)
@@ -278,26 +284,26 @@ def factored(gram: Tensor, scale: Tensor, ridge: float) -> Tensor:
 
 
 def solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """`(gram + ridge diag(gram))^-1 cross`; zeros for columns that are zeros. `(G, P, M)`."""
+    """Return `(gram + ridge diag(gram))^-1 cross`, shape `(G, P, M)`; zeros for columns that are zeros."""
     scale = scale_of(gram)
     return scale[:, :, None] * torch.cholesky_solve(cross * scale[:, :, None], factored(gram, scale, ridge))
 
 
 @dataclass
 class _Layer:
-    """A layer of the cut network that is refitted, and where it stands."""
+    """A layer of the cut network that is refitted, and its place in the network."""
 
     module: nn.Conv2d | nn.Linear
     norm: nn.BatchNorm2d | None
-    """Takes its output."""
+    """The batch norm that takes the layer's output, if any."""
     added: bool
-    """Whether its output, or its batch norm's, is added to something: the end of a residual branch."""
+    """True if the output of the layer, or of its batch norm, is added to a tensor: the end of a residual branch."""
     inputs: Tensor
-    """Which positions on the dense layer's input axis stay (of each group)."""
+    """Positions on the dense layer's input axis (of each group) that stay."""
     outputs: Tensor
-    """Which of the dense layer's outputs stay."""
+    """Outputs of the dense layer that stay."""
     is_whole: bool
-    """Whether it reads all that the dense layer reads."""
+    """True if the layer reads all channels that the dense layer reads."""
     patches: Patches
 
     @property
@@ -305,7 +311,7 @@ class _Layer:
         return self.module.bias is not None or self.norm is not None
 
     def fit(self, x: Tensor, wanted: Tensor, ridge: float) -> None:
-        """Refit on all inputs at once; `wanted` are the outputs at the patches, `(N, M)`."""
+        """Refit on all inputs at once; `wanted` are the target outputs at the patches, shape `(N, M)`."""
         sums = self.moments()
         self.add(sums, x, wanted)
         self.update(sums, ridge)
@@ -330,9 +336,9 @@ class _Layer:
             self._shift((mean_r - (mean_x[:, None, :] @ change)[:, 0]).reshape(-1))
 
     def before_norm(self, y: Tensor, x: Tensor) -> Tensor:
-        """What the layer has to give so that its batch norm gives `y`, `(N, M)`.
+        """Return the outputs of the layer, `(N, M)`, for which its batch norm gives `y`.
 
-        Where the batch norm all but cuts a channel off, what the layer gives now: none of it would be seen.
+        For a channel whose scale in the batch norm is nearly 0, return the present output, because it has no effect.
         """
         if self.norm is None:
             return y
@@ -346,13 +352,13 @@ class _Layer:
         return torch.where(cut_off, now, (y - offset) / torch.where(cut_off, 1.0, scale))
 
     def staying_inputs(self, x: Tensor) -> Tensor:
-        """Of the dense layer's input, the part that the cut layer gets."""
+        """Return the part of the dense layer's input that the cut layer gets."""
         axis = x.dim() - 1 if isinstance(self.module, nn.Linear) else 1
         starts = torch.arange(self.patches.groups, device=x.device)[:, None] * (x.shape[axis] // self.patches.groups)
         return x.index_select(axis, (starts + self.inputs).reshape(-1))
 
     def _weight(self) -> Tensor:
-        """`(G, P, M)`, float64."""
+        """Return the weights, shape `(G, P, M)`, float64."""
         return self.module.weight.double().unflatten(0, (self.patches.groups, -1)).flatten(2).mT
 
     def _shift(self, shift: Tensor) -> None:
@@ -363,7 +369,7 @@ class _Layer:
 
 
 def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, _Layer], list[Tensor]]:
-    """The layers behind the first cut, in the order in which they run, and the images that there is room for."""
+    """Return the layers behind the first cut in the order in which they run, and the images that fit into memory."""
     ran, largest = structure_of(cut.dense, parts[0][:2])
     images = torch.cat(parts)[: max(1, LARGEST // largest)]
     modules, dense = dict(model.named_modules()), dict(cut.dense.named_modules())
@@ -380,13 +386,13 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
         patches = Patches.drawn(module, here.output, len(images), seed)
         is_whole = len(inputs) == shape[1]
         layers[name] = _Layer(module, norm, here.added, inputs, outputs, is_whole, patches)
-    # What runs before anything is missing gives what it gave.
+    # Layers before the first missing channel have the same outputs as in the dense network.
     behind = dropwhile(lambda item: item[1].is_whole, layers.items())
     return dict(behind), list(images.split(len(parts[0])))
 
 
 def _staying(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], npt.NDArray[np.int64]]:
-    """(Parameter, axis) -> the positions that stay, for all that a group slices."""
+    """Return the positions that stay for each (parameter, axis) that a group slices."""
     stays: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
     for group in graph.groups:
         gone = np.setdiff1d(np.arange(group.num_channels), kept.get(group.name, range(group.num_channels)))
@@ -398,33 +404,33 @@ def _staying(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[tup
 
 
 @dataclass
-class Ran:
-    """What one forward pass shows of a layer."""
+class ObservedLayer:
+    """Observation of a layer in one forward pass: its output, its batch norm, and its role in a residual branch."""
 
     output: Tensor
     norm: str | None = None
     added: bool = False
 
 
-def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, Ran], int]:
-    """The layers that can be refitted, in the order in which they run, and the bytes of the largest for one image."""
+def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLayer], int]:
+    """Return the layers that can be refitted in the order in which they run, and the bytes of the largest per image."""
     shared = Counter(id(module._parameters.get("weight")) for module in model.modules())
     names = [
         name
         for name, module in model.named_modules()
         if _can_be_refitted(module) and shared[id(module._parameters["weight"])] == 1
     ]
-    ran: dict[str, Ran] = {}
+    ran: dict[str, ObservedLayer] = {}
     left_out: set[str] = set()
     sums: list[str] = []
     largest = 1
 
     def after(name: str, x: Tensor, y: Tensor) -> None:
         nonlocal largest
-        # Windows of an image, say, count as images to the layer: they have no place among the others'.
+        # For example, windows of an image count as images for the layer: its rows do not belong to whole images.
         if name in ran or len(y) != len(images):
             left_out.add(name)
-        ran[name] = Ran(y)
+        ran[name] = ObservedLayer(y)
         largest = max(largest, *(tensor.numel() * tensor.element_size() // len(images) for tensor in (x, y)))
 
     def normed(name: str, norm: str) -> None:
@@ -433,7 +439,7 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, Ran], int]
     def added(name: str, own: Tensor, other: Tensor) -> None:
         sums.append(name)
 
-    with Watch(model, names, after=after, normed=normed, added=added):
+    with LayerObserver(model, names, after=after, normed=normed, added=added):
         model(images)
     for name in sums:
         ran[name].added = sums.count(name) == 1
@@ -441,7 +447,7 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, Ran], int]
 
 
 def _can_be_refitted(module: nn.Module) -> bool:
-    """Whether it is PyTorch's own layer, with a weight of its own that it uses as it is."""
+    """True if the module is PyTorch's own layer with its own weight, which it uses directly."""
     if module._parameters.get("weight") is None or type(module).forward not in _FORWARDS:
         return False
     groups, channels = getattr(module, "groups", 1), getattr(module, "in_channels", 1)
@@ -451,12 +457,12 @@ def _can_be_refitted(module: nn.Module) -> bool:
 _FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
-class Watch(TorchFunctionMode):
-    """Inside, layers can be looked at as a network runs, and the sums that end residual branches changed.
+class LayerObserver(TorchFunctionMode):
+    """Context that observes layers while a network runs, and that may change the sums that end residual branches.
 
-    `before(layer, input)` and `after(layer, input, output)`; `normed(layer, batch norm)` when the latter takes the
-    layer's output; `added(layer, own, other)` before the output of the layer, or of its batch norm, is added to
-    something, if nothing has read it so far: `own` may then be changed.
+    It calls `before(layer, input)`, `after(layer, input, output)`, `normed(layer, batch norm)` when a batch norm takes
+    the layer's output, and `added(layer, own, other)` before the output of the layer, or of its batch norm, is added to
+    another tensor. `added` is called only if nothing has read the output `own` before, so that `own` may be changed.
     """
 
     def __init__(
@@ -476,7 +482,7 @@ class Watch(TorchFunctionMode):
         self._from: dict[int, tuple[str, weakref.ref[Tensor], int]] = {}
         self._read: set[int] = set()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> LayerObserver:
         modules = dict(self._model.named_modules())
         for name in self._names:
             self._handles.append(modules[name].register_forward_pre_hook(partial(self._on_input, name)))
@@ -530,7 +536,7 @@ class Watch(TorchFunctionMode):
         self._from[id(output)] = name, weakref.ref(output), output._version
 
     def _layer_of(self, x: object) -> str | None:
-        """The layer that gave `x`, if it is still as it came: an activation in place makes it something else."""
+        """Return the layer whose output is `x`; None if an activation in place has changed `x` since."""
         name, reference, version = self._from.get(id(x), ("", None, 0))
         return name if reference is not None and reference() is x and cast(Tensor, x)._version == version else None
 

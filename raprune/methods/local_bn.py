@@ -1,23 +1,24 @@
-"""Batch-norm scales compared within their layer, and a home for what the pruned shifts gave.
+"""Batch-norm scales compared within their layer, and a transfer of the pruned channels' constants.
 
 Local normalisation pruning of batch-norm networks, ICANN 2019, doi 10.1007/978-3-030-30484-3_28. One threshold over
-the scales of a whole network wipes out layers whose scales are all small. After sparse training (`gammas.py`) the
-paper compares a channel with its own layer, g_c = (|gamma_c| - min |gamma|) / (max |gamma| - min |gamma|), prunes where
-g_c is at most a threshold, hands on what the pruned channels' betas gave, and fine-tunes by distillation.
+the scales of a whole network removes layers whose scales are all small. After sparse training (`gammas.py`) the paper
+compares a channel with its own layer, g_c = (|gamma_c| - min |gamma|) / (max |gamma| - min |gamma|), prunes where g_c
+is at most a threshold, transfers the effect of the pruned channels' betas, and fine-tunes by distillation.
 
-The paper's text was not at hand: its abstract names local normalisation, the transfer of beta and distillation; the
-formulas are ours. So are the mixture with the size among all layers (`mu`; 0 is network slimming), the sum of g over
-the layers that scale the same channels, normalised again, and 1 for channels that no layer scales, so that they go
+We had only the paper's abstract, which names local normalisation, the transfer of beta and distillation; the formulas
+are ours. Also ours: the mixture with the size among all layers (`mu`; 0 is network slimming), the sum of g over the
+layers that scale the same channels, normalised again, and 1 for channels that no layer scales, so that they are removed
 last.
 
-The transfer. A channel of scale 0 is constant, act(beta). Without it, what each of its readers gives is off by a
-constant, which the reader's bias can take up, or the running mean of the batch norm behind. `analytic` is data free:
-delta_m = sum_c act(beta_c) * sum of the taps K[m, c], exact away from zero padding; `measured` is the mean over images.
+The transfer. A channel of scale 0 is constant, act(beta). Without this channel, the output of each of its readers
+changes by a constant, which the reader's bias, or the running mean of the batch norm behind it, can absorb. `analytic`
+needs no data: delta_m = sum_c act(beta_c) * sum of the taps K[m, c], exact away from zero padding; `measured` is the
+mean over images.
 
 Measured on ResNet-20, CIFAR-10 (JPEG), not fine-tuned, validation accuracy. One epoch of sparse training, slimming's
 threshold at 80 % FLOPs: 57.9 % without a transfer, 72.2 % with the analytic, 71.5 % with the measured one; re-estimated
-batch norms take up the constants and the changed variances too, 75.8 % with or without a transfer, which then serves
-the layers without a batch norm behind them. Three epochs, repaired, one threshold at 70 and 50 % FLOPs: 69.9 and 39.6 %
+batch norms absorb the constants and also the changed variances, 75.8 % with or without a transfer, which is then useful
+for layers without a batch norm behind them. Three epochs, repaired, one threshold at 70 and 50 % FLOPs: 69.9 and 39.6 %
 for mu = 1, 67.7 and 42.1 % for mu = 0.5, 67.5 and 28.1 % for network slimming.
 """
 
@@ -43,21 +44,21 @@ from raprune.methods.method import Batches, Cut, Scores, reestimate_batch_norm
 
 @dataclass(frozen=True, kw_only=True)
 class LocalBN(SparseTrained):
-    """(1 - mu) |gamma_c| / max |gamma| + mu g_c."""
+    """The score (1 - mu) |gamma_c| / max |gamma| + mu g_c."""
 
-    title: ClassVar[str] = "batch-norm scales normalised within their layer, beta handed on (local BN; ICANN 2019)"
+    title: ClassVar[str] = "batch-norm scales normalised within their layer, beta transferred (local BN; ICANN 2019)"
     data_free: ClassVar[bool] = True
     comparable: ClassVar[bool] = True
 
     mu: float = field(default=1.0, metadata={"search": {"low": 0.0, "high": 1.0}})
-    """Weight of g_c; the rest is that of the size among all layers."""
+    """Weight of g_c; 1 - mu is the weight of the size among all layers."""
     beta: Literal["analytic", "measured", "none"] = field(
         default="analytic", metadata={"repair": True, "search": {"choices": ("analytic", "measured", "none")}}
     )
-    """How the constants of pruned channels are handed on: `analytic` as if images had no border, `measured` as their
-    mean over the calibration images, `none`."""
+    """Transfer of the constants of pruned channels: `analytic` as if images had no border, `measured` as the mean over
+    the calibration images, or `none`."""
     reestimate: bool = field(default=True, metadata={"repair": True})
-    """Whether batch norms are re-estimated after that."""
+    """True if batch norms are re-estimated after the transfer."""
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         gammas = scales(model)
@@ -74,25 +75,25 @@ class LocalBN(SparseTrained):
 
     def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
         if self.beta == "analytic" and all(group.maskable for group in cut.graph.groups):
-            # Without borders a constant channel is constant everywhere, whatever the image.
+            # Without borders a constant channel is constant at all positions of every image.
             weight = next(model.parameters())
             blank = torch.zeros(1, *cut.graph.input_shape, device=weight.device, dtype=weight.dtype)
             with borderless(model), borderless(reference := ablated(cut)):
-                hand_on(model, reference, [blank], cut)
+                transfer_constants(model, reference, [blank], cut)
         elif self.beta != "none":
-            hand_on(model, ablated(cut), (images for images, _ in batches()), cut)
+            transfer_constants(model, ablated(cut), (images for images, _ in batches()), cut)
         if self.reestimate:
             reestimate_batch_norm(model, batches)
 
 
 def normalised(size: Sizes) -> Sizes:
-    """From 0 for the smallest to 1 for the largest; all 1 where they are equal, so that none goes."""
+    """Scale sizes from 0 (smallest) to 1 (largest); all 1 if the sizes are equal, so that none is pruned."""
     low, high = size.min(), size.max()
     return np.ones_like(size) if high == low else (size - low) / (high - low)
 
 
 def ablated(cut: Cut) -> nn.Module:
-    """The dense network, where the channels that go have scale 0; those that nothing scales give nothing."""
+    """Return the dense network with scale 0 for the pruned channels; unscaled channels have zero weights instead."""
     model = copy.deepcopy(cut.dense).eval()
     gammas = scales(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -105,10 +106,10 @@ def ablated(cut: Cut) -> nn.Module:
     return model
 
 
-def hand_on(model: nn.Module, reference: nn.Module, images: Iterable[Tensor], cut: Cut) -> None:
-    """From input to output, move each constant of `model` so that what it belongs to has its mean in `reference`.
+def transfer_constants(model: nn.Module, reference: nn.Module, images: Iterable[Tensor], cut: Cut) -> None:
+    """Shift each constant of `model`, from input to output, so that the means of its tensor match `reference`.
 
-    `images` are batches `(B, C, H, W)`; each counts by its images. `model` is left in evaluation mode.
+    `images` are batches `(B, C, H, W)`, weighted by their numbers of images. `model` is left in evaluation mode.
     """
     here, there = absorbers(model), absorbers(reference)
     stays = {name: _left(cut, place) for name, place in there.items()}
@@ -120,30 +121,30 @@ def hand_on(model: nn.Module, reference: nn.Module, images: Iterable[Tensor], cu
         means[name].append(there[name].mean(x)[stays[name].to(x.device)])
         return x
 
-    def mend(name: str, x: Tensor) -> Tensor:
+    def correct(name: str, x: Tensor) -> Tensor:
         shift = means[name].pop(0) - here[name].mean(x)
         shifts[name] = shifts.get(name, torch.zeros_like(shift)) + weight * shift
-        # The layers behind see it mended.
+        # The later layers get the corrected tensor.
         return here[name].shifted(x, shift)
 
     model.eval()
     with torch.no_grad(), ExitStack() as stack:
         for name, place in here.items():
             stack.callback(there[name].hook(partial(watch, name)).remove)
-            stack.callback(place.hook(partial(mend, name)).remove)
+            stack.callback(place.hook(partial(correct, name)).remove)
         for batch in images:
             weight = len(batch)
             total += weight
             reference(batch)
             model(batch)
     for name, shift in shifts.items():
-        here[name].take_up(shift / total)
+        here[name].absorb(shift / total)
 
 
 @dataclass(frozen=True)
 class Absorber:
-    """A layer that can take up a constant: a batch norm at its input, in the mean that it subtracts; a convolution or
-    linear layer at its output, in its bias."""
+    """A layer that can absorb a constant: a batch norm at its input, by its running mean; a convolution or linear layer
+    at its output, by its bias."""
 
     name: str
     module: nn.modules.batchnorm._BatchNorm | nn.modules.conv._ConvNd | nn.Linear
@@ -163,24 +164,24 @@ class Absorber:
         return f"{self.name}.{'running_mean' if self.normalises else 'bias'}".removeprefix(".")
 
     def hook(self, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
-        """Call `change` with the tensor that the constant belongs to; what it gives takes the tensor's place."""
+        """Call `change` with the tensor that the constant belongs to; the result replaces the tensor."""
         if self.normalises:
             return self.module.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))
         return self.module.register_forward_hook(lambda _, inputs, output: change(output))
 
     def mean(self, x: Tensor) -> Tensor:
-        """Over all but the channels: `(C,)`."""
+        """Return the mean over all axes but the channels, shape `(C,)`."""
         axis = self._axis(x)
         return x.mean([dim for dim in range(x.dim()) if dim != axis], dtype=torch.float64)
 
     def shifted(self, x: Tensor, shift: Tensor) -> Tensor:
-        """`x` with `shift` `(C,)` added to its channels."""
+        """Add `shift`, shape `(C,)`, to the channels of `x`."""
         shape = [1] * x.dim()
         shape[self._axis(x)] = -1
         return x + shift.to(x.dtype).view(shape)
 
-    def take_up(self, shift: Tensor) -> None:
-        """From now on act as if `shift` `(C,)` were added."""
+    def absorb(self, shift: Tensor) -> None:
+        """Change the constant as if `shift`, shape `(C,)`, were added to the tensor."""
         constant = self.constant
         assert constant is not None
         constant.add_((-shift if self.normalises else shift).to(constant.dtype))
@@ -190,7 +191,7 @@ class Absorber:
 
 
 def absorbers(model: nn.Module) -> dict[str, Absorber]:
-    """Every layer that can take up a constant, by its name."""
+    """Return every layer that can absorb a constant, by its name."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.conv._ConvNd, nn.Linear)
     found = (Absorber(name, module) for name, module in model.named_modules() if isinstance(module, kinds))
     return {absorber.name: absorber for absorber in found if absorber.constant is not None}
@@ -198,7 +199,7 @@ def absorbers(model: nn.Module) -> dict[str, Absorber]:
 
 @contextmanager
 def borderless(model: nn.Module) -> Iterator[None]:
-    """Inside, convolutions pad with the image's own edge in place of zeros."""
+    """Make convolutions pad with the image's edge instead of zeros within the context."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     padded = [m for m in model.modules() if isinstance(m, kinds) and m.padding_mode == "zeros"]
     for module in padded:
@@ -219,7 +220,7 @@ def _gone(group: Group, cut: Cut) -> npt.NDArray[np.bool_]:
 
 
 def _left(cut: Cut, absorber: Absorber) -> Tensor:
-    """The positions of a dense layer's constant that the cut layer still has."""
+    """Return the positions of a dense layer's constant that the cut layer still has."""
     constant = absorber.constant
     assert constant is not None
     stays = torch.ones(len(constant), dtype=torch.bool)

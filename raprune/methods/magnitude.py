@@ -1,10 +1,10 @@
-"""Filter magnitude: small filters go.
+"""Filter magnitude: small filters are removed.
 
 Li, Kadav, Durdanovic, Samet, Graf: "Pruning Filters for Efficient ConvNets", ICLR 2017 (arXiv 1608.08710): the score of
-filter j is the sum of its absolute weights, s_j = sum |W_j|. `L2` takes the Euclidean norm instead.
+filter j is the sum of its absolute weights, s_j = sum |W_j|. `L2` uses the Euclidean norm instead.
 
-The paper scores single layers. Ours: where several layers write the same channels (a residual stream), their scores are
-added, each divided by the Euclidean norm of its layer's scores so that no layer drowns the others.
+The paper scores single layers. Ours: if several layers write the same channels (a residual stream), their scores are
+added, each divided by the Euclidean norm of its layer's scores so that no layer dominates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raprune.methods.method import Batches, Method, Scores
 
 @dataclass(frozen=True, kw_only=True)
 class L1(Method):
-    """s_j = sum |W_j|."""
+    """The score s_j = sum |W_j|."""
 
     title: ClassVar[str] = "sum of absolute filter weights (Li et al., ICLR 2017)"
     data_free: ClassVar[bool] = True
@@ -34,7 +34,7 @@ class L1(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class L2(Method):
-    """s_j = ||W_j||_2."""
+    """The score s_j = ||W_j||_2."""
 
     title: ClassVar[str] = "Euclidean norm of the filter"
     data_free: ClassVar[bool] = True
@@ -44,10 +44,10 @@ class L2(Method):
 
 
 def sum_over_layers(model: nn.Module, graph: ChannelGraph, rate: Callable[[Tensor], Tensor]) -> Scores:
-    """The scores of all groups from a rating of filters.
+    """Return the scores of all groups from a rating of filters.
 
-    `rate` takes a layer's filters, shape `(out channels, weights of one filter)` in float64, and gives one value each.
-    A group that no weight writes (it cannot be rated) gets equal scores.
+    `rate` takes a layer's filters, shape `(out channels, weights of one filter)` in float64, and gives one value per
+    filter. A group that no weight writes gets equal scores.
     """
     parameters = dict(model.named_parameters())
     scores: Scores = {}

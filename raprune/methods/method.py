@@ -1,8 +1,8 @@
-"""What a method is: some hooks, each with a default, or a path of its own.
+"""The base class of methods: some hooks, each with a default, or a path of networks.
 
     regularize -> score -> allocate (the searcher's widths, or by `damage`) -> cut -> repair
 
-A method that trains while it cuts (`path`) takes the place of the last three steps.
+The `path` of a method that trains while it cuts replaces the last three steps.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from torch import Tensor, nn
 from raprune.channels.graph import ChannelGraph
 
 Scores = dict[str, npt.NDArray[np.float64]]
-"""Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
+"""Scores by group name, one score per channel, shape `(num_channels,)`; higher means keep."""
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives the calibration batches afresh at each call: images `(B, C, H, W)`, normalised, and labels `(B,)`."""
+"""Function that gives the calibration batches at each call: normalised images `(B, C, H, W)` and labels `(B,)`."""
 
 
 Kept = Mapping[str, tuple[int, ...]]
-"""Group name -> ascending channels that stay."""
+"""Ascending channels that stay, by group name."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network on its way to being condensed."""
+    """A network on the path from the dense network to a smaller one."""
 
     model: nn.Module
     graph: ChannelGraph
-    """Of `model` as it is now: its groups have the channels that are left, counted from 0."""
+    """Graph of `model` at this point: its groups have the channels that are left, numbered from 0."""
     kept: Kept
-    """For every group, the channels of the dense network that `model` still has, in its order."""
+    """Channels of the dense network that `model` still has, for every group, in the order of `model`."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a network was cut: out of which one, and what stays."""
+    """Description of a cut: the dense network, its graph, and the channels that stay."""
 
     dense: nn.Module
     """The network before the cut, in evaluation mode."""
     graph: ChannelGraph
-    """Of `dense`."""
+    """Graph of `dense`."""
     kept: Kept
-    """Channels of `dense`; a group that is not named is whole."""
+    """Channels of `dense` that stay; a group that is not named is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regularizer(ABC):
-    """A training phase of the whole network, before anything is cut. Equal ones give the same network, trained once.
+    """A training phase of the whole network before any cut. Equal regularizers share one trained network.
 
-    Its fields, and nothing else, say what the phase does.
+    The fields alone must determine the training.
     """
 
     epochs: float
@@ -66,7 +66,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def __call__(self, model: nn.Module) -> None:
-        """Add the penalty's gradient to the parameters' `grad`: called between the backward pass and the step."""
+        """Add the penalty's gradient to the parameters' `grad`, between the backward pass and the optimiser's step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,26 +75,26 @@ class Step:
 
     network: Network
     epochs: float
-    """Of training since the dense network."""
+    """Epochs of training since the dense network."""
     settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
-    """What tells this network from others of the path that keep the same channels."""
+    """Settings that distinguish this network from others of the path that keep the same channels."""
 
 
-class Bench(Protocol):
-    """What a method that trains while it cuts may use."""
+class TrainingServices(Protocol):
+    """Services of the job for a method that trains while it cuts: data, training, evaluation, cutting."""
 
     @property
     def seed(self) -> int:
-        """Of this run of the method."""
+        """Seed of this run of the method."""
 
     def calibration(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The calibration batches (`Batches`)."""
+        """Return the calibration batches (`Batches`)."""
 
     def training(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Every image of the training split once, without augmentation, in the same order each time.
+        """Yield every image of the training split once, without augmentation, in the same order each time.
 
-        Images `(B, C, H, W)` and labels `(B,)`. A split that does not fit into memory is read from its files anew by
-        each call, so iterate once.
+        Yield images `(B, C, H, W)` and labels `(B,)`. Each call reads a split that does not fit into memory from its
+        files again, so iterate once.
         """
 
     def train(
@@ -109,92 +109,101 @@ class Bench(Protocol):
         """Train in place with the job's fine-tuning settings; `regularize` may change the gradients before a step."""
 
     def allowed(self, num_channels: int) -> list[int]:
-        """The widths that a group of so many channels may come to in this job, ascending; all of them is the last."""
+        """Return the widths, ascending, that this job allows for a group; the last is `num_channels`."""
 
     def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
-        """Which images of the validation split, or of one fixed part of it, are classified rightly: bool `(N,)`."""
+        """Return True for each correctly classified validation image, shape `(N,)`.
+
+        `images` limits the validation split to a fixed part of this many images.
+        """
 
     def cut(self, network: Network, kept: Kept) -> Network:
-        """A smaller network with only the channels `kept` of `network`, counted as `network.graph` does."""
+        """Return a smaller network with only the channels `kept`, numbered as in `network.graph`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to condense a network. Its fields are its hyper-parameters.
+    """One way to prune a network. The fields are the method's hyper-parameters.
 
     A field whose metadata has a `"search"` entry is searched over: `{"low": a, "high": b, "log": bool}` for numbers,
-    `{"choices": (...)}` for anything else. `"repair": True` says that only `repair` reads the field, so that scores
-    are shared over its values. Hooks know torch and groups, and neither Ray nor the store.
+    `{"choices": (...)}` for other values. `"repair": True` means that only `repair` reads the field, so that scores
+    are shared over its values. Hooks use torch and groups, and neither Ray nor the store.
     """
 
     title: ClassVar[str] = ""
-    """One line: what it does, and whose it is."""
+    """One line with the idea and the source of the method."""
     data_free: ClassVar[bool] = False
-    """Whether `score` never looks at the batches."""
+    """True if `score` never uses the batches."""
     seeded: ClassVar[bool] = False
-    """Whether another seed gives other scores; they are then not shared between candidates."""
+    """True if another seed gives other scores, which are then not shared between candidates."""
     comparable: ClassVar[bool] = False
-    """Whether scores of different groups are ranked together as they are, not divided by their group's mean."""
+    """True if scores of different groups are ranked together unchanged, not divided by their group's mean."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value, names = getattr(self, entry.name), entry.metadata.get("search", {}).get("choices", ())
-            # Numbers may lie outside of what is searched; a name that nobody knows cannot be meant.
+            # Numbers outside of the searched range are valid, an unknown choice is not.
             if isinstance(value, str) and names and value not in names:
                 raise ValueError(f"{entry.name} {value!r}: no such choice. Valid: {', '.join(map(str, names))}.")
 
     def regularize(self) -> Regularizer | None:
-        """How the network is trained before it is scored and cut; None: not at all."""
+        """Return the training phase before the network is scored and cut, or None for no such training."""
         return None
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
-        """One finite score a channel for every group of `graph`; higher means keep. `model` is left unchanged.
+        """Return one finite score per channel for every group of `graph`; higher means keep. `model` is not changed.
 
-        A group's scores do not depend on which other groups are in `graph`: they are computed in parts.
+        A group's scores must not depend on the other groups in `graph`, because scores are computed in parts.
         """
         raise TypeError(f"{type(self).__name__} has no score")
 
     def priced_at(self, num_channels: int) -> tuple[int, ...]:
-        """For a group of so many channels, after how many removals `priced` wants to know what they cost; default none.
+        """Return the numbers of removals in a group at which `priced` needs the measured sensitivity; default: none.
 
-        What is measured: the lowest-scored channels of that group alone are cut and the network repaired.
+        For the measurement the lowest-scored channels of this group alone are cut and the network is repaired.
         """
         return ()
 
     def priced(self, scores: npt.NDArray[np.float64], prices: Mapping[int, float]) -> npt.NDArray[np.float64]:
-        """A group's scores, `(num_channels,)`, in the same order, once those costs are known: number of channels gone
-        -> mean Kullback-Leibler divergence of the predictions from the dense network's, in nats."""
+        """Return a group's scores, shape `(num_channels,)`, in the same order, from the measured sensitivity.
+
+        `prices` maps a number of removed channels to the mean Kullback-Leibler divergence of the predictions from the
+        dense network's, in nats.
+        """
         return scores
 
     def damage(self, scores: Scores) -> Scores:
-        """Group name -> predicted damage when its m lowest-scored channels go, m = 0 .. num_channels; ascending.
+        """Return for each group the predicted damage without its m lowest-scored channels, m = 0 .. num_channels.
 
-        Default: the sum of the scores that go, as a share of the group's.
+        The damage ascends with m. Default: the sum of the removed scores as a fraction of the group's sum.
         """
-        return {name: _share_of_sum(values) for name, values in scores.items()}
+        return {name: _fraction_of_sum(values) for name, values in scores.items()}
 
     def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
-        """Mend the weights of a network that was cut, in place. Default: batch-norm re-estimation."""
+        """Compensate in place, by the weights of a cut network, for the missing channels.
+
+        Default: batch-norm re-estimation.
+        """
         reestimate_batch_norm(model, batches)
 
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
-        """The networks on the way from `dense` to one with at most `widths` channels in each group, which is the last.
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
+        """Yield the networks from `dense` to the last one, which has at most `widths` channels in each group.
 
-        Only for methods that train while they cut. `dense` is left unchanged.
+        Only methods that train while they cut have a path. `dense` is not changed.
         """
-        raise TypeError(f"{type(self).__name__} has no path: it is scored and cut")
+        raise TypeError(f"{type(self).__name__} has no path: it does not train while it cuts")
 
     @classmethod
     def has_path(cls) -> bool:
-        """Whether the method trains while it cuts."""
+        """True if the method trains while it cuts."""
         return cls.path is not Method.path
 
     def behind_scores(self) -> dict[str, bool | int | float | str]:
-        """The hyper-parameters that scores and prices depend on."""
+        """Return the hyper-parameters that scores and measured sensitivities depend on."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if not entry.metadata.get("repair")}
 
 
-def _share_of_sum(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _fraction_of_sum(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     ascending = np.sort(scores - min(0.0, float(scores.min())))
     return np.concatenate([[0.0], np.cumsum(ascending)]) / max(float(ascending.sum()), 1e-30)
 
@@ -202,9 +211,9 @@ def _share_of_sum(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:
     """Set every batch norm's running mean and variance to their average over `batches`, in place.
 
-    Cutting channels changes the statistics of every later layer; without this step a cut network cannot be judged.
-    Each batch counts by its images. A batch of one image is left out, as it may leave one value a channel, which has
-    no variance.
+    Cutting channels changes the statistics of every later layer; without this step the accuracy of a cut network has
+    no meaning. Batches are weighted by their numbers of images. A batch of one image is left out, because it may have
+    one value per channel, and one value has no variance.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:

@@ -1,6 +1,6 @@
-"""Random scores: the control that every method must beat.
+"""Random scores: the baseline that every method must beat.
 
-At high sparsity random selection with good widths beats most published criteria, so it stands in every search.
+At high sparsity random selection with good widths beats most published criteria, so every search includes it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from raprune.methods.method import Batches, Method, Scores
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Method):
-    """Uniform in [0, 1), by seed."""
+    """Scores that are uniform in [0, 1), by seed."""
 
-    title: ClassVar[str] = "random scores, the control"
+    title: ClassVar[str] = "random scores, the baseline"
     data_free: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
 

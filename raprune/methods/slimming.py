@@ -1,13 +1,13 @@
-"""Network slimming: channels of small batch-norm scales go.
+"""Network slimming: channels with small batch-norm scales are removed.
 
 Liu, Li, Shen, Huang, Yan, Zhang: "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017
 (arXiv 1708.06519): after training with an L1 penalty on the scales, the score of channel c is |gamma_c|, and one
 threshold holds for the whole network.
 
-The paper scores single layers. Ours: where several layers scale the same channels (a residual stream), the mean of
-their scales counts; channels that no layer scales have the network's largest, so that they go last. Measured on
-ResNet-20, CIFAR-10 (JPEG), three epochs of sparse training, one threshold, repaired but not fine-tuned, validation
-accuracy at 70 and 50 % FLOPs: 67.5 and 28.1 % with the mean, 53.5 and 23.5 % with the sum of the scales.
+The paper scores single layers. Ours: if several layers scale the same channels (a residual stream), the score is the
+mean of their scales; channels that no layer scales get the network's largest scale, so that they are removed last.
+Measured on ResNet-20, CIFAR-10 (JPEG), three epochs of sparse training, one threshold, repaired but not fine-tuned,
+validation accuracy at 70 and 50 % FLOPs: 67.5 and 28.1 % with the mean, 53.5 and 23.5 % with the sum of the scales.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raprune.methods.method import Batches, Scores
 
 @dataclass(frozen=True, kw_only=True)
 class Slimming(SparseTrained):
-    """|gamma_c|."""
+    """The score |gamma_c|."""
 
     title: ClassVar[str] = "batch-norm scales after sparse training (network slimming; Liu et al., ICCV 2017)"
     data_free: ClassVar[bool] = True

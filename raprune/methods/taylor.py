@@ -1,11 +1,11 @@
-"""First-order Taylor expansion: channels whose removal would change the loss least go.
+"""First-order Taylor expansion: channels whose removal would change the loss least are removed.
 
 Molchanov, Tyree, Karras, Aila, Kautz: "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR
 2017 (arXiv 1611.06440): the score of channel c is the mean over images of | mean over positions of a_c dL/da_c |,
 divided by the Euclidean norm of its layer's scores.
 
-The paper looks at one layer. Ours: the channel as each layer that reads it sees it; where several read it, their
-scores are added.
+The paper looks at one layer. Ours: the score is computed at the input of each layer that reads the channel; if several
+layers read the channel, their scores are added.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from raprune.methods.activations import added, readers, watching
 from raprune.methods.method import Batches, Method, Scores
 
 MOST_PIXELS = 2**20
-"""Pixels of the images that go through the network at once. All activations are kept for the gradients: those of
-EfficientNet-Lite0 took 20 GB for 256 images of 224 x 224."""
+"""Maximum number of pixels in a forward pass, because all activations are kept for the gradients: EfficientNet-Lite0
+took 20 GB for 256 images of 224 x 224."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taylor(Method):
-    """| a_c dL/da_c |, averaged."""
+    """The score | a_c dL/da_c |, averaged over images."""
 
     title: ClassVar[str] = "first-order change of the loss (Taylor; Molchanov et al., ICLR 2017)"
 
@@ -52,7 +52,7 @@ class Taylor(Method):
 
 
 def _in_parts(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches in parts of at most `MOST_PIXELS`, but of one image at least: every image counts for itself here."""
+    """Yield the batches in parts of at most `MOST_PIXELS`, but at least one image; images do not affect each other."""
     for images, labels in batches:
         count = max(1, MOST_PIXELS // images[0, 0].numel())
         yield from zip(images.split(count), labels.split(count), strict=True)

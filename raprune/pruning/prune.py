@@ -32,7 +32,7 @@ from raprune.cost.latency import LatencyTable
 from raprune.errors import ModelError
 from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step, method_named
 from raprune.pruning.allocate import Target, allocate, select
-from raprune.pruning.services import WorkloadBench
+from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.results.stages import OnWork, Work
@@ -330,8 +330,8 @@ class Pruner:
         goal = self._candidate(proposal, method, self.scores(method, proposal.seed))
         whole = {group.name: tuple(range(group.num_channels)) for group in self.graph.groups}
         on_epoch = self._epoch_of(proposal.method)
-        bench = WorkloadBench(self.workload, self._batches, seed=proposal.seed, on_epoch=on_epoch)
-        steps = method.path(Network(self.workload.model, self.graph, whole), goal.widths, bench)
+        services = WorkloadServices(self.workload, self._batches, seed=proposal.seed, on_epoch=on_epoch)
+        steps = method.path(Network(self.workload.model, self.graph, whole), goal.widths, services)
         step: Step | None = next(steps)
         number = 0
         while step is not None:

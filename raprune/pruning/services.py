@@ -1,4 +1,4 @@
-"""What a method that trains while it cuts may use of the job: its data, its training settings, cutting."""
+"""Services of the job for a method that trains while it cuts: data, training settings, evaluation, cutting."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from raprune.spec.job import SearchSpec
 from raprune.training.loop import Epoch, train
 
 
-class WorkloadBench:
-    """The bench of `raprune.methods.method.Bench` over a workload. Equal seeds give equal runs on the CPU."""
+class WorkloadServices:
+    """The `TrainingServices` of a workload. Equal seeds give equal runs on the CPU."""
 
     def __init__(
         self,

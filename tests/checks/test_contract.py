@@ -14,7 +14,7 @@ from torch import nn
 from raprune.channels.graph import ChannelGraph
 from raprune.checks.contract import checks_of, examine
 from raprune.checks.contract.checks import CHECKS, PATH_CHECKS
-from raprune.methods import Batches, Bench, Cut, Method, Network, Regularizer, Scores, Step
+from raprune.methods import Batches, Cut, Method, Network, Regularizer, Scores, Step, TrainingServices
 from raprune.methods.magnitude import L1
 
 
@@ -24,10 +24,10 @@ class Good(L1):
 
     title: ClassVar[str] = "as it should be"
 
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
         kept = {name: tuple(range(width)) for name, width in widths.items()}
-        network = bench.cut(dense, kept)
-        bench.train(network.model, 1.0)
+        network = services.cut(dense, kept)
+        services.train(network.model, 1.0)
         yield Step(network=network, epochs=1.0)
 
 
@@ -252,42 +252,42 @@ class RepairsByChance(Good):
 
 @dataclass(frozen=True, kw_only=True)
 class TooWide(Good):
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
-        return super().path(dense, {name: width + 1 for name, width in widths.items()}, bench)
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
+        return super().path(dense, {name: width + 1 for name, width in widths.items()}, services)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoStep(Good):
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
         return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowsAgain(Good):
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
-        yield from super().path(dense, widths, bench)
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
+        yield from super().path(dense, widths, services)
         yield Step(network=dense, epochs=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetsEpochs(Good):
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
-        *_, last = super().path(dense, widths, bench)
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
+        *_, last = super().path(dense, widths, services)
         yield last
         yield replace(last, epochs=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainsTheDense(Good):
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
-        bench.train(dense.model, 1.0)
-        yield from super().path(dense, widths, bench)
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
+        services.train(dense.model, 1.0)
+        yield from super().path(dense, widths, services)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WalksByChance(Good):
-    def path(self, dense: Network, widths: Mapping[str, int], bench: Bench) -> Iterator[Step]:
-        for step in super().path(dense, widths, bench):
+    def path(self, dense: Network, widths: Mapping[str, int], services: TrainingServices) -> Iterator[Step]:
+        for step in super().path(dense, widths, services):
             with torch.no_grad():
                 next(step.network.model.parameters()).add_(torch.rand(()))
             yield step

@@ -1,4 +1,4 @@
-"""Small networks whose channels are read by hand, for the tests of methods that look at what the readers see."""
+"""Small networks and their readers' inputs, for the tests of methods that score channels at the readers' inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph
-from raprune.methods.activations import Reader, readers, watching
+from raprune.methods.activations import GroupReader, readers, watching
 from tests.channels.networks import build
 from tests.channels.proved import proved
 
@@ -29,8 +29,8 @@ def channel_axis(module: nn.Module, x: Tensor) -> int:
     return x.dim() - 1 if isinstance(module, nn.Linear) else 1
 
 
-def part(reader: Reader, x: Tensor, positions: np.ndarray) -> Tensor:
-    """What the layer makes of these input positions alone, without its bias and mean: `(outputs, output channels)`."""
+def part(reader: GroupReader, x: Tensor, positions: np.ndarray) -> Tensor:
+    """Return the layer's output for these input positions alone, without bias and mean: `(outputs, channels)`."""
     module, axis = reader.module, channel_axis(reader.module, x)
     alone = torch.zeros_like(x).index_copy(
         axis, torch.as_tensor(positions), x.index_select(axis, torch.as_tensor(positions))
@@ -40,8 +40,8 @@ def part(reader: Reader, x: Tensor, positions: np.ndarray) -> Tensor:
     return y - y.mean(dim=0)
 
 
-def seen_by(model: nn.Module, graph: ChannelGraph) -> list[tuple[Reader, Tensor]]:
-    """Every reader and its input over all batches."""
+def seen_by(model: nn.Module, graph: ChannelGraph) -> list[tuple[GroupReader, Tensor]]:
+    """Return every reader with its input over all batches."""
     seen = readers(model, graph)
     inputs: dict[int, list[Tensor]] = {}
     with torch.no_grad(), watching(model, seen, lambda number, x: inputs.setdefault(number, []).append(x)):
@@ -51,7 +51,7 @@ def seen_by(model: nn.Module, graph: ChannelGraph) -> list[tuple[Reader, Tensor]
 
 
 def line(*slopes: float) -> nn.Module:
-    """Channel c passes on slopes[c] times the input, and both outputs of the head add them up."""
+    """Build a network whose channel c is slopes[c] times the input; both outputs of the head add the channels up."""
     model = nn.Sequential(nn.Conv2d(1, len(slopes), 1), nn.Flatten(), nn.Linear(len(slopes), 2))
     with torch.no_grad():
         model.get_parameter("0.weight").copy_(torch.tensor(slopes).view(-1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""Methods that look at what the layers that read a channel see, against their formulas written out."""
+"""Tests of methods that score channels at the readers' inputs, against the formulas written out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def unit(values: Tensor) -> np.ndarray:
 
 
 def maps(model: Net) -> tuple[Tensor, Tensor]:
-    """What is read of conv1 and of conv2, for all images, in one float64 pass."""
+    """Return the channels of conv1 and of conv2 at their readers, for all images, in one float64 pass."""
     with torch.no_grad():
         first, second = zip(*(model.maps(x) for x, _ in BATCHES), strict=True)
     return torch.cat(first), torch.cat(second)
@@ -71,13 +71,13 @@ def test_each_group_is_read_where_it_is_consumed(net: tuple[Net, ChannelGraph]) 
     assert found == {"conv1": (model.conv2, (5, 1)), "conv2": (model.linear, (4, 4))}
 
 
-def test_apoz_is_the_share_of_zeros(net: tuple[Net, ChannelGraph]) -> None:
+def test_apoz_score_is_the_fraction_of_non_zeros(net: tuple[Net, ChannelGraph]) -> None:
     for name, seen in zip(("conv1", "conv2"), maps(net[0]), strict=True):
         nonzero = torch.stack([(seen[:, c] != 0).float().mean() for c in range(seen.shape[1])])
         np.testing.assert_allclose(scores("apoz", net)[name], unit(nonzero), rtol=1e-5)
 
 
-def test_activation_is_the_mean_size(net: tuple[Net, ChannelGraph]) -> None:
+def test_activation_score_is_the_mean_absolute_value(net: tuple[Net, ChannelGraph]) -> None:
     for name, seen in zip(("conv1", "conv2"), maps(net[0]), strict=True):
         size = torch.stack([seen[:, c].abs().mean() for c in range(seen.shape[1])])
         np.testing.assert_allclose(scores("activation", net)[name], unit(size), rtol=1e-5)

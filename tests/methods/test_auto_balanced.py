@@ -1,4 +1,4 @@
-"""The balanced penalty by hand and by autograd, and the path that it leads along."""
+"""Tests of the balanced penalty, by hand and by autograd, and of the method's path."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ sizes = st.lists(st.floats(0.01, 100), min_size=2, max_size=12)
 
 
 def whole(name: str) -> Network:
-    """A small network of its own, with nothing cut."""
+    """Build a new small network with nothing cut."""
     graph = proved(name)[1]
     return Network(build(name), graph, {g.name: tuple(range(g.num_channels)) for g in graph.groups})
 
 
 def penalised(method: AutoBalanced, network: Network, widths: dict[str, int]) -> dict[str, Tensor]:
-    """What the penalty adds to the gradient of each parameter."""
+    """Return what the penalty adds to the gradient of each parameter."""
     balance = Balance(method, network, network.graph.widths | widths)
     parameters = dict(network.model.named_parameters())
     for parameter in parameters.values():
@@ -84,7 +84,7 @@ def test_smaller_filters_shrink_more_and_larger_ones_grow_more(values: list[floa
         assert (found[one] < 0) == (one in stays)
 
 
-def test_of_equal_filters_exactly_as_many_go_as_asked() -> None:
+def test_lambda_of_equal_filters_removes_exactly_the_wanted_number() -> None:
     found, stays = weighed(np.ones(5), 2)
     assert stays == (0, 1)
     assert found.tolist() == [-1, -1, 1, 1, 1]
@@ -131,7 +131,7 @@ def test_a_layer_that_stays_whole_is_left_alone() -> None:
 
 
 def test_energy_moves_and_is_not_lost() -> None:
-    """400 steps with the penalty alone: P loses what R gains. The second-order term of a step is all that is added."""
+    """In 400 steps with the penalty alone P loses what R gains, except for the second-order term of a step."""
     network = whole("FlattenLinear")
     weight = network.model.get_parameter("hidden.weight")
     balance = Balance(AutoBalanced(alpha=1e-3), network, network.graph.widths | {"hidden": 3})
@@ -192,7 +192,7 @@ def test_filters_of_a_transposed_convolution_run_along_its_second_axis() -> None
 
 
 def scaled_residual() -> Network:
-    """Residual, its batch norms with scales and variances of their own."""
+    """Build Residual with random scales and variances of its batch norms."""
     network = whole("Residual")
     generator = torch.Generator().manual_seed(3)
     for module in network.model.modules():
@@ -250,8 +250,8 @@ def test_lambda_stays_for_the_phase_unless_it_is_refreshed() -> None:
 
 
 @dataclass
-class SmallBench:
-    """Trains a few steps on noise. `phases`: the epochs of each training, whether with a penalty, whether distilled."""
+class SmallServices:
+    """Services that train a few steps on noise; `phases` records (epochs, has penalty, is distilled) per training."""
 
     seed: int = 0
     phases: list[tuple[float, bool, bool]] = field(default_factory=list)
@@ -296,11 +296,11 @@ def test_the_path_is_nested_and_ends_at_the_widths(name: str) -> None:
     dense = whole(name)
     state = {key: value.clone() for key, value in dense.model.state_dict().items()}
     widths = {group.name: 1 for group in dense.graph.groups[:2]}
-    bench = SmallBench()
+    services = SmallServices()
     method = AutoBalanced(alpha=0.01, steps=3, epochs=0.5, last_epochs=2, distil=True)
-    path = list(method.path(dense, widths, bench))
+    path = list(method.path(dense, widths, services))
     assert [step.epochs for step in path] == [1.0, 1.5, 3.5]
-    assert bench.phases == [(0.5, True, False)] * 3 + [(2, False, True)]
+    assert services.phases == [(0.5, True, False)] * 3 + [(2, False, True)]
     assert path[-1].network.graph.widths == shapes(dense.graph, widths)
     before = dense.kept
     for number, step in enumerate(path, start=1):
@@ -318,19 +318,19 @@ def test_the_path_is_nested_and_ends_at_the_widths(name: str) -> None:
 
 
 def test_a_path_without_a_cut_is_refused() -> None:
-    with pytest.raises(ValueError, match="steps 0: at least one"):
+    with pytest.raises(ValueError, match="steps 0: at least 1 is needed"):
         AutoBalanced(steps=0)
 
 
 def test_every_step_is_a_network_of_its_own() -> None:
-    path = list(AutoBalanced(steps=2).path(whole("FlattenLinear"), {"conv": 2, "hidden": 3}, SmallBench()))
+    path = list(AutoBalanced(steps=2).path(whole("FlattenLinear"), {"conv": 2, "hidden": 3}, SmallServices()))
     first, last = (step.network.model for step in path)
     assert not {id(p) for p in first.parameters()} & {id(p) for p in last.parameters()}
 
 
 def test_the_same_seed_gives_the_same_path() -> None:
     def end(seed: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
-        *_, last = AutoBalanced(alpha=0.01).path(whole("Residual"), {"stem": 4, "conv1": 2}, SmallBench(seed))
+        *_, last = AutoBalanced(alpha=0.01).path(whole("Residual"), {"stem": 4, "conv1": 2}, SmallServices(seed))
         return {name: tuple(kept) for name, kept in last.network.kept.items()}, last.network.model.state_dict()
 
     (kept, one), (kept_again, again), (_, other) = end(1), end(1), end(2)
@@ -340,12 +340,12 @@ def test_the_same_seed_gives_the_same_path() -> None:
 
 
 def test_more_alpha_leaves_less_in_what_is_cut() -> None:
-    """The penalty as it is trained with: what goes has lost its energy when it goes."""
+    """With the penalty in training, filters have lost their energy when they are cut."""
 
     def left(alpha: float) -> float:
         network = whole("FlattenLinear")
         balance = Balance(AutoBalanced(alpha=alpha), network, network.graph.widths | {"conv": 2})
-        SmallBench().train(network.model, 1, regularize=balance)
+        SmallServices().train(network.model, 1, regularize=balance)
         goes = [channel for channel in range(6) if channel not in balance.stays["conv"]]
         return float(network.model.get_parameter("conv.weight").detach()[goes].square().sum())
 

@@ -1,4 +1,4 @@
-"""Batch-norm re-estimation against the statistics of all calibration images at once."""
+"""Tests of the re-estimation of batch norms, against the statistics of all calibration images at once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def drawn(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [8, 9, 24])
-def test_the_average_over_all_images(size: int) -> None:
-    """Also where the last batch is smaller: it counts by its images."""
+def test_reestimated_statistics_are_the_average_over_all_images(size: int) -> None:
+    """The average is right even if the last batch is smaller: batches are weighted by their numbers of images."""
     model = build("Residual").double()
     batches = batches_of(drawn(24), size)
     reestimate_batch_norm(model, lambda: iter(batches))
@@ -34,7 +34,7 @@ def test_the_average_over_all_images(size: int) -> None:
 
 
 def test_later_layers_see_what_the_earlier_ones_give_in_the_same_pass() -> None:
-    """One batch: afterwards evaluation mode gives what training mode gives, but for the unbiased variance."""
+    """After one batch, evaluation mode gives the outputs of training mode, except for the unbiased variance."""
     model = build("Residual").double()
     batches = batches_of(drawn(16), 16)
     reestimate_batch_norm(model, lambda: iter(batches))
@@ -69,7 +69,7 @@ def test_modes_momentum_and_weights_stay(training: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_dropout_is_off_meanwhile() -> None:
+def test_reestimation_runs_without_dropout() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)).train()
     images = drawn(8).float()
@@ -78,7 +78,7 @@ def test_dropout_is_off_meanwhile() -> None:
 
 
 def test_a_last_batch_of_one_image_is_left_out() -> None:
-    """One value a channel has no variance; PyTorch would raise."""
+    """One value per channel has no variance; PyTorch would raise."""
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 64))
     images = drawn(9).float()
     reestimate_batch_norm(model, lambda: iter(batches_of(images, 8)))

@@ -1,4 +1,4 @@
-"""The search against any oracle, its bound, and the path on networks whose accuracy is known beforehand."""
+"""Tests of the search against any oracle, its bound, and its path on networks of known accuracy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from raprune.checks.contract.networks import build, graph_of
-from raprune.checks.contract.noise import bench_of
+from raprune.checks.contract.noise import services_of
 from raprune.methods import METHODS, Network, Step
 from raprune.methods.binary_search import BinarySearch, cost_of_groups, largest_removal
-from raprune.pruning.services import WorkloadBench
+from raprune.pruning.services import WorkloadServices
 
 
 class Oracle:
-    """Accepts by a table, and remembers what was asked."""
+    """An oracle that accepts by a table, and records the questions."""
 
     def __init__(self, accepted: set[int]) -> None:
         self.accepted = accepted
@@ -58,19 +58,19 @@ def test_galloping_crosses_a_dip() -> None:
     assert largest_removal(63, Oracle(accepted), gallop=True) == 40
 
 
-def test_by_hand() -> None:
-    """Of 8 neurons 5 may go: 4 is accepted, 6 refused, 5 accepted."""
+def test_largest_removal_of_eight_neurons_asks_as_by_hand() -> None:
+    """Of 8 neurons 5 can be removed: 4 is accepted, 6 refused, 5 accepted."""
     oracle = Oracle({1, 2, 3, 4, 5})
     assert largest_removal(7, oracle) == 5
     assert oracle.asked == [4, 6, 5]
     assert largest_removal(0, Oracle(set())) == 0
 
 
-class Known(WorkloadBench):
-    """100 images, of which each channel below a group's `need` costs one more; training is counted."""
+class Known(WorkloadServices):
+    """Services with 100 images; each channel below a group's `need` costs one image. Training is counted."""
 
     def __init__(self, dense: Network, need: Mapping[str, int]) -> None:
-        real = bench_of(dense.model, seed=0)
+        real = services_of(dense.model, seed=0)
         self.__dict__.update(real.__dict__)
         self.need = need
         self.trained: list[float] = []
@@ -101,29 +101,29 @@ def walk(
     method: BinarySearch, need: Mapping[str, int], widths: Mapping[str, int] | None = None, network: str = "Residual"
 ) -> tuple[list[Step], Known]:
     dense = dense_of(network)
-    bench = Known(dense, need)
-    return list(method.path(dense, widths or dense.graph.widths, bench)), bench
+    services = Known(dense, need)
+    return list(method.path(dense, widths or dense.graph.widths, services)), services
 
 
 STILL = BinarySearch(tolerance=0.0, finetune_epochs=0.0)
 
 
 def test_each_group_is_searched_down_to_what_it_needs() -> None:
-    """Residual has a stream of 8 channels and 6 inner ones; 3 and 5 are needed: 4, 6, 5 and 3, 1, 2 are tried."""
-    steps, bench = walk(STILL, {"stem": 3, "conv1": 5})
+    """Residual has a stream of 8 channels and 6 inner channels; 3 and 5 are needed: 4, 6, 5 and 3, 1, 2 are tried."""
+    steps, services = walk(STILL, {"stem": 3, "conv1": 5})
     assert [step.network.graph.widths for step in steps] == [{"stem": 3, "conv1": 6}, {"stem": 3, "conv1": 5}]
     assert [step.settings["evaluations"] for step in steps] == [3, 6]
-    assert bench.evaluations == 6 + 1, "and the dense network's"
-    assert bench.trained == []
+    assert services.evaluations == 6 + 1, "and the dense network's"
+    assert services.trained == []
 
 
 @settings(max_examples=20)
 @given(st.integers(1, 8), st.integers(1, 6))
 def test_the_evaluations_stay_within_the_sum_of_logarithms(stem: int, conv1: int) -> None:
-    steps, bench = walk(STILL, {"stem": stem, "conv1": conv1})
+    steps, services = walk(STILL, {"stem": stem, "conv1": conv1})
     assert steps[-1].network.graph.widths == {"stem": stem, "conv1": conv1}
-    assert bench.evaluations - 1 == steps[-1].settings["evaluations"]
-    assert bench.evaluations - 1 <= ceil(log2(8)) + ceil(log2(6))
+    assert services.evaluations - 1 == steps[-1].settings["evaluations"]
+    assert services.evaluations - 1 <= ceil(log2(8)) + ceil(log2(6))
 
 
 def test_only_widths_that_the_job_allows_are_tried() -> None:
@@ -132,12 +132,12 @@ def test_only_widths_that_the_job_allows_are_tried() -> None:
             return [*range(4, num_channels, 2), num_channels]
 
     dense = dense_of("Residual")
-    bench = InPairs(dense, {"stem": 3, "conv1": 5})
-    steps = list(STILL.path(dense, dense.graph.widths, bench))
+    services = InPairs(dense, {"stem": 3, "conv1": 5})
+    steps = list(STILL.path(dense, dense.graph.widths, services))
     assert steps[-1].network.graph.widths == {"stem": 4, "conv1": 6}
 
 
-def test_the_largest_filters_stay() -> None:
+def test_search_keeps_the_largest_filters() -> None:
     dense = dense_of("Residual")
     with torch.no_grad():
         for name in ("stem.weight", "conv2.weight"):
@@ -151,8 +151,8 @@ def test_the_largest_filters_stay() -> None:
     ("split", "widths"),
     [("global", {"stem": 4, "conv1": 6}), ("split", {"stem": 6, "conv1": 4})],
 )
-def test_who_uses_the_tolerance(split: str, widths: dict[str, int]) -> None:
-    """Four images may be lost: the first group takes all of them, or half and the rest is the second's."""
+def test_tolerance_is_used_by_the_first_group_or_split(split: str, widths: dict[str, int]) -> None:
+    """Four images may be lost: the first group uses all four, or half of them, and the second group the other half."""
     method = BinarySearch(tolerance=0.04, tolerance_split=split, finetune_epochs=0.0)  # type: ignore[arg-type]
     steps, _ = walk(method, {"stem": 8, "conv1": 6})
     assert steps[-1].network.graph.widths == widths
@@ -164,7 +164,7 @@ def test_backward_gives_the_last_group_the_tolerance() -> None:
 
 
 def test_what_is_newly_right_makes_up_for_what_is_newly_wrong() -> None:
-    """Paired: the images are others, as many as before are right."""
+    """The comparison is paired: other images are right, but as many as before."""
     dense = dense_of("Residual")
 
     class Swapped(Known):
@@ -177,8 +177,8 @@ def test_what_is_newly_right_makes_up_for_what_is_newly_wrong() -> None:
 
 def test_training_between_groups_and_of_probes_is_counted() -> None:
     method = BinarySearch(tolerance=0.0, probe_epochs=0.25, finetune_epochs=2.0)
-    steps, bench = walk(method, {"stem": 3, "conv1": 6})
-    assert bench.trained == [0.25] * 3 + [2.0] + [0.25] * 2, "the second group lost nothing: no training"
+    steps, services = walk(method, {"stem": 3, "conv1": 6})
+    assert services.trained == [0.25] * 3 + [2.0] + [0.25] * 2, "the second group lost nothing: no training"
     assert [step.epochs for step in steps] == [2.75, 3.25]
 
 
@@ -189,12 +189,12 @@ def test_a_second_sweep_ends_the_search_where_nothing_goes() -> None:
 
 
 def test_found_widths_above_the_wanted_are_lowered_in_a_last_step() -> None:
-    steps, bench = walk(BinarySearch(tolerance=0.0), {"stem": 3, "conv1": 5}, {"stem": 4, "conv1": 2})
+    steps, services = walk(BinarySearch(tolerance=0.0), {"stem": 3, "conv1": 5}, {"stem": 4, "conv1": 2})
     assert len(steps) == 3
     assert steps[-1].network.graph.widths == {"stem": 3, "conv1": 2}
     assert set(steps[-1].network.kept["conv1"]) < set(steps[-2].network.kept["conv1"])
     assert steps[-1].settings == steps[-2].settings, "no probe more"
-    assert bench.trained == [1.0, 1.0, 1.0]
+    assert services.trained == [1.0, 1.0, 1.0]
 
 
 def test_batch_norms_are_estimated_again_only_where_widths_were_wanted() -> None:
@@ -215,7 +215,7 @@ def test_grouped_convolutions_lose_as_many_channels_in_each_block() -> None:
 
 
 def test_costs_of_groups_by_hand() -> None:
-    """FlattenLinear: conv 3->6 of 3x3, linear 24->7, linear 7->5. Less a group, only other layers' biases stay."""
+    """FlattenLinear is conv 3->6 of 3x3, linear 24->7, linear 7->5; without a group only other layers' biases stay."""
     graph = graph_of("FlattenLinear")
     params = cost_of_groups(graph, graph.params)
     assert params == {"conv": 6 * 27 + 6 + 24 * 7, "hidden": 24 * 7 + 7 + 7 * 5}

@@ -1,4 +1,4 @@
-"""Every method does what the contract asks. A new one is held to it the moment it has its line in METHODS."""
+"""Every method passes the contract; a new method is tested as soon as it has its line in METHODS."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from raprune.methods import METHODS
 @pytest.mark.parametrize(
     ("method", "check"), [(method, check) for method, kind in METHODS.items() for check in checks_of(kind)]
 )
-def test_contract(method: str, check: str) -> None:
+def test_method_of_the_table_passes_the_contract(method: str, check: str) -> None:
     checks_of(METHODS[method])[check](METHODS[method])

@@ -1,4 +1,4 @@
-"""What channels add to the layers that read them, against the layers themselves on one channel at a time."""
+"""Tests of the contributions of channels, against the layers themselves on one channel at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_grouped_convolution_reads_a_channel_in_each_of_its_groups() -> None:
 
 
 def test_some_positions_stand_for_all() -> None:
-    """Drawn by a fixed seed, and of the right size on average."""
+    """The positions are drawn by a fixed seed; the estimate is right on average."""
     model, graph = network("Residual")
     few, again = (contributions(model, graph, batches, positions=16) for _ in range(2))
     every = contributions(model, graph, batches, positions=64)
@@ -48,7 +48,7 @@ def test_some_positions_stand_for_all() -> None:
             assert 0.5 < 4 * np.trace(one.gram) / np.trace(all_of_them.gram) < 2
 
 
-def test_readers_are_added_as_shares_of_what_their_layers_give_out() -> None:
+def test_merged_readers_are_added_as_fractions_of_their_layers_energies() -> None:
     model, graph = network("Residual")
     found = contributions(model, graph, batches, positions=10_000)
     mine = [one for one in found if one.reader.group == "stem"]

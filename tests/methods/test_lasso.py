@@ -1,4 +1,4 @@
-"""The lasso's path against coordinate descent, and its errors against least squares."""
+"""Tests of the lasso's path against coordinate descent, and of its errors against least squares."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.methods.by_hand import batches, line, network, part, seen_by, two_ima
 
 
 def maps(channels: int, seed: int) -> np.ndarray:
-    """Correlated contributions of both signs: `(outputs, channels)`."""
+    """Draw correlated contributions of both signs, `(outputs, channels)`."""
     generator = np.random.default_rng(seed)
     mixed = generator.normal(size=(200, channels)) @ generator.normal(size=(channels, channels))
     return np.maximum(mixed + 1, 0) * generator.normal(size=channels)
 
 
 def descend(gram: np.ndarray, penalty: float, beta: np.ndarray) -> np.ndarray:
-    """The lasso's beta by cyclic coordinate descent."""
+    """Return the lasso's beta by cyclic coordinate descent."""
     beta, target = beta.copy(), gram.sum(axis=1)
     for _ in range(20_000):
         before = beta.copy()

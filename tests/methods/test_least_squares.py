@@ -1,4 +1,4 @@
-"""Refitted weights against least squares by hand, layer by layer."""
+"""Tests of refitted weights against least squares by hand, layer by layer."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def in_batches(x: Tensor) -> Batches:
 
 
 def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`(B * positions, weights of a filter)`."""
+    """Return the patches, `(B * positions, weights of a filter)`."""
     read = functional.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride)  # type: ignore[arg-type]
     return read.transpose(1, 2).reshape(-1, read.shape[1])
 
@@ -93,7 +93,7 @@ def rows(y: Tensor) -> Tensor:
 
 
 def fitted(read: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights `(M, P)` and bias `(M,)` by PyTorch's own least squares, with a column of ones."""
+    """Return weights `(M, P)` and bias `(M,)` by PyTorch's own least squares, with a column of ones."""
     ones = torch.ones(len(read), 1, dtype=read.dtype)
     solution = torch.linalg.lstsq(torch.cat([read, ones], 1), wanted).solution
     return solution[:-1].T, solution[-1]
@@ -134,8 +134,8 @@ def test_asymmetric_goes_front_to_back_over_what_is_refitted_already() -> None:
     torch.testing.assert_close(small.head.bias.detach(), bias, atol=1e-8, rtol=0)
 
 
-def test_the_end_of_a_branch_makes_up_for_the_stream() -> None:
-    """Both branches are cut; the second one's last layer is fitted to the stream after it, through its batch norm."""
+def test_refit_of_the_end_of_a_branch_compensates_for_the_stream() -> None:
+    """Both branches are cut; the last layer of the second branch is fitted to the stream, through its batch norm."""
     dense, graph = made(Branch)
     small, how = cut_to(dense, graph, {"one": (1, 4), "three": (0, 3, 5)})
     x = images(60)
@@ -170,7 +170,7 @@ def test_layers_that_read_no_cut_group_are_refitted_behind_the_cut() -> None:
 
 
 @pytest.mark.parametrize("asymmetric", [True, False])
-def test_nothing_cut_nothing_changed(asymmetric: bool) -> None:
+def test_refit_without_a_cut_changes_nothing(asymmetric: bool) -> None:
     dense, graph = made(Branch)
     small, how = cut_to(dense, graph, {"one": tuple(range(6))})
     refit(small, in_batches(images()), how, asymmetric=asymmetric)
@@ -179,7 +179,7 @@ def test_nothing_cut_nothing_changed(asymmetric: bool) -> None:
 
 @pytest.mark.parametrize("asymmetric", [True, False])
 @pytest.mark.parametrize("network", ["Residual", "Grouped", "DenseBlock", "FlattenLinear", "Transposed", "Depthwise"])
-def test_nearer_to_the_dense_network_than_the_bare_cut(network: str, asymmetric: bool) -> None:
+def test_refit_comes_closer_to_the_dense_network_than_the_bare_cut(network: str, asymmetric: bool) -> None:
     dense, graph = build(network), proved(network)[1]
     # A trained network's batch norms know its data.
     reestimate_batch_norm(dense, in_batches(images(40, dtype=torch.float32)))
@@ -208,7 +208,7 @@ def test_layers_that_have_no_weight_of_their_own_are_left_alone(network: str) ->
 
 
 @pytest.mark.parametrize("network", ["DenseBlock", "FlattenLinear", "Chain", "Grouped"])
-def test_a_channel_that_another_one_equals_is_made_up_for(network: str) -> None:
+def test_refit_compensates_for_a_channel_that_equals_another(network: str) -> None:
     dense, graph = made(Chain) if network == "Chain" else (build(network).double(), proved(network)[1])
     first = graph.groups[1] if network == "Grouped" else graph.groups[0]
     with torch.no_grad():
@@ -228,7 +228,7 @@ def test_a_channel_that_another_one_equals_is_made_up_for(network: str) -> None:
 
 
 class Own(nn.Module):
-    """What is added to its own transform: the transform has read it before the addition."""
+    """A network that adds a tensor to its own transform, which has read the tensor before the addition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class Own(nn.Module):
 
 
 def test_what_is_read_before_it_is_added_is_no_branch() -> None:
-    """Nor is what an activation changed in place: here no layer ends a branch."""
+    """A tensor that an activation changed in place ends no branch either: here no layer ends a branch."""
     dense, graph = made(Own)
     small, how = cut_to(dense, graph, {"inner": (0, 1, 2, 5)})
     x = images()

@@ -1,4 +1,4 @@
-"""Local normalisation by hand, and the transfer of beta against networks whose channels are constant."""
+"""Tests of local normalisation by hand, and of the transfer of beta on networks with constant channels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def no_batches() -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class Layers(nn.Module):
-    """Some convolutions one after another, each with its batch norm, and a linear head."""
+    """Convolutions one after another, each with its batch norm, and a linear head."""
 
     def __init__(self, *gammas: Sequence[float]) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def scored(model: nn.Module, mu: float = 1.0) -> Scores:
 # -- the score -----------------------------------------------------------------------------------------------------
 
 
-def test_by_hand() -> None:
+def test_local_bn_score_equals_the_score_by_hand() -> None:
     model = Layers([0.2, -1.0, 0.6], [0.1, 0.05])
     scores = scored(model)
     np.testing.assert_allclose(scores["convs.0"], [0.0, 1.0, 0.5], atol=1e-7)
@@ -89,11 +89,11 @@ def test_no_threshold_below_1_empties_a_layer(gammas: list[list[float]], thresho
         assert (values > threshold).any()
 
 
-def test_the_smallest_of_a_layer_goes_at_any_threshold() -> None:
+def test_smallest_channel_of_a_layer_has_score_zero() -> None:
     assert all(values.min() == 0.0 for values in scored(Layers([3.0, 2.0, 2.5], [0.1, 0.2])).values())
 
 
-def test_equal_scales_all_stay() -> None:
+def test_equal_scales_score_one() -> None:
     assert scored(Layers([0.3, 0.3, -0.3], [1.0, 2.0]))["convs.0"].tolist() == [1.0, 1.0, 1.0]
 
 
@@ -113,7 +113,7 @@ def test_channels_that_nothing_scales_go_last() -> None:
 
 
 class Small(nn.Module):
-    """A stem of 8 channels with batch norm, what the subclass does with them, and logits."""
+    """A stem of 8 channels with batch norm, the body of the subclass, and logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Small(nn.Module):
 
 
 class Chain(Small):
-    """Readers of all kinds: a batch norm behind, a bias, pooling between, a flatten before the classifier."""
+    """A network with readers of all kinds: with a batch norm behind, with a bias, after pooling, after a flatten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Chain(Small):
 
 
 class BiasOnly(Small):
-    """Readers without a batch norm behind them."""
+    """A network whose readers have no batch norm behind them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class BiasOnly(Small):
 
 
 class Stream(Small):
-    """Two writers of one residual stream, before and behind an inner layer."""
+    """A network with two writers of one residual stream, before and behind an inner layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class Stream(Small):
 
 
 class Joined(Small):
-    """As in DenseNet: what is concatenated has its batch norm before the layer that reads it."""
+    """A block as in DenseNet: the concatenated channels have a batch norm before the layer that reads them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Joined(Small):
 
 
 class Separable(Small):
-    """A depthwise convolution between the channels and who reads them."""
+    """A network with a depthwise convolution between the channels and their readers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ UNPADDED = (Chain, BiasOnly, Stream, Joined, Separable)
 
 
 def randomised(kind: Callable[[], nn.Module]) -> nn.Module:
-    """In float64, with batch norms that do something."""
+    """Convert the network to float64 and randomise its batch norms."""
     generator = torch.Generator().manual_seed(3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -211,7 +211,7 @@ def randomised(kind: Callable[[], nn.Module]) -> nn.Module:
 
 
 def half_gone(graph: ChannelGraph) -> Kept:
-    """Of every group that a layer scales, each second channel."""
+    """Keep each second channel of every group that a layer scales."""
     return {
         group.name: tuple(range(1, group.num_channels, 2))
         for group in graph.groups
@@ -273,7 +273,7 @@ def test_scales_that_are_not_zero_are_ablated(kind: type[Small]) -> None:
 
 
 class Padded(Small):
-    """A 3x3 convolution with zeros around the image, and the map that it gives."""
+    """A 3x3 convolution with zeros around the image; the output is its map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ def test_analytic_is_exact_on_interior_pixels() -> None:
 
 
 def test_analytic_by_its_formula() -> None:
-    """delta_m = sum over pruned c of act(beta_c) * sum over taps of K[m, c]."""
+    """The formula is delta_m = sum over pruned c of act(beta_c) * sum over taps of K[m, c]."""
     model, graph, kept = padded()
     delta = torch.zeros(6, dtype=torch.float64)
     for m in range(6):
@@ -343,7 +343,7 @@ def test_channels_that_nothing_scales_have_no_beta() -> None:
 
 
 def test_a_norm_across_the_channels_asks_for_images() -> None:
-    """There no channel is constant for all images, so that the measured transfer stands in."""
+    """No channel is then constant for all images, so the measured transfer is used instead."""
     model, graph = proved("WrittenAttention")
     kept = {group.name: tuple(range(1, group.num_channels)) for group in graph.groups}
     found = []

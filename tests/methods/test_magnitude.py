@@ -1,4 +1,4 @@
-"""l1 and l2 on two layers, by hand."""
+"""Tests of l1 and l2 on two layers, by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def no_batches() -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def two_layers() -> nn.Module:
-    """Filters (3, -4), (1, 1), (0, 2) on two inputs, then a head that nobody scores."""
+    """Build filters (3, -4), (1, 1), (0, 2) on two inputs, and a head without a score."""
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(3, 2))
     with torch.no_grad():
         filters = torch.tensor([[3.0, -4.0], [1.0, 1.0], [0.0, 2.0]])
@@ -32,7 +32,7 @@ def two_layers() -> nn.Module:
     ("method", "by_hand"),
     [("l1", np.array([7.0, 2.0, 2.0])), ("l2", np.array([5.0, np.sqrt(2.0), 2.0]))],
 )
-def test_one_layer(method: str, by_hand: np.ndarray) -> None:
+def test_magnitude_of_one_layer_equals_the_norms_by_hand(method: str, by_hand: np.ndarray) -> None:
     model = two_layers()
     graph = trace(model, torch.zeros(1, 2, 1, 1))
     scores = METHODS[method]().score(model, graph, no_batches, seed=0)
@@ -54,7 +54,7 @@ def test_layers_that_write_the_same_channels_are_added() -> None:
 
 
 def test_positions_of_one_channel_are_added() -> None:
-    """Grouped: a channel of `reduce` is one filter in each of the three groups."""
+    """In Grouped a channel of `reduce` is one filter in each of the three groups."""
     model = build("Grouped")
     with torch.no_grad():
         weight = model.get_parameter("reduce.weight")

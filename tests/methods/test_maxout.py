@@ -1,4 +1,4 @@
-"""Counts, survivors and the path of maxout units, against numbers by hand and slow direct computations."""
+"""Tests of the counts, survivors and path of maxout units, by hand and by slow direct computations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from raprune.channels.graph import ChannelGraph, Group, Member
 from raprune.channels.maxout import insert, inserted
 from raprune.channels.trace import trace
 from raprune.checks.contract.networks import NETWORKS, build, conv, graph_of
-from raprune.checks.contract.noise import bench_of
+from raprune.checks.contract.noise import services_of
 from raprune.methods import Network, Step
 from raprune.methods.maxout import Maxout, survivors, wins, zero_smallest
 from raprune.records import Candidate
 
 
 class TwoLayers(nn.Module):
-    """One hidden layer, dropout, and a layer that reads it; with a ReLU between them or without."""
+    """A hidden layer, dropout, and a layer that reads it; with or without a ReLU between them."""
 
     def __init__(self, hidden: int, seen: int, *, relu: bool) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class TwoLayers(nn.Module):
 
 
 def with_units(weights: list[float], *, relu: bool, candidates: int) -> tuple[TwoLayers, ChannelGraph]:
-    """A hidden layer of these weights by units, and the graph of its reader."""
+    """Build a hidden layer of these weights by units; return it with the graph of its reader."""
     count = len(weights) // candidates
     model = TwoLayers(len(weights), count, relu=relu)
     model.hidden.weight.data = torch.tensor(weights, dtype=torch.float32)[:, None]
@@ -48,7 +48,7 @@ def with_units(weights: list[float], *, relu: bool, candidates: int) -> tuple[Tw
 
 
 def counted(weights: list[float], samples: list[float], *, relu: bool, candidates: int = 2) -> list[list[float]]:
-    """The wins over samples of one number each."""
+    """Count the wins over samples of one number each."""
     model, outer = with_units(weights, relu=relu, candidates=candidates)
     # Two batches, the last of one sample.
     parts = [torch.tensor(part, dtype=torch.float32)[:, None] for part in (samples[:-1], samples[-1:])]
@@ -58,20 +58,20 @@ def counted(weights: list[float], samples: list[float], *, relu: bool, candidate
     return counts["hidden"].tolist()
 
 
-def test_wins_by_hand() -> None:
+def test_wins_of_two_units_equal_the_counts_by_hand() -> None:
     """Unit 0 has weights 1 and -1, unit 1 has 2 and 3: two positive samples and one negative."""
     assert counted([1, -1, 2, 3], [1, 5, -2], relu=False) == [[2, 1], [1, 2]]
 
 
-def test_equals_share() -> None:
-    """All three at every sample; and of 2, 1, 1 the last two at the negative one."""
+def test_wins_of_equal_candidates_are_split_equally() -> None:
+    """All three win at every sample; of 2, 1, 1 the last two win at the negative sample."""
     assert np.array(counted([1, 1, 1, 2, 1, 1], [1, 1, -3], relu=False, candidates=3)) == pytest.approx(
         np.array([[1, 1, 1], [2, 0.5, 0.5]])
     )
 
 
 def test_behind_a_relu_a_unit_that_is_off_has_no_winner() -> None:
-    """Unit 1 is off at -2, where its first candidate is the largest; unit 0 is on at every sample but 0."""
+    """Unit 1 is off at -2, where its first candidate is the largest; unit 0 is on at every sample except 0."""
     assert counted([1, -1, 2, 3], [1, 5, -2, 0], relu=True) == [[2, 1], [0, 2]]
 
 
@@ -85,13 +85,13 @@ def test_counts_sum_to_the_samples_at_which_the_unit_is_on(relu: bool) -> None:
     assert torch.allclose(counts.sum(1).double(), expected)
 
 
-def test_of_each_unit_the_rarest_goes() -> None:
+def test_survivors_leave_out_the_rarest_winner_of_each_unit() -> None:
     assert survivors(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 5.0]])) == (0, 2, 4, 5)
     assert survivors(torch.tensor([[0.0, 1.0], [1.0, 0.0]])) == (1, 2)
 
 
 def small_path(method: Maxout, name: str = "FlattenLinear", widths: Mapping[str, int] | None = None) -> list[Step]:
-    """The steps of a path, each with a network of its own."""
+    """Return the steps of a path, each with a separate network."""
     dense, graph = build(name), graph_of(name)
     return list(steps_of(method, dense, graph, widths or graph.widths))
 
@@ -99,7 +99,7 @@ def small_path(method: Maxout, name: str = "FlattenLinear", widths: Mapping[str,
 def steps_of(method: Maxout, dense: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> list[Step]:
     whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
     steps = []
-    for step in method.path(Network(dense, graph, whole), widths, bench_of(dense, seed=4)):
+    for step in method.path(Network(dense, graph, whole), widths, services_of(dense, seed=4)):
         model = cut(step.network.model, step.network.graph, Candidate("", {}))
         steps.append(replace(step, network=replace(step.network, model=model)))
     return steps
@@ -113,8 +113,8 @@ def untrained(**settings: Any) -> Maxout:
     return Maxout(epochs=0.0, weight_pruning=0.0, **settings)
 
 
-def test_the_networks_of_a_path() -> None:
-    """Six filters and seven hidden units, four candidates: one unit each, that loses one candidate a round."""
+def test_path_of_four_candidates_loses_one_candidate_a_round() -> None:
+    """Six filters and seven hidden neurons with four candidates give one unit each, which shrinks in each round."""
     steps = small_path(replace(untrained(candidates=4), epochs=0.5))
     assert [inserted(step.network.model) for step in steps] == [{"conv": q, "hidden": q} for q in (4, 3, 2)] + [{}]
     assert [step.epochs for step in steps] == [0.5, 1.0, 1.5, 2.0]
@@ -149,9 +149,9 @@ def test_as_many_units_as_fit_and_as_are_asked_for(asked: int, left: int) -> Non
 def test_units_are_as_many_as_the_job_allows() -> None:
     dense, graph = build("FlattenLinear"), graph_of("FlattenLinear")
     whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
-    bench = bench_of(dense, seed=4)
-    bench.allowed = lambda num_channels: [*range(2, num_channels, 2), num_channels]  # type: ignore[method-assign]
-    *_, last = untrained(candidates=2).path(Network(dense, graph, whole), graph.widths, bench)
+    services = services_of(dense, seed=4)
+    services.allowed = lambda num_channels: [*range(2, num_channels, 2), num_channels]  # type: ignore[method-assign]
+    *_, last = untrained(candidates=2).path(Network(dense, graph, whole), graph.widths, services)
     assert {name: len(kept) for name, kept in last.network.kept.items()} == {"conv": 2, "hidden": 2}, "not 3"
 
 
@@ -166,7 +166,7 @@ def test_of_more_neurons_than_the_units_hold_the_largest_compete() -> None:
 
 
 def test_survivors_keep_their_weights_and_each_round_drops_the_rarest_of_those_left() -> None:
-    """Neither are rows written over one another, nor do candidates that had gone count in later rounds."""
+    """Rows do not overwrite one another, and removed candidates do not count in later rounds."""
     dense, graph = build("FlattenLinear"), graph_of("FlattenLinear")
     steps = steps_of(untrained(candidates=3), dense, graph, graph.widths)
     for before, after in pairwise(steps):
@@ -175,7 +175,7 @@ def test_survivors_keep_their_weights_and_each_round_drops_the_rarest_of_those_l
             rows = dense.state_dict()[weight][list(kept[name])]
             assert torch.equal(after.network.model.state_dict()[weight], rows)
         # Slowly: z of every image, position and candidate of the units of the convolution.
-        images = torch.cat([x for x, _ in bench_of(dense, seed=0).training()])
+        images = torch.cat([x for x, _ in services_of(dense, seed=0).training()])
         left = inserted(before.network.model)["conv"]
         z = weight_of(before.network.model, "conv.weight")
         z = functional.conv2d(images, z, weight_of(before.network.model, "conv.bias"), padding=1)
@@ -190,13 +190,13 @@ def test_survivors_keep_their_weights_and_each_round_drops_the_rarest_of_those_l
 
 
 def test_a_candidate_that_never_wins_goes_unseen() -> None:
-    """Its removal changes no output on the images that were counted."""
+    """The removal of the candidate changes no output on the counted images."""
     dense, graph = build("FlattenLinear"), graph_of("FlattenLinear")
     with torch.no_grad():
         weight_of(dense, "conv.bias")[1::2] -= 100
         weight_of(dense, "hidden.bias")[1::2] -= 100
     first, last = steps_of(untrained(candidates=2), dense, graph, graph.widths)
-    for images, _ in bench_of(dense, seed=0).training():
+    for images, _ in services_of(dense, seed=0).training():
         assert torch.allclose(first.network.model(images), last.network.model(images), atol=1e-6)
     assert all(channel % 2 == 0 for channel in last.network.kept["conv"])
 
@@ -223,10 +223,10 @@ def test_expanded_without_noise_is_the_cut_network() -> None:
 def test_expanded_units_hold_the_neuron_and_noisy_copies() -> None:
     dense, graph = build("FlattenLinear"), graph_of("FlattenLinear")
     whole = {name: tuple(range(width)) for name, width in graph.widths.items()}
-    method, bench = untrained(candidates=3, mode="expand", noise=0.1), bench_of(dense, seed=0)
+    method, services = untrained(candidates=3, mode="expand", noise=0.1), services_of(dense, seed=0)
     places = {"conv": "conv", "hidden": "hidden"}
-    scores = method.score(dense, graph, bench.calibration, seed=0)
-    network, _ = method._united(Network(dense, graph, whole), places, graph.widths, scores, bench)
+    scores = method.score(dense, graph, services.calibration, seed=0)
+    network, _ = method._united(Network(dense, graph, whole), places, graph.widths, scores, services)
     weight = weight_of(network.model, "conv.weight").view(6, 3, 3, 3, 3)
     assert torch.equal(weight[:, 0], weight_of(dense, "conv.weight"))
     noise = (weight[:, 1:] - weight_of(dense, "conv.weight")[:, None]).flatten(2).norm(dim=2)
@@ -258,15 +258,15 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_where_units_stand(name: str) -> None:
-    """Behind the batch norm if there is one; never on a residual stream or beside grouped or transposed layers."""
+def test_places_of_units_follow_the_structure_of_the_groups(name: str) -> None:
+    """Units are behind the batch norm, if any; never on a residual stream, or at grouped or transposed layers."""
     steps = small_path(untrained(candidates=2), name, {group.name: 2 for group in graph_of(name).groups})
     assert inserted(steps[0].network.model) == dict.fromkeys(PLACES[name].values(), 2)
     assert all(len(kept) == 2 for kept in steps[-1].network.kept.values())
 
 
 class Beside(nn.Module):
-    """A convolution that is read behind its batch norm and also before it."""
+    """A convolution whose output is read behind its batch norm and also before it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Methods by name: the box's own, an installed distribution's, the user's class."""
+"""Tests of methods by name: built-in, of an installed distribution, and the user's class."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ nowhere = no_such_module_at_all:Thing
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder as pip leaves it: a module, and the metadata of its distribution."""
+    """A folder as pip installs it: a module, and the metadata of its distribution."""
     (tmp_path / "theirs_module.py").write_text(MODULE)
     metadata = tmp_path / "raprune_theirs-1.2.dist-info"
     metadata.mkdir()
@@ -112,12 +112,12 @@ def test_the_list_says_where_methods_come_from_and_what_is_wrong_with_them() -> 
     assert [method.name for method in listed if method.origin == "raprune"] == sorted(METHODS)
     added = {method.name: method for method in listed if method.origin == "raprune-theirs 1.2"}
     assert added["theirs"].title == "a method of somebody else's" and added["theirs"].settings == ("power=1.5",)
-    assert added["l1"].title == "hidden by raprune's own l1; reached as theirs_module:Theirs"
+    assert added["l1"].title == "hidden by the built-in method l1; use it as theirs_module:Theirs"
     assert "raised ModuleNotFoundError" in added["nowhere"].title
 
 
-def test_in_a_fresh_process(folder: Path) -> None:
-    """As installed: by its entry point through the command line, and held to the contract."""
+def test_method_of_a_distribution_is_found_in_a_new_process(folder: Path) -> None:
+    """The command line finds an installed method by its entry point, and checks it against the contract."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "140"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

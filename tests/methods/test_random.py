@@ -1,4 +1,4 @@
-"""The control: uniform, by seed."""
+"""Tests of the random baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raprune.methods import METHODS
 from tests.channels.proved import proved
 
 
-def test_uniform_by_seed() -> None:
+def test_random_scores_are_uniform_and_follow_the_seed() -> None:
     model, graph = proved("DenseBlock")
     drawn = [METHODS["random"]().score(model, graph, lambda: iter(()), seed=seed) for seed in range(200)]
     values = np.stack([np.concatenate(list(scores.values())) for scores in drawn])

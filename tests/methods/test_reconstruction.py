@@ -1,4 +1,4 @@
-"""Scores, weights and order against brute-force least squares; properties; every kind of reader."""
+"""Tests of scores, weights and order against brute-force least squares, for every kind of reader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAPS = 9
 
 
 def samples(channels: int, count: int, outputs: int = 5, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Patches that depend on each other, as maps do, and weights, float64."""
+    """Draw correlated patches and weights, float64."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(count, channels * TAPS // 2, dtype=torch.float64, generator=generator)
     mix = torch.randn(channels * TAPS // 2, channels * TAPS, dtype=torch.float64, generator=generator)
@@ -42,7 +42,7 @@ def solution(x: Tensor, weight: Tensor, channels: int, *, ridge: float = 0.0) ->
 
 
 def brute(x: Tensor, y: Tensor, kept: list[int]) -> tuple[float, Tensor]:
-    """The squared error and the weights of least squares on these channels, on the patches themselves."""
+    """Return the squared error and the weights of least squares with these channels, on the patches themselves."""
     own = columns(x.shape[1] // TAPS)[kept].flatten()
     weight = torch.linalg.lstsq(x[:, own], y, driver="gelsd").solution
     return float((y - x[:, own] @ weight).square().sum()), weight
@@ -78,7 +78,7 @@ def test_scores_order_and_weights_equal_brute_force(asymmetric: bool) -> None:
 
 
 def test_half_of_64_channels_is_what_a_fresh_fit_gives() -> None:
-    """Over removals that move the matrix together twice."""
+    """The removals compact the matrix twice."""
     x, weight = samples(64, 3000)
     fast = solution(x, weight, 64)
     order, errors = removal([solution(x, weight, 64)])
@@ -111,7 +111,7 @@ def test_dead_channels_go_first_for_nothing() -> None:
 
 
 def test_a_channels_scale_changes_nothing() -> None:
-    """With a ridge too, as it is relative to each column."""
+    """This holds with a ridge too, because the ridge is relative to each column."""
     x, weight = samples(6, 400)
     scaled, divided = x.clone(), weight.clone()
     for channel, factor in enumerate([1e-3, 7.0, 1.0, 30.0, 0.2, 1e3]):
@@ -145,7 +145,7 @@ class Batches:
 
 
 def read_by(model: Any, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What layer `name` reads, patch by patch `(groups, N, P)`, and gives `(groups, N, M)`, both less their means."""
+    """Return the layer's patches `(groups, N, P)` and outputs `(groups, N, M)`, both without their means."""
     module, seen = model.get_submodule(name), dict[str, Tensor]()
     handle = module.register_forward_hook(lambda module, inputs, output: seen.update(x=inputs[0], y=output))
     with torch.no_grad():
@@ -161,7 +161,7 @@ def read_by(model: Any, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def error_without(model: Any, graph: ChannelGraph, group: str, gone: list[int], x: Tensor) -> float:
-    """By brute force: the squared error of each reader as a share of its outputs, added up."""
+    """Return the sum over readers of the squared error as a fraction of the outputs, by brute force."""
     total = 0.0
     for member in graph.by_name[group].members:
         name = member.parameter.removesuffix(".weight")
@@ -189,7 +189,7 @@ def error_without(model: Any, graph: ChannelGraph, group: str, gone: list[int], 
     ],
 )
 def test_curves_of_networks_equal_brute_force(network: str, group: str) -> None:
-    """Readers of one layer, of many, behind a concatenation, grouped, and behind a flatten."""
+    """The readers are one layer, many layers, behind a concatenation, grouped, and behind a flatten."""
     model, graph = build(network).double(), proved(network)[1]
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None:
@@ -231,7 +231,7 @@ def mixed() -> tuple[Any, ChannelGraph]:
 
 
 @pytest.mark.parametrize("form", ["block", "map"])
-def test_a_mix_of_other_maps_costs_nothing_and_is_made_up_for(form: str) -> None:
+def test_map_that_is_a_mix_of_others_costs_nothing_and_is_compensated(form: str) -> None:
     model, graph = mixed()
     x = images()
     method = Reconstruction(form=form, ridge=1e-10)
@@ -247,7 +247,7 @@ def test_a_mix_of_other_maps_costs_nothing_and_is_made_up_for(form: str) -> None
 
 
 def test_the_map_form_of_a_layer_by_hand() -> None:
-    """Each map as a mix of the others: e_c is what is left of it, times the squares of all weights that read it."""
+    """Each map is a mix of the others: e_c is the rest of the map times the squares of all weights that read it."""
     model, graph = mixed()
     x = images(64)
     with torch.no_grad():
@@ -269,15 +269,15 @@ def test_the_map_form_of_a_layer_by_hand() -> None:
     assert scores.min() == pytest.approx(min(rests) / energy, rel=1e-6)
 
 
-def test_prices_are_asked_for_where_they_tell_most() -> None:
+def test_sensitivity_is_measured_at_two_fractions_of_a_group() -> None:
     assert Reconstruction().priced_at(64) == (26, 51)
     assert Reconstruction().priced_at(2) == (1,)
     assert Reconstruction().priced_at(1) == ()
     assert Reconstruction(sensitivity=0.0).priced_at(64) == ()
 
 
-def test_priced_errors_are_what_was_paid() -> None:
-    """Exact where it was measured, in proportion to the error between, in the same order everywhere."""
+def test_errors_with_measured_sensitivity_equal_the_measurements() -> None:
+    """Errors are exact where they were measured, proportional between, and keep their order."""
     errors = np.array([0.4, 0.1, 0.2, 0.8, 1.6])
     priced = Reconstruction().priced(errors, {2: 0.6, 4: 8.0})
     # After 2 removals the rate is 3, after 4 it is 10.
@@ -286,14 +286,14 @@ def test_priced_errors_are_what_was_paid() -> None:
     np.testing.assert_allclose(half, np.sqrt(priced * errors))
 
 
-def test_a_price_that_falls_leaves_the_order() -> None:
+def test_sensitivity_that_falls_keeps_the_order() -> None:
     errors = np.array([0.1, 0.2, 0.2, 0.4])
     priced = Reconstruction().priced(errors, {1: 10.0, 3: 0.002})
     assert priced[0] < priced[1] == priced[2] < priced[3]
     assert np.array_equal(Reconstruction().priced(np.zeros(3), {1: 0.5}), np.zeros(3))
 
 
-def test_a_share_of_the_budget() -> None:
+def test_error_budget_limits_the_removals_of_a_group() -> None:
     scores = {"a": np.array([0.3, 0.1, 4.0, 1.0])}
     assert Reconstruction().damage(scores)["a"].tolist() == [0.0, 0.1, 0.3, 1.0, 4.0]
     assert within(np.array([0.0, 0.1, 0.3, 1.0, 4.0]), 0.25) == 3

@@ -1,4 +1,4 @@
-"""Sparse training of scales, and slimming's one threshold over them, by hand."""
+"""Tests of the sparse training of scales, and of slimming's one threshold, by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def slimmed(model: nn.Module, graph: ChannelGraph) -> Scores:
 
 
 def two_layers(first: list[float], second: list[float]) -> nn.Module:
-    """Two convolutions with these batch-norm scales, and a linear head."""
+    """Build two convolutions with these batch-norm scales, and a linear head."""
     model = nn.Sequential(
         nn.Conv2d(3, len(first), 1, bias=False), nn.BatchNorm2d(len(first)), nn.ReLU(),
         nn.Conv2d(len(first), len(second), 1, bias=False), nn.BatchNorm2d(len(second)), nn.ReLU(),
@@ -59,7 +59,7 @@ def test_scales_of_the_same_channels_are_averaged() -> None:
 
 
 def test_channels_that_nothing_scales_go_last() -> None:
-    """Transposed: only `up` has a batch norm, and the largest scale of the network is among its channels."""
+    """In Transposed only `up` has a batch norm, which has the largest scale of the network."""
     model = build("Transposed")
     with torch.no_grad():
         model.get_parameter("bn.weight").copy_(torch.tensor([0.5, 3.0, 0.1, 0.2, 0.3, 0.4]))

@@ -1,4 +1,4 @@
-"""ThiNet by hand, and against its sum of squares written out."""
+"""Tests of ThiNet by hand, and against its sum of squares written out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from raprune.channels.cut import cut
 from raprune.channels.trace import trace
 from raprune.methods import METHODS, Cut, reestimate_batch_norm
-from raprune.methods.activations import Reader
+from raprune.methods.activations import GroupReader
 from raprune.methods.thinet import ThiNet
 from raprune.records import Candidate
 from tests.methods.by_hand import batches, line, network, part, seen_by, two_images
 
 
-def test_what_cancels_goes_together() -> None:
+def test_channels_that_cancel_are_removed_together() -> None:
     model = line(2.0, -1.9, 0.5, 5.0)
     scores = ThiNet().score(model, trace(model, torch.zeros(1, 1, 1, 1)), two_images, seed=0)["0"]
     # T grows by 0.5, then -1.9, then 2, then 5: the sums are 0.5, -1.4, 0.6 and 5.6, which is the whole output.
@@ -36,7 +36,7 @@ def test_the_greedy_choice_written_out(name: str) -> None:
         for group in graph.groups:
             mine = [(reader, x) for reader, x in seen if reader.group == group.name]
 
-            def error(gone: list[int], mine: list[tuple[Reader, Tensor]] = mine) -> float:
+            def error(gone: list[int], mine: list[tuple[GroupReader, Tensor]] = mine) -> float:
                 total = 0.0
                 for reader, x in mine:
                     positions = reader.indices[gone].reshape(-1)

@@ -18,7 +18,7 @@ from torch import nn
 from raprune.channels.cut import cut
 from raprune.channels.graph import pack_positions
 from raprune.channels.maxout import insert, inserted
-from raprune.checks.contract.noise import bench_of
+from raprune.checks.contract.noise import services_of
 from raprune.errors import RecipeError
 from raprune.methods import Network
 from raprune.methods.maxout import Maxout
@@ -153,7 +153,7 @@ def test_every_network_on_the_way_of_maxout_units(name: str, tmp_path: Path) -> 
     widths = {group.name: 2 for group in graph.groups}
     whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
     method, seen = Maxout(candidates=3, epochs=0.0, weight_pruning=0.0), []
-    for number, step in enumerate(method.path(Network(dense, graph, whole), widths, bench_of(dense, seed=0))):
+    for number, step in enumerate(method.path(Network(dense, graph, whole), widths, services_of(dense, seed=0))):
         model, folder = step.network.model.eval(), str(tmp_path / str(number))
         candidate = Candidate("maxout", step.network.kept)
         save(Store(folder), "", model=model, graph=graph, candidate=candidate, provenance={})

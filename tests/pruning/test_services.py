@@ -14,7 +14,7 @@ from raprune.channels.trace import trace
 from raprune.data import load_data
 from raprune.methods import Network
 from raprune.methods.maxout import Maxout
-from raprune.pruning.services import WorkloadBench
+from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.spec.job import DataSpec, DenseTrainSpec, FinalistSpec, FinetuneSpec, ModelSpec, SamplerSpec, SearchSpec
 from raprune.training.evaluate import evaluate
@@ -37,8 +37,8 @@ def workload() -> Workload:
     return dense
 
 
-def bench(seed: int = 1) -> WorkloadBench:
-    return WorkloadBench(workload(), lambda: workload().train.batches(50), seed=seed)
+def services(seed: int = 1) -> WorkloadServices:
+    return WorkloadServices(workload(), lambda: workload().train.batches(50), seed=seed)
 
 
 def network() -> Network:
@@ -48,14 +48,14 @@ def network() -> Network:
 
 
 def test_training_batches_are_the_whole_training_split_as_it_is() -> None:
-    images, labels = zip(*bench().training(), strict=True)
+    images, labels = zip(*services().training(), strict=True)
     whole = next(iter(workload().train.batches(10_000)))
     assert torch.equal(torch.cat(images), whole[0])
     assert torch.equal(torch.cat(labels), whole[1])
 
 
 def test_training_batches_of_a_streamed_split_are_all_of_its_images(tmp_path: Path) -> None:
-    """The sample that stays in memory, which they were, has other wins in a unit than the whole split."""
+    """The sample in memory would give other counts of wins in a unit than the whole split."""
     folder = write_parts(tmp_path / "train", digits(), row_group=50)
     data = DataSpec(name="parquet", train=folder, stream=True, resident_images=100, validation_fraction=0.2)
     spec = SPEC.model_copy(update={"data": data})
@@ -74,8 +74,8 @@ def test_training_batches_of_a_streamed_split_are_all_of_its_images(tmp_path: Pa
     assert own.counted == streamed.data.num_train, "maxout counts on all of them in its one round"
 
 
-class Counting(WorkloadBench):
-    """Counts the training images that a method asks for, and trains nothing."""
+class Counting(WorkloadServices):
+    """Services that count the training images of a method, and train nothing."""
 
     counted = 0
 
@@ -90,18 +90,18 @@ class Counting(WorkloadBench):
 
 def test_correct_is_what_evaluation_counts_on_a_part_that_stays() -> None:
     model = workload().model
-    right = bench().correct(model)
+    right = services().correct(model)
     assert right.dtype is torch.bool
     assert right.double().mean().item() == evaluate(model, workload().validation).accuracy
-    some = bench().correct(model, 20)
+    some = services().correct(model, 20)
     assert len(some) == 20
-    assert torch.equal(some, bench(seed=7).correct(model, 20))
+    assert torch.equal(some, services(seed=7).correct(model, 20))
 
 
 def test_training_goes_by_the_job_and_the_same_seed_gives_the_same_weights() -> None:
     states = []
     for seed in (1, 1, 2):
-        own, trained = bench(seed), network().model
+        own, trained = services(seed), network().model
         own.train(trained, 0.5)
         own.train(trained, 0.5, lr=0.01, distil=True)
         assert not trained.training
@@ -111,7 +111,7 @@ def test_training_goes_by_the_job_and_the_same_seed_gives_the_same_weights() -> 
 
 
 def test_each_phase_shuffles_anew() -> None:
-    own, one, other = bench(), network().model, network().model
+    own, one, other = services(), network().model, network().model
     own.train(one, 0.5)
     own.train(other, 0.5)
     assert not torch.equal(one.state_dict()["conv1.weight"], other.state_dict()["conv1.weight"])
@@ -119,12 +119,12 @@ def test_each_phase_shuffles_anew() -> None:
 
 def test_a_regularizer_is_called_before_each_step() -> None:
     calls = []
-    bench().train(network().model, 1.0, regularize=lambda model: calls.append(model.training))
+    services().train(network().model, 1.0, regularize=lambda model: calls.append(model.training))
     assert calls == [True] * -(-len(workload().train) // 32)
 
 
 def test_cuts_add_up_to_channels_of_the_dense_network() -> None:
-    own, whole = bench(), network()
+    own, whole = services(), network()
     first = own.cut(whole, {"conv1": tuple(range(1, 16, 2))})
     second = own.cut(first, {"conv1": (0, 3), "conv2": (5,)})
     assert second.kept["conv1"] == (1, 7)
@@ -150,6 +150,6 @@ def test_cuts_add_up_to_channels_of_the_dense_network() -> None:
 def test_allowed_widths_are_those_that_an_allocation_may_give(
     least: int, multiple: int, channels: int, widths: list[int]
 ) -> None:
-    own = bench()
+    own = services()
     own._spec = SPEC.model_copy(update={"search": SamplerSpec(min_channels=least, multiple_of=multiple)})
     assert own.allowed(channels) == widths

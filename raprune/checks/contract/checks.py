@@ -18,7 +18,7 @@ from torch.nn import functional
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.checks.contract.networks import NETWORKS, build, graph_of
-from raprune.checks.contract.noise import Noise, bench_of
+from raprune.checks.contract.noise import Noise, services_of
 from raprune.errors import MethodError
 from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step
 from raprune.records import Candidate
@@ -286,7 +286,7 @@ def _best_half(scores: Scores) -> dict[str, tuple[int, ...]]:
 
 def _path(kind: type[Method], dense: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Iterator[Step]:
     whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
-    return kind().path(Network(dense, graph, whole), widths, bench_of(dense, seed=0))
+    return kind().path(Network(dense, graph, whole), widths, services_of(dense, seed=0))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raprune.checks.contract.networks import CLASSES
 from raprune.data.dataset import Dataset, Split
-from raprune.pruning.services import WorkloadBench
+from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload
 from raprune.spec.job import FinalistSpec, FinetuneSpec, SearchSpec
 
@@ -31,8 +31,8 @@ class Noise:
         yield from self.data
 
 
-def bench_of(model: nn.Module, *, seed: int) -> WorkloadBench:
-    """A bench around the dense network `model`; an epoch is two steps."""
+def services_of(model: nn.Module, *, seed: int) -> WorkloadServices:
+    """A services around the dense network `model`; an epoch is two steps."""
     rng = np.random.default_rng(3)
     train, validation = (
         Split(rng.integers(256, size=(count, 3, 8, 8), dtype=np.uint8), rng.integers(CLASSES, size=count))
@@ -49,4 +49,4 @@ def bench_of(model: nn.Module, *, seed: int) -> WorkloadBench:
         std=(0.3,) * 3,
     )
     spec = SearchSpec(finalists=FinalistSpec(train=FinetuneSpec(batch_size=8, lr=0.01)))
-    return WorkloadBench(Workload(model, data, torch.device("cpu"), spec), Noise(), seed=seed)
+    return WorkloadServices(Workload(model, data, torch.device("cpu"), spec), Noise(), seed=seed)
