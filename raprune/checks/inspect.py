@@ -18,11 +18,10 @@ from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel, fractions_by_group, prunable_params_fraction
+from raprune.data.arrays import ImageShape
 from raprune.errors import ModelError, UsageError
 from raprune.models import OWN, build_model, image_shape_of, load_weights
 from raprune.spec.job import ModelSpec
-
-ImageShape = tuple[int, int, int]
 
 PROOF_SIZES = (8, 28, 32, 64, 75, 96, 128, 160, 192)
 """Heights and widths of images for the proof, which uses the smallest size that the network runs on. The coupling of

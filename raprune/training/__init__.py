@@ -1,4 +1,4 @@
-"""Training: the one training loop, with distillation, several processes, checkpoints and evaluation.
+"""Training: the only training loop, with distillation, several processes, checkpoints and evaluation.
 
 Imports `methods` and the rooms above it. Open `loop.py` first.
 """

@@ -1,4 +1,4 @@
-"""What a training needs to go on after its process is gone: bytes in safetensors' format, and where they are kept."""
+"""Checkpoints, from which a training resumes after its process has ended: bytes in the format of safetensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from raprune.store.folder import Store
 
 
 class Checkpoints(Protocol):
-    """Where one training keeps its last checkpoint."""
+    """Protocol of the storage of one training's last checkpoint."""
 
     def load(self) -> bytes | None:
-        """What `save` was last given; None if it never was. Every process of a training asks."""
+        """Return the last content given to `save`, or None if there is none. Every process of a training calls this."""
 
     def save(self, content: bytes) -> None:
-        """Keep `content` in place of what was kept before, whole or not at all. Rank 0 alone asks, at epochs' ends."""
+        """Replace the stored checkpoint by `content`, completely or not at all. Only rank 0 calls this, per epoch."""
 
 
 class StoreCheckpoints:
@@ -38,13 +38,13 @@ class StoreCheckpoints:
         self._store.write_bytes(self._rel, content)
 
     def remove(self) -> None:
-        """Forget the checkpoint: its training has been recorded."""
+        """Delete the checkpoint, once the result of its training is recorded."""
         self._store.remove(self._rel)
 
 
 def pack(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> bytes:
-    """`tensors` and the plain data `progress` as one safetensors file."""
-    # Cloned: safetensors refuses to write memory that two names share.
+    """Serialise `tensors` and the plain data `progress` as one safetensors file."""
+    # Cloned, because safetensors refuses to write memory that two names share.
     apart = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
@@ -52,10 +52,10 @@ def pack(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> bytes:
 
 
 def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `pack` was given, the tensors on the CPU.
+    """Return the arguments of `pack` from its result, with the tensors on the CPU.
 
     Raises:
-        ValueError: if the content is damaged or no checkpoint.
+        ValueError: if the content is damaged or is no checkpoint.
     """
     try:
         tensors = load(content)

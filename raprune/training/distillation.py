@@ -1,8 +1,8 @@
-"""What a student learns from its teacher: softened logits, and feature maps channel by channel.
+"""Distillation from a teacher: by softened logits, and by feature maps channel by channel.
 
-Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", and after Romero et al. (2015), "FitNets:
-Hints for Thin Deep Nets", whose regressor between the widths falls away: a cut network knows which of the teacher's
-channels each of its own was.
+Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", and following Romero et al. (2015),
+"FitNets: Hints for Thin Deep Nets", whose regressor between the widths is not needed: each channel of a cut network
+corresponds to one channel of the teacher.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from raprune.channels.graph import ChannelGraph
 from raprune.errors import ModelError
 
 VARIANCE_FLOOR = 0.01
-"""Of the mean over a map's channels: a channel that hardly moves would else count for more than all others."""
+"""Minimum variance of a channel as a fraction of the mean over a map's channels; a nearly constant channel would
+otherwise dominate all others."""
 
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """Where a cut network's feature maps are held against the dense one's."""
+    """The layers at which a cut network's feature maps are compared with the dense network's."""
 
     points: Mapping[str, tuple[int, ...] | None]
-    """Layer, by its name in both networks -> for each channel that it reads, which one that is of what the dense
-    network's layer reads; None: all of them, in order."""
+    """Channels of the dense layer's input that the cut layer reads, by the layer's name; None: all, in order."""
 
 
 def channel_map(
     dense: nn.Module, graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]], example_input: Tensor
 ) -> ChannelMap:
-    """The ends of the stages: of each resolution in `dense` what the last convolution or linear layer reads.
+    """Return the ends of the stages: for each resolution in `dense` the last convolution or linear layer.
 
-    `kept` are the channels that stay in each group of `graph`. A layer's input, not a block's output: which channels
-    those are the graph knows for certain, and no layer behind may change it in place, as the backward pass reads it.
-    `example_input` is `(1, C, H, W)`; `dense` is left unchanged.
+    `kept` are the channels that stay in each group of `graph`. The maps are inputs of layers, not outputs of blocks,
+    because the graph knows the channels of these inputs, and no later layer may change them in place, since the
+    backward pass reads them. `example_input` has shape `(1, C, H, W)`; `dense` is not changed.
     """
     positions = kept_positions(graph, kept)
     readers: dict[int, str] = {}
@@ -70,14 +70,14 @@ def channel_map(
 
 
 def logit_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """`T^2 KL(teacher || student)` of the softened outputs, mean over the batch; logits `(B, num_classes)`."""
+    """Return `T^2 KL(teacher || student)` of the softened outputs, mean over the batch; logits `(B, num_classes)`."""
     student = functional.log_softmax(logits / temperature, dim=1)
     target = functional.log_softmax(teacher_logits / temperature, dim=1)
     return functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
 
 
 def map_loss(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
-    """Mean squared difference of two maps of one shape, each channel of `axis` in units of the teacher's variance."""
+    """Return the mean squared difference of two maps, each channel of `axis` in units of the teacher's variance."""
     student, teacher = student.float(), teacher.float()
     others = [other for other in range(teacher.dim()) if other != axis % teacher.dim()]
     var_C = teacher.var(others, correction=0)
@@ -86,7 +86,7 @@ def map_loss(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
 
 
 class FeatureMaps:
-    """Watches what a student and its teacher compute; `loss` is of the last forward pass of both."""
+    """Observer of the feature maps of a student and its teacher; `loss` uses the last forward pass of both."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, channels: ChannelMap, device: torch.device) -> None:
         self._positions = {
@@ -101,10 +101,10 @@ class FeatureMaps:
                 self._handles.append(model.get_submodule(name).register_forward_pre_hook(partial(_keep, seen, name)))
 
     def loss(self) -> Tensor:
-        """Mean of `map_loss` over the points.
+        """Return the mean of `map_loss` over the points.
 
         Raises:
-            ModelError: if the student's layers read another number of channels than the map says.
+            ModelError: if the student's layers read another number of channels than the channel map says.
         """
         losses = []
         for name, positions in self._positions.items():
@@ -113,15 +113,15 @@ class FeatureMaps:
                 teacher = teacher.index_select(axis, positions)
             if student.shape != teacher.shape:
                 raise ModelError(
-                    f"The layer {name!r} reads {tuple(student.shape)} in the student and, of the channels that stay, "
-                    f"{tuple(teacher.shape)} in the teacher.",
+                    f"The layer {name!r} reads {tuple(student.shape)} in the student, but the channels that stay have "
+                    f"shape {tuple(teacher.shape)} in the teacher.",
                     hint="Train without feature maps: features = 0.",
                 )
             losses.append(map_loss(student, teacher, axis))
         return torch.stack(losses).mean()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop observing."""
         for handle in self._handles:
             handle.remove()
 
@@ -131,7 +131,7 @@ def _keep(seen: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[A
 
 
 def _reads_plainly(module: nn.Module) -> bool:
-    """Whether axis 1 of the layer's weight runs over the channels that it reads, one by one."""
+    """True if axis 1 of the layer's weight runs over the channels that it reads, one by one."""
     return isinstance(module, nn.Linear) or (
         isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
     )

@@ -1,4 +1,4 @@
-"""Several processes that train one network together: what each does of a batch, and what they tell each other."""
+"""Several processes that train one network together: gradients, buffers and batch norm across the processes."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from raprune.errors import ModelError
 
 @contextmanager
 def joined(model: nn.Module, ranks: Ranks, example: Callable[[], Tensor]) -> Iterator[nn.Module]:
-    """`model` as the processes train it together: a backward pass leaves the mean of their gradients.
+    """Wrap `model` so that a backward pass gives the mean of all processes' gradients.
 
-    `example` gives a few images `(B, C, H, W)` on the model's device; it is not asked where there is one process.
+    `example` gives a few images `(B, C, H, W)` on the model's device; it is not called if there is only one process.
     """
     if ranks.size == 1:
         yield model
         return
     device = next(model.parameters()).device
     with warnings.catch_warnings():
-        # Newer PyTorch has another name for it, which older ones do not know.
+        # Newer versions of PyTorch have another name for the argument, which older versions do not know.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated", category=FutureWarning)
-        # Advice on speed, which the user can do nothing about.
+        # Advice on speed that the user cannot follow.
         warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
         yield DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
-            # `agree_on_buffers` does better, and less often.
+            # `agree_on_buffers` averages them, once per epoch.
             broadcast_buffers=False,
-            # Waited for, gradients that never come would stop the second step; looked for in vain, they cost time.
+            # Without the search a parameter without gradient would block the second step; the search costs time.
             find_unused_parameters=_leaves_parameters_out(model, example()),
         )
 
 
 def _leaves_parameters_out(model: nn.Module, x: Tensor) -> bool:
-    """Whether the forward pass reads some parameters not at all."""
+    """True if the forward pass does not read some parameters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
@@ -55,7 +55,7 @@ def _leaves_parameters_out(model: nn.Module, x: Tensor) -> bool:
 
 @contextmanager
 def apart(model: nn.Module) -> Iterator[None]:
-    """Within it, backward passes of a `joined` network leave each process its own gradients, to be added to."""
+    """Let backward passes of a `joined` network accumulate each process's own gradients within the context."""
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
@@ -64,10 +64,10 @@ def apart(model: nn.Module) -> Iterator[None]:
 
 
 def check_equal(model: nn.Module, ranks: Ranks, device: torch.device, *, step: int) -> None:
-    """Compare the processes' networks, and the steps that these have been trained for, before the first step.
+    """Compare the processes' networks and their numbers of trained steps, before the first step.
 
     Raises:
-        ModelError: if they differ.
+        ModelError: if the networks or steps differ.
     """
     if ranks.size == 1:
         return
@@ -79,20 +79,20 @@ def check_equal(model: nn.Module, ranks: Ranks, device: torch.device, *, step: i
     hashes = [bytes(digest.tolist()).hex() for digest in _gathered(mine, ranks)]
     for rank, other in enumerate(hashes):
         if other != hashes[0]:
-            what = "structure (or another number of steps behind it)" if other[:16] != hashes[0][:16] else "weights"
+            what = "structure (or number of trained steps)" if other[:16] != hashes[0][:16] else "weights"
             raise ModelError(
                 f"The {ranks.size} processes of a training hold different networks: rank 0 has structure "
                 f"{hashes[0][:16]} and weights {hashes[0][16:]}, rank {rank} has {other[:16]} and {other[16:]}.",
-                hint=f"They differ in their {what}. Every process must make the network from the same candidate and "
-                "the same dense weights; versions and devices of the nodes must be equal.",
+                hint=f"The networks differ in their {what}. Every process must build its network from the same "
+                "candidate and the same dense weights; versions and devices of the nodes must be equal.",
             )
 
 
 def agree_on_buffers(model: nn.Module, buffers: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Make `buffers`, named as those of `model`, the same in all processes, in place.
+    """Make `buffers`, named as the buffers of `model`, equal in all processes, in place.
 
-    Running statistics of batch norm become the mean over the processes, which have seen different images; of all
-    others rank 0's value counts.
+    Running statistics of batch norm become the mean over the processes, which have seen different images; all other
+    buffers get the value of rank 0.
     """
     if ranks.size == 1:
         return
@@ -115,7 +115,7 @@ def agree_on_buffers(model: nn.Module, buffers: Mapping[str, Tensor], ranks: Ran
 
 
 def total(values: Tensor, ranks: Ranks) -> Tensor:
-    """The sum of `values` over the processes, in place."""
+    """Sum `values` over the processes, in place, and return them."""
     if ranks.size > 1:
         dist.all_reduce(values)
     return values
@@ -123,16 +123,16 @@ def total(values: Tensor, ranks: Ranks) -> Tensor:
 
 @contextmanager
 def synchronised(model: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Within it, batch norm takes its statistics over the batches of all processes instead of each its own.
+    """Compute the statistics of batch norm over the batches of all processes within the context.
 
-    The layers stay the same objects, with their names and hooks: only their class is another for as long.
+    The layers stay the same objects, with their names and hooks; only their class changes within the context.
     """
     layers = [module for module in model.modules() if type(module) in _KINDS] if ranks.size > 1 else []
     kinds = [type(layer) for layer in layers]
     for layer in layers:
         on_cpu = next(model.parameters()).device.type == "cpu"
         layer.__class__ = _SynchronisedBatchNorm if on_cpu else nn.SyncBatchNorm
-        # What nn.SyncBatchNorm's constructor sets.
+        # The constructor of nn.SyncBatchNorm sets this attribute.
         layer.__dict__["process_group"] = None
     try:
         yield
@@ -149,7 +149,7 @@ class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batches of all processes, for the CPU, where nn.SyncBatchNorm refuses to work."""
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
-        """Each kind checked its own."""
+        """Check nothing: the layer's own class has checked its inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -164,10 +164,10 @@ class _SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _NormaliseTogether(torch.autograd.Function):
-    """`(x - mean) / sqrt(var + eps) * weight + bias`, mean and variance over the images of all processes.
+    """The function `(x - mean) / sqrt(var + eps) * weight + bias`, with mean and variance over all processes' images.
 
-    Ioffe, Szegedy (2015), "Batch Normalization", section 3. Gives the statistics and their count as well, which have no
-    gradient.
+    Ioffe, Szegedy (2015), "Batch Normalization", section 3. It also returns the statistics and their count, which have
+    no gradient.
     """
 
     @staticmethod
@@ -180,7 +180,7 @@ class _NormaliseTogether(torch.autograd.Function):
         means_RC, vars_RC, counts_R1 = all_RC.split([len(mean_C), len(mean_C), 1], dim=1)
         count = counts_R1.sum()
         mean_C = (means_RC * counts_R1).sum(0) / count
-        # Chan, Golub, LeVeque (1979): no difference of large squares.
+        # Chan, Golub, LeVeque (1979): the formula avoids a difference of large squares.
         var_C = ((vars_RC + (means_RC - mean_C) ** 2) * counts_R1).sum(0) / count
         scale_C = (var_C + eps).rsqrt()
         y = (_wide(x) - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
@@ -199,7 +199,7 @@ class _NormaliseTogether(torch.autograd.Function):
         gradient = _wide(gradients[0])
         normal = (_wide(x) - _on_channels(mean_C, x)) * _on_channels(scale_C, x)
         mine = torch.cat([gradient.sum(axes), (gradient * normal).sum(axes)])
-        # Those of weight and bias are averaged with all other parameters'.
+        # The gradients of weight and bias are averaged together with those of all other parameters.
         bias_gradient, weight_gradient = mine.clone().chunk(2)
         dist.all_reduce(mine)
         mean_gradient_C, mean_product_C = (mine / count).chunk(2)

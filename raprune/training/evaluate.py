@@ -1,4 +1,4 @@
-"""A network's accuracy and loss on a split."""
+"""Evaluation of a network on a split: accuracy, loss, and divergence from the dense network."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from raprune.data.batches import DeviceSplit
 from raprune.models.memory_format import laid_out
 
 LARGEST_ON_CPU = 128
-"""Images of a batch. Measured, ResNet-20 on CIFAR-10, one core: 512 take 1.6 times as long an image, 1024 twice."""
+"""Maximum number of images per batch. Measured for ResNet-20 on CIFAR-10 on one core: a batch of 512 takes 1.6 times as
+long per image, a batch of 1024 twice as long."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Top-1 accuracy in [0, 1], and the mean cross-entropy."""
+    """Top-1 accuracy in [0, 1], and mean cross-entropy."""
 
     accuracy: float
     loss: float
 
 
 def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> Evaluation:
-    """Accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
+    """Measure accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
 
     NaN logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images.
     """
@@ -39,7 +40,7 @@ def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> 
         with laid_out(model, split.layout), torch.inference_mode():
             for x, y in split.batches(batch_size):
                 logits = model(x).float()
-                # A row with a NaN has no largest logit: argmax would name the NaN, which may be the label's place.
+                # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.
                 correct += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
                 loss += functional.cross_entropy(logits, y, reduction="sum").double()
     finally:
@@ -48,9 +49,9 @@ def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> 
 
 
 def divergence(dense: nn.Module, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Mean Kullback-Leibler divergence of the predictions of `model` from those of `dense`, in nats an image.
+    """Return the mean Kullback-Leibler divergence of the predictions of `model` from those of `dense`.
 
-    Both are in evaluation mode.
+    The divergence is in nats per image. Both networks are in evaluation mode.
     """
     total, count = 0.0, 0
     with torch.inference_mode():

@@ -1,7 +1,7 @@
-"""The training loop, the only one: dense networks, sparsity phases, and the fine-tuning of finalists.
+"""The only training loop: for dense networks, sparsity phases, and the fine-tuning of finalists.
 
-SGD with Nesterov momentum under a one-cycle learning rate; cross-entropy with label smoothing, and distillation when
-there is a teacher (distillation.py). One process or several (distributed.py), with a checkpoint at every epoch's end.
+SGD with Nesterov momentum under a one-cycle learning rate; cross-entropy with label smoothing, and distillation if
+there is a teacher (distillation.py). One process or several (distributed.py), with a checkpoint after every epoch.
 """
 
 from __future__ import annotations
@@ -32,46 +32,48 @@ from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss
 
 
 class TrainingSplit(Protocol):
-    """Images and labels that can be trained on: in memory (data/batches.py), or read as they are needed."""
+    """Protocol of a training split: images in memory (data/batches.py), or streamed (data/streamed.py)."""
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """Device of the batches."""
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of the batches."""
+        """Memory format of the batches."""
 
     def __len__(self) -> int:
-        """How many images an epoch has."""
+        """Return the number of images in an epoch."""
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator, augment: str, ranks: Ranks
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order: of each batch that `batch_sizes` counts, the part of this process.
+        """Yield one epoch in random order: the part of this process of each batch of `batch_sizes`.
 
-        Normalised and augmented `(B, C, H, W)`, labels `(B,)`. `generator` is on the CPU and the same in all processes.
+        Images are normalised and augmented, `(B, C, H, W)`; labels are `(B,)`. `generator` is on the CPU and the same
+        in all processes.
         """
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to."""
+    """The results of one epoch."""
 
     number: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     epochs: float
-    """How many there will be."""
+    """Number of epochs of the whole training."""
     loss: float
-    """Mean of what was minimised."""
+    """Mean of the minimised loss."""
     accuracy: float
-    """Top-1 on the augmented training images, while the weights changed."""
+    """Top-1 accuracy in [0, 1] on the augmented training images, while the weights changed."""
     lr: float
-    """At the epoch's last step."""
+    """Learning rate at the epoch's last step."""
     seconds: float
+    """Duration of the epoch."""
 
     def row(self) -> dict[str, float]:
-        """The epoch as a row of its training's learning curve."""
+        """Return the epoch as a row of its training's learning curve."""
         return {
             "epoch": self.number,
             "epochs": self.epochs,
@@ -96,33 +98,33 @@ def train(
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
-    """Train `model` in place and leave it in evaluation mode; what each epoch came to, those before a resume included.
+    """Train `model` in place, leave it in evaluation mode, and return the epochs, including those before a resume.
 
-    On the CPU the same seed gives the same weights, also after a resume from `checkpoints`. `channels` says how the
-    teacher's feature maps belong to the model's; without it they are not looked at. `regularize` may change the
+    On the CPU the same seed gives the same weights, also after a resume from `checkpoints`. `channels` maps the
+    teacher's feature maps to the model's; without it the loss does not use feature maps. `regularize` may change the
     gradients of the whole batch: it is called between the backward pass and the optimiser's step.
 
-    With several `ranks` each process calls this with an equal model and equal arguments; all end with equal weights.
-    `spec.batch_size` is what they go through together, so that their number changes the speed and, but for the
-    statistics of batch norm and the numbers of dropout, nothing else. Rank 0 alone saves checkpoints; everything else
-    happens in all of them, `on_epoch` too.
+    With several `ranks` each process calls this function with an equal model and equal arguments; all end with equal
+    weights. `spec.batch_size` is the batch of all processes together, so their number changes only the speed, the
+    statistics of batch norm, and the random numbers of dropout. Only rank 0 saves checkpoints; everything else happens
+    in all processes, including `on_epoch`.
 
     Raises:
         ModelError: if the loss is no longer finite, or the processes hold different networks.
     """
     sizes = batch_sizes(len(split), spec.batch_size)
-    # Less a hair: 0.1 * 30 is a little more than 3.
+    # Minus a small number, because 0.1 * 30 is slightly larger than 3.
     total = math.ceil(spec.epochs * len(sizes) - 1e-9)
     layout = split.layout if spec.channels_last else torch.contiguous_format
     model.train()
     with ExitStack() as stack:
-        # Dropout draws from the global generator: seeded for each epoch, and given back as it was.
+        # Dropout draws from the global generator, which is seeded for each epoch and restored afterwards.
         stack.enter_context(torch.random.fork_rng([split.device] if split.device.type == "cuda" else []))
         stack.enter_context(laid_out(model, layout))
         stack.enter_context(laid_out(teacher, layout))
         if spec.sync_batch_norm:
             stack.enter_context(distributed.synchronised(model, ranks))
-        course = _Course(model, spec, seed, of=_description(model, split, spec, augment, seed))
+        course = _TrainingState(model, spec, seed, of=_description(model, split, spec, augment, seed))
         if checkpoints is not None:
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
@@ -147,22 +149,22 @@ def train(
             if on_epoch is not None:
                 on_epoch(epoch)
         course.finish()
-    # Gradients are as large as the weights, and nobody reads them any more.
+    # Gradients take as much memory as the weights, and are not needed any more.
     model.zero_grad(set_to_none=True)
     model.eval()
     return course.history
 
 
 def one_cycle(step: int, total: int, warm_up: float) -> float:
-    """The share of the peak learning rate at `step` of `total`, in (0, 1]: linear up, then half a cosine down."""
+    """Return the fraction of the peak learning rate at `step`, in (0, 1]: linear up, then half a cosine down."""
     rising = max(1, round(warm_up * total))
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / (total + 1 - rising)))
 
 
-class _Course:
-    """All that changes while a network is trained: what a checkpoint holds."""
+class _TrainingState:
+    """The state of a training, which a checkpoint stores: weights, momentum, average, generator, step and history."""
 
     def __init__(self, model: nn.Module, spec: TrainSpec, seed: int, *, of: Mapping[str, Any]) -> None:
         self.step = 0
@@ -207,19 +209,20 @@ class _Course:
         return pack(tensors, {"of": self._of, "step": self.step, "history": [asdict(epoch) for epoch in self.history]})
 
     def resume(self, content: bytes | None) -> None:
-        """Go on from a checkpoint; a damaged one, or one of another training, is left aside with a warning."""
+        """Resume from a checkpoint; ignore a damaged checkpoint, or one of another training, with a warning."""
         if content is None:
             return
         try:
             tensors, progress = unpack(content)
         except ValueError as error:
-            warnings.warn(f"The training begins anew: its checkpoint is {error}.", stacklevel=3)
+            warnings.warn(f"The training starts from the beginning: its checkpoint is {error}.", stacklevel=3)
             return
         others = {name: value for name, value in progress["of"].items() if value != self._of.get(name)}
         if others:
             mine = {name: self._of.get(name) for name in others}
             warnings.warn(
-                f"The training begins anew: its checkpoint is of another one, with {others} and not {mine}.",
+                f"The training starts from the beginning: its checkpoint belongs to another training, with {others} "
+                f"instead of {mine}.",
                 stacklevel=3,
             )
             return
@@ -234,7 +237,7 @@ class _Course:
         self._model.load_state_dict(parts["model"])
         for name, parameter in self._model.named_parameters():
             if name in parts["momentum"]:
-                # In the parameter's memory layout.
+                # The buffer has the parameter's memory format.
                 buffer = torch.empty_like(parameter).copy_(parts["momentum"][name])
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         if self._average is not None:
@@ -243,10 +246,10 @@ class _Course:
 
 
 class _Average:
-    """The exponential moving average of a network's weights, and of its buffers that are floats.
+    """The exponential moving average of a network's weights and floating-point buffers.
 
-    Polyak, Juditsky (1992). The decay of the first steps is smaller, `(1 + step) / (10 + step)`: the average would
-    else hold the start's weights for long.
+    Polyak, Juditsky (1992). The decay of the first steps is smaller, `(1 + step) / (10 + step)`; otherwise the average
+    would contain the initial weights for a long time.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -271,21 +274,21 @@ def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class _Objective:
-    """What is minimised."""
+    """The loss that is minimised."""
 
     model: nn.Module
-    """Perhaps wrapped for other processes."""
+    """The trained network, wrapped if there are several processes."""
     teacher: nn.Module | None
     maps: FeatureMaps | None
     spec: TrainSpec
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss over images `(B, C, H, W)` with labels `(B,)`, and the logits `(B, num_classes)`."""
+        """Return the mean loss over images `(B, C, H, W)` with labels `(B,)`, and the logits `(B, num_classes)`."""
         spec = self.spec
         half = spec.precision == "bfloat16" or (spec.precision == "auto" and x.is_cuda)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
             logits = self.model(x).float()
-            # Not inference_mode: autograd keeps what the teacher gives for the backward pass, which that forbids.
+            # Not inference_mode, because autograd keeps the teacher's outputs for the backward pass.
             with torch.no_grad():
                 teacher_logits = None if self.teacher is None else self.teacher(x).float()
         loss = functional.cross_entropy(logits, y, label_smoothing=spec.label_smoothing)
@@ -306,7 +309,7 @@ def _objective(
     split: TrainingSplit,
     ranks: Ranks,
 ) -> Iterator[_Objective]:
-    """The objective; as long as it lasts, the networks are watched and joined with those of other processes."""
+    """Yield the objective; within the context the networks are observed and joined with those of other processes."""
     with_maps = spec.features > 0 and channels is not None
     if teacher is not None:
         teacher = teacher.eval() if spec.distillation > 0 or with_maps else None
@@ -327,15 +330,15 @@ def _objective(
 
 
 def _backward(objective: _Objective, x: Tensor, y: Tensor, count: int, ranks: Ranks, tally: _Tally) -> None:
-    """Leave the gradients of the mean loss over a batch of `count` behind, of which `x`, `y` are this process's."""
-    share = ranks.mean_factor(len(y), count)
-    # At least two images in each: batch norm cannot train on one.
+    """Compute the gradients of the mean loss over a batch of `count` images; `x`, `y` are this process's part."""
+    factor = ranks.mean_factor(len(y), count)
+    # At least two images per part, because batch norm cannot train on one image.
     parts = min(objective.spec.accumulate, max(1, len(y) // 2))
     for number, (images, labels) in enumerate(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True), start=1):
-        # The processes add up their gradients once, behind the last part.
+        # The processes add up their gradients once, after the last part.
         with distributed.apart(objective.model) if number < parts else nullcontext():
             loss, logits = objective(images, labels)
-            weight = share * len(labels) / len(y)
+            weight = factor * len(labels) / len(y)
             (loss if weight == 1 else loss * weight).backward()
         tally.add(loss, logits, labels, weight * count / ranks.size)
     tally.count += count
@@ -343,7 +346,7 @@ def _backward(objective: _Objective, x: Tensor, y: Tensor, count: int, ranks: Ra
 
 def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Shrinking a bias or a norm's scale does not simplify the function.
+    # Weight decay on a bias or a norm's scale does not simplify the function.
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -353,16 +356,16 @@ def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
 
 
 class _Tally:
-    """Sums over an epoch, kept on the device so that no step waits for it."""
+    """Sums over an epoch, kept on the device so that no step waits for a transfer."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.float64, device=device)
         self.count = 0
-        """Images of all processes."""
+        """Number of images of all processes."""
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor, images: float) -> None:
-        """The mean loss of a part that stands for so many images."""
+        """Add the mean loss of a part that represents `images` images."""
         self.loss += loss.detach().double() * images
         self.correct += (logits.detach().argmax(1) == y).sum() * (images / len(y))
 
@@ -375,18 +378,20 @@ def _check_finite(epoch: Epoch, spec: TrainSpec) -> None:
     if not math.isfinite(epoch.loss):
         raise ModelError(
             f"Training diverged in epoch {epoch.number}: the loss is {epoch.loss}.",
-            hint=f"Lower the learning rate (lr is {spec.lr:g}), or look for images or weights that are not finite.",
+            hint=f"Lower the learning rate (lr is {spec.lr:g}), or check that images and weights are finite.",
         )
 
 
 def _epoch_seed(seed: int, rank: int, epoch: int) -> int:
-    """The global generator's seed for an epoch, counted from 0: a resume, by however many processes, has it again."""
+    """Return the global generator's seed for an epoch, counted from 0, which does not change after a resume."""
     return (seed + 0x9E3779B97F4A7C15 * rank + 0x2545F4914F6CDD1D * epoch) % 2**63
 
 
 def _description(model: nn.Module, split: TrainingSplit, spec: TrainSpec, augment: str, seed: int) -> dict[str, Any]:
-    """What makes a training the one that a checkpoint is of. The weights that it began with do not: a repair on
-    another device gives others in their last digits."""
+    """Return the description of a training, by which a checkpoint is matched with its training.
+
+    The initial weights are not included, because a repair on another device gives other last digits.
+    """
     shapes = ";".join(f"{name}{tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
     return {
         "network": hashlib.sha256(shapes.encode()).hexdigest()[:16],

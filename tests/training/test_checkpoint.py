@@ -19,7 +19,7 @@ from raprune.training.loop import Epoch, train
 
 @dataclass
 class Memory:
-    """Checkpoints in memory, every one of them."""
+    """Storage that keeps every checkpoint in memory."""
 
     saved: list[bytes] = field(default_factory=list)
 
@@ -108,7 +108,7 @@ def test_a_resumed_training_gives_the_same_weights_bit_for_bit(changes: dict[str
         assert torch.equal(value, expected[key]), key
 
 
-def test_what_was_frozen_or_laid_out_otherwise_resumes_too() -> None:
+def test_resume_with_frozen_parameters_or_another_memory_format() -> None:
     def build(seed: int) -> nn.Module:
         model = net(seed)
         next(model.parameters()).requires_grad_(False)
@@ -127,19 +127,21 @@ def test_what_was_frozen_or_laid_out_otherwise_resumes_too() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_checkpoint_of_another_training_is_left_aside_with_a_warning(seed: int) -> None:
+def test_resume_checkpoint_of_another_training_is_ignored_with_a_warning(seed: int) -> None:
     memory, model, fresh = Memory(), net(), net()
     train(net(), digits(), SPEC, augment="none", seed=0, checkpoints=memory)
     other = SPEC.model_copy(update={"lr": 0.05}) if seed == 0 else SPEC
-    with pytest.warns(UserWarning, match="begins anew: its checkpoint is of another one") as caught:
+    with pytest.warns(
+        UserWarning, match="starts from the beginning: its checkpoint belongs to another training"
+    ) as caught:
         train(model, digits(), other, augment="none", seed=seed, checkpoints=memory)
     assert ("'lr': 0.05" if seed == 0 else "'seed'") in str(caught[0].message)
     train(fresh, digits(), other, augment="none", seed=seed)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
 
 
-def test_a_damaged_checkpoint_is_left_aside_with_a_warning() -> None:
+def test_resume_damaged_checkpoint_is_ignored_with_a_warning() -> None:
     memory = Memory([b"torn"])
-    with pytest.warns(UserWarning, match="begins anew: its checkpoint is not a checkpoint"):
+    with pytest.warns(UserWarning, match="starts from the beginning: its checkpoint is not a checkpoint"):
         history = train(net(), digits(), SPEC, augment="none", seed=0, checkpoints=memory)
     assert len(history) == 3

@@ -26,15 +26,15 @@ KEEP = "from raprune.training.cpu_memory import keep_freed_memory; keep_freed_me
 
 
 def printed(code: str, **settings: str) -> str:
-    """By a fresh Python, which inherits nothing of what a test before this one asked for."""
+    """Return the output of a new Python process, which inherits no setting of an earlier test."""
     fresh = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | settings
     ran = subprocess.run([sys.executable, "-c", code], env=fresh, capture_output=True, text=True, check=True)
     return ran.stdout
 
 
 def faults(first: str) -> int:
-    """Page faults of twenty steps whose activations are blocks of 4 MiB, in a process that begins with `first`."""
-    # Without a threshold glibc raises its own by what it sees freed, and keeps as much as lies well by luck.
+    """Count the page faults of twenty steps with activations of 4 MiB, in a process that begins with `first`."""
+    # Without a threshold glibc adapts its own to freed blocks, and keeps an amount of memory that varies.
     return int(printed(COUNT.format(first=first), MALLOC_MMAP_THRESHOLD_=str(2**17)))
 
 
@@ -45,7 +45,7 @@ def test_freed_memory_stays_with_the_process() -> None:
     assert faults(KEEP) < without / 5
 
 
-def test_a_workload_on_the_processor_asks_for_it() -> None:
+def test_workload_on_the_cpu_keeps_freed_memory() -> None:
     code = """
 import os
 from raprune.training.cpu_memory import keep_freed_memory

@@ -62,7 +62,7 @@ def test_the_points_are_the_ends_of_the_stages_and_the_channels_those_that_stay(
 
 @pytest.mark.parametrize("network", [resnet, lambda: CifarVGG(16).eval(), lambda: DigitsNet(in_channels=3).eval()])
 def test_a_network_that_is_cut_of_what_is_zero_computes_the_teachers_maps(network: object) -> None:
-    """Channels that go write zeros in the dense network: all that stay are then the same, at every point."""
+    """If removed channels write zeros in the dense network, all channels that stay are equal at every point."""
     assert callable(network)
     dense: nn.Module = network()
     x = torch.randn(4, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Two processes over gloo against one: every scenario runs in the same pair, which costs a start of Python."""
+"""Two processes over gloo against one; all scenarios run in the same pair, because starting Python takes long."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGES = 63
 
 
 class Plain(nn.Module):
-    """`(B, 1, 8, 8)` to ten logits, without batch norm, and with a parameter that nothing reads."""
+    """A network from `(B, 1, 8, 8)` to ten logits, without batch norm, and with a parameter that nothing reads."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def plain() -> nn.Module:
 
 
 def resnet() -> nn.Module:
-    # In float32 the last digits of so deep a network on so small images come to matter within a few steps.
+    # In float32 the rounding errors of a deep network on small images grow within a few steps.
     return CifarResNet(20, in_channels=1).double()
 
 
@@ -88,7 +88,7 @@ class Memory:
         self.saved.append(content)
 
 
-# A batch is the whole split: an epoch's loss is a step's.
+# A batch is the whole split, so that an epoch's loss is a step's loss.
 FIFTY = TrainSpec(epochs=50, batch_size=IMAGES, lr=0.02, sync_batch_norm=True)
 CASES: dict[str, tuple[Callable[[], nn.Module], TrainSpec]] = {
     "without batch norm": (plain, FIFTY),
@@ -112,7 +112,7 @@ def run_case(name: str, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def first_step(ranks: Ranks, model: nn.Module) -> dict[str, Tensor]:
-    """What a process sees and computes in one step: its images, its dropout, and the gradients before the step."""
+    """Return a process's images, dropout and gradients of one step."""
     found: dict[str, Tensor] = {}
     model.register_forward_pre_hook(lambda _, inputs: found.update(images=inputs[0].clone()))
     for module in model.modules():
@@ -136,7 +136,7 @@ def _stop(epoch: Epoch) -> None:
 
 
 def _process(rank: int, folder: str) -> None:
-    """One of two: runs every scenario and leaves what came of it."""
+    """Run every scenario in one of two processes, and write the results."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=120)
@@ -158,7 +158,7 @@ def _process(rank: int, folder: str) -> None:
         out["stopped"] = True
     out["saves"] = len(memory.saved)
     out["checkpoint"] = torch.frombuffer(bytearray(memory.content or b"\0"), dtype=torch.uint8)
-    # Batch norm that each does for itself: the running statistics are agreed on, the average's as well.
+    # Each process has its own batch norm: the running statistics are averaged, also those of the moving average.
     spec = TrainSpec(epochs=2, batch_size=20, ema=0.5)
     model = seeded(digits_net)
     train(model, digits_for(model), spec, augment="none", seed=0, ranks=ranks)
@@ -215,12 +215,12 @@ def test_different_networks_are_refused_by_all(both: list[dict[str, str]]) -> No
     assert hashes[0] in both[0]["weights"].split("rank 1")[1], "the structure is the same"
 
 
-def test_rank_0_alone_saves_and_any_number_of_processes_goes_on(both: list[dict[str, Tensor]]) -> None:
+def test_rank_0_alone_saves_and_any_number_of_processes_resumes(both: list[dict[str, Tensor]]) -> None:
     assert [process["saves"] for process in both] == [1, 0]
     assert all("stopped" in process for process in both)
     straight, taken_over = seeded(resnet), seeded(resnet, seed=7)
     whole = train(straight, digits(torch.float64), TWO, augment="shift", seed=0)
-    # What two processes had come to after an epoch, one process takes over.
+    # One process resumes the training of two processes after an epoch.
     memory = Memory(both[0]["checkpoint"].numpy().tobytes())
     history = train(taken_over, digits(torch.float64), TWO, augment="shift", seed=0, checkpoints=memory)
     assert [epoch.loss for epoch in history] == pytest.approx([epoch.loss for epoch in whole], abs=1e-6)
@@ -235,7 +235,7 @@ def test_running_statistics_are_the_mean_over_the_processes(both: list[dict[str,
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 1), (1, 7), (2, 3), (2, 4), (2, 63), (3, 10), (4, 129)])
-def test_parts_cover_a_batch_and_shares_make_means(size: int, count: int) -> None:
+def test_parts_cover_a_batch_and_mean_factors_give_the_mean(size: int, count: int) -> None:
     values = torch.arange(count, dtype=torch.float64)
     means = []
     seen: list[float] = []

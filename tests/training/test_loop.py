@@ -26,7 +26,7 @@ def net(seed: int = 0) -> DigitsNet:
     return DigitsNet(width=8)
 
 
-def test_it_learns_and_says_what_each_epoch_came_to() -> None:
+def test_train_learns_and_returns_the_results_of_each_epoch() -> None:
     split, model, seen = digits(), net(), list[Epoch]()
     history = train(model, split, TrainSpec(epochs=20, batch_size=32), augment="shift", seed=0, on_epoch=seen.append)
     assert history == seen
@@ -61,7 +61,7 @@ def test_the_global_generator_is_left_alone() -> None:
 
 
 class Linear(nn.Module):
-    """`(B, 1, 8, 8)` to ten logits, from zero."""
+    """A linear network from `(B, 1, 8, 8)` to ten logits, with zero weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def test_a_student_learns_from_the_teacher_alone() -> None:
     spec = TrainSpec(epochs=20, batch_size=32, distillation=1.0)
     shuffled = DeviceSplit(split.images, split.labels.flip(0), split.mean, split.scale)
     train(student, shuffled, spec, augment="none", seed=0, teacher=teacher)
-    # The labels were wrong: what it knows it has from the teacher.
+    # The labels were wrong: the accuracy comes from the teacher.
     assert evaluate(student, split).accuracy > 0.9
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert not teacher.training
@@ -210,7 +210,7 @@ def test_label_smoothing_is_the_cross_entropy_with_smooth_labels() -> None:
 
 def test_training_ends_with_the_moving_average_of_weights_and_running_statistics() -> None:
     class Recorded(nn.Module):
-        """Keeps what its network holds at the beginning of every forward pass."""
+        """A network that records its weights at the beginning of every forward pass."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -226,7 +226,7 @@ def test_training_ends_with_the_moving_average_of_weights_and_running_statistics
     train(model, digits(), spec, augment="none", seed=0)
     train(plain, digits(), spec.model_copy(update={"ema": 0.0}), augment="none", seed=0)
     average = {key: value.double() for key, value in model.seen[0].items()}
-    # The last step's weights are those that the training without an average ends with.
+    # The weights of the last step equal the final weights of the training without an average.
     for step, weights in enumerate([*model.seen[1:], dict(plain.state_dict())]):
         decay = min(0.5, (1 + step) / (10 + step))
         average = {key: decay * average[key] + (1 - decay) * value.double() for key, value in weights.items()}
