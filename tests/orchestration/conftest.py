@@ -1,8 +1,9 @@
-"""One run that nothing happens to, for all that are disturbed."""
+"""Runs that nothing happens to, for all that look at one or disturb a copy."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from raprune.spec.job import load_spec
 from raprune.store.folder import Store
 from tests.factories import small_search
 from tests.orchestration.chaos import small_job
+from tests.orchestration.in_process import Executor, in_process
 from tests.orchestration.whole_search import run
 
 
@@ -22,11 +24,19 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     return Store(search(load_spec(Path(job)), console=Console(file=io.StringIO())))
 
 
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    """Searches of the test run in this process, without Ray."""
+    with in_process() as executor:
+        yield executor
+
+
 @pytest.fixture(scope="session")
-def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A small search that has ended, for all that look at one or resume a copy of it."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A small search that has ended, run in this process, for all that look at one or resume a copy of it."""
     spec = small_search(tmp_path_factory.mktemp("run") / "run")
-    text = run(spec)
+    with in_process():
+        text = run(spec)
     assert "Normalisation: mean (" in text
     assert "12 of 12" in text or "dense" in text
     return Store(spec.output)

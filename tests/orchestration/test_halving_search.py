@@ -1,4 +1,4 @@
-"""A whole search with rungs, repeats of its finalists, and a stop rule."""
+"""A whole search with rungs, repeats of its finalists, and a stop rule, in this process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
 from tests.factories import SMALL_SEARCH as SMALL
 from tests.factories import small_search as spec_of
+from tests.orchestration.in_process import in_process
 from tests.orchestration.whole_search import facts, run
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.usefixtures("executor")
 
 CLIMBING: dict[str, Any] = {
     "search": SMALL["search"] | {"trials": 10, "rungs": [0, 0.25, 1], "keep": 0.5},
@@ -31,9 +32,10 @@ CLIMBING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def climbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     spec = spec_of(tmp_path_factory.mktemp("rungs") / "run", **CLIMBING)
-    run(spec)
+    with in_process():
+        run(spec)
     return Store(spec.output)
 
 
@@ -101,7 +103,7 @@ def test_a_run_cut_off_between_rungs_ends_the_same(climbed: Store, tmp_path: Pat
     assert kept.items() <= {t.trial_id: t.started_at for t in again}.items(), "none was run twice"
 
 
-def test_a_search_that_gains_nothing_more_stops_and_says_why(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_search_that_gains_nothing_more_stops_and_says_why(tmp_path: Path) -> None:
     search = SMALL["search"] | {"trials": 200, "patience": 6}
     spec = spec_of(tmp_path / "run", search=search, finalists={"count": 0, "each_method": False})
     text = run(spec)

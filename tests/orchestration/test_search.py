@@ -1,3 +1,5 @@
+"""Whole searches in this process: order, resume, seeds, early stops. `test_search_on_ray.py` runs one on a cluster."""
+
 from __future__ import annotations
 
 import io
@@ -31,9 +33,10 @@ from raprune.store.folder import Store
 from raprune.training.evaluate import evaluate
 from tests.factories import SMALL_SEARCH as SMALL
 from tests.factories import small_search as spec_of
+from tests.orchestration.in_process import Executor, in_process
 from tests.orchestration.whole_search import facts, run
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.usefixtures("executor")
 
 
 def test_a_search_ends_with_a_front_within_the_budget(finished: Store) -> None:
@@ -122,9 +125,7 @@ def test_a_run_killed_before_its_end_was_noted_stores_and_reports_on_resume(fini
     assert "This run is not finished" not in resumed.read_bytes("report/front.html").decode()
 
 
-def test_the_front_is_stored_where_there_is_no_test_split(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_front_is_stored_where_there_is_no_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def untested(spec: SearchSpec, steps: Steps) -> Prepared:
         prepared = prepare(spec, steps)
         return replace(prepared, data=replace(prepared.data, test=None))
@@ -138,9 +139,18 @@ def test_the_front_is_stored_where_there_is_no_test_split(
     assert not store.exists("report/test.json")
 
 
-def test_no_actor_stays_behind(finished: Store) -> None:
-    alive = [name for name in ray.util.list_named_actors(all_namespaces=True) if "raprune" in str(name)]
-    assert alive == []
+def test_search_that_ends_leaves_no_actor(executor: Executor, tmp_path: Path) -> None:
+    run(spec_of(tmp_path / "run", search=SMALL["search"] | {"trials": 4}, finalists={"count": 0}))
+    assert executor.actors == {} and executor.named == {} and executor.workers_started == 2
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_search_whose_tasks_end_in_another_order_finds_the_same(finished: Store, tmp_path: Path, order: int) -> None:
+    with in_process(order=order) as executor:
+        run(spec_of(tmp_path / "run"))
+    searched = [name for name in executor.done if name.startswith("search")]
+    assert searched != sorted(searched), "tasks were meant to overtake each other"
+    assert facts(Store(tmp_path / "run").trials()) == facts(finished.trials())
 
 
 def test_one_worker_finds_what_two_found(finished: Store, tmp_path: Path) -> None:
@@ -191,7 +201,7 @@ def test_other_data_are_not_taken_for_those_of_the_run(finished: Store, tmp_path
         resume(str(folder))
 
 
-def test_a_candidate_that_raises_is_a_row_with_its_error(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_candidate_that_raises_is_a_row_with_its_error(tmp_path: Path) -> None:
     model = {"name": "tests.orchestration.fragile:build", "arguments": {"raises": True}}
     spec = spec_of(tmp_path / "run", model=model)
     run(spec)
@@ -201,18 +211,23 @@ def test_a_candidate_that_raises_is_a_row_with_its_error(ray_cluster: None, tmp_
     assert {t.error for t in failed} == {"ValueError: an odd number of channels ... that ends here"}
 
 
-def test_a_worker_that_dies_is_replaced_and_its_trial_tried_again(ray_cluster: None, tmp_path: Path) -> None:
-    deaths = tmp_path / "deaths"
-    deaths.mkdir()
-    model = {"name": "tests.orchestration.fragile:build", "arguments": {"deaths": str(deaths), "times": 1}}
-    spec = spec_of(tmp_path / "run", model=model)
-    run(spec)
-    trials = Store(spec.output).trials()
-    assert len(list(deaths.iterdir())) == 1 and len(trials) == 14
-    assert all(t.state is TrialState.COMPLETE for t in trials)
+def test_task_whose_worker_is_lost_is_tried_again_with_the_same_result(finished: Store, tmp_path: Path) -> None:
+    with in_process(losses={"search-00002": 1, "finetune-00001": 2, "test-00000": 1}) as executor:
+        run(spec_of(tmp_path / "run"))
+    assert set(executor.losses.values()) == {0} and executor.workers_started > 2
+    assert facts(Store(tmp_path / "run").trials()) == facts(finished.trials())
 
 
-def test_a_search_whose_candidates_all_fail_ends_with_the_cause(ray_cluster: None, tmp_path: Path) -> None:
+def test_task_whose_worker_is_lost_every_time_is_a_failed_trial(tmp_path: Path) -> None:
+    with in_process(losses={"search-00002": 99}) as executor:
+        run(spec_of(tmp_path / "run", finalists={"count": 0}))
+    trials = {t.trial_id: t for t in Store(tmp_path / "run").trials()}
+    assert len(trials) == 12 and executor.losses["search-00002"] > 90, "it was given up"
+    assert [name for name, t in trials.items() if t.state is TrialState.FAILED] == ["search-00002"]
+    assert trials["search-00002"].error
+
+
+def test_a_search_whose_candidates_all_fail_ends_with_the_cause(tmp_path: Path) -> None:
     model = {"name": "tests.orchestration.fragile:build", "arguments": {"raises": True, "always": True}}
     spec = spec_of(tmp_path / "run", model=model)
     with pytest.raises(RapruneError, match=r"All \d+ candidates so far failed, the last with: ValueError: an odd"):
@@ -220,7 +235,7 @@ def test_a_search_whose_candidates_all_fail_ends_with_the_cause(ray_cluster: Non
     assert {t.state for t in Store(spec.output).trials()} == {TrialState.FAILED}
 
 
-def test_a_time_limit_ends_the_proposals_and_the_run_still_ends_well(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_time_limit_ends_the_proposals_and_the_run_still_ends_well(tmp_path: Path) -> None:
     search_part = {"trials": 5000, "time_limit_s": 3, "calibration_images": 64}
     spec = spec_of(tmp_path / "run", search=search_part)
     run(spec)
@@ -250,7 +265,7 @@ def test_what_cannot_be_right_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_more_workers_than_fit_are_refused_with_nothing_written(ray_cluster: None, tmp_path: Path) -> None:
+def test_more_workers_than_fit_are_refused_with_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--workers\) 99"):
         search(spec_of(tmp_path / "run", resources={"workers": 99}))
     assert not (tmp_path / "run").exists()
@@ -290,9 +305,7 @@ def test_a_second_search_on_the_same_network_computes_no_statistics_again(finish
     assert Store(tmp_path / "third").run()["statistics"]["read"] == len(files) - 1, "all but what looks at images"
 
 
-def test_controls_are_tried_beside_any_method_and_compared_after_equal_training(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+def test_controls_are_tried_beside_any_method_and_compared_after_equal_training(tmp_path: Path) -> None:
     finalists = {"count": 1, "train": {"epochs": 0.5}}
     run(spec_of(tmp_path / "run", methods=["l2"], finalists=finalists))
     trials = Store(tmp_path / "run").trials()
@@ -304,7 +317,7 @@ def test_controls_are_tried_beside_any_method_and_compared_after_equal_training(
     assert {t.epochs for t in finetuned} == {0.5}
 
 
-def test_a_method_that_trains_as_it_cuts_gives_its_whole_path(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_method_that_trains_as_it_cuts_gives_its_whole_path(tmp_path: Path) -> None:
     """Each network on the way is a trial and is stored; finalists go on from the stored network."""
     spec = spec_of(
         tmp_path / "run",

@@ -154,8 +154,8 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=160)
 
 
-@pytest.mark.ray
-def test_a_search_begins_with_an_earlier_one_and_is_resumed_without_it(ray_cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("executor")
+def test_a_search_begins_with_an_earlier_one_and_is_resumed_without_it(tmp_path: Path) -> None:
     search(SearchSpec.model_validate({**SMALL, "output": str(tmp_path / "first")}), console=quiet())
     weights = str(tmp_path / "dense.safetensors")
     shutil.copy(tmp_path / "first" / "models" / "dense" / "weights.safetensors", weights)

@@ -1,0 +1,247 @@
+"""Ray and Ray Tune, played by one process that does one thing after another.
+
+The real driver, searcher, coordinator and workers run on it: only where Ray would start a process or send a message is
+the function called, with arguments that went through a pickle, as Ray's do. So the logic of a search (order, resume,
+seeds, early stops, losses) is tested in seconds. Two things are left to the tests on a real cluster: that Ray does what
+is played here, and how processes end.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import ray
+import torch
+from ray import cloudpickle, tune
+from ray.tune.search import Searcher
+from ray.tune.utils.util import flatten_dict
+
+from raprune.orchestration import coordinator, gauges
+from raprune.orchestration.searcher import CandidateSearcher
+from raprune.orchestration.workers import latency
+from raprune.orchestration.workers.trials import CandidateTrial
+
+NODE = "this-node"
+
+
+@dataclass
+class Executor:
+    """What has been put, started and done so far."""
+
+    cpus: float
+    order: random.Random
+    """Draws which of the tasks that are out ends next."""
+    losses: dict[str, int]
+    """Trial -> how often the worker that runs it is lost; counted down."""
+    objects: dict[int, Any] = field(default_factory=dict)
+    actors: dict[int, Any] = field(default_factory=dict)
+    named: dict[str, Handle] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+    """Ids of the trials in the order in which their tasks ended."""
+    workers_started: int = 0
+
+    def put(self, value: Any) -> Reference:
+        return self.keep(copied(value))
+
+    def keep(self, value: Any) -> Reference:
+        """A reference to the value itself."""
+        number = len(self.objects)
+        self.objects[number] = value
+        return Reference(number)
+
+    def call(self, work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
+        """What `work` gives or raises, given copies of its arguments; references among them stand for their values."""
+        args, kwargs = copied((list(args), dict(kwargs)))
+        try:
+            return self.keep(copied(work(*map(self._value, args), **{k: self._value(v) for k, v in kwargs.items()})))
+        except Exception as error:
+            return self.keep(Raised(error))
+
+    def get(self, reference: Any, timeout: float | None = None) -> Any:
+        if isinstance(reference, list):
+            return [self.get(one) for one in reference]
+        value = self._value(reference)
+        if isinstance(value, Raised):
+            raise value.error
+        return value
+
+    def _value(self, argument: Any) -> Any:
+        return self.objects[argument.number] if isinstance(argument, Reference) else argument
+
+    def remote(self, *work: Any, **options: Any) -> Any:
+        if not work:
+            return lambda work: self.remote(work, **options)
+        return Remote(self, work[0], options)
+
+    def kill(self, handle: Handle, *, no_restart: bool = True) -> None:
+        self.actors.pop(handle.number, None)
+        self.named = {name: one for name, one in self.named.items() if one.number != handle.number}
+
+    def node(self) -> dict[str, Any]:
+        here = {"NodeID": NODE, "NodeName": NODE, "NodeManagerAddress": "127.0.0.1", "NodeManagerHostname": NODE}
+        socket = str(Path("/tmp/session/sockets/raylet"))
+        return here | {"Alive": True, "RayletSocketName": socket, "Resources": {"CPU": self.cpus, "memory": 2.0**33}}
+
+
+_running: list[Executor] = []
+
+
+def copied(value: Any) -> Any:
+    """The value as another process would get it."""
+    return cloudpickle.loads(cloudpickle.dumps(value)) if not isinstance(value, Iterator) else value
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Stands for a value of the executor."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Raised:
+    """Stands for the value of a task that raised."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Stands for an actor, wherever it is sent."""
+
+    number: int
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return SimpleNamespace(remote=lambda *args, **kwargs: self._call(name, args, kwargs))
+
+    def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
+        executor = _running[-1]
+        actor, lock = executor.actors[self.number]
+        with lock:
+            return executor.call(getattr(actor, name), args, kwargs)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A function or a class that Ray is asked to run."""
+
+    executor: Executor
+    work: Any
+    settings: dict[str, Any]
+
+    def options(self, **settings: Any) -> Remote:
+        return Remote(self.executor, self.work, self.settings | settings)
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.work, type):
+            return self._actor(args, kwargs)
+        answer = self.executor.call(self.work, args, kwargs)
+        if self.settings.get("num_returns") == "streaming":
+            return (self.executor.put(item) for item in self.executor.get(answer))
+        return answer
+
+    def _actor(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle:
+        executor, name = self.executor, self.settings.get("name")
+        if name in executor.named:
+            return executor.named[name]
+        handle = Handle(len(executor.actors))
+        executor.actors[handle.number] = (self.work(*copied(list(args)), **copied(dict(kwargs))), threading.RLock())
+        if name is not None:
+            executor.named[name] = handle
+        return handle
+
+
+class InProcessTuner:
+    """Tune's loop: as many tasks out as the searcher gives, one of them at a time carried out."""
+
+    def __init__(self, trainable: Callable[[], Worker], *, tune_config: tune.TuneConfig, run_config: Any) -> None:
+        self._trainable = trainable
+        self._searcher = cast(CandidateSearcher, tune_config.search_alg)
+
+    def fit(self) -> None:
+        executor, number = _running[-1], 0
+        out: dict[str, tuple[Worker, dict[str, Any]]] = {}
+        idle: list[Worker] = []
+        while True:
+            name = f"{number:05d}"
+            config: Any = self._searcher.suggest(name)
+            if isinstance(config, dict):
+                number += 1
+                out[name] = (idle.pop() if idle else self._trainable(), config)
+                continue
+            if not out:
+                assert config == Searcher.FINISHED, "the searcher waits, and nothing is under way"
+                return
+            name = executor.order.choice(sorted(out))
+            worker, config = out.pop(name)
+            trial_id = self._searcher._running[name].trial_id
+            if executor.losses.get(trial_id, 0) > 0:
+                executor.losses[trial_id] -= 1
+                self._searcher.on_trial_complete(name, error=True)
+                continue
+            result = worker.step(config)
+            executor.done.append(trial_id)
+            idle.append(worker)
+            self._searcher.on_trial_complete(name, result=flatten_dict(result))
+
+
+class Worker:
+    """One `CandidateTrial`, set up as Tune does."""
+
+    def __init__(self, shared: Any) -> None:
+        executor = _running[-1]
+        executor.workers_started += 1
+        self._trial = CandidateTrial.__new__(CandidateTrial)
+        self._trial.setup({}, shared=copied(shared))
+        self._trial._name = f"worker:{executor.workers_started}"
+        # The first tasks wait until all workers have come up, and here one after another runs.
+        self._trial._shared.coordinator.join.remote(shared.session, self._trial._name)
+
+    def step(self, config: dict[str, Any]) -> dict[str, Any]:
+        self._trial.reset_config(copied(config))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_JOB_ID", "in-process")
+            return cast(dict[str, Any], copied(self._trial.step()))
+
+
+@contextmanager
+def in_process(*, cpus: float = 3.0, order: int = 0, losses: Mapping[str, int] | None = None) -> Iterator[Executor]:
+    """Searches of this process on an executor of `cpus` processors, whose tasks end in an order drawn by `order`."""
+    executor = Executor(cpus, random.Random(order), dict(losses or {}))
+    context = SimpleNamespace(get_node_id=lambda: NODE, current_actor=None)
+    threads = torch.get_num_threads()
+    _running.append(executor)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("put", "get", "remote", "kill"):
+                patch.setattr(ray, name, getattr(executor, name))
+            patch.setattr(ray, "wait", lambda references, **_: (references, []))
+            patch.setattr(ray, "nodes", lambda: [executor.node()])
+            patch.setattr(ray, "is_initialized", lambda: True)
+            patch.setattr(ray, "get_runtime_context", lambda: context)
+            patch.setattr(tune, "Tuner", InProcessTuner)
+            patch.setattr(tune, "with_parameters", lambda trainable, *, shared: lambda: Worker(shared))
+            patch.setattr(tune, "with_resources", lambda trainable, resources: trainable)
+            # Nothing is exported to Prometheus, and the actor ends with the executor.
+            patch.setattr(coordinator, "Heart", lambda run, read: None)
+            patch.setattr(coordinator.Coordinator, "_end_when_orphaned", lambda self, after_s: None)
+            patch.setattr(gauges, "dashboard_url", lambda: None)
+            # No whole node gets free: what is timed is timed in the room of a trial.
+            patch.setattr(latency, "placement_group", lambda bundles: SimpleNamespace(wait=lambda seconds: False))
+            patch.setattr(latency, "remove_placement_group", lambda group: None)
+            yield executor
+    finally:
+        _running.remove(executor)
+        torch.set_num_threads(threads)
+        assert os.environ.get("RAY_JOB_ID") != "in-process"
