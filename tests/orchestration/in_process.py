@@ -23,7 +23,7 @@ import ray
 import torch
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
-from ray.tune.utils.util import flatten_dict
+from ray.tune.utils import flatten_dict
 
 from raprune.orchestration import coordinator, gauges
 from raprune.orchestration.searcher import CandidateSearcher
