@@ -504,7 +504,6 @@ def pick(
     print_pick(
         run,
         limits.budget,
-        latency=budget_latency,
         min_accuracy=limits.min_accuracy,
         console=_console(),
         as_json=as_json,

@@ -10,6 +10,8 @@ from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
 
+from raprune.spec.budget import Budget
+
 Setting = bool | int | float | str
 """The value of one hyper-parameter of a method."""
 
@@ -77,17 +79,15 @@ class Proposal:
 
     `allocation` is a name of `raprune.pruning.allocate.ALLOCATIONS`: how scores become widths. `keep_ratios` maps a
     group's name to the share of its channels to keep, in (0, 1], before the projection onto the target; groups that
-    are not named use 1. `target_flops` (and `target_params`) are the fractions of the dense network that the
-    candidate must come up to and never pass.
+    are not named use 1. `target` holds the fractions of the dense network that the candidate must come up to and never
+    pass; a cost without a value has no limit.
     """
 
     number: int
     """Position in the search, from 0. Results are told in this order."""
     method: str
     allocation: str
-    target_flops: float
-    target_params: float | None = None
-    target_latency: float | None = None
+    target: Budget
     settings: Mapping[str, Setting] = field(default_factory=dict)
     keep_ratios: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0

@@ -15,6 +15,7 @@ from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialSta
 from raprune.results.rows import CandidateRow
 from raprune.sampling.promotion import Outcome
 from raprune.sampling.sources import RATIOS, Proposals, SearchSpace
+from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec, SearchSpec
 from raprune.store.folder import Store
 from raprune.store.networks import NAMES
@@ -60,22 +61,28 @@ def outcome(proposal: Proposal) -> Outcome:
     if proposal.number % 7 == 3:
         return Outcome(trial_id=proposal.trial_id, state=TrialState.FAILED, error="ValueError: no")
     ratios = sum((i + 1) * r for i, r in enumerate(proposal.keep_ratios.values()))
-    accuracy = 0.5 + proposal.target_flops + 0.05 * ratios / (1 + ratios) + 0.01 * len(proposal.method)
+    accuracy = 0.5 + flops_of(proposal) + 0.05 * ratios / (1 + ratios) + 0.01 * len(proposal.method)
     return Outcome(
         trial_id=proposal.trial_id,
         state=TrialState.COMPLETE,
         candidate=f"c{proposal.number}",
         accuracy=accuracy,
-        flops_fraction=proposal.target_flops,
+        flops_fraction=flops_of(proposal),
         method=proposal.method,
         widths=widths_of(proposal),
     )
 
 
+def flops_of(proposal: Proposal) -> float:
+    """The FLOPs that the proposal comes up to, as a fraction of the dense network's."""
+    assert proposal.target.flops is not None
+    return proposal.target.flops
+
+
 def widths_of(proposal: Proposal) -> dict[str, int]:
     """Number of channels that the proposal keeps of each group."""
     return {
-        name: max(1, round(count * proposal.keep_ratios.get(name, proposal.target_flops)))
+        name: max(1, round(count * proposal.keep_ratios.get(name, flops_of(proposal))))
         for name, count in SPACE.channels.items()
     }
 
@@ -133,7 +140,7 @@ def front_trial(
         number=number,
         method=method,
         allocation="uniform",
-        target_flops=flops,
+        target=Budget(flops=flops),
         stage=stage,
         parent=parent,
         step=step,
@@ -199,7 +206,7 @@ def make_run(folder: Path, *, tested: bool = True) -> Store:
             number=number,
             method=["l2", "l1", "random"][number % 3],
             allocation="ratios",
-            target_flops=fraction,
+            target=Budget(flops=fraction),
             settings={"power": 2},
             stage=Stage.FINETUNE if finetuned else Stage.SEARCH,
         )
@@ -265,7 +272,7 @@ LIVE_RUN: dict[str, Any] = {
 def live_trial(number: int, *, fraction: float = 0.2, accuracy: float = 0.9, **fields: Any) -> Trial:
     """A complete trial; `fields` are those of its proposal."""
     proposal = Proposal(
-        number=number, method=["l2", "l1"][number % 2], allocation="uniform", target_flops=fraction, **fields
+        number=number, method=["l2", "l1"][number % 2], allocation="uniform", target=Budget(flops=fraction), **fields
     )
     kept = {group: tuple(range(1 + (number + width) % width)) for group, width in LIVE_WIDTHS.items()}
     metrics = Metrics(
@@ -293,7 +300,7 @@ def live_trial(number: int, *, fraction: float = 0.2, accuracy: float = 0.9, **f
 
 def live_failure(number: int, error: str) -> Trial:
     """A trial that failed with `error`."""
-    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=0.2)
+    proposal = Proposal(number=number, method="l2", allocation="uniform", target=Budget(flops=0.2))
     return Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.FAILED, error=error, seconds=1.0)
 
 

@@ -31,7 +31,7 @@ def make_files(folder: Path) -> None:
         pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}), folder / "no.parquet"
     )
     (folder / "job.toml").write_text('colour = "red"')
-    (folder / "broken.toml").write_text("budget_flops = [")
+    (folder / "broken.toml").write_text("budget.flops = [")
     (folder / "file").write_text("")
     (folder / "run").mkdir()
     (folder / "run" / "run.json").write_text("{}")
@@ -64,7 +64,7 @@ CASES = [
     ('--set allocations=["by-hand"]', 2, "allocation 'by-hand': no such allocation"),
     ("--budget-flops 0.00001", 2, "out of reach"),
     ("--budget-flops 0.1 --min-channels 30", 2, "lowest"),
-    ("--budget-flops 2", 2, "budget_flops"),
+    ("--budget-flops 2", 2, "budget.flops"),
     ("--exclude nothing.*", 2, "nothing.*"),
     ("--output run", 1, "holds a run already"),
     ("--output file/run", 1, "file"),

@@ -138,11 +138,11 @@ def test_every_command_has_help(cli: CliRunner, command: str) -> None:
     [
         (
             ["search", "--budget-flops", "30"],
-            "budget_flops (--budget-flops) 30: must be a number above 0 and at most 1. For 30 %: 0.3.",
+            "budget.flops (--budget-flops) 30: must be a number above 0 and at most 1. For 30 %: 0.3.",
         ),
-        (["search", "--budget-flops", "lots"], "budget_flops (--budget-flops) 'lots': must be a number above 0"),
+        (["search", "--budget-flops", "lots"], "budget.flops (--budget-flops) 'lots': must be a number above 0"),
         (["search", "--trials", "lots"], "Invalid value for '--trials'"),
-        (["search", "--budget-flops", "0"], "budget_flops (--budget-flops) 0: must be a number above 0"),
+        (["search", "--budget-flops", "0"], "budget.flops (--budget-flops) 0: must be a number above 0"),
         (["search", "--bogus"], "No such option"),
         (["search", "missing.toml"], "missing.toml: no such file"),
         (
@@ -155,7 +155,7 @@ def test_every_command_has_help(cli: CliRunner, command: str) -> None:
         (["search", "--validation", "x.parquet"], "the bundled mnist-sample reads no files"),
         (["search", "--train", "x.parquet"], "the bundled mnist-sample reads no files"),
         (["search", "--trials", "0"], "search.trials (--trials) 0: must be a whole number of at least 1"),
-        (["pick", "RUN", "--budget-flops", "3"], "budget_flops (--budget-flops) 3: must be a number above 0"),
+        (["pick", "RUN", "--budget-flops", "3"], "budget.flops (--budget-flops) 3: must be a number above 0"),
         (
             ["pick", "RUN", "--min-accuracy", "95"],
             "min_accuracy (--min-accuracy) 95: must be a number above 0 and at most 1.",
@@ -198,7 +198,7 @@ def test_dry_run_prints_a_job_that_reads_back(cli: CliRunner, tmp_path: Path) ->
     job = tmp_path / "job.toml"
     job.write_text(done.stdout)
     spec = load_spec(job)
-    assert (spec.budget_flops, spec.methods, spec.seed, spec.output) == (0.25, ("l1", "random"), 7, "here")
+    assert (spec.budget.flops, spec.methods, spec.seed, spec.output) == (0.25, ("l1", "random"), 7, "here")
     assert (spec.search.trials, spec.search.time_limit_s, spec.search.sampler) == (5, 120.0, "random")
     assert (spec.search.min_channels, spec.search.multiple_of, spec.search.smallest) == (2, 4, 0.5)
     assert (spec.finalists.count, spec.finalists.train.epochs, spec.exclude) == (0, 0.5, ("head*", "stem"))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
+from raprune.spec.budget import Budget
 from raprune.store.folder import Store
 
 BENCHMARKS = Path(__file__).parent.parent / "jobs" / "benchmarks"
@@ -86,7 +87,7 @@ def trial(
         number=number,
         method=method,
         allocation="uniform",
-        target_flops=flops,
+        target=Budget(flops=flops),
         stage=stage,
         parent=parent,
         step=step,

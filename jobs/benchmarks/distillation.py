@@ -43,6 +43,7 @@ from raprune.pruning.preparation import Prepared, prepare
 from raprune.pruning.prune import Pruned, Pruner
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal
+from raprune.spec.budget import Budget
 from raprune.spec.job import TrainSpec, load_spec
 from raprune.training.distillation import ChannelMap, channel_map
 from raprune.training.evaluate import evaluate
@@ -51,7 +52,7 @@ from raprune.training.loop import train
 JOB = Path(__file__).parents[1] / "resnet56_cifar10.toml"
 TABLE = Path(__file__).with_name("distillation.md")
 BUDGET = 0.5
-CUT = Proposal(number=0, method="reconstruction", allocation="least_damage", target_flops=BUDGET, seed=0)
+CUT = Proposal(number=0, method="reconstruction", allocation="least_damage", target=Budget(flops=BUDGET), seed=0)
 CALIBRATION = 2_048
 HALF, TWO = "25000-images", "two-epochs"
 BARS = {HALF: 88.8, TWO: 89.45}

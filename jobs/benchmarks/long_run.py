@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
+from raprune.spec.budget import Budget
 from raprune.store.folder import Store
 
 STARTED_AT = 1_795_000_000.0
@@ -75,9 +76,7 @@ def run_file(trials: int, *, finished: bool) -> dict[str, Any]:
         "spec": {
             "model": {"name": "resnet50"},
             "data": {"name": "imagenet"},
-            "budget_flops": BUDGET,
-            "budget_params": None,
-            "budget_latency": None,
+            "budget": {"flops": BUDGET},
             "max_drop": 0.03,
             "methods": [name for name in GAINS if name not in ("l1", "random")],
             "search": {"trials": round(trials * 0.8), "rungs": [0.0, 0.5, 2.0]},
@@ -131,7 +130,7 @@ def _chain(number: int, draw: random.Random, now: float, *, error: str) -> list[
         "number": number,
         "method": method,
         "allocation": draw.choice(("global_rank", "least_damage", "ratios", "uniform")),
-        "target_flops": target,
+        "target": Budget(flops=target),
         "settings": settings,
         "seed": draw.randrange(2**31),
     }
@@ -181,7 +180,7 @@ def _fine_tuned(trial: Trial, number: int, repeat: int, draw: random.Random, now
         number=number,
         method=trial.proposal.method,
         allocation=trial.proposal.allocation,
-        target_flops=trial.proposal.target_flops,
+        target=Budget(flops=trial.proposal.target.flops),
         settings=trial.proposal.settings,
         stage=Stage.FINETUNE,
         parent=trial.trial_id,

@@ -41,6 +41,7 @@ from raprune.orchestration.workers.streaming import RayReader
 from raprune.orchestration.workers.trials import Equipment
 from raprune.pruning.preparation import Prepared, prepare
 from raprune.records import Proposal
+from raprune.spec.budget import Budget
 from raprune.spec.job import DataSpec, SearchSpec, load_spec
 from raprune.store.folder import Store
 
@@ -119,7 +120,7 @@ def _shared(spec: SearchSpec, prepared: Prepared) -> Shared:
 
 
 def _take(actors: Sequence[Any], shared: Shared) -> list[dict[str, Any]]:
-    proposal = Proposal(number=0, method="l1", allocation="uniform", target_flops=0.5)
+    proposal = Proposal(number=0, method="l1", allocation="uniform", target=Budget(flops=0.5))
     ray.get([actor.take.remote(shared, proposal) for actor in actors])
     places = ray.get([actor.where.remote() for actor in actors])
     others = {pid: _rollup(pid)["Pss_Shmem"] for pid in (os.getpid(), places[0][1])}

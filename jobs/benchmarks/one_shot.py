@@ -47,6 +47,7 @@ from raprune.pruning.preparation import prepare
 from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal
+from raprune.spec.budget import Budget
 from raprune.spec.job import load_spec
 from raprune.training.evaluate import evaluate
 
@@ -203,7 +204,7 @@ class Arena:
             # A group's scores do not depend on the other groups.
             scores = self.pruners[PRUNED].scores(method, SEED)
             pruner.statistics.put(pruner.score_key(method), {group: scores[group] for group in pruner.cost.group_names})
-        proposal = Proposal(number=0, method=name, allocation=allocation, target_flops=budget, seed=SEED)
+        proposal = Proposal(number=0, method=name, allocation=allocation, target=Budget(flops=budget), seed=SEED)
         trial, model, _ = pruner.prune(proposal)
         assert trial.metrics is not None
         seconds = time.perf_counter() - started

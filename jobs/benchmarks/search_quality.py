@@ -59,7 +59,7 @@ CHANCE = 0.1
 BASELINES = ("activation", "apoz", "fpgm", "l1", "l2", "lasso", "random", "taylor", "thinet")
 
 COMMON: dict[str, Any] = {
-    "budget_flops": BUDGET,
+    "budget.flops": BUDGET,
     "search.smallest": 0.1,
     "search.trials": 10_000,
     "finalists.count": 0,

@@ -149,12 +149,12 @@ def _check_trains(workload: Workload) -> None:
 
 def _describe_budget(spec: SearchSpec) -> str:
     """Describe the limits that can be reached, and those that are not known yet."""
-    limits = (("FLOPs", spec.budget_flops), ("parameters", spec.budget_params))
+    limits = (("FLOPs", spec.budget.flops), ("parameters", spec.budget.params))
     asked = [f"{100 * fraction:.4g} % of the {name}" for name, fraction in limits if fraction is not None]
     known = [f"{' and '.join(asked)} can be reached"] if asked else []
-    if spec.budget_flops is not None and "budget_flops" not in spec.model_fields_set:
+    if spec.budget.flops is not None and "budget" not in spec.model_fields_set:
         known[0] += " (the default)"
-    if spec.budget_latency is not None:
+    if spec.budget.limits_latency:
         known.append("latency is measured when the search begins")
     return "; ".join(known) or "no budget is given; the search looks for the cheapest network that is accurate enough"
 

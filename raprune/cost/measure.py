@@ -347,7 +347,7 @@ def _sized(subject: TimedNetwork, cost: CostModel, seed: int) -> list[SizedCall]
     operations = follow(runs, cost.sizes(np.stack(vectors)))
     if operations is None:
         raise ModelError(
-            "budget_latency (--budget-latency): this network runs other operations at other widths, so a table of "
+            "budget.latency (--budget-latency): this network runs other operations at other widths, so a table of "
             "operation times cannot predict its latency.",
             hint="Use --budget-flops or --budget-params for this network.",
         )

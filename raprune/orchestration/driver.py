@@ -166,7 +166,7 @@ def with_latency(run: Run, placement: Placement) -> Run:
     Raises:
         BudgetError: if the budget is out of reach.
     """
-    if run.spec.budget_latency is None:
+    if not run.spec.budget.limits_latency:
         return run
     with run.stages.stage(LAYER_TIMES):
         table, is_new = latency_table(Subject.of(run.spec, run.prepared, placement), run.store)
@@ -261,7 +261,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
         known.stored,
         workers=driven.placement.workers,
         devices=driven.placement.gpus or driven.placement.cpus,
-        cost=spec.cost,
+        cost=spec.budget.cost,
         already=run.store.run().get("stopped"),
     )
     searcher = _searcher(driven, known, enough)

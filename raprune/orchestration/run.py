@@ -194,13 +194,15 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
     asked = [
         f"keep at most {value:.0%} of the {name} ({value * dense:,.0f})"
         for name, value, dense in (
-            ("FLOPs", spec.budget_flops, cost.dense_flops),
-            ("parameters", spec.budget_params, cost.dense_params),
+            ("FLOPs", spec.budget.flops, cost.dense_flops),
+            ("parameters", spec.budget.params, cost.dense_params),
         )
         if value is not None
     ]
-    if spec.budget_latency is not None:
-        asked.append(f"keep at most {spec.budget_latency} of the latency")
+    if spec.budget.latency is not None:
+        asked.append(f"keep at most {spec.budget.latency:.0%} of the latency")
+    if spec.budget.latency_ms is not None:
+        asked.append(f"a latency of at most {spec.budget.latency_ms:g} ms per batch")
     if spec.min_accuracy is not None:
         asked.append(f"a validation accuracy of {spec.min_accuracy:.2%} or more")
     if spec.max_drop is not None:

@@ -191,7 +191,7 @@ class CandidateSearcher(Searcher):
             finalists.count,
             each_method=finalists.each_method,
             floor=self._floor,
-            cost=self._spec.cost,
+            cost=self._spec.budget.cost,
         )
         parents = [self._proposals.proposals[parent] for parent in chosen]
         # Every finalist once before any a second time.

@@ -9,21 +9,22 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from raprune.page.feed import Away, Known
 from raprune.records import Trial
-from raprune.results.front import floor_of, pick, wanted_latency
+from raprune.results.front import floor_of, measured_in, pick
 from raprune.results.progress import Progress
 from raprune.results.stages import RunStages
 from raprune.spec.job import load_limits
 from raprune.store.address import without_secrets
+from raprune.store.rows import target_columns
 
 Answer = dict[str, Any]
 
 _OF_TRIAL = ("state", "accuracy_after_cut", "accuracy_after_repair", "epochs", "seconds", "gpu_seconds", "started_at")
-_OF_PROPOSAL = ("number", "stage", "rung", "repeat", "parent", "step", "method", "allocation", "target_flops")
+_OF_PROPOSAL = ("number", "stage", "rung", "repeat", "parent", "step", "method", "allocation")
 _OF_METRICS = (
     "flops_fraction",
     "params_fraction",
@@ -39,6 +40,7 @@ COLUMNS = (
     "candidate",
     "network",
     *_OF_PROPOSAL,
+    "target_flops",
     "settings",
     "val_accuracy",
     "val_loss",
@@ -53,9 +55,9 @@ COLUMNS = (
 
 
 _LIMITS = {
-    "flops": "budget_flops",
-    "params": "budget_params",
-    "latency": "budget_latency",
+    "flops": "budget.flops",
+    "params": "budget.params",
+    "latency": "budget.latency",
     "min_accuracy": "min_accuracy",
 }
 """Question to `pick_row` -> the field of a job that says the same."""
@@ -83,7 +85,7 @@ def describe_run(known: Known, away: Away | None, stages: RunStages | None, *, n
             "latency_ms": None if latency is None else latency.get("dense_ms"),
             "widths": graph.get("groups", {}),
         },
-        "budget": asdict(budget),
+        "budget": budget.fractions,
         "cost": budget.cost,
         "floor": floor_of(run),
         "groups": list(graph.get("groups", {})),
@@ -140,6 +142,7 @@ def describe_trial(trial: Trial, known: Known) -> Answer:
         "candidate": None if candidate is None else trial.name,
         "network": None if candidate is None else trial.network,
         **{name: getattr(proposal, name) for name in _OF_PROPOSAL},
+        "target_flops": target_columns(proposal.target)["target_flops"],
         "settings": json.dumps(plain(proposal.settings)),
         "val_accuracy": None if metrics is None else metrics.accuracy,
         "val_loss": None if metrics is None else metrics.loss,
@@ -164,8 +167,8 @@ def detail_trial(
         "candidate_settings": None if candidate is None else dict(candidate.settings),
         "widths": None if candidate is None else candidate.widths,
         "keep_ratios": dict(proposal.keep_ratios),
-        "target_params": proposal.target_params,
-        "target_latency": proposal.target_latency,
+        "target_params": proposal.target.params,
+        "target_latency": proposal.target.latency,
         "seed": proposal.seed,
         "folder": folder,
     }
@@ -264,10 +267,8 @@ def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
     """
     given = {field: text for name, field in _LIMITS.items() if (text := wanted.get(name, "").strip())}
     limits = load_limits(given)
-    budget = limits.budget
-    if latency := given.get("budget_latency"):
-        budget = replace(budget, latency=wanted_latency(f"latency={latency}", latency, known.run))
-    return dict(plain(pick(known.rows, budget, min_accuracy=limits.min_accuracy).to_json()))
+    picked = pick(known.rows, measured_in(limits.budget, known.run), min_accuracy=limits.min_accuracy)
+    return dict(plain(picked.to_json()))
 
 
 def find_trial(known: Known, name: str) -> Trial | None:

@@ -269,11 +269,14 @@ def _steps(
 
 
 def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tuple[Counts | Floats, float]]:
-    """For each limit of the target, the costs at these widths and what they may be."""
+    """For each limit of the target, the costs at these widths and what they may be.
+
+    FLOPs without a limit still weigh in against the dense network's: of two moves that save as many parameters, the one
+    that saves more FLOPs comes first.
+    """
     budget = target.budget
-    found: list[tuple[Counts | Floats, float]] = []
-    if budget.flops is not None:
-        found.append((cost.flops(widths), budget.flops * cost.dense_flops))
+    flops = 1.0 if budget.flops is None else budget.flops
+    found: list[tuple[Counts | Floats, float]] = [(cost.flops(widths), flops * cost.dense_flops)]
     if budget.params is not None:
         found.append((cost.params(widths), budget.params * cost.dense_params))
     if budget.latency is not None:

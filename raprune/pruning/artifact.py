@@ -160,7 +160,7 @@ def provenance(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
             "std": list(data.std),
         },
         "seed": spec.seed,
-        "budget": {"flops": spec.budget_flops, "params": spec.budget_params, "latency": spec.budget_latency},
+        "budget": spec.budget.fractions,
     }
 
 

@@ -65,7 +65,7 @@ def prune_once(
     prepared, statistics = prepare(spec, InStages(stages)), _statistics(spec)
     spec = prepared.spec
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
-    if spec.budget_latency is not None:
+    if spec.budget.limits_latency:
         stages.begin(LAYER_TIMES)
         spec, prepared = with_table(spec, prepared, _table(workload, prepared, spec, statistics))
     if spec.weights is None:
@@ -86,9 +86,7 @@ def prune_once(
         method=method,
         settings=spec.settings.get(method, {}),
         allocation=allocation,
-        target_flops=spec.budget_flops or 1.0,
-        target_params=spec.budget_params,
-        target_latency=spec.budget.latency,
+        target=spec.budget,
         seed=spec.seed,
     )
     stages.begin(PRUNE)

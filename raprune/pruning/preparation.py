@@ -27,7 +27,7 @@ from raprune.pruning.workload import WeightArrays, Workload, build_workload, has
 from raprune.records import Setting
 from raprune.results.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
 from raprune.spec import automatic
-from raprune.spec.job import SearchSpec, latency_fraction
+from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 
 DENSE = "models/dense/weights.safetensors"
@@ -151,9 +151,8 @@ def with_table(spec: SearchSpec, prepared: Prepared, table: LatencyTable) -> tup
     Raises:
         BudgetError: if the latency is out of reach.
     """
-    assert spec.budget_latency is not None, "a table is measured for a budget"
-    fraction = latency_fraction(spec.budget_latency, table.dense_ms)
-    spec = spec.model_copy(update={"budget_latency": fraction})
+    assert spec.budget.limits_latency, "a table is measured for a budget"
+    spec = spec.model_copy(update={"budget": spec.budget.measured(table.dense_ms)})
     prepared = replace(prepared, cost=CostModel(prepared.graph, table))
     _check_budget(prepared.cost, spec)
     return spec, prepared
@@ -172,9 +171,9 @@ def _check_names(spec: SearchSpec) -> None:
     """Names of methods, their settings and allocations: looked up before any work."""
     for name in spec.methods:
         method_named(name)
-    if spec.budget_latency is not None and "maxout" in spec.methods:
+    if spec.budget.limits_latency and "maxout" in spec.methods:
         raise UsageError(
-            "budget_latency (--budget-latency): not with the method maxout, whose maximum over channels no table of "
+            "budget.latency (--budget-latency): not with the method maxout, whose maximum over channels no table of "
             "layer times knows.",
             hint="Use --budget-flops or --budget-params with it, or leave it out of --methods.",
         )

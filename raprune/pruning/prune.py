@@ -36,7 +36,6 @@ from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.results.stages import OnWork, Work
-from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec, TrainSpec
 from raprune.store.scores import Arrays, Statistics, key_of
 from raprune.training.distillation import ChannelMap, channel_map
@@ -299,7 +298,7 @@ class Pruner:
 
     def _candidate(self, proposal: Proposal, method: Method, scores: Scores) -> Candidate:
         target = Target(
-            budget=Budget(flops=proposal.target_flops, params=proposal.target_params, latency=proposal.target_latency),
+            budget=proposal.target,
             min_channels=self._search.min_channels,
             multiple_of=self._search.step,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 
 from rich.console import Console
 
@@ -14,7 +13,7 @@ from raprune.report.formats import duration
 from raprune.report.summary import summary
 from raprune.report.tables import render_ablation, render_progress, render_rows
 from raprune.results.ablation import ablation
-from raprune.results.front import budget_of, listed, pick, starred, wanted_latency
+from raprune.results.front import budget_of, listed, measured_in, pick, starred
 from raprune.results.progress import progress
 from raprune.results.rows import candidates
 from raprune.results.stages import read_stages
@@ -80,21 +79,15 @@ def print_pick(
     budget: Budget,
     *,
     console: Console,
-    latency: str | None = None,
     min_accuracy: float | None = None,
     as_json: bool = False,
 ) -> None:
-    """Prints the candidate of the run that fits best; nothing is computed anew.
-
-    `latency`: what may remain beside `budget`, as `raprune.spec.job.read_latency` reads it.
-    """
+    """Prints the candidate of the run that fits best; nothing is computed anew."""
     store = Store(uri)
     run, trials = store.run(), store.trials()
     test, times = read_test(store, trials), read_times(store, trials)
-    if latency is not None:
-        budget = replace(budget, latency=wanted_latency(f"--budget-latency {latency}", latency, run))
     rows = with_times(starred(candidates(trials, test=test), run), times)
-    row = pick(rows, budget, min_accuracy=min_accuracy)
+    row = pick(rows, measured_in(budget, run), min_accuracy=min_accuracy)
     if as_json:
         console.out(json.dumps(row.to_json(), indent=2), highlight=False)
         return

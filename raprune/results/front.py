@@ -12,8 +12,8 @@ from typing import Any
 from raprune.errors import RapruneError, UsageError
 from raprune.records import Trial
 from raprune.results.rows import CandidateRow, candidates, non_dominated
-from raprune.spec.budget import Budget, accuracy_floor
-from raprune.spec.job import CONTROLS, latency_fraction, read_latency
+from raprune.spec.budget import Budget, accuracy_floor, with_budget_table
+from raprune.spec.job import CONTROLS
 
 
 def front(
@@ -128,34 +128,25 @@ def pick(rows: Sequence[CandidateRow], budget: Budget, *, min_accuracy: float | 
 
 
 def budget_of(run: Mapping[str, Any]) -> Budget:
-    """The budget of `run.json` content. A latency is a fraction there; one that is still a time is free."""
-    spec = run.get("spec", {})
-    latency = spec.get("budget_latency")
-    return Budget(
-        flops=spec.get("budget_flops"),
-        params=spec.get("budget_params"),
-        latency=None if latency is None else read_latency(latency)[0],
-    )
+    """The budget of `run.json` content. Latency is a fraction there, unless it was not measured yet."""
+    return Budget(**with_budget_table(run.get("spec", {})).get("budget", {}))
 
 
-def wanted_latency(asked: str, value: str, run: Mapping[str, Any]) -> float:
-    """A latency budget for the run of `run.json` content `run`, as a fraction of the dense network's.
-
-    `value` is read as `raprune.spec.job.read_latency` does; `asked` says how it was given.
+def measured_in(budget: Budget, run: Mapping[str, Any]) -> Budget:
+    """The budget with its latency as a fraction of the dense network of `run.json` content `run`.
 
     Raises:
-        UsageError: if it is none, or the run was searched without latencies.
+        UsageError: if latency is limited and the run was searched without latencies.
     """
+    if not budget.limits_latency:
+        return budget
     latency = run.get("latency")
     if latency is None:
         raise UsageError(
-            f"{asked}: this run knows no latencies: it was searched without --budget-latency.",
+            "--budget-latency: this run knows no latencies: it was searched without --budget-latency.",
             hint="Pick by FLOPs or parameters, or search with --budget-latency.",
         )
-    try:
-        return latency_fraction(value, latency["dense_ms"])
-    except ValueError as error:
-        raise UsageError(f"{asked}: {error}.", hint="For example 0.5 or 3ms.") from None
+    return budget.measured(latency["dense_ms"])
 
 
 def floor_of(run: Mapping[str, Any]) -> float | None:

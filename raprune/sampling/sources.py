@@ -22,7 +22,9 @@ from raprune.records import Proposal, Setting, Stage, Trial, TrialState
 from raprune.sampling.halving import Rungs
 from raprune.sampling.mutation import Seen, child_of, targets_in
 from raprune.sampling.promotion import Outcome
+from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec
+from raprune.store.rows import target_columns
 
 RATIOS = "ratios"
 """The allocation that follows a keep ratio for each block of groups."""
@@ -59,10 +61,8 @@ class SearchSpace:
     """`flops`, `params` or `latency`: which cost the sampled target is of."""
     cost: str = "flops"
     """`flops` or `latency`: what accuracy is set against."""
-    params_limit: float | None = None
-    """A fixed bound on the parameters beside a sampled target of another cost."""
-    latency_limit: float | None = None
-    """The same on the latency."""
+    limits: Budget = field(default_factory=Budget)
+    """Fixed limits of the costs that the sampled target is not of."""
     channels: Mapping[str, int] = field(default_factory=dict)
     """Group name -> its number of channels."""
     controls: tuple[str, ...] = ()
@@ -278,7 +278,7 @@ class Proposals:
             number=number,
             method=known.method,
             allocation=RATIOS,
-            **_targets(target, self._space),
+            target=_target(target, self._space),
             settings={**known.settings, **self._space.fixed.get(known.method, {})},
             keep_ratios=_ratios(known.widths, self._space),
             seed=trial_seed(self._seed, number),
@@ -312,7 +312,7 @@ class Proposals:
             number=number,
             method=child.method,
             allocation=RATIOS,
-            **_targets(child.cost, self._space),
+            target=_target(child.cost, self._space),
             settings=child.settings,
             keep_ratios=child.ratios,
             seed=trial_seed(self._seed, number),
@@ -470,26 +470,23 @@ def _to_proposal(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: i
         number=number,
         method=method,
         allocation=allocation,
-        **_targets(target, space),
+        target=_target(target, space),
         settings=settings,
         keep_ratios=ratios,
         seed=trial_seed(seed, number),
     )
 
 
-def _targets(target: float, space: SearchSpace) -> dict[str, Any]:
-    """The fields of a proposal that say what it comes up to."""
-    return {
-        "target_flops": target if space.target == "flops" else 1.0,
-        "target_params": target if space.target == "params" else space.params_limit,
-        "target_latency": target if space.target == "latency" else space.latency_limit,
-    }
+def _target(target: float, space: SearchSpace) -> Budget:
+    """What a proposal comes up to: the sampled target, within the space's fixed limits."""
+    return Budget(**{**space.limits.fractions, space.target: target})
 
 
 def _target_of(proposal: Proposal, space: SearchSpace) -> float:
-    """What `_targets` was given."""
-    target: float = getattr(proposal, f"target_{space.target}")
-    return target
+    """The sampled target that `_target` was given."""
+    target = proposal.target.fractions[space.target]
+    # All FLOPs, beside another limit, are read from the store as no limit.
+    return 1.0 if target is None else target
 
 
 def _ratios(widths: Mapping[str, int], space: SearchSpace) -> dict[str, float]:
@@ -520,21 +517,14 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, options: Mapping[str, Any
 
 def search_id(number: int) -> str:
     """The trial id of proposal `number` at its first rung."""
-    return Proposal(number=number, method="", allocation="", target_flops=1.0).trial_id
+    return Proposal(number=number, method="", allocation="", target=Budget()).trial_id
 
 
 def _check_same(stored: Proposal, proposal: Proposal) -> None:
-    for name in (
-        "method",
-        "allocation",
-        "target_flops",
-        "target_params",
-        "target_latency",
-        "settings",
-        "keep_ratios",
-        "seed",
-    ):
+    for name in ("method", "allocation", "target", "settings", "keep_ratios", "seed"):
         before, now = getattr(stored, name), getattr(proposal, name)
+        if name == "target":
+            before, now = target_columns(before), target_columns(now)
         if (dict(before) if isinstance(before, Mapping) else before) != (
             dict(now) if isinstance(now, Mapping) else now
         ):

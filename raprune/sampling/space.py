@@ -27,8 +27,7 @@ def search_space(
     `allocations` are all that there are, the simplest first; `settings` maps each method of the job to its
     hyper-parameters that are searched over (`raprune.methods.searched_settings`).
     """
-    limits = {"flops": spec.budget.flops, "params": spec.budget.params, "latency": spec.budget.latency}
-    target, highest = next((name, limit) for name, limit in limits.items() if limit is not None)
+    target, highest = next((name, limit) for name, limit in spec.budget.fractions.items() if limit is not None)
     narrowest = cost.smallest(min_channels=spec.search.min_channels, multiple_of=spec.search.step)
     lowest = max(spec.search.smallest * highest, _fraction(cost, target, narrowest) * _LOWEST_MARGIN)
     return SearchSpace(
@@ -41,9 +40,8 @@ def search_space(
         lowest=min(highest, lowest),
         highest=highest,
         target=target,
-        cost=spec.cost,
-        params_limit=None if target == "params" else spec.budget.params,
-        latency_limit=None if target == "latency" else spec.budget.latency,
+        cost=spec.budget.cost,
+        limits=spec.budget.model_copy(update={target: None}),
         settings={
             name: {key: options for key, options in settings[name].items() if key not in spec.settings.get(name, {})}
             for name in spec.methods

@@ -151,7 +151,7 @@ def _complete(run: EarlierRun, space: SearchSpace) -> list[Known]:
             method=trial.proposal.method,
             settings=dict(trial.proposal.settings),
             allocation=trial.proposal.allocation,
-            target=getattr(trial.proposal, f"target_{space.target}"),
+            target=trial.proposal.target.fractions[space.target],
             keep_ratios=dict(trial.proposal.keep_ratios),
             widths=trial.candidate.widths,
             accuracy=trial.metrics.accuracy,

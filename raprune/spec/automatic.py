@@ -40,8 +40,7 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> S
 
     `num_train` is the number of training images, `widths` are the channels of each group of the dense network.
     """
-    limits = (spec.budget.flops, spec.budget.params, spec.budget.latency)
-    keep = min((limit for limit in limits if limit is not None), default=1.0)
+    keep = min((limit for limit in spec.budget.fractions.values() if limit is not None), default=1.0)
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES * (1 - keep) / num_train, 2)))
     calibration = min(MOST_CALIBRATION, max(LEAST_CALIBRATION, round(CALIBRATION * num_train)))
     asked = spec.finalists.train

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 VALID = "valid_values"
 """Key of a field's `json_schema_extra`: its valid values in words, where its type does not say them."""
@@ -18,6 +18,20 @@ VALID = "valid_values"
 _DEFAULT = re.compile(r"\s*Default: ([^.]*(?:\.(?!\s|$)[^.]*)*)\.")
 _UP_TO_ONE = re.compile(r"(at most|below) 1\b")
 _SENTENCE = re.compile(r"(.*?)\.(?=\s+[A-Z`0-9]|$)")
+
+
+class Part(BaseModel):
+    """A table of the job. The first sentence below a field is its line in `raprune search --dry-run`.
+
+    A sentence that starts with "Default:" says what holds while the field has no value.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+PartT = TypeVar("PartT", bound=Part)
 
 
 @dataclass(frozen=True, kw_only=True)

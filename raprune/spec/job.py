@@ -6,7 +6,6 @@ data sets and methods are looked up when the workload is built, before the first
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import time
@@ -15,29 +14,19 @@ from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raprune.errors import UsageError
-from raprune.spec.budget import Budget
-from raprune.spec.fields import VALID, DescribedTable, described, no_table, problems, toml_key, toml_value
+from raprune.spec.budget import EARLIER, Budget, Fraction, with_budget_table
+from raprune.spec.fields import VALID, DescribedTable, Part, PartT, described, no_table, problems, toml_key, toml_value
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Epochs = Annotated[float, Field(ge=0.0)]
 LearningRate = Annotated[float, Field(gt=0.0)]
 Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
-LATENCIES = "a fraction of the dense network's latency, above 0 and at most 1, or a time such as 3ms"
 RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
-Latency = Annotated[str | float, Field(json_schema_extra={VALID: LATENCIES})]
 Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
 Arguments = Annotated[
     dict[str, bool | int | float | str], Field(json_schema_extra={VALID: "a table of numbers, strings, true or false"})
@@ -60,9 +49,9 @@ FLAGS = {
     "data.validation": "--validation",
     "data.test": "--test",
     "data.download": "--download",
-    "budget_flops": "--budget-flops",
-    "budget_params": "--budget-params",
-    "budget_latency": "--budget-latency",
+    "budget.flops": "--budget-flops",
+    "budget.params": "--budget-params",
+    "budget.latency": "--budget-latency",
     "min_accuracy": "--min-accuracy",
     "max_drop": "--max-drop",
     "methods": "--methods",
@@ -93,21 +82,7 @@ _LEAST_LOOKAHEAD = 4
 """Where none is asked for: one worker and two then find the same."""
 
 
-class _Part(BaseModel):
-    """A table of the job. The first sentence below a field is its line in `raprune search --dry-run`.
-
-    A sentence that starts with "Default:" says what holds while the field has no value.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-PartT = TypeVar("PartT", bound=_Part)
-
-
-class ModelSpec(_Part):
+class ModelSpec(Part):
     """The dense network."""
 
     name: str = BUNDLED_NETWORK
@@ -119,7 +94,7 @@ class ModelSpec(_Part):
     """Keyword arguments of the function that builds the network."""
 
 
-class DataSpec(_Part):
+class DataSpec(Part):
     """The data set, and how its images reach the network."""
 
     name: str = BUNDLED_DATA
@@ -184,7 +159,7 @@ class DataSpec(_Part):
         return self
 
 
-class _Training(_Part):
+class _Training(Part):
     """Fields that every training has: SGD with momentum, one-cycle learning rate, cross-entropy.
 
     A job trains twice, each time by a subclass with defaults of its own. A field of such a subclass takes a plain
@@ -266,7 +241,7 @@ class FinetuneSpec(_Training):
         return TrainSpec.model_validate(self.model_dump(exclude_none=True) | given)
 
 
-class SamplerSpec(_Part):
+class SamplerSpec(Part):
     """The search: how many candidates are tried, and how they are proposed."""
 
     trials: PositiveInt = 40
@@ -331,7 +306,7 @@ class SamplerSpec(_Part):
         return self.lookahead or max(_LEAST_LOOKAHEAD, 2 * workers)
 
 
-class FinalistSpec(_Part):
+class FinalistSpec(Part):
     """The candidates that are fine-tuned at the end."""
 
     count: Annotated[int, Field(ge=0)] = 4
@@ -345,7 +320,7 @@ class FinalistSpec(_Part):
     after equal fine-tuning."""
 
 
-class ResourceSpec(_Part):
+class ResourceSpec(Part):
     """The Ray cluster, and what each worker gets of it."""
 
     address: str | None = None
@@ -370,7 +345,7 @@ class ResourceSpec(_Part):
     """Seconds to wait for an unreachable filesystem of the run's folder. The run then ends and can be resumed."""
 
 
-class PageSpec(_Part):
+class PageSpec(Part):
     """The live page of the run, served by Ray Serve beside the search."""
 
     serve: bool | None = None
@@ -389,7 +364,7 @@ CONTROLS = ("random", "l1")
 """Methods that every search tries: a method that does not beat them is not worth its trouble."""
 
 
-class LatencySpec(_Part):
+class LatencySpec(Part):
     """The measurement of latency, on the device of a worker."""
 
     batch_size: PositiveInt = 1
@@ -407,41 +382,20 @@ class LatencySpec(_Part):
     Default: as many as fill the device, at most 64 on a CPU and 256 on a GPU."""
 
 
-class Limits(_Part):
-    """The limits that a network must keep: what may remain of its cost, and how accurate it must be."""
+class Limits(Part):
+    """The limits that a network must keep: the cost that may remain, and the accuracy that it must have."""
 
-    budget_flops: Fraction | None = None
-    """Fraction of the dense network's FLOPs that may remain. Default: no limit; 0.3 if the job asks for no budget and
-    no accuracy."""
-    budget_params: Fraction | None = None
-    """Fraction of the dense network's parameters that may remain. Default: no limit."""
-    budget_latency: Latency | None = None
-    """Latency that may remain: a fraction of the dense network's (0.5), or a time per batch ("3ms").
-    Default: no limit."""
+    budget: Budget = Budget()
     min_accuracy: Fraction | None = None
     """Validation accuracy that a candidate must keep. Candidates below it are not recommended and come last for
     fine-tuning. Default: no limit."""
     max_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Largest loss of validation accuracy against the dense network: 0.01 is one point. Default: no limit."""
 
-    @field_validator("budget_latency")
+    @model_validator(mode="before")
     @classmethod
-    def _latency_reads(cls, value: str | float | None) -> str | float | None:
-        if value is not None:
-            read_latency(value)
-        return value
-
-    @property
-    def cost(self) -> str:
-        """What accuracy is set against: `flops`, or `latency` where that alone is budgeted."""
-        return "latency" if self.budget_latency is not None and self.budget_flops is None else "flops"
-
-    @property
-    def budget(self) -> Budget:
-        """What may remain. A latency that is given as a time becomes a fraction once the dense network was measured:
-        until then it is free."""
-        latency = None if self.budget_latency is None else read_latency(self.budget_latency)[0]
-        return Budget(flops=self.budget_flops, params=self.budget_params, latency=latency)
+    def _reads_earlier_fields(cls, values: Any) -> Any:
+        return with_budget_table(values) if isinstance(values, dict) else values
 
 
 class SearchSpec(Limits):
@@ -482,10 +436,9 @@ class SearchSpec(Limits):
     @model_validator(mode="after")
     def _some_budget(self) -> SearchSpec:
         """30 % of the FLOPs for whoever asks for nothing."""
-        costs = (self.budget_flops, self.budget_params, self.budget_latency)
-        if all(value is None for value in (*costs, self.min_accuracy, self.max_drop)):
+        if self.budget.is_free and self.min_accuracy is None and self.max_drop is None:
             # The spec is frozen for everybody else.
-            object.__setattr__(self, "budget_flops", 0.3)
+            object.__setattr__(self, "budget", Budget(flops=0.3))
         return self
 
     @model_validator(mode="after")
@@ -517,33 +470,6 @@ class SearchSpec(Limits):
         return f"{parent}{slash}statistics{question}{query}"
 
 
-def latency_fraction(value: str | float, dense_ms: float) -> float:
-    """A latency budget, `read_latency`'s, as a fraction of the dense network's `dense_ms`; at most 1."""
-    fraction, time_ms = read_latency(value)
-    return min(1.0, time_ms / dense_ms) if time_ms is not None else fraction or 1.0
-
-
-def read_latency(value: str | float) -> tuple[float | None, float | None]:
-    """`(fraction of the dense network, milliseconds)`, one of them None: 0.5 and "50%" are fractions, "3ms" is a time.
-
-    Raises:
-        ValueError: if it is neither, or outside of (0, 1] or of (0, inf).
-    """
-    text = str(value).strip().lower()
-    match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*(%|us|ms|s)?", text)
-    try:
-        number = float(match[1]) if match else math.nan
-    except ValueError:
-        number = math.nan
-    unit = match[2] if match else None
-    if unit in ("us", "ms", "s") and number > 0:
-        return None, number * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
-    fraction = number / 100 if unit == "%" else number
-    if 0 < fraction <= 1:
-        return fraction, None
-    raise ValueError(f"must be {LATENCIES}")
-
-
 def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None) -> SearchSpec:
     """The spec of a TOML file with `overrides` (dotted field -> value) laid over it.
 
@@ -554,18 +480,26 @@ def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None)
         UsageError: if the file is missing or not TOML, or a field is unknown or out of range.
     """
     values = {} if path is None else _read_toml(path)
-    for dotted, value in (overrides or {}).items():
+    values = with_budget_table(values)
+    for given, value in (overrides or {}).items():
+        dotted = EARLIER.get(given, given)
+        if dotted == "budget.latency" and isinstance(values.get("budget"), dict):
+            # A time in the file is another form of the same limit.
+            values["budget"].pop("latency_ms", None)
         _set(values, dotted, _resolved(value, Path.cwd()) if dotted in PATHS else value)
     return _validated(SearchSpec, values, where=f"{path}: " if path else "")
 
 
 def load_limits(values: Mapping[str, Any]) -> Limits:
-    """The limits of these fields of a job.
+    """The limits of these fields of a job: dotted field -> value, as `load_spec` takes its overrides.
 
     Raises:
         UsageError: if a value is out of range, as `load_spec` says it.
     """
-    return _validated(Limits, values)
+    nested: dict[str, Any] = {}
+    for given, value in values.items():
+        _set(nested, EARLIER.get(given, given), value)
+    return _validated(Limits, nested)
 
 
 def dump_spec(spec: SearchSpec) -> str:

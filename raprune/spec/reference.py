@@ -27,6 +27,9 @@ they are. `raprune search --dry-run` prints the job with every field.
 
 Paths in a file are relative to the file, those in flags to the working folder. `${NAME}` in a path is an environment
 variable, `${NAME:-folder}` one with a default. A budget, an accuracy and every other fraction is a number: 0.3 is 30 %.
+
+Jobs and runs from before the table `[budget]` are still read: `budget_flops = 0.3` at the top of a job is `flops = 0.3`
+in its table `[budget]`, and likewise `budget_params` and `budget_latency`.
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.spec.budget import Budget
 
 Row = dict[str, Any]
 """One row of `SCHEMA` in pyarrow's own form: column -> value. It stays inside `store` and the page's reader."""
@@ -71,9 +72,7 @@ def to_row(trial: Trial) -> Row:
         "settings": json.dumps(settings),
         "allocation": proposal.allocation,
         "keep_ratios": json.dumps(dict(proposal.keep_ratios)),
-        "target_flops": proposal.target_flops,
-        "target_params": proposal.target_params,
-        "target_latency": proposal.target_latency,
+        **target_columns(proposal.target),
         "seed": proposal.seed,
         "parent": proposal.parent,
         "step": proposal.step,
@@ -119,9 +118,7 @@ def from_row(row: Row) -> Trial:
         number=row["number"],
         method=row["method"],
         allocation=row["allocation"],
-        target_flops=row["target_flops"],
-        target_params=row["target_params"],
-        target_latency=row["target_latency"],
+        target=_target(row),
         settings=settings,
         keep_ratios=json.loads(row["keep_ratios"]),
         seed=row["seed"],
@@ -164,3 +161,19 @@ def from_row(row: Row) -> Trial:
         started_at=row["started_at"],
         worker=row["worker"],
     )
+
+
+def target_columns(target: Budget) -> dict[str, float | None]:
+    """Columns of a proposal's target. FLOPs without a limit are written as 1: the column has no nulls."""
+    return {
+        "target_flops": 1.0 if target.flops is None else target.flops,
+        "target_params": target.params,
+        "target_latency": target.latency,
+    }
+
+
+def _target(row: Row) -> Budget:
+    """The target that `target_columns` wrote. All FLOPs beside another limit are read as FLOPs without a limit."""
+    flops, params, latency = row["target_flops"], row["target_params"], row["target_latency"]
+    is_free = flops == 1.0 and (params is not None or latency is not None)
+    return Budget(flops=None if is_free else flops, params=params, latency=latency)

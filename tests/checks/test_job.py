@@ -93,12 +93,12 @@ def test_check_of_a_valid_job_prints_every_step(mine: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"budget_flops": 0.3}, "30 % of the FLOPs can be reached"),
+        ({"budget.flops": 0.3}, "30 % of the FLOPs can be reached"),
         (
-            {"budget_flops": 0.4, "budget_params": 0.555},
+            {"budget.flops": 0.4, "budget.params": 0.555},
             "40 % of the FLOPs and 55.5 % of the parameters can be reached",
         ),
-        ({"budget_latency": "0.5"}, "latency is measured when the search begins"),
+        ({"budget.latency": "0.5"}, "latency is measured when the search begins"),
         (
             {"min_accuracy": 0.9},
             "no budget is given; the search looks for the cheapest network that is accurate enough",
@@ -125,7 +125,7 @@ def test_budget_that_was_not_given_is_not_called_ok(mine: str, asked: dict[str, 
         ({"allocations": ["bogus"]}, UsageError, "allocation 'bogus': no such allocation"),
         ({"settings.l2.power": 2}, UsageError, "settings.l2.power: the method has no such hyper-parameter"),
         ({"warm_start": ["nowhere"]}, UsageError, "warm_start .*nowhere"),
-        ({"budget_flops": 0.0001}, BudgetError, "."),
+        ({"budget.flops": 0.0001}, BudgetError, "."),
         ({"exclude": ["nothing.*"]}, UsageError, "matches no layer"),
     ],
 )

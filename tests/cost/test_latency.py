@@ -37,7 +37,7 @@ from raprune.pruning.export import prune_once
 from raprune.pruning.preparation import prepare
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
-from raprune.spec.job import LatencySpec, SearchSpec, latency_fraction, load_spec, read_latency
+from raprune.spec.job import LatencySpec, SearchSpec, load_spec
 from tests.channels.networks import image
 from tests.channels.proved import proved
 
@@ -141,25 +141,35 @@ def test_scales_and_offset_are_found_and_never_negative() -> None:
      ("0.1s", (None, 100.0)), (1, (1.0, None))],
 )  # fmt: skip
 def test_a_budget_is_a_fraction_or_a_time(given: str | float, read: tuple[float | None, float | None]) -> None:
-    assert read_latency(given) == read
+    budget = load_spec(None, {"budget.latency": given}).budget
+    assert (budget.latency, budget.latency_ms) == read
 
 
 @pytest.mark.parametrize("given", ["3", "0", "0ms", "-1ms", "ms", "fast", "3 parsecs", "1.5"])
 def test_what_is_neither_is_refused(given: str) -> None:
-    with pytest.raises(UsageError, match=r"budget_latency.*a time such as 3ms"):
-        load_spec(None, {"budget_latency": given})
+    with pytest.raises(UsageError, match=r"budget\.latency.*a time such as 3ms"):
+        load_spec(None, {"budget.latency": given})
 
 
 def test_a_time_is_a_fraction_of_the_dense_network() -> None:
-    assert latency_fraction("3ms", 12.0) == 0.25
-    assert latency_fraction("3ms", 2.0) == 1.0
-    assert latency_fraction("40%", 12.0) == 0.4
+    assert Budget(latency_ms=3.0, flops=0.5).measured(12.0) == Budget(latency=0.25, flops=0.5)
+    assert Budget(latency_ms=3.0).measured(2.0) == Budget(latency=1.0)
+    assert Budget(latency=0.4).measured(12.0) == Budget(latency=0.4)
+
+
+def test_latency_override_of_another_form_replaces_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text("[budget]\nlatency_ms = 3\n")
+    assert load_spec(path, {"budget.latency": "0.5"}).budget == Budget(latency=0.5)
+    assert load_spec(path, {"budget.latency": "4ms"}).budget == Budget(latency_ms=4.0)
+    with pytest.raises(UsageError, match="two limits of one latency"):
+        load_spec(path, {"budget": {"latency": 0.5, "latency_ms": 3.0}})
 
 
 def test_a_latency_alone_is_not_a_budget_of_flops_too() -> None:
-    assert load_spec(None, {"budget_latency": "0.5"}).budget == Budget(latency=0.5)
-    assert load_spec(None, {"budget_latency": "3ms"}).budget == Budget()
-    assert load_spec(None, {"budget_latency": 0.5, "budget_flops": 0.4}).budget == Budget(flops=0.4, latency=0.5)
+    assert load_spec(None, {"budget.latency": "0.5"}).budget == Budget(latency=0.5)
+    assert load_spec(None, {"budget.latency": "3ms"}).budget == Budget(latency_ms=3.0)
+    assert load_spec(None, {"budget.latency": 0.5, "budget.flops": 0.4}).budget == Budget(flops=0.4, latency=0.5)
     assert load_spec().budget == Budget(flops=0.3)
 
 
@@ -220,8 +230,8 @@ def test_a_latency_out_of_reach_is_refused_with_what_binds() -> None:
 
 
 def test_maxout_networks_have_no_table() -> None:
-    with pytest.raises(UsageError, match=r"budget_latency.*maxout"):
-        prepare(load_spec(None, {"budget_latency": 0.5, "methods": ["maxout"]}))
+    with pytest.raises(UsageError, match=r"budget\.latency.*maxout"):
+        prepare(load_spec(None, {"budget.latency": 0.5, "methods": ["maxout"]}))
 
 
 BATCH = LatencySpec(batch_size=32, repeats=5, widths=4)
@@ -380,7 +390,7 @@ def job(folder: Path, **changes: object) -> SearchSpec:
     fields = {
         "model.name": "digits-net",
         "data.name": "digits",
-        "budget_latency": 0.95,
+        "budget": {"latency": 0.95},
         "latency.batch_size": 64,
         "latency.repeats": 3,
         "latency.widths": 3,
@@ -400,11 +410,11 @@ def test_a_second_run_reads_the_table(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "statistics").glob("latency-*")} == written
     assert first.metrics is not None and second.metrics is not None
     assert first.candidate == second.candidate and first.metrics.latency_ms == second.metrics.latency_ms
-    assert first.proposal.target_latency == 0.95 and first.proposal.target_flops == 1.0
+    assert first.proposal.target == Budget(latency=0.95)
     assert first.metrics.latency_fraction is not None and 0 < first.metrics.latency_fraction <= 0.95
     table = LatencyTable.from_arrays(_arrays(next(iter(written.values()))))
     assert first.metrics.latency_ms == pytest.approx(first.metrics.latency_fraction * table.dense_ms)
-    in_ms = job(tmp_path, budget_latency=f"{0.95 * table.dense_ms}ms")
+    in_ms = job(tmp_path, budget={"latency": f"{0.95 * table.dense_ms}ms"})
     assert prune_once(in_ms, method="l1", allocation="uniform").trial.candidate == first.candidate
 
 

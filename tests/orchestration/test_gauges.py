@@ -30,7 +30,7 @@ def trial(
     number: int, accuracy: float | None, flops: float = 0.4, *, latency: float | None = None, **proposed: Any
 ) -> Trial:
     """A trial of two seconds on one GPU; one without an accuracy failed."""
-    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=flops, **proposed)
+    proposal = Proposal(number=number, method="l2", allocation="uniform", target=Budget(flops=flops), **proposed)
     if accuracy is None:
         state, metrics, error = TrialState.FAILED, None, "ValueError: no"
     else:

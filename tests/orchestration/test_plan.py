@@ -13,6 +13,7 @@ from raprune.pruning.preparation import prepare
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.forecast import Plan
 from raprune.sampling.space import search_space
+from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 
 SPEC = SearchSpec.model_validate(
@@ -61,7 +62,7 @@ def test_plan_counts_trials_prices_epochs_and_finalists() -> None:
 
 
 def test_plan_of_a_resumed_run_is_what_is_left() -> None:
-    proposal = Proposal(number=0, method="l2", allocation="uniform", target_flops=0.2)
+    proposal = Proposal(number=0, method="l2", allocation="uniform", target=Budget(flops=0.2))
     trial = Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.COMPLETE)
     assert planned(trial).trials == 19
     finalist = replace(proposal, stage=Stage.FINETUNE)

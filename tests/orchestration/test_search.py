@@ -251,7 +251,7 @@ def test_a_time_limit_ends_the_proposals_and_the_run_still_ends_well(tmp_path: P
         ({"methods": ["l3"]}, UsageError, "l3"),
         ({"model": {"name": "resnet-57"}}, UsageError, "resnet-57"),
         ({"data": {"name": "digit"}}, UsageError, "Did you mean digits"),
-        ({"budget_flops": 0.0001}, BudgetError, "out of reach"),
+        ({"budget.flops": 0.0001}, BudgetError, "out of reach"),
         ({"exclude": ["layer9.*"]}, UsageError, "matches no layer"),
         ({"exclude": ["*"]}, ModelError, "no channel of this network can go"),
         ({"model": {"name": "digits-net", "weights": "/nowhere.safetensors"}}, UsageError, "nowhere"),

@@ -16,6 +16,7 @@ from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialSta
 from raprune.sampling.promotion import Outcome
 from raprune.sampling.sources import RATIOS, Earlier, Proposals, SearchSpace
 from raprune.sampling.warm_start import FILE, EarlierRun, Identity, from_json, read, reused, to_json
+from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec, SearchSpec, load_spec
 from raprune.store.folder import Store
 
@@ -34,7 +35,7 @@ SPEC = SearchSpec.model_validate({"search": {"trials": 16, "multiple_of": 1}, "m
 
 def trial(number: int, flops: float, accuracy: float, **changes: Any) -> Trial:
     """A trial of its own widths."""
-    given: dict[str, Any] = {"method": "l1", "allocation": "uniform", "target_flops": flops} | changes
+    given: dict[str, Any] = {"method": "l1", "allocation": "uniform", "target": Budget(flops=flops)} | changes
     proposal = Proposal(number=number, **given)
     kept = {"a": tuple(range(1 + number % 8)), "b": tuple(range(8)), "c": tuple(range(4))}
     metrics = Metrics(accuracy=accuracy, loss=1.0, flops=1, params=1, flops_fraction=flops, params_fraction=flops / 2)
@@ -94,7 +95,8 @@ def drive(earlier: Earlier | None, count: int, **spec: Any) -> tuple[Proposals, 
     proposals = Proposals(SPACE, sampler, seed=0, earlier=earlier)
     done: list[Proposal] = []
     while len(done) < count and (proposal := proposals.next()) is not None:
-        result = Outcome.of(trial(proposal.number, proposal.target_flops, 0.5, method=proposal.method))
+        assert proposal.target.flops is not None
+        result = Outcome.of(trial(proposal.number, proposal.target.flops, 0.5, method=proposal.method))
         proposals.tell(proposal.number, result)
         done.append(proposal)
     return proposals, done
@@ -111,9 +113,9 @@ def test_widths_are_proposed_exactly_and_results_are_told() -> None:
         "b": 8,
         "c": 4,
     }
-    assert 0.4 <= first.target_flops < 0.4 * (1 + 1e-9)
+    assert first.target.flops is not None and 0.4 <= first.target.flops < 0.4 * (1 + 1e-9)
     assert second.method == "l1" and second.keep_ratios["a"] == 7 / 8
-    assert third.allocation == "uniform" and third.target_flops == 0.5, "then the warm starts of every search"
+    assert third.allocation == "uniform" and third.target.flops == 0.5, "then the warm starts of every search"
     told = [one for one in proposals._study.trials if one.state.is_finished()]
     assert len(told) == 2 + 1, "both results, and that of the third: widths as such are not its business"
     assert len(proposals._seen_so_far) == 2 + 3, "changes of widths learn from those as well"

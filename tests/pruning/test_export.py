@@ -20,6 +20,7 @@ from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload, train_dense
 from raprune.records import Proposal, Stage, Trial
 from raprune.results.stages import FINETUNE, JUDGE_DENSE, LOAD_DATA, LOAD_NETWORK, PROVE, PRUNE, TRAIN_DENSE, Stages
+from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec, load_spec
 from raprune.store.folder import Store
 
@@ -48,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Trial, nn.Modu
     workload = build_workload(SPEC, data=prepared.data, device="cpu", weights=prepared.weights)
     train_dense(workload, SPEC)
     pruner = Pruner(workload, prepared.graph, SPEC)
-    proposal = Proposal(number=0, method="l1", allocation="global_rank", target_flops=0.25, seed=8)
+    proposal = Proposal(number=0, method="l1", allocation="global_rank", target=Budget(flops=0.25), seed=8)
     trial, model, _ = pruner.prune(proposal)
     store = Store(tmp_path_factory.mktemp("single") / "run")
     store.create({"spec": SPEC.model_dump(mode="json"), "state": "searching"})

@@ -19,6 +19,7 @@ from raprune.pruning.allocate import ALLOCATIONS
 from raprune.pruning.prune import Pruner, keep_zeros
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.records import Proposal, Stage, TrialState
+from raprune.spec.budget import Budget
 from raprune.spec.job import DataSpec, DenseTrainSpec, ModelSpec, SamplerSpec, SearchSpec, TrainSpec
 from raprune.store.scores import Statistics
 from raprune.training.evaluate import evaluate
@@ -52,7 +53,7 @@ def pruner(search: SamplerSpec = SPEC.search) -> Pruner:
 
 
 def proposal(method: str = "l2", allocation: str = "uniform", flops: float = 0.4) -> Proposal:
-    return Proposal(number=0, method=method, allocation=allocation, target_flops=flops, seed=1)
+    return Proposal(number=0, method=method, allocation=allocation, target=Budget(flops=flops), seed=1)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -87,7 +88,7 @@ def test_a_trial_is_within_its_target_and_true(method: str, allocation: str) -> 
 
 
 def test_a_target_of_parameters_is_met_too() -> None:
-    trial, *_ = pruner().prune(replace(proposal(), target_params=0.2))
+    trial, *_ = pruner().prune(replace(proposal(), target=Budget(flops=0.3, params=0.2)))
     assert trial.metrics is not None
     assert trial.metrics.params_fraction <= 0.2
     assert trial.metrics.flops_fraction <= 0.4

@@ -145,8 +145,8 @@ def test_predicted_times_are_marked(tmp_path: Path) -> None:
 
 
 def test_a_latency_cannot_be_picked_where_none_is_known(run: Store) -> None:
-    with pytest.raises(UsageError, match=r"--budget-latency 3ms: this run knows no latencies"):
-        print_pick(run.uri, Budget(), latency="3ms", console=printed())
+    with pytest.raises(UsageError, match=r"--budget-latency: this run knows no latencies"):
+        print_pick(run.uri, Budget(latency_ms=3.0), console=printed())
 
 
 def test_everything_lists_dominated_candidates_too(run: Store) -> None:

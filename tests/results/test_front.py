@@ -22,7 +22,7 @@ from tests.factories import repeats
 
 
 def failed(number: int) -> Trial:
-    proposal = Proposal(number=number, method="l1", allocation="uniform", target_flops=0.3)
+    proposal = Proposal(number=number, method="l1", allocation="uniform", target=Budget(flops=0.3))
     return Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.FAILED, error="boom", started_at=120.0)
 
 

@@ -110,6 +110,7 @@ def run(spec: SamplerSpec, workers: int, order: random.Random) -> list[Proposal]
         last = ended.rung == len(spec.rungs) - 1
         state = TrialState.COMPLETE if last else TrialState.STOPPED
         truth = random.Random(ended.number)
+        assert ended.target.flops is not None
         proposals.tell(
             ended.number,
             Outcome(
@@ -117,7 +118,7 @@ def run(spec: SamplerSpec, workers: int, order: random.Random) -> list[Proposal]
                 state=state,
                 rung=ended.rung,
                 accuracy=truth.random() + 0.1 * ended.rung,
-                flops_fraction=ended.target_flops,
+                flops_fraction=ended.target.flops,
                 candidate=f"c{ended.number}",
             ),
         )

@@ -175,10 +175,11 @@ BEST = {name: 2.0 ** ((i % 4) - 1.5) for i, name in enumerate(NAMES)}
 
 def truth(proposal: Proposal) -> Outcome:
     """Ratios brought to the target as their mean; the error grows with their distance from `BEST`, and with the cut."""
+    assert proposal.target.flops is not None
     asked = np.array([proposal.keep_ratios.get(name, 1.0) for name in NAMES])
-    ratios = np.minimum(1.0, asked * proposal.target_flops / asked.mean())
+    ratios = np.minimum(1.0, asked * proposal.target.flops / asked.mean())
     apart = np.log(ratios / ratios.mean()) - np.log([BEST[name] for name in NAMES])
-    error = min(1.0, 0.05 / proposal.target_flops + 0.05 * float((apart**2).sum()))
+    error = min(1.0, 0.05 / proposal.target.flops + 0.05 * float((apart**2).sum()))
     return Outcome(
         trial_id=proposal.trial_id,
         state=TrialState.COMPLETE,

@@ -10,8 +10,9 @@ import pytest
 from raprune.errors import StoreError
 from raprune.records import Proposal, Stage
 from raprune.sampling.sources import RATIOS, Proposals, SearchSpace, make_blocks
+from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec
-from tests.factories import SPACE, outcome, trial_of
+from tests.factories import SPACE, flops_of, outcome, trial_of
 
 
 def drive(proposals: Proposals, *, workers: int, order: random.Random) -> list[Proposal]:
@@ -64,7 +65,7 @@ def test_the_lookahead_is_all_that_runs_ahead_of_the_results() -> None:
 def test_every_proposal_is_within_the_space() -> None:
     proposals = Proposals(SPACE, SamplerSpec(trials=60, sampler="tpe"), seed=0)
     for proposal in drive(proposals, workers=2, order=random.Random(0)):
-        assert 0.1 <= proposal.target_flops <= 0.3 and proposal.target_params is None
+        assert 0.1 <= flops_of(proposal) <= 0.3 and proposal.target.params is None
         assert set(proposal.keep_ratios) == (set("abcd") if proposal.allocation == RATIOS else set())
         assert all(0.05 <= ratio <= 1.0 for ratio in proposal.keep_ratios.values())
         assert proposal.keep_ratios.get("b") == proposal.keep_ratios.get("c")
@@ -81,22 +82,22 @@ def test_the_first_proposals_take_every_method_and_cover_the_range() -> None:
     assert {(p.method, p.allocation) for p in done[:6]} == {
         (m, a) for m in SPACE.methods for a in ("uniform", "global_rank")
     }
-    targets = [p.target_flops for p in done[:6]]
+    targets = [flops_of(p) for p in done[:6]]
     assert targets[0] == 0.3
     # Evenly on a logarithmic scale from 0.1 to 0.3: no gap above a third of the range, its ends included.
     places = sorted([0.0, *(math.log(t / 0.1) / math.log(3) for t in targets)])
     assert max(b - a for a, b in pairwise(places)) < 0.34
-    targets = sorted(p.target_flops for p in done[16:])
+    targets = sorted(flops_of(p) for p in done[16:])
     assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.03
 
 
 def test_a_budget_of_parameters_is_sampled_in_their_place() -> None:
     space = SearchSpace(methods=("l1",), allocations=("uniform",), blocks=(), lowest=0.2, highest=0.5, target="params")
     proposal = Proposals(space, SamplerSpec(trials=4), seed=0).next()
-    assert proposal is not None and proposal.target_flops == 1.0 and proposal.target_params == 0.5
-    space = SearchSpace(methods=("l1",), allocations=("uniform",), blocks=(), lowest=0.2, highest=0.5, params_limit=0.4)
+    assert proposal is not None and proposal.target == Budget(params=0.5)
+    space = replace(space, target="flops", limits=Budget(params=0.4))
     proposal = Proposals(space, SamplerSpec(trials=4), seed=0).next()
-    assert proposal is not None and proposal.target_flops == 0.5 and proposal.target_params == 0.4
+    assert proposal is not None and proposal.target == Budget(flops=0.5, params=0.4)
 
 
 def test_a_resumed_search_runs_what_is_missing_and_goes_on_as_if_never_stopped() -> None:
@@ -131,7 +132,12 @@ def test_a_search_whose_finalists_were_chosen_proposes_nothing_more() -> None:
     spec = SamplerSpec(trials=30)
     whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))[:12]
     finalist = Proposal(
-        number=0, method="l1", allocation="uniform", target_flops=0.3, stage=Stage.FINETUNE, parent="search-00000"
+        number=0,
+        method="l1",
+        allocation="uniform",
+        target=Budget(flops=0.3),
+        stage=Stage.FINETUNE,
+        parent="search-00000",
     )
     proposals = Proposals(SPACE, spec, seed=1, stored=[trial_of(p) for p in [*whole, finalist]])
     assert proposals.next() is None and proposals.over and len(proposals.outcomes) == 12
@@ -159,7 +165,7 @@ def test_controls_are_one_in_four_and_no_part_of_what_the_sampler_chooses_among(
     done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=3, order=random.Random(0))
     controls, others = done[::4], [p for p in done if p.number % 4]
     assert [p.method for p in controls] == ["random", "l1"] * 5, "a quarter of the trials"
-    assert [p.target_flops for p in controls[:4]] == [0.3] * 4
+    assert [p.target.flops for p in controls[:4]] == [0.3] * 4
     assert {p.allocation for p in controls} == {"uniform", "global_rank"}
     assert all(p.method == "l2" and p.settings["ridge"] == 0.5 for p in others)
     assert not any(p.settings for p in controls)

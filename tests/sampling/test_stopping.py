@@ -7,6 +7,7 @@ import pytest
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.sampling.promotion import Outcome
 from raprune.sampling.stopping import Enough, Spent, reason_to_stop
+from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec
 
 GROWING = [(0.9 - 0.1 * i, 0.5) for i in range(6)]
@@ -38,7 +39,7 @@ def test_what_a_driver_before_this_one_spent_counts() -> None:
     stored = [
         Trial(
             trial_id=f"search-{number:05d}",
-            proposal=Proposal(number=number, method="l1", allocation="uniform", target_flops=0.3, stage=stage),
+            proposal=Proposal(number=number, method="l1", allocation="uniform", target=Budget(flops=0.3), stage=stage),
             state=TrialState.FAILED,
             seconds=1500,
         )

@@ -40,7 +40,7 @@ def test_decided_job_is_decided_no_further() -> None:
     [(8000, 0.3, 0.26), (320, 0.6, 3.75), (100, 0.3, 20.0), (45_000, 0.5, 0.25), (1_200_000, 0.5, 0.25)],
 )
 def test_epochs_of_fine_tuning_follow_the_images_and_the_cut(num_train: int, budget: float, epochs: float) -> None:
-    spec = decided(load_spec(None, {"budget_flops": budget}), num_train=num_train, widths=WIDE)
+    spec = decided(load_spec(None, {"budget.flops": budget}), num_train=num_train, widths=WIDE)
     assert spec.finalists.train.epochs == epochs
 
 
@@ -61,7 +61,7 @@ def test_widths_of_a_narrow_network_are_any() -> None:
 
 
 def test_budget_of_another_cost_counts_as_the_cut() -> None:
-    spec = decided(load_spec(None, {"budget_params": 0.3}), num_train=8000, widths=WIDE)
+    spec = decided(load_spec(None, {"budget.params": 0.3}), num_train=8000, widths=WIDE)
     assert spec.finalists.train.epochs == 0.26
 
 

@@ -17,7 +17,7 @@ from raprune.errors import UsageError
 from raprune.spec.job import DenseTrainSpec, FinalistSpec, FinetuneSpec, SearchSpec, TrainSpec, load_spec, to_toml
 from tests.spec.job_fields import LEAVES
 
-BASE: dict[str, Any] = {"data.name": "parquet", "data.train": "/train.parquet", "budget_flops": 0.5, "output": "run"}
+BASE: dict[str, Any] = {"data.name": "parquet", "data.train": "/train.parquet", "budget.flops": 0.5, "output": "run"}
 """A job without the two fields that follow others: the FLOPs of a job that asks for nothing, and the name of its run.
 Its data can have files."""
 

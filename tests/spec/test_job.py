@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raprune.errors import UsageError
+from raprune.spec.budget import Budget
 from raprune.spec.job import DataSpec, ModelSpec, SearchSpec, dump_spec, load_spec, to_toml
 
 JOB = """
-budget_flops = 0.2
+[budget]
+flops = 0.2
 [model]
 name = "lenet5"
 weights = "weights.safetensors"
@@ -68,8 +70,8 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = load_spec(job, {"budget_flops": 0.5, "data.train": "mine.parquet", "finalists.train.epochs": 3})
-    assert spec.budget_flops == 0.5
+    spec = load_spec(job, {"budget.flops": 0.5, "data.train": "mine.parquet", "finalists.train.epochs": 3})
+    assert spec.budget.flops == 0.5
     assert spec.data.train == str(tmp_path / "mine.parquet")
     assert (spec.finalists.train.epochs, spec.finalists.train.lr) == (3.0, 0.01)
 
@@ -77,11 +79,11 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"budget_flops": 0}, r"budget_flops \(--budget-flops\) 0: must be a number above 0 and at most 1\.$"),
-        ({"budget_flops": 1.5}, r"1.5: must be a number above 0 and at most 1\.$"),
-        ({"budget_flops": 30}, r"30: must be a number above 0 and at most 1\. For 30 %: 0\.3\.$"),
-        ({"budget_flops": "30%"}, r"'30%': must be a number above 0 and at most 1\. For 30 %: 0\.3\.$"),
-        ({"budget_flops": math.nan}, r"nan: must be finite, a number above 0"),
+        ({"budget.flops": 0}, r"budget\.flops \(--budget-flops\) 0: must be a number above 0 and at most 1\.$"),
+        ({"budget.flops": 1.5}, r"1.5: must be a number above 0 and at most 1\.$"),
+        ({"budget.flops": 30}, r"30: must be a number above 0 and at most 1\. For 30 %: 0\.3\.$"),
+        ({"budget.flops": "30%"}, r"'30%': must be a number above 0 and at most 1\. For 30 %: 0\.3\.$"),
+        ({"budget.flops": math.nan}, r"nan: must be finite, a number above 0"),
         ({"dense.lr": math.inf}, r"dense.lr inf: must be finite, a number above 0"),
         ({"page.port": 0}, r"page.port 0: must be a whole number of at least 1 and at most 65535\.$"),
         ({"search.trials": 2.5}, r"search.trials \(--trials\) 2.5: must be a whole number of at least 1\.$"),
@@ -93,19 +95,23 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
         ({"settings": {"l2": 3}}, r"settings {'l2': 3}: must be a table per method"),
         ({"seed": {"x": 1}}, r"seed \(--seed\) {'x': 1}: must be a whole number of at least 0\.$"),
         ({"search": 3}, r"search 3: must be a table with the fields trials, "),
-        ({"budget_latency": [3]}, r"budget_latency \(--budget-latency\) \[3\]: must be a fraction of the dense"),
+        ({"budget.latency": [3]}, r"budget\.latency \(--budget-latency\) \[3\]: must be a fraction of the dense"),
         (
             {"data.name": "parquet", "data.validation": "s3://b/t", "data.test": "s3://b/t"},
             "validation and test name the same images, s3://b/t",
         ),
-        ({"budget_flops": "a third"}, "'a third': must be a number above 0 and at most 1"),
-        ({"budget_latency": "3 parsecs"}, "'3 parsecs': must be a fraction of the dense .* or a time such as 3ms"),
+        ({"budget.flops": "a third"}, "'a third': must be a number above 0 and at most 1"),
+        ({"budget.latency": "3 parsecs"}, "'3 parsecs': must be a fraction of the dense .* or a time such as 3ms"),
         ({"search.rungs": [0.5, 2]}, r"\[0.5, 2\]: must be a list of epochs that begins with 0"),
         ({"search.rungs": [0, 2, 1]}, r"\[0, 2, 1\]: must be a list of epochs that begins with 0"),
         ({"search.trials": 0}, r"search.trials \(--trials\) 0: must be a whole number of at least 1"),
         ({"search.sampler": "grid"}, "'grid': must be `mixed`, `tpe`, `nsga2` or `random`"),
         ({"search.triall": 3}, r"search.triall: no such field. Did you mean search.trials\? Valid here: trials, "),
-        ({"bugdet_flops": 0.3}, r"bugdet_flops: no such field. Did you mean budget_flops\? Valid here: budget_flops, "),
+        ({"bugdet.flops": 0.3}, r"bugdet: no such field. Did you mean budget\? Valid here: min_accuracy, "),
+        (
+            {"budget.flosp": 0.3},
+            r"budget.flosp: no such field. Did you mean budget.flops\? Valid here: flops, ",
+        ),
         ({"finalists.train.nesterov": True}, "finalists.train.nesterov: no such field. Valid here: batch_size, "),
         ({"data.train": "x.parquet"}, "the bundled mnist-sample reads no files"),
         ({"data.validation_fraction": 1.0}, "data.validation_fraction 1: must be a number above 0 and below 1"),
@@ -114,7 +120,7 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
             {"model": "resnet20", "model.weights": "w"},
             "model 'resnet20': must be a table with the fields name, weights",
         ),
-        ({"budget_flops": 0.3, "budget_flops.x": 1}, r"budget_flops.x: no such field\.$"),
+        ({"budget.flops": 0.3, "budget.flops.x": 1}, r"budget.flops.x: no such field\.$"),
         ({"model": "resnet20"}, "model 'resnet20': must be a table with the fields name, weights"),
     ],
 )
@@ -133,8 +139,30 @@ def test_all_wrong_fields_are_told_at_once() -> None:
     assert "search.trials" in caught.value.message and "seed" in caught.value.message
 
 
+def test_job_with_earlier_budget_fields_reads_as_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "earlier.toml"
+    path.write_text('budget_flops = 0.4\nbudget_latency = "3ms"\n')
+    assert load_spec(path).budget == Budget(flops=0.4, latency_ms=3.0)
+    assert load_spec(path, {"budget.flops": 0.2, "budget_params": 0.5}).budget == Budget(
+        flops=0.2, params=0.5, latency_ms=3.0
+    )
+    path.write_text("budget_flops = 30")
+    with pytest.raises(UsageError, match=r"earlier.toml: budget.flops \(--budget-flops\) 30: must be"):
+        load_spec(path)
+    path.write_text("budget_flops = 0.3\nbudget.flops = 0.4")
+    with pytest.raises(UsageError, match=r"budget_flops and budget.flops: two forms"):
+        load_spec(path)
+
+
+def test_spec_of_an_earlier_run_reads_as_the_present_one() -> None:
+    earlier = {"budget_flops": 0.4, "budget_params": None, "budget_latency": "3ms", "output": "run"}
+    spec = SearchSpec.model_validate(earlier)
+    assert spec.budget == Budget(flops=0.4, latency_ms=3.0)
+    assert SearchSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [("budget_flops = ", "not readable as TOML"), ("[model]\nnmae = 'x'", "model.nmae")]
+    ("content", "message"), [("budget.flops = ", "not readable as TOML"), ("[model]\nnmae = 'x'", "model.nmae")]
 )
 def test_a_wrong_job_is_named(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "job.toml"
@@ -175,7 +203,7 @@ def test_a_dumped_spec_reads_back_equal(
     spec = SearchSpec(
         model=ModelSpec(name=name, arguments=arguments),
         data=DataSpec(name="parquet", train="/data/$x.parquet", mean=(0.5, 0.25)),
-        budget_flops=flops,
+        budget=Budget(flops=flops),
         exclude=tuple(exclude),
     )
     spec = spec.model_copy(update={"search": spec.search.model_copy(update={"time_limit_s": limit})})

@@ -87,7 +87,7 @@ def test_dry_run_reads_back_equal(
     settings: dict[str, dict[str, int]],
     exclude: list[str],
 ) -> None:
-    given = {"budget_params": params, "resources.workers": workers, "settings": settings, "exclude": exclude}
+    given = {"budget.params": params, "resources.workers": workers, "settings": settings, "exclude": exclude}
     spec = load_spec(None, {**given, "output": "run"})
     path = tmp_path_factory.getbasetemp() / "commented.toml"
     for text in (commented_job(spec), dump_spec(spec)):
@@ -113,10 +113,10 @@ def test_dry_run_has_every_field_with_a_comment_before_it() -> None:
 
 
 def test_dry_run_comments_out_only_what_has_no_value() -> None:
-    text = commented_job(load_spec(None, {"budget_flops": 0.5, "finalists.train.lr": 0.02}))
-    assert "\nbudget_flops = 0.5\n" in text and "\n#budget_params =  # no limit\n" in text
+    text = commented_job(load_spec(None, {"budget.flops": 0.5, "finalists.train.lr": 0.02}))
+    assert "\nflops = 0.5\n" in text and "\n#params =  # no limit\n" in text
     read = tomllib.loads(text)
-    assert "budget_params" not in read and read["finalists"]["train"]["lr"] == 0.02
+    assert read["budget"] == {"flops": 0.5} and read["finalists"]["train"]["lr"] == 0.02
 
 
 def test_flag_of_a_field_is_an_option_of_search() -> None:

@@ -21,13 +21,14 @@ from moto.server import ThreadedMotoServer
 
 from raprune.errors import StoreError
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.spec.budget import Budget
 from raprune.store.folder import Store
 from raprune.store.retry import Patience
 from raprune.store.rows import SCHEMA
 
 
 def complete(number: int, *, stage: Stage = Stage.SEARCH) -> Trial:
-    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=0.3, stage=stage)
+    proposal = Proposal(number=number, method="l2", allocation="uniform", target=Budget(flops=0.3), stage=stage)
     return Trial(
         trial_id=proposal.trial_id,
         proposal=proposal,
@@ -42,7 +43,9 @@ def test_stored_trials_come_back_equal_and_in_order(tmp_path: Path) -> None:
     store.create({"seed": 3})
     failed = Trial(
         trial_id="search-00002",
-        proposal=Proposal(number=2, method="l1", allocation="ratios", target_flops=0.2, keep_ratios={"conv1": 0.5}),
+        proposal=Proposal(
+            number=2, method="l1", allocation="ratios", target=Budget(flops=0.2), keep_ratios={"conv1": 0.5}
+        ),
         state=TrialState.FAILED,
         error="out of memory\nin conv1",
     )
@@ -262,9 +265,10 @@ def test_a_writer_killed_at_any_moment_leaves_whole_parts(tmp_path: Path) -> Non
 import sys
 from raprune.store.folder import Store
 from raprune.records import Proposal, Trial, TrialState
+from raprune.spec.budget import Budget
 store = Store({os.fspath(tmp_path)!r})
 for number in range(10**6):
-    proposal = Proposal(number=number, method="l2", allocation="uniform", target_flops=0.3)
+    proposal = Proposal(number=number, method="l2", allocation="uniform", target=Budget(flops=0.3))
     store.append([Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.COMPLETE, worker="w" * 10**5)])
     print(number, flush=True)
 """

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.spec.budget import Budget
 from raprune.store.rows import SCHEMA, from_row, to_row
 
 names = st.text(min_size=1, max_size=12)
@@ -15,14 +16,19 @@ counts = st.integers(0, 2**62)
 settings = st.dictionaries(names, st.booleans() | st.integers(-(2**40), 2**40) | numbers | names, max_size=3)
 
 
+# All FLOPs beside another limit are the same as no limit of FLOPs.
+targets = st.builds(Budget, flops=fractions) | st.builds(
+    Budget, flops=st.none() | fractions.filter(lambda f: f < 1.0), params=fractions, latency=st.none() | fractions
+)
+
+
 @st.composite
 def trials(draw: st.DrawFn) -> Trial:
     proposal = Proposal(
         number=draw(st.integers(0, 10**6)),
         method=draw(names),
         allocation=draw(names),
-        target_flops=draw(fractions),
-        target_params=draw(st.none() | fractions),
+        target=draw(targets),
         settings=draw(settings),
         keep_ratios=draw(st.dictionaries(names, fractions, max_size=3)),
         seed=draw(counts),

@@ -113,14 +113,16 @@ def requirement(install: str) -> str:
 def budget(spec: SearchSpec) -> str:
     """What is asked for, in a few words."""
     asked = [
-        f"{name} {value:.0%}" if isinstance(value, float) else f"{name} {value}"
+        f"{name} {value:.0%}"
         for name, value in (
-            ("FLOPs", spec.budget_flops),
-            ("parameters", spec.budget_params),
-            ("latency", spec.budget_latency),
+            ("FLOPs", spec.budget.flops),
+            ("parameters", spec.budget.params),
+            ("latency", spec.budget.latency),
         )
         if value is not None
     ]
+    if spec.budget.latency_ms is not None:
+        asked.append(f"latency {spec.budget.latency_ms:g}ms")
     if spec.min_accuracy is not None:
         asked.append(f"accuracy at least {spec.min_accuracy:.1%}")
     if spec.max_drop is not None:

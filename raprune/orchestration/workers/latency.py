@@ -115,7 +115,7 @@ def _measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> T
         # A container or a batch system may give fewer than the node has.
         threads=min(subject.placement.threads, usable_cpus()),
         largest=spec.search.eval_batch_size,
-        budgeted=spec.budget_latency is not None,
+        budgeted=spec.budget.limits_latency,
     )
 
 

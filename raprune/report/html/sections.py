@@ -347,16 +347,14 @@ def _settings(row: CandidateRow) -> str:
 
 
 def _budget(findings: Findings) -> str:
-    spec, dense = findings.run.get("spec", {}), findings.dense
+    budget, dense = findings.budget, findings.dense
     parts = [
-        f"at most {100 * spec[f'budget_{name}']:g} % of the {spoken}"
-        + (f" ({spec[f'budget_{name}'] * dense[name]:,.0f})" if dense.get(name) else "")
+        f"at most {100 * limit:g} % of the {spoken}" + (f" ({limit * dense[name]:,.0f})" if dense.get(name) else "")
         for name, spoken in (("flops", "FLOPs"), ("params", "parameters"))
-        if spec.get(f"budget_{name}") is not None
+        if (limit := budget.fractions[name]) is not None
     ]
-    if spec.get("budget_latency") is not None:
-        latency = findings.budget.latency
-        share = spec["budget_latency"] if latency is None else f"{100 * latency:g} %"
+    if budget.limits_latency:
+        share = f"{budget.latency_ms:g} ms" if budget.latency is None else f"{100 * budget.latency:g} %"
         known = findings.run.get("latency")
         under = f", for {latency_conditions(known)}" if known else ""
         parts.append(f"at most {share} of the latency{under}")

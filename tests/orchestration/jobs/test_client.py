@@ -210,8 +210,7 @@ def test_the_jobs_tab_says_what_runs_and_no_secret(folder: Path) -> None:
     made = planned(
         folder,
         output="s3://bucket/deep/resnet?endpoint_override=http%3A%2F%2Fminio",
-        budget_flops=0.25,
-        budget_latency="3ms",
+        budget={"flops": 0.25, "latency": "3ms"},
         max_drop=0.01,
     )
     assert made.metadata == {
@@ -419,7 +418,7 @@ COMMANDS = [
     ("submit job.toml other.toml", "unexpected extra argument"),
     ("submit missing.toml", "missing.toml: no such file"),
     ("submit --working-dir nowhere --dry-run", "--working-dir nowhere: no such folder"),
-    ("submit --budget-flops 2", "budget_flops"),
+    ("submit --budget-flops 2", "budget.flops"),
     ("submit --time-limit never", "--time-limit never: not a duration"),
     ("submit --address ftp://head", "--address ftp://head: not the address"),
     ("submit --kuberay --output run", "with --kuberay the run would be on the disk of a pod"),

@@ -49,7 +49,7 @@ def test_it_runs_the_same_job_and_goes_on_with_its_run(in_project: Path) -> None
     text, config, job = printed(LINE)
     (in_project / "there.toml").write_text(config["data"]["job.toml"])
     spec = load_spec(in_project / "there.toml")
-    assert (spec.seed, spec.budget_flops, spec.output) == (7, 0.25, "s3://bucket/deep/My_Run.1")
+    assert (spec.seed, spec.budget.flops, spec.output) == (7, 0.25, "s3://bucket/deep/My_Run.1")
     assert spec.data.train == "/shared/train.parquet"
     assert "# data.train: /shared/train.parquet is not sent" in text
     assert job["metadata"]["name"] == config["metadata"]["name"] == "my-run-1"

@@ -28,6 +28,7 @@ from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload, train_dense
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
+from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 from raprune.store.learning_curves import read_curve
@@ -103,7 +104,12 @@ def begun(spec: SearchSpec) -> Iterator[Job]:
 
 def proposal(number: int, method: str, target: float, settings: dict[str, Any] | None = None) -> Proposal:
     return Proposal(
-        number=number, method=method, allocation="uniform", target_flops=target, settings=settings or {}, seed=number
+        number=number,
+        method=method,
+        allocation="uniform",
+        target=Budget(flops=target),
+        settings=settings or {},
+        seed=number,
     )
 
 
@@ -246,7 +252,7 @@ def test_course_of_a_group_goes_through_the_stages_of_its_trainings(tmp_path: Pa
 
 def test_course_of_several_finalists_counts_their_epochs_together(tmp_path: Path) -> None:
     stages, spec = Stages(), spec_of(tmp_path)
-    proposal = Proposal(number=0, method="l2", allocation="uniform", target_flops=0.3, seed=0)
+    proposal = Proposal(number=0, method="l2", allocation="uniform", target=Budget(flops=0.3), seed=0)
     tasks = [FinalistTraining(CandidateTask(replace(proposal, number=n), proposal)) for n in range(2)]
     course = Course(stages, spec, tasks)
     epochs = spec.finalists.train.decided().epochs

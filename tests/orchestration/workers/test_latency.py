@@ -41,7 +41,7 @@ def spec_of(folder: Path, budget: float | str) -> SearchSpec:
             "finalists": {"count": 1, "each_method": False, "train": {"epochs": 0.1}},
             "resources": {"workers": 2},
             "latency": {"batch_size": 64, "repeats": 3, "widths": 3, "report_batch": 16},
-            "budget_latency": budget,
+            "budget": {"latency": budget},
             "output": str(folder / "run"),
         }
     )
@@ -69,8 +69,8 @@ def test_every_candidate_is_predicted_within_the_budget(finished: tuple[Store, s
     assert table is not None and len(trials) == 9
     for trial in trials:
         assert trial.metrics is not None and trial.metrics.latency_fraction is not None
-        assert trial.proposal.target_flops == 1.0 and trial.proposal.target_latency is not None
-        assert trial.metrics.latency_fraction <= trial.proposal.target_latency <= 0.95
+        assert trial.proposal.target.flops is None and trial.proposal.target.latency is not None
+        assert trial.metrics.latency_fraction <= trial.proposal.target.latency <= 0.95
         assert trial.metrics.latency_ms == pytest.approx(trial.metrics.latency_fraction * table.dense_ms)
     known = store.run()["latency"]
     assert known["dense_ms"] == table.dense_ms and 0 <= known["median_error"] <= known["worst_error"]
@@ -120,9 +120,9 @@ def test_another_latency_is_picked_without_new_work(finished: tuple[Store, str])
     store, _ = finished
     dense_ms = store.run()["latency"]["dense_ms"]
     least = min(t.metrics.latency_fraction or 1.0 for t in store.trials() if t.metrics)
-    for asked in (f"{least}", f"{least * dense_ms}ms"):
+    for asked in (Budget(latency=least), Budget(latency_ms=least * dense_ms)):
         shown = console()
-        print_pick(store.uri, Budget(), latency=asked, console=shown, as_json=True)
+        print_pick(store.uri, asked, console=shown, as_json=True)
         assert json.loads(text(shown))["latency_fraction"] <= least * (1 + 1e-9)
 
 
