@@ -1,4 +1,4 @@
-"""Figures for a paper, of made-up runs: files that journals take, the same bytes each time, and what they show."""
+"""Tests of the figures for a paper, on made-up runs: valid files, the same bytes each time, the right content."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_same_run_gives_the_same_bytes(findings: Findings, files: dict[str, 
 
 
 def test_fonts_in_pdf_are_truetype(files: dict[str, bytes]) -> None:
-    """IEEE's and ACM's checks refuse Type 3."""
+    """The checks of IEEE and ACM refuse Type 3 fonts."""
     for name, content in files.items():
         if name.endswith(".pdf"):
             assert content.startswith(b"%PDF") and b"/Type3" not in content
@@ -76,7 +76,7 @@ def test_text_of_a_drawing_needs_no_font(files: dict[str, bytes]) -> None:
 
 
 def drawn(name: str, findings: Findings, width_in: float) -> tuple[Figure, str]:
-    """A figure, and all that is written in it."""
+    """Return a figure and all texts in it."""
     figure = figures.FIGURES[name]
     with canvas(width_in, figure.height_in(findings, wide=width_in == PAGE_IN)) as made:
         figure.draw(made, findings)
@@ -111,7 +111,7 @@ def test_the_front_shows_the_budget_the_dense_network_and_the_test_split(finding
 
 
 def with_these(findings: Findings, **worked_out: Any) -> Findings:
-    """The same with other values of what would be worked out from its records."""
+    """Return the same findings with other values of cached properties."""
     made = replace(findings)
     vars(made).update(worked_out)
     return made
@@ -139,7 +139,7 @@ def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
     assert line.get_xdata()[0] == pytest.approx(100 * latency)  # type: ignore[index]
 
 
-def test_widths_are_shares_of_the_dense_network(findings: Findings) -> None:
+def test_widths_are_fractions_of_the_dense_network(findings: Findings) -> None:
     figure, words = drawn("widths", findings, PAGE_IN)
     assert all(name in words for name in GROUPS)
     for axes, row in zip(figure.axes, findings.spread, strict=True):

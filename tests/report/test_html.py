@@ -1,4 +1,4 @@
-"""The report as one file: complete, true, the same each time; nothing in it is fetched or run."""
+"""Tests of the report as one file: complete, correct, the same each time, without other files or scripts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def page(run: Store) -> str:
 
 
 class Parsed(HTMLParser):
-    """What a page refers to and runs, what its tables say, and whether its elements are closed."""
+    """Parser of a page: its references, scripts and tables, and whether its elements are closed."""
 
     VOID = ("meta", "br", "hr", "img", "link", "input")
 
@@ -215,7 +215,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     store = make_run(tmp_path, tested=False)
     page = html(read_findings(store))
     assert "This run is not finished" in page and "40 of 40 candidates were searched, 4 of 4 fine-tuned." in page
-    assert "recorded until 2027-01-15 08:00 UTC" in page and "the test split was not touched" in page
+    assert "recorded until 2027-01-15 08:00 UTC" in page and "the test split was not used" in page
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_can_be_read_by_everybody(browser: Browser, run: Store, scheme: Literal["light", "dark"]) -> None:
-    """Opened from the disk, scanned by axe: not one finding, and nothing else is asked for."""
+    """The page is opened from the disk and scanned by axe: no finding, and no other request."""
     shown = browser.new_page(bypass_csp=True, color_scheme=scheme)
     asked: list[str] = []
     shown.on("request", lambda request: asked.append(request.url))

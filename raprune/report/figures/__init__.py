@@ -11,11 +11,11 @@ from raprune.report.figures.inline import inline
 from raprune.results.run_results import Findings
 
 FIGURES: dict[str, ModuleType] = {"front": front, "widths": widths, "ablation": ablation, "cost": cost}
-"""Name -> the module that draws it."""
+"""Module that draws each figure, by name."""
 
 
 def files(findings: Findings) -> Iterator[tuple[str, bytes]]:
-    """Each figure for a column (`front.pdf`) and for a page's width (`front-wide.pdf`), as PDF, SVG and PNG."""
+    """Yield each figure for a column (`front.pdf`) and for a page's width (`front-wide.pdf`), as PDF, SVG and PNG."""
     for name, figure in FIGURES.items():
         for width_in, suffix in ((COLUMN_IN, ""), (PAGE_IN, "-wide")):
             with canvas(width_in, figure.height_in(findings, wide=width_in == PAGE_IN)) as drawn:
@@ -25,14 +25,14 @@ def files(findings: Findings) -> Iterator[tuple[str, bytes]]:
 
 
 def picture(findings: Findings) -> bytes:
-    """The front on a page's width, as PNG."""
+    """Draw the front on a page's width, as PNG."""
     with canvas(PAGE_IN, front.height_in(findings, wide=True)) as drawn:
         front.draw(drawn, findings)
         return save(drawn, "png")
 
 
 def element(name: str, findings: Findings, *, label: str, hovers: Mapping[str, str] | None = None) -> str:
-    """A figure on a page's width as the `<svg>` element of a page."""
+    """Draw a figure on a page's width as the `<svg>` element of a page."""
     with canvas(PAGE_IN, FIGURES[name].height_in(findings, wide=True)) as drawn:
         FIGURES[name].draw(drawn, findings)
         return inline(save(drawn, "svg", letters=True), name, label=label, hovers=hovers)

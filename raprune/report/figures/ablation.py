@@ -1,4 +1,4 @@
-"""The methods side by side: the best network of each within the budget, as it was repaired and as it was fine-tuned."""
+"""Comparison of the methods: the best network of each within the budget, after repair and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def height_in(findings: Findings, *, wide: bool) -> float:
 
 
 def draw(figure: Figure, findings: Findings) -> None:
-    """Draws into the empty `figure`: a panel for each share of the budget on a page's width, the budget in a column."""
+    """Draw into the empty `figure`: a panel per fraction of the budget (only one in a column)."""
     shares = SHARES if is_wide(figure) else SHARES[:1]
     known = marks(row.method for row in findings.rows)
     order = _by_accuracy(findings.ablation)
@@ -43,7 +43,7 @@ def _up_to(row: AblationRow) -> str:
 
 
 def _by_accuracy(rows: list[AblationRow]) -> list[str]:
-    """The methods, the best within the budget first."""
+    """Return the methods, the best within the budget first."""
     best: dict[str, tuple[float, float]] = {}
     for row in rows:
         best[row.method] = max(best.get(row.method, (0.0, 0.0)), (row.share, row.best.val_accuracy))

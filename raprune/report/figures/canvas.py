@@ -1,4 +1,4 @@
-"""What every figure of a report has in common: sizes, colours, marks, and how it becomes a file."""
+"""Common parts of a report's figures: sizes, colours, marks, and the files."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ PAGE_IN = 6.9
 
 KINDS = ("pdf", "svg", "png")
 
-# Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
+# Okabe and Ito (2008): distinguishable with every kind of colour vision, on white and on black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-CONTROL = "random"
+BASELINE = "random"
 
 INK = "#1a1a1b"
 FAINT = "#7a7a7b"
 RULE = "#dcdcdd"
 PAPER = "#fefefe"
-"""Text, what is beside the point, grid lines, background: no other part of a figure has these, so that a page can
-put its own in their place."""
+"""Colours of text, secondary elements, grid lines and background. No other part of a figure has these colours, so that
+a page can replace them by its own."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How a method looks in every figure of a run."""
+    """Colour and marker of a method in all figures of a run."""
 
     colour: str
     marker: str
 
 
 def marks(methods: Iterable[str]) -> dict[str, Mark]:
-    """Method -> its mark: of colour and shape together, no two are the same. The control is grey."""
+    """Return the mark of each method; no two methods have the same colour and shape. The baseline is grey."""
     names = sorted(set(methods))
-    others = [name for name in names if name != CONTROL]
+    others = [name for name in names if name != BASELINE]
     found = {
         name: Mark(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]) for place, name in enumerate(others)
     }
-    return found | ({CONTROL: Mark("#8c8c8c", "x")} if CONTROL in names else {})
+    return found | ({BASELINE: Mark("#8c8c8c", "x")} if BASELINE in names else {})
 
 
 def is_wide(figure: Figure) -> bool:
@@ -57,10 +57,10 @@ def is_wide(figure: Figure) -> bool:
 
 @contextmanager
 def canvas(width_in: float, height_in: float) -> Iterator[Figure]:
-    """An empty figure, to be drawn and saved within: there the house's lines and letters hold."""
+    """Yield an empty figure, which must be drawn and saved within the context: it sets the lines and fonts."""
     size = 8.0 if width_in > COLUMN_IN else 7.0
     settings: Any = {
-        # Of the fonts that come with matplotlib, so that a figure is the same on every machine.
+        # A font that comes with matplotlib, so that a figure is the same on every machine.
         "font.family": "DejaVu Sans",
         "font.size": size,
         "axes.labelsize": size,
@@ -90,10 +90,10 @@ def canvas(width_in: float, height_in: float) -> Iterator[Figure]:
         "figure.facecolor": PAPER,
         "axes.facecolor": PAPER,
         "savefig.facecolor": PAPER,
-        "pdf.fonttype": 42,  # TrueType: journals refuse the Type 3 that is the default
+        "pdf.fonttype": 42,  # TrueType: journals refuse Type 3, the default
         "svg.hashsalt": "raprune",
         "axes.unicode_minus": False,
-        "text.parse_math": False,  # a name may hold a dollar
+        "text.parse_math": False,  # a name may contain a dollar sign
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
@@ -102,9 +102,9 @@ def canvas(width_in: float, height_in: float) -> Iterator[Figure]:
 
 
 def save(figure: Figure, kind: str, *, letters: bool = False) -> bytes:
-    """The figure as a file of `KINDS`: the same bytes for the same figure. PNG has 300 dots an inch.
+    """Save the figure as a file of `KINDS`: the same bytes for the same figure. PNG has 300 dots per inch.
 
-    `letters` keeps the text of an SVG as text, in the reader's font; else it is drawn, the same everywhere.
+    `letters` keeps the text of an SVG as text, in the reader's font; otherwise the text is drawn as paths.
     """
     buffer = io.BytesIO()
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
@@ -114,8 +114,10 @@ def save(figure: Figure, kind: str, *, letters: bool = False) -> bytes:
 
 
 def error_axis(axis: Axis, errors: Sequence[float]) -> None:
-    """Makes an axis of errors in percent one of accuracies: the logarithm of the error, on which every further point
-    is worth more, with the accuracies written at it, the best at its far end."""
+    """Turn an axis of errors in percent into an axis of accuracies, the best accuracy at the end.
+
+    The scale is the logarithm of the error, because each further point of accuracy is worth more.
+    """
     worst, best = 1.2 * max(errors, default=100.0), min(errors, default=1.0) / 1.35
     ticks = accuracy_ticks(best, worst)
     axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (worst, best)})  # type: ignore[attr-defined]
@@ -124,7 +126,7 @@ def error_axis(axis: Axis, errors: Sequence[float]) -> None:
 
 
 def accuracy_ticks(smallest: float, largest: float) -> dict[float, str]:
-    """Error in percent -> the accuracy that is written there, for an axis of the error's logarithm in this range."""
+    """Return the labels of an axis of the error's logarithm: the accuracy for each error in percent."""
     for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 5), (1,)):
         errors = [step * 10.0**power for power in range(-3, 3) for step in steps]
         ticks = [error for error in errors if smallest <= error <= min(largest, 100.0)]
@@ -134,6 +136,6 @@ def accuracy_ticks(smallest: float, largest: float) -> dict[float, str]:
 
 
 def thinned(labels: list[str], most: int) -> dict[int, str]:
-    """Position -> label, of at most `most` labels at equal distances."""
+    """Return at most `most` of the labels, at equal distances, by their positions."""
     step = max(1, math.ceil(len(labels) / most))
     return {place: label for place, label in enumerate(labels) if place % step == 0}

@@ -1,4 +1,4 @@
-"""What the work bought: hypervolume and the best accuracy within the budget, over the hours of all trials so far."""
+"""Progress over compute time: hypervolume and best accuracy within the budget, over the hours of all trials so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def height_in(findings: Findings, *, wide: bool) -> float:
 
 
 def draw(figure: Figure, findings: Findings) -> None:
-    """Draws into the empty `figure`: side by side on a page's width, one above the other in a column."""
+    """Draw into the empty `figure`: two panels side by side on a page's width, one above the other in a column."""
     spent, unit, per_hour = findings.spent, *unit_of(findings)
     hours = [per_hour * (row.gpu_hours if findings.on_gpus else row.hours) for row in spent]
     end = per_hour * findings.hours
@@ -42,7 +42,7 @@ def draw(figure: Figure, findings: Findings) -> None:
 
 
 def unit_of(findings: Findings) -> tuple[str, float]:
-    """What the work is counted in, and how many of it an hour has."""
+    """Return the unit of compute time, and the number of units per hour."""
     whose = "GPU" if findings.on_gpus else "worker"
     return (f"{whose}-minutes", 60.0) if findings.hours < 1 else (f"{whose}-hours", 1.0)
 

@@ -1,4 +1,4 @@
-"""The front: accuracy over cost, with the budget, the dense network, and every other candidate faded."""
+"""The front: accuracy over cost, with the budget, the dense network, and all other candidates faded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from raprune.results.rows import CandidateRow
 from raprune.results.run_results import Findings
 
 MANY = 400
-"""Dominated candidates from which they become one picture inside the figure: a file of thousands of marks is slow."""
+"""Number of dominated candidates above which they become one raster image: a file of thousands of marks is slow."""
 
 TEST = "_"
-"""The mark of an accuracy on the test split."""
+"""Marker of an accuracy on the test split."""
 
 
 def height_in(findings: Findings, *, wide: bool) -> float:
@@ -24,7 +24,7 @@ def height_in(findings: Findings, *, wide: bool) -> float:
 
 
 def draw(figure: Figure, findings: Findings) -> None:
-    """Draws into the empty `figure`. A front of no candidates is an empty pair of axes."""
+    """Draw into the empty `figure`. A front without candidates gives empty axes."""
     axes = figure.add_subplot()
     known = marks(row.method for row in findings.rows)
     front = {row.candidate for row in findings.front}
@@ -36,7 +36,7 @@ def draw(figure: Figure, findings: Findings) -> None:
 
 
 def cost_of(row: CandidateRow, findings: Findings) -> float:
-    """What the axis shows, in percent of the dense network's; a latency that is not known is the dense network's."""
+    """Return the cost on the axis, in percent of the dense network's; an unknown latency counts as 100 %."""
     fraction = row.fraction(findings.budget.cost)
     return 100.0 if fraction is None else 100 * fraction
 
@@ -73,7 +73,7 @@ def _front(axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
         mark = known[row.method]
         interval = 100 * (row.val_interval or 0.0)
         if interval:
-            # The axis is a logarithm: a bar must not reach down to no error at all.
+            # The axis is logarithmic, so a bar must not reach an error of 0.
             spread = [[min(interval, 0.9 * error)], [interval]]
             axes.errorbar([cost], [error], yerr=spread, color=mark.colour, linewidth=0.8, capsize=2, zorder=3)
         axes.plot(

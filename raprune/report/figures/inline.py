@@ -1,4 +1,4 @@
-"""A figure inside an HTML page: its colours are the page's, its points say what they are and lead to their rows."""
+"""Figures inside an HTML page, in the page's colours; points have descriptions and link to their table rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from raprune.report.figures.canvas import FAINT, INK, PAPER, RULE
 
 VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--rule", PAPER: "--paper"}
-"""Colour of a figure -> the variable of the page's style that takes its place."""
+"""Variable of the page's style that replaces each colour of a figure."""
 
 
 def inline(svg: bytes, name: str, *, label: str, hovers: Mapping[str, str] | None = None) -> str:
-    """The `<svg>` element of a figure. `label` is read out in its place.
+    """Return the `<svg>` element of a figure. A screen reader reads `label` instead of the figure.
 
-    `name` sets its ids apart from those of other figures. `hovers` maps a candidate to what its point says; the point
-    becomes a link to the page's `#candidate-...`.
+    `name` is the prefix of the element's ids. `hovers` maps a candidate to the description of its point, which becomes
+    a link to the page's `#candidate-...`.
     """
     text = svg.decode()
     text = text[text.index("<svg") :]
@@ -36,7 +36,7 @@ def inline(svg: bytes, name: str, *, label: str, hovers: Mapping[str, str] | Non
         )
     size = re.search(r'viewBox="[^"]*"', text)
     assert size is not None
-    # What is an image has nothing inside for those who hear it.
+    # A screen reader skips the content of an image.
     role = "group" if hovers else "img"
     head = f'<svg {size[0]} role="{role}" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)

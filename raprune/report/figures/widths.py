@@ -1,4 +1,4 @@
-"""Widths by layer: of some networks of the front, the share of each group's channels that stayed."""
+"""Widths by layer: the fraction of each group's channels that stayed, for some networks of the front."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from raprune.results.rows import CandidateRow
 from raprune.results.run_results import Findings
 
 FEW = 6
-"""Groups whose names stand side by side."""
+"""Maximum number of groups whose names are written horizontally."""
 
 NUMBERED = 12
-"""Groups up to which each bar has its number of channels on it."""
+"""Maximum number of groups for which each bar shows its number of channels."""
 
 
 def height_in(findings: Findings, *, wide: bool) -> float:
@@ -22,7 +22,7 @@ def height_in(findings: Findings, *, wide: bool) -> float:
 
 
 def draw(figure: Figure, findings: Findings) -> None:
-    """Draws into the empty `figure`: a panel for each network of `Findings.spread`, groups in the network's order."""
+    """Draw into the empty `figure`: a panel for each network of `Findings.spread`, groups in the network's order."""
     known = marks(row.method for row in findings.rows)
     shown = findings.spread
     panels = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)[:, 0]
@@ -42,7 +42,7 @@ def _panel(axes: Axes, row: CandidateRow, groups: dict[str, int], colour: str, *
     is_numbered = numbered and len(groups) <= NUMBERED
     for place, (name, dense) in enumerate(groups.items()) if is_numbered else ():
         axes.annotate(f"{row.widths.get(name, dense)} of {dense}", (place, 104), ha="center", va="bottom")
-    # A few groups must not become slabs.
+    # With few groups the bars must not become too wide.
     beside = max(0.6, 0.6 + (FEW - len(groups)) / 2)
     axes.set_xlim(-beside, len(groups) - 1 + beside)
     axes.set_ylim(0, 135 if is_numbered else 100)
@@ -56,5 +56,5 @@ def _title(row: CandidateRow, findings: Findings) -> str:
 
 
 def _short(name: str) -> str:
-    """The end of a long name, where groups differ."""
+    """Return the end of a long name, because names of groups differ at the end."""
     return name if len(name) <= 30 else f"…{name[-29:]}"

@@ -1,9 +1,9 @@
-"""The report of a run: one HTML file to send to someone, figures for a paper, tables for programs. No torch, no ray.
+"""The report of a run: one self-contained HTML file, figures for a paper, tables for programs. No torch, no ray.
 
-front.html                       the whole report; it fetches nothing and runs nothing
-front.png                        the front
+front.html                       the whole report; it loads no other file and runs no script
+front.png                        the figure of the front
 front.json ablation.json spent.json
-figures/front.pdf, front-wide.pdf, ...   `raprune.report.figures.files`: written by `raprune report` alone
+figures/front.pdf, front-wide.pdf, ...   `raprune.report.figures.files`: only `raprune report` writes them
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAGE = "front.html"
 
 
 def html(findings: Findings) -> str:
-    """The report as one page."""
+    """Return the report as one page."""
     parts = (
         sections.asked,
         sections.front,
@@ -39,16 +39,16 @@ def html(findings: Findings) -> str:
 
 
 def write_report(store: Store, *, run: Mapping[str, Any] | None = None) -> None:
-    """Writes the page, the picture of the front and the tables into the run's folder `report`.
+    """Write the page, the figure of the front and the tables into the run's folder `report`.
 
-    `run` is the content of `run.json` as it will be once the report is there; without it, as it is.
+    `run` is the content that `run.json` will have once the report is written; without `run` it is read.
     """
     for name, content in _files(store, read_findings(store, run=run)):
         store.write_bytes(f"{FOLDER}/{name}", content)
 
 
 def report(uri: str, *, folder: str | None = None, console: Console) -> None:
-    """Writes all of that and the figures to `folder`, a path or a URI, or into the run's own.
+    """Write the report and all figures to `folder`, a path or a URI, or into the run's own folder.
 
     Raises:
         StoreError: if there is no run, or the folder cannot be written to.
@@ -61,10 +61,10 @@ def report(uri: str, *, folder: str | None = None, console: Console) -> None:
         into.write_bytes(below + name, content)
         number += 1
     where = f"{into.name}/{below}".rstrip("/")
-    unfinished = "" if findings.progress.finished else " The run is not finished; the report says so."
+    unfinished = "" if findings.progress.finished else " The run is not finished, and the report notes this."
     console.print(
-        f"Wrote {where}/{PAGE}, one page to send to someone, and {number - 1} files beside it: figures for a paper in "
-        f"figures/, tables as JSON.{unfinished}",
+        f"Wrote {where}/{PAGE}, a self-contained page, and {number - 1} other files: figures for a paper in figures/, "
+        f"tables as JSON.{unfinished}",
         highlight=False,
         markup=False,
         soft_wrap=True,

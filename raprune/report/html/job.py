@@ -10,7 +10,7 @@ from raprune.store.address import without_secrets
 
 
 def job_of(spec: Mapping[str, Any]) -> str:
-    """The fields of `spec` that a job must name, as TOML: what differs from the defaults, without secrets in URIs."""
+    """Return the fields of `spec` that differ from the defaults as TOML, without secrets in URIs."""
     asked = _differing(spec, SearchSpec().model_dump(mode="json"))
     asked |= {name: value for name, value in spec.items() if name.startswith("budget_") and value is not None}
     asked.pop("output", None)

@@ -1,4 +1,4 @@
-"""The HTML of a report: text, tables, lists, and the page around them. Whatever comes in is text, never markup."""
+"""The HTML of a report: text, tables, lists, and the page around them. All arguments are text, never markup."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _NUMERIC = "number"
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, ids: Sequence[str] = ()) -> str:
-    """A table of text cells. Columns whose head begins with `#` are numbers, to the right; `ids` are those of its rows.
+    """Return a table of text cells. Columns whose title begins with `#` are numbers, aligned right.
 
-    A row whose first cell is a star stands out.
+    `ids` are the ids of the rows. A row whose first cell is a star is highlighted.
     """
     numeric = [title.startswith("#") for title in head]
     titles = "".join(
@@ -37,13 +37,13 @@ def _class(number: bool) -> str:
 
 
 def facts(entries: Mapping[str, str]) -> str:
-    """A list of terms and what they are; one of nothing is left out."""
+    """Return a list of terms and their descriptions; a term without a description is left out."""
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in entries.items() if text)
     return f"<dl>{items}</dl>"
 
 
 def paragraph(*sentences: str, name: str = "") -> str:
-    """A paragraph, nothing where no sentence has text; `name` is its class."""
+    """Return a paragraph, or nothing if no sentence has text; `name` is the paragraph's class."""
     text = " ".join(sentence for sentence in sentences if sentence)
     named = f' class="{name}"' if name else ""
     return f"<p{named}>{escape(text)}</p>" if text else ""
@@ -69,7 +69,7 @@ def page(title: str, lead: str, *sections: str) -> str:
     return _PAGE.substitute(title=escape(title), lead=lead, sections="\n".join(part for part in sections if part))
 
 
-# The policy lets nothing be fetched and nothing run: what is not in the file is not shown.
+# The policy forbids loading other files and running scripts: only the content of the file is shown.
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>

@@ -1,4 +1,4 @@
-"""What a report says, a function for each part of it. A run of which a part is not known yet has a sentence there."""
+"""The sections of a report, one function each. A section whose content is not known yet has a sentence that says so."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def title(findings: Findings) -> str:
 
 
 def lead(findings: Findings) -> str:
-    """The result in a sentence; before it, a notice if the run has not ended, and what is wrong with its network."""
+    """Return the result in a sentence, after notices if the run has not ended or its dense network looks wrong."""
     chosen = findings.chosen
     before = "" if findings.progress.finished else _unfinished(findings)
     before += "".join(notice(sentence) for sentence in symptoms(findings.run, findings.test))
@@ -46,7 +46,7 @@ def _unfinished(findings: Findings) -> str:
 
 
 def asked(findings: Findings) -> str:
-    """What was asked for, and of which network."""
+    """Return the section on the request and the dense network."""
     spec, dense, run = findings.run.get("spec", {}), findings.dense, findings.run
     data, search, finalists = run.get("data", {}), spec.get("search", {}), spec.get("finalists", {})
     tuned = finalists.get("train", {}).get("epochs")
@@ -81,14 +81,14 @@ def asked(findings: Findings) -> str:
 
 
 def _normalisation(data: Mapping[str, Any]) -> str:
-    """The figures of a run, empty for one that was written when they were not recorded."""
+    """Return the normalisation of a run, empty for an older run without this record."""
     if "mean" not in data:
         return ""
     return f"{normalisation_in_words(data['mean'], data['std'])} ({data['normalisation']})"
 
 
 def front(findings: Findings) -> str:
-    """The figure and the table of the front."""
+    """Return the section with the figure and the table of the front."""
     rows = findings.listed
     if not rows:
         return section("The front", paragraph("No candidate is on the front yet."))
@@ -133,7 +133,7 @@ def front(findings: Findings) -> str:
 
 
 def chosen(findings: Findings) -> str:
-    """The chosen network beside the dense one, how it came about, and why it can be relied upon."""
+    """Return the section on the chosen network: comparison with the dense one, origin, and proof."""
     row, dense, test = findings.chosen, findings.dense, findings.test
     if row is None or not dense:
         return ""
@@ -187,7 +187,7 @@ def _compared_ms(dense_ms: float, time_ms: float) -> list[str]:
 
 
 def widths(findings: Findings) -> str:
-    """How wide each group is in some networks of the front."""
+    """Return the section on the widths of the groups in some networks of the front."""
     shown, groups = findings.spread, findings.groups
     if not shown or not groups:
         return ""
@@ -209,7 +209,7 @@ def widths(findings: Findings) -> str:
 
 
 def methods(findings: Findings) -> str:
-    """The methods side by side."""
+    """Return the section that compares the methods."""
     rows = findings.ablation
     if not rows:
         return ""
@@ -234,12 +234,12 @@ def methods(findings: Findings) -> str:
         "The methods side by side",
         figure(drawn, "Of each method the most accurate network within the budget, and within two smaller ones."),
         table("The best of each method, after equal fine-tuning", head, cells),
-        paragraph("random and l1 are controls: what does not beat them is not worth its trouble."),
+        paragraph("random and l1 are baselines: a method that does not beat them is not worth its cost."),
     )
 
 
 def cost(findings: Findings) -> str:
-    """What the work bought, and what went wrong on the way."""
+    """Return the section on progress over compute time, and on failed trials."""
     if not findings.spent:
         return ""
     unit, per_hour = figures.cost.unit_of(findings)
@@ -256,15 +256,15 @@ def cost(findings: Findings) -> str:
         figure(drawn, f"The front within the budget after so many {unit} of all trials, failed and stopped ones too."),
         paragraph(
             at_all,
-            "Hypervolume is the share of the area between no error at no cost and all errors at the budget that the "
-            "front dominates.",
+            "Hypervolume is the fraction that the front dominates of the area between error 0 at cost 0 and error 1 at "
+            "the budget.",
         ),
         table(f"{failed} failed trials", ["#trials", "error"], errors) if failed else "",
     )
 
 
 def repeat(findings: Findings) -> str:
-    """What it takes to do it again."""
+    """Return the section with everything that is needed to repeat the run."""
     run, spec = findings.run, findings.run.get("spec", {})
     versions = run.get("versions", {})
     entries = {
@@ -283,9 +283,7 @@ def repeat(findings: Findings) -> str:
     return section(
         "To repeat it",
         facts(entries),
-        paragraph("The job, as far as it differs from what raprune does by itself; run.json has every field.")
-        if job
-        else "",
+        paragraph("The job's fields that differ from the defaults; run.json has every field.") if job else "",
         listing(f"# raprune search job.toml\n{job}") if job else "",
     )
 
@@ -298,10 +296,10 @@ def _notes(findings: Findings) -> str:
         why_starred(rows, findings.run),
         f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
         f"Drop: test accuracy against the dense network, ± standard error of {test['images']:,} images; the test split "
-        "was looked at once."
+        "was used once."
         if test.get("images")
-        else "Drop: validation accuracy against the dense network; the test split was not touched.",
-        "Epochs: of training since the dense network. FLOPs count a multiply-add as 2.",
+        else "Drop: validation accuracy against the dense network; the test split was not used.",
+        "Epochs: training since the dense network. FLOPs count a multiply-add as 2.",
         *how_timed(rows, findings.run, times.conditions, has_latency=has_latency),
         slow(rows, times),
     )
@@ -313,8 +311,8 @@ def _proof(findings: Findings) -> str:
         return ""
     return paragraph(
         "The groups were proved before any cut, in double precision: a permutation of their channels changes the "
-        f"outputs by {proof['permutation_error']:.1e} of their size at most, and cut networks differ from the network "
-        f"with those channels zeroed by {proof['cut_error']:.1e}."
+        f"outputs by at most {proof['permutation_error']:.1e} of their size, and cut networks differ from the network "
+        f"whose removed channels are zeroed by {proof['cut_error']:.1e}."
     )
 
 
@@ -327,7 +325,7 @@ def _way(row: CandidateRow) -> str:
 
 
 def _recipe(row: CandidateRow) -> str:
-    """What a point says: a line each on candidate, method, cost and accuracy."""
+    """Return the description of a point: lines on candidate, method, cost, accuracy and training."""
     return "\n".join(
         [
             f"{row.candidate} ({row.trial_id})",
@@ -341,7 +339,7 @@ def _recipe(row: CandidateRow) -> str:
 
 
 def _settings(row: CandidateRow) -> str:
-    """Of the method, floats to three figures."""
+    """Return the settings of the method, floats to three significant digits."""
     shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in row.settings.items()}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
@@ -362,7 +360,7 @@ def _budget(findings: Findings) -> str:
 
 
 def _data_name(spec: Mapping[str, Any]) -> str:
-    """The data set's name, or the file's where only the file says which it is."""
+    """Return the data set's name, or the file's name if the data set is a file of the user."""
     data = spec.get("data", {})
     name = str(data.get("name", "?"))
     if name not in ("parquet", "imagefolder") or not data.get("train"):
