@@ -135,7 +135,7 @@ KUBERAY = "With --kuberay"
 """Groups of options."""
 
 
-Run = Annotated[
+RunPath = Annotated[
     str,
     typer.Argument(
         metavar="RUN", help="Folder of a run: its --output, a path or a URI.", autocompletion=names.complete_run
@@ -441,7 +441,7 @@ def search(
 
 
 @app.command(rich_help_panel=SEARCHES)
-def resume(ctx: typer.Context, run: Run) -> None:
+def resume(ctx: typer.Context, run: RunPath) -> None:
     """Resume a search that was stopped or killed; finished work is kept."""
     ctx.find_root().obj = run
     console = _console()
@@ -452,7 +452,7 @@ def resume(ctx: typer.Context, run: Run) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def status(run: Run, as_json: AsJson = False) -> None:
+def status(run: RunPath, as_json: AsJson = False) -> None:
     """Show the progress of a run: trials, front, hypervolume, best network within the budget."""
     from raprune.report.terminal import print_status
 
@@ -461,7 +461,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=RESULTS)
 def front(
-    run: Run,
+    run: RunPath,
     as_json: AsJson = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Print dominated networks and networks over the budget as well.", metavar="")
@@ -482,7 +482,7 @@ def front(
 @app.command(rich_help_panel=RESULTS)
 def pick(
     ctx: typer.Context,
-    run: Run,
+    run: RunPath,
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
@@ -512,7 +512,7 @@ def pick(
 
 @app.command(rich_help_panel=RESULTS)
 def report(
-    run: Run,
+    run: RunPath,
     output: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="Folder of the report. (default: report/ in the folder of the run)"),
@@ -650,7 +650,7 @@ def prune(
 
 @app.command(rich_help_panel=RESULTS)
 def serve(
-    run: Run,
+    run: RunPath,
     host: Annotated[
         str, typer.Option(help="Address to listen at; an address beyond this machine needs a token.", metavar="HOST")
     ] = "127.0.0.1",
@@ -668,7 +668,7 @@ def serve(
 
 @app.command(rich_help_panel=RESULTS)
 def export(
-    run: Run,
+    run: RunPath,
     network: Annotated[
         str,
         typer.Argument(

@@ -15,13 +15,13 @@ from raprune.channels.graph import ChannelGraph, IndexArray
 from raprune.errors import RecipeError
 from raprune.records import Candidate
 
-Kept = Mapping[str, Mapping[int, IndexArray]]
+KeptPositions = Mapping[str, Mapping[int, IndexArray]]
 """Positions that stay, in order, by parameter or buffer name and axis."""
 
-Network = TypeVar("Network", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def cut(model: Network, graph: ChannelGraph, candidate: Candidate) -> Network:
+def cut(model: ModuleT, graph: ChannelGraph, candidate: Candidate) -> ModuleT:
     """Return a new network that has only the candidate's channels; `model` is unchanged and shares no tensor with it.
 
     Raises:
@@ -73,7 +73,7 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
     return positions
 
 
-def slice_parameters(model: Network, kept: Kept) -> Network:
+def slice_parameters(model: ModuleT, kept: KeptPositions) -> ModuleT:
     """Return a new network whose parameters and buffers keep only the positions of `kept`; size attributes match.
 
     Raises:
@@ -112,7 +112,7 @@ def slice_parameters(model: Network, kept: Kept) -> Network:
     return smaller
 
 
-def rebuild(model: Network, tensor_for: Callable[[str, Tensor], Tensor]) -> Network:
+def rebuild(model: ModuleT, tensor_for: Callable[[str, Tensor], Tensor]) -> ModuleT:
     """Copy the network with new tensors: `tensor_for(name, tensor)` for each parameter and buffer.
 
     Parameters stay parameters, and shared parameters stay shared. The old network is neither changed nor referred to.
@@ -123,7 +123,7 @@ def rebuild(model: Network, tensor_for: Callable[[str, Tensor], Tensor]) -> Netw
             memo[id(parameter)] = nn.Parameter(tensor_for(name, parameter.detach()), parameter.requires_grad)
         for name, buffer in model.named_buffers():
             memo[id(buffer)] = tensor_for(name, buffer)
-    return cast(Network, _clone(model, memo))
+    return cast(ModuleT, _clone(model, memo))
 
 
 def _clone(module: Any, memo: dict[int, Any]) -> Any:

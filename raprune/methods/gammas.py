@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from raprune.channels.graph import Group
 from raprune.methods.method import Method, Regularizer
 
-Sizes = npt.NDArray[np.float64]
+ScaleSizes = npt.NDArray[np.float64]
 """|gamma| of one layer for each channel of a group, `(num_channels,)`."""
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -62,7 +62,7 @@ def scales(model: nn.Module) -> dict[str, Tensor]:
     return {name: gamma for name, gamma in named.items() if gamma is not None and gamma.dim() == 1}
 
 
-def sizes(group: Group, gammas: Mapping[str, Tensor]) -> list[Sizes]:
+def sizes(group: Group, gammas: Mapping[str, Tensor]) -> list[ScaleSizes]:
     """Return |gamma| of each layer that scales the group's channels, summed over the positions of a channel."""
     return [
         gammas[member.parameter].detach().abs().double().cpu().numpy()[member.indices].sum(axis=1)

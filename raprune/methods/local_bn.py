@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raprune.channels.graph import ChannelGraph, Group
-from raprune.methods.gammas import Sizes, SparseTrained, largest, scales, sizes
+from raprune.methods.gammas import ScaleSizes, SparseTrained, largest, scales, sizes
 from raprune.methods.method import Batches, Cut, Scores, reestimate_batch_norm
 
 
@@ -65,12 +65,12 @@ class LocalBN(SparseTrained):
         top = largest(gammas)
         return {group.name: self._mixture(group, sizes(group, gammas), top) for group in graph.groups}
 
-    def _mixture(self, group: Group, found: list[Sizes], top: float) -> Sizes:
+    def _mixture(self, group: Group, found: list[ScaleSizes], top: float) -> ScaleSizes:
         if not found:
             return np.ones(group.num_channels)
         everywhere = np.mean(found, axis=0) / top
         here = normalised(np.sum([normalised(size) for size in found], axis=0))
-        mixture: Sizes = (1 - self.mu) * everywhere + self.mu * here
+        mixture: ScaleSizes = (1 - self.mu) * everywhere + self.mu * here
         return mixture
 
     def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
@@ -86,7 +86,7 @@ class LocalBN(SparseTrained):
             reestimate_batch_norm(model, batches)
 
 
-def normalised(size: Sizes) -> Sizes:
+def normalised(size: ScaleSizes) -> ScaleSizes:
     """Scale sizes from 0 (smallest) to 1 (largest); all 1 if the sizes are equal, so that none is pruned."""
     low, high = size.min(), size.max()
     return np.ones_like(size) if high == low else (size - low) / (high - low)

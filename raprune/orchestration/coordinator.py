@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 
 from raprune.errors import RapruneError
 from raprune.orchestration.gauges import Facts, Heart
-from raprune.orchestration.lease import ORPHANED_S, Answer, Lease
+from raprune.orchestration.lease import ORPHANED_S, Lease, LeaseAnswer
 from raprune.orchestration.remote import answer
 from raprune.records import Trial
 from raprune.results.progress import Progress, progress
@@ -77,9 +77,9 @@ class Coordinator:
         """Take notice that the run's description says more than before: how good the dense network is."""
         self._run = self._store.run()
 
-    def hold(self, session: str) -> Answer:
+    def hold(self, session: str) -> LeaseAnswer:
         """A sign of life of a driver's session, which asks for the run or keeps it."""
-        return Answer(self._lease.take(session, time.monotonic()), dict(self._outages))
+        return LeaseAnswer(self._lease.take(session, time.monotonic()), dict(self._outages))
 
     def wait(self, who: str, why: str | None) -> None:
         """Note that `who` waits for a filesystem, or (None) that it goes on."""

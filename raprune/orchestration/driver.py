@@ -49,7 +49,7 @@ from raprune.orchestration.scheduler import KeepWorkers
 from raprune.orchestration.searcher import CandidateSearcher
 from raprune.orchestration.tasks import CandidateTask, Dense, Shared
 from raprune.orchestration.workers.dense import prepare_dense
-from raprune.orchestration.workers.groups import Course, train_together
+from raprune.orchestration.workers.groups import GroupStages, train_together
 from raprune.orchestration.workers.latency import Subject, latency_table, measure_front
 from raprune.orchestration.workers.scores import Inputs, gather, missing, named, phases, warm_up
 from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining, Training
@@ -77,7 +77,7 @@ from raprune.spec.budget import accuracy_floor
 from raprune.store.folder import RUN_FILE, Store
 from raprune.training.loop import Epoch
 
-Weights = ray.ObjectRef[WeightArrays]
+SharedWeights = ray.ObjectRef[WeightArrays]
 """Reference to the dense network's weights."""
 
 
@@ -96,7 +96,7 @@ class DrivenRun:
         recorded: Any = self.coordinator.trials
         return ask(recorded.remote())
 
-    def shared(self, weights: Weights) -> Shared:
+    def shared(self, weights: SharedWeights) -> Shared:
         """Inputs of the workers, before any statistics are computed."""
         run = self.run
         return Shared(
@@ -202,7 +202,7 @@ def carry_out(run: Run, placement: Placement) -> None:
             ray.kill(coordinator)
 
 
-def dense_network(driven: DrivenRun) -> Weights:
+def dense_network(driven: DrivenRun) -> SharedWeights:
     """The dense network: its weights as given or stored, else trained by a task or by a group of workers."""
     run, placement = driven.run, driven.placement
     stored = stored_weights(run.store)
@@ -225,7 +225,7 @@ def dense_network(driven: DrivenRun) -> Weights:
     return ray.put(dense.weights)
 
 
-def gather_statistics(driven: DrivenRun, weights: Weights) -> StatisticsResult:
+def gather_statistics(driven: DrivenRun, weights: SharedWeights) -> StatisticsResult:
     """Compute what candidates share and nobody has computed yet: methods' training phases, and scores."""
     run, placement = driven.run, driven.placement
     stored = driven.trials()
@@ -415,7 +415,7 @@ def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> 
     if placement is None:
         return
     run.console.print(f"Training by {placement.reason}: {len(trainings)} networks.", markup=False, highlight=False)
-    course = Course(run.stages, run.spec, trainings)
+    course = GroupStages(run.stages, run.spec, trainings)
     train_together(
         shared,
         trainings,

@@ -79,7 +79,7 @@ COUNTERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class RunMeasurement:
     """The numbers of a run at one time."""
 
     gauges: Values = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Measured:
     """From the run's beginning, over all of its drivers and coordinators."""
 
 
-def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0) -> Measured:
+def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0) -> RunMeasurement:
     """What the run of `run.json` content `run` and these records come to, with `running` trials under way."""
     budget = budget_of(run)
     now = progress(run, trials, running=running)
@@ -107,10 +107,10 @@ def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0
             if number is not None
         },
     }
-    return Measured(gauges=gauges | _front(front(trials, budget), budget), counters=_counts(trials))
+    return RunMeasurement(gauges=gauges | _front(front(trials, budget), budget), counters=_counts(trials))
 
 
-def signs_of_life(measured: Measured, *, now: float, silent_s: float, store_waits: int) -> Values:
+def signs_of_life(measured: RunMeasurement, *, now: float, silent_s: float, store_waits: int) -> Values:
     """The gauges that go on though nothing is recorded; `now` is in seconds since the epoch."""
     return {
         "raprune_front_seen": dict.fromkeys(measured.gauges.get("raprune_front_accuracy", {}), now),
@@ -215,7 +215,7 @@ class Heart:
         return max(0.0, self._measured_at + sent_s - now)
 
     def _beat(self) -> None:
-        measured = Measured()
+        measured = RunMeasurement()
         while True:
             began, facts = time.monotonic(), self._read()
             if began >= self._rested_at and (self._known is None or not _same(self._known, facts)):

@@ -47,7 +47,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Answer:
+class LeaseAnswer:
     """What the coordinator says to a sign of life."""
 
     silent_s: float | None
@@ -76,7 +76,7 @@ def held(coordinator: Any, session: str, name: str, *, console: Console) -> Iter
         thread.join(timeout=2 * BEAT_S)
 
 
-def _take(ask: Callable[[], Answer], name: str, *, console: Console) -> None:
+def _take(ask: Callable[[], LeaseAnswer], name: str, *, console: Console) -> None:
     answer, before = ask(), float("-inf")
     if answer.silent_s is not None:
         console.print("Another driver has this run; looking whether it is alive.", markup=False)
@@ -101,7 +101,7 @@ def _beat(coordinator: Any, session: str, console: Console, done: threading.Even
                 console.print("The run's coordinator does not answer; it may be coming up again.", markup=False)
             silent = True
         try:
-            answer: Answer = ray.get(reference, timeout=0)
+            answer: LeaseAnswer = ray.get(reference, timeout=0)
             silent = False
         except ray.exceptions.RayError:
             # Whoever needs an answer of the coordinator says it.

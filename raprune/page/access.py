@@ -69,7 +69,7 @@ class Refused:
     hint: str
 
 
-Decision = Admitted | Moved | Refused
+AccessDecision = Admitted | Moved | Refused
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Access:
     def of(cls, token: str | None, page: str) -> Access:
         return cls(None if token is None else digest_of(token), page)
 
-    def decide(self, request: Request) -> Decision:
+    def decide(self, request: Request) -> AccessDecision:
         """What becomes of the request."""
         refused = _malformed(request)
         if refused is not None:
@@ -104,7 +104,7 @@ class Access:
         assert self.digest is not None
         return hmac.new(self.digest.encode(), f"cookie {self.page}".encode(), "sha256").hexdigest()
 
-    def _by_token(self, request: Request) -> Decision:
+    def _by_token(self, request: Request) -> AccessDecision:
         fields = parse_qsl(request.query, keep_blank_values=True)
         brought = [value for name, value in fields if name == "token"]
         if brought:
@@ -193,7 +193,7 @@ def _foreign(request: Request) -> Refused | None:
     return None
 
 
-def _at_root(request: Request) -> Decision:
+def _at_root(request: Request) -> AccessDecision:
     """Addresses in the page are relative to its root, which ends in a slash."""
     return Admitted() if request.path else Moved(_here(request) + (f"?{request.query}" if request.query else ""))
 

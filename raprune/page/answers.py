@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raprune.page.feed import Away, Known
+from raprune.page.feed import Away, KnownRun
 from raprune.records import Trial
 from raprune.results.front import floor_of, measured_in, pick
 from raprune.results.progress import Progress
@@ -63,7 +63,7 @@ _LIMITS = {
 """Question to `pick_row` -> the field of a job that says the same."""
 
 
-def describe_run(known: Known, away: Away | None, stages: RunStages | None, *, name: str) -> Answer:
+def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *, name: str) -> Answer:
     """The run: what was asked, what the dense network is, how far it is."""
     run, spec = known.run, known.run.get("spec", {})
     dense, graph, budget = run.get("dense", {}), run.get("graph", {}), known.budget
@@ -104,7 +104,7 @@ def describe_run(known: Known, away: Away | None, stages: RunStages | None, *, n
     return dict(plain(answer))
 
 
-def describe_progress(known: Known) -> Answer:
+def describe_progress(known: KnownRun) -> Answer:
     """How far the run is: `raprune.results.front.Progress`, and what is recorded."""
     now: Progress = known.progress
     best = now.best
@@ -121,7 +121,7 @@ def describe_stages(stages: RunStages | None) -> Answer:
     return dict(without_secrets(plain((stages or RunStages()).to_json())))
 
 
-def list_trials(known: Known, after: int) -> Answer:
+def list_trials(known: KnownRun, after: int) -> Answer:
     """The trials from number `after` of the order of their records on, by column."""
     rows = [describe_trial(trial, known) for trial in known.trials[after:]]
     return {
@@ -133,7 +133,7 @@ def list_trials(known: Known, after: int) -> Answer:
     }
 
 
-def describe_trial(trial: Trial, known: Known) -> Answer:
+def describe_trial(trial: Trial, known: KnownRun) -> Answer:
     """One trial as the row of a table."""
     proposal, metrics, candidate = trial.proposal, trial.metrics, trial.candidate
     accuracies = known.test.get("candidates", {})
@@ -157,7 +157,7 @@ def describe_trial(trial: Trial, known: Known) -> Answer:
 
 
 def detail_trial(
-    trial: Trial, known: Known, *, curves: Mapping[str, Sequence[Any]], folder: str | None, size: int | None
+    trial: Trial, known: KnownRun, *, curves: Mapping[str, Sequence[Any]], folder: str | None, size: int | None
 ) -> Answer:
     """Everything on one trial. `curves`: training by trial id; `folder` of its stored network, of `size` bytes."""
     proposal, candidate = trial.proposal, trial.candidate
@@ -230,12 +230,12 @@ def relatives(trial: Trial, trials: Sequence[Trial]) -> list[tuple[Trial, str]]:
     ]
 
 
-def list_front(known: Known) -> Answer:
+def list_front(known: KnownRun) -> Answer:
     """The front within the run's budget."""
     return {"total": len(known.trials), "rows": plain([row.to_json() for row in known.front])}
 
 
-def list_candidates(known: Known) -> Answer:
+def list_candidates(known: KnownRun) -> Answer:
     """Which trials stand for their candidates, and which of these are on the front."""
     return {
         "total": len(known.trials),
@@ -244,7 +244,7 @@ def list_candidates(known: Known) -> Answer:
     }
 
 
-def list_history(known: Known) -> Answer:
+def list_history(known: KnownRun) -> Answer:
     """What the run had come to after each trial."""
     columns = ("t_s", "gpu_hours", "hours", "hypervolume", "best")
     return {
@@ -253,12 +253,12 @@ def list_history(known: Known) -> Answer:
     }
 
 
-def list_ablation(known: Known) -> Answer:
+def list_ablation(known: KnownRun) -> Answer:
     """The methods side by side."""
     return {"rows": plain([row.to_json() for row in known.ablation])}
 
 
-def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
+def pick_row(known: KnownRun, wanted: Mapping[str, str]) -> Answer:
     """The row that `raprune pick` gives. `wanted`: `flops`, `params`, `latency`, `min_accuracy` as text; empty is none.
 
     Raises:
@@ -271,7 +271,7 @@ def pick_row(known: Known, wanted: Mapping[str, str]) -> Answer:
     return dict(plain(picked.to_json()))
 
 
-def find_trial(known: Known, name: str) -> Trial | None:
+def find_trial(known: KnownRun, name: str) -> Trial | None:
     """The trial of that id, or the one whose network has that name; None if there is none.
 
     The name is looked up, never made a path of.

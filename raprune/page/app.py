@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.page import access, answers
 from raprune.page.access import Access, Admitted, Moved, Refused
-from raprune.page.feed import Away, Feed, Known
+from raprune.page.feed import Away, Feed, KnownRun
 from raprune.records import Trial
 from raprune.results.stages import RunStages
 from raprune.store import learning_curves
@@ -91,7 +91,7 @@ _FRESH_S = 1.0
 
 def make_app(feed: Feed, rule: Access, *, name: str, is_closing: Callable[[], bool] = lambda: False) -> ASGIApp:
     """The page of the run of `feed`, called `name`; event streams end once `is_closing` says so."""
-    page = Page(feed, name, is_closing)
+    page = PageHandlers(feed, name, is_closing)
     routes = [
         Route("/", page.index),
         Route("/static/{name}", page.static),
@@ -160,7 +160,7 @@ class Packed:
         return cls(content, gzip.compress(content, 5, mtime=0) if len(content) > 512 else content, etag)
 
 
-class Page:
+class PageHandlers:
     """What is answered at each address."""
 
     def __init__(self, feed: Feed, name: str, is_closing: Callable[[], bool]) -> None:
@@ -171,7 +171,7 @@ class Page:
         self._looking: asyncio.Task[None] | None = None
         self._answers: dict[str, tuple[int, Packed]] = {}
         self._files: dict[Path, tuple[int, Packed]] = {}
-        self._told: tuple[tuple[Known | None, Away | None, RunStages | None], dict[str, str]] | None = None
+        self._told: tuple[tuple[KnownRun | None, Away | None, RunStages | None], dict[str, str]] | None = None
 
     async def index(self, request: Request) -> Response:
         return await self._file(request, "index.html")
@@ -270,7 +270,7 @@ class Page:
         parts = [(f"{name}/{file.rpartition('/')[2]}", store.chunks(file)) for file in files]
         return StreamingResponse(_zipped(parts), media_type="application/zip", headers=headers)
 
-    async def _fresh(self) -> Known:
+    async def _fresh(self) -> KnownRun:
         """What is known, after a look at the store if one is due.
 
         Raises:
@@ -286,7 +286,7 @@ class Page:
             raise StoreError(away.error, hint=away.hint)
         raise StoreError("The run is still being read.", hint="Ask again in a moment.")
 
-    async def _look(self, patience_s: float) -> Known | None:
+    async def _look(self, patience_s: float) -> KnownRun | None:
         """Look if it is due; what is known once that is done, or after `patience_s`."""
         if self._feed.is_due and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(run_in_threadpool(self._feed.look))
@@ -326,7 +326,7 @@ class Page:
             self._told = (now, _events_of(*now))
         return self._told[1]
 
-    def _detail(self, trial: Trial, known: Known) -> dict[str, Any]:
+    def _detail(self, trial: Trial, known: KnownRun) -> dict[str, Any]:
         ancestors = [other for other, relation in answers.relatives(trial, known.trials) if relation == "ancestor"]
         trained = {name: self._curve(name) for name in (*(t.trial_id for t in ancestors), trial.trial_id)}
         folder = find_network(self._feed.store, trial)
@@ -338,7 +338,7 @@ class Page:
         """The training of that name, if it was kept."""
         return read_curve(self._feed.store, name) if PLAIN_NAME.fullmatch(name) else []
 
-    async def _kept(self, request: Request, what: str, known: Known, make: Callable[[], Any]) -> Response:
+    async def _kept(self, request: Request, what: str, known: KnownRun, make: Callable[[], Any]) -> Response:
         """An answer that is made once for each version of what is known."""
         version, packed = self._answers.get(what, (-1, None))
         if packed is None or version != known.version:
@@ -380,7 +380,7 @@ class Page:
         return found
 
 
-def _events_of(known: Known | None, away: Away | None, stages: RunStages | None) -> dict[str, str]:
+def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | None) -> dict[str, str]:
     """Event -> its data."""
     news: dict[str, Any] = {
         "away": {"error": None} if away is None else asdict(away),

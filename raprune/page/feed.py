@@ -71,7 +71,7 @@ class Recorded(Candidate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known(Findings):
+class KnownRun(Findings):
     """All that is known of a run at one moment."""
 
     history: Sequence[Point]
@@ -114,7 +114,7 @@ class Point:
     """Validation accuracy of the best within the budget."""
 
 
-class Course:
+class RunHistory:
     """The points of a run, one trial after another."""
 
     def __init__(self, budget: Budget, started_at: float) -> None:
@@ -158,7 +158,7 @@ class Feed:
         self._pulse = pulse
         # Each look at an object store is paid for.
         self._every_s = every_s if every_s is not None else 2.0 if "://" in store.uri else 0.5
-        self._known: Known | None = None
+        self._known: KnownRun | None = None
         self._working = threading.Lock()
         self._looked_at = float("-inf")
         self._resets = 0
@@ -168,11 +168,11 @@ class Feed:
         self._reports_due = False
         self._read: set[str] = set()
         self._trials: list[Trial] = []
-        self._course = Course(Budget(), 0.0)
+        self._course = RunHistory(Budget(), 0.0)
         self._generation = ""
 
     @property
-    def known(self) -> Known | None:
+    def known(self) -> KnownRun | None:
         """What was known last; None before the first look."""
         return self._known
 
@@ -236,7 +236,7 @@ class Feed:
             self._generation = hashlib.sha256(identity.encode()).hexdigest()[:8]
         self._run = run
         if not self._trials or self._course.budget != budget_of(run):
-            self._course = Course(budget_of(run), float(run.get("started_at") or run.get("created_at") or 0.0))
+            self._course = RunHistory(budget_of(run), float(run.get("started_at") or run.get("created_at") or 0.0))
             for trial in self._trials:
                 self._course.add(trial)
 
@@ -249,7 +249,7 @@ class Feed:
 
     def _publish(self, *, complete: bool) -> None:
         before = self._known
-        known = Known(
+        known = KnownRun(
             name=self.store.name,
             run=self._run,
             test=self._test,

@@ -24,7 +24,7 @@ MOVES = 128
 SIDES = 32
 """Groups' steps, each way, that are tried against one another for a move."""
 
-Scores = Mapping[str, npt.NDArray[np.float64]]
+ScoresByGroup = Mapping[str, npt.NDArray[np.float64]]
 """Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
 
 Damage = Mapping[str, npt.NDArray[np.float64]]
@@ -65,7 +65,7 @@ def allocate(
     cost: CostModel,
     target: Target,
     *,
-    scores: Scores,
+    scores: ScoresByGroup,
     keep_ratios: Mapping[str, float],
     damage: Damage | None = None,
     comparable: bool = False,
@@ -84,7 +84,7 @@ def allocate(
 
 
 def select(
-    scores: Scores, cost: CostModel, widths: Counts, *, method: str, settings: Mapping[str, Setting]
+    scores: ScoresByGroup, cost: CostModel, widths: Counts, *, method: str, settings: Mapping[str, Setting]
 ) -> Candidate:
     """The candidate that keeps the best-scored channels of each group; of equal scores the lower index stays."""
     kept = {}
@@ -94,21 +94,23 @@ def select(
     return Candidate(method, kept, settings)
 
 
-def ratios(cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage) -> Counts:
+def ratios(
+    cost: CostModel, target: Target, scores: ScoresByGroup, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
     """A keep ratio for each block of layers, chosen by the search, and scaled to the target."""
     wanted = np.array([keep_ratios.get(name, 1.0) for name in cost.group_names])
     return _scaled(cost, target, wanted)
 
 
 def uniform(
-    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+    cost: CostModel, target: Target, scores: ScoresByGroup, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
     """The same keep ratio in every layer."""
     return _scaled(cost, target, np.ones(len(cost.group_names)))
 
 
 def global_rank(
-    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+    cost: CostModel, target: Target, scores: ScoresByGroup, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
     """The best-scored channels of the whole network: one threshold for all layers."""
     floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
@@ -139,7 +141,7 @@ def global_rank(
 
 
 def least_damage(
-    cost: CostModel, target: Target, scores: Scores, keep_ratios: Mapping[str, float], damage: Damage
+    cost: CostModel, target: Target, scores: ScoresByGroup, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
     """The widths with the least predicted damage, summed over the layers, or nearly so.
 
@@ -284,11 +286,11 @@ def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tup
     return found
 
 
-def _by_mean(scores: Scores) -> Scores:
+def _by_mean(scores: ScoresByGroup) -> ScoresByGroup:
     return {name: values / max(float(np.abs(values).mean()), 1e-30) for name, values in scores.items()}
 
 
-Allocation = Callable[[CostModel, Target, Scores, Mapping[str, float], Damage], Counts]
+Allocation = Callable[[CostModel, Target, ScoresByGroup, Mapping[str, float], Damage], Counts]
 
 ALLOCATIONS: dict[str, Allocation] = {
     "ratios": ratios,

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from raprune.channels.cut import kept_positions, slice_parameters
+from raprune.channels.cut import ModuleT, kept_positions, slice_parameters
 from raprune.channels.graph import ChannelGraph, IndexArray, pack_positions, unpack_positions
 from raprune.channels.maxout import insert, inserted
 from raprune.channels.trace import architecture_hash
@@ -35,8 +35,6 @@ from raprune.store.folder import Store
 from raprune.store.networks import RECIPE, WEIGHTS
 
 FORMAT = 1
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def save(
@@ -76,7 +74,7 @@ def save(
     store.write_bytes(prefix + RECIPE, json.dumps(recipe, indent=1).encode())
 
 
-def load(model: Network, folder: str) -> Network:
+def load(model: ModuleT, folder: str) -> ModuleT:
     """The condensed network of `folder` (a path or URI), built from `model`: the user's own dense network.
 
     `model` gives the classes and the code; its weights are not used and it is left unchanged. The result is in
@@ -88,7 +86,7 @@ def load(model: Network, folder: str) -> Network:
     return load_from(model, Store(folder), "")
 
 
-def load_from(model: Network, store: Store, folder: str) -> Network:
+def load_from(model: ModuleT, store: Store, folder: str) -> ModuleT:
     """`load` for a folder inside a store."""
     prefix = f"{folder}/" if folder else ""
     recipe = read_recipe(store, folder)

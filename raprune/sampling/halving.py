@@ -14,7 +14,7 @@ from raprune.sampling.promotion import Outcome, goes_on
 
 
 @dataclass(frozen=True)
-class Decision:
+class RungDecision:
     """What becomes of candidate `number` after `outcome`."""
 
     number: int
@@ -34,7 +34,7 @@ class _Rung:
     went_on: dict[int, bool] = field(default_factory=dict)
 
 
-class Rungs:
+class SuccessiveHalving:
     """`count` rungs; from each the best `keep` go on to the next. One rung decides nothing: all end there."""
 
     def __init__(self, count: int, keep: float, *, cost: str = "flops") -> None:
@@ -42,7 +42,7 @@ class Rungs:
         self._keep = keep
         self._cost = cost
 
-    def tell(self, number: int, outcome: Outcome) -> list[Decision]:
+    def tell(self, number: int, outcome: Outcome) -> list[RungDecision]:
         """Take the outcome of a candidate at `outcome.rung`; the decisions that can be made now.
 
         A failed one ends where it failed, and does not count among those that it would have been compared with.
@@ -50,11 +50,11 @@ class Rungs:
         self._rungs[outcome.rung].waiting[number] = outcome
         return [decision for level in range(len(self._rungs)) for decision in self._decide(level)]
 
-    def _decide(self, level: int) -> Iterator[Decision]:
+    def _decide(self, level: int) -> Iterator[RungDecision]:
         rung, below = self._rungs[level], self._rungs[level - 1] if level else None
         if level == len(self._rungs) - 1:
             # The last: nobody waits for anybody.
-            yield from (Decision(number, rung.waiting.pop(number), None) for number in sorted(rung.waiting))
+            yield from (RungDecision(number, rung.waiting.pop(number), None) for number in sorted(rung.waiting))
             return
         while below is None or rung.next in below.went_on:
             if below is not None and not below.went_on[rung.next]:
@@ -65,10 +65,10 @@ class Rungs:
                 yield self._judged(rung, level, rung.waiting.pop(rung.next))
             rung.next += 1
 
-    def _judged(self, rung: _Rung, level: int, outcome: Outcome) -> Decision:
+    def _judged(self, rung: _Rung, level: int, outcome: Outcome) -> RungDecision:
         onward = False
         if outcome.state is not TrialState.FAILED:
             rung.points.append(outcome.point(self._cost))
             onward = goes_on(rung.points, self._keep)
         rung.went_on[rung.next] = onward
-        return Decision(rung.next, outcome, level + 1 if onward else None)
+        return RungDecision(rung.next, outcome, level + 1 if onward else None)

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
+from raprune.cost.latency import Floats
 from raprune.pareto import non_dominated
 from raprune.records import Setting
 
@@ -53,8 +53,6 @@ _BENDS = (0.1, 0.3)
 """By how much, as a standard deviation of the logarithm of the error."""
 _NOISES = (0.02, 0.05)
 """What the images and the calibration add to it: with 5,000 images and an error of 40 %, two percent."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

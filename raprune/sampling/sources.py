@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 
 from raprune.errors import StoreError
 from raprune.records import Proposal, Setting, Stage, Trial, TrialState
-from raprune.sampling.halving import Rungs
+from raprune.sampling.halving import SuccessiveHalving
 from raprune.sampling.mutation import Seen, child_of, targets_in
 from raprune.sampling.promotion import Outcome
 from raprune.spec.budget import Budget
@@ -75,7 +75,7 @@ class SearchSpace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class EarlierResult:
     """A result of an earlier run."""
 
     run: str
@@ -103,9 +103,9 @@ class Known:
 class Earlier:
     """What a search takes from earlier runs."""
 
-    first: tuple[Known, ...] = ()
+    first: tuple[EarlierResult, ...] = ()
     """Whose widths it proposes first."""
-    observed: tuple[Known, ...] = ()
+    observed: tuple[EarlierResult, ...] = ()
     """What it takes for results of its own."""
 
 
@@ -159,7 +159,7 @@ class Proposals:
         for known in self._earlier.observed:
             self._see(known.settings, known)
             self._tell_unasked(known, known.target or 0.0, known.point(space.cost))
-        self._rungs = Rungs(len(spec.rungs), spec.keep, cost=space.cost)
+        self._rungs = SuccessiveHalving(len(spec.rungs), spec.keep, cost=space.cost)
         self._asked: list[optuna.Trial | None] = []
         """What the sampler was asked for; None for what it was not asked for."""
         self._onward: deque[Proposal] = deque()
@@ -270,7 +270,7 @@ class Proposals:
         asked = optuna.trial.FixedTrial(self._controls[number])
         return _to_proposal(asked, space, number=number, seed=self._seed)
 
-    def _once_more(self, number: int, known: Known) -> Proposal:
+    def _once_more(self, number: int, known: EarlierResult) -> Proposal:
         """The widths of an earlier run's candidate."""
         # A hair above its cost, of which a fraction may fall short by rounding.
         target = min(self._space.highest, _share(known, self._space.target) * (1 + 1e-12))
@@ -318,7 +318,7 @@ class Proposals:
             seed=trial_seed(self._seed, number),
         )
 
-    def _see(self, settings: Mapping[str, Setting], result: Known | Outcome) -> None:
+    def _see(self, settings: Mapping[str, Setting], result: EarlierResult | Outcome) -> None:
         """Let children learn from a result of the search's own methods."""
         if result.method in self._space.methods and self._refines:
             seen = Seen(
@@ -330,7 +330,7 @@ class Proposals:
             )
             self._seen_so_far.append(seen)
 
-    def _tell_unasked(self, proposal: Proposal | Known, target: float, point: tuple[float, float]) -> None:
+    def _tell_unasked(self, proposal: Proposal | EarlierResult, target: float, point: tuple[float, float]) -> None:
         """Let the sampler know of a result that it did not propose, where it could have, or nearly."""
         ratios = proposal.keep_ratios
         kept = [np.mean([ratios[name] for name in block]) for block in self._space.blocks if ratios]
@@ -494,7 +494,7 @@ def _ratios(widths: Mapping[str, int], space: SearchSpace) -> dict[str, float]:
     return {name: widths.get(name, count) / count for name, count in space.channels.items()}
 
 
-def _share(result: Outcome | Known, target: str) -> float:
+def _share(result: Outcome | EarlierResult, target: str) -> float:
     """The cost that targets are of, as a fraction of the dense network's."""
     share: float | None = getattr(result, f"{target}_fraction")
     return 1.0 if share is None else share

@@ -15,7 +15,7 @@ from typing import Any
 from raprune.errors import RapruneError, UsageError
 from raprune.pareto import non_dominated, spread
 from raprune.records import Stage, Trial, TrialState
-from raprune.sampling.sources import RATIOS, Earlier, Known, SearchSpace
+from raprune.sampling.sources import RATIOS, Earlier, EarlierResult, SearchSpace
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 
@@ -99,7 +99,7 @@ def to_json(earlier: Earlier) -> dict[str, Any]:
 
 def from_json(content: Mapping[str, Any]) -> Earlier:
     """What `to_json` was given."""
-    first, observed = (tuple(Known(**known) for known in content[name]) for name in ("first", "observed"))
+    first, observed = (tuple(EarlierResult(**known) for known in content[name]) for name in ("first", "observed"))
     return Earlier(first=first, observed=observed)
 
 
@@ -136,16 +136,16 @@ def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
     return same and trained and its.seed == ours.seed and its.exclude == ours.exclude
 
 
-def _front(run: EarlierRun, space: SearchSpace) -> list[Known]:
+def _front(run: EarlierRun, space: SearchSpace) -> list[EarlierResult]:
     """Of the run's candidates in the range, those that no other beats, as this search would propose them."""
     inside = [k for k in _complete(run, space) if space.lowest <= _share(k, space) <= space.highest]
     best = [inside[index] for index in non_dominated([(1 - k.accuracy, _share(k, space)) for k in inside])]
     return [known for known in best if known.method in space.methods and RATIOS in space.allocations]
 
 
-def _complete(run: EarlierRun, space: SearchSpace) -> list[Known]:
+def _complete(run: EarlierRun, space: SearchSpace) -> list[EarlierResult]:
     return [
-        Known(
+        EarlierResult(
             run=run.name,
             trial_id=trial.trial_id,
             method=trial.proposal.method,
@@ -169,6 +169,6 @@ def _complete(run: EarlierRun, space: SearchSpace) -> list[Known]:
     ]
 
 
-def _share(known: Known, space: SearchSpace) -> float:
+def _share(known: EarlierResult, space: SearchSpace) -> float:
     share: float = getattr(known, f"{space.target}_fraction")
     return share

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from raprune.spec.job import FinetuneSpec, SamplerSpec, SearchSpec
 
-PartT = TypeVar("PartT", FinetuneSpec, SamplerSpec)
+OpenSpecT = TypeVar("OpenSpecT", FinetuneSpec, SamplerSpec)
 
 METHODS = ("reconstruction", "taylor", "activation", "fpgm", "l2")
 """A method of the papers that needs no training, and one strong baseline of each kind: by the loss, by activations, by
@@ -81,7 +81,7 @@ def _filled(
     return spec.model_copy(update={"methods": spec.methods or methods, "search": search, "finalists": finalists})
 
 
-def _with(part: PartT, **values: float | None) -> PartT:
+def _with(part: OpenSpecT, **values: float | None) -> OpenSpecT:
     """The part of a job with these values in fields that have none."""
     return part.model_copy(update={name: value for name, value in values.items() if getattr(part, name) is None})
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from raprune.cli import app
 from raprune.errors import RapruneError, UsageError
 from raprune.page import answers
-from raprune.page.feed import Feed, Known, Recorded
+from raprune.page.feed import Feed, KnownRun, Recorded
 from raprune.records import Stage
 from raprune.results.stages import RunStage, RunStages
 from raprune.store.address import without_secrets
@@ -28,7 +28,7 @@ from tests.factories import make_live_run as make_run
 SECRET = "hush-hush"
 
 
-def look(store: Store) -> Known:
+def look(store: Store) -> KnownRun:
     feed = Feed(store, every_s=0.0)
     feed.look()
     assert feed.known is not None, feed.away
@@ -47,11 +47,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def known(store: Store) -> Known:
+def known(store: Store) -> KnownRun:
     return look(store)
 
 
-def everything(known: Known, store: Store) -> list[Any]:
+def everything(known: KnownRun, store: Store) -> list[Any]:
     details = [answers.detail_trial(t, known, curves={}, folder=None, size=None) for t in known.trials]
     return [
         answers.describe_run(known, None, STAGES, name="run"),
@@ -65,13 +65,13 @@ def everything(known: Known, store: Store) -> list[Any]:
     ]  # fmt: skip
 
 
-def test_the_front_is_that_of_the_command_line(store: Store, known: Known) -> None:
+def test_the_front_is_that_of_the_command_line(store: Store, known: KnownRun) -> None:
     printed = json.loads(CliRunner().invoke(app, ["front", store.uri, "--json"]).output)
     assert answers.list_front(known)["rows"] == printed and len(printed) > 1
 
 
 @pytest.mark.parametrize("asked", [{"flops": "0.2"}, {"params": "0.15"}, {"min_accuracy": "0.85"}, {}])
-def test_the_pick_is_that_of_the_command_line(store: Store, known: Known, asked: dict[str, str]) -> None:
+def test_the_pick_is_that_of_the_command_line(store: Store, known: KnownRun, asked: dict[str, str]) -> None:
     flags = [f"--{name if name == 'min_accuracy' else f'budget-{name}'}".replace("_", "-") for name in asked]
     words = [word for pair in zip(flags, asked.values(), strict=True) for word in pair]
     printed = json.loads(CliRunner().invoke(app, ["pick", store.uri, "--json", *words]).output)
@@ -80,19 +80,19 @@ def test_the_pick_is_that_of_the_command_line(store: Store, known: Known, asked:
 
 @pytest.mark.parametrize("text", ["x", "0", "1.1", "-0.3", "nan", "inf", "1e400", "0,3"])
 @pytest.mark.parametrize("name", ["flops", "params", "min_accuracy"])
-def test_a_pick_that_is_no_fraction_is_refused(known: Known, name: str, text: str) -> None:
+def test_a_pick_that_is_no_fraction_is_refused(known: KnownRun, name: str, text: str) -> None:
     with pytest.raises(UsageError, match=name):
         answers.pick_row(known, {name: text})
 
 
-def test_a_pick_that_nothing_fits_names_the_nearest(known: Known) -> None:
+def test_a_pick_that_nothing_fits_names_the_nearest(known: KnownRun) -> None:
     with pytest.raises(RapruneError, match="the smallest"):
         answers.pick_row(known, {"flops": "0.001"})
     with pytest.raises(RapruneError, match="knows no latencies"):
         answers.pick_row(known, {"latency": "3ms"})
 
 
-def test_columns_are_of_one_length_and_go_on_where_they_ended(known: Known) -> None:
+def test_columns_are_of_one_length_and_go_on_where_they_ended(known: KnownRun) -> None:
     whole = answers.list_trials(known, 0)
     columns = whole["columns"]
     assert list(columns) == list(answers.COLUMNS) == list(answers.describe_trial(known.trials[0], known))
@@ -104,7 +104,7 @@ def test_columns_are_of_one_length_and_go_on_where_they_ended(known: Known) -> N
     assert list(beyond) == list(columns) and not any(beyond.values())
 
 
-def test_a_row_says_what_may_count(known: Known) -> None:
+def test_a_row_says_what_may_count(known: KnownRun) -> None:
     columns = answers.list_trials(known, 0)["columns"]
     rows = {name: dict(zip(columns, values, strict=True)) for name, *values in zip(
         columns["trial_id"], *columns.values(), strict=True)}  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_row_says_what_may_count(known: Known) -> None:
     assert {"finetune-00000", "search-00004", "search-00000"} <= set(counting)
 
 
-def test_no_answer_holds_a_credential(known: Known, store: Store) -> None:
+def test_no_answer_holds_a_credential(known: KnownRun, store: Store) -> None:
     told = json.dumps(everything(known, store))
     assert SECRET not in told and "secret_key" not in told
     assert "s3://bucket/train" in told and "s3://bucket is <b>away</b>" in told
@@ -184,7 +184,7 @@ def test_a_history_that_bites_its_tail_ends() -> None:
     assert {t.trial_id for t, _ in answers.relatives(a, [a, b])} == {"search-00000", "search-00001"}
 
 
-def test_a_trial_is_found_by_its_id_or_the_name_of_its_network(known: Known) -> None:
+def test_a_trial_is_found_by_its_id_or_the_name_of_its_network(known: KnownRun) -> None:
     best = known.trials[-1].candidate
     assert best is not None
     named = {best.id: "search-00004", f"{best.id}-ft": "finetune-00000", f"{best.id}-ft-s1": "finetune-00000-s1"}
@@ -197,7 +197,7 @@ def test_a_trial_is_found_by_its_id_or_the_name_of_its_network(known: Known) -> 
 
 
 @pytest.mark.parametrize("hostile", ["../../etc/passwd", "..", ".hidden", "a/b", "a\\b", "a b", "", "x" * 300, "a\n"])
-def test_a_name_that_a_hostile_store_recorded_is_no_path(known: Known, hostile: str) -> None:
+def test_a_name_that_a_hostile_store_recorded_is_no_path(known: KnownRun, hostile: str) -> None:
     class Watched(Store):
         def exists(self, rel: str) -> bool:
             assert re.fullmatch(r"models/[\w-]+/recipe.json", rel)
@@ -210,7 +210,7 @@ def test_a_name_that_a_hostile_store_recorded_is_no_path(known: Known, hostile: 
     assert find_network(Watched("nowhere"), replace(planted, candidate=candidate)) is None
 
 
-def test_a_detail_says_all(store: Store, known: Known) -> None:
+def test_a_detail_says_all(store: Store, known: KnownRun) -> None:
     tuned = known.trials[-1]
     assert tuned.proposal.stage is Stage.FINETUNE and tuned.candidate is not None
     folder = f"models/{tuned.network}"

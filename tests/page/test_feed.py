@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raprune.page.feed import Feed, Known
+from raprune.page.feed import Feed, KnownRun
 from raprune.results.front import budget_of
 from raprune.results.progress import progress, spent
 from raprune.results.rows import candidates
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Store:
     return make_run(tmp_path / "run")
 
 
-def looked(feed: Feed) -> Known:
+def looked(feed: Feed) -> KnownRun:
     feed.look()
     assert feed.known is not None, feed.away
     return feed.known

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from raprune.records import Proposal, TrialState
-from raprune.sampling.halving import Decision, Rungs
+from raprune.sampling.halving import RungDecision, SuccessiveHalving
 from raprune.sampling.promotion import Outcome, goes_on
 from raprune.sampling.sources import Proposals
 from raprune.spec.job import SamplerSpec
@@ -43,7 +43,7 @@ def climb(count: int, keep: float, order: random.Random, *, failing: int = -1) -
     """Number -> the rung where it ended, of 20 candidates whose results come in a random order."""
     truth = random.Random(5)
     points = [(truth.random(), truth.random()) for _ in range(20)]
-    rungs, ended = Rungs(count, keep), dict[int, int]()
+    rungs, ended = SuccessiveHalving(count, keep), dict[int, int]()
     due = [(number, 0) for number in range(20)]
     while due:
         number, rung = due.pop(order.randrange(len(due)))
@@ -72,13 +72,13 @@ def test_the_order_of_completion_does_not_matter() -> None:
 
 
 def test_the_last_rung_waits_for_nobody() -> None:
-    rungs = Rungs(1, 0.5)
+    rungs = SuccessiveHalving(1, 0.5)
     late = outcome(7, 0, 0.5, 0.5, TrialState.COMPLETE)
-    assert rungs.tell(7, late) == [Decision(7, late, None)]
+    assert rungs.tell(7, late) == [RungDecision(7, late, None)]
 
 
 def test_a_decision_waits_for_those_before_it_and_no_others() -> None:
-    rungs = Rungs(2, 0.5)
+    rungs = SuccessiveHalving(2, 0.5)
     first, second = (outcome(n, 0, 0.5 + 0.1 * n, 0.5, TrialState.STOPPED) for n in range(2))
     assert rungs.tell(1, second) == []
     decisions = rungs.tell(0, first)

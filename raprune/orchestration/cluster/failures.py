@@ -40,30 +40,30 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
-class Decision:
+class FailureDecision:
     """An action, and the reason that goes into the record."""
 
     action: Action
     reason: str
 
 
-def decide(failure: Failure, *, attempts: int = 1, elsewhere: int = 0) -> Decision:
+def decide(failure: Failure, *, attempts: int = 1, elsewhere: int = 0) -> FailureDecision:
     """What to do after the `attempts`-th attempt at one task ended in `failure`.
 
     `elsewhere`: how many workers were lost under other tasks since the first attempt. As many of the task's own losses
     are laid to the cluster (nodes that are taken away, a machine out of memory) and not to the candidate.
     """
     if failure is Failure.SETUP:
-        return Decision(
+        return FailureDecision(
             Action.ABORT,
             "a worker could not build the workload, so no candidate can run",
         )
     if failure is Failure.CANDIDATE:
-        return Decision(Action.RECORD, "the candidate itself failed, and would again")
+        return FailureDecision(Action.RECORD, "the candidate itself failed, and would again")
     allowed = min(RETRIES_AFTER_LOSS + 1 + elsewhere, MOST_ATTEMPTS)
     if attempts < allowed:
-        return Decision(Action.RETRY, f"the worker was lost on attempt {attempts} of {allowed}")
-    return Decision(Action.RECORD, f"the worker was lost on each of {attempts} attempts")
+        return FailureDecision(Action.RETRY, f"the worker was lost on attempt {attempts} of {allowed}")
+    return FailureDecision(Action.RECORD, f"the worker was lost on each of {attempts} attempts")
 
 
 def hopeless(states: Sequence[TrialState]) -> bool:

@@ -70,7 +70,7 @@ class News:
         return PHASES if self.name.startswith("network-") else TRAIN_DENSE
 
 
-class Course:
+class GroupStages:
     """The stages that a group goes through, told by its epochs."""
 
     def __init__(self, stages: Stages, spec: SearchSpec, trainings: Sequence[Training]) -> None:

@@ -63,7 +63,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTable:
     """A network's latency table."""
 
     arrays: Arrays
@@ -81,7 +81,7 @@ def latency_table(subject: Subject, store: Store) -> tuple[LatencyTable, bool]:
     own = stored_table(store)
     if own is not None:
         return own, False
-    measured: Measured = _run(_measure_table, subject)
+    measured: MeasuredTable = _run(_measure_table, subject)
     return LatencyTable.from_arrays(measured.arrays), measured.is_new
 
 
@@ -95,13 +95,13 @@ def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> No
         store.write_json(LATENCY_FILE, times.to_json())
 
 
-def _measure_table(subject: Subject) -> Measured:
+def _measure_table(subject: Subject) -> MeasuredTable:
     model, spec = subject.model(), subject.spec
     device = subject.placement.device
     statistics = Statistics(Store(spec.statistics_folder))
     key = table_key(subject.graph, spec.latency, device=device)
     arrays = statistics.once(key, lambda: measure_table(model, subject.graph, spec.latency, device=device).to_arrays())
-    return Measured(arrays, is_new=key in statistics.computed)
+    return MeasuredTable(arrays, is_new=key in statistics.computed)
 
 
 def _measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> Times:

@@ -21,7 +21,7 @@ from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
 from raprune.orchestration.cluster.placement import TrainPlacement
 from raprune.orchestration.coordinator import find_coordinator
 from raprune.orchestration.tasks import CandidateTask, Shared
-from raprune.orchestration.workers.groups import FOLDER, Bulletin, Course, News, train_together
+from raprune.orchestration.workers.groups import FOLDER, Bulletin, GroupStages, News, train_together
 from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining
 from raprune.pruning.preparation import DENSE, Prepared, prepare
 from raprune.pruning.prune import Pruner
@@ -241,7 +241,7 @@ def test_attempts_are_counted_from_the_last_epoch_on() -> None:
 def test_course_of_a_group_goes_through_the_stages_of_its_trainings(tmp_path: Path) -> None:
     stages, spec = Stages(), spec_of(tmp_path)
     slimming = Slimming(sparse_epochs=2.0)
-    course = Course(stages, spec, [DenseTraining(), PhaseTraining(slimming)])
+    course = GroupStages(stages, spec, [DenseTraining(), PhaseTraining(slimming)])
     course.tell(News("dense", Epoch(1, spec.dense.epochs, 0.5, 0.9, 0.1, 1.0), 1))
     course.tell(News("network-abc", Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0), 1))
     dense, phase = stages.now().stages
@@ -254,7 +254,7 @@ def test_course_of_several_finalists_counts_their_epochs_together(tmp_path: Path
     stages, spec = Stages(), spec_of(tmp_path)
     proposal = Proposal(number=0, method="l2", allocation="uniform", target=Budget(flops=0.3), seed=0)
     tasks = [FinalistTraining(CandidateTask(replace(proposal, number=n), proposal)) for n in range(2)]
-    course = Course(stages, spec, tasks)
+    course = GroupStages(stages, spec, tasks)
     epochs = spec.finalists.train.decided().epochs
     for name in ("finetune-00000", "finetune-00001"):
         course.tell(News(name, Epoch(1, epochs, 0.5, 0.9, 0.1, 1.0), 1))
