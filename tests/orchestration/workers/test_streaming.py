@@ -115,7 +115,7 @@ def job(folder: Path, kind: str) -> SearchSpec:
     )
 
 
-@pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
+@pytest.mark.parametrize("kind", [pytest.param("parquet", marks=pytest.mark.nightly), "imagefolder"])
 def test_a_search_trains_on_a_stream_and_goes_on_after_it_was_cut_off(
     ray_cluster: None, tmp_path: Path, kind: str
 ) -> None:
