@@ -1,9 +1,9 @@
-"""Ray and Ray Tune, played by one process that does one thing after another.
+"""A synchronous executor that replaces Ray and Ray Tune in one process.
 
-The real driver, searcher, coordinator and workers run on it: only where Ray would start a process or send a message is
-the function called, with arguments that went through a pickle, as Ray's do. So the logic of a search (order, resume,
-seeds, early stops, losses) is tested in seconds. Two things are left to the tests on a real cluster: that Ray does what
-is played here, and how processes end.
+The real driver, searcher, coordinator and workers run on it. Where Ray would start a process or send a message, the
+executor calls the function, with arguments that are pickled and unpickled as Ray's are. So the logic of a search
+(order, resume, seeds, early stops, lost workers) is tested in seconds. Tests on a real cluster hold that Ray behaves
+like the executor (`test_search_on_ray.py`), and that processes end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from raprune.orchestration import coordinator, gauges
-from raprune.orchestration.searcher import CandidateSearcher
+from raprune.orchestration.tasks import Assignment
 from raprune.orchestration.workers import latency
 from raprune.orchestration.workers.trials import CandidateTrial
 
@@ -35,7 +35,7 @@ NODE = "this-node"
 
 @dataclass
 class Executor:
-    """What has been put, started and done so far."""
+    """State of the executor: values, actors, and the tasks that have ended."""
 
     cpus: float
     order: random.Random
@@ -59,7 +59,10 @@ class Executor:
         return Reference(number)
 
     def call(self, work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
-        """What `work` gives or raises, given copies of its arguments; references among them stand for their values."""
+        """A reference to the result or the error of `work`, called with copies of its arguments.
+
+        References among the arguments are replaced by their values, as Ray does.
+        """
         args, kwargs = copied((list(args), dict(kwargs)))
         try:
             return self.keep(copied(work(*map(self._value, args), **{k: self._value(v) for k, v in kwargs.items()})))
@@ -163,11 +166,11 @@ class Remote:
 
 
 class InProcessTuner:
-    """Tune's loop: as many tasks out as the searcher gives, one of them at a time carried out."""
+    """Tune's loop: starts every task that the searcher gives, then carries out one of them at a time."""
 
     def __init__(self, trainable: Callable[[], Worker], *, tune_config: tune.TuneConfig, run_config: Any) -> None:
         self._trainable = trainable
-        self._searcher = cast(CandidateSearcher, tune_config.search_alg)
+        self._searcher = cast(Searcher, tune_config.search_alg)
 
     def fit(self) -> None:
         executor, number = _running[-1], 0
@@ -185,7 +188,7 @@ class InProcessTuner:
                 return
             name = executor.order.choice(sorted(out))
             worker, config = out.pop(name)
-            trial_id = self._searcher._running[name].trial_id
+            trial_id = Assignment.of(config).task.trial_id
             if executor.losses.get(trial_id, 0) > 0:
                 executor.losses[trial_id] -= 1
                 self._searcher.on_trial_complete(name, error=True)
@@ -205,7 +208,7 @@ class Worker:
         self._trial = CandidateTrial.__new__(CandidateTrial)
         self._trial.setup({}, shared=copied(shared))
         self._trial._name = f"worker:{executor.workers_started}"
-        # The first tasks wait until all workers have come up, and here one after another runs.
+        # The first tasks wait until all workers have joined; here the tasks run one after another.
         self._trial._shared.coordinator.join.remote(shared.session, self._trial._name)
 
     def step(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +220,7 @@ class Worker:
 
 @contextmanager
 def in_process(*, cpus: float = 3.0, order: int = 0, losses: Mapping[str, int] | None = None) -> Iterator[Executor]:
-    """Searches of this process on an executor of `cpus` processors, whose tasks end in an order drawn by `order`."""
+    """Run the searches of this process on an executor with `cpus` CPUs; the seed `order` draws which task ends next."""
     executor = Executor(cpus, random.Random(order), dict(losses or {}))
     context = SimpleNamespace(get_node_id=lambda: NODE, current_actor=None)
     threads = torch.get_num_threads()
