@@ -15,8 +15,8 @@ import raprune
 from raprune import methods
 
 PUBLIC = {
-    "cut": "(model: 'Network', graph: 'ChannelGraph', candidate: 'Candidate') -> 'Network'",
-    "load": "(model: 'Network', folder: 'str') -> 'Network'",
+    "cut": "(model: 'ModuleT', graph: 'ChannelGraph', candidate: 'Candidate') -> 'ModuleT'",
+    "load": "(model: 'ModuleT', folder: 'str') -> 'ModuleT'",
     "search": "(spec: 'SearchSpec', *, console: 'Console | None' = None, stages: 'Stages | None' = None) -> 'str'",
     "trace": "(model: 'nn.Module', example_input: 'Tensor') -> 'ChannelGraph'",
 }
@@ -25,15 +25,15 @@ PUBLIC = {
 METHOD_NAMES = [
     "METHODS",
     "Batches",
-    "Bench",
     "Cut",
     "Kept",
-    "Listed",
+    "ListedMethod",
     "Method",
     "Network",
     "Regularizer",
     "Scores",
     "Step",
+    "TrainingServices",
     "list_methods",
     "method_named",
     "reestimate_batch_norm",
@@ -106,7 +106,7 @@ HOOKS = {
     "priced": "(self, scores: 'npt.NDArray[np.float64]', prices: 'Mapping[int, float]') -> 'npt.NDArray[np.float64]'",
     "damage": "(self, scores: 'Scores') -> 'Scores'",
     "repair": "(self, model: 'nn.Module', batches: 'Batches', cut: 'Cut') -> 'None'",
-    "path": "(self, dense: 'Network', widths: 'Mapping[str, int]', bench: 'Bench') -> 'Iterator[Step]'",
+    "path": "(self, dense: 'Network', widths: 'Mapping[str, int]', services: 'TrainingServices') -> 'Iterator[Step]'",
     "behind_scores": "(self) -> 'dict[str, bool | int | float | str]'",
 }
 """Hook that a user's own method may define -> its signature."""
@@ -120,7 +120,7 @@ GIVEN = {
         " -> None"
     ),
     "method_named": "(name: str) -> type[raprune.methods.method.Method]",
-    "list_methods": "() -> list[raprune.methods.Listed]",
+    "list_methods": "() -> list[raprune.methods.ListedMethod]",
     "reestimate_batch_norm": "(model: 'nn.Module', batches: 'Batches') -> 'None'",
 }
 """Name in `raprune.methods` that a method builds or calls -> its signature."""
