@@ -546,7 +546,7 @@ _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode."""
+    """Keep `model` in evaluation mode within the context."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

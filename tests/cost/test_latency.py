@@ -146,7 +146,7 @@ def test_a_budget_is_a_fraction_or_a_time(given: str | float, read: tuple[float 
 
 
 @pytest.mark.parametrize("given", ["3", "0", "0ms", "-1ms", "ms", "fast", "3 parsecs", "1.5"])
-def test_what_is_neither_is_refused(given: str) -> None:
+def test_latency_budget_that_is_no_fraction_and_no_time_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match=r"budget\.latency.*a time such as 3ms"):
         load_spec(None, {"budget.latency": given})
 

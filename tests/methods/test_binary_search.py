@@ -163,7 +163,7 @@ def test_backward_gives_the_last_group_the_tolerance() -> None:
     assert steps[-1].network.graph.widths == {"stem": 8, "conv1": 2}
 
 
-def test_what_is_newly_right_makes_up_for_what_is_newly_wrong() -> None:
+def test_search_newly_right_images_compensate_for_newly_wrong_ones() -> None:
     """The comparison is paired: other images are right, but as many as before."""
     dense = dense_of("Residual")
 
@@ -240,7 +240,7 @@ def test_an_unknown_order_is_refused() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_its_magnitudes_are_those_of_the_baselines(norm: str) -> None:
+def test_search_magnitudes_equal_those_of_the_baselines(norm: str) -> None:
     model, graph = build("Residual"), graph_of("Residual")
     scores = BinarySearch(norm=norm).score(model, graph, lambda: iter(()), seed=0)  # type: ignore[arg-type]
     direct = METHODS[norm]().score(model, graph, lambda: iter(()), seed=0)

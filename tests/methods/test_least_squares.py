@@ -241,7 +241,7 @@ class Own(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_what_is_read_before_it_is_added_is_no_branch() -> None:
+def test_structure_tensor_read_before_its_addition_ends_no_branch() -> None:
     """A tensor that an activation changed in place ends no branch either: here no layer ends a branch."""
     dense, graph = made(Own)
     small, how = cut_to(dense, graph, {"inner": (0, 1, 2, 5)})

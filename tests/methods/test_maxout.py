@@ -155,7 +155,7 @@ def test_units_are_as_many_as_the_job_allows() -> None:
     assert {name: len(kept) for name, kept in last.network.kept.items()} == {"conv": 2, "hidden": 2}, "not 3"
 
 
-def test_of_more_neurons_than_the_units_hold_the_largest_compete() -> None:
+def test_maxout_of_more_neurons_than_units_hold_keeps_the_largest() -> None:
     kept = small_path(untrained(candidates=2), widths={"conv": 1, "hidden": 2})[0].network.kept
     for name, weight in {
         "conv": weight_of(build("FlattenLinear"), "conv.weight"),
@@ -280,7 +280,7 @@ class Beside(nn.Module):
         return logits
 
 
-def test_no_units_where_somebody_reads_before_the_maximum() -> None:
+def test_maxout_places_leave_out_modules_read_before_the_maximum() -> None:
     dense = Beside().eval()
     graph = trace(dense, torch.zeros(1, 3, 8, 8))
     first, last = steps_of(untrained(candidates=2), dense, graph, {"conv": 3, "one": 1, "other": 1})

@@ -77,7 +77,7 @@ def test_a_class_is_found_by_its_path() -> None:
         ("raprune.methods:", "is written package.module:Class"),
     ],
 )
-def test_what_is_no_method_is_refused(name: str, told: str) -> None:
+def test_method_named_object_that_is_no_method_is_refused(name: str, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         method_named(name)
     assert told in str(caught.value)

@@ -162,7 +162,7 @@ def test_the_tables_hold_the_figures(run: Store, page: str) -> None:
     assert [cells[4] for cells in compared] == [row["candidate"] for row in run.read_json("report/ablation.json")]
     widths = {cells[0]: cells[1:] for cells in tables["Channels in each group"][1:]}
     assert widths["head<b>"][0] == "44" and widths.keys() == GROUPS.keys()
-    beside = {cells[0]: cells[1:] for cells in tables["Beside the dense one"][1:]}
+    beside = {cells[0]: cells[1:] for cells in tables["Comparison with the dense network"][1:]}
     assert beside["FLOPs for one image"] == ["3,412,000", "1,023,600", "30.0"]
     assert beside["test accuracy, % (360 images)"] == ["97.78", "97.60", "-0.18 ± 0.81 points"]
 
@@ -194,7 +194,7 @@ def test_measured_times_are_told(tmp_path: Path) -> None:
     first, *_ = store.read_json("report/front.json")
     assert (first["measured_ms"], first["speedup"]) == (pytest.approx(3.6), pytest.approx(1 / 0.9))
     page = store.read_bytes("report/front.html").decode()
-    assert Parsed(page).tables["Beside the dense one"][4:7] == [
+    assert Parsed(page).tables["Comparison with the dense network"][4:7] == [
         ["time of a batch of 1, measured", "4 ms", "3.6 ms", "90.0"],
         ["time of a batch of 64, measured", "4 ms", "3.6 ms", "90.0"],
         ["latency of the budget, measured", "4 ms", "3.6 ms", "90.0"],

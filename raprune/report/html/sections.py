@@ -176,7 +176,7 @@ def chosen(findings: Findings) -> str:
     }
     return section(
         "The chosen network",
-        table("Beside the dense one", ["network", "#dense", "#chosen", "#of dense, %"], cells),
+        table("Comparison with the dense network", ["network", "#dense", "#chosen", "#of dense, %"], cells),
         facts(steps),
         _proof(findings),
     )
@@ -232,7 +232,7 @@ def methods(findings: Findings) -> str:
     ]
     return section(
         "The methods side by side",
-        figure(drawn, "Of each method the most accurate network within the budget, and within two smaller ones."),
+        figure(drawn, "The most accurate network of each method within the budget, and within two smaller budgets."),
         table("The best of each method, after equal fine-tuning", head, cells),
         paragraph("random and l1 are baselines: a method that does not beat them is not worth its cost."),
     )
@@ -253,7 +253,7 @@ def cost(findings: Findings) -> str:
     errors = [[str(number), formats.shortened(text)] for text, number in findings.errors.most_common(MOST_ERRORS)]
     return section(
         "What the work bought",
-        figure(drawn, f"The front within the budget after so many {unit} of all trials, failed and stopped ones too."),
+        figure(drawn, f"The front within the budget over the {unit} of all trials, also failed and stopped ones."),
         paragraph(
             at_all,
             "Hypervolume is the fraction that the front dominates of the area between error 0 at cost 0 and error 1 at "
