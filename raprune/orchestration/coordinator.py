@@ -27,14 +27,14 @@ from raprune.store.folder import Store
 NAMESPACE = "raprune"
 
 _RUNNING_S = 10.0
-"""So long a driver's word on how many trials are under way holds."""
+"""Time for which the number of running trials that a driver told stays valid."""
 
 
 class Coordinator:
-    """See the module. Use it through `find_coordinator`.
+    """The actor of the module. Get it by `find_coordinator`.
 
-    Records are written by a thread of their own, in their order; the rest is answered while that waits for a store
-    that is away.
+    A thread of its own writes the records, in their order; other calls are answered while it waits for a store that is
+    away.
     """
 
     def __init__(self, store: Store, orphaned_s: float = ORPHANED_S) -> None:
@@ -54,8 +54,8 @@ class Coordinator:
     def record(self, trials: Sequence[Trial], session: str | None = None) -> None:
         """Write the trials of one task, all or none; they are durable when this returns.
 
-        A trial that is there already stays as it is: a worker that was lost right after its trial was written runs it
-        again, and so does a coordinator that was lost before it could answer.
+        A recorded trial is never replaced: a worker that was lost right after its trial was written runs it again, and
+        so does a task whose coordinator was lost before it could answer.
 
         Raises:
             RapruneError: if the run is another driver's session by now.
@@ -63,26 +63,27 @@ class Coordinator:
         """
         if session is not None and self._lease.holder not in (None, session):
             raise RapruneError(
-                f"{self._store.name}: another driver took this run over.", hint="It goes on there; this one ends."
+                f"{self._store.name}: another driver took this run over.",
+                hint="The run continues there; this driver ends.",
             )
         new = [trial for trial in trials if trial.trial_id not in self._trials]
         self._store.append(new)
-        # Made anew: other threads read it.
+        # A new dictionary: other threads read the old one.
         self._trials = self._trials | {trial.trial_id: trial for trial in new}
         with self._lock:
             for trial in trials:
                 self._works.pop(trial.trial_id, None)
 
     def reread(self) -> None:
-        """Take notice that the run's description says more than before: how good the dense network is."""
+        """Read `run.json` again, after the dense network's accuracy was added to it."""
         self._run = self._store.run()
 
     def hold(self, session: str) -> LeaseAnswer:
-        """A sign of life of a driver's session, which asks for the run or keeps it."""
+        """Take a heartbeat of a driver's session, by which the session asks for the run or keeps it."""
         return LeaseAnswer(self._lease.take(session, time.monotonic()), dict(self._outages))
 
     def wait(self, who: str, why: str | None) -> None:
-        """Note that `who` waits for a filesystem, or (None) that it goes on."""
+        """Note that `who` waits for a filesystem and why, or (None) that it continues."""
         with self._lock:
             if why is None:
                 self._outages.pop(who, None)
@@ -90,23 +91,23 @@ class Coordinator:
                 self._outages[who] = why
 
     def join(self, session: str, worker: str) -> int:
-        """How many workers of this driver's session have come up, `worker` among them."""
+        """Number of workers of this driver's session that have started, including `worker`."""
         self._workers.setdefault(session, set()).add(worker)
         return len(self._workers[session])
 
     def tell(self, key: str, work: Work) -> None:
-        """Note how far a piece of work is: a trial's, by its id, or another's by a name of its own."""
+        """Note the progress of a piece of work: of a trial, by its id, or of another task, by its own name."""
         with self._lock:
             if key not in self._trials:
                 self._works[key] = work
 
     def works(self) -> dict[str, Work]:
-        """How far the pieces of work are that processes told of; those of recorded trials are left out."""
+        """Progress of the pieces of work that processes told of, without those of recorded trials."""
         with self._lock:
             return dict(self._works)
 
     def has(self, trial_id: str) -> bool:
-        """Whether the trial is recorded."""
+        """True if the trial is recorded."""
         return trial_id in self._trials
 
     def trial(self, trial_id: str) -> Trial:
@@ -118,7 +119,7 @@ class Coordinator:
         return list(self._trials.values())
 
     def progress(self, running: int = 0) -> Progress:
-        """Where the run stands, with `running` trials under way."""
+        """The state of the run, with `running` trials under way."""
         self._running, self._running_at = running, time.monotonic()
         return progress(self._run, self.trials(), running=running, live=True)
 
@@ -128,11 +129,11 @@ class Coordinator:
         ray.kill(ray.get_runtime_context().current_actor)
 
     def unexported_s(self) -> float:
-        """Seconds until what is recorded has surely been exported to Prometheus."""
+        """Seconds until all records have surely been exported to Prometheus."""
         return self._heart.unexported_s()
 
     def running(self) -> int:
-        """How many trials are under way, as far as the driver said so just now."""
+        """Number of running trials that the driver told recently; else 0."""
         return self._running if time.monotonic() - self._running_at < _RUNNING_S else 0
 
     def _facts(self) -> Facts:
@@ -146,9 +147,9 @@ class Coordinator:
 
 
 def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHandle[Any]:
-    """The coordinator of the run in `store`, ready: the one that is alive, else a new one.
+    """The coordinator of the run in `store`, ready: the living one, else a new one.
 
-    A new one ends by itself `orphaned_s` after the last sign of life of a driver (see `lease`).
+    A new one ends by itself `orphaned_s` after the last heartbeat of a driver (see `lease`).
 
     Raises:
         StoreError: if the store cannot be read.
@@ -170,7 +171,7 @@ def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHa
 
 
 def ask(reference: Any) -> Any:
-    """What the coordinator answers.
+    """The answer of the coordinator.
 
     Raises:
         RapruneError: its own error; or that it ended.
@@ -178,10 +179,10 @@ def ask(reference: Any) -> Any:
     return answer(
         reference,
         lost="The run's coordinator ended",
-        hint="`raprune resume` goes on with the run from what is recorded.",
+        hint="`raprune resume` resumes the run from what is recorded.",
     )
 
 
 def coordinator_name(uri: str) -> str:
-    """One name for each run."""
+    """Name of the coordinator of the run in this folder."""
     return f"raprune-coordinator-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"

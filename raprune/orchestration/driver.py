@@ -116,7 +116,7 @@ class DrivenRun:
 
 @dataclass(frozen=True)
 class StatisticsResult:
-    """What the search begins with."""
+    """Inputs of the search."""
 
     shared: Shared
     """Inputs of the workers, with the statistics."""
@@ -127,7 +127,7 @@ class StatisticsResult:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the run of Tune leaves to be done."""
+    """Work that the run of Tune leaves, and accuracies that it measured."""
 
     waiting: Sequence[CandidateTask]
     """Finalists that a group of workers is to fine-tune; empty: Tune's own workers have fine-tuned and tested."""

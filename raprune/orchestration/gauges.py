@@ -1,10 +1,10 @@
-"""What a run tells Prometheus: pure from its records to numbers, and the one that hands these to Ray's metrics.
+"""Metrics of a run for Prometheus: pure functions from its records to numbers, and an exporter to Ray's metrics.
 
 Ray's exporter sends a gauge once for each time that it is set, and drops a series two of its report intervals after
-the last value came. So all gauges are set again in every beat, and what is no more, a candidate that left the front,
-goes by not being set. Counters it adds up by process and never drops: one that is counted from the store again, after
-its coordinator was lost, is a second series, of which the larger one holds. That is why every query takes
-`max by (run, ...)`, or a rate.
+the last value came. So all gauges are set again in every beat, and the gauge of a candidate that left the front
+disappears because it is no longer set. Ray adds counters up by process and never drops them: a counter that is counted
+from the store again, after its coordinator was lost, is a second series, and the larger of the two is right. So every
+query takes `max by (run, ...)`, or a rate.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from raprune.results.rows import CandidateRow
 from raprune.spec.budget import Budget
 
 BEAT_S = 2.0
-"""Between two settings of all gauges, at most; Ray sends them every ten seconds, unless it is told otherwise."""
+"""Maximum time between two settings of all gauges; Ray sends them every ten seconds, unless configured otherwise."""
 
 RESTED = 20
-"""Times as long as it took to measure a run nothing is measured: a run of many trials keeps its processor."""
+"""Ratio of the pause after a measurement to its duration, so that a run of many trials keeps its CPU."""
 
 MAX_FRONT = 64
-"""Candidates of the front that are exported; of more of them, so many that are spread over it."""
+"""Maximum number of candidates of the front that are exported; of a longer front, so many spread over it."""
 
 COSTS = ("flops", "params", "latency")
 
 Tags = tuple[tuple[str, str], ...]
-"""Label and value, without the run, which all have."""
+"""Labels and their values, without the run, which is a label of every metric."""
 
 Values = dict[str, dict[Tags, float]]
 """Metric -> tags -> value."""
@@ -88,7 +88,7 @@ class RunMeasurement:
 
 
 def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0) -> RunMeasurement:
-    """What the run of `run.json` content `run` and these records come to, with `running` trials under way."""
+    """Metrics of the run with the `run.json` content `run` and these records, with `running` trials under way."""
     budget = budget_of(run)
     now = progress(run, trials, running=running)
     floor = floor_of(run)
@@ -111,7 +111,7 @@ def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0
 
 
 def signs_of_life(measured: RunMeasurement, *, now: float, silent_s: float, store_waits: int) -> Values:
-    """The gauges that go on though nothing is recorded; `now` is in seconds since the epoch."""
+    """The gauges that change although nothing is recorded; `now` is in seconds since the epoch."""
     return {
         "raprune_front_seen": dict.fromkeys(measured.gauges.get("raprune_front_accuracy", {}), now),
         "raprune_driver_silent_seconds": {(): silent_s},
@@ -184,7 +184,7 @@ class Exporter:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a run's numbers come from. What did not change is the same object."""
+    """Sources of a run's metrics. A source that did not change is the same object."""
 
     run: Mapping[str, Any]
     trials: Mapping[str, Trial]
@@ -200,14 +200,14 @@ class Heart:
         self._exporter = Exporter(run)
         self._read = read
         self._report_s = metrics_report_interval_s()
-        # Several settings in the time after which Ray drops a series, one late or not.
+        # Several settings within the time after which Ray drops a series, even if one is late.
         self._beat_s = min(BEAT_S, self._report_s / 2)
         self._known: Facts | None = None
         self._measured_at = self._rested_at = time.monotonic()
         threading.Thread(target=self._beat, daemon=True, name="raprune-metrics").start()
 
     def unexported_s(self) -> float:
-        """Seconds until what is known now has surely left the process."""
+        """Seconds until all current metrics have surely left the process."""
         now = time.monotonic()
         sent_s = self._beat_s + max(1.0, self._report_s)
         if self._known is None or not _same(self._known, self._read()):
@@ -235,9 +235,9 @@ def _same(known: Facts, facts: Facts) -> bool:
 
 
 def see_off(unexported_s: Callable[[], float]) -> None:
-    """Wait until the last numbers of a run are where Prometheus finds them, on a cluster that it can know of.
+    """Wait until the last metrics of a run are exported, if the cluster is one that Prometheus can know.
 
-    Ray tells Prometheus of a cluster's nodes by its dashboard; without one nobody is waited for.
+    Ray tells Prometheus of a cluster's nodes by its dashboard; without a dashboard this does not wait.
     """
     if dashboard_url():
         time.sleep(unexported_s())

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a process in the same way whenever they come, also in the middle of an import.
+"""Have Ctrl-C and SIGTERM end a process in the same way at any time, also in the middle of an import.
 
-An exception that is raised inside an import is turned into another one (extension modules make an ImportError or a
-SystemError of it), or swallowed (`try: import x; except ImportError`), and leaves half of a module behind. So an
-interruption waits until no import is running; a second one does not wait.
+An exception that is raised inside an import is turned into another one (extension modules raise an ImportError or a
+SystemError instead), or swallowed (`try: import x; except ImportError`), and leaves half of a module behind. So an
+interruption waits until no import is running; a second interruption does not wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raprune.errors import Terminated
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _LOOK_S = 0.02
-"""Seconds between two looks at whether the import is over."""
+"""Seconds between two checks of whether the import is over."""
 
 _IMPORTING = "<frozen importlib._bootstrap>"
 """File of the frames that are on the stack while a module is imported."""

@@ -15,50 +15,50 @@ from rich.console import Console
 from raprune.errors import UsageError
 
 BEAT_S = 1.0
-"""Between two signs of life of a driver."""
+"""Time between two heartbeats of a driver."""
 
 LEASE_S = 10.0
-"""So long after a driver's last sign of life another may take its run over."""
+"""Time after a driver's last heartbeat from which another driver may take its run over."""
 
 SILENT_S = 20.0
-"""So long without an answer of the coordinator, and the user is told."""
+"""Time without an answer of the coordinator after which the user is told."""
 
 ORPHANED_S = 600.0
-"""So long after any driver's last sign of life a coordinator ends: nobody came to resume the run."""
+"""Time after the last heartbeat of any driver at which a coordinator ends: nobody resumed the run."""
 
 
 @dataclass
 class Lease:
-    """Who has the run. Times are seconds of one monotonic clock."""
+    """The driver that has the run. Times are seconds of one monotonic clock."""
 
     heard_at: float
     holder: str | None = None
 
     def take(self, session: str, now: float) -> float | None:
-        """Grant the run to `session`: None, or else how many seconds ago its holder was last heard of."""
+        """Grant the run to `session` and return None, or return the seconds since its holder's last heartbeat."""
         if self.holder not in (None, session) and now - self.heard_at < LEASE_S:
             return now - self.heard_at
         self.holder, self.heard_at = session, now
         return None
 
     def is_orphaned(self, now: float, after_s: float) -> bool:
-        """Whether no driver was heard of for so long."""
+        """True if there was no heartbeat for `after_s`."""
         return now - self.heard_at > after_s
 
 
 @dataclass(frozen=True)
 class LeaseAnswer:
-    """What the coordinator says to a sign of life."""
+    """The coordinator's answer to a heartbeat."""
 
     silent_s: float | None
-    """None: the run is the driver's that asks. Else seconds since its holder was last heard of."""
+    """None: the driver that asks has the run. Else the seconds since the holder's last heartbeat."""
     outages: Mapping[str, str] = field(default_factory=dict)
-    """Who waits for a filesystem -> why."""
+    """Process that waits for a filesystem -> the reason."""
 
 
 @contextmanager
 def held(coordinator: Any, session: str, name: str, *, console: Console) -> Iterator[None]:
-    """The run `name` for `session` alone, for the time of the block; says on `console` what its processes wait for.
+    """Hold the run `name` for `session` during the block; print on `console` what its processes wait for.
 
     Raises:
         UsageError: if another driver has the run, and is alive.
@@ -104,7 +104,7 @@ def _beat(coordinator: Any, session: str, console: Console, done: threading.Even
             answer: LeaseAnswer = ray.get(reference, timeout=0)
             silent = False
         except ray.exceptions.RayError:
-            # Whoever needs an answer of the coordinator says it.
+            # The next caller that needs an answer of the coordinator raises it.
             continue
         for message in dict.fromkeys(answer.outages.values()):
             if message not in said.values():

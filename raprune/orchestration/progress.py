@@ -1,4 +1,4 @@
-"""News of a run under way: what its processes are at, and its stages for who looks from elsewhere."""
+"""Progress of a run under way: from its processes to the driver, and from the driver to the run's folder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from raprune.store.folder import Store
 from raprune.store.retry import AT_ONCE
 
 LOOK_S = 1.0
-"""Between two looks at what processes are at."""
+"""Time between two looks at the progress of processes."""
 TELL_S = 0.5
-"""A process tells of one piece of work no more often."""
+"""Minimum time between two reports of one process on one piece of work."""
 WRITE_S, WRITE_REMOTE_S = 1.0, 5.0
-"""Between two writings of the stages, on a disk and on an object store, where each is paid for."""
+"""Time between two writes of the stages, on a disk and on an object store, where each write costs money."""
 
 
 @contextmanager
 def watched(look: Callable[[], None], *, every_s: float = LOOK_S) -> Iterator[None]:
-    """Looks again and again for the time of the block, in a thread. A look that fails is only news that is missing."""
+    """Call `look` again and again during the block, in a thread. A call that fails is ignored."""
 
     def work() -> None:
-        # Not only RapruneError: a coordinator that comes up again answers with an error of Ray's.
+        # Not only RapruneError: a coordinator that restarts answers with an error of Ray's.
         with contextlib.suppress(Exception):
             look()
 
@@ -38,15 +38,15 @@ def watched(look: Callable[[], None], *, every_s: float = LOOK_S) -> Iterator[No
 
 @contextmanager
 def published(stages: Stages, store: Store) -> Iterator[None]:
-    """Writes the stages into the run's folder for the time of the block. A store that is away stops nothing.
+    """Write the stages into the run's folder again and again during the block. A store that is away stops nothing.
 
-    The file is removed when the run has ended well: then `run.json` says what each stage took.
+    The file is removed when the run has ended well: `run.json` then has the duration of each stage.
     """
-    # Without the patience of the run's own: news are soon out of date.
+    # Without the patience of the run's own store: progress is soon out of date.
     at_once = store.patient(AT_ONCE)
 
     def write() -> None:
-        # Not into a folder that is gone: it would begin anew what lies on a disk that is no longer mounted.
+        # Not into a folder that is gone: on a disk that is no longer mounted this would make a new folder.
         with contextlib.suppress(RapruneError):
             if at_once.is_run():
                 at_once.write_json(FILE, stages.now().to_json())
@@ -76,7 +76,7 @@ def _again_and_again(work: Callable[[], None], every_s: float, name: str) -> Ite
 
 
 class Teller:
-    """Tells the coordinator how far this process is, without waiting for it, and not too often."""
+    """Tells the coordinator the progress of this process, without waiting for an answer, and not too often."""
 
     def __init__(
         self, coordinator: Any, key: str, *, title: str = "", clock: Callable[[], float] = time.monotonic
@@ -88,7 +88,7 @@ class Teller:
         self._told_at = float("-inf")
 
     def __call__(self, work: Work) -> None:
-        """Take notice of the work; its end is always told."""
+        """Tell the progress of `work`; its end is always told."""
         now = self._clock()
         if work.done < work.total and now - self._told_at < TELL_S:
             return

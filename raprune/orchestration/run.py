@@ -1,4 +1,4 @@
-"""A run under way: what its folder says of it, and what the user is told on the way."""
+"""A run under way: the records in its folder, and the lines that the user reads on the way."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from raprune.store.retry import Patience
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way: what was asked, what was prepared, where it is written."""
+    """A run under way: the job, the prepared network and data, and the store."""
 
     spec: SearchSpec
     store: Store
@@ -42,11 +42,11 @@ class Run:
     console: Console
     stages: Stages
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells this driver from those of the same run before it."""
+    """Tells this driver from earlier drivers of the same run."""
 
 
 def under_way(run: Run) -> Run:
-    """The run with its folder there: from now on a filesystem that is away is waited for."""
+    """The run, once its folder exists: from now on its store waits for a filesystem that is away."""
 
     def say(why: str | None) -> None:
         run.console.print(why or "The store answers again.", markup=False, highlight=False)
@@ -55,10 +55,10 @@ def under_way(run: Run) -> Run:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What `run.json` says before the dense network is known."""
+    """The content of `run.json` before the dense network is known."""
     graph, cost, data = run.prepared.graph, run.prepared.cost, run.prepared.data
     return {
-        # Without what the URI may hold of credentials: whoever resumes gives it again.
+        # Without credentials that the URI may hold: whoever resumes gives them again.
         "spec": run.spec.model_dump(mode="json") | {"output": run.store.name},
         "state": "searching",
         "created_at": time.time(),
@@ -170,7 +170,7 @@ def store_dense(run: Run, dense: Any) -> None:
 
 
 def warn_of_symptoms(run: Run) -> None:
-    """Print what is suspicious about the dense network and was not said before; `run.json` keeps all of it."""
+    """Print symptoms of the dense network that were not printed before; `run.json` keeps all of them."""
     described = run.store.run()
     found = symptoms(described, run.store.read_json(TEST_FILE) if run.store.exists(TEST_FILE) else {})
     for sentence in found:
@@ -180,7 +180,7 @@ def warn_of_symptoms(run: Run) -> None:
 
 
 def keep_table(run: Run) -> None:
-    """Write the latency table beside the run that it steers, so that a resumed one goes on with the same."""
+    """Store the latency table with the run, so that a resumed run uses the same one."""
     from safetensors.numpy import save
 
     table = run.prepared.cost.table
@@ -222,11 +222,11 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
 
 
 def say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:
-    whence = "measured" if is_new else "read"
+    origin = "measured" if is_new else "read"
     accuracy = table.accuracy
     run.console.print(
         f"Latency of a batch of {table.batch_size} on {table.device} ({table.precision}): the dense network takes "
-        f"{table.dense_ms:.3g} ms. Table of layer times {whence}; on {accuracy.networks} other networks its median "
+        f"{table.dense_ms:.3g} ms. Table of layer times {origin}; on {accuracy.networks} other networks its median "
         f"error is {accuracy.median_error:.1%}, the worst {accuracy.worst_error:.1%}.",
         markup=False,
         highlight=False,
@@ -242,12 +242,12 @@ def say_statistics(run: Run, gathered: Any) -> None:
 
 
 def note_finetunings(run: Run, number: int) -> None:
-    """Write how many fine-tunings there are in all, once the finalists are chosen."""
+    """Write the number of all fine-tunings, once the finalists are chosen."""
     run.store.write_json(RUN_FILE, run.store.run() | {FINETUNINGS: number})
 
 
 def finish(run: Run, accuracies: dict[str, float]) -> None:
-    """Write what the test split said, the report, and that the run is finished; print the front."""
+    """Write the accuracies on the test split, the report, and that the run is finished; print the front."""
     from raprune.report.html import write_report  # loads matplotlib: a second that a search need not begin with
 
     test = run.prepared.data.test
@@ -256,7 +256,7 @@ def finish(run: Run, accuracies: dict[str, float]) -> None:
         run.store.write_json(TEST_FILE, NAMES | {"dense": dense, "candidates": accuracies, "images": len(test)})
     warn_of_symptoms(run)
     described = run.store.run() | {"state": "finished", "finished_at": time.time()}
-    # The state last: a run that was cut off before it is resumed, and its report written again.
+    # The state last: a run that ends before this is resumed, and its report written again.
     write_report(run.store, run=described)
     run.stages.end()
     run.store.write_json(RUN_FILE, described | {"stages": run.stages.now().to_json()["stages"]})

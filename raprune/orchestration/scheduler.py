@@ -1,4 +1,4 @@
-"""Which task gets which worker, as Tune asks. Who goes on to which rung is decided in `sampling/halving.py`."""
+"""The order in which Tune gives tasks to workers. `sampling/halving.py` decides which candidate reaches which rung."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 
 
 class KeepWorkers(FIFOScheduler):
-    """First in, first out, with as many workers as there are: a new one costs seconds (a process, torch, the data).
+    """First in, first out, and no worker is ended: a new one takes seconds (a process, torch, the data).
 
-    Tune keeps one worker that has nothing to do, and ends the others; here all are kept. And Tune hands a task that
-    waits for its own new worker to one that is free, and ends the new one before it ever ran; here a task without a
-    worker comes first.
+    Tune keeps one idle worker and ends the others; here all are kept. Tune also gives a task that waits for its own new
+    worker to an idle one, and ends the new one before it ever ran; here a task without a worker comes first.
     """
 
     def __init__(self, workers: int) -> None:

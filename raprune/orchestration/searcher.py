@@ -22,26 +22,26 @@ from raprune.sampling.sources import Proposals, trial_seed
 from raprune.spec.job import SearchSpec
 
 REPEATS_APART = 1_000_003
-"""Between the seeds of one finalist's repeats, so that they meet no other search's."""
+"""Distance between the seeds of one finalist's repeats, so that they differ from those of other searches."""
 
 
 @dataclass
 class Losses:
-    """Workers that were lost since the first one under some task."""
+    """Numbers of lost workers since a task lost its first one."""
 
     attempts: int = 0
-    """Under this task."""
+    """Workers that this task lost."""
     elsewhere: int = 0
-    """Under others."""
+    """Workers that other tasks lost."""
 
 
 class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
-    `record` writes a trial that no worker could; `plan_test` makes the tasks of the last phase; `spend` hears what
-    every search trial took; `chosen` hears how many fine-tunings there are in all; `grouped` says whether so many
-    finalists are left to a group; at most `workers` tasks are out; finalists that keep the accuracy `floor` come first.
-    `stages` follows: search, fine-tuning, test.
+    `record` writes a trial that no worker could write; `plan_test` makes the tasks of the last phase; `spend` is called
+    with every outcome of the search; `chosen` is called with the number of all fine-tunings; `grouped` is true if a
+    group is to train this number of finalists; at most `workers` tasks run at a time; finalists that keep the accuracy
+    `floor` come first. `stages` is kept up to date: search, fine-tuning, test.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class CandidateSearcher(Searcher):
     ) -> None:
         super().__init__()
         self.failure: RapruneError | None = None
-        """Why the search cannot go on, once it cannot."""
+        """The error that ended the search, if one did."""
         self.test: dict[str, float] = {}
         self.waiting: list[CandidateTask] = []
-        """Finalists that a group of workers trains, once this run of Tune has ended and given back what it held."""
+        """Finalists that a group of workers is to train after this run of Tune has released its resources."""
         self._spec = spec
         self._proposals = proposals
         self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.FINETUNE}
@@ -96,7 +96,7 @@ class CandidateSearcher(Searcher):
             if self.failure is not None:
                 return Searcher.FINISHED
             try:
-                # The first tasks are made together, later ones one ahead, while all workers are busy.
+                # The first tasks are made together; later ones are made one ahead, while all workers are busy.
                 self._make(1 if self._begun else self._workers)
             except RapruneError as error:
                 self.failure = error
@@ -125,7 +125,7 @@ class CandidateSearcher(Searcher):
                 self.failure = self.failure or failure
 
     def hear(self, works: Mapping[str, Work]) -> None:
-        """Take notice of how far tasks under way are, by their trials' ids."""
+        """Take the progress of running tasks, by the ids of their trials."""
         with self._lock:
             running = [work for task in self._running.values() if (work := works.get(task.trial_id)) is not None]
             # Epochs are the unit of fine-tuning alone: the test split is counted in tasks.
@@ -133,7 +133,7 @@ class CandidateSearcher(Searcher):
             self._stages.hear(running, done_before=finetuned * self._epochs)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the search's state, and Tune's is thrown away."""
+        """Save nothing: the store holds the state of the search, and Tune's state is thrown away."""
         Path(checkpoint_path).touch()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,12 +223,12 @@ class CandidateSearcher(Searcher):
         self._spend(outcome)
         self._proposals.tell(task.proposal.number, outcome)
         self._stages.update(done=len(self._proposals.outcomes), total=self._proposals.total)
-        # Controls may well work where the methods that were asked for do not.
+        # Baselines may work where the methods of the job do not.
         own = [o.state for o in self._proposals.outcomes if o.method in self._spec.methods]
         if outcome.state is TrialState.FAILED and hopeless(own):
             self.failure = RapruneError(
                 f"All {len(own)} candidates so far failed, the last with: {outcome.error}",
-                hint="The cause lies in the job rather than in a candidate. `raprune prune` tries one without Ray.",
+                hint="The cause is in the job rather than in a candidate. `raprune prune` tries one without Ray.",
             )
 
     def _lost(self, task: Task) -> None:
@@ -245,7 +245,7 @@ class CandidateSearcher(Searcher):
         elif isinstance(task, TestTask):
             raise RapruneError(
                 f"The networks of the front could not be stored and measured: {decision.reason}.",
-                hint="All trials are recorded; `raprune resume` goes on with the networks that are left.",
+                hint="All trials are recorded; `raprune resume` continues with the remaining networks.",
             )
         else:
             failed = Trial(
@@ -264,7 +264,7 @@ def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> Candid
         parent=parent.trial_id,
         rung=0,
         repeat=repeat,
-        # Apart from the search's seeds.
+        # Seeds that the search does not use.
         seed=trial_seed(seed + 1 + repeat * REPEATS_APART, number),
     )
     return CandidateTask(proposal, parent)

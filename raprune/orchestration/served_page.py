@@ -1,8 +1,8 @@
 """The page beside a search: one small Ray Serve application for each run, in the dashboard's Serve tab.
 
-It reads the store as `raprune serve` does, and asks the run's coordinator whether it is alive. It outlives its driver,
-so that a run that has ended or was killed can still be looked at, and takes itself away once nobody has for a while.
-Serve itself is started if nobody has, on loopback, and left to the cluster: others may be using it by then.
+It reads the store as `raprune serve` does, and asks the run's coordinator if it is alive. It outlives its driver, so
+that a run that has ended or was killed can still be looked at, and removes itself once nobody has for a while. Serve is
+started on loopback if it does not run yet, and keeps running: others may be using it by then.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from raprune.store.address import last_part
 from raprune.store.folder import RUN_FILE, Store
 
 _PATIENCE_S = 5.0
-"""A page that has not come up by then comes later, or not at all: the search does not wait."""
+"""Time for which the search waits for its page, which may come later, or not at all."""
 _PROXY_S = 30.0
 _GRACE_S = 60.0
-"""A page that its driver takes away stays as long without one."""
+"""Time without a driver after which a page that its driver removes at the end removes itself."""
 _CHECK_S = 10.0
 _ASK_S = 2.0
 
 _REQUESTS = 512
-"""At a time: each open page holds one."""
+"""Maximum number of requests at a time: each open page holds one."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Shown:
     head: str
     """The head node's name."""
     token: str | None
-    """Where its token is to be found; None where it needs none."""
+    """Place of its token, in words; None if it needs no token."""
 
     def describe(self) -> dict[str, Any]:
-        """For `run.json`."""
+        """The page as JSON, for `run.json`."""
         return {"address": self.address, "head": self.head, "app": self.app, "needs_token": self.token is not None}
 
 
 class Opening:
-    """The page of a run on its way, in a thread: the search goes on meanwhile, and also without it."""
+    """Starts the page of a run in a thread: the search continues meanwhile, and also if the page does not start."""
 
     def __init__(self, store: Store, spec: PageSpec, console: Console) -> None:
         self._store, self._spec, self._console = store, spec, console
@@ -76,14 +76,14 @@ class Opening:
         self._thread.start()
 
     def note(self, *, patience_s: float = _PATIENCE_S) -> None:
-        """Write into `run.json` where the page is, once it is up; waits for that no longer than `patience_s`."""
+        """Write the address of the page into `run.json` once it is up; wait at most `patience_s` for it."""
         self._thread.join(patience_s)
         if self._shown is not None and not self._noted:
             self._store.write_json(RUN_FILE, self._store.run() | {"page": self._shown.describe()})
             self._noted = True
 
     def end(self) -> None:
-        """The run has ended: the page stays for as long as it was asked to."""
+        """End the page with the run, unless the job asks for it to stay longer."""
         self._ended = True
         if self._shown is not None and self._spec.linger_s == 0:
             with contextlib.suppress(Exception):
@@ -91,7 +91,7 @@ class Opening:
 
     def _open(self) -> None:
         try:
-            # Without patience: a page says that the store is away.
+            # Without patience: a page shows that the store is away.
             shown = show(Store(self._store.uri), self._spec)
         except Exception as error:
             if not self._ended:
@@ -110,9 +110,9 @@ class Opening:
 
 @contextlib.contextmanager
 def beside(store: Store, spec: PageSpec, console: Console) -> Iterator[Callable[[], None]]:
-    """The page beside the run in `store` for the time of the block, and as long after it as the job says.
+    """Show the page of the run in `store` during the block, and as long after it as the job says.
 
-    Yields what writes down where the page is: to be called where nobody else writes `run.json`.
+    Yields a function that writes the address of the page into `run.json`: call it where nobody else writes that file.
     """
     opening = Opening(store, spec, console)
     try:
@@ -148,12 +148,12 @@ def show(store: Store, spec: PageSpec) -> Shown:
 
 
 def remove(app: str) -> None:
-    """Take the application away, and no other; it may be gone already."""
+    """Remove this application, and no other; it may be gone already."""
     serve.delete(app)
 
 
 class Beside:
-    """The web application of one run's page, in a replica. It pickles: each replica opens the store anew."""
+    """The web application of one run's page, in a replica. It pickles: each replica opens the store again."""
 
     def __init__(self, store: Store, rule: Access, name: str, app: str, linger_s: float) -> None:
         self._settings = (store, rule, name, app, linger_s)
@@ -178,17 +178,17 @@ class Beside:
     def _begin(self) -> ASGIApp:
         store, rule, name, app, linger_s = self._settings
         feed = Feed(store, pulse=lambda: _pulse(store))
-        # Before somebody asks: thousands of trials take seconds.
+        # Before the first request: reading thousands of trials takes seconds.
         threading.Thread(target=feed.look, daemon=True).start()
         threading.Thread(target=self._leave_in_time, args=(app, linger_s or _GRACE_S), daemon=True).start()
         return make_app(feed, rule, name=name)
 
     def _leave_in_time(self, app: str, linger_s: float) -> None:
-        """Take the application away once nothing works on the run, and nobody has looked at it for `linger_s`."""
+        """Remove the application once no process works on the run, and nobody has opened it for `linger_s`."""
         last = time.monotonic()
         while time.monotonic() - last < linger_s:
             time.sleep(min(_CHECK_S, linger_s / 4))
-            # Whoever deploys it waits until it is up, without end if it has left before.
+            # Its deployer waits until it is up, without end if it is removed before that.
             if self._open or not _is_up(app) or _pulse(self._store).live:
                 last = time.monotonic()
             last = max(last, self._closed_at)
@@ -196,7 +196,7 @@ class Beside:
 
 
 def _is_up(app: str) -> bool:
-    """Whether the application runs, or is gone already; no while Serve does not answer."""
+    """True if the application runs or is gone already; false while Serve does not answer."""
     try:
         known = serve.status().applications.get(app)
     except Exception:
@@ -205,14 +205,14 @@ def _is_up(app: str) -> bool:
 
 
 def _pulse(store: Store) -> Pulse:
-    """The run's coordinator lives as long as something works on the run."""
+    """The pulse of the run's coordinator, which lives as long as a driver works on the run."""
     try:
         coordinator: Any = ray.get_actor(coordinator_name(store.uri), namespace=NAMESPACE)
         return Pulse(live=True, running=ray.get(coordinator.running.remote(), timeout=_ASK_S))
     except ValueError:
         return Pulse(live=False)
     except Exception:
-        # It is being started again, or waits for the store.
+        # It is restarting, or waits for the store.
         return Pulse(live=True)
 
 
@@ -228,12 +228,12 @@ def _start_serve(spec: PageSpec) -> tuple[str, int, str]:
             logging_config={"enable_access_log": False},
         )
         options = serve_http_options() or {}
-    # What is not known counts as open to all.
+    # An unknown host counts as open to all.
     return options.get("host") or "0.0.0.0", int(options.get("port") or spec.port), options.get("root_path") or ""
 
 
 def _free(host: str, port: int) -> int:
-    """The port, or any that is free where another program has it on the head node and this is that node."""
+    """The port, or any free one if this is the head node and another program uses the port."""
     if _head_address() != ray.util.get_node_ip_address():
         return port
     for wanted in (port, 0):
@@ -267,7 +267,7 @@ def _deploy(ingress: Beside, app: str, name: str, route: str, store: Store) -> N
         name=name,
         num_replicas=1,
         max_ongoing_requests=_REQUESTS,
-        # Trials keep all processors and GPUs.
+        # Trials keep all CPUs and GPUs.
         ray_actor_options={"num_cpus": 0, "resources": {_place(store): 0.001}},
         graceful_shutdown_timeout_s=1.0,
         graceful_shutdown_wait_loop_s=0.2,
@@ -277,7 +277,7 @@ def _deploy(ingress: Beside, app: str, name: str, route: str, store: Store) -> N
 
 
 def _place(store: Store) -> str:
-    """The resource of the node that the page runs on: where the folder is, else the head node."""
+    """The resource that names the page's node: the node with the folder, else the head node."""
     return "node:__internal_head__" if "://" in store.uri else f"node:{ray.util.get_node_ip_address()}"
 
 

@@ -1,4 +1,4 @@
-"""What travels between the driver and the workers of a search, as frozen dataclasses.
+"""Frozen dataclasses that travel between the driver and the workers of a search.
 
     driver -> Shared (once a worker), Assignment (a task at a time) -> worker -> Report -> driver
 

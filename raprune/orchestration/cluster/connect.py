@@ -1,4 +1,4 @@
-"""Ray, started quietly in the process or joined, and what it has."""
+"""Start Ray quietly in this process, or join a cluster; and the resources of its nodes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SETTINGS = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    # A lost worker is seen, and a group that is done ends, two seconds earlier.
+    # A lost worker is noticed, and a finished group ends, two seconds sooner.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_DEDUP_LOGS": "0",
-    # Ctrl-C is ours: Tune's handler would finish its step and swallow it.
+    # We handle Ctrl-C: Tune's handler would finish its step and swallow it.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # The store is the truth; Tune's own state is thrown away.
+    # The store holds the run; Tune's own state is thrown away.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-    # The searcher bounds what is out.
+    # The searcher bounds the number of pending tasks.
     "TUNE_MAX_PENDING_TRIALS_PG": "100000",
     # Relative paths of the job mean the same in a worker.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -46,10 +46,10 @@ _UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Ray for the time of the block: joined at `address`, else started here and ended with the block.
+    """Ray for the time of the block: join the cluster at `address`, or start Ray here and end it with the block.
 
-    A submitted job joins the cluster that it was submitted to. A cluster that this process is connected to already is
-    used as it is, and left.
+    A submitted job joins the cluster that it was submitted to. If this process is connected to a cluster already, it
+    stays so.
 
     Raises:
         UsageError: if no cluster answers at `address`.
@@ -76,23 +76,23 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def node_resources() -> list[Mapping[str, float]]:
-    """What each living node has."""
+    """Resources of each living node."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def machine() -> str:
-    """The processors and GPUs of this machine, in words: what the seconds of a run are seconds of."""
+    """The CPUs and GPUs of this machine, in words, for the record of a run."""
     import torch
 
     gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    parts = [f"{os.cpu_count()} x {_processor()}", *(f"{count} x {name}" for name, count in gpus.items())]
+    parts = [f"{os.cpu_count()} x {_cpu_model()}", *(f"{count} x {name}" for name, count in gpus.items())]
     return ", ".join(parts)
 
 
-def _processor() -> str:
-    # What `platform.processor` says on Linux is the architecture at best.
+def _cpu_model() -> str:
+    # On Linux `platform.processor` gives the architecture at best.
     described = Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.exists() else []
     names = [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"]
@@ -100,7 +100,7 @@ def _processor() -> str:
 
 
 def connect(address: str | None, *, num_cpus: int | None = None) -> None:
-    """Join the cluster at `address`; without one, start Ray here with `num_cpus` processors, or all there are.
+    """Join the cluster at `address`; without one, start Ray here with `num_cpus` CPUs, or with all there are.
 
     Raises:
         UsageError: if no cluster answers at `address`.
@@ -120,7 +120,7 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
                 logging_level=logging.ERROR,
             )
         except Exception as error:
-            # Ray raises what comes: a plain Exception where a busy machine does not start it within half a minute.
+            # Ray raises a plain Exception, for one, if a busy machine does not start it within half a minute.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if address is None:
                 raise RapruneError(
@@ -134,21 +134,21 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
 
 
 def _settle(address: str | None) -> None:
-    """Ray's settings, in the environment, from which it and its processes read them."""
+    """Put Ray's settings into the environment, from which Ray and its processes read them."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address is None:
-        # Nobody takes away the node that this process runs on: one process less to start with a group.
+        # The node of this process is not preempted: a group has one process less to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Else Ray would write a token into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         if "ray" not in sys.modules:
             # Read when Ray is imported; from 2.59 on a local cluster asks for tokens without it.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # Under `uv run` Ray would build the environment again for its workers: they share this one, or have their own.
+    # Under `uv run` Ray would build the environment again for its workers, which share this one or have their own.
     os.environ.setdefault(_UV, "0")
     rebuild_uv_environment(os.environ[_UV] == "1")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It counts tasks whose worker was lost, which the searcher has judged.
+    # It reports tasks whose worker was lost, which the searcher has handled.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What to do when something fails. Pure: facts in, a decision with its reason out."""
+"""Decide what to do about a failure. Pure: facts in, a decision with its reason out."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from enum import StrEnum
 from raprune.records import TrialState
 
 RETRIES_AFTER_LOSS = 2
-"""How often a task is tried again after its worker died under it alone."""
+"""Number of retries of a task whose workers died while no other task lost its worker."""
 
 MOST_ATTEMPTS = 20
-"""At a task, whoever else lost workers."""
+"""Maximum number of attempts at a task, however many other tasks lost their workers."""
 
 FAILURES_IN_A_ROW = 8
-"""So many failed trials, with none complete before them, end the search: the cause is not the candidate."""
+"""Number of failed trials that end the search if no trial is complete: the cause is not the candidate."""
 
 _LINE = 300
 
 
 class Failure(StrEnum):
-    """What failed."""
+    """Kinds of failure."""
 
     CANDIDATE = "candidate"
     """The candidate raised: the same again on any worker."""
@@ -32,7 +32,7 @@ class Failure(StrEnum):
 
 
 class Action(StrEnum):
-    """What is done about it."""
+    """Answers to a failure."""
 
     RETRY = "retry"
     RECORD = "record"
@@ -48,10 +48,10 @@ class FailureDecision:
 
 
 def decide(failure: Failure, *, attempts: int = 1, elsewhere: int = 0) -> FailureDecision:
-    """What to do after the `attempts`-th attempt at one task ended in `failure`.
+    """The decision after the `attempts`-th attempt at one task ended in `failure`.
 
-    `elsewhere`: how many workers were lost under other tasks since the first attempt. As many of the task's own losses
-    are laid to the cluster (nodes that are taken away, a machine out of memory) and not to the candidate.
+    `elsewhere`: number of workers that other tasks lost since the first attempt. As many of the task's own losses are
+    attributed to the cluster (nodes that are taken away, a machine out of memory) and not to the candidate.
     """
     if failure is Failure.SETUP:
         return FailureDecision(
@@ -67,7 +67,7 @@ def decide(failure: Failure, *, attempts: int = 1, elsewhere: int = 0) -> Failur
 
 
 def hopeless(states: Sequence[TrialState]) -> bool:
-    """Whether trials have only failed so far, and often enough to stop. `states`: finished trials, in any order."""
+    """True if all finished trials failed, and enough of them to stop. `states`: finished trials, in any order."""
     return len(states) >= FAILURES_IN_A_ROW and all(state is TrialState.FAILED for state in states)
 
 

@@ -1,18 +1,18 @@
-"""What runs side by side, and on what. Pure: what the cluster has and what was asked, to a decision.
+"""Decide how many workers run at the same time, on which resources. Pure: nodes and request in, a decision out.
 
 Nothing here can lock up, for these reasons:
 
-* What holds resources is of four kinds: the search's workers (each the size of a trial), tasks of that same size
-  (dense network, statistics, test split), one group of training workers, and the task that times whole networks. The
+* Resources are held by four kinds: the search's workers (each the size of a trial), tasks of that same size (dense
+  network, statistics, test split), one group of training workers, and the task that times whole networks. The
   coordinator, the driver and the group's controller hold none.
-* Kinds take turns: a group is asked for when every trial's worker has given back what it held, and ends before the next
-  one starts. So never more is asked for at a time than `place` or `place_training` found room for, alone.
-* Within a kind all bundles are equal and each lies on one node, so wherever Ray puts the first ones, the last one fits:
-  what is left on a node after k of them still takes the other floor(node / bundle) - k.
-* Nothing that holds resources waits for something that does not have its own yet. Workers that meet before the first
-  trial go on without those that are late (`worker.MEETING_S`), and a group gets all its bundles or none.
-* A whole node, for timings, may never be free where others use the cluster as well: it is waited for a while, and then
-  the size of a trial does.
+* Kinds take turns: a group is placed after every trial's worker has ended, and ends before the next one starts. So at
+  no time is more asked for than `place` or `place_training` alone found room for.
+* Within a kind all bundles are equal and each is on one node, so wherever Ray puts the first ones, the last one fits:
+  after k of them a node still has room for floor(node / bundle) - k.
+* No holder of resources waits for one that does not have its own yet. Workers that meet before the first trial continue
+  without those that are late (`trials.MEETING_S`), and a group gets all its bundles or none.
+* A whole node, for timings, may never be free where others use the cluster as well: after a while a task of the size of
+  a trial does instead.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from raprune.spec.job import ResourceSpec
 _TOLERANCE = 1e-9
 
 SCALING = 2.0
-"""A group is formed without being asked for where it has so many times more GPUs than there are networks to train.
+"""Ratio of GPUs to networks from which on a group is formed although the job does not ask for one.
 
-The search's own workers would train all of those at once, one GPU each; a group trains one after another on all GPUs,
-and takes half a minute to come up. So it is ahead where its workers, at half their efficiency, outnumber the networks.
+The search's own workers would train all networks at once, one GPU each; a group trains one after another on all GPUs,
+and takes half a minute to start. So it is faster where its workers, at half their efficiency, outnumber the networks.
 """
 
 
 @dataclass(frozen=True)
 class Placement:
-    """`workers` trials side by side, each on `cpus` processors and `gpus` GPUs of one node."""
+    """`workers` trials at the same time, each on `cpus` CPUs and `gpus` GPUs of one node."""
 
     workers: int
     cpus: float
@@ -54,25 +54,25 @@ class Placement:
 
     @property
     def resources(self) -> dict[str, float]:
-        """In Ray's words, for a trial."""
+        """Resources of a trial, by Ray's names."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus > 0 else {"CPU": self.cpus}
 
 
 @dataclass(frozen=True)
 class TrainPlacement(Placement):
-    """`workers` processes that train one network together, each on `cpus` processors and `gpus` GPUs of one node."""
+    """`workers` processes that train one network together, each on `cpus` CPUs and `gpus` GPUs of one node."""
 
     @property
     def backend(self) -> str:
-        """Of torch.distributed. Two processes on one card is more than NCCL does."""
+        """Backend of torch.distributed. NCCL does not support two processes on one card."""
         return "nccl" if self.gpus >= 1 else "gloo"
 
 
 def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int | None) -> Placement:
-    """The placement on nodes of these resources (`CPU`, `GPU`, as Ray names them).
+    """The placement on nodes with these resources (`CPU`, `GPU`, as Ray names them).
 
-    A trial lies on one node. Never more than `lookahead` workers, where that is set, since proposal n waits for the
-    result of n - `lookahead`.
+    A trial is on one node. At most `lookahead` workers, if that is set, because proposal n waits for the result of
+    proposal n - `lookahead`.
 
     Raises:
         UsageError: if no node carries a trial, or fewer trials fit than workers were asked for.
@@ -102,9 +102,9 @@ def place(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead
 
 
 def place_resumed(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, lookahead: int | None) -> Placement:
-    """`place` for a run that goes on: with as many of its workers as the cluster carries by now.
+    """`place` for a resumed run: with as many of its workers as the cluster now has room for.
 
-    Nodes may be gone since it began; what it finds does not depend on the number of workers.
+    Nodes may have gone since it began; its results do not depend on the number of workers.
 
     Raises:
         UsageError: if no node carries a trial.
@@ -116,9 +116,9 @@ def place_resumed(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, l
 
 
 def missing(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> list[dict[str, float]]:
-    """What a cluster is asked to have, a bundle a worker, before `place` finds room for those asked for (else for one).
+    """The bundles, one a worker, that a cluster needs so that `place` finds room for the workers of `spec`, or for one.
 
-    Empty where the room is there. How large a trial is shows only where a node with a GPU has come, so ask again then.
+    Empty if there is room. The size of a trial is known only when a node with a GPU has come, so ask again then.
     """
     cpus, gpus = _trial(nodes, spec)
     asked = spec.workers or 1
@@ -128,7 +128,7 @@ def missing(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> list[di
 
 
 def capacity(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> int:
-    """How many trials fit side by side."""
+    """Number of trials that fit at the same time."""
     cpus, gpus = _trial(nodes, spec)
     return sum(_fits(node, cpus, gpus) for node in nodes)
 
@@ -139,7 +139,7 @@ def place_training(
     """The group that trains `num_networks` networks one after another; None: the search's own workers train.
 
     `nodes` as for `place`. With `train_workers` left open, a group is formed where there are `SCALING` times as many
-    GPUs as networks, never on processors alone.
+    GPUs as networks, never on CPUs alone.
 
     Raises:
         UsageError: if fewer workers fit than `train_workers` asks for.
@@ -169,7 +169,7 @@ def place_training(
 
 
 def place_again(nodes: Sequence[Mapping[str, float]], before: TrainPlacement) -> TrainPlacement | None:
-    """The group that was placed `before`, as large as it still fits on what is left; None: no worker fits."""
+    """The group that was placed `before`, as large as the remaining nodes allow; None: no worker fits."""
     workers = min(before.workers, sum(_fits(node, before.cpus, before.gpus) for node in nodes))
     if workers in (0, before.workers):
         return before if workers else None
@@ -178,7 +178,7 @@ def place_again(nodes: Sequence[Mapping[str, float]], before: TrainPlacement) ->
 
 
 def place_timing(nodes: Sequence[Mapping[str, float]], trial: Placement) -> Placement:
-    """Room for timing networks with nothing beside them: a whole GPU, or all processors of the largest node.
+    """Resources for timing networks while nothing else runs there: a whole GPU, or all CPUs of the largest node.
 
     `trial` is the placement of the search, `nodes` as for `place`.
     """
@@ -189,7 +189,7 @@ def place_timing(nodes: Sequence[Mapping[str, float]], trial: Placement) -> Plac
 
 
 def _trial(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> tuple[float, float]:
-    """Processors and GPUs of a trial."""
+    """CPUs and GPUs of a trial."""
     has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
     return spec.cpus_per_trial, spec.gpus_per_trial if spec.gpus_per_trial is not None else float(has_gpu)
 
@@ -200,7 +200,7 @@ def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
         return by_cpu
     cards = node.get("GPU", 0.0)
     if gpus < 1:
-        # A fraction is cut from one card: two halves of different cards carry nothing.
+        # A fraction is part of one card: halves of two cards make no whole one.
         return min(by_cpu, math.floor(cards) * math.floor(1 / gpus + _TOLERANCE))
     return min(by_cpu, math.floor(cards / gpus + _TOLERANCE))
 

@@ -1,4 +1,4 @@
-"""Whether every node of the cluster can do the job, asked before any work.
+"""Check that every node of the cluster can do the job, before any work.
 
 Facts are gathered by short tasks, one on each node at a time, or in this process where the driver's node is the only
 one. `problems` judges them. Of what a node writes for it nothing stays, but for marks of empty folders in object stores
@@ -36,18 +36,18 @@ SMALLEST_ROOM = 256 * 2**20
 LOW_ROOM = 4 * 2**30
 """Free bytes below which the user is warned."""
 FULL = 0.95
-"""Share of its disk above which Ray moves no more objects out of memory."""
+"""Fraction of its disk above which Ray moves no more objects out of memory."""
 ANSWER_S = 120.0
-"""A node that has not answered by then is not waited for: a process has to start there, and user's code be imported."""
+"""Maximum time for a node's answer: a process has to start there, and import the user's code."""
 SEEN_S = 5.0
-"""How long a file of another node may take to appear: network file systems remember for a while what was not there."""
+"""Maximum time for a file of another node to appear: network file systems cache for a while that it is missing."""
 SAME = ("raprune", "torch", "torchvision", "ray", "optuna")
-"""Distributions whose versions change results, or what processes send each other."""
+"""Distributions whose versions change results, or the objects that processes send each other."""
 
 FLAGS = {"output": "output (--output)"}
 """Fields that have a flag."""
 TEMPORARY = "Ray's folder"
-"""Where Ray puts what does not fit into memory."""
+"""Name of the folder to which Ray moves objects that do not fit into memory."""
 
 _SHOWN = 8
 
@@ -64,7 +64,7 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What every node is asked."""
+    """The question for every node."""
 
     session: str
     """Part of the names of the files that are written for the asking."""
@@ -78,11 +78,11 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """What a node answered. Mappings from fields of the spec are empty where all is well."""
+    """The answer of a node. Mappings from fields of the spec are empty if all is well."""
 
     node: str
     failure: str = ""
-    """Why it gave no other answer."""
+    """Reason why it gave no other answer."""
     versions: Mapping[str, str] = field(default_factory=dict)
     unwritable: Mapping[str, str] = field(default_factory=dict)
     """Field -> why."""
@@ -99,7 +99,7 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Problem:
-    """What stands in the way on a node, and what to do about it."""
+    """A problem on a node, and its remedy."""
 
     node: str
     text: str
@@ -127,7 +127,7 @@ def preflight(spec: SearchSpec, store: Store, *, console: Console) -> None:
 
 
 def question(spec: SearchSpec, store: Store) -> Question:
-    """What the nodes have to be asked for the job of `spec` with its run in `store`."""
+    """The question for the nodes of the job `spec` with its run in `store`."""
     named = {"model.name": spec.model.name, "data.name": spec.data.name}
     named |= {f"methods[{i}]": name for i, name in enumerate(spec.methods)}
     return Question(
@@ -140,7 +140,7 @@ def question(spec: SearchSpec, store: Store) -> Question:
 
 
 def problems(facts: Sequence[NodeFacts], asked: Question) -> list[Problem]:
-    """What stands in the way on which node. Pure. The first of `facts` is the driver's, which others must match."""
+    """The problems of all nodes. Pure. The first of `facts` is the driver's, which the others must match."""
     found: list[Problem] = []
     for one in facts:
         if one.failure:
@@ -251,7 +251,7 @@ def _silent(reference: Any) -> str:
 
 
 def look(asked: Question, node: str, temporary: str) -> NodeFacts:
-    """What there is to know on this node. Its files are left for the others to see."""
+    """The facts of this node. Its files are left for the other nodes to see."""
     made = tuple(folder for uri in asked.places.values() for folder in _missing_folders(uri))
     unwritable, rooms = {}, [_room(TEMPORARY, temporary)]
     for where, uri in asked.places.items():
@@ -288,14 +288,14 @@ def listen(asked: Question, writers: Mapping[str, Sequence[str]]) -> dict[str, t
 
 
 def leave(asked: Question, node: str) -> None:
-    """Take away what this node wrote."""
+    """Remove the files that this node wrote."""
     for uri in asked.places.values():
         with contextlib.suppress(RapruneError):
             Store(uri).remove(_file(asked, node))
 
 
 def tidy(made: Sequence[str]) -> None:
-    """Take away the folders that came with the files."""
+    """Remove the folders that were made for the files."""
     for folder in made:
         with contextlib.suppress(OSError):
             os.rmdir(folder)
@@ -326,7 +326,7 @@ def _room(what: str, path: str) -> Room:
 
 
 def _versions() -> dict[str, str]:
-    """Of Python, of what results depend on, and of raprune's own code, which may differ under one version."""
+    """Versions of Python, of `SAME`, and of raprune's own code, which may differ under one version."""
     found = {"python": platform.python_version()}
     for name in SAME:
         try:
@@ -348,7 +348,7 @@ def _import_error(name: str, where: str) -> str:
 
 
 def _read_error(uri: str) -> str:
-    """Why this node cannot read the file, folder or pattern; empty if it can."""
+    """The reason why this node cannot read the file, folder or pattern; empty if it can."""
     try:
         filesystem, path = (pafs.LocalFileSystem(), uri) if "://" not in uri else pafs.FileSystem.from_uri(uri)
         if set("*?[") & set(path.rpartition("/")[2]):
@@ -367,7 +367,7 @@ def _read_error(uri: str) -> str:
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the user knows the nodes by: host names, with a part of the id where several have the same."""
+    """Host names of the nodes, with a part of the id if several nodes have the same name."""
     hosts = [str(node["NodeManagerHostname"]) for node in nodes]
     return [
         f"node {host}" if hosts.count(host) == 1 else f"node {host} ({node['NodeID'][:8]})"

@@ -1,4 +1,4 @@
-"""Room for a search on a cluster that grows: asked of Ray's autoscaler, waited for, and let go."""
+"""Scale a cluster up for a search: ask Ray's autoscaler for room, wait for it, and withdraw the request."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _POLL_S = 2.0
 
 
 def with_room(spec: ResourceSpec, *, console: Console) -> ResourceSpec:
-    """`spec`, once the cluster has room for its workers; with fewer workers if only these came within `scale_up_s`.
+    """`spec`, once the cluster has room for its workers; with fewer workers if more do not come within `scale_up_s`.
 
-    The request is taken back before the search begins: from then on its trials hold the nodes, a lost node is asked for
-    by the trial that waits for it, and a driver that dies leaves nothing that would keep nodes up.
+    The request is withdrawn before the search begins. From then on the trials hold the nodes, a trial that waits for a
+    lost node asks for it, and a driver that dies leaves no request that would keep nodes up.
     """
     asked = missing(node_resources(), spec) if spec.scale_up_s > 0 else []
     if not asked:

@@ -84,7 +84,7 @@ class Cluster:
     """A cluster's Jobs API. Use it through `connect`."""
 
     url: str
-    """Of its dashboard."""
+    """URL of its dashboard."""
     client: Any
 
     @contextmanager
@@ -156,7 +156,7 @@ class Cluster:
         return sorted(found, key=lambda job: -(job.since or 0))
 
     def commands(self, job_id: str) -> tuple[str, str]:
-        """How to follow a job, and how to stop it."""
+        """The commands to follow a job, and to stop it."""
         return (
             f"Follow it: raprune logs {job_id} --address {self.url} --follow",
             f"Stop it: raprune stop {job_id} --address {self.url}",

@@ -19,20 +19,20 @@ UID = "raprune"
 """Grafana's name for the dashboard: it stands at /d/raprune."""
 
 PROVIDERS = Path("provisioning", "dashboards")
-"""In a folder of Grafana's: the providers."""
+"""Subfolder of a Grafana folder with the providers."""
 
 FILE = "raprune-grafana.json"
 
 
 @dataclass(frozen=True)
 class Installed:
-    """Where the dashboard went."""
+    """Files that were written for the dashboard."""
 
     dashboard: Path
     provider: Path
-    """That by which Grafana finds it."""
+    """Provider by which Grafana finds the dashboard."""
     is_own: bool
-    """Whether the provider is raprune's, and not Ray's."""
+    """True if the provider is raprune's, false if it is Ray's."""
 
 
 def source() -> Path:
@@ -45,7 +45,7 @@ def source() -> Path:
 def install(folder: str | None = None) -> Installed:
     """Write the dashboard where the Grafana of `folder`, or else that of Ray's latest session, finds it.
 
-    What is there of an earlier time is replaced, nothing else.
+    An older version of the dashboard is replaced; no other file is changed.
 
     Raises:
         UsageError: if that is no folder of a Grafana.
@@ -69,7 +69,7 @@ def install(folder: str | None = None) -> Installed:
 
 
 def next_steps(installed: Installed) -> str:
-    """What was done and what the user does now, in a few lines."""
+    """The files that were written and the next steps of the user, in a few lines."""
     grafana = installed.provider.parents[2]
     done = f"Wrote {installed.dashboard}"
     if installed.is_own:
@@ -138,7 +138,7 @@ def _read(provider: Path) -> list[tuple[str, Path]]:
 
 
 def _same_uid(folder: Path) -> Path | None:
-    """A dashboard in `folder` under our uid: an earlier one, or one that Ray was told to write under it.
+    """A dashboard in `folder` under our uid: an older version, or one that Ray was told to write under it.
 
     Grafana would refuse two.
     """

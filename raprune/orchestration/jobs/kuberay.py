@@ -13,20 +13,20 @@ from raprune.errors import UsageError
 from raprune.orchestration.jobs.submission import STOP_WAIT_S, Submission, requirement
 
 FOLDER = "/etc/raprune"
-"""Where the head's pod finds the job."""
+"""Folder in the head's pod that holds the job."""
 
 _NAME_LENGTH = 47
-"""KubeRay derives the names of pods from a job's."""
+"""Maximum length of a job's name: KubeRay derives the names of pods from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pods:
-    """What the job's cluster is made of: a head that computes nothing, and `nodes` workers."""
+    """Pods of the job's cluster: a head that computes nothing, and `nodes` workers."""
 
     image: str
     nodes: int
     cpus: int
-    """Of each worker, as GPUs and memory."""
+    """CPUs of each worker, as are GPUs and memory."""
     gpus: int
     memory: str
     token_secret: str
@@ -38,7 +38,7 @@ class Pods:
 def manifest(submission: Submission, pods: Pods, *, install: str | None = None) -> str:
     """The YAML of a `ConfigMap` that holds the job and of the `RayJob` that runs it.
 
-    The cluster goes when the job has ended; a job that failed is tried again, and goes on with its run.
+    The cluster is deleted when the job has ended; a job that failed is tried again, and resumes its run.
 
     Raises:
         UsageError: if the run would go with the cluster.

@@ -1,4 +1,4 @@
-"""The driver's side of a job that Ray Jobs started: it knows its cluster, and what it tells stands in the Jobs tab.
+"""The driver's side of a job that Ray Jobs started: it finds its cluster, and writes metadata for the Jobs tab.
 
 `raprune submit`, `ray job submit -- python -m raprune search` and a `RayJob` of KubeRay all start such a driver.
 """
@@ -35,14 +35,14 @@ def submission_id() -> str | None:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """Where the search runs: at `address`, else on the cluster that this driver was submitted to, else (None) here."""
+    """Address of the search's cluster: `address`, else that which this driver was submitted to; None: this machine."""
     return address or ("auto" if submission_id() is not None else None)
 
 
 def tell(**metadata: str) -> None:
-    """Lay `metadata` over that of this driver's job; without a job, or where Ray keeps it otherwise, nothing happens.
+    """Merge `metadata` into that of this driver's job; without a job, or if Ray stores it otherwise, do nothing.
 
-    What is told is seen by everybody who sees the dashboard.
+    Everybody who sees the dashboard sees it.
     """
     job = submission_id()
     with _LOCK:
@@ -52,13 +52,13 @@ def tell(**metadata: str) -> None:
         try:
             merge_job_metadata(job, new)
         except Exception as error:
-            # The Jobs API cannot change metadata, so this writes what it reads; the log and the store say the same.
+            # The Jobs API cannot change metadata, so this writes to its storage; the log and the store say the same.
             _LOG.info("the job's metadata stays as it is: %s", error)
         _told.update(new)
 
 
 def telling(read: Callable[[], Progress]) -> Callable[[], Progress]:
-    """`read`, which also tells the best so far."""
+    """A function that reads the progress by `read`, and tells the best candidate so far."""
 
     def read_and_tell() -> Progress:
         now = read()

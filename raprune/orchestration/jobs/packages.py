@@ -17,10 +17,10 @@ LIMIT = 100 * 2**20
 """Bytes that a dashboard takes in one request; it answers 413 to more."""
 
 MOST_FILES = 50_000
-"""So many files are no project's: a home folder, or a data set."""
+"""Maximum number of files: a folder with more is a home folder or a data set, not a project."""
 
 _SURELY = 10
-"""No zip makes a folder so many times smaller that is worth sending."""
+"""Ratio of a folder's size to `LIMIT` above which it is refused without a try: no zip is so much smaller."""
 
 LEFT_OUT = (
     *(".git/", ".hg/", ".venv/", "venv/", ".tox/", "node_modules/", "__pycache__/", "*.py[cod]", "*.egg-info/"),
@@ -30,20 +30,20 @@ LEFT_OUT = (
     *(".env", ".env.*", ".netrc", ".ssh/", ".aws/", ".azure/", ".kube/", ".docker/", ".gnupg/", ".ray/"),
     *("*.pem", "*.key", "id_rsa*", "id_ed25519*"),
 )
-"""What stays behind beside the patterns of `.gitignore` and `.rayignore`, as those are written."""
+"""Patterns of files that are left out, in the format of `.gitignore`, in addition to `.gitignore` and `.rayignore`."""
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """What goes with a job."""
+    """The package that is sent with a job."""
 
     path: Path
     """The zip."""
     size: int
-    """Bytes of it."""
+    """Size of the zip in bytes."""
     files: int
     left_out: tuple[str, ...]
-    """Files and folders that stay behind, relative to the folder; what is in a folder that stays is not named."""
+    """Files and folders that are left out, relative to the folder; the content of such a folder is not listed."""
 
     def __str__(self) -> str:
         files = f"{self.files:,} file{'' if self.files == 1 else 's'}"
@@ -102,7 +102,7 @@ def find(folder: Path, always: Sequence[str] = ()) -> Found:
 
 
 def told_size(size: int) -> str:
-    """Bytes in words."""
+    """A size in MiB or KiB, as text."""
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
 
 

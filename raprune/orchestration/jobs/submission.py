@@ -1,8 +1,8 @@
-"""What a job becomes on a cluster: its command, its fields as the cluster sees them, its metadata. Only decides.
+"""Plan a job for a cluster: its command, its fields as the cluster sees them, its metadata. Sends nothing.
 
 A cluster sees two things of the machine that a job is submitted from: the working folder, and the package. So paths
-inside the working folder become relative to it, relative ones outside of it are refused, and all others are taken to
-mean the same there.
+inside the working folder become relative to it, relative paths outside of it are refused, and all other paths must name
+the same file on the cluster.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ JOB_FILE = "raprune-job.toml"
 ENTRYPOINT = f"python -m raprune search {JOB_FILE} --resume"
 
 STOP_WAIT_S = 60
-"""Between asking a job to end and killing it; Ray's own 3 s are too few to end workers and say how to go on."""
+"""Time between asking a job to end and killing it; Ray's default of 3 s is too short to end the workers."""
 
 _SECRET = re.compile(r"secret|password|passwd|token|signature|access_?key|account_?key|api_?key|^sig$", re.IGNORECASE)
 
@@ -41,11 +41,11 @@ class Submission:
 
     name: str
     spec: SearchSpec
-    """With paths as the cluster sees them."""
+    """The job, with paths as the cluster sees them."""
     always: tuple[str, ...] = ()
-    """What the job names in the working folder, relative to it: it goes whether or not git ignores it."""
+    """Files of the working folder that the job names, relative to it: they are sent even if git ignores them."""
     notes: tuple[str, ...] = ()
-    """What the user should know, a line each."""
+    """Notes for the user, a line each."""
 
     @property
     def toml(self) -> str:
@@ -54,7 +54,7 @@ class Submission:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the Jobs tab says. No secret: everybody who sees the dashboard reads it."""
+        """Metadata for the Jobs tab. No secrets: everybody who sees the dashboard reads it."""
         return {"job_name": self.name, RUN: public_address(self.spec.output), BUDGET: budget(self.spec)}
 
 
@@ -111,7 +111,7 @@ def requirement(install: str) -> str:
 
 
 def budget(spec: SearchSpec) -> str:
-    """What is asked for, in a few words."""
+    """The budget of the job, in a few words."""
     asked = [
         f"{name} {value:.0%}"
         for name, value in (
@@ -144,7 +144,7 @@ def _given(job: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _place(
     values: dict[str, Any], field: str, given: Any, folder: Path | None, always: list[str], notes: list[str]
 ) -> None:
-    """Put the paths of a field as the cluster sees them."""
+    """Replace the paths of a field by those that the cluster sees."""
     *tables, key = field.split(".")
     part = values[tables[0]] if tables else values
     if not part.get(key):
@@ -182,7 +182,7 @@ def _placed(field: str, path: str, original: str, folder: Path | None, always: l
 
 
 def _place_output(values: dict[str, Any], field: str, notes: list[str]) -> None:
-    """A relative folder would lie in the job's own, which Ray deletes: it goes to the home folder there."""
+    """Move a relative folder to the home folder on the cluster: the job's own folder is deleted by Ray."""
     path = values[field]
     if not path or "://" in path:
         return
@@ -208,7 +208,7 @@ def _modules(spec: SearchSpec, folder: Path | None) -> list[str]:
 
 
 def _refuse_secrets(values: Any, field: str = "") -> None:
-    """What a job says stands in the dashboard: a URI with a key or a password in it does not leave this machine."""
+    """Refuse a URI with a key or a password in it: the dashboard shows the fields of a job."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             _refuse_secrets(value, f"{field}.{key}" if field else str(key))

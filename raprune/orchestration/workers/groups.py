@@ -3,8 +3,8 @@
     driver: train_together -> [ a group, from its start to its end ]* -> every training is done
     rank:   for each training: ask rank 0 -> make the network -> compare -> train, a checkpoint an epoch -> store
 
-A group costs half a minute to come up, so it takes all trainings that are known: the dense network, methods' phases,
-finalists. What it did lies in the store, from which it goes on after the loss of a worker, of all, or of the driver.
+A group takes half a minute to start, so it takes all trainings that are known: the dense network, methods' phases,
+finalists. Its results are in the store, so it resumes after the loss of a worker, of all workers, or of the driver.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,30 +34,32 @@ from raprune.spec.job import SearchSpec
 from raprune.training.loop import Epoch
 
 FOLDER = "train"
-"""In the run's folder: what Ray Train writes, removed when the group ends."""
+"""Subfolder of the run for Ray Train's own files; removed when the group ends."""
 
 WAITS_FOR_ROOM = 3
-"""So often (a minute each time) a group waits for its resources before its size is decided anew."""
+"""Number of times, a minute each, that a group waits for its resources before its size is decided again."""
 
 _LOOK_S = 0.5
 
 _GROUP = "group"
-"""Under this name the group's own start is counted."""
+"""Name under which attempts to start the group are counted."""
+
+_WORK = "work"
 
 
 @dataclass(frozen=True)
 class News:
-    """An epoch that a group has done."""
+    """An epoch that a group has finished."""
 
     name: str
-    """Of the training."""
+    """Name of the training."""
     epoch: Epoch
     attempt: int
-    """At the training: from 1, counted anew after each epoch."""
+    """Number of the attempt at the training, from 1; each finished epoch resets it."""
 
     @property
     def title(self) -> str:
-        """What is being done, in words for the user."""
+        """Name of the work, for the user."""
         if self.name.startswith("finetune-"):
             return f"fine-tuning {self.name}"
         return "training the dense network" + (" for a method" if self.name.startswith("network-") else "")
@@ -70,8 +72,18 @@ class News:
         return PHASES if self.name.startswith("network-") else TRAIN_DENSE
 
 
+@dataclass(frozen=True)
+class GroupWork:
+    """Inputs of each worker of a group. Ray Train passes a dictionary, which holds one entry with this object."""
+
+    shared: Shared
+    trainings: Sequence[Training]
+    bulletin: Any
+    """Handle of the `Bulletin`."""
+
+
 class GroupStages:
-    """The stages that a group goes through, told by its epochs."""
+    """Keeps the stages of the run up to date from the epochs of a group."""
 
     def __init__(self, stages: Stages, spec: SearchSpec, trainings: Sequence[Training]) -> None:
         self._stages = stages
@@ -97,7 +109,7 @@ class GroupStages:
 
 
 class Bulletin:
-    """The actor between a group and its driver; it outlives the group's workers, and what they said stays."""
+    """The actor between a group and its driver. It outlives the group's workers and keeps what they reported."""
 
     def __init__(self) -> None:
         self._attempts: Counter[str] = Counter()
@@ -107,47 +119,47 @@ class Bulletin:
         self._failure: RapruneError | None = None
 
     def begin(self, name: str) -> int:
-        """Which attempt this is at `name`, from 1, since it last came on."""
+        """Number of this attempt at `name`, from 1, since its last progress."""
         self._attempts[name] += 1
         return self._attempts[name]
 
     def fault(self, name: str, text: str) -> None:
-        """What a worker said as it gave up an attempt."""
+        """Keep the error with which a worker gave up an attempt."""
         self._faults[name] = text
 
     def last_fault(self, name: str) -> str | None:
-        """What `fault` was last told."""
+        """The last error that `fault` was given for this name; None if there was none."""
         return self._faults.get(name)
 
     def epoch(self, name: str, epoch: Epoch) -> None:
-        """A training came on by an epoch."""
+        """Note a finished epoch of a training."""
         self._news.append(News(name, epoch, self._attempts[name]))
         self.came_on(name)
         self._attempts[name] = 1
 
     def came_on(self, name: str) -> None:
-        """Another loss is the first one again."""
+        """Note progress: the next loss counts as the first one again."""
         self._attempts[name] = 0
         self._steps += 1
 
     def came_up(self) -> None:
-        """The group's workers have network and data."""
+        """Note that the group's workers have network and data."""
         self._attempts[_GROUP] = 0
 
     def steps(self) -> int:
-        """How often anything came on."""
+        """Number of times that any training made progress."""
         return self._steps
 
     def stop(self, failure: RapruneError) -> None:
-        """Nothing more is to be begun."""
+        """Begin no further training, because of this failure."""
         self._failure = self._failure or failure
 
     def failure(self) -> RapruneError | None:
-        """Why nothing more is to be begun."""
+        """The failure because of which no further training is begun; None: there is none."""
         return self._failure
 
     def news(self) -> list[News]:
-        """The epochs since it was last asked."""
+        """The epochs since the last call."""
         news, self._news = self._news, []
         return news
 
@@ -162,8 +174,8 @@ def train_together(
 ) -> list[News]:
     """Carry out `trainings` by one group of workers, and return the epochs that this took.
 
-    What the store holds already is left out. `again` places a group that was lost; `tell` hears of each epoch. The
-    search's workers must have given back what they held.
+    A training whose result is in the store is left out. `again` places a group that was lost; `tell` is called with
+    each epoch. The search's workers must have ended.
 
     Raises:
         RapruneError: if the dense network or a method's phase cannot be trained, the store fails, or workers are lost
@@ -208,11 +220,11 @@ def _group(
     bulletin: Any,
     look: Callable[[], None],
 ) -> str | None:
-    """One group from its start to its end, with `look` now and then; why it was lost, if it was."""
-    config = {"shared": shared, "trainings": list(trainings), "bulletin": bulletin}
+    """Run one group from its start to its end, and call `look` now and then; the reason if the group was lost."""
+    work = GroupWork(shared, tuple(trainings), bulletin)
     # In a process of its own: Ray Train takes Ctrl-C for itself, and the group ends with the process that asked for it.
     task: Any = ray.remote(_fit)
-    fit = task.options(num_cpus=0, max_retries=RETRIES_AFTER_LOSS).remote(config, placement)
+    fit = task.options(num_cpus=0, max_retries=RETRIES_AFTER_LOSS).remote(work, placement)
     try:
         while not ray.wait([fit], timeout=_LOOK_S)[0]:
             look()
@@ -225,20 +237,20 @@ def _group(
         raise
 
 
-def _fit(config: dict[str, Any], placement: TrainPlacement) -> str | None:
-    """Ray Train's part; why the group was lost, if it was."""
-    filesystem, path = config["shared"].store.location
+def _fit(work: GroupWork, placement: TrainPlacement) -> str | None:
+    """Have Ray Train run the group; the reason if the group was lost."""
+    filesystem, path = work.shared.store.location
     # Typed after the first version of Ray Train, which does not know all of its fields.
     again: Any = FailureConfig
     trainer = TorchTrainer(
         _train_each,
-        train_loop_config=config,
+        train_loop_config={_WORK: work},
         torch_config=TorchConfig(backend=placement.backend),
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=placement.resources
         ),
         run_config=RunConfig(
-            # Ray would go on with a run of the same name by its own checkpoints.
+            # Ray would resume a run of the same name from its own checkpoints.
             name=f"group-{uuid.uuid4().hex[:12]}",
             storage_path=f"{path}/{FOLDER}",
             storage_filesystem=filesystem,
@@ -253,9 +265,10 @@ def _fit(config: dict[str, Any], placement: TrainPlacement) -> str | None:
     return None
 
 
-def _train_each(config: dict[str, Any]) -> None:
-    """What every worker of the group runs, in step with the others."""
-    bulletin, context = config["bulletin"], ray.train.get_context()
+def _train_each(config: Mapping[str, GroupWork]) -> None:
+    """The loop that every worker of the group runs, in step with the others."""
+    work, context = config[_WORK], ray.train.get_context()
+    bulletin = work.bulletin
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     order = _word_of_first(ranks, lambda: _order(bulletin, _GROUP))
     if order is Action.RECORD and ranks.rank == 0:
@@ -263,12 +276,12 @@ def _train_each(config: dict[str, Any]) -> None:
     if order is not Action.RETRY:
         return
     try:
-        rank = Rank.of(config["shared"], ranks)
+        rank = Rank.of(work.shared, ranks)
     except Exception as error:
         ray.get(bulletin.fault.remote(_GROUP, error_text(error)))
         raise
     ray.get(bulletin.came_up.remote())
-    for training in config["trainings"]:
+    for training in work.trainings:
         try:
             may_go_on = _carry_out(rank, training, bulletin)
         except StoreError as error:
@@ -279,11 +292,11 @@ def _train_each(config: dict[str, Any]) -> None:
 
 
 def _carry_out(rank: Rank, training: Training, bulletin: Any) -> bool:
-    """One training, unless it was done before; whether another may follow.
+    """Carry out one training, unless it was done before; true if another may follow.
 
     Raises:
         StoreError: if the store fails.
-        Exception: if it may go better with other workers.
+        Exception: if another attempt, by other workers, may succeed.
     """
     name = training.name(rank)
     checkpoints = rank.held.checkpoints(name)
@@ -331,7 +344,7 @@ def _tell(rank: Rank, bulletin: Any, name: str, epoch: Epoch) -> None:
 
 
 def _order(bulletin: Any, name: str) -> Action:
-    """RETRY: begin it. RECORD: it had its attempts, and failed. ABORT: begin nothing more."""
+    """The order for a training. RETRY: begin it. RECORD: all attempts failed. ABORT: begin no further training."""
     if ray.get(bulletin.failure.remote()) is not None:
         return Action.ABORT
     attempt = ray.get(bulletin.begin.remote(name))
@@ -339,7 +352,7 @@ def _order(bulletin: Any, name: str) -> Action:
 
 
 def _used_up(bulletin: Any, name: str) -> RapruneError:
-    """That `name` was lost as often as it is tried."""
+    """The error for a training whose workers were lost on every attempt."""
     text = f"{name}: {decide(Failure.LOST, attempts=RETRIES_AFTER_LOSS + 1).reason}"
     fault = ray.get(bulletin.last_fault.remote(name))
     return RapruneError(
@@ -349,5 +362,5 @@ def _used_up(bulletin: Any, name: str) -> RapruneError:
 
 
 def _word_of_first(ranks: Ranks, ask_it: Callable[[], Action | None]) -> Action | None:
-    """What rank 0 finds, on all ranks."""
+    """The answer of rank 0, on all ranks."""
     return ray.train.collective.broadcast_from_rank_zero(ask_it() if ranks.rank == 0 else None)

@@ -1,7 +1,7 @@
 """Latency on the workers' device: the table before the search, whole networks of the front after it.
 
-Both are measured while nothing else of the run works: the table by a task of the size of a trial, the networks by one
-that has a whole node, or a whole GPU, to itself.
+Both are measured while no other task of the run works: the table by a task of the size of a trial, the networks by a
+task that has a whole node, or a whole GPU, to itself.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from raprune.store.networks import find_network
 from raprune.store.scores import Arrays, Statistics
 
 ALONE_S = 30.0
-"""Time that a whole node or GPU is waited for, where others use the cluster as well."""
+"""Maximum time to wait for a whole node or GPU, if others use the cluster as well."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The dense network whose latency is measured, without weights: they do not matter to it."""
+    """The dense network whose latency is measured, without weights: latency does not depend on them."""
 
     spec: SearchSpec
     graph: ChannelGraph
@@ -68,16 +68,16 @@ class MeasuredTable:
 
     arrays: Arrays
     is_new: bool
-    """Whether it was measured now; else it was read from the folder of statistics."""
+    """True if it was measured now, false if it was read from the folder of statistics."""
 
 
 def latency_table(subject: Subject, store: Store) -> tuple[LatencyTable, bool]:
-    """The run's own table where its store has one, else the folder's of statistics, else a new one; and if it is new.
+    """The latency table, and true if it is new: the run's own, else that of the folder of statistics, else measured.
 
     Raises:
         ModelError: if no table holds for the network.
     """
-    # A run that is resumed goes on with the table that it began with, on whatever machine.
+    # A resumed run keeps the table that it began with, on any machine.
     own = stored_table(store)
     if own is not None:
         return own, False
@@ -120,7 +120,7 @@ def _measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> T
 
 
 def _network(trial: Trial, model: nn.Module, graph: ChannelGraph, store: Store) -> nn.Module:
-    """As fast as the trial's network; with its weights only where these may have put other layers into it."""
+    """A network as fast as the trial's; with the trial's weights only if its method may have changed the layers."""
     assert trial.candidate is not None, "a network of the front has one"
     if method_named(trial.proposal.method).has_path():
         folder = find_network(store, trial)
@@ -130,13 +130,13 @@ def _network(trial: Trial, model: nn.Module, graph: ChannelGraph, store: Store) 
 
 
 def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:
-    """The result of a task that has a whole node or GPU to itself; of one of a trial's size if none gets free."""
+    """The result of a task that has a whole node or GPU to itself, or of a trial's size if none becomes free."""
     whole = replace(subject, placement=place_timing(node_resources(), subject.placement))
     group = placement_group([whole.placement.resources])
     strategy = PlacementGroupSchedulingStrategy(group)
     try:
         if group.wait(ALONE_S):
-            # Where the node is lost, no other may be as large.
+            # If the node is lost, no other node may be as large.
             return _run(work, whole, *arguments, scheduling_strategy=strategy, max_retries=0)
     except RapruneError as error:
         if not isinstance(error.__cause__, ray.exceptions.RayError):
@@ -147,7 +147,7 @@ def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:
 
 
 def _run(work: Any, subject: Subject, *arguments: Any, max_retries: int = 2, **options: Any) -> Any:
-    """The result of a task of the size that the subject's placement says."""
+    """The result of a task with the resources of the subject's placement."""
     resources = {"num_cpus": subject.placement.cpus, "num_gpus": subject.placement.gpus}
     task = ray.remote(work).options(max_retries=max_retries, **resources, **options)
     return answer(

@@ -1,8 +1,8 @@
-"""What candidates share, computed once before the search and spread over the cluster.
+"""Statistics that candidates share, computed once before the search by tasks on the whole cluster.
 
-What the folder of statistics holds already is read. The rest is computed by tasks: a method's training phase by one,
-its scores by as many as there are workers, each for a part of the groups. Settings that only the sampler comes upon are
-computed by the worker that needs them first, and kept in the same folder.
+Statistics that are in their folder already are read. The rest is computed by tasks: a method's training phase by one
+task, its scores by as many as there are workers, each for a part of the groups. Scores for settings that only the
+sampler chooses are computed by the worker that needs them first, and stored in the same folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from raprune.store.scores import Arrays, Statistics
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a task that computes statistics needs; the arrays are in the object store, once on each node."""
+    """Inputs of a task that computes statistics; the arrays are in the object store, once on each node."""
 
     spec: SearchSpec
     graph: ChannelGraph
@@ -45,16 +45,16 @@ class Inputs:
     """One reference each, in a list so that it is fetched by the task."""
     weights: list[ray.ObjectRef[WeightArrays]]
     coordinator: ActorHandle[Any]
-    """Told how far the tasks are."""
+    """Receives the progress of the tasks."""
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """All that is known before the search."""
+    """All statistics that are known before the search."""
 
     arrays: dict[str, Arrays]
     computed: list[str]
-    """Keys of what was computed now; the others were read."""
+    """Keys of the statistics that were computed now; the others were read."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _score_all(
 
 
 def _watched(inputs: Inputs, stages: Stages, prefix: str) -> AbstractContextManager[None]:
-    """Keeps the current stage up to date by what tasks whose names begin with `prefix` tell the coordinator."""
+    """Keeps the current stage up to date from the progress of tasks whose names begin with `prefix`."""
     works: Any = inputs.coordinator.works
 
     def look() -> None:
@@ -122,7 +122,7 @@ def _watched(inputs: Inputs, stages: Stages, prefix: str) -> AbstractContextMana
 
 
 def warm_up(placement: Placement) -> None:
-    """Have processes for all workers import what they need, seconds of work, while the run is still being started.
+    """Start processes for all workers and have them import their modules, which takes seconds, while the run starts.
 
     Only without GPUs: Ray gives each task on a GPU a process of its own.
     """
@@ -137,7 +137,7 @@ def named(spec: SearchSpec, methods: Sequence[str]) -> list[Method]:
 
 
 def phases(methods: Sequence[Method]) -> list[Method]:
-    """Those that have the dense network trained for them, one for each such training."""
+    """The methods that have the dense network trained for them, one for each such training."""
     return list({method.regularize(): method for method in methods if method.regularize() is not None}.values())
 
 
@@ -148,7 +148,7 @@ def epochs_of(method: Method) -> float:
 
 
 def missing(inputs: Inputs, methods: Sequence[Method]) -> Missing:
-    """All of what `methods` need that nobody has computed yet."""
+    """Statistics that `methods` need and that are not computed yet."""
     return _missing(_pruner(inputs, {}, device="cpu"), methods)
 
 
@@ -161,7 +161,7 @@ def _missing(pruner: Pruner, methods: Sequence[Method]) -> Missing:
 
 
 def statistics_store(spec: SearchSpec) -> Store:
-    """The folder of shared statistics, which the driver made; it is waited for as the run's is."""
+    """The folder of shared statistics, which the driver made; operations wait for it as for the run's folder."""
     return Store(spec.statistics_folder, patience=Patience(total_s=spec.resources.store_patience_s))
 
 
@@ -171,7 +171,7 @@ def _task(work: Any, inputs: Inputs) -> Any:
 
 
 def _come_up() -> None:
-    """Nothing: to unpickle this function is to import what the next task needs."""
+    """Do nothing: unpickling this function imports the modules that the next task needs."""
 
 
 def _train(inputs: Inputs, method: Method, key: str) -> Arrays:
@@ -204,7 +204,7 @@ def _parts(graph: ChannelGraph, method: Method, count: int) -> list[list[str]]:
     """The groups' names in at most `count` parts of about equal work for `method`; one, where it looks at no images."""
     count = 1 if method.data_free else min(count, len(graph.groups))
     if any(method.priced_at(group.num_channels) for group in graph.groups):
-        # What is behind a group is repaired for its prices: less and less from the network's front to its end.
+        # To measure a group's sensitivity, all layers behind it are repaired: ever fewer towards the network's end.
         names = [group.name for group in graph.groups]
         return [names[part::count] for part in range(count)]
     parts: list[list[str]] = [[] for _ in range(count)]

@@ -1,9 +1,9 @@
 """A streamed training split read by Ray Data: tasks on all nodes read and decode, a few blocks ahead of the training.
 
 Each training opens its own stream, in whatever process it runs (a worker of the search, a task, a worker of Ray
-Train): the order of the images then depends on its seed and its rank alone, and nobody waits for a shard that another
-holds. The reading tasks ask for no processor. The search's own workers may hold all of them, and would wait for ever
-for images whose reading waits for the workers to end.
+Train): the order of the images then depends only on its seed and its rank, and no training waits for a shard that
+another holds. The reading tasks ask for no CPU. The search's own workers may hold all CPUs, and would wait for ever for
+images whose reading waits for the workers to end.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from raprune.data.stream import StreamSource
 from raprune.errors import RapruneError
 
 TASK_IMAGES = 1024
-"""Rows that a task reads, at least: a task costs some milliseconds."""
+"""Minimum number of rows that a task reads: starting a task takes some milliseconds."""
 
 LEAST_TASKS = 2
-"""That read side by side for one training: one decodes while the other waits for its file."""
+"""Minimum number of tasks that read for one training: one decodes while the other waits for its file."""
 
 BLOCK_BYTES = 16 * 2**20
-"""Of decoded images that a task hands on at a time."""
+"""Maximum size of the decoded images that a task returns at a time."""
 
 OBJECT_STORE_BYTES = 2**30
-"""Of decoded images that wait on their way to one training."""
+"""Maximum size of the decoded images that wait for one training."""
 
 
 @dataclass(frozen=True)
 class RayReader:
-    """Reads by Ray Data. The same seed gives the same images in the same order, on whatever nodes they are read."""
+    """Reads by Ray Data. The same seed gives the same images in the same order, on any nodes."""
 
     beside: int = 1
-    """Trainings that read streams side by side: the cluster's processors are divided among them."""
+    """Number of trainings that read streams at the same time: the cluster's CPUs are divided among them."""
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
         tasks = _tasks(source.pieces(seed=seed, rank=rank, size=size))
@@ -49,7 +49,7 @@ class RayReader:
         share = int(ray.cluster_resources().get("CPU", 0)) // max(self.beside, size)
         dataset = _dataset(source, tasks, concurrency=min(len(tasks), max(LEAST_TASKS, share)))
         batches: Any = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-        # Closed, its tasks end: nobody reads on for a training that has ended.
+        # Closing it ends its tasks, so no task reads for a training that has ended.
         with _errors_of_ours(), closing(iter(batches)) as blocks:
             for block in blocks:
                 yield Split(block["image"], block["label"])
@@ -57,7 +57,7 @@ class RayReader:
 
 def _dataset(source: StreamSource, tasks: list[list[LabelArray]], *, concurrency: int) -> ray.data.Dataset:
     with warnings.catch_warnings():
-        # Of Ray Data about its own settings.
+        # Warnings of Ray Data about its own settings.
         warnings.simplefilter("ignore")
         dataset = ray.data.read_datasource(
             _Pieces(source, tasks), num_cpus=0, concurrency=concurrency, override_num_blocks=len(tasks)
@@ -96,7 +96,7 @@ class _Pieces(Datasource):
 
 
 def _read(source: list[ray.ObjectRef[StreamSource]], pieces: list[LabelArray]) -> Callable[[], Iterable[Block]]:
-    """What reads some pieces; the reference is in a list so that the task fetches it."""
+    """A function that reads some pieces; the reference is in a list so that the task fetches it."""
 
     def read() -> Iterable[Block]:
         stream = ray.get(source[0])
@@ -108,7 +108,7 @@ def _read(source: list[ray.ObjectRef[StreamSource]], pieces: list[LabelArray]) -
 
 
 def _tasks(pieces: list[LabelArray]) -> list[list[LabelArray]]:
-    """The pieces in their order, so many together that a task has enough to do."""
+    """The pieces in their order, grouped so that each task has enough to do."""
     tasks: list[list[LabelArray]] = []
     rows = TASK_IMAGES
     for piece in pieces:
@@ -122,7 +122,7 @@ def _tasks(pieces: list[LabelArray]) -> list[list[LabelArray]]:
 
 @contextmanager
 def _errors_of_ours() -> Iterator[None]:
-    """An error of ours from a reading task as itself, instead of wrapped in Ray's."""
+    """Raise an error of ours from a reading task as itself, instead of wrapped in Ray's."""
     try:
         yield
     except ray.exceptions.RayError as error:

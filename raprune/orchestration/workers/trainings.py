@@ -1,4 +1,4 @@
-"""What a group of workers trains: the dense network, a method's training phase, a finalist.
+"""The trainings of a group of workers: the dense network, a method's training phase, a finalist.
 
 Every rank makes the network by itself, from what the store and the job say, before it is wrapped; all go through these
 functions in step. Rank 0 alone writes.
@@ -38,7 +38,7 @@ OnEpoch = Callable[[Epoch], None]
 
 
 class CandidateError(RapruneError):
-    """A candidate whose network cannot be made or trained, on whatever worker."""
+    """A candidate whose network no worker can make or train."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,26 @@ class Training(Protocol):
         """Number of its epochs."""
 
     def name(self, rank: Rank) -> str:
-        """What it is called: unique in the run, and the same again when the run is resumed."""
+        """Name that is unique in the run, and the same when the run is resumed."""
 
     def is_done(self, rank: Rank) -> bool:
-        """Whether the store holds what comes of it. Rank 0 is asked."""
+        """True if the store holds its result. Called on rank 0."""
 
     def run(self, rank: Rank, checkpoints: Checkpoints, on_epoch: OnEpoch) -> None:
-        """Train it; rank 0 stores what comes of it.
+        """Train it; rank 0 stores the result.
 
         Raises:
             RapruneError: if it cannot be trained: on all ranks alike, except for what the store raises.
         """
 
     def take_over(self, rank: Rank) -> None:
-        """Have what `run` would have left on this rank; it was done before."""
+        """Leave this rank as `run` would have left it, from a result that is stored already."""
 
     def fail(self, rank: Rank, cause: RapruneError) -> None:
-        """Store that it cannot be trained. Rank 0 is asked.
+        """Record that it cannot be trained. Called on rank 0.
 
         Raises:
-            RapruneError: `cause`, where nothing can go on without it.
+            RapruneError: `cause`, where the run needs the result.
         """
 
 
@@ -207,7 +207,7 @@ def _record(rank: Rank, trial: Trial) -> None:
 
 
 def _alike(rank: Rank, make: Callable[[], Pruned]) -> Pruned:
-    """What each rank makes by itself, with the weights of rank 0.
+    """The network that each rank makes by itself, with the weights of rank 0.
 
     The repair need not give the same bits on every device; which channels stay must be the same everywhere.
 

@@ -1,4 +1,4 @@
-"""What a worker does: hold network and data on its device, and take one task after another."""
+"""A worker of the search: it holds network and data on its device, and takes one task after another."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from raprune.training.evaluate import evaluate
 from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks
 
 MEETING_S = 30.0
-"""A node without room for a worker that was counted on must not hold up the others for longer."""
+"""Time for which the workers of a node wait, at most, for workers that do not come up on another node."""
 
 
 @dataclass(frozen=True)
 class Equipment:
-    """What a worker holds on its device: the dense network and the data, and what makes candidates of them."""
+    """The dense network, the data and the pruner that a worker holds on its device."""
 
     shared: Shared
     workload: Workload
@@ -49,7 +49,7 @@ class Equipment:
 
     @classmethod
     def of(cls, shared: Shared, *, writes: bool = True, on_work: OnWork | None = None) -> Self:
-        """Built from what the run shares. Where `writes` is false, statistics are read and not kept."""
+        """The equipment for the inputs that the run shares. With `writes` false, statistics are not stored."""
         workload = _build(shared)
         statistics = Statistics(statistics_store(shared.spec), ray.get(shared.statistics), writes=writes)
         pruner = Pruner(
@@ -63,7 +63,7 @@ class Equipment:
         return ray.get(recorded.remote(proposal.trial_id))
 
     def start(self, parent: Proposal, recorded: Trial) -> Pruned:
-        """The network that the trial of `parent` ended with: the store's, else made again."""
+        """The network that the trial of `parent` ended with: loaded from the store, else made again."""
         accuracy = None if recorded.metrics is None else recorded.metrics.accuracy
         if not is_trained(parent):
             return replace(self.pruner.made_again(parent), accuracy=accuracy)
@@ -82,7 +82,7 @@ class Equipment:
         checkpoints: Checkpoints | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> Trial:
-        """The trial of `proposal`, which takes `start` on; rank 0 saves its network. `recorded`: the parent's trial."""
+        """Fine-tune `start` and return the trial of `proposal`; rank 0 saves the network. `recorded`: its parent."""
         spec = self.shared.spec
         train, rungs = spec.finalists.train.decided(), spec.search.rungs
         if proposal.stage is Stage.SEARCH:
@@ -92,7 +92,7 @@ class Equipment:
         )
         trial = of_rung(result.trial, spec.search)
         if parent.rung:
-            # What the start came to was after its rung, not after the repair.
+            # The accuracy of `start` was measured after its rung, not after the repair.
             trial = replace(
                 trial,
                 accuracy_after_cut=recorded.accuracy_after_cut,
@@ -104,7 +104,7 @@ class Equipment:
         return trial
 
     def checkpoints(self, name: str) -> StoreCheckpoints:
-        """Where the training of this name keeps its checkpoint; removed when what comes of it is stored."""
+        """Checkpoints of the training of this name; the worker removes them once the result is stored."""
         return StoreCheckpoints(self.shared.store, f"checkpoints/{name}.safetensors")
 
     def load(self, folder: str) -> nn.Module:
@@ -124,7 +124,7 @@ class Equipment:
         )
 
     def test(self, task: TestTask) -> dict[str, float]:
-        """Accuracies on the test split: `dense`, and by `Trial.network`; what is to be kept is stored."""
+        """Accuracies on the test split: `dense`, and by `Trial.network`; networks with `keep` are stored too."""
         workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
         splits = [workload.place(split) for split in ray.get(task.split)]
         accuracies: dict[str, float] = {}
@@ -139,7 +139,7 @@ class Equipment:
         return accuracies
 
     def _last(self, trial: Trial, *, keep: bool) -> nn.Module:
-        """The network of a recorded trial: the store's, else made again; with `keep` stored under its name."""
+        """The network of a recorded trial: loaded, else made again; with `keep` it is stored under its name."""
         store, wanted = self.shared.store, f"{MODELS}/{trial.network}"
         found = find_network(store, trial)
         if found is not None:
@@ -153,7 +153,7 @@ class Equipment:
 
 
 def evaluate_on_test(shared: list[Shared], task: TestTask) -> dict[str, float]:
-    """What the task asks for, in a worker of its own; `shared` is in a list so that its references stay ones."""
+    """Carry out a test task in a process of its own; `shared` is in a list so that Ray leaves its references alone."""
     return Equipment.of(shared[0]).test(task)
 
 
@@ -213,12 +213,12 @@ class CandidateTrial(tune.Trainable):
             time.sleep(0.05)
 
     def _try(self, task: CandidateTask) -> list[Trial]:
-        """The task's trials: those on the way, and at last its own."""
+        """The trials of the task: first those on its path, then its own."""
         started_at, began = time.time(), time.perf_counter()
         try:
             trials = self._run(task)
         except StoreError:
-            # Says nothing of the candidate.
+            # The candidate is not the cause.
             raise
         except Exception as error:
             failed = Trial(
@@ -251,15 +251,15 @@ class CandidateTrial(tune.Trainable):
 
 
 def network_name(trial: Trial) -> str:
-    """Name in `models/` of a network as it was trained: of a finalist its own, of any other that of its trial.
+    """Name in `models/` of a network as it was trained: a finalist has its own, any other network that of its trial.
 
-    Several trials of the search may come to one candidate, each with weights that a next rung continues.
+    Several trials of the search may give one candidate, each with weights that the next rung continues.
     """
     return trial.network if trial.proposal.stage is Stage.FINETUNE else trial.trial_id
 
 
 def of_rung(trial: Trial, search: SamplerSpec) -> Trial:
-    """The trial as it counts: below the last rung it is stopped."""
+    """The trial with its final state: a complete trial below the last rung is STOPPED."""
     proposal = trial.proposal
     is_below = proposal.stage is Stage.SEARCH and proposal.rung < len(search.rungs) - 1
     return replace(trial, state=TrialState.STOPPED) if is_below and trial.state is TrialState.COMPLETE else trial
