@@ -1,0 +1,199 @@
+"""What crosses processes: one entry in Tune's dictionaries, whole and picklable; and what the searcher makes of it."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from raprune.errors import RapruneError, StoreError
+from raprune.orchestration import tasks
+from raprune.orchestration.cluster.failures import FAILURES_IN_A_ROW, RETRIES_AFTER_LOSS
+from raprune.orchestration.searcher import CandidateSearcher
+from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report, Task
+from raprune.records import Proposal, Trial, TrialState
+from raprune.results.stages import SEARCH, Stages
+from raprune.sampling.promotion import Outcome
+from raprune.sampling.sources import Proposals
+from raprune.spec.budget import Budget
+from raprune.spec.job import FinalistSpec, SamplerSpec, SearchSpec
+from tests.factories import SPACE, outcome
+
+SPEC = SearchSpec(
+    budget=Budget(flops=0.3),
+    methods=SPACE.methods,
+    search=SamplerSpec(trials=6, lookahead=2),
+    finalists=FinalistSpec(count=2, each_method=False),
+)
+
+
+def accuracies() -> dict[str, float]:
+    """Names of networks may hold what Tune takes for a path."""
+    return {"dense": 0.9, "a/b-ft": 0.8, "3f2a": 0.7}
+
+
+class Recorded:
+    """Callbacks of a searcher that note how they were called."""
+
+    def __init__(self) -> None:
+        self.tests = [tasks.TestTask(0, [], True, ()), tasks.TestTask(1, [], False, ())]
+        self.chosen: list[int] = []
+        self.spent: list[str] = []
+        self.planned = 0
+        self.failed: list[Trial] = []
+
+    def plan_test(self) -> list[tasks.TestTask]:
+        self.planned += 1
+        return list(self.tests)
+
+
+def searcher_of(recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = False) -> CandidateSearcher:
+    stages = Stages()
+    stages.begin(SEARCH, total=6, unit="trials")
+    return CandidateSearcher(
+        spec,
+        Proposals(SPACE, spec.search, seed=0),
+        [],
+        record=recorded.failed.append,
+        plan_test=recorded.plan_test,
+        spend=lambda spent: recorded.spent.append(spent.trial_id),
+        chosen=recorded.chosen.append,
+        grouped=lambda networks: grouped,
+        workers=2,
+        stages=stages,
+    )
+
+
+def carry_out(searcher: CandidateSearcher, answer: Any = None) -> list[Task]:
+    """Run a searcher to its end in this process: each task is answered before the next one is asked for."""
+    done: list[Task] = []
+    for number in range(100):
+        config = searcher.suggest(str(number))
+        if config == Searcher.FINISHED:
+            return done
+        assert config is not None, "nothing is running, so nothing is waited for"
+        task = Assignment.of(pickle.loads(pickle.dumps(config))).task
+        report = answer(task) if answer is not None else right(task)
+        searcher.on_trial_complete(str(number), pickle.loads(pickle.dumps(report.to_result())))
+        done.append(task)
+    raise AssertionError("the search does not end")
+
+
+def right(task: Task) -> Report:
+    """The report on a task that goes well."""
+    if isinstance(task, tasks.TestTask):
+        return Report(test={f"{task.number}/network": 0.5 + task.number / 10})
+    return Report(outcome=outcome(task.proposal))
+
+
+def test_report_passes_through_tune_whole() -> None:
+    """Tune flattens nested dictionaries; a report is none, so its names come back as they were."""
+    from ray.tune.utils import flatten_dict
+
+    report = Report(test=accuracies())
+    assert Report.of(flatten_dict(pickle.loads(pickle.dumps(report.to_result())))) == report
+    assert report.to_result()["done"] is True
+
+
+@pytest.mark.parametrize(
+    "ends", [{}, {"test": {}, "setup_error": "no"}, {"failure": RapruneError("no"), "test": {"dense": 0.5}}]
+)
+def test_report_with_no_end_or_two_ends_is_refused(ends: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError, match="one way"):
+        Report(**ends)
+
+
+def test_report_without_tested_networks_is_an_end() -> None:
+    """A task that only stores networks measures nothing."""
+    assert Report(test={}).test == {}
+
+
+def test_failure_in_a_report_keeps_its_type_message_and_hint() -> None:
+    sent = pickle.loads(pickle.dumps(Report(failure=StoreError("run: no space left", hint="Free some."))))
+    assert isinstance(sent.failure, StoreError)
+    assert (sent.failure.message, sent.failure.hint) == ("run: no space left", "Free some.")
+
+
+def test_assignment_passes_through_tune_whole() -> None:
+    proposal = next_proposal()
+    look = Look(proposal=proposal, keep=True, test=False)
+    for task in (CandidateTask(proposal, proposal), tasks.TestTask(3, [], True, (look,))):
+        config = pickle.loads(pickle.dumps(Assignment(task, 2).to_config()))
+        assert len(config) == 1 and Assignment.of(config) == Assignment(task, 2)
+
+
+def test_search_goes_through_its_phases_in_order() -> None:
+    recorded = Recorded()
+    searcher = searcher_of(recorded)
+    done = carry_out(searcher)
+    kinds = [task.proposal.stage.value if isinstance(task, CandidateTask) else "test" for task in done]
+    assert kinds == ["search"] * 6 + ["finetune"] * 2 + ["test"] * 2
+    assert searcher.failure is None and searcher.waiting == []
+    assert searcher.test == {"0/network": 0.5, "1/network": 0.6}
+    assert recorded.chosen == [2] and recorded.planned == 1
+    assert recorded.spent == [task.trial_id for task in done[:6]]
+
+
+def test_finalists_wait_for_a_group_and_nothing_is_tested() -> None:
+    recorded = Recorded()
+    searcher = searcher_of(recorded, grouped=True)
+    done = carry_out(searcher)
+    assert len(done) == 6 and len(searcher.waiting) == 2
+    assert recorded.planned == 0 and searcher.test == {}
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (Report(failure=StoreError("run: no space left")), "run: no space left"),
+        (Report(setup_error="ValueError: no such layer"), "could not build the workload.*no such layer"),
+    ],
+)
+def test_error_of_the_run_ends_the_search_with_it(report: Report, message: str) -> None:
+    searcher = searcher_of(Recorded())
+    done = carry_out(searcher, lambda task: report)
+    assert len(done) == 1
+    assert searcher.failure is not None
+    with pytest.raises(RapruneError, match=message):
+        raise searcher.failure
+
+
+def test_search_whose_candidates_all_fail_ends_with_the_last_error() -> None:
+    def fails(task: Task) -> Report:
+        assert isinstance(task, CandidateTask)
+        method, state = task.proposal.method, TrialState.FAILED
+        return Report(outcome=Outcome(trial_id=task.trial_id, state=state, error="no memory", method=method))
+
+    spec = SPEC.model_copy(update={"search": SamplerSpec(trials=40, lookahead=2)})
+    searcher = searcher_of(Recorded(), spec=spec)
+    assert len(carry_out(searcher, fails)) == FAILURES_IN_A_ROW
+    assert searcher.failure is not None
+    assert searcher.failure.message == f"All {FAILURES_IN_A_ROW} candidates so far failed, the last with: no memory"
+
+
+def test_lost_worker_has_its_task_tried_again_and_at_last_recorded_as_failed() -> None:
+    """The report is missing then: Tune hands on an error without a result."""
+    recorded = Recorded()
+    searcher = searcher_of(recorded)
+    tried = []
+    for number in range(RETRIES_AFTER_LOSS + 1):
+        tried.append(Assignment.of(searcher.suggest(str(number))).task)
+        searcher.on_trial_complete(str(number), None, error=True)
+    assert all(task == tried[0] for task in tried) and searcher.failure is None
+    assert [trial.trial_id for trial in recorded.failed] == [tried[0].trial_id]
+    assert "lost on each of 3 attempts" in str(recorded.failed[0].error)
+
+
+def test_first_tasks_are_assigned_together() -> None:
+    searcher = searcher_of(Recorded())
+    first, second = (Assignment.of(searcher.suggest(name)) for name in "ab")
+    assert (first.together, second.together) == (2, 2)
+    assert searcher.suggest("c") is None, "no more than the workers"
+
+
+def next_proposal() -> Proposal:
+    proposal = Proposals(SPACE, SPEC.search, seed=0).next()
+    assert proposal is not None
+    return proposal
