@@ -271,7 +271,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
         raise searcher.failure
     if enough.reason is not None:
         run.store.write_json(RUN_FILE, run.store.run() | {"stopped": enough.reason})
-        run.console.print(f"The search ended early: {enough.reason}.", markup=False, highlight=False)
+        run.console.print(f"Search ended early: {enough.reason}.", markup=False, highlight=False)
     return SearchResult(tuple(searcher.waiting), dict(searcher.test))
 
 
@@ -414,7 +414,7 @@ def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> 
     placement = _place_group(run, len(trainings))
     if placement is None:
         return
-    run.console.print(f"Training by {placement.reason}: {len(trainings)} networks.", markup=False, highlight=False)
+    run.console.print(f"Training {len(trainings)} networks by {placement.reason}.", markup=False, highlight=False)
     course = GroupStages(run.stages, run.spec, trainings)
     train_together(
         shared,

@@ -17,6 +17,7 @@ from raprune.errors import StoreError
 from raprune.orchestration.cluster.connect import machine
 from raprune.pruning.artifact import versions
 from raprune.pruning.preparation import DENSE, Prepared
+from raprune.pruning.workload import WeightArrays
 from raprune.report.terminal import print_front
 from raprune.results.progress import FINETUNINGS
 from raprune.results.stages import Stages
@@ -144,7 +145,8 @@ def earlier_trials(run: Run, space: SearchSpace) -> Earlier | None:
     return warm_start.from_json(run.store.read_json(warm_start.FILE))
 
 
-def stored_weights(store: Store) -> dict[str, Any] | None:
+def stored_weights(store: Store) -> WeightArrays | None:
+    """The dense network's weights in the run's folder; None if it has none yet."""
     from safetensors.numpy import load
 
     return dict(load(store.read_bytes(DENSE))) if store.exists(DENSE) else None

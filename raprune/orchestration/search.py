@@ -112,13 +112,15 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None, stages
     store = Store(spec.output)
     if not store.is_run():
         return search(spec, console=console, stages=stages)
-    console.print(f"{store.name} holds a run: it goes on.", markup=False, highlight=False)
+    console.print(f"{store.name} holds a run: resuming it.", markup=False, highlight=False)
     begun = SearchSpec.model_validate(store.run()["spec"])
     # A field that was left to the run, which has decided it since, is no change of the job.
     asked = decided_as(_looking_ahead(spec, spec.search.lookahead or begun.search.lookahead), begun)
     changed = _differing(_moved(begun, spec), asked)
     if changed:
-        console.print(f"It keeps its own job; ignored: {', '.join(changed)}.", markup=False, highlight=False)
+        console.print(
+            f"Resuming the stored job; ignored overrides: {', '.join(changed)}.", markup=False, highlight=False
+        )
     return resume(spec.output, console=console, placed=spec, stages=stages)
 
 

@@ -112,7 +112,7 @@ class CandidateSearcher(Searcher):
                 return Assignment(self._running[trial_id], together).to_config()
             return None if self._running else Searcher.FINISHED
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         with self._lock:
             task = self._running.pop(trial_id)
             try:
@@ -136,7 +136,7 @@ class CandidateSearcher(Searcher):
         """Save nothing: the store holds the state of the search, and Tune's state is thrown away."""
         Path(checkpoint_path).touch()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Tune pickles its searcher for a restore that never comes.
         return {}
 

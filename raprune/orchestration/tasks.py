@@ -108,12 +108,12 @@ class Assignment:
     task: Task
     together: int = 0
 
-    def to_config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Self]:
         """The assignment as a configuration of Tune."""
         return {_ASSIGNMENT: self}
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self:
+    def of(cls, config: Mapping[str, Self]) -> Self:
         """The assignment in a configuration of Tune."""
         return config[_ASSIGNMENT]
 
@@ -135,7 +135,7 @@ class Report:
         values = (self.outcome, self.test, self.failure, self.setup_error)
         assert sum(value is not None for value in values) == 1, "a task ends in one way"
 
-    def to_result(self) -> dict[str, Any]:
+    def to_result(self) -> dict[str, Self | bool]:
         """The report as the last result that Tune takes of a trial."""
         return {"done": True, _REPORT: self}
 

@@ -343,7 +343,7 @@ def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
         timeout=400,
     )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert f"{run.uri} holds a run: it goes on." in resumed.stdout
+    assert f"{run.uri} holds a run: resuming it." in resumed.stdout
     assert "ignored" not in resumed.stdout, "what was decided at the beginning is no change of the job"
     assert run.run()["spec"]["search"]["lookahead"] == 4
     after = recorded(run)

@@ -25,7 +25,7 @@ def with_room(spec: ResourceSpec, *, console: Console) -> ResourceSpec:
     from ray.autoscaler.sdk import request_resources
 
     began = time.monotonic()
-    console.print(f"Waiting up to {spec.scale_up_s:g} s for {_words(asked)} of the cluster.", highlight=False)
+    console.print(f"Cluster scaling up: waiting up to {spec.scale_up_s:g} s for {_words(asked)}.", highlight=False)
     try:
         request_resources(bundles=asked)
         while time.monotonic() < began + spec.scale_up_s:
@@ -39,7 +39,9 @@ def with_room(spec: ResourceSpec, *, console: Console) -> ResourceSpec:
     finally:
         request_resources(bundles=[])
     room = capacity(node_resources(), spec)
-    console.print(f"Room for {room} after {time.monotonic() - began:.0f} s.", highlight=False)
+    waited_s = time.monotonic() - began
+    workers = f"{room} worker{'s' * (room != 1)}"
+    console.print(f"Cluster scaled up: {workers} available after {waited_s:.0f} s.", highlight=False)
     if spec.workers is None or room >= spec.workers or room == 0:
         return spec
     return spec.model_copy(update={"workers": room})

@@ -184,7 +184,7 @@ def stop(wanted: str, address: str | None, *, console: Console) -> None:
         time.sleep(_LOOK_S)
     say(console, f"{job_id}: {now.state}.")
     if now.run is not None:
-        say(console, f"Nothing that was finished is lost; submitted again with --output {now.run}, it goes on.")
+        say(console, f"Finished trials are kept; submit it again with --output {now.run} to resume the run.")
 
 
 def _since(job: SubmittedJob) -> str | None:

@@ -100,7 +100,7 @@ class Cluster:
         except (requests.exceptions.RequestException, ConnectionError) as error:
             raise RapruneError(
                 f"{self.url}: the dashboard no longer answers: {reason_of(error)}",
-                hint="Submitted jobs go on meanwhile. Try again.",
+                hint="Submitted jobs keep running meanwhile. Try again.",
             ) from None
         except RuntimeError as error:
             # Ray's client raises it for every answer but 200.
@@ -168,7 +168,7 @@ class Cluster:
             asyncio.run(self._follow(job_id, console))
             ended = self.job(job_id)
         except KeyboardInterrupt:
-            say(console, f"No longer following {job_id}, which goes on.", *self.commands(job_id))
+            say(console, f"No longer following {job_id}, which keeps running.", *self.commands(job_id))
             return EXIT_INTERRUPTED
         return tell_end(ended, console)
 
@@ -198,7 +198,7 @@ class Cluster:
                 if time.monotonic() - heard_at > _LOST_S:
                     raise RapruneError(
                         f"{self.url}: the dashboard does not answer any more: {reason_of(error)}",
-                        hint=f"The job may go on. {self.commands(job_id)[0]}",
+                        hint=f"The job may still be running. {self.commands(job_id)[0]}",
                     ) from None
             await asyncio.sleep(_LOOK_S)
 
@@ -244,7 +244,7 @@ def tell_end(job: SubmittedJob, console: Console) -> int:
         say(console, f"{job.id} SUCCEEDED{best}. Its run: {job.run}" if job.run else f"{job.id} SUCCEEDED.")
         return 0
     if job.state == "STOPPED":
-        say(console, f"{job.id} was stopped{best}. Submitted again with the same --output, it goes on.")
+        say(console, f"{job.id} was stopped{best}. Submit it again with the same --output to resume its run.")
         return EXIT_TERMINATED
     code = job.exit_code
     say(console, f"{job.id} FAILED{'' if code is None else f' with exit code {code}'}.")

@@ -113,6 +113,7 @@ _HEAD = """\
 
 
 def _pod(container: str, pods: Pods, resources: dict[str, str], *, config: str | None = None) -> dict[str, Any]:
+    """The template of a pod, as YAML takes it."""
     one: dict[str, Any] = {
         "name": container,
         "image": pods.image,

@@ -83,7 +83,7 @@ def plan(job: Path | None, overrides: Mapping[str, Any], *, folder: Path | None,
 
 
 def runtime_env(*, working_dir: str, install: str | None, package: str) -> dict[str, Any]:
-    """Ray's runtime environment of the job: a zip of its files, and raprune, the folder `package` or a requirement."""
+    """Ray's runtime environment of the job as JSON: a zip of its files, and raprune (`package` or a requirement)."""
     environment: dict[str, Any] = {
         "working_dir": working_dir,
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
@@ -131,7 +131,7 @@ def budget(spec: SearchSpec) -> str:
 
 
 def _given(job: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Field of `PATHS` -> what was written for it, before it was resolved."""
+    """Field of `PATHS` -> its value in the TOML job or the overrides, before it was resolved."""
     written: dict[str, Any] = {} if job is None else tomllib.loads(job.read_text())
     found = {}
     for field in PATHS:
@@ -144,7 +144,7 @@ def _given(job: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _place(
     values: dict[str, Any], field: str, given: Any, folder: Path | None, always: list[str], notes: list[str]
 ) -> None:
-    """Replace the paths of a field by those that the cluster sees."""
+    """Replace the paths of a field of the job, as JSON in `values`, by those that the cluster sees."""
     *tables, key = field.split(".")
     part = values[tables[0]] if tables else values
     if not part.get(key):

@@ -204,8 +204,7 @@ def train_together(
             if left is None or (left == placement and ray.get(bulletin.steps.remote()) == steps):
                 raise RapruneError(
                     f"The group that trains ({placement.reason}) was lost again and again: {loss}",
-                    hint="It may have run out of memory, or of nodes. What is recorded stays: `raprune resume` goes on "
-                    "at the last epoch.",
+                    hint="It may have run out of memory, or of nodes. `raprune resume` continues at the last epoch.",
                 )
             placement = left
     finally:

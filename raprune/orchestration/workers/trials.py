@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -160,9 +160,9 @@ def evaluate_on_test(shared: list[Shared], task: TestTask) -> dict[str, float]:
 class CandidateTrial(tune.Trainable):
     """A worker of the search: one process that takes an `Assignment` after another by `reset_config`."""
 
-    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+    def setup(self, config: Mapping[str, Assignment], shared: Shared | None = None) -> None:
         assert shared is not None, "given by tune.with_parameters"
-        self._config = config
+        self._assignment = Assignment.of(config)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         wait: Any = shared.coordinator.wait
         shared = replace(shared, store=shared.store.told(lambda why: wait.remote(self._name, why)))
@@ -174,12 +174,12 @@ class CandidateTrial(tune.Trainable):
             # An error raised here would be raised again for every candidate.
             self._setup_error = error_text(error)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._config = new_config
+    def reset_config(self, new_config: Mapping[str, Assignment]) -> bool:
+        self._assignment = Assignment.of(new_config)
         return True
 
-    def step(self) -> dict[str, Any]:
-        return self._work(Assignment.of(self._config)).to_result()
+    def step(self) -> dict[str, Report | bool]:
+        return self._work(self._assignment).to_result()
 
     def _work(self, assignment: Assignment) -> Report:
         """Carry out the task of an assignment."""

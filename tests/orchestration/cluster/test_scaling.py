@@ -146,5 +146,5 @@ with cluster("auto"):
 def test_a_cluster_grows_for_a_search_that_lets_it_shrink_again(growing: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", GROW], env=growing, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Waiting up to 120 s for 2 x 1 CPU of the cluster." in done.stdout
-    assert "Room for 2 after" in done.stdout
+    assert "Cluster scaling up: waiting up to 120 s for 2 x 1 CPU." in done.stdout
+    assert "Cluster scaled up: 2 workers available after" in done.stdout
