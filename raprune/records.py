@@ -53,7 +53,7 @@ class Candidate:
 
 
 class TrialState(StrEnum):
-    """Where a trial stands. A trial is stopped early; only channels are pruned.
+    """The state of a trial. A trial is stopped early; only channels are pruned.
 
     What ended below the last rung of successive halving is STOPPED, whether or not a trial of the next rung continues
     it: its accuracy is none that counts.
@@ -75,7 +75,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What the searcher asks to be tried. Which channels stay is known once the method has scored them.
+    """A proposal of the searcher. The channels that stay are known once the method has scored them.
 
     `allocation` is a name of `raprune.pruning.allocate.ALLOCATIONS`: how scores become widths. `keep_ratios` maps a
     group's name to the share of its channels to keep, in (0, 1], before the projection onto the target; groups that
@@ -95,12 +95,12 @@ class Proposal:
     parent: str | None = None
     """The search trial that a fine-tuned finalist continues."""
     step: int | None = None
-    """Of a method that trains while it cuts: which network on the way, from 0. None: the network that was asked for,
-    the last of the way."""
+    """Number of the network on the path of a method that trains while it cuts, from 0. None: the requested network,
+    the last of the path."""
     rung: int = 0
-    """Of successive halving: how far a search trial was taken. From 1 on it continues `parent`, the rung before."""
+    """Rung of successive halving that the trial reached. From 1 on it continues `parent`, the rung before."""
     repeat: int = 0
-    """Of a finalist that is fine-tuned by several seeds: which of them, from 0."""
+    """Number of the seed of a finalist that is fine-tuned with several seeds, from 0."""
 
     @property
     def trial_id(self) -> str:
@@ -113,7 +113,7 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """What a network costs and how good it is. Counts in units for one image, fractions in [0, 1]."""
+    """Cost and accuracy of a network. Counts are in units for one image, fractions in [0, 1]."""
 
     accuracy: float
     """Top-1 on the validation split."""
@@ -127,9 +127,9 @@ class Metrics:
     zeros: int = 0
     """Parameters that are stored and exactly zero: weights that were pruned one by one."""
     latency_ms: float | None = None
-    """Of one batch on the run's device, as its table of layer times predicts it; None where there is no table."""
+    """Latency of one batch on the run's device, predicted by the latency table; None if there is no table."""
     latency_fraction: float | None = None
-    """Of the dense network's, which was measured with the table; at most 1."""
+    """Fraction of the dense network's latency, which was measured with the table; at most 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class Trial:
     accuracy_after_repair: float | None = None
     """Validation accuracy after repair, before any fine-tuning."""
     epochs: float = 0.0
-    """Of training behind `metrics` since the dense network, the method's own phases included."""
+    """Epochs of training behind `metrics` since the dense network, including the method's own phases."""
     error: str | None = None
     seconds: float = 0.0
     gpu_seconds: float = 0.0

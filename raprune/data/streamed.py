@@ -40,7 +40,7 @@ class StreamedSplit:
         return self.sample.layout
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once, in the same order each time, read from the files: `(B, C, H, W)`, labels `(B,)`.
+        """Yield every image once, in the same order each time: normalised `(B, C, H, W)`, labels `(B,)`.
 
         Raises:
             DataError: if an image cannot be read or decoded.

@@ -20,7 +20,7 @@ from raprune.records import Candidate, Setting
 from raprune.spec.budget import Budget
 
 MOVES = 128
-"""Of `least_damage`, at most."""
+"""Maximum number of moves in `least_damage`."""
 SIDES = 32
 """Groups' steps, each way, that are tried against one another for a move."""
 
@@ -46,14 +46,14 @@ class _Step:
     group: int
     place: int
     change: float
-    """Of the damage."""
+    """Change of the damage."""
     rate: float
     """The change, divided by how much of the target's cost the move takes or gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a candidate must come up to: fractions of the dense network, and the widths that are allowed."""
+    """The target of a candidate: fractions of the dense network, and the widths that are allowed."""
 
     budget: Budget
     min_channels: int = 1

@@ -147,7 +147,7 @@ def read_recipe(store: Store, folder: str) -> dict[str, Any]:
 
 
 def provenance(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
-    """What a recipe says of the job that made its network."""
+    """Return the recipe's description of the job that made its network."""
     return {
         "model": spec.model.model_dump(mode="json"),
         # Whoever loads the network has to normalise its images so: (pixel / 255 - mean) / std.
@@ -163,7 +163,7 @@ def provenance(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
 
 
 def trial_provenance(trial: Trial) -> dict[str, Any]:
-    """What a recipe says of the trial that made its network."""
+    """Return the recipe's description of the trial that made its network."""
     assert trial.metrics is not None
     return {"trial_id": trial.trial_id, "epochs": trial.epochs, **asdict(trial.metrics)}
 

@@ -31,7 +31,7 @@ from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 
 DENSE = "models/dense/weights.safetensors"
-"""Where a run keeps the weights of its dense network."""
+"""File of the dense network's weights in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prepared:
     """The job with all that it left open decided."""
     data: Dataset
     weights: WeightArrays
-    """Of the dense network: given, or random and to be trained."""
+    """Weights of the dense network: given, or random and to be trained."""
     proof: Proof
     cost: CostModel
 
@@ -266,6 +266,6 @@ def without_excluded(graph: ChannelGraph, patterns: tuple[str, ...]) -> ChannelG
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether the pattern names this module or parameter, or a module that it lies in."""
+    """True if the pattern matches this module or parameter, or a module that contains it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))

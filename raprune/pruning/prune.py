@@ -55,7 +55,7 @@ class Pruned:
     model: nn.Module
     candidate: Candidate
     epochs: float = 0.0
-    """Of training since the dense network."""
+    """Epochs of training since the dense network."""
     after_cut: float | None = None
     """Validation accuracy before the repair, where it was asked for."""
     accuracy: float | None = None
@@ -68,7 +68,7 @@ class Result(NamedTuple):
     trial: Trial
     model: nn.Module
     history: Sequence[Epoch] = ()
-    """What each epoch of fine-tuning came to."""
+    """Results of each epoch of fine-tuning."""
 
 
 class Pruner:
@@ -257,7 +257,7 @@ class Pruner:
     def _prices(
         self, method: Method, graph: ChannelGraph, group: Group, scores: npt.NDArray[np.float64]
     ) -> dict[int, float]:
-        """What it costs to cut `group` alone, at the widths that the method asks for (`Method.priced_at`)."""
+        """Measure the sensitivity to cutting `group` alone, at the method's widths (`Method.priced_at`)."""
         dense = self.base(method)[0]
         # With the defaults of what only its repair reads: scores are shared over those.
         repairing = type(method)(**method.behind_scores())
@@ -454,7 +454,7 @@ def check_not_trained(trial: Trial) -> None:
 
 
 def keep_zeros(model: nn.Module) -> Callable[[nn.Module], None] | None:
-    """What keeps a training from reviving weights that are zero now, by their gradients; None if there are none."""
+    """Return a function that keeps zero weights at zero in training, by their gradients; None if there are none."""
     masks = {name: p.detach() != 0 for name, p in model.named_parameters() if p.ndim > 1}
     masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
     if not masks:

@@ -1,4 +1,4 @@
-"""What a search works on: the dense network and its data, on one device."""
+"""The workload of a search: the dense network and its data, on one device."""
 
 from __future__ import annotations
 

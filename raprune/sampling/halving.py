@@ -15,7 +15,7 @@ from raprune.sampling.promotion import Outcome, goes_on
 
 @dataclass(frozen=True)
 class RungDecision:
-    """What becomes of candidate `number` after `outcome`."""
+    """The decision about candidate `number` after `outcome`."""
 
     number: int
     outcome: Outcome

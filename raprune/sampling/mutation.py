@@ -52,7 +52,7 @@ _LENGTHS = (1.0, 2.0, 4.0)
 _BENDS = (0.1, 0.3)
 """By how much, as a standard deviation of the logarithm of the error."""
 _NOISES = (0.02, 0.05)
-"""What the images and the calibration add to it: with 5,000 images and an error of 40 %, two percent."""
+"""Noise that the images and the calibration add: with 5,000 images and an error of 40 %, two percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Seen:
     ratios: Mapping[str, float]
     """Group name -> the share of its channels that stayed, in (0, 1]."""
     cost: float
-    """What accuracy is set against, as a fraction of the dense network, in (0, 1]."""
+    """The cost that accuracy is traded against, as a fraction of the dense network, in (0, 1]."""
     error: float
     """1 - accuracy, in [0, 1]."""
 
@@ -197,7 +197,7 @@ class _Model:
                 self._length, self._bend, self._lower, self._whitened = length, bend, lower, whitened
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
-        """What is expected and its standard deviation, of a result without noise, each `(N,)` of inputs `(N, D)`."""
+        """Return mean and standard deviation of results without noise, each `(N,)`, for inputs `(N, D)`."""
         across = np.linalg.solve(self._lower, _covariance(self._inputs, inputs, self._length, self._bend))
         before = _LEVEL**2 + _SLOPE**2 * (inputs**2).sum(axis=1) + self._bend**2
         left = np.maximum(before - (across**2).sum(axis=0), 0.0)

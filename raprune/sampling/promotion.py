@@ -13,7 +13,7 @@ from raprune.spec.budget import Budget
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the search needs to know of a finished trial: a `Trial` without its channels."""
+    """The outcome of a finished trial: a `Trial` without its channels."""
 
     trial_id: str
     state: TrialState
@@ -29,9 +29,9 @@ class Outcome:
     widths: Mapping[str, int] = field(default_factory=dict)
     """Group name -> how many channels stay."""
     rung: int = 0
-    """Of successive halving: what `accuracy` was measured after."""
+    """Rung of successive halving after which `accuracy` was measured."""
     seconds: float = 0.0
-    """That its worker was busy with it, on this rung."""
+    """Seconds that the worker spent on the trial on this rung."""
 
     @classmethod
     def of(cls, trial: Trial) -> Outcome:
@@ -63,13 +63,13 @@ class Outcome:
         )
 
     def point(self, cost: str = "flops") -> tuple[float, float]:
-        """What is minimised: the error rate, and the fraction of the FLOPs (`flops`) or latency (`latency`)."""
+        """Return the objectives to minimise: the error rate, and the fraction of the FLOPs or the latency (`cost`)."""
         share = self.flops_fraction if cost == "flops" else self.latency_fraction
         return (1.0 - self.accuracy, 1.0 if share is None else share)
 
 
 def goes_on(points: Sequence[tuple[float, float]], keep: float) -> bool:
-    """Whether the last of `points`, the candidates that came to a rung in their order, goes on to the next.
+    """True if the last of `points`, the candidates that reached a rung in order, goes on to the next rung.
 
     It does when it is among the best `keep` of them, at least one, by the front that it is on and then by how lonely
     it is there: successive halving by front rank, one candidate after another, so that nobody waits for a cohort.

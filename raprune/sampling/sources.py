@@ -1,4 +1,4 @@
-"""What to try next: Optuna's ask and tell in a fixed order. Knows no Ray.
+"""The search's proposals: Optuna's ask and tell in a fixed order. Knows no Ray.
 
 Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed and a
 lookahead give the same search whatever the number of workers and whoever finishes first.
@@ -36,10 +36,10 @@ _LOWEST_RATIO = 0.05
 _GOLDEN = 0.6180339887498949
 _CONTROL_TARGETS = 3
 _CONTROL_ALLOCATIONS = ("uniform",)
-"""Where the search has none that needs no ratios."""
+"""Allocations of the baselines if every allocation of the search needs ratios."""
 _WARM_TURNS = 3
 _SAMPLED_EVERY = 6
-"""Of what `mixed` proposes after the warm starts, one in six is TPE's: the others are changes of the front."""
+"""After the warm starts one in six proposals of `mixed` is TPE's; the others are mutations of the front."""
 _CONTROLS_EVERY = 4
 _STARTUP = 16
 """Random draws after the warm starts, at most: a search that its time ends may be asked for any number of trials."""
@@ -47,7 +47,7 @@ _STARTUP = 16
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """What the search chooses among."""
+    """The search space: the values that the search chooses among."""
 
     methods: tuple[str, ...]
     allocations: tuple[str, ...]
@@ -84,7 +84,7 @@ class EarlierResult:
     settings: Mapping[str, Setting]
     allocation: str
     target: float | None
-    """What its proposal came up to, of the cost that this search's targets are of; None: of another."""
+    """Target of its proposal in the cost that this search targets; None: its target is another cost."""
     keep_ratios: Mapping[str, float]
     widths: Mapping[str, int]
     """Group name -> how many channels stayed."""
@@ -101,12 +101,12 @@ class EarlierResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """What a search takes from earlier runs."""
+    """Results of earlier runs that a search uses."""
 
     first: tuple[EarlierResult, ...] = ()
-    """Whose widths it proposes first."""
+    """Results whose widths the search proposes first."""
     observed: tuple[EarlierResult, ...] = ()
-    """What it takes for results of its own."""
+    """Results that the search treats as its own."""
 
 
 def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tuple[tuple[str, ...], ...]:
@@ -149,7 +149,7 @@ class Proposals:
         self._earlier = (spec.warm_starts and earlier) or Earlier()
         self._refines = spec.sampler == "mixed" and RATIOS in space.allocations and bool(space.channels)
         self._sampled_space = space
-        """What the sampler chooses among: where changes of the front seek the widths, it seeks all but those."""
+        """The sampler's search space, without the widths if mutations of the front search for the widths."""
         if self._refines and _simple(space):
             self._sampled_space = replace(space, allocations=_simple(space))
         self._study = _make_study(spec, seed, num_warm=len(self._warm))
@@ -161,11 +161,11 @@ class Proposals:
             self._tell_unasked(known, known.target or 0.0, known.point(space.cost))
         self._rungs = SuccessiveHalving(len(spec.rungs), spec.keep, cost=space.cost)
         self._asked: list[optuna.Trial | None] = []
-        """What the sampler was asked for; None for what it was not asked for."""
+        """Trials of the sampler; None for a proposal that is not the sampler's."""
         self._onward: deque[Proposal] = deque()
-        """What goes on to its next rung."""
+        """Proposals that go on to their next rung."""
         self._results: dict[int, Outcome] = {}
-        """Of the candidates that go on no further."""
+        """Outcomes of the candidates that do not go on, by number."""
         self._told = 0
         self.proposals: dict[str, Proposal] = {}
         """Trial id -> every proposal so far, stored ones as well."""
@@ -177,7 +177,7 @@ class Proposals:
 
     @property
     def over(self) -> bool:
-        """Whether everything is proposed and every result is in."""
+        """True if everything is proposed and every result is in."""
         return len(self._asked) >= self._limit and len(self._results) == len(self._asked)
 
     @property
@@ -285,14 +285,14 @@ class Proposals:
         )
 
     def _sampled(self, number: int, fixed: dict[str, Any]) -> Proposal:
-        """What the sampler proposes, but for what is `fixed`."""
+        """Return the sampler's proposal, with the values of `fixed`."""
         self._study.enqueue_trial(fixed)
         trial = self._study.ask()
         self._asked.append(trial)
         return _to_proposal(trial, self._sampled_space, number=number, seed=self._seed)
 
     def _target(self, own: int) -> float:
-        """What proposal `own`, counted without the controls, comes up to: the range is covered evenly."""
+        """Return the target of proposal `own`, counted without the baselines: the range is covered evenly."""
         return _spread(self._space, float(np.random.default_rng(self._seed).random()) + _GOLDEN * own)
 
     def _child(self, number: int) -> Proposal | None:
@@ -478,7 +478,7 @@ def _to_proposal(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: i
 
 
 def _target(target: float, space: SearchSpace) -> Budget:
-    """What a proposal comes up to: the sampled target, within the space's fixed limits."""
+    """Return the target of a proposal: the sampled target, within the space's fixed limits."""
     return Budget(**{**space.limits.fractions, space.target: target})
 
 

@@ -1,4 +1,4 @@
-"""What a search chooses among: its targets, methods, allocations and keep ratios."""
+"""The search space of a job: its targets, methods, allocations and keep ratios."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def search_space(
     allocations: Sequence[str],
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> SearchSpace:
-    """What the search chooses among: from `search.smallest` of the budget, or the lowest reachable, to the budget.
+    """Return the search space: targets from `search.smallest` of the budget, or the lowest reachable, to the budget.
 
     `allocations` are all that there are, the simplest first; `settings` maps each method of the job to its
     hyper-parameters that are searched over (`raprune.methods.searched_settings`).

@@ -12,17 +12,17 @@ from raprune.sampling.promotion import Outcome
 from raprune.spec.job import SamplerSpec
 
 GROWTH = 1e-6
-"""Of the hypervolume, relative: less is rounding."""
+"""Smallest relative growth of the hypervolume that counts; less is rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a search has used so far."""
+    """The resources that a search has used so far."""
 
     elapsed_s: float
-    """Of search, over all the drivers that worked on it."""
+    """Seconds of search, over all drivers that worked on the run."""
     device_s: float
-    """Of trials: GPU-seconds, or processor-seconds where there is no GPU."""
+    """Device seconds of trials: GPU-seconds, or CPU-seconds if there is no GPU."""
 
 
 def reason_to_stop(spec: SamplerSpec, spent: Spent, points: Sequence[tuple[float, float]]) -> str | None:

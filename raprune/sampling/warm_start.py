@@ -25,7 +25,7 @@ FILE = "warm_start.json"
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is on: results of another are of no use."""
+    """The identity of a run's network and data: results of a run with another identity are of no use."""
 
     architecture: str
     data: str
@@ -70,7 +70,7 @@ def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:
 
 
 def reused(runs: Sequence[EarlierRun], spec: SearchSpec, space: SearchSpace, now: Identity) -> Earlier:
-    """What the search of `spec` takes from earlier runs. Pure.
+    """Return the results of earlier runs that the search of `spec` uses. Pure.
 
     First the widths of their fronts in the search's range, as many as a quarter of its trials, spread over it, the
     largest first. And the results of trials that the search could have proposed itself, of runs that calibrated and
@@ -98,7 +98,7 @@ def to_json(earlier: Earlier) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any]) -> Earlier:
-    """What `to_json` was given."""
+    """Return the argument of `to_json` from its result."""
     first, observed = (tuple(EarlierResult(**known) for known in content[name]) for name in ("first", "observed"))
     return Earlier(first=first, observed=observed)
 
@@ -129,7 +129,7 @@ def _check_same(run: EarlierRun, now: Identity) -> None:
 
 
 def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
-    """Whether a trial of one search would give the same result in the other."""
+    """True if a trial of one search would give the same result in the other."""
     fields = ("rungs", "calibration_images", "eval_batch_size", "min_channels", "multiple_of")
     same = all(getattr(its.search, name) == getattr(ours.search, name) for name in fields)
     trained = its.finalists.train == ours.finalists.train or ours.search.rungs[-1] == 0
@@ -137,7 +137,7 @@ def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
 
 
 def _front(run: EarlierRun, space: SearchSpace) -> list[EarlierResult]:
-    """Of the run's candidates in the range, those that no other beats, as this search would propose them."""
+    """Return the non-dominated candidates of the run in the range, as this search would propose them."""
     inside = [k for k in _complete(run, space) if space.lowest <= _share(k, space) <= space.highest]
     best = [inside[index] for index in non_dominated([(1 - k.accuracy, _share(k, space)) for k in inside])]
     return [known for known in best if known.method in space.methods and RATIOS in space.allocations]

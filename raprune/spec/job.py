@@ -79,7 +79,7 @@ FLAGS = {
 
 _REFERENCE = "docs/job.md describes every field; `raprune search --dry-run` prints the job with all of them."
 _LEAST_LOOKAHEAD = 4
-"""Where none is asked for: one worker and two then find the same."""
+"""Default lookahead, with which one worker and two workers find the same."""
 
 
 class ModelSpec(Part):
@@ -459,7 +459,7 @@ class SearchSpec(Limits):
 
     @property
     def statistics_folder(self) -> str:
-        """Where shared statistics lie."""
+        """Folder of the shared statistics."""
         if self.statistics:
             return self.statistics
         place, question, query = self.output.partition("?")
