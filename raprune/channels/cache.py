@@ -1,4 +1,4 @@
-"""Channel graphs on disk, by architecture: a network is traced once per machine.
+"""Channel graphs on disk, by the code of the network: a network is traced once per machine.
 
 The cache only saves the trace: the proof runs on a cached graph for every workload, as on a new graph.
 """
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph
-from raprune.channels.trace import architecture_hash, trace
+from raprune.channels.trace import code_hash, trace
 
 FOLDER = "RAPRUNE_CACHE"
 """Environment variable with the cache's folder (default: `raprune` in the user's cache folder); empty: no cache."""
 
 
 def cached_trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
-    """Return `trace(model, example_input)`, from disk if the same versions traced this architecture before.
+    """Return `trace(model, example_input)`, from disk if the same versions traced the same code before.
 
     Raises:
         ModelError: if the forward pass fails.
@@ -31,8 +31,9 @@ def cached_trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
     folder = cache_folder()
     if folder is None:
         return trace(model, example_input)
-    architecture = architecture_hash(model, tuple(example_input.shape[1:]))
-    path = folder / f"graph-{architecture}-{metadata.version('raprune')}-{torch.__version__}.json"
+    # The key has the text of the user's code in it: changed code is traced again, even if the same graph comes of it.
+    code = code_hash(model, tuple(example_input.shape[1:]))
+    path = folder / f"channels-{code}-{metadata.version('raprune')}-{torch.__version__}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: trace again
         return ChannelGraph.from_json(json.loads(path.read_text()))
     graph = trace(model, example_input)

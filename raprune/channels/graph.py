@@ -7,6 +7,8 @@ its *channel*.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -77,7 +79,7 @@ class ChannelGraph:
     """All groups of one network, and the closed form of its costs."""
 
     architecture: str
-    """Hash of the network's structure: parameter names, shapes, module types and input shape."""
+    """Two digests joined by a dash: of the modules, their settings and parameter shapes, and of the whole graph."""
     input_shape: tuple[int, ...]
     """Shape `(channels, height, width)` of one image."""
     groups: tuple[Group, ...]
@@ -161,6 +163,13 @@ class ChannelGraph:
             for group in self.groups
         )
         return replace(self, groups=groups, shapes={name: tuple(shape) for name, shape in shapes.items()})
+
+    def digest(self) -> str:
+        """Return a digest of the groups, the costs and the frozen channels; texts for the user do not affect it."""
+        content = self.to_json()
+        del content["architecture"], content["notes"]
+        content["frozen"] = [[f.module, f.num_channels] for f in self.frozen]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data from which `from_json` makes an equal graph."""

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -47,11 +48,28 @@ def trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
     return _build(model, tracer, tuple(example_input.shape[1:]))
 
 
-def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """A digest of the network's structure: the same for the same code, shapes and settings, whatever the weights.
+def structure_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """Return a digest of the network's modules, their settings, and the names and shapes of its parameters.
 
-    The code of torch, torchvision and timm counts by their layers' names and settings, not by its text.
+    It is the first part of `ChannelGraph.architecture`, and needs no trace. The text of the code does not affect it.
     """
+    return _structure(model, input_shape).hexdigest()[:16]
+
+
+def code_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """Return a digest of the network's structure and of the files that define a user's layers.
+
+    The same code traces to the same graph. The code of torch, torchvision and timm counts by the names and settings of
+    its layers, not by its text. Runs and recipes of before name this digest as their architecture.
+    """
+    digest = _structure(model, input_shape)
+    own = {type(module).__module__ for module in model.modules()}
+    for module_name in sorted(name for name in own if name.partition(".")[0] not in ("torch", "torchvision", "timm")):
+        digest.update(_source(module_name))
+    return digest.hexdigest()[:16]
+
+
+def _structure(model: nn.Module, input_shape: tuple[int, ...]) -> hashlib._Hash:
     digest = hashlib.sha256(repr(input_shape).encode())
     for name, module in model.named_modules():
         kind = type(module)
@@ -60,10 +78,7 @@ def architecture_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:
         )
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-    own = {type(module).__module__ for module in model.modules()}
-    for module_name in sorted(name for name in own if name.partition(".")[0] not in ("torch", "torchvision", "timm")):
-        digest.update(_source(module_name))
-    return digest.hexdigest()[:16]
+    return digest
 
 
 def _settings(module: nn.Module) -> list[tuple[str, object]]:
@@ -107,8 +122,8 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> Ch
     groups, group_of_id = _groups(tracer, labels, frozen_label, reasons)
     factors = _FactorTable(group_of_id, {g.name: g.num_channels for g in groups}, [g.name for g in groups])
     parameters = dict(model.named_parameters())
-    return ChannelGraph(
-        architecture=architecture_hash(model, input_shape),
+    graph = ChannelGraph(
+        architecture="",
         input_shape=input_shape,
         groups=tuple(groups),
         frozen=tuple(_frozen_report(tracer, labels, frozen_label, reasons)),
@@ -118,6 +133,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> Ch
         shapes={m.parameter: tracer.shapes[m.parameter] for g in groups for m in g.members},
         notes=_notes(tracer, parameters),
     )
+    return replace(graph, architecture=f"{structure_hash(model, input_shape)}-{graph.digest()}")
 
 
 def _components(tracer: Tracer) -> IndexArray:

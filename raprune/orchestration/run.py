@@ -110,7 +110,7 @@ def _summary(data: Dataset) -> dict[str, Any]:
 def check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared, console: Console) -> None:
     for what, before, now in (
         ("data", described["data"]["fingerprint"], prepared.data.fingerprint),
-        ("network", described["architecture"], prepared.graph.architecture),
+        ("network", *_networks(described, prepared)),
     ):
         if before != now:
             raise StoreError(
@@ -125,6 +125,16 @@ def check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared,
     ]
     if changed:
         console.print(f"Versions changed since the run began: {', '.join(changed)}.", markup=False)
+
+
+def _networks(described: dict[str, Any], prepared: Prepared) -> tuple[str, str]:
+    """The network that the run began with and the network of the job, in the same words."""
+    if "-" in described["architecture"]:
+        return described["architecture"], prepared.graph.architecture
+    # A run from before has a digest of the code's text, comments included: its groups and costs are compared instead.
+    dense, cost = described["dense"], prepared.cost
+    before = f"{described['graph']['groups']}, {dense['flops']} FLOPs, {dense['params']} parameters"
+    return before, f"{prepared.graph.widths}, {cost.dense_flops} FLOPs, {cost.dense_params} parameters"
 
 
 def identity(prepared: Prepared, weights: str | None) -> warm_start.Identity:

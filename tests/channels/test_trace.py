@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph, Group
 from raprune.channels.proof import prove
-from raprune.channels.trace import architecture_hash, trace
+from raprune.channels.trace import code_hash, structure_hash, trace
 from raprune.errors import ModelError
 from raprune.records import Candidate
 from tests.channels.networks import CLASSES, NETWORKS, FixedView, Net, Residual, build, conv, image
@@ -374,15 +377,71 @@ class OtherResidual(Residual):
         return super().body(x) * 2
 
 
-def test_the_architecture_hash_is_of_the_structure() -> None:
+def architecture(model: nn.Module, shape: tuple[int, ...] = (1, 3, 8, 8)) -> str:
+    return trace(model, image(shape)).architecture
+
+
+def test_architecture_of_equal_structure_ignores_the_weights() -> None:
     one, other = Residual(), Residual()
     assert not torch.equal(one.stem.weight, other.stem.weight)
-    shape = (3, 8, 8)
-    assert architecture_hash(one, shape) == architecture_hash(other, shape) == trace(one, image()).architecture
-    assert architecture_hash(one, (3, 16, 16)) != architecture_hash(one, shape)
-    assert architecture_hash(Strides(1), shape) != architecture_hash(Strides(2), shape)
-    assert architecture_hash(OtherResidual(), shape) != architecture_hash(one, shape)
-    assert architecture_hash(FixedView(), shape) != architecture_hash(one, shape)
+    assert architecture(one) == architecture(other)
+    assert architecture(one).startswith(structure_hash(one, (3, 8, 8)))
+    assert architecture(one, (1, 3, 16, 16)) != architecture(one)
+    assert architecture(Strides(1)) != architecture(Strides(2))
+    assert architecture(OtherResidual()) != architecture(one)
+    assert architecture(FixedView()) != architecture(one)
+
+
+USERS_MODULE = """
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.one(x)
+        x = FORWARD
+        return self.head(x.mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def users_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], nn.Module]:
+    """Write the user's module with this code, and build its network."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # A file that is written again within a second would else be read from its compiled copy.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def make(forward: str, *, comment: str = "") -> nn.Module:
+        (tmp_path / "users_network.py").write_text(comment + USERS_MODULE.replace("FORWARD", forward))
+        monkeypatch.delitem(sys.modules, "users_network", raising=False)
+        importlib.invalidate_caches()
+        network: nn.Module = importlib.import_module("users_network").Mine()
+        return network
+
+    return make
+
+
+def test_architecture_of_a_module_with_a_changed_comment_is_the_same(users_network: Callable[..., nn.Module]) -> None:
+    before = users_network("self.two(x)")
+    architectures = {architecture(before)}
+    codes = {code_hash(before, (3, 8, 8))}
+    after = users_network("self.two(x)", comment="# Another comment.\n")
+    architectures.add(architecture(after))
+    codes.add(code_hash(after, (3, 8, 8)))
+    assert len(architectures) == 1
+    assert len(codes) == 2, "the cache of traces still tells the two apart"
+
+
+def test_architecture_of_a_module_with_another_graph_differs(users_network: Callable[..., nn.Module]) -> None:
+    """The same layers and shapes: only the code of `forward` says that the channels are coupled."""
+    plain, residual = users_network("self.two(x)"), users_network("x + self.two(x)")
+    assert structure_hash(plain, (3, 8, 8)) == structure_hash(residual, (3, 8, 8))
+    assert architecture(plain) != architecture(residual)
 
 
 class Setting(Net):
@@ -396,12 +455,12 @@ class Setting(Net):
         return x.mean(1, keepdim=True).expand(-1, 8, -1, -1) if self.pooled else x
 
 
-def test_the_architecture_hash_is_of_the_settings_too() -> None:
+def test_structure_hash_of_other_settings_differs() -> None:
     one, other = Setting(pooled=True), Setting(pooled=False)
     assert repr(one) == repr(other)
-    assert architecture_hash(one, (3, 8, 8)) != architecture_hash(other, (3, 8, 8))
+    assert structure_hash(one, (3, 8, 8)) != structure_hash(other, (3, 8, 8))
     trained = Setting(pooled=True).eval()
-    assert architecture_hash(one, (3, 8, 8)) == architecture_hash(trained, (3, 8, 8))
+    assert structure_hash(one, (3, 8, 8)) == structure_hash(trained, (3, 8, 8))
 
 
 def test_trace_without_removable_channels_gives_no_groups() -> None:

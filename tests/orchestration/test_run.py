@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from raprune.orchestration.run import Run, describe, warn_of_symptoms
+from raprune.errors import StoreError
+from raprune.orchestration.run import Run, check_unchanged, describe, warn_of_symptoms
 from raprune.pruning.preparation import prepare
 from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
@@ -40,3 +42,20 @@ def test_symptoms_of_the_dense_network_are_said_once_and_kept_in_run_json(tmp_pa
     assert said() == ""
     run.store.write_json("run.json", run.store.run() | {"dense": described["dense"] | {"val_accuracy": 0.1}})
     assert said().count("Warning: ") == 1, "95 % on the training images"
+
+
+def test_check_unchanged_of_an_earlier_run_compares_groups_and_costs(tmp_path: Path) -> None:
+    """Such a run has a digest of the code's text, which a changed comment changed."""
+    given = {"model.name": "digits-net", "data.name": "digits", "methods": ["l1"], "output": str(tmp_path / "run")}
+    spec = load_spec(None, given)
+    console, store = Console(file=io.StringIO(), width=80), Store(spec.output)
+    prepared = prepare(spec)
+    described = describe(Run(spec, store, prepared, console, Stages()))
+    check_unchanged(store, described, prepared, console)
+    earlier = described | {"architecture": "6f97f17e6221ffd4"}
+    check_unchanged(store, earlier, prepared, console)
+    with pytest.raises(StoreError, match="the network changed since the run began"):
+        check_unchanged(store, described | {"architecture": "another-graph"}, prepared, console)
+    other = earlier | {"dense": earlier["dense"] | {"flops": 1}}
+    with pytest.raises(StoreError, match="the network changed since the run began"):
+        check_unchanged(store, other, prepared, console)
