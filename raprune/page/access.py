@@ -86,7 +86,7 @@ class Access:
         return cls(None if token is None else digest_of(token), page)
 
     def decide(self, request: Request) -> AccessDecision:
-        """What becomes of the request."""
+        """Decide whether the request is admitted, redirected or refused."""
         refused = _malformed(request)
         if refused is not None:
             return refused
@@ -141,12 +141,12 @@ _WRONG = Refused(401, "That is not this page's token.", _HOW)
 
 
 def digest_of(token: str) -> str:
-    """What is kept of a token."""
+    """Return the digest of a token, which is kept instead of the token."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address, as one binds to it, is of this machine alone."""
+    """True if a host name or address to bind to is reachable from this machine only."""
     name = host.strip().removeprefix("[").removesuffix("]").lower()
     if name == "localhost":
         return True

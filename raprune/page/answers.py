@@ -1,4 +1,4 @@
-"""What the page answers: plain data made of what is known of a run. Pure: nothing is read here.
+"""Answers of the page: plain data from the known state of a run. Pure: nothing is read here.
 
 Numbers that are no numbers (a training that diverged) are None: JSON has no word for them.
 """
@@ -51,7 +51,7 @@ COLUMNS = (
     "error",
     "eligible",
 )
-"""What `describe_trial` says."""
+"""Fields of the answer of `describe_trial`."""
 
 
 _LIMITS = {
@@ -201,14 +201,14 @@ def detail_trial(
 
 
 def download_links(name: str, size: int | None) -> Answer:
-    """Where a stored network is to be had, relative to the page."""
+    """Return the download links of a stored network, relative to the page."""
     files = {"recipe": "recipe.json", "weights": "weights.safetensors"}
     links = {what: f"download/{name}/{file}" for what, file in files.items()}
     return links | {"zip": f"download/{name}.zip", "bytes": size}
 
 
 def relatives(trial: Trial, trials: Sequence[Trial]) -> list[tuple[Trial, str]]:
-    """What the trial comes from, oldest first, itself with what was made beside it, and what continues it."""
+    """Return the trial's ancestors, oldest first, the trial with its siblings, and the trials that continue it."""
     known = {other.trial_id: other for other in trials}
     ancestors: list[Trial] = []
     parent = known.get(trial.proposal.parent or "")
@@ -245,7 +245,7 @@ def list_candidates(known: KnownRun) -> Answer:
 
 
 def list_history(known: KnownRun) -> Answer:
-    """What the run had come to after each trial."""
+    """Return the history of the run: its progress after each trial."""
     columns = ("t_s", "gpu_hours", "hours", "hypervolume", "best")
     return {
         "total": len(known.trials),
@@ -294,6 +294,6 @@ def plain(value: Any) -> Any:
 
 
 def _is_sibling(one: Trial, other: Trial) -> bool:
-    """Whether one is a repeat of the other, or a network on the same way."""
+    """True if one trial is a repeat of the other, or a network of the same path."""
     a, b = one.proposal, other.proposal
     return (a.stage, a.number, a.rung, a.parent) == (b.stage, b.number, b.rung, b.parent)

@@ -53,7 +53,7 @@ KINDS = {
 
 DOOR_STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:4rem auto;
 padding:0 1rem}"""
-"""Of the page that asks for a token: it can load nothing."""
+"""Style of the page that asks for a token, which can load no other file."""
 
 POLICY = "; ".join(
     (
@@ -161,7 +161,7 @@ class Packed:
 
 
 class PageHandlers:
-    """What is answered at each address."""
+    """The handlers of all addresses of the page."""
 
     def __init__(self, feed: Feed, name: str, is_closing: Callable[[], bool]) -> None:
         self._feed = feed
@@ -271,7 +271,7 @@ class PageHandlers:
         return StreamingResponse(_zipped(parts), media_type="application/zip", headers=headers)
 
     async def _fresh(self) -> KnownRun:
-        """What is known, after a look at the store if one is due.
+        """Return the known state of the run, after a look at the store if one is due.
 
         Raises:
             StoreError: if nothing is known yet, and the store does not answer.
@@ -503,7 +503,7 @@ def _zipped(parts: list[tuple[str, Iterator[bytes]]]) -> Iterator[bytes]:
 
 
 class _Sink(io.RawIOBase):
-    """What is written is taken away again."""
+    """A sink from which written bytes are taken out again."""
 
     def __init__(self) -> None:
         self._written = bytearray()

@@ -1,4 +1,4 @@
-"""What the page knows of a run: its store, read part by part, and as often as somebody looks.
+"""The page's knowledge of a run: the store is read part by part, as often as somebody looks.
 
 A part of the store is never changed, so each is read once. What goes wrong is kept beside what was known before.
 """
@@ -28,7 +28,7 @@ from raprune.store.folder import Store
 from raprune.store.rows import SCHEMA, from_row
 
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
-"""What is read of a trial: the channel indices of thousands of wide networks would fill the memory."""
+"""Columns of a trial that are read; the channel indices of thousands of wide networks would fill the memory."""
 
 BATCH = 256
 """Parts that are read before what they hold is shown."""
@@ -39,7 +39,7 @@ _QUIET_S = 180.0
 
 @dataclass(frozen=True)
 class Pulse:
-    """Whether something works on the run, and how many trials are under way."""
+    """A sign of life: whether a driver works on the run, and the number of trials under way."""
 
     live: bool
     running: int = 0
@@ -77,7 +77,7 @@ class KnownRun(Findings):
     history: Sequence[Point]
     """One for each trial."""
     complete: bool
-    """Whether all parts were read that were there."""
+    """True if all existing parts were read."""
     generation: str
     """Another one where another run lies in the folder."""
     pulse: Pulse
@@ -101,13 +101,13 @@ class KnownRun(Findings):
 
 @dataclass(frozen=True)
 class Point:
-    """What a run had come to when a trial was recorded."""
+    """The progress of a run when a trial was recorded."""
 
     t_s: float
     """Since the run began."""
     gpu_hours: float
     hours: float
-    """Of workers."""
+    """Worker-hours."""
     hypervolume: float
     """As in `raprune.results.front.Progress`."""
     best: float | None
@@ -138,7 +138,7 @@ class RunHistory:
 
 
 class Feed:
-    """What is known of the run in `store`, and how it is kept up to date.
+    """The known state of the run in `store`, kept up to date by looking at the store.
 
     `pulse` says whether something works on the run; without it that is judged by what is recorded. All methods may be
     called by several threads.
@@ -173,12 +173,12 @@ class Feed:
 
     @property
     def known(self) -> KnownRun | None:
-        """What was known last; None before the first look."""
+        """The state after the last look, or None before the first look."""
         return self._known
 
     @property
     def is_due(self) -> bool:
-        """Whether a look is worth while."""
+        """True if a look at the store is due."""
         return time.monotonic() - self._looked_at >= self._every_s
 
     def look(self) -> None:

@@ -31,7 +31,7 @@ _CONNECTIONS = 256
 
 @dataclass(frozen=True)
 class Token:
-    """What opens a page, and where it is to be found."""
+    """The token that opens a page, and its place."""
 
     text: str
     place: str

@@ -1,4 +1,4 @@
-"""What a run is on the screen: the block that says how far it is, the front and the methods as tables."""
+"""A run on the screen: the status block, the front and the methods as tables."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class AblationRow:
     share: float
     """Part of the user's budget, one of `SHARES`."""
     budget: Budget
-    """That part."""
+    """The limits of this part of the budget."""
 
     @property
     def method(self) -> str:

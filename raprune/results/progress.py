@@ -53,7 +53,7 @@ class Progress:
     """Estimate for the search trials still to come. None: not known yet."""
     gpu_hours: float
     finished: bool = False
-    """Whether the run has ended with its report."""
+    """True if the run has ended with its report."""
 
     # A JSON edge: `raprune status --json`.
     def to_json(self) -> dict[str, Any]:

@@ -28,5 +28,5 @@ def without_secrets(value: Any) -> Any:
 
 
 def last_part(place: str) -> str:
-    """What a path or a URI is called: its last part."""
+    """Return the name of a path or a URI: its last part."""
     return public_address(place).rstrip("/").rpartition("/")[2]

@@ -139,11 +139,11 @@ class Store:
         self.write_json(RUN_FILE, run)
 
     def is_run(self) -> bool:
-        """Whether the folder holds a run."""
+        """True if the folder holds a run."""
         return self.exists(RUN_FILE)
 
     def run(self) -> dict[str, Any]:
-        """What `create` wrote.
+        """Return the content that `create` wrote.
 
         Raises:
             StoreError: if the folder holds no run.
@@ -214,7 +214,7 @@ class Store:
         return self._try("read", TRIALS, read)
 
     def exists(self, rel: str) -> bool:
-        """Whether the folder holds the file `rel`."""
+        """True if the folder holds the file `rel`."""
 
         def is_file() -> bool:
             return bool(self._filesystem.get_file_info(f"{self._path}/{rel}").type == pafs.FileType.File)
@@ -354,7 +354,7 @@ class Store:
             return bytes(file.read())
 
     def _try(self, verb: str, rel: str, act: Callable[[], T]) -> T:
-        """What `act` gives, tried as long as there is patience. `act` can be done twice: its answer may get lost."""
+        """Return the result of `act`, tried as long as there is patience. `act` must allow repetition."""
         began, failures = time.monotonic(), 0
         while True:
             try:
@@ -385,7 +385,7 @@ class Store:
         return result
 
     def _is_gone(self) -> bool:
-        """Whether the folder is not there though a run is under way in it."""
+        """True if the folder is missing although a run is under way in it."""
         return self._patience.total_s > 0 and "://" not in self.uri and not os.path.isdir(self.uri)
 
     def _reason(self, error: BaseException) -> str:
@@ -428,7 +428,7 @@ def _write_local(root: Path, rel: str, content: bytes) -> None:
 
 
 def _temporary(rel: str) -> str:
-    """Where a file is written before it has its name: never in RUN/trials, where every file is data."""
+    """Return the temporary name of a file: never in RUN/trials, where every file is data."""
     return f".{rel.replace('/', '-')}.{os.getpid()}.tmp"
 
 

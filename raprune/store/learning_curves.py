@@ -8,7 +8,7 @@ from typing import Any
 from raprune.store.folder import Store
 
 DENSE = "dense"
-"""What the dense network's curve is called."""
+"""Name of the dense network's learning curve."""
 
 
 def write_curve(store: Store, name: str, epochs: Sequence[Mapping[str, float]]) -> None:

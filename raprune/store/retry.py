@@ -1,4 +1,4 @@
-"""Whether a filesystem's failure passes by itself, and how long to wait for it. Pure: facts in, a decision out."""
+"""Retries of a filesystem: which failures pass by themselves, and how long to wait. Pure: facts in, a decision out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PASSING = frozenset(
         errno.ESHUTDOWN,
     }
 )
-"""What a network's filesystem raises while its server is away or too busy."""
+"""Errors that a network filesystem raises while its server is away or too busy."""
 
 _PASSING_TEXT = re.compile(
     # Amazon's names of errors, then Google's; object stores give no errno.
@@ -59,6 +59,6 @@ AT_ONCE = Patience(total_s=0.0)
 
 
 def passes(error: BaseException) -> bool:
-    """Whether a filesystem's error may be over after a while. What needs somebody is not: room, permission, a name."""
+    """True if a filesystem's error may pass. Errors that need a person do not: disk space, permission, a name."""
     number = error.errno if isinstance(error, OSError) else None
     return number in PASSING if number is not None else _PASSING_TEXT.search(str(error)) is not None

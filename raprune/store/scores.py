@@ -1,4 +1,4 @@
-"""What many candidates share: computed once, kept under a digest of everything that it depends on.
+"""Statistics that many candidates share: computed once, kept under a digest of all their inputs.
 
 Scores and removal orders, and sparsity-trained networks. They lie in one folder for all runs beside each other, as
 safetensors; what is there is never computed again.
@@ -40,7 +40,7 @@ class Statistics:
         """Keys of what was computed here, in the order of its computation."""
 
     def get(self, key: str) -> Arrays | None:
-        """What is kept under `key`; None if nothing readable is."""
+        """Return the arrays that are kept under `key`, or None if there are none or they cannot be read."""
         if key not in self._memory and self._store is not None and self._store.exists(_file(key)):
             try:
                 self._memory[key] = load(self._store.read_bytes(_file(key)))
@@ -57,7 +57,7 @@ class Statistics:
             self._store.write_bytes(_file(key), save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
 
     def once(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
-        """What is kept under `key`, computed and kept if nothing is."""
+        """Return the arrays that are kept under `key`; compute and keep them if there are none."""
         found = self.get(key)
         if found is None:
             found = compute()
