@@ -101,8 +101,8 @@ Task = CandidateTask | TestTask
 class Assignment:
     """A task for a worker of the search.
 
-    With `together` above 1 the task waits until so many workers have come up: a quick first worker would else take the
-    tasks for which Tune is starting the others, and Tune would end those.
+    With `together` above 1 the task waits until that many workers have come up: otherwise a quick first worker would
+    take the tasks for which Tune is starting the other workers, and Tune would end those workers.
     """
 
     task: Task

@@ -2,8 +2,8 @@
 
 The recipe says which positions of which parameters stay, so that the smaller network is rebuilt from the user's own
 model class. Nothing in either file is executed. Without raprune: slice each parameter that the recipe names by
-`index_select(axis, positions)`, set the layers' sizes, and load the weights. A network on its way may have maxout
-units: `maxout` names the modules whose output goes through a maximum over so many adjacent channels.
+`index_select(axis, positions)`, set the layers' sizes, and load the weights. A network of a path may have maxout units:
+`maxout` maps a module to the number of adjacent channels over which its output takes the maximum.
 """
 
 from __future__ import annotations

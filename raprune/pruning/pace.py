@@ -19,7 +19,7 @@ _AIM_S = 0.2
 _FEWEST = 8
 """Images that are measured at least: one alone is mostly the overhead of calls."""
 _TRAINING = 4.0
-"""Training on an image takes about so many times a forward pass: both passes, the teacher's."""
+"""Time of training on an image in units of a forward pass: forward and backward pass, and the teacher's pass."""
 
 
 def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:

@@ -33,7 +33,7 @@ class WorkloadServices:
         self._workload = workload
         self._spec: SearchSpec = workload.spec
         self._calibration = calibration
-        # Each phase shuffles anew.
+        # Each phase shuffles with another seed.
         self._seeds = count(seed)
 
     def calibration(self) -> Iterable[tuple[Tensor, Tensor]]:

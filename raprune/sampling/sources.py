@@ -118,8 +118,9 @@ def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tup
 class Proposals:
     """The search's proposals, one after another. `stored` trials are told in their turn instead of being proposed.
 
-    `earlier` comes before all but the controls. `enough` says whether the search should end, from the results that the
-    next proposal may look at, in the order of proposal; it is asked before each proposal that is not stored.
+    Results of `earlier` runs come before everything except the baselines. `enough` decides whether the search should
+    end, from the results that the next proposal may use, in the order of proposal; it is called before each proposal
+    that is not stored.
     """
 
     def __init__(
@@ -357,17 +358,17 @@ class Proposals:
 
 
 def _spaced(controls: Sequence[dict[str, Any]], num_trials: int) -> dict[int, dict[str, Any]]:
-    """Number -> control: one in four at most, so that a search that its time ends early has tried its own as well."""
+    """Return the baselines by number: at most one in four, so that a search that ends early has other proposals too."""
     every = min(_CONTROLS_EVERY, num_trials // max(1, len(controls)))
     return {every * index: control for index, control in enumerate(controls)}
 
 
 def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
-    """Every method, as its paper sets it, with every allocation that needs no ratios, and that by turns.
+    """Return every method with its paper's settings and every allocation without ratios, in turns.
 
-    Their targets cover the range evenly from the first few on, beginning with the highest.
+    The targets cover the range evenly from the first few on, beginning with the highest.
     """
-    # What predicts most comes first: a search that its time ends may have room for few.
+    # The best predictor comes first, because a search that ends early may try only a few.
     simple = sorted(_simple(space), key=lambda name: name != LEAST_DAMAGE)
     combined = [
         {"allocation": allocation, "method": method, **_defaults(space, method)}
@@ -379,7 +380,7 @@ def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
 
 
 def _controls(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
-    """Every control with the allocations that need no ratios, the highest target first; some trials are left."""
+    """Return every baseline with the allocations that need no ratios, the highest target first."""
     controls = [
         {"target": target, "allocation": allocation, "method": method}
         for target in _ladder(space)

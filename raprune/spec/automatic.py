@@ -31,8 +31,8 @@ IMAGES = 3_000
 """Images of fine-tuning for a network of which everything is cut off."""
 LEAST_EPOCHS, MOST_EPOCHS = 0.25, 20.0
 LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))
-"""Steps of the optimiser from which a learning rate holds. A short training has no time to mend what a high rate does
-to weights that were trained and repaired before."""
+"""Minimum number of optimiser steps for each learning rate. A short training has no time to recover from the damage of
+a high rate to weights that were trained and repaired before."""
 
 
 def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> SearchSpec:

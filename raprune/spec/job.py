@@ -302,7 +302,7 @@ class SamplerSpec(Part):
         return self.multiple_of or 1
 
     def lookahead_for(self, workers: int) -> int:
-        """`lookahead`, or what it is where none is asked for and so many `workers` begin."""
+        """Return `lookahead`, or its default for a search that begins with `workers` workers."""
         return self.lookahead or max(_LEAST_LOOKAHEAD, 2 * workers)
 
 

@@ -173,7 +173,7 @@ class Cluster:
         return tell_end(ended, console)
 
     async def _follow(self, job_id: str, console: Console) -> None:
-        """Print until the job has ended. A log that begins anew after a broken connection is not printed twice."""
+        """Print until the job has ended. A log that begins again after a broken connection is not printed twice."""
         said, said_state = 0, ""
         heard_at = time.monotonic()
         while True:

@@ -133,7 +133,7 @@ def _read(provider: Path) -> list[tuple[str, Path]]:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise RapruneError(
             f"{provider}: not a file of dashboard providers: {type(error).__name__}.",
-            hint="Restore it, or move it away; Ray writes its own anew when it starts.",
+            hint="Restore it, or move it away; Ray writes its own again when it starts.",
         ) from None
 
 
