@@ -8,6 +8,7 @@ like the executor (`test_search_on_ray.py`), and that processes end.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
@@ -42,6 +43,8 @@ class Executor:
     """Draws which of the tasks that are out ends next."""
     losses: dict[str, int]
     """Trial -> how often the worker that runs it is lost; counted down."""
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Numbers for references and actors; threads of the driver draw from it too."""
     objects: dict[int, Any] = field(default_factory=dict)
     actors: dict[int, Any] = field(default_factory=dict)
     named: dict[str, Handle] = field(default_factory=dict)
@@ -54,9 +57,9 @@ class Executor:
 
     def keep(self, value: Any) -> Reference:
         """A reference to the value itself."""
-        number = len(self.objects)
-        self.objects[number] = value
-        return Reference(number)
+        reference = Reference(next(self.numbers))
+        self.objects[reference.number] = value
+        return reference
 
     def call(self, work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
         """A reference to the result or the error of `work`, called with copies of its arguments.
@@ -158,7 +161,7 @@ class Remote:
         executor, name = self.executor, self.settings.get("name")
         if name in executor.named:
             return executor.named[name]
-        handle = Handle(len(executor.actors))
+        handle = Handle(next(executor.numbers))
         executor.actors[handle.number] = (self.work(*copied(list(args)), **copied(dict(kwargs))), threading.RLock())
         if name is not None:
             executor.named[name] = handle
@@ -168,7 +171,9 @@ class Remote:
 class InProcessTuner:
     """Tune's loop: starts every task that the searcher gives, then carries out one of them at a time."""
 
-    def __init__(self, trainable: Callable[[], Worker], *, tune_config: tune.TuneConfig, run_config: Any) -> None:
+    def __init__(
+        self, trainable: Callable[[dict[str, Any]], Worker], *, tune_config: tune.TuneConfig, run_config: Any
+    ) -> None:
         self._trainable = trainable
         self._searcher = cast(Searcher, tune_config.search_alg)
 
@@ -181,7 +186,7 @@ class InProcessTuner:
             config: Any = self._searcher.suggest(name)
             if isinstance(config, dict):
                 number += 1
-                out[name] = (idle.pop() if idle else self._trainable(), config)
+                out[name] = (idle.pop() if idle else self._trainable(config), config)
                 continue
             if not out:
                 assert config == Searcher.FINISHED, "the searcher waits, and nothing is under way"
@@ -202,11 +207,11 @@ class InProcessTuner:
 class Worker:
     """One `CandidateTrial`, set up as Tune does."""
 
-    def __init__(self, shared: Any) -> None:
+    def __init__(self, config: dict[str, Any], shared: Any) -> None:
         executor = _running[-1]
         executor.workers_started += 1
         self._trial = CandidateTrial.__new__(CandidateTrial)
-        self._trial.setup({}, shared=copied(shared))
+        self._trial.setup(copied(config), shared=copied(shared))
         self._trial._name = f"worker:{executor.workers_started}"
         # The first tasks wait until all workers have joined; here the tasks run one after another.
         self._trial._shared.coordinator.join.remote(shared.session, self._trial._name)
@@ -234,7 +239,7 @@ def in_process(*, cpus: float = 3.0, order: int = 0, losses: Mapping[str, int] |
             patch.setattr(ray, "is_initialized", lambda: True)
             patch.setattr(ray, "get_runtime_context", lambda: context)
             patch.setattr(tune, "Tuner", InProcessTuner)
-            patch.setattr(tune, "with_parameters", lambda trainable, *, shared: lambda: Worker(shared))
+            patch.setattr(tune, "with_parameters", lambda trainable, *, shared: lambda config: Worker(config, shared))
             patch.setattr(tune, "with_resources", lambda trainable, resources: trainable)
             # Nothing is exported to Prometheus, and the actor ends with the executor.
             patch.setattr(coordinator, "Heart", lambda run, read: None)

@@ -88,15 +88,15 @@ def test_every_network_of_the_front_is_stored_and_loads_as_good_as_it_was_record
     print_front(finished.uri, console=console, as_json=True)
     assert isinstance(console.file, io.StringIO)
     rows = json.loads(console.file.getvalue())
-    assert {row.stage for row in rows} >= {"search"}, "some of the front are only repaired"
+    assert {row["stage"] for row in rows} >= {"search"}, "some of the front are only repaired"
     for row in rows:
         small = load(build_model(ModelSpec(name="digits-net"), num_classes=10, image_shape=(1, 8, 8)),
-                     f"{finished.uri}/models/{row.candidate}")  # fmt: skip
+                     f"{finished.uri}/models/{row['candidate']}")  # fmt: skip
         validation = DeviceSplit.place(data.validation, data.mean, data.std, torch.device("cpu"))
         accuracy = evaluate(small, validation, batch_size=256).accuracy
-        assert accuracy == pytest.approx(row.val_accuracy, abs=1.5 / len(data.validation)), row.candidate
-        recipe = finished.read_json(f"models/{row.candidate}/recipe.json")
-        assert (recipe["trial_id"], recipe["accuracy"]) == (row.trial_id, row.val_accuracy)
+        assert accuracy == pytest.approx(row["val_accuracy"], abs=1.5 / len(data.validation)), row["candidate"]
+        recipe = finished.read_json(f"models/{row['candidate']}/recipe.json")
+        assert (recipe["trial_id"], recipe["accuracy"]) == (row["trial_id"], row["val_accuracy"])
 
 
 def test_the_report_of_a_finished_run_says_that_it_is_finished(finished: Store) -> None:
@@ -251,7 +251,7 @@ def test_a_time_limit_ends_the_proposals_and_the_run_still_ends_well(tmp_path: P
         ({"methods": ["l3"]}, UsageError, "l3"),
         ({"model": {"name": "resnet-57"}}, UsageError, "resnet-57"),
         ({"data": {"name": "digit"}}, UsageError, "Did you mean digits"),
-        ({"budget.flops": 0.0001}, BudgetError, "out of reach"),
+        ({"budget": {"flops": 0.0001}}, BudgetError, "out of reach"),
         ({"exclude": ["layer9.*"]}, UsageError, "matches no layer"),
         ({"exclude": ["*"]}, ModelError, "no channel of this network can go"),
         ({"model": {"name": "digits-net", "weights": "/nowhere.safetensors"}}, UsageError, "nowhere"),

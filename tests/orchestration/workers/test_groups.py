@@ -130,15 +130,16 @@ def finalist(number: int, parent: Proposal) -> FinalistTraining:
 
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a_worker_is_killed(
-    ray_cluster: None, tmp_path: Path
+    ray_cluster: None, tmp_path: Path, killed: bool
 ) -> None:
     deaths = tmp_path / "deaths"
     deaths.mkdir()
     # In the second epoch of the first finalist, after two of the dense network and one of the phase.
     model = {
         "name": "tests.orchestration.mortal:build",
-        "arguments": {"deaths": str(deaths), "at": (2 + 1 + 1) * STEPS + 2},
+        "arguments": {"deaths": str(deaths), "at": (2 + 1 + 1) * STEPS + 2 if killed else 0},
     }
     for job in begun(spec_of(tmp_path, model=model)):
         slimming = Slimming(sparse_epochs=1.0)
@@ -152,11 +153,11 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
         # What is done already is not done again.
         trainings += trainings
         told = job.group(trainings)
-        assert len(list(deaths.iterdir())) == 1
+        assert len(list(deaths.iterdir())) == int(killed)
         names = ["dense", "dense", told[2].name, *["finetune-00000"] * 2, *["finetune-00001"] * 2]
         assert [news.name for news in told] == names
         assert [news.epoch.number for news in told] == [1, 2, 1, 1, 2, 1, 2], "an epoch was done twice"
-        assert [news.attempt for news in told] == [1, 1, 1, 1, 2, 1, 1]
+        assert [news.attempt for news in told] == [1, 1, 1, 1, 2 if killed else 1, 1, 1]
         assert all(math.isfinite(news.epoch.loss) for news in told)
 
         dense = load(job.store.read_bytes(DENSE))
