@@ -314,9 +314,9 @@ def _page(run: Run) -> AbstractContextManager[Callable[[], None]]:
     if not wanted:
         return nullcontext(lambda: None)
     # Ray Serve is imported only where it is used: it takes seconds.
-    from raprune.orchestration.served_page import beside
+    from raprune.orchestration.served_page import page_of_run
 
-    return beside(run.store, run.spec.page, run.console)
+    return page_of_run(run.store, run.spec.page, run.console)
 
 
 def _heard(run: Run, news: Any, *, train: bool) -> Dense:

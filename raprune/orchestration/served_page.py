@@ -1,4 +1,4 @@
-"""The page beside a search: one small Ray Serve application for each run, in the dashboard's Serve tab.
+"""The page of a run: one small Ray Serve application for each run, in the dashboard's Serve tab.
 
 It reads the store as `raprune serve` does, and asks the run's coordinator if it is alive. It outlives its driver, so
 that a run that has ended or was killed can still be looked at, and removes itself once nobody has for a while. Serve is
@@ -109,7 +109,7 @@ class Opening:
 
 
 @contextlib.contextmanager
-def beside(store: Store, spec: PageSpec, console: Console) -> Iterator[Callable[[], None]]:
+def page_of_run(store: Store, spec: PageSpec, console: Console) -> Iterator[Callable[[], None]]:
     """Show the page of the run in `store` during the block, and as long after it as the job says.
 
     Yields a function that writes the address of the page into `run.json`: call it where nobody else writes that file.
@@ -135,7 +135,7 @@ def show(store: Store, spec: PageSpec) -> Shown:
         app, deployment = _names(store)
         route = f"/raprune/{app.removeprefix(_PREFIX)}"
         rule = Access.of(None if token is None else token.text, f"{store.name} {route}")
-        _deploy(Beside(store, rule, last_part(store.name), app, spec.linger_s), app, deployment, route, store)
+        _deploy(PageApplication(store, rule, last_part(store.name), app, spec.linger_s), app, deployment, route, store)
         _await_proxy(port)
     except RapruneError:
         raise
@@ -152,7 +152,7 @@ def remove(app: str) -> None:
     serve.delete(app)
 
 
-class Beside:
+class PageApplication:
     """The web application of one run's page, in a replica. It pickles: each replica opens the store again."""
 
     def __init__(self, store: Store, rule: Access, name: str, app: str, linger_s: float) -> None:
@@ -163,7 +163,7 @@ class Beside:
         self._closed_at = time.monotonic()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Beside, self._settings
+        return PageApplication, self._settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._page is None:
@@ -258,7 +258,7 @@ def _names(store: Store) -> tuple[str, str]:
     return _PREFIX + short + (f"-{mark}" if taken else ""), deployment
 
 
-def _deploy(ingress: Beside, app: str, name: str, route: str, store: Store) -> None:
+def _deploy(ingress: PageApplication, app: str, name: str, route: str, store: Store) -> None:
     @serve.ingress(ingress)
     class Page:
         """The page of one run."""

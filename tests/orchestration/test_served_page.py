@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     from ray import serve
 
 from raprune.orchestration.search import search
-from raprune.orchestration.served_page import Shown, beside, remove, show
+from raprune.orchestration.served_page import Shown, page_of_run, remove, show
 from raprune.page.serve import listen
 from raprune.spec.job import PageSpec, load_spec
 from raprune.store.folder import Store
@@ -195,7 +195,7 @@ def test_where_serve_listens_for_all_the_page_has_a_token(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     said = io.StringIO()
-    with beside(store, PageSpec(), Console(file=said, width=200)) as note:
+    with page_of_run(store, PageSpec(), Console(file=said, width=200)) as note:
         note()
     assert "The run has no page of its own" in said.getvalue() and len(said.getvalue().splitlines()) == 1
     assert "page" not in store.run()

@@ -1,4 +1,4 @@
-"""Cluster: Ray is started or joined, its nodes are checked, and what runs where is decided.
+"""Cluster: Ray is started or joined, its nodes are checked, and workers are placed on them.
 
-Imports `spec` and `errors`; `connect.py` is to be opened first.
+Imports `spec` and `errors`. Open `connect.py` first.
 """

@@ -69,8 +69,8 @@ def submit(
     cluster = None if dry_run else connect(address)
     with tempfile.TemporaryDirectory(prefix="raprune-") as scratch:
         target = Path(scratch) / "working-dir.zip"
-        parcel = pack(working_dir, target, always=made.always, extra={JOB_FILE: made.toml})
-        notes = [f"Working folder {working_dir.absolute()}: {parcel}{_left_out(parcel.left_out)}.", *made.notes]
+        package = pack(working_dir, target, always=made.always, extra={JOB_FILE: made.toml})
+        notes = [f"Working folder {working_dir.absolute()}: {package}{_left_out(package.left_out)}.", *made.notes]
         if cluster is None:
             print("".join(f"# {note}\n" for note in notes) + made.toml, end="")
             return 0

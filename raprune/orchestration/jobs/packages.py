@@ -34,7 +34,7 @@ LEFT_OUT = (
 
 
 @dataclass(frozen=True)
-class Parcel:
+class JobPackage:
     """The package that is sent with a job."""
 
     path: Path
@@ -59,7 +59,9 @@ class Found:
     left_out: list[str] = field(default_factory=list)
 
 
-def pack(folder: Path, target: Path, *, always: Sequence[str] = (), extra: Mapping[str, str] | None = None) -> Parcel:
+def pack(
+    folder: Path, target: Path, *, always: Sequence[str] = (), extra: Mapping[str, str] | None = None
+) -> JobPackage:
     """Write the files of `folder` as the zip `target`, with the texts of `extra` at the names that it gives.
 
     `always`: files and folders, relative to `folder`, that go even where a pattern leaves them out.
@@ -79,7 +81,7 @@ def pack(folder: Path, target: Path, *, always: Sequence[str] = (), extra: Mappi
     size = target.stat().st_size
     if size > LIMIT:
         raise _too_large(folder, found, f"come to more than the {told_size(LIMIT)} that a cluster takes")
-    return Parcel(target, size, len(found.sizes.keys() | texts.keys()), tuple(found.left_out))
+    return JobPackage(target, size, len(found.sizes.keys() | texts.keys()), tuple(found.left_out))
 
 
 def find(folder: Path, always: Sequence[str] = ()) -> Found:

@@ -1,4 +1,4 @@
-"""Workers: what runs in a task, an actor or a group of Ray Train: trials, trainings, scores, latency.
+"""Workers: the code of tasks, of actors and of groups of Ray Train: trials, trainings, scores, latency.
 
 Imports every room above `orchestration`. Open `trials.py` first.
 """

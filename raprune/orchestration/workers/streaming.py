@@ -39,14 +39,14 @@ OBJECT_STORE_BYTES = 2**30
 class RayReader:
     """Reads by Ray Data. The same seed gives the same images in the same order, on any nodes."""
 
-    beside: int = 1
+    num_trainings: int = 1
     """Number of trainings that read streams at the same time: the cluster's CPUs are divided among them."""
 
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
         tasks = _tasks(source.pieces(seed=seed, rank=rank, size=size))
         if not tasks:
             return
-        share = int(ray.cluster_resources().get("CPU", 0)) // max(self.beside, size)
+        share = int(ray.cluster_resources().get("CPU", 0)) // max(self.num_trainings, size)
         dataset = _dataset(source, tasks, concurrency=min(len(tasks), max(LEAST_TASKS, share)))
         batches: Any = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         # Closing it ends its tasks, so no task reads for a training that has ended.
