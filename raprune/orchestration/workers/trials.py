@@ -162,7 +162,7 @@ class CandidateTrial(tune.Trainable):
 
     def setup(self, config: Mapping[str, Assignment], shared: Shared | None = None) -> None:
         assert shared is not None, "given by tune.with_parameters"
-        self._assignment = Assignment.of(config)
+        self._config = config
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         wait: Any = shared.coordinator.wait
         shared = replace(shared, store=shared.store.told(lambda why: wait.remote(self._name, why)))
@@ -175,11 +175,11 @@ class CandidateTrial(tune.Trainable):
             self._setup_error = error_text(error)
 
     def reset_config(self, new_config: Mapping[str, Assignment]) -> bool:
-        self._assignment = Assignment.of(new_config)
+        self._config = new_config
         return True
 
     def step(self) -> dict[str, Report | bool]:
-        return self._work(self._assignment).to_result()
+        return self._work(Assignment.of(self._config)).to_result()
 
     def _work(self, assignment: Assignment) -> Report:
         """Carry out the task of an assignment."""
