@@ -118,7 +118,7 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
         f"raprune.methods.{name}"
         for name in ("method", "magnitude", "activations", "gammas", "least_squares", "contribution")
     }
-    allowed = shared | {"raprune.channels.graph", "raprune.channels.maxout"}
+    allowed = shared | {"raprune.channels.graph", "raprune.channels.maxout", "raprune.channels.evaluating"}
     assert own(name) <= allowed
     assert libraries(name) <= {*sys.stdlib_module_names, "numpy", "torch", "raprune"}
 

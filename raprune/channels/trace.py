@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
 from raprune.channels.rules import RULES
 from raprune.channels.shadow import CostRecord, Tracer
@@ -33,7 +34,7 @@ def trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         ModelError: if the forward pass fails.
     """
     tracer = Tracer(model, RULES)
-    with _evaluating(model), torch.no_grad(), tracer.watching(model):
+    with _traceable(model), torch.no_grad(), tracer.watching(model):
         try:
             with tracer:
                 outputs = model(example_input)
@@ -102,18 +103,15 @@ def _source(module_name: str) -> bytes:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _traceable(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode and turn off fused attention, which would hide its layers; restore both afterwards."""
-    modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in modes.items():
-            module.training = training
 
 
 def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> ChannelGraph:

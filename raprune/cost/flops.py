@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Term
 from raprune.cost.latency import Floats, LatencyTable
 
@@ -121,11 +122,8 @@ class CostModel:
 
 def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
     """Count the FLOPs of a forward pass of the one image `x`, and the parameters; return both."""
-    training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
-    model.train(training)
     return int(counter.get_total_flops()), sum(parameter.numel() for parameter in model.parameters())
 
 

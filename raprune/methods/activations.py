@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, IndexArray
 from raprune.methods.method import Batches, Scores
 
@@ -87,7 +88,6 @@ def added(graph: ChannelGraph, seen: list[GroupReader], totals: list[Tensor]) ->
 @contextmanager
 def watching(model: nn.Module, seen: list[GroupReader], see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Within the context, in evaluation mode, call `see(index of the reader, its layer's input)` in each pass."""
-    modes = {module: module.training for module in model.modules()}
     handles = []
     for number, reader in enumerate(seen):
 
@@ -95,11 +95,9 @@ def watching(model: nn.Module, seen: list[GroupReader], see: Callable[[int, Tens
             see(number, inputs[0])
 
         handles.append(reader.module.register_forward_pre_hook(hook))
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training

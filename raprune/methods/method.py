@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
 
 Scores = dict[str, npt.NDArray[np.float64]]
@@ -219,13 +220,11 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:
     if not layers:
         return
     momenta = {layer: layer.momentum for layer in layers}
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.train()
     seen = 0
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.train()
         for images, _ in batches():
             if len(images) == 1:
                 continue
@@ -235,5 +234,3 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:
             model(images)
     for layer, momentum in momenta.items():
         layer.momentum = momentum
-    for module, training in was_training.items():
-        module.training = training

@@ -33,13 +33,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Member
 from raprune.methods.least_squares import (
     PATCHES,
     PATCHES_A_WEIGHT,
     Moments,
     Patches,
-    evaluating,
     factored,
     refit,
     scale_of,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.cut import cut
+from raprune.channels.evaluating import evaluating
 from raprune.methods import Batches, Kept, Network
 from raprune.models.memory_format import laid_out
 from raprune.pruning.workload import Workload
@@ -72,11 +73,8 @@ class WorkloadServices:
         split = self._workload.validation
         if images is not None:
             split = split.take(images, torch.Generator().manual_seed(self._spec.seed))
-        was_training = model.training
-        model.eval()
-        with laid_out(model, split.layout), torch.inference_mode():
+        with evaluating(model), laid_out(model, split.layout), torch.inference_mode():
             parts = [(model(x).argmax(1) == y).cpu() for x, y in split.batches(self._spec.search.eval_batch_size)]
-        model.train(was_training)
         return torch.cat(parts)
 
     def cut(self, network: Network, kept: Kept) -> Network:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from raprune.channels.cut import kept_positions
+from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
 from raprune.errors import ModelError
 
@@ -56,13 +57,10 @@ def channel_map(
         for name, module in dense.named_modules()
         if _reads_plainly(module)
     ]
-    training = dense.training
-    dense.eval()
     try:
-        with torch.no_grad():
+        with evaluating(dense), torch.no_grad():
             dense(example_input)
     finally:
-        dense.train(training)
         for handle in handles:
             handle.remove()
     stay = {name: positions.get(f"{name}.weight", {}).get(1) for name in readers.values()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raprune.channels.evaluating import evaluating
 from raprune.data.batches import DeviceSplit
 from raprune.models.memory_format import laid_out
 
@@ -32,19 +33,14 @@ def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> 
     """
     if split.device.type == "cpu":
         batch_size = min(batch_size, LARGEST_ON_CPU)
-    training = model.training
-    model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=split.device)
     loss = torch.zeros((), dtype=torch.float64, device=split.device)
-    try:
-        with laid_out(model, split.layout), torch.inference_mode():
-            for x, y in split.batches(batch_size):
-                logits = model(x).float()
-                # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.
-                correct += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
-                loss += functional.cross_entropy(logits, y, reduction="sum").double()
-    finally:
-        model.train(training)
+    with evaluating(model), laid_out(model, split.layout), torch.inference_mode():
+        for x, y in split.batches(batch_size):
+            logits = model(x).float()
+            # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.
+            correct += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
+            loss += functional.cross_entropy(logits, y, reduction="sum").double()
     return Evaluation(accuracy=correct.item() / len(split), loss=loss.item() / len(split))
 
 
