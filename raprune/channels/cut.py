@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raprune.channels.graph import ChannelGraph, IndexArray
+from raprune.channels.graph import ChannelGraph, IndexArray, KeptPositions
 from raprune.errors import RecipeError
 from raprune.records import Candidate
 
-KeptPositions = Mapping[str, Mapping[int, IndexArray]]
+Positions = Mapping[str, Mapping[int, IndexArray]]
 """Positions that stay, in order, by parameter or buffer name and axis."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -36,7 +36,6 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
     Raises:
         RecipeError: if `kept` names a group or a channel that the graph does not have, or empties a group.
     """
-    removed: dict[tuple[str, int], list[IndexArray]] = {}
     for name, channels in kept.items():
         group = graph.by_name.get(name)
         if group is None:
@@ -44,36 +43,19 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
                 f"The candidate names the group {name!r}, which this network does not have.",
                 hint=f"Its {len(graph.groups)} groups are listed by `raprune inspect`.",
             )
-        stays = np.zeros(group.num_channels, dtype=bool)
         if not channels or min(channels) < 0 or max(channels) >= group.num_channels:
             raise RecipeError(
                 f"Group {name!r} has channels 0 to {group.num_channels - 1}; the candidate keeps {list(channels)[:8]}.",
                 hint="Keep at least one channel of each group, by numbers in this range.",
             )
-        stays[list(channels)] = True
-        if stays.all():
-            continue
-        gone: dict[int, IndexArray] = {}
-        for member in group.members:
-            # Members over the same positions share one index array (trace.py).
-            if id(member.indices) not in gone:
-                gone[id(member.indices)] = member.indices[~stays].reshape(-1)
-            removed.setdefault((member.parameter, member.axis), []).append(gone[id(member.indices)])
+    stay = KeptPositions(graph, kept)
     positions: dict[str, dict[int, IndexArray]] = {}
-    seen: dict[tuple[int, ...], IndexArray] = {}
-    for (parameter, axis), parts in removed.items():
-        size = graph.shapes[parameter][axis]
-        key = (size, *(id(part) for part in parts))
-        if key not in seen:
-            stay = np.ones(size, dtype=bool)
-            for part in parts:
-                stay[part] = False
-            seen[key] = np.flatnonzero(stay)
-        positions.setdefault(parameter, {})[axis] = seen[key]
+    for parameter, axis in stay.sliced:
+        positions.setdefault(parameter, {})[axis] = stay.of(parameter, axis)
     return positions
 
 
-def slice_parameters(model: ModuleT, kept: KeptPositions) -> ModuleT:
+def slice_parameters(model: ModuleT, kept: Positions) -> ModuleT:
     """Return a new network whose parameters and buffers keep only the positions of `kept`; size attributes match.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -138,19 +138,15 @@ class ChannelGraph:
         A group that is not in `kept` stays whole. The closed form of the costs does not change, because it is a
         function of the widths.
         """
-        stays = {group.name: np.arange(group.num_channels) for group in self.groups}
-        stays |= {name: np.asarray(channels, dtype=np.int64) for name, channels in kept.items()}
-        left: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
-        for group in self.groups:
-            gone = np.delete(np.arange(group.num_channels), stays[group.name])
-            for member in group.members:
-                size = self.shapes[member.parameter][member.axis]
-                key = (member.parameter, member.axis)
-                left.setdefault(key, np.ones(size, dtype=bool))[member.indices[gone].reshape(-1)] = False
-        position = {key: np.cumsum(mask) - 1 for key, mask in left.items()}
+        positions = KeptPositions(self, kept)
+        stays = {group.name: np.flatnonzero(positions.stays(group)) for group in self.groups}
+        position: dict[tuple[str, int], IndexArray] = {}
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
-        for (parameter, axis), mask in left.items():
-            shapes[parameter][axis] = int(mask.sum())
+        for parameter, axis in {(m.parameter, m.axis): None for group in self.groups for m in group.members}:
+            left = positions.of(parameter, axis)
+            position[parameter, axis] = np.zeros(self.shapes[parameter][axis], dtype=np.int64)
+            position[parameter, axis][left] = np.arange(len(left))
+            shapes[parameter][axis] = len(left)
         groups = tuple(
             replace(
                 group,
@@ -227,6 +223,59 @@ class ChannelGraph:
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             notes=tuple(data["notes"]),
         )
+
+
+class KeptPositions:
+    """The positions that stay in a network of `graph` that keeps only the channels of `kept`.
+
+    A group that is not in `kept` stays whole. The channels are taken as they are: `raprune.channels.cut` checks them.
+    This class is here, and not beside the cut, because methods import the graph and no surgery.
+    """
+
+    def __init__(self, graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> None:
+        self._graph = graph
+        self._kept = kept
+        self._removed: dict[tuple[str, int], list[IndexArray]] = {}
+        for group in graph.groups:
+            stays = self.stays(group)
+            if stays.all():
+                continue
+            gone: dict[int, IndexArray] = {}
+            for member in group.members:
+                # Members over the same positions share one index array (trace.py).
+                if id(member.indices) not in gone:
+                    gone[id(member.indices)] = member.indices[~stays].reshape(-1)
+                self._removed.setdefault((member.parameter, member.axis), []).append(gone[id(member.indices)])
+        self._positions: dict[tuple[int, ...], IndexArray] = {}
+
+    def stays(self, group: Group) -> npt.NDArray[np.bool_]:
+        """Return for each channel of `group` whether it stays."""
+        stays = np.ones(group.num_channels, dtype=bool)
+        if group.name in self._kept:
+            stays[:] = False
+            stays[list(self._kept[group.name])] = True
+        return stays
+
+    @property
+    def sliced(self) -> list[tuple[str, int]]:
+        """Every parameter or buffer and axis that loses a position."""
+        return list(self._removed)
+
+    def of(self, parameter: str, axis: int) -> IndexArray:
+        """Return the positions of an axis that stay, ascending; axes that lose the same positions share one array."""
+        parts = self._removed.get((parameter, axis), [])
+        size = self._graph.shapes[parameter][axis]
+        key = (size, *(id(part) for part in parts))
+        if key not in self._positions:
+            stay = np.ones(size, dtype=bool)
+            for part in parts:
+                stay[part] = False
+            self._positions[key] = np.flatnonzero(stay)
+        return self._positions[key]
+
+    def removed(self, group: Group, member: Member) -> IndexArray:
+        """Return the positions of `member`, which is one of `group`, that are removed."""
+        return member.indices[~self.stays(group)].reshape(-1)
 
 
 def _pack(indices: IndexArray) -> dict[str, Any]:

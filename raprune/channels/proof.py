@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from raprune.channels.cut import cut, rebuild
-from raprune.channels.graph import ChannelGraph, Group
+from raprune.channels.graph import ChannelGraph, KeptPositions
 from raprune.errors import ModelError
 from raprune.records import Candidate
 
@@ -192,11 +192,11 @@ class _ProofNetwork:
         if not names:
             return None
         candidate = self._candidate(graph, names)
-        removed = [_removed(graph.by_name[name], candidate.kept[name]) for name in names]
+        removed = KeptPositions(graph, candidate.kept)
         gone: dict[str, list[tuple[int, Tensor]]] = {}
-        for group, channels in removed:
+        for group in map(graph.by_name.__getitem__, names):
             for member in group.members:
-                positions = torch.from_numpy(member.indices[channels].reshape(-1))
+                positions = torch.from_numpy(removed.removed(group, member))
                 gone.setdefault(member.parameter, []).append((member.axis, positions))
 
         def mask(name: str, tensor: Tensor) -> Tensor:
@@ -243,12 +243,6 @@ class _ProofNetwork:
             return float("inf")
         error = float((out - self._reference).abs().max()) / self._scale
         return error if np.isfinite(error) else float("inf")
-
-
-def _removed(group: Group, kept: tuple[int, ...]) -> tuple[Group, np.ndarray]:
-    stays = np.zeros(group.num_channels, dtype=bool)
-    stays[list(kept)] = True
-    return group, ~stays
 
 
 def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:

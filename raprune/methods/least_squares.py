@@ -22,7 +22,6 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import dropwhile
@@ -30,14 +29,14 @@ from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from raprune.channels.graph import ChannelGraph
+from raprune.channels.evaluating import evaluating
+from raprune.channels.graph import KeptPositions
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 
 PATCHES = 32768
@@ -373,13 +372,17 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
     ran, largest = structure_of(cut.dense, parts[0][:2])
     images = torch.cat(parts)[: max(1, LARGEST // largest)]
     modules, dense = dict(model.named_modules()), dict(cut.dense.named_modules())
-    stays = _staying(cut.graph, cut.kept)
+    stays = KeptPositions(cut.graph, cut.kept)
+    sliced = set(stays.sliced)
     layers = {}
     for seed, (name, here) in enumerate(ran.items()):
         module = cast(nn.Conv2d | nn.Linear, modules[name])
         shape = cast(Tensor, dense[name].weight).shape
         outputs, inputs = (
-            torch.as_tensor(stays.get((f"{name}.weight", axis), np.arange(shape[axis])), device=images.device)
+            torch.as_tensor(
+                stays.of(f"{name}.weight", axis) if (f"{name}.weight", axis) in sliced else np.arange(shape[axis]),
+                device=images.device,
+            )
             for axis in (0, 1)
         )
         norm = None if here.norm is None else cast(nn.BatchNorm2d, modules[here.norm])
@@ -389,18 +392,6 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
     # Layers before the first missing channel have the same outputs as in the dense network.
     behind = dropwhile(lambda item: item[1].is_whole, layers.items())
     return dict(behind), list(images.split(len(parts[0])))
-
-
-def _staying(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], npt.NDArray[np.int64]]:
-    """Return the positions that stay for each (parameter, axis) that a group slices."""
-    stays: dict[tuple[str, int], npt.NDArray[np.bool_]] = {}
-    for group in graph.groups:
-        gone = np.setdiff1d(np.arange(group.num_channels), kept.get(group.name, range(group.num_channels)))
-        for member in group.members:
-            size = graph.shapes[member.parameter][member.axis]
-            mask = stays.setdefault((member.parameter, member.axis), np.ones(size, dtype=bool))
-            mask[member.indices[gone].reshape(-1)] = False
-    return {key: np.flatnonzero(mask) for key, mask in stays.items()}
 
 
 @dataclass
@@ -542,15 +533,3 @@ class LayerObserver(TorchFunctionMode):
 
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep `model` in evaluation mode within the context."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -32,12 +32,11 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from raprune.channels.graph import ChannelGraph, Group
+from raprune.channels.graph import ChannelGraph, Group, KeptPositions
 from raprune.methods.gammas import ScaleSizes, SparseTrained, largest, scales, sizes
 from raprune.methods.method import Batches, Cut, Scores, reestimate_batch_norm
 
@@ -97,11 +96,12 @@ def ablated(cut: Cut) -> nn.Module:
     model = copy.deepcopy(cut.dense).eval()
     gammas = scales(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    positions = KeptPositions(cut.graph, cut.kept)
     for group in cut.graph.groups:
         scaled = [member for member in group.members if member.parameter in gammas]
         for member in scaled or (group.members if group.maskable else ()):
             tensor = tensors[member.parameter].detach()
-            gone = torch.as_tensor(member.indices[_gone(group, cut)].reshape(-1), device=tensor.device)
+            gone = torch.as_tensor(positions.removed(group, member), device=tensor.device)
             tensor.index_fill_(member.axis, gone, 0.0)
     return model
 
@@ -211,21 +211,11 @@ def borderless(model: nn.Module) -> Iterator[None]:
             module.padding_mode = "zeros"
 
 
-def _gone(group: Group, cut: Cut) -> npt.NDArray[np.bool_]:
-    gone = np.zeros(group.num_channels, dtype=bool)
-    if group.name in cut.kept:
-        gone[:] = True
-        gone[list(cut.kept[group.name])] = False
-    return gone
-
-
 def _left(cut: Cut, absorber: Absorber) -> Tensor:
     """Return the positions of a dense layer's constant that the cut layer still has."""
     constant = absorber.constant
     assert constant is not None
-    stays = torch.ones(len(constant), dtype=torch.bool)
-    for group in cut.graph.groups:
-        for member in group.members:
-            if member.parameter == absorber.parameter:
-                stays[torch.from_numpy(member.indices[_gone(group, cut)].reshape(-1))] = False
-    return stays.nonzero()[:, 0]
+    sliced = any(member.parameter == absorber.parameter for group in cut.graph.groups for member in group.members)
+    # The constant has one axis, which is the first of its parameter.
+    stays = KeptPositions(cut.graph, cut.kept).of(absorber.parameter, 0) if sliced else np.arange(len(constant))
+    return torch.from_numpy(stays)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raprune.channels.cut import cut
+from raprune.channels.cut import cut, kept_positions
+from raprune.channels.graph import KeptPositions
 from raprune.cost.flops import CostModel
 from raprune.records import Candidate
 from tests.channels.networks import image
@@ -54,3 +56,20 @@ def test_only_some_groups_are_left_and_cost_the_same() -> None:
     assert CostModel(part).dense_flops == CostModel(graph).dense_flops
     one, whole = CostModel(part), CostModel(graph)
     assert one.flops(one.vector({name: 1})) == whole.flops(whole.vector({name: 1}))
+
+
+def test_kept_positions_agree_with_the_cut_and_the_graph_after_it() -> None:
+    _, graph = proved("Residual")
+    kept = {group.name: tuple(range(0, group.num_channels, 2)) for group in graph.groups}
+    positions = KeptPositions(graph, kept)
+    assert kept_positions(graph, kept).keys() == {parameter for parameter, _ in positions.sliced}
+    after = graph.after(kept)
+    for group in graph.groups:
+        assert np.flatnonzero(positions.stays(group)).tolist() == list(kept[group.name])
+        for member in group.members:
+            stay, size = positions.of(member.parameter, member.axis), graph.shapes[member.parameter][member.axis]
+            assert after.shapes[member.parameter][member.axis] == len(stay)
+            assert set(positions.removed(group, member).tolist()).isdisjoint(stay.tolist())
+            assert len(stay) < size
+    whole = KeptPositions(graph, {})
+    assert whole.sliced == [] and len(whole.of(*next(iter(positions.sliced)))) > 0
