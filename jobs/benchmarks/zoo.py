@@ -104,11 +104,10 @@ def table(inspected: list[Inspected]) -> str:
         "differences in float64, relative to the largest output: after a random permutation of all channels, and "
         "between random cut networks and the masked dense network (- where no group can be masked). The proof runs on "
         "the smallest images that the model takes. *Stays* counts the channels of frozen layers by reason, without the "
-        "output layer. *Trace* and *proof* are wall time on 2 shared CPU cores that ran other programs too. *CPU s* is "
-        "the CPU time of the whole command.",
+        "output layer. *CPU s* is the CPU time of the whole command in seconds, with the start of Python and PyTorch.",
         "",
-        "| model | px | groups | prunable | lowest FLOPs | trace, s | proof, s | CPU s | permutation | cut | stays |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | px | groups | prunable | lowest FLOPs | CPU s | permutation | cut | stays |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*lines, *(row(run) for run in inspected)]) + "\n"
 
@@ -116,7 +115,7 @@ def table(inspected: list[Inspected]) -> str:
 def row(run: Inspected) -> str:
     """One line of the table."""
     if run.error:
-        return f"| {run.name} | | | | | | | {run.cpu_seconds:.1f} | | | {run.error} |"
+        return f"| {run.name} | | | | | {run.cpu_seconds:.1f} | | | {run.error} |"
     found, proof = run.found, run.found["proof"]
     cut = f"{proof['cut_error']:.0e}" if proof["cut_error"] else "-"
     cells = [
@@ -125,8 +124,6 @@ def row(run: Inspected) -> str:
         str(len(found["groups"])),
         f"{found['prunable_params_fraction']:.1%}",
         f"{found['min_flops_fraction']:.2%}",
-        f"{found['trace_seconds']:.2f}",
-        f"{proof['seconds']:.1f}",
         f"{run.cpu_seconds:.1f}",
         f"{proof['permutation_error']:.0e}",
         cut,
