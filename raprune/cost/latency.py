@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raprune.channels.graph import IndexArray
+
 Floats = npt.NDArray[np.float64]
-Positions = npt.NDArray[np.int64]
 
 TABLE = "latency.safetensors"
 """File name of a run's table in the run's folder."""
@@ -56,11 +57,11 @@ class LatencyTable:
     """Ascending sizes of the two axes, shape `(T, 2, W)`; a shorter grid repeats its last size."""
     times_ms: Floats
     """Times at the points of the grids, shape `(T, W, W)`; monotone in both axes."""
-    tables: Positions
+    tables: IndexArray
     """Index of each operation's grid, shape `(N,)`."""
-    factors: Positions
+    factors: IndexArray
     """Indices in `ChannelGraph.factors` of each operation's two axes, -1 for no axis; shape `(N, 2)`."""
-    kinds: Positions
+    kinds: IndexArray
     """Index of each operation's kind in `KINDS`, shape `(N,)`."""
     modules: tuple[str, ...]
     """Name of the module that runs each operation."""
@@ -174,17 +175,17 @@ class _Lookup:
     The operations share U axes, each a factor with a grid, so that each axis is located in its grid only once.
     """
 
-    tables: Positions
+    tables: IndexArray
     """Index of each operation's grid, shape `(N,)`."""
-    axes: Positions
+    axes: IndexArray
     """Indices of each operation's two axes, shape `(N, 2)`."""
-    factors: Positions
+    factors: IndexArray
     """Factor of each axis, shape `(U,)`."""
     grids: Floats
     """Grid of each axis, shape `(U, W)`."""
 
     @classmethod
-    def of(cls, grids: Floats, tables: Positions, factors: Positions) -> _Lookup:
+    def of(cls, grids: Floats, tables: IndexArray, factors: IndexArray) -> _Lookup:
         axes = np.c_[factors.reshape(-1), grids[tables].reshape(-1, grids.shape[2])]
         distinct, which = np.unique(axes, axis=0, return_inverse=True)
         return cls(tables, which.reshape(-1, 2), distinct[:, 0].astype(np.int64), distinct[:, 1:])
