@@ -14,8 +14,9 @@ from typing import Any
 
 from raprune.page.feed import Away, KnownRun
 from raprune.records import Trial
-from raprune.results.front import floor_of, measured_in, pick
+from raprune.results.front import floor_of, front_of, measured_in, pick
 from raprune.results.progress import Progress
+from raprune.results.rows import COSTS
 from raprune.results.stages import RunStages
 from raprune.spec.job import load_limits
 from raprune.store.address import without_secrets
@@ -230,17 +231,23 @@ def relatives(trial: Trial, trials: Sequence[Trial]) -> list[tuple[Trial, str]]:
     ]
 
 
-def list_front(known: KnownRun) -> Answer:
-    """The front within the run's budget."""
-    return {"total": len(known.trials), "rows": plain([row.to_json() for row in known.front])}
+def list_rows(known: KnownRun) -> Answer:
+    """The candidates by column, by ascending FLOPs; a trial is its position in the order of the records.
 
-
-def list_candidates(known: KnownRun) -> Answer:
-    """Which trials stand for their candidates, and which of these are on the front."""
+    `trial` stands for the candidate, `repeats` are the trials behind its accuracies. `on_front` names the costs on
+    whose front within the run's budget the candidate is. What a row shares with its trial is in `list_trials`.
+    """
+    fronts = {cost: {row.candidate for row in front_of(known.rows, known.budget, cost=cost)} for cost in COSTS}
     return {
+        "generation": known.generation,
         "total": len(known.trials),
-        "counting": [row.trial_id for row in known.rows],
-        "front": [row.trial_id for row in known.front],
+        "trial": [known.positions[row.trial_id] for row in known.rows],
+        "repeats": [[known.positions[name] for name in row.trials] for row in known.rows],
+        "val_accuracy": plain([row.val_accuracy for row in known.rows]),
+        "val_interval": plain([row.val_interval for row in known.rows]),
+        "test_accuracy": plain([row.test_accuracy for row in known.rows]),
+        "on_front": [[cost for cost, names in fronts.items() if row.candidate in names] for row in known.rows],
+        "starred": [row.starred for row in known.rows],
     }
 
 

@@ -35,7 +35,6 @@ from raprune.page.access import Access, Admitted, Moved, Refused
 from raprune.page.feed import Away, Feed, KnownRun
 from raprune.records import Trial
 from raprune.results.stages import RunStages
-from raprune.store import learning_curves
 from raprune.store.learning_curves import read_curve
 from raprune.store.networks import PLAIN_NAME, WEIGHTS, find_network
 
@@ -98,9 +97,7 @@ def make_app(feed: Feed, rule: Access, *, name: str, is_closing: Callable[[], bo
         Route("/api/run", page.run),
         Route("/api/trials", page.trials),
         Route("/api/trials/{trial}", page.trial),
-        Route("/api/front", page.front),
-        Route("/api/candidates", page.candidates),
-        Route("/api/curves/dense", page.dense_curve),
+        Route("/api/rows", page.rows),
         Route("/api/history", page.history),
         Route("/api/ablation", page.ablation),
         Route("/api/pick", page.pick),
@@ -205,13 +202,9 @@ class PageHandlers:
         trial = known.trials[position]
         return _send(request, await run_in_threadpool(lambda: _json(self._detail(trial, known))))
 
-    async def front(self, request: Request) -> Response:
+    async def rows(self, request: Request) -> Response:
         known = await self._fresh()
-        return await self._kept(request, "front", known, lambda: answers.list_front(known))
-
-    async def candidates(self, request: Request) -> Response:
-        known = await self._fresh()
-        return await self._kept(request, "candidates", known, lambda: answers.list_candidates(known))
+        return await self._kept(request, "rows", known, lambda: answers.list_rows(known))
 
     async def history(self, request: Request) -> Response:
         known = await self._fresh()
@@ -220,12 +213,6 @@ class PageHandlers:
     async def ablation(self, request: Request) -> Response:
         known = await self._fresh()
         return await self._kept(request, "ablation", known, lambda: answers.list_ablation(known))
-
-    async def dense_curve(self, request: Request) -> Response:
-        return _send(
-            request,
-            await run_in_threadpool(lambda: _json({"curve": answers.plain(self._curve(learning_curves.DENSE))})),
-        )
 
     async def pick(self, request: Request) -> Response:
         known = await self._fresh()

@@ -434,8 +434,12 @@ def browser_at(address: str) -> Iterator[Page]:
 
 def front(page: str) -> list[dict[str, Any]]:
     """The front of a finished run, as its page has it: every network of it is stored."""
-    rows: list[dict[str, Any]] = fetch(f"{page}api/front")["rows"]
-    return rows
+    trials, rows = fetch(f"{page}api/trials")["columns"], fetch(f"{page}api/rows")
+    places = [place for place, costs in zip(rows["trial"], rows["on_front"], strict=True) if "flops" in costs]
+    return [
+        {name: values[place] for name, values in trials.items()} | {"candidate": trials["network"][place]}
+        for place in places
+    ]
 
 
 def fetch(address: str, *, raw: bool = False) -> Any:

@@ -82,7 +82,7 @@ def test_it_stands_in_the_serve_tab_and_answers(shown: Shown, store: Store) -> N
     run = json.loads(get(shown.address, "api/run")[1])
     assert run["name"] == "my run" and run["live"] is False, "no coordinator works on it"
     assert get(shown.address, "static/page.css")[0] == 200
-    candidate = json.loads(get(shown.address, "api/front")[1])["rows"][-1]["candidate"]
+    candidate = json.loads(get(shown.address, "api/pick")[1])["candidate"]
     assert get(shown.address, f"download/{candidate}/weights.safetensors")[1] == bytes(3_000_000)
     assert get(shown.address[:-1])[0] == 303
 

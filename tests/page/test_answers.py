@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -16,6 +17,8 @@ from raprune.errors import RapruneError, UsageError
 from raprune.page import answers
 from raprune.page.feed import Feed, KnownRun, Recorded
 from raprune.records import Stage
+from raprune.results.front import front_of
+from raprune.results.rows import COSTS
 from raprune.results.stages import RunStage, RunStages
 from raprune.store.address import without_secrets
 from raprune.store.folder import Store
@@ -56,8 +59,7 @@ def everything(known: KnownRun, store: Store) -> list[Any]:
     return [
         answers.describe_run(known, None, STAGES, name="run"),
         answers.list_trials(known, 0),
-        answers.list_front(known),
-        answers.list_candidates(known),
+        answers.list_rows(known),
         answers.list_history(known),
         answers.list_ablation(known),
         answers.describe_progress(known),
@@ -65,9 +67,31 @@ def everything(known: KnownRun, store: Store) -> list[Any]:
     ]  # fmt: skip
 
 
-def test_the_front_is_that_of_the_command_line(store: Store, known: KnownRun) -> None:
-    printed = json.loads(CliRunner().invoke(app, ["front", store.uri, "--json"]).output)
-    assert answers.list_front(known)["rows"] == printed and len(printed) > 1
+def test_rows_of_the_page_are_those_of_the_command_line(store: Store, known: KnownRun) -> None:
+    printed = json.loads(CliRunner().invoke(app, ["front", store.uri, "--json", "--all"]).output)
+    rows = answers.list_rows(known)
+    ids = [trial.trial_id for trial in known.trials]
+    assert [ids[position] for position in rows["trial"]] == [row["trial_id"] for row in printed]
+    assert [[ids[position] for position in some] for some in rows["repeats"]] == [row["trials"] for row in printed]
+    for name in ("val_accuracy", "val_interval", "test_accuracy", "starred"):
+        assert rows[name] == [row[name] for row in printed], name
+    assert any(rows["val_interval"]) and sum(rows["starred"]) == 1
+    front = json.loads(CliRunner().invoke(app, ["front", store.uri, "--json"]).output)
+    on_front = {ids[place] for place, costs in zip(rows["trial"], rows["on_front"], strict=True) if "flops" in costs}
+    assert on_front == {row["trial_id"] for row in front if row["on_front"]} and len(on_front) > 1
+
+
+def test_fronts_of_the_page_are_told_for_each_cost(known: KnownRun) -> None:
+    rows = answers.list_rows(known)
+    assert set(itertools.chain(*rows["on_front"])) == set(COSTS)
+    for cost in COSTS:
+        named = [
+            known.trials[place].trial_id
+            for place, on in zip(rows["trial"], rows["on_front"], strict=True)
+            if cost in on
+        ]
+        wanted = [row.trial_id for row in front_of(known.rows, known.budget, cost=cost)]
+        assert sorted(named) == sorted(wanted)
 
 
 @pytest.mark.parametrize("asked", [{"flops": "0.2"}, {"params": "0.15"}, {"min_accuracy": "0.85"}, {}])
@@ -113,8 +137,8 @@ def test_a_row_says_what_may_count(known: KnownRun) -> None:
     names = [rows[name]["network"] for name in ("search-00004", "finetune-00000", "finetune-00000-s1")]
     assert names == [names[0], f"{names[0]}-ft", f"{names[0]}-ft-s1"]
     assert rows["finetune-00000-s1"]["candidate"] == rows["finetune-00000"]["candidate"] == names[1]
-    counting = answers.list_candidates(known)["counting"]
-    assert {"finetune-00000", "search-00004", "search-00000"} <= set(counting)
+    counting = {known.trials[position].trial_id for position in answers.list_rows(known)["trial"]}
+    assert {"finetune-00000", "search-00004", "search-00000"} <= counting
 
 
 def test_no_answer_holds_a_credential(known: KnownRun, store: Store) -> None:

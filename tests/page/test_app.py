@@ -30,12 +30,10 @@ PATHS = [
     "/api/trials",
     "/api/trials?after=5",
     "/api/trials/finetune-00000",
-    "/api/front",
-    "/api/candidates",
+    "/api/rows",
     "/api/history",
     "/api/ablation",
     "/api/pick?flops=0.2",
-    "/api/curves/dense",
 ]
 
 
@@ -100,7 +98,7 @@ def test_all_files_of_the_page_are_there(page: Served) -> None:
 
 
 def test_networks_are_handed_out_as_they_are_stored(page: Served, store: Store) -> None:
-    candidate = page.get("/api/front").json["rows"][-1]["candidate"]
+    candidate = page.get("/api/pick").json["candidate"]
     for name, repeat in ((candidate, 0), ("finetune-00000", 0), ("finetune-00000-s1", 1)):
         weights = page.get(f"/download/{name}/weights.safetensors")
         assert weights.body == bytes([repeat]) * 3_000_000
@@ -232,7 +230,7 @@ def test_what_is_malformed_is_refused_and_harms_nothing(page: Served, request_: 
     came = page.raw(request_.replace(b"\r\n" + HOST, b"\r\nConnection: close\r\n" + HOST, 1))
     assert came.startswith(b"HTTP/1.1 %d " % status), came[:300]
     assert b"Traceback" not in came
-    assert page.get("/api/candidates").status == 200
+    assert page.get("/api/rows").status == 200
 
 
 def test_a_websocket_is_not_opened(page: Served) -> None:
@@ -306,7 +304,8 @@ def test_a_growing_run_is_pushed(tmp_path: Path) -> None:
         assert news["trials"]["total"] == 10
         assert news["progress"]["best"]["trial_id"] == "search-00050"
         assert page.get("/api/trials?after=8").json["columns"]["trial_id"] == ["search-00050", "search-00051"]
-        assert page.get("/api/front").json["rows"][-1]["trial_id"] == "search-00050"
+        rows = page.get("/api/rows").json
+        assert rows["starred"][rows["trial"].index(8)] and "flops" in rows["on_front"][rows["trial"].index(8)]
         store.write_json(RUN_FILE, store.run() | {"state": "finished", "finished_at": 1.8e9 + 60})
         told = dict(next(events) for _ in range(2))
         assert told["run"]["state"] == "finished" and told["progress"]["live"] is False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
-from raprune.errors import RapruneError
+import raprune.page
 from raprune.records import Stage, Trial, TrialState
 from raprune.results.ablation import ablation
 from raprune.results.front import budget_of, front, pick
@@ -221,49 +220,37 @@ def test_the_stages_are_listed_with_bar_and_time_left(open_page: Open, store: St
         store.remove(FILE)
 
 
-def test_front_candidates_and_pick_are_those_of_the_command_line(page: Page, store: Store) -> None:
-    """The page works them out by itself, so that a slider needs no server."""
-    draw = random.Random(1)
-    wanted = [
-        {"flops": draw.choice((None, draw.random())), "params": draw.choice((None, draw.random())), "latency": None}
-        for _ in range(40)
-    ]
-    floors = [draw.choice((None, 0.7 * draw.random())) for _ in wanted]
+def test_rows_in_the_browser_are_those_of_the_command_line(page: Page, store: Store) -> None:
     found = page.evaluate(
-        """async ([wanted, floors]) => {
-            const { Trials, candidates, front, pick } = await import("./static/trials.js");
+        """async () => {
+            const { Trials, rowsOf } = await import("./static/trials.js");
             const trials = new Trials();
-            const answer = await (await fetch("./api/trials")).json();
-            trials.append(answer.columns);
-            const rows = candidates(trials);
-            const id = (row) => row && trials.get(row.trial, "trial_id");
+            const asked = async (path) => (await fetch(`./api/${path}`)).json();
+            trials.append((await asked("trials")).columns);
+            const rows = rowsOf(trials, await asked("rows"));
+            const id = (row) => trials.get(row.trial, "trial_id");
             return {
-                rows: rows.map((row) => [id(row), row.accuracy, row.interval]),
-                fronts: wanted.map((budget) => front(rows, budget, "flops").map(id)),
-                picks: wanted.map((budget, i) => id(pick(rows, budget, floors[i]))),
+                rows: rows.map((row) => [id(row), row.candidate, row.accuracy, row.interval, row.repeats.length]),
+                front: rows.filter((row) => row.onFront.includes("flops")).map(id),
+                starred: rows.filter((row) => row.starred).map(id),
             };
-        }""",
-        [wanted, floors],
+        }"""
     )
-    trials = store.trials()
+    trials, run = store.trials(), store.run()
     rows = candidates(trials)
-    assert [(row[0], row[1]) for row in found["rows"]] == [
-        (row.trial_id, pytest.approx(row.val_accuracy, abs=1e-12)) for row in rows
-    ]
-    assert [row[2] for row in found["rows"]] == [
-        None if row.val_interval is None else pytest.approx(row.val_interval, abs=1e-12) for row in rows
+    assert found["rows"] == [
+        [row.trial_id, row.candidate, row.val_accuracy, row.val_interval, len(row.repeats)] for row in rows
     ]
     assert any(row.val_interval for row in rows)
-    budgets = [Budget(**limits) for limits in wanted]
-    assert found["fronts"] == [[row.trial_id for row in front(trials, budget)] for budget in budgets]
-    assert found["picks"] == [_picked(rows, budget, floor) for budget, floor in zip(budgets, floors, strict=True)]
+    assert found["front"] == [row.trial_id for row in front(trials, budget_of(run))]
+    best = progress(run, trials).best
+    assert best is not None and found["starred"] == [best.trial_id]
 
 
-def _picked(rows: list[CandidateRow], budget: Budget, floor: float | None) -> str | None:
-    try:
-        return str(pick(rows, budget, min_accuracy=floor).trial_id)
-    except RapruneError:
-        return None
+def test_page_decides_nothing_about_the_front_by_itself() -> None:
+    scripts = (Path(raprune.page.__path__[0]) / "static").glob("*.js")
+    rules = re.compile(r"STUDENT|export function (front|within|pick|candidates)\b")
+    assert [script.name for script in scripts if rules.search(script.read_text())] == []
 
 
 def test_a_point_shows_its_recipe_under_the_pointer_and_its_details_when_clicked(page: Page, store: Store) -> None:
@@ -398,10 +385,10 @@ def test_sliders_pick_at_a_budget(page: Page, store: Store) -> None:
         pick(rows, Budget(flops=0.205, latency=0.45), min_accuracy=0.4).candidate
     )
     page.locator("#pick-floor").fill("99")
-    expect(result).to_contain_text("No candidate within this budget reaches 99.00 %")
+    expect(result).to_contain_text("has a validation accuracy of 0.99: the best")
     expect(page.locator("#pick-select")).to_be_disabled()
     _set(page.locator("#pick-flops"), 1)
-    expect(result).to_contain_text("No candidate is so small")
+    expect(result).to_contain_text("No candidate is within 1.0% of the dense network's FLOPs")
 
 
 def test_the_search_is_shown_over_time_and_over_gpu_hours(page: Page, store: Store) -> None:

@@ -4,7 +4,7 @@ import { Area, axes, glyph, palette, Tip, trace } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
 import { count, duration, known, percent, settingsText } from "./format.js";
 import { byError, errorTicks, linear, ticks } from "./scale.js";
-import { COSTS, testAccuracy } from "./trials.js";
+import { COSTS } from "./trials.js";
 
 const REACH = 26;
 /* Pixels from the pointer within which a point is meant. */
@@ -409,7 +409,7 @@ export class FrontChart {
       [`${get("method")} · ${get("trial_id")}`],
       ["validation", `${percent(row ? row.accuracy : get("val_accuracy"))}${interval}`],
     ];
-    const test = row ? testAccuracy(trials, row, this.view.get("run").test) : get("test_accuracy");
+    const test = row ? row.test : get("test_accuracy");
     if (known(test)) lines.push(["test", percent(test)]);
     lines.push(["FLOPs", `${percent(get("flops_fraction"), 1)} (${count(get("flops"))})`]);
     lines.push(["parameters", `${percent(get("params_fraction"), 1)} (${count(get("params"))})`]);

@@ -13,7 +13,7 @@ import { Picker } from "./pick.js";
 import { StageList } from "./stages.js";
 import { TrialTable } from "./table.js";
 import { Trend } from "./trend.js";
-import { candidates, COSTS, front, Trials } from "./trials.js";
+import { COSTS, rowsOf, Trials } from "./trials.js";
 import { View } from "./view.js";
 
 const SLOW_MS = 3000;
@@ -96,20 +96,24 @@ async function nextTrials() {
     }
     const before = trials.length;
     trials.append(answer.columns);
-    if (trials.length > before || before === 0) recount(trials);
+    if (trials.length > before || before === 0 || trials !== view.get("trials")) await recount(trials);
     view.set({ complete: answer.complete ?? true });
     if (trials.length >= answer.total || trials.length === before) break;
   }
   view.set({ failure: null });
 }
 
-/** Candidates and front from all that is recorded. */
-function recount(trials) {
-  const run = view.get("run");
-  const rows = candidates(trials);
+/** The candidates of all that is recorded, as the server counts them. */
+async function recount(trials) {
+  const rows = rowsOf(trials, await ask("rows"));
   const methods = [...new Set(trials.columns.method ?? [])].sort();
-  view.set({ trials, rows, methods, front: front(rows, run?.budget ?? {}, view.get("cost")) });
+  view.set({ trials, rows, methods, front: onFront(rows) });
   fromAddress();
+}
+
+function onFront(rows) {
+  const cost = view.get("cost");
+  return rows.filter((row) => row.onFront.includes(cost));
 }
 
 /** Another run lies in the folder now: nothing that is shown is true any more. */
@@ -207,7 +211,7 @@ function fromAddress() {
   if (view.get("selected") !== null) return;
   const positions = view.get("trials").positions;
   const asked = new URLSearchParams(location.hash.slice(1)).get("trial");
-  const position = positions.get(asked) ?? positions.get(view.get("progress")?.best?.trial_id);
+  const position = positions.get(asked) ?? view.get("rows").find((row) => row.starred)?.trial;
   if (position !== undefined) view.set({ selected: position, unasked: position });
 }
 
@@ -243,7 +247,7 @@ choice("scale", "scale");
 choice("colouring", "colouring");
 choice("over", "over");
 themes();
-view.derive(["cost"], () => view.set({ front: front(view.get("rows"), view.get("run").budget, view.get("cost")) }));
+view.derive(["cost"], () => view.set({ front: onFront(view.get("rows")) }));
 view.on(["selected"], toAddress);
 view.on(["revealed"], () => {
   // Where the details are not beside the table they would change out of sight.

@@ -1,29 +1,34 @@
-/** "Pick at this budget": what `raprune pick` gives, from what is known, as the sliders move. */
+/** "Pick at this budget": what `raprune pick` gives, asked of the server as the sliders move. */
 
+import { ask } from "./api.js";
 import { element, named, refill } from "./dom.js";
 import { known, percent, settingsText } from "./format.js";
 import { command } from "./command.js";
-import { COSTS, pick, testAccuracy, within } from "./trials.js";
+import { COSTS } from "./trials.js";
 
 export class Picker {
   constructor(view) {
     this.view = view;
     this.sliders = {};
+    this.row = null;
+    this.refusal = null;
+    this.asked = 0;
     view.derive(["run", "rows"], () => this.#build());
     view.derive(["rows", "wanted"], () => this.#pick());
     view.on(["rows", "wanted", "run"], () => this.draw());
     named("pick-select").addEventListener("click", () => {
-      if (this.row) view.set({ selected: this.row.trial });
+      const trial = view.get("picked");
+      if (trial !== null) view.set({ selected: trial });
     });
     named("pick-floor").addEventListener("input", () => this.#moved());
   }
 
   #build() {
     const run = this.view.get("run");
-    const rows = this.view.get("rows");
+    const trials = this.view.get("trials");
     if (!run) return;
     for (const cost of Object.keys(COSTS)) {
-      if (this.sliders[cost] || !rows.some((row) => known(row[`${cost}_fraction`]))) continue;
+      if (this.sliders[cost] || !trials.columns[`${cost}_fraction`]?.some(known)) continue;
       const id = `pick-${cost}`;
       const value = Math.round(1000 * (run.budget[cost] ?? 1)) / 10;
       const slider = element("input", {
@@ -56,11 +61,25 @@ export class Picker {
     this.view.set({ wanted: { budget, floor: Number.isFinite(floor) ? floor / 100 : null } });
   }
 
-  #pick() {
+  /** Asks for the pick; of several questions under way only the answer to the last one counts. */
+  async #pick() {
     const wanted = this.view.get("wanted");
     if (!wanted) return;
-    this.row = pick(this.view.get("rows"), wanted.budget, wanted.floor);
-    this.view.set({ picked: this.row ? this.row.trial : null });
+    this.asked += 1;
+    const number = this.asked;
+    const given = Object.entries(wanted.budget).filter(([, share]) => share !== null);
+    if (wanted.floor !== null) given.push(["min_accuracy", wanted.floor]);
+    let [row, refusal] = [null, null];
+    try {
+      row = await ask(`pick?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}`);
+    } catch (error) {
+      if (!("status" in error)) throw error;
+      refusal = error;
+    }
+    if (number !== this.asked) return;
+    Object.assign(this, { row, refusal });
+    this.view.set({ picked: this.view.get("trials").positions.get(row?.trial_id) ?? null });
+    this.draw();
   }
 
   draw() {
@@ -68,49 +87,36 @@ export class Picker {
     const wanted = this.view.get("wanted");
     const run = this.view.get("run");
     if (!wanted || !run) return;
-    const rows = this.view.get("rows");
     named("pick-select").disabled = this.row === null;
     const parts = Object.entries(wanted.budget)
       .filter(([, share]) => share !== null)
       .map(([cost, share]) => `--budget-${cost} ${Number(share.toFixed(4))}`);
     if (wanted.floor !== null) parts.push(`--min-accuracy ${Number(wanted.floor.toFixed(6))}`);
     refill(named("pick-command"), command(`raprune pick ${run.store} ${parts.join(" ")}`.trim()));
-    refill(named("pick-result"), this.row ? this.#told(this.row) : this.#nothing(rows, wanted));
+    refill(named("pick-result"), this.row ? this.#told(this.row) : this.#nothing());
     performance.measure("pick", { start: started });
   }
 
   #told(row) {
-    const trials = this.view.get("trials");
-    const get = (name) => trials.get(row.trial, name);
-    const interval = known(row.interval) ? ` ± ${(100 * row.interval).toFixed(2)}` : "";
-    const tested = testAccuracy(trials, row, this.view.get("run").test);
-    const test = known(tested) ? `, test ${percent(tested)}` : "";
+    const interval = known(row.val_interval) ? ` ± ${(100 * row.val_interval).toFixed(2)}` : "";
+    const test = known(row.test_accuracy) ? `, test ${percent(row.test_accuracy)}` : "";
     const costs = Object.entries(COSTS)
       .filter(([cost]) => known(row[`${cost}_fraction`]))
       .map(([cost, name]) => `${percent(row[`${cost}_fraction`], 1)} of the ${name}`);
-    const settings = settingsText(trials.settings[row.trial]);
+    const settings = settingsText(row.settings);
     return [
-      element("strong", {}, `${percent(row.accuracy)}${interval}`),
+      element("strong", {}, `${percent(row.val_accuracy)}${interval}`),
       ` validation${test}, at ${costs.join(", ")}. `,
       element(
         "span",
         { class: "quiet" },
-        `${get("method")}${settings ? ` (${settings})` : ""}, candidate ${row.candidate}.`,
+        `${row.method}${settings ? ` (${settings})` : ""}, candidate ${row.candidate}.`,
       ),
     ];
   }
 
-  #nothing(rows, { budget, floor }) {
-    if (!rows.length) return ["The run has no complete trial yet."];
-    const admitted = within(rows, budget);
-    if (!admitted.length) {
-      const least = rows.reduce((a, b) => (b.flops_fraction < a.flops_fraction ? b : a));
-      return [
-        `No candidate is so small: the smallest has ${percent(least.flops_fraction, 1)} of the FLOPs and ` +
-        `${percent(least.params_fraction, 1)} of the parameters. Raise the budget, or search with a smaller one.`,
-      ];
-    }
-    const best = admitted.reduce((a, b) => (b.accuracy > a.accuracy ? b : a));
-    return [`No candidate within this budget reaches ${percent(floor)}: the best has ${percent(best.accuracy)}.`];
+  /** Why there is no pick, in the server's words. */
+  #nothing() {
+    return this.refusal ? [`${this.refusal.message} ${this.refusal.hint}`] : [];
   }
 }
