@@ -95,7 +95,7 @@ def _compare(findings: Findings) -> None:
         best = {method: _best(rows, stage, (method,)) for method in CONTROLS}
         paper = _best(rows, stage, PAPERS)
         for control, row in best.items():
-            margin = errors * standard_error(row.val_accuracy, findings.dense["val_images"])
+            margin = errors * standard_error(row.val_accuracy, findings.run.val_images)
             show(
                 f"{paper.method} ({100 * paper.val_accuracy:.2f} %) against {control} "
                 f"({100 * row.val_accuracy:.2f} %) after {'repair' if stage is Stage.SEARCH else 'fine-tuning'}",

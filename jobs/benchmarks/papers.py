@@ -24,6 +24,7 @@ from raprune.results.progress import progress
 from raprune.results.rows import CandidateRow, candidates
 from raprune.results.test_split import read_test
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 TABLE = Path(__file__).with_name("papers.md")
 
@@ -149,13 +150,13 @@ class Run:
     """A run's folder, read once."""
 
     name: str
-    described: dict[str, Any]
+    record: RunRecord
     trials: list[Trial]
     test: dict[str, Any]
 
     @property
     def spec(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.described["spec"]
+        found: dict[str, Any] = self.record.spec
         return found
 
     @property
@@ -199,7 +200,7 @@ def read(uri: str) -> Run:
     """
     store = Store(uri)
     trials = store.trials()
-    return Run(store.name, store.run(), trials, read_test(store, trials))
+    return Run(store.name, store.record(), trials, read_test(store, trials))
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -227,7 +228,7 @@ def choose(experiment: Experiment, run: Run) -> Found | None:
     own = candidates([t for t in run.trials if t.proposal.method == experiment.method], test=run.test)
     of_stage = [row for row in own if row.weights_pruned == experiment.weights]
     small = [row for row in of_stage if experiment.meets(row)]
-    admitted = small or within(of_stage, budget_of(run.described))
+    admitted = small or within(of_stage, budget_of(run.record))
     if not admitted:
         return None
     best = max(admitted, key=lambda row: (row.val_accuracy, -row.flops, -row.nonzero_fraction))
@@ -247,7 +248,7 @@ def line(experiment: Experiment, same: Sequence[Found]) -> list[str]:
         smaller.append(f"{nonzero} fewer with weight pruning ({first.row.params - first.row.zeros:,} nonzero)")
     if not all(found.as_small for found in same):
         smaller.append("**the paper's size was not reached**")
-    images = first.run.test.get("images") if accuracy == "test" else first.run.described["dense"]["val_images"]
+    images = first.run.test.get("images") if accuracy == "test" else first.run.record.val_images
     return [
         *_title(experiment, first.run),
         experiment.paper,
@@ -258,8 +259,8 @@ def line(experiment: Experiment, same: Sequence[Found]) -> list[str]:
         _epochs(first),
         ", ".join(str(seed) for seed in sorted(found.run.spec["seed"] for found in same)),
         f"{_mean(_seconds(found) for found in same):,.0f}",
-        f"{_mean(progress(found.run.described, found.run.trials).elapsed_s for found in same):,.0f}",
-        first.run.described.get("machine", "not recorded"),
+        f"{_mean(progress(found.run.record, found.run.trials).elapsed_s for found in same):,.0f}",
+        first.run.record.machine or "not recorded",
     ]
 
 
@@ -276,7 +277,8 @@ def _title(experiment: Experiment, run: Run | None) -> list[str]:
 
 
 def _dense(found: Found, accuracy: str) -> float:
-    dense = found.run.test["dense"] if accuracy == "test" else found.run.described["dense"]["val_accuracy"]
+    dense = found.run.test["dense"] if accuracy == "test" else found.run.record.dense_accuracy
+    assert dense is not None, "a finished run has measured its dense network"
     return float(dense)
 
 

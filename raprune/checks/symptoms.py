@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raprune.results.front import standard_error
+from raprune.store.record import RunRecord
 
 SAMPLE_IMAGES = 2_000
 """Number of images in a sample: the standard error of an accuracy of 90 % is then 0.7 points."""
@@ -31,18 +32,18 @@ _TRAINED = (
 )
 
 
-def symptoms(run: Mapping[str, Any], test: Mapping[str, Any]) -> list[str]:
+def symptoms(run: RunRecord, test: Mapping[str, Any]) -> list[str]:
     """Return the warnings about the dense network from `run.json` and from the results on the test split."""
-    dense, data = run.get("dense") or {}, run.get("data") or {}
-    if dense.get("val_accuracy") is None or not dense.get("val_images"):
+    dense, data = run.dense, run.data
+    if dense is None or dense.val_accuracy is None or not dense.val_images:
         return []
-    validation = Accuracy(dense["val_accuracy"], dense["val_images"])
-    has_weights = bool(run.get("spec", {}).get("model", {}).get("weights"))
+    validation = Accuracy(dense.val_accuracy, dense.val_images)
+    has_weights = bool(run.job.model.weights)
     found: list[str | None] = []
-    # Older runs have no such record.
-    if "train_accuracy" in dense:
-        training = Accuracy(dense["train_accuracy"], dense["train_images"])
-        found.append(cannot_classify(validation, training, chance=data["chance"], has_weights=has_weights))
+    # A run that was written before these were recorded has neither.
+    if dense.train_accuracy is not None and dense.train_images is not None and data.chance is not None:
+        training = Accuracy(dense.train_accuracy, dense.train_images)
+        found.append(cannot_classify(validation, training, chance=data.chance, has_weights=has_weights))
     if test.get("dense") is not None and test.get("images") and has_weights:
         found.append(above_test(validation, Accuracy(test["dense"], test["images"])))
     return [sentence for sentence in found if sentence is not None]

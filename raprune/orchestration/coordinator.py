@@ -41,7 +41,7 @@ class Coordinator:
         self._lock = threading.Lock()
         self._outages: dict[str, str] = {}
         self._store = store.told(lambda why: self.wait("coordinator", why))
-        self._run = self._store.run()
+        self._run = self._store.record()
         self._trials = {trial.trial_id: trial for trial in self._store.trials()}
         self._workers: dict[str, set[str]] = {}
         self._works: dict[str, Work] = {}
@@ -76,7 +76,7 @@ class Coordinator:
 
     def reread(self) -> None:
         """Read `run.json` again, after the dense network's accuracy was added to it."""
-        self._run = self._store.run()
+        self._run = self._store.record()
 
     def hold(self, session: str) -> LeaseAnswer:
         """Take a heartbeat of a driver's session, by which the session asks for the run or keeps it."""

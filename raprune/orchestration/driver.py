@@ -74,7 +74,7 @@ from raprune.sampling.sources import Proposals, SearchSpace
 from raprune.sampling.space import search_space
 from raprune.sampling.stopping import Enough
 from raprune.spec.budget import accuracy_floor
-from raprune.store.folder import RUN_FILE, Store
+from raprune.store.folder import Store
 from raprune.training.loop import Epoch
 
 SharedWeights = ray.ObjectRef[WeightArrays]
@@ -206,7 +206,7 @@ def dense_network(driven: DrivenRun) -> SharedWeights:
     """The dense network: its weights as given or stored, else trained by a task or by a group of workers."""
     run, placement = driven.run, driven.placement
     stored = stored_weights(run.store)
-    if stored is not None and run.store.run()["dense"]["val_accuracy"] is not None:
+    if stored is not None and run.store.record().dense_accuracy is not None:
         return ray.put(stored)
     if stored is None and run.spec.weights is None:
         space = _space(run)
@@ -262,7 +262,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
         workers=driven.placement.workers,
         devices=driven.placement.gpus or driven.placement.cpus,
         cost=spec.budget.cost,
-        already=run.store.run().get("stopped"),
+        already=run.store.record().stopped,
     )
     searcher = _searcher(driven, known, enough)
     with tempfile.TemporaryDirectory(prefix="raprune-", ignore_cleanup_errors=True) as folder:
@@ -270,7 +270,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
     if searcher.failure is not None:
         raise searcher.failure
     if enough.reason is not None:
-        run.store.write_json(RUN_FILE, run.store.run() | {"stopped": enough.reason})
+        run.store.note({"stopped": enough.reason})
         run.console.print(f"Search ended early: {enough.reason}.", markup=False, highlight=False)
     return SearchResult(tuple(searcher.waiting), dict(searcher.test))
 
@@ -360,7 +360,7 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough) -> Can
         grouped=lambda networks: _place_group(run, networks) is not None,
         workers=driven.placement.workers,
         stages=run.stages,
-        floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.run()["dense"]["val_accuracy"]),
+        floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.record().dense_accuracy),
     )
 
 

@@ -28,7 +28,7 @@ def plan_tests(run: Run, placement: Placement, trials: Sequence[Trial]) -> list[
     They store each network that the run has not stored, and evaluate the dense network, the front and the best network
     of each method on the test split, which is evaluated once in a run.
     """
-    described = run.store.run()
+    described = run.store.record()
     test = None if run.store.exists(TEST_FILE) else run.prepared.data.test
     tested = [] if test is None else _behind(to_be_tested(trials, described))
     kept: list[str] = []

@@ -14,7 +14,6 @@ import time
 from collections import Counter as Multiset
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
@@ -25,6 +24,7 @@ from raprune.results.front import budget_of, floor_of, front
 from raprune.results.progress import progress
 from raprune.results.rows import CandidateRow
 from raprune.spec.budget import Budget
+from raprune.store.record import RunRecord
 
 BEAT_S = 2.0
 """Maximum time between two settings of all gauges; Ray sends them every ten seconds, unless configured otherwise."""
@@ -87,8 +87,8 @@ class RunMeasurement:
     """From the run's beginning, over all of its drivers and coordinators."""
 
 
-def measure(run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0) -> RunMeasurement:
-    """Metrics of the run with the `run.json` content `run` and these records, with `running` trials under way."""
+def measure(run: RunRecord, trials: Sequence[Trial], *, running: int = 0) -> RunMeasurement:
+    """Metrics of the run with these records, with `running` trials under way."""
     budget = budget_of(run)
     now = progress(run, trials, running=running)
     floor = floor_of(run)
@@ -186,7 +186,7 @@ class Exporter:
 class Facts:
     """Sources of a run's metrics. A source that did not change is the same object."""
 
-    run: Mapping[str, Any]
+    run: RunRecord
     trials: Mapping[str, Trial]
     running: int
     silent_s: float

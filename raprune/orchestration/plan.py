@@ -35,7 +35,7 @@ def tell_forecast(
 
     `lacking`, `stored`, `grouped`: as for `plan_of`.
     """
-    measured = run.store.run().get("pace")
+    measured = run.store.record().pace
     if measured is None:
         # The run was begun by a version that did not measure it.
         return
@@ -50,7 +50,7 @@ def tell_forecast(
         placement=placement,
         grouped=grouped,
     )
-    expected = forecast(Pace(**measured), plan)
+    expected = forecast(Pace(forward_s=measured.forward_s, step_s=measured.step_s), plan)
     run.stages.expect(expected)
     run.console.print(forecast_told(expected), markup=False, highlight=False)
 

@@ -19,7 +19,6 @@ from raprune.pruning.artifact import versions
 from raprune.pruning.preparation import DENSE, Prepared
 from raprune.pruning.workload import WeightArrays
 from raprune.report.terminal import print_front
-from raprune.results.progress import FINETUNINGS
 from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
 from raprune.sampling import warm_start
@@ -27,9 +26,10 @@ from raprune.sampling.sources import Earlier, SearchSpace
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
-from raprune.store.folder import RUN_FILE, Store
+from raprune.store.folder import Store
 from raprune.store.learning_curves import write_curve
 from raprune.store.networks import NAMES
+from raprune.store.record import DenseRecord, RunRecord
 from raprune.store.retry import Patience
 
 
@@ -107,9 +107,9 @@ def _summary(data: Dataset) -> dict[str, Any]:
     }
 
 
-def check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared, console: Console) -> None:
+def check_unchanged(store: Store, described: RunRecord, prepared: Prepared, console: Console) -> None:
     for what, before, now in (
-        ("data", described["data"]["fingerprint"], prepared.data.fingerprint),
+        ("data", described.data.fingerprint, prepared.data.fingerprint),
         ("network", *_networks(described, prepared)),
     ):
         if before != now:
@@ -120,20 +120,20 @@ def check_unchanged(store: Store, described: dict[str, Any], prepared: Prepared,
     installed = versions()
     changed = [
         f"{name} {was} -> {installed.get(name)}"
-        for name, was in described["versions"].items()
+        for name, was in described.versions.items()
         if installed.get(name) != was
     ]
     if changed:
         console.print(f"Versions changed since the run began: {', '.join(changed)}.", markup=False)
 
 
-def _networks(described: dict[str, Any], prepared: Prepared) -> tuple[str, str]:
+def _networks(described: RunRecord, prepared: Prepared) -> tuple[str | None, str]:
     """The network that the run began with and the network of the job, in the same words."""
-    if "-" in described["architecture"]:
-        return described["architecture"], prepared.graph.architecture
+    if described.architecture is not None and "-" in described.architecture:
+        return described.architecture, prepared.graph.architecture
     # A run from before has a digest of the code's text, comments included: its groups and costs are compared instead.
-    dense, cost = described["dense"], prepared.cost
-    before = f"{described['graph']['groups']}, {dense['flops']} FLOPs, {dense['params']} parameters"
+    dense, cost = described.dense or DenseRecord(), prepared.cost
+    before = f"{described.graph.groups}, {dense.flops} FLOPs, {dense.params} parameters"
     return before, f"{prepared.graph.widths}, {cost.dense_flops} FLOPs, {cost.dense_params} parameters"
 
 
@@ -147,7 +147,7 @@ def earlier_trials(run: Run, space: SearchSpace) -> Earlier | None:
     if not run.spec.warm_start:
         return None
     if not run.store.exists(warm_start.FILE):
-        now = identity(run.prepared, run.store.run()["weights_hash"])
+        now = identity(run.prepared, run.store.record().weights_hash)
         taken = warm_start.reused(warm_start.read(run.spec.warm_start, now), run.spec, space, now)
         run.store.write_json(warm_start.FILE, warm_start.to_json(taken))
         names = [Store(uri).name for uri in run.spec.warm_start]
@@ -168,27 +168,27 @@ def store_dense(run: Run, dense: Any) -> None:
     if dense.history:
         write_curve(run.store, learning_curves.DENSE, [epoch.row() for epoch in dense.history])
     run.store.write_bytes(DENSE, save(dense.weights))
-    described = run.store.run()
-    described["weights_hash"] = dense.weights_hash
-    described["dense"] |= {
+    known = run.store.record().dense or DenseRecord()
+    measured = {
         "val_accuracy": dense.validation.accuracy,
         "val_loss": dense.validation.loss,
         "train_accuracy": dense.training.value,
         "train_images": dense.training.images,
     }
-    described["pace"] = asdict(dense.pace)
-    run.store.write_json(RUN_FILE, described)
+    run.store.note(
+        {"weights_hash": dense.weights_hash, "dense": known.to_json() | measured, "pace": asdict(dense.pace)}
+    )
     warn_of_symptoms(run)
 
 
 def warn_of_symptoms(run: Run) -> None:
     """Print symptoms of the dense network that were not printed before; `run.json` keeps all of them."""
-    described = run.store.run()
+    described = run.store.record()
     found = symptoms(described, run.store.read_json(TEST_FILE) if run.store.exists(TEST_FILE) else {})
     for sentence in found:
-        if sentence not in described.get("warnings", []):
+        if sentence not in described.warnings:
             run.console.print(f"Warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    run.store.write_json(RUN_FILE, described | {"warnings": found})
+    run.store.note({"warnings": found})
 
 
 def keep_table(run: Run) -> None:
@@ -198,7 +198,7 @@ def keep_table(run: Run) -> None:
     table = run.prepared.cost.table
     if table is not None and not run.store.exists(TABLE):
         run.store.write_bytes(TABLE, save(table.to_arrays()))
-        run.store.write_json(RUN_FILE, run.store.run() | {"latency": table.describe()})
+        run.store.note({"latency": table.describe()})
 
 
 def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
@@ -248,14 +248,14 @@ def say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:
 def say_statistics(run: Run, gathered: Any) -> None:
     read = len(gathered.arrays) - len(gathered.computed)
     told = {"folder": Store(run.spec.statistics_folder).name, "computed": sorted(gathered.computed), "read": read}
-    run.store.write_json(RUN_FILE, run.store.run() | {"statistics": told})
+    run.store.note({"statistics": told})
     line = f"Statistics in {told['folder']}: {len(gathered.computed)} computed, {read} read."
     run.console.print(line, markup=False, highlight=False)
 
 
 def note_finetunings(run: Run, number: int) -> None:
     """Write the number of all fine-tunings, once the finalists are chosen."""
-    run.store.write_json(RUN_FILE, run.store.run() | {FINETUNINGS: number})
+    run.store.note({"finetunings": number})
 
 
 def finish(run: Run, accuracies: dict[str, float]) -> None:
@@ -267,9 +267,9 @@ def finish(run: Run, accuracies: dict[str, float]) -> None:
         dense = accuracies.pop("dense")
         run.store.write_json(TEST_FILE, NAMES | {"dense": dense, "candidates": accuracies, "images": len(test)})
     warn_of_symptoms(run)
-    described = run.store.run() | {"state": "finished", "finished_at": time.time()}
+    ended = {"state": "finished", "finished_at": time.time()}
     # The state last: a run that ends before this is resumed, and its report written again.
-    write_report(run.store, run=described)
+    write_report(run.store, run=run.store.record().model_copy(update=ended))
     run.stages.end()
-    run.store.write_json(RUN_FILE, described | {"stages": run.stages.now().to_json()["stages"]})
+    run.store.note(ended | {"stages": run.stages.now().to_json()["stages"]})
     print_front(run.store.uri, console=run.console)

@@ -75,12 +75,12 @@ def resume(
     """
     console = console or Console()
     store = Store(uri)
-    described = store.run()
+    described = store.record()
     # The folder may have been moved, and its URI may hold credentials that were not written into it.
-    spec = SearchSpec.model_validate(described["spec"] | {"output": store.uri})
+    spec = SearchSpec.model_validate(described.spec | {"output": store.uri})
     if placed is not None:
         spec = _moved(spec, placed)
-    if described["state"] == "finished":
+    if described.finished:
         console.print("The run is finished.")
         print_front(store.uri, console=console)
         return store.uri
@@ -113,7 +113,7 @@ def search_or_resume(spec: SearchSpec, *, console: Console | None = None, stages
     if not store.is_run():
         return search(spec, console=console, stages=stages)
     console.print(f"{store.name} holds a run: resuming it.", markup=False, highlight=False)
-    begun = SearchSpec.model_validate(store.run()["spec"])
+    begun = SearchSpec.model_validate(store.record().spec)
     # A field that was left to the run, which has decided it since, is no change of the job.
     asked = decided_as(_looking_ahead(spec, spec.search.lookahead or begun.search.lookahead), begun)
     changed = _differing(_moved(begun, spec), asked)

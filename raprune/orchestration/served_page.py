@@ -32,7 +32,7 @@ from raprune.page.feed import Feed, Pulse
 from raprune.page.serve import listen, page_token
 from raprune.spec.job import PageSpec
 from raprune.store.address import last_part
-from raprune.store.folder import RUN_FILE, Store
+from raprune.store.folder import Store
 
 _PATIENCE_S = 5.0
 """Time for which the search waits for its page, which may come later, or not at all."""
@@ -79,7 +79,7 @@ class Opening:
         """Write the address of the page into `run.json` once it is up; wait at most `patience_s` for it."""
         self._thread.join(patience_s)
         if self._shown is not None and not self._noted:
-            self._store.write_json(RUN_FILE, self._store.run() | {"page": self._shown.describe()})
+            self._store.note({"page": self._shown.describe()})
             self._noted = True
 
     def end(self) -> None:

@@ -66,38 +66,37 @@ _LIMITS = {
 
 def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *, name: str) -> Answer:
     """The run: what was asked, what the dense network is, how far it is."""
-    run, spec = known.run, known.run.get("spec", {})
-    dense, graph, budget = run.get("dense", {}), run.get("graph", {}), known.budget
-    latency = run.get("latency")
+    run, budget = known.run, known.budget
+    dense = {} if run.dense is None else run.dense.to_json()
     answer = {
         "name": name,
         "store": known.name,
         "generation": known.generation,
-        "state": run.get("state"),
+        "state": run.state,
         "live": known.pulse.live,
-        "stopped": run.get("stopped"),
-        "created_at": run.get("created_at"),
-        "started_at": run.get("started_at"),
-        "finished_at": run.get("finished_at"),
-        "spec": without_secrets(spec),
+        "stopped": run.stopped,
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "spec": without_secrets(run.spec),
         "dense": dense
         | {
             "test_accuracy": known.test.get("dense"),
-            "latency_ms": None if latency is None else latency.get("dense_ms"),
-            "widths": graph.get("groups", {}),
+            "latency_ms": None if run.latency is None else run.latency.dense_ms,
+            "widths": run.graph.groups,
         },
         "budget": budget.fractions,
         "cost": budget.cost,
         "floor": floor_of(run),
-        "groups": list(graph.get("groups", {})),
-        "frozen": graph.get("frozen", []),
-        "methods": {method: spec.get("settings", {}).get(method, {}) for method in spec.get("methods", [])},
-        "data": run.get("data"),
-        "latency": latency,
+        "groups": list(run.graph.groups),
+        "frozen": run.graph.frozen,
+        "methods": {method: run.job.settings.get(method, {}) for method in run.job.methods},
+        "data": run.data.to_json() or None,
+        "latency": None if run.latency is None else run.latency.to_json(),
         "test": known.test,
         "measured": known.times.to_json(),
-        "machine": run.get("machine"),
-        "versions": run.get("versions", {}),
+        "machine": run.machine,
+        "versions": run.versions,
         "progress": describe_progress(known),
         "stages": describe_stages(stages),
         "away": None if away is None else asdict(away),

@@ -25,6 +25,7 @@ from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from raprune.store.rows import SCHEMA, from_row
 
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
@@ -162,7 +163,7 @@ class Feed:
         self._working = threading.Lock()
         self._looked_at = float("-inf")
         self._resets = 0
-        self._run: dict[str, Any] = {}
+        self._run = RunRecord()
         self._test: dict[str, Any] = {}
         self._times = Times()
         self._reports_due = False
@@ -203,11 +204,11 @@ class Feed:
         self.away = Away(error, hint, since)
 
     def _look(self) -> None:
-        run = self.store.run()
+        run = self.store.record()
         # Apart from all else that is known: they change every second, and nothing is computed from them.
         self.stages = read_stages(self.store, run)
         parts = self.store.parts()
-        if run.get("created_at") != self._run.get("created_at") or not self._read <= set(parts):
+        if run.created_at != self._run.created_at or not self._read <= set(parts):
             # Another run, or one of which parts were taken away.
             self._forget()
         if run != self._run:
@@ -226,17 +227,17 @@ class Feed:
         self._publish(complete=True)
 
     def _forget(self) -> None:
-        self._run, self._generation = {}, ""
+        self._run, self._generation = RunRecord(), ""
         self._read, self._trials = set(), []
 
-    def _begin(self, run: dict[str, Any]) -> None:
+    def _begin(self, run: RunRecord) -> None:
         if not self._generation:
             self._resets += 1
-            identity = f"{run.get('created_at')} {self._resets}"
+            identity = f"{run.created_at} {self._resets}"
             self._generation = hashlib.sha256(identity.encode()).hexdigest()[:8]
         self._run = run
         if not self._trials or self._course.budget != budget_of(run):
-            self._course = RunHistory(budget_of(run), float(run.get("started_at") or run.get("created_at") or 0.0))
+            self._course = RunHistory(budget_of(run), run.started_at or run.created_at or 0.0)
             for trial in self._trials:
                 self._course.add(trial)
 
@@ -265,13 +266,13 @@ class Feed:
             self._known = replace(known, version=known.version + 1)
 
     def _judge(self) -> Pulse:
-        if self._run.get("state") in (None, "finished"):
+        if self._run.state is None or self._run.finished:
             return Pulse(live=False)
         if self.stages is not None and time.time() - self.stages.written_at < FRESH_S:
             return Pulse(live=True)
         longest = max((trial.seconds for trial in self._trials), default=0.0)
         last = max((trial.started_at + trial.seconds for trial in self._trials), default=0.0)
-        begun = float(self._run.get("started_at") or 0.0)
+        begun = self._run.started_at or 0.0
         return Pulse(live=time.time() - max(last, begun) < max(_QUIET_S, 3 * longest))
 
 

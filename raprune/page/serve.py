@@ -46,7 +46,7 @@ def serve(uri: str, *, host: str, port: int, token_file: str | None = None, cons
         RapruneError: if the port is taken.
     """
     store = Store(uri)
-    store.run()
+    store.record()
     with listen(host, port) as listener:
         token = page_token(token_file, needed=not is_loopback(host))
         port = listener.getsockname()[1]

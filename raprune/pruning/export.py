@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from safetensors.numpy import load as load_arrays
@@ -24,6 +23,7 @@ from raprune.results.stages import FINETUNE, JUDGE_DENSE, LAYER_TIMES, PRUNE, TR
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 from raprune.store.networks import RECIPE, copy_network, find_network
+from raprune.store.record import RunRecord
 from raprune.store.scores import Statistics
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import Epoch
@@ -136,7 +136,7 @@ def export(
         RapruneError: if the network has to be made again, and data or dense network are not there any more.
     """
     source, target = Store(run), Store(folder)
-    described, trials = source.run(), source.trials()
+    described, trials = source.record(), source.trials()
     if target.exists(RECIPE):
         raise StoreError(f"{target.name} holds a {RECIPE} already.", hint="Give another folder.")
     trial = _find(source, trials, name)
@@ -179,9 +179,9 @@ def _find(store: Store, trials: Sequence[Trial], wanted: str) -> Trial:
     )
 
 
-def _make_again(store: Store, described: Mapping[str, Any], trial: Trial, target: Store, stages: Stages) -> None:
+def _make_again(store: Store, described: RunRecord, trial: Trial, target: Store, stages: Stages) -> None:
     """Write the network of a repaired candidate, made from the dense network once more."""
-    spec = SearchSpec.model_validate(described["spec"])
+    spec = SearchSpec.model_validate(described.spec)
     try:
         pruner = _pruner_of_run(store, spec, described, stages)
         stages.begin(PRUNE)
@@ -194,9 +194,9 @@ def _make_again(store: Store, described: Mapping[str, Any], trial: Trial, target
     _save(target, Result(trial, model), pruner, spec)
 
 
-def _pruner_of_run(store: Store, spec: SearchSpec, described: Mapping[str, Any], stages: Stages) -> Pruner:
+def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages: Stages) -> Pruner:
     prepared = prepare(spec, InStages(stages), recorded=described)
-    now, before = prepared.data.fingerprint, described.get("data", {}).get("fingerprint")
+    now, before = prepared.data.fingerprint, described.data.fingerprint
     if before not in (None, now):
         raise StoreError(
             f"the data changed since the run began (fingerprint {before}, now {now}).",

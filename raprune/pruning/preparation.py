@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +28,7 @@ from raprune.results.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
+from raprune.store.record import DataRecord, RunRecord
 
 DENSE = "models/dense/weights.safetensors"
 """File of the dense network's weights in a run's folder."""
@@ -94,10 +94,10 @@ class InStages(Steps):
         self._stages.begin(PROVE)
 
 
-def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord | None = None) -> Prepared:
     """The job of `spec`, checked; `steps` hears of each step that holds.
 
-    `recorded` is the `run.json` of a run that has begun: its images are normalised as they were.
+    `recorded` describes a run that has begun: its images are normalised as they were.
 
     Raises:
         UsageError: if a name, a field or a file is wrong, or the budget is out of reach.
@@ -128,21 +128,21 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: Mapping[s
     return Prepared(spec, data, workload.weights(), proof, cost)
 
 
-def job_data(spec: SearchSpec, recorded: Mapping[str, Any] | None = None) -> Dataset:
+def job_data(spec: SearchSpec, recorded: RunRecord | None = None) -> Dataset:
     """The data set of the job, normalised by its figures, else by those of its run, else as its weights need it.
 
     Raises:
         UsageError, DataError: as `load_data`.
     """
-    default = usual_normalisation(spec.model) if recorded is None else _recorded_normalisation(recorded.get("data", {}))
+    default = usual_normalisation(spec.model) if recorded is None else _recorded_normalisation(recorded.data)
     return load_data(spec.data, seed=spec.seed, default=default)
 
 
-def _recorded_normalisation(data: Mapping[str, Any]) -> Normalisation | None:
+def _recorded_normalisation(data: DataRecord) -> Normalisation | None:
     """The figures of a run; None for one that was written when they were not recorded, and measured."""
-    if "mean" not in data:
+    if data.mean is None or data.std is None or data.normalisation is None:
         return None
-    return Normalisation(mean=tuple(data["mean"]), std=tuple(data["std"]), origin=data["normalisation"])
+    return Normalisation(mean=data.mean, std=data.std, origin=data.normalisation)
 
 
 def with_table(spec: SearchSpec, prepared: Prepared, table: LatencyTable) -> tuple[SearchSpec, Prepared]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from raprune.report.formats import about, times_as_fast
 from raprune.results.front import budget_of, floor_of
 from raprune.results.rows import CandidateRow
 from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
 from raprune.results.timings import Times, Timing, is_faster
+from raprune.store.record import RunRecord
 
 
-def summary(row: CandidateRow, run: Mapping[str, Any], times: Times) -> str:
+def summary(row: CandidateRow, run: RunRecord, times: Times) -> str:
     """A sentence on the network of the starred row beside the dense one: its cost, speed and accuracy.
 
-    `run` is the content of `run.json`. Accuracy is that on the test split where it was measured. A second sentence says
+    Accuracy is that on the test split where it was measured. A second sentence says
     if the network has not the accuracy that was asked for.
     """
     parts = [part for part in (_kept(row, run), _speed(row, times), _accuracy(row, run)) if part]
@@ -26,7 +26,7 @@ def summary(row: CandidateRow, run: Mapping[str, Any], times: Times) -> str:
     return said
 
 
-def _kept(row: CandidateRow, run: Mapping[str, Any]) -> str:
+def _kept(row: CandidateRow, run: RunRecord) -> str:
     params = f" and {_percent(row.params_fraction)} of the parameters" if budget_of(run).params is not None else ""
     return f"keeps {_percent(row.flops_fraction)} of the FLOPs{params}"
 
@@ -45,10 +45,10 @@ def _device(timing: Timing) -> str:
     return timing.device if timing.threads is None else f"{timing.threads} CPU thread{'s' * (timing.threads != 1)}"
 
 
-def _accuracy(row: CandidateRow, run: Mapping[str, Any]) -> str:
+def _accuracy(row: CandidateRow, run: RunRecord) -> str:
     split, accuracy, dense = "test", row.test_accuracy, row.dense_test_accuracy
     if accuracy is None:
-        split, accuracy, dense = "validation", row.val_accuracy, run.get("dense", {}).get("val_accuracy")
+        split, accuracy, dense = "validation", row.val_accuracy, run.dense_accuracy
     against = "" if dense is None else f" against {100 * dense:.1f} % of the dense network"
     return f"has {100 * accuracy:.1f} % {split} accuracy{against}"
 

@@ -18,6 +18,7 @@ from raprune.results.front import floor_of, is_control, standard_error
 from raprune.results.progress import Progress
 from raprune.results.rows import CandidateRow
 from raprune.results.timings import Times, Timing, measured_at, slow
+from raprune.store.record import DenseRecord, LatencyRecord, RunRecord
 
 WIDE = 118
 """Columns of a terminal that show the whole table of most runs."""
@@ -86,7 +87,7 @@ def finetuned_of(now: Progress) -> str:
 
 def render_rows(
     rows: list[CandidateRow],
-    run: Mapping[str, Any],
+    run: RunRecord,
     test: Mapping[str, Any],
     *,
     times: Times | None = None,
@@ -100,7 +101,7 @@ def render_rows(
     if not rows:
         return "No candidate is on the front yet."
     times = times or Times()
-    columns = _fitting(_columns(rows, run.get("dense", {}), test, times), width)
+    columns = _fitting(_columns(rows, run.dense, test, times), width)
     shown = {column.name for column in columns}
     gap = 2 if _table_width(columns, gap=2) <= width else 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
@@ -135,15 +136,16 @@ def render_rows(
 
 
 def _columns(
-    rows: list[CandidateRow], dense: Mapping[str, Any], test: Mapping[str, Any], times: Times
+    rows: list[CandidateRow], dense: DenseRecord | None, test: Mapping[str, Any], times: Times
 ) -> list[_Column]:
     """All columns of the front; the last cell of each is the dense network's, where it is known."""
 
     def column(header: str, cells: Iterable[str], of_dense: str, name: str = "") -> _Column:
-        found = [*cells, *([of_dense] if dense else [])]
+        found = [*cells, *([of_dense] if dense is not None else [])]
         return _Column(header=header, cells=found, name=name, width=max(map(cell_len, (header, *found))))
 
-    flops, params = dense.get("flops", 0), dense.get("params", 0)
+    flops, params = (0, 0) if dense is None else (dense.flops or 0, dense.params or 0)
+    dense_accuracy = None if dense is None else dense.val_accuracy
     columns = [
         column("", ("★" * r.starred for r in rows), ""),
         column("candidate", (r.candidate for r in rows), "dense"),
@@ -166,7 +168,7 @@ def _columns(
         columns += [column(header, (formats.times_as_fast(timing.speedup(r.candidate)) for r in rows), "1x", name)]
     on_validation = [(r.val_accuracy, r.val_interval) for r in rows]
     on_test = [(r.test_accuracy, r.test_interval) for r in rows]
-    splits = (("val", on_validation, dense.get("val_accuracy")), ("test", on_test, test.get("dense")))
+    splits = (("val", on_validation, dense_accuracy), ("test", on_test, test.get("dense")))
     for split, found, of_dense in splits:
         columns += [column(f"{split} %", (_points(accuracy) for accuracy, _ in found), _points(of_dense))]
         intervals = [interval for _, interval in found]
@@ -195,29 +197,29 @@ def _table_width(columns: list[_Column], *, gap: int) -> int:
 
 
 def how_timed(
-    rows: Sequence[CandidateRow], run: Mapping[str, Any], timings: Sequence[Timing], *, has_latency: bool
+    rows: Sequence[CandidateRow], run: RunRecord, timings: Sequence[Timing], *, has_latency: bool
 ) -> list[str]:
     """Sentences on the conditions of the times that a table shows, and of the latency that a budget is of."""
     sentences = [f"Faster: the dense network's time over the network's, for {measured_at(timings)}."] if timings else []
     if has_latency:
         what = "Latency: fraction of the dense network's under the conditions of the budget"
-        if known := run.get("latency"):
+        if (known := run.latency) is not None:
             what += f", {latency_conditions(known)}"
         is_predicted = any(row.measured_latency_fraction is None for row in rows)
         sentences.append(f"{what}{'; ~ as layer times predict it' if is_predicted else ''}.")
     return sentences
 
 
-def latency_conditions(latency: Mapping[str, Any]) -> str:
-    """Conditions of a latency budget, `latency` of `run.json`, in words."""
-    return f"a batch of {latency['batch_size']}, {latency['precision']} on {latency['device']}"
+def latency_conditions(latency: LatencyRecord) -> str:
+    """Conditions of a latency budget, in words."""
+    return f"a batch of {latency.batch_size}, {latency.precision} on {latency.device}"
 
 
-def render_ablation(rows: list[AblationRow], run: Mapping[str, Any], *, width: int = WIDE) -> RenderableType:
+def render_ablation(rows: list[AblationRow], run: RunRecord, *, width: int = WIDE) -> RenderableType:
     """The methods side by side: tables for the repaired networks, and for each number of epochs of fine-tuning."""
     if not rows:
         return "The run has no complete trial within its budget yet."
-    dense = run.get("dense", {}).get("val_accuracy")
+    dense = run.dense_accuracy
     notes = (
         "[dim]Of each method the network with the best validation accuracy within the budget: that accuracy in %, at "
         "its share of the dense network's cost. Epochs: of training since the dense network, what the method trains by "
@@ -272,7 +274,7 @@ def _trained(rows: list[AblationRow]) -> str:
     return " to ".join(f"{e:g}" for e in (epochs[0], epochs[-1])[: len(epochs)])
 
 
-def why_starred(rows: list[CandidateRow], run: Mapping[str, Any]) -> str:
+def why_starred(rows: list[CandidateRow], run: RunRecord) -> str:
     """A sentence on why the starred row has the star; empty if none has it."""
     chosen, floor = next((row for row in rows if row.starred), None), floor_of(run)
     if chosen is None:
@@ -291,12 +293,12 @@ def why_starred(rows: list[CandidateRow], run: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def drop(row: CandidateRow, dense: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+def drop(row: CandidateRow, dense: DenseRecord | None, test: Mapping[str, Any]) -> str:
     """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
     if row.test_accuracy is not None and row.dense_test_accuracy is not None:
         accuracy, reference, images = row.test_accuracy, row.dense_test_accuracy, test.get("images")
-    elif dense.get("val_accuracy") is not None:
-        accuracy, reference, images = row.val_accuracy, dense["val_accuracy"], dense.get("val_images")
+    elif dense is not None and dense.val_accuracy is not None:
+        accuracy, reference, images = row.val_accuracy, dense.val_accuracy, dense.val_images
     else:
         return "-"
     error = f" ± {100 * standard_error(accuracy, images):.2f}" if images else ""

@@ -22,22 +22,23 @@ from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
+from raprune.store.record import DenseRecord, RunRecord
 
 
 def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
     """Prints how far the run is."""
     store = Store(uri)
-    run = store.run()
+    run = store.record()
     now, stages = progress(run, store.trials()), read_stages(store, run)
     if as_json:
         told = {"stages": None if stages is None else stages.to_json()}
-        console.out(json.dumps({"state": run.get("state")} | now.to_json() | told, indent=2), highlight=False)
+        console.out(json.dumps({"state": run.state} | now.to_json() | told, indent=2), highlight=False)
         return
     console.print(render_progress(now))
     if stages is not None and stages.current is not None:
         ago = max(0.0, time.time() - stages.written_at)
         console.print(f"{line(stages)}  (said {duration(ago)} ago)", markup=False, highlight=False, soft_wrap=True)
-    if run.get("state") not in (None, "finished"):
+    if run.state is not None and not run.finished:
         console.print(
             f"Not finished. If nothing works on it any more: raprune resume {store.name}",
             highlight=False,
@@ -49,7 +50,7 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
 def print_front(uri: str, *, console: Console, as_json: bool = False, everything: bool = False) -> None:
     """Prints the front within the run's budget, or every candidate."""
     store = Store(uri)
-    run, trials = store.run(), store.trials()
+    run, trials = store.record(), store.trials()
     test, times = read_test(store, trials), read_times(store, trials)
     known = candidates(trials, test=test)
     rows = with_times(starred(known, run) if everything else listed(known, run), times)
@@ -66,7 +67,7 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
 def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None:
     """Prints the methods side by side: the best of each at each budget, after equal fine-tuning."""
     store = Store(uri)
-    run, trials = store.run(), store.trials()
+    run, trials = store.record(), store.trials()
     rows = ablation(trials, budget_of(run), test=read_test(store, trials))
     if as_json:
         console.out(json.dumps([row.to_json() for row in rows], indent=2), highlight=False)
@@ -84,7 +85,7 @@ def print_pick(
 ) -> None:
     """Prints the candidate of the run that fits best; nothing is computed anew."""
     store = Store(uri)
-    run, trials = store.run(), store.trials()
+    run, trials = store.record(), store.trials()
     test, times = read_test(store, trials), read_times(store, trials)
     rows = with_times(starred(candidates(trials, test=test), run), times)
     row = pick(rows, measured_in(budget, run), min_accuracy=min_accuracy)
@@ -99,12 +100,12 @@ def print_pick(
 def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, console: Console) -> None:
     """Prints one network that was made without a search, beside the dense one."""
     assert trial.metrics is not None
-    dense = {
-        "val_accuracy": dense_accuracy,
-        "flops": round(trial.metrics.flops / trial.metrics.flops_fraction),
-        "params": round(trial.metrics.params / trial.metrics.params_fraction),
-    }
-    run = {"spec": spec.model_dump(mode="json"), "dense": dense}
+    dense = DenseRecord(
+        val_accuracy=dense_accuracy,
+        flops=round(trial.metrics.flops / trial.metrics.flops_fraction),
+        params=round(trial.metrics.params / trial.metrics.params_fraction),
+    )
+    run = RunRecord(spec=spec.model_dump(mode="json"), dense=dense)
     console.print(render_rows(with_times(candidates([trial]), Times()), run, {}, width=console.width))
 
 

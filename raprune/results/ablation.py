@@ -10,6 +10,7 @@ from raprune.records import Stage, Trial
 from raprune.results.front import budget_of, listed, pick, within
 from raprune.results.rows import CandidateRow, candidates
 from raprune.spec.budget import Budget
+from raprune.store.record import RunRecord
 
 SHARES = (1.0, 2 / 3, 0.5)
 """Fractions of the user's budget within which the methods are compared."""
@@ -80,10 +81,10 @@ def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any]
     return table
 
 
-def to_be_tested(trials: Sequence[Trial], run: Mapping[str, Any]) -> list[CandidateRow]:
+def to_be_tested(trials: Sequence[Trial], run: RunRecord) -> list[CandidateRow]:
     """The rows whose networks are evaluated on the test split: those of `listed`, and the best of each method's.
 
-    `run` is the content of `run.json`. To compare the methods, a repaired network that was fine-tuned is represented by
+    To compare the methods, a repaired network that was fine-tuned is represented by
     the fine-tuned one.
     """
     rows = candidates(trials)

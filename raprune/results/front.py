@@ -14,6 +14,7 @@ from raprune.records import Trial
 from raprune.results.rows import CandidateRow, candidates, non_dominated
 from raprune.spec.budget import Budget, accuracy_floor, with_budget_table
 from raprune.spec.job import CONTROLS
+from raprune.store.record import RunRecord
 
 
 def front(
@@ -32,13 +33,13 @@ def front_of(rows: Sequence[CandidateRow], budget: Budget, *, cost: str | None =
     return [replace(admitted[index], on_front=True) for index in non_dominated(admitted, cost or budget.cost)]
 
 
-def starred(rows: Sequence[CandidateRow], run: Mapping[str, Any]) -> list[CandidateRow]:
+def starred(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
     """The rows with the one of `choose` marked `starred`."""
     chosen = choose(rows, run)
     return [replace(row, starred=chosen is not None and row.candidate == chosen.candidate) for row in rows]
 
 
-def listed(rows: Sequence[CandidateRow], run: Mapping[str, Any]) -> list[CandidateRow]:
+def listed(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
     """The front of rows of `candidates` within the run's budget and the starred row, by ascending FLOPs.
 
     The starred row is off the front where a control dominates it by less than the accuracies can tell.
@@ -62,8 +63,8 @@ def within(rows: Sequence[CandidateRow], budget: Budget) -> list[CandidateRow]:
     ]
 
 
-def choose(rows: Sequence[CandidateRow], run: Mapping[str, Any]) -> CandidateRow | None:
-    """The row that gets the star in the run of `run.json` content `run`; None where none is within the budget.
+def choose(rows: Sequence[CandidateRow], run: RunRecord) -> CandidateRow | None:
+    """The row that gets the star in the run `run`; None where none is within the budget.
 
     That is the most accurate row within the budget; or, if an accuracy was asked for and any row has it, the cheapest
     that has it. A control that was not asked for as a method gets the star only if no other row has the accuracy asked
@@ -79,14 +80,14 @@ def choose(rows: Sequence[CandidateRow], run: Mapping[str, Any]) -> CandidateRow
     if not admitted:
         return None
     best = max(admitted, key=_most_accurate)
-    margin = standard_error(best.val_accuracy, run.get("dense", {}).get("val_images"))
+    margin = standard_error(best.val_accuracy, run.val_images)
     close = [row for row in others if row.val_accuracy >= best.val_accuracy - margin]
     return max(close, key=_most_accurate) if close else best
 
 
-def is_control(row: CandidateRow, run: Mapping[str, Any]) -> bool:
+def is_control(row: CandidateRow, run: RunRecord) -> bool:
     """True if the row's method was tried as a control, and not because the job names it."""
-    return row.method in CONTROLS and row.method not in run.get("spec", {}).get("methods", ())
+    return row.method in CONTROLS and row.method not in run.job.methods
 
 
 def standard_error(accuracy: float, images: int | None) -> float:
@@ -127,32 +128,31 @@ def pick(rows: Sequence[CandidateRow], budget: Budget, *, min_accuracy: float | 
     return min(accurate, key=_cheapest)
 
 
-def budget_of(run: Mapping[str, Any]) -> Budget:
-    """The budget of `run.json` content. Latency is a fraction there, unless it was not measured yet."""
-    return Budget(**with_budget_table(run.get("spec", {})).get("budget", {}))
+def budget_of(run: RunRecord) -> Budget:
+    """The budget of a run. Latency is a fraction there, unless it was not measured yet."""
+    return Budget(**with_budget_table(run.spec).get("budget", {}))
 
 
-def measured_in(budget: Budget, run: Mapping[str, Any]) -> Budget:
-    """The budget with its latency as a fraction of the dense network of `run.json` content `run`.
+def measured_in(budget: Budget, run: RunRecord) -> Budget:
+    """The budget with its latency as a fraction of the dense network of the run.
 
     Raises:
         UsageError: if latency is limited and the run was searched without latencies.
     """
     if not budget.limits_latency:
         return budget
-    latency = run.get("latency")
+    latency = run.latency
     if latency is None:
         raise UsageError(
             "--budget-latency: this run knows no latencies: it was searched without --budget-latency.",
             hint="Pick by FLOPs or parameters, or search with --budget-latency.",
         )
-    return budget.measured(latency["dense_ms"])
+    return budget.measured(latency.dense_ms)
 
 
-def floor_of(run: Mapping[str, Any]) -> float | None:
-    """The validation accuracy that was asked for in `run.json` content; None where nothing was."""
-    spec = run.get("spec", {})
-    return accuracy_floor(spec.get("min_accuracy"), spec.get("max_drop"), run.get("dense", {}).get("val_accuracy"))
+def floor_of(run: RunRecord) -> float | None:
+    """The validation accuracy that was asked for in a run; None where nothing was."""
+    return accuracy_floor(run.job.min_accuracy, run.job.max_drop, run.dense_accuracy)
 
 
 def _wanted(budget: Budget) -> str:

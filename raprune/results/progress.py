@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -18,9 +18,7 @@ from raprune.records import Stage, Trial, TrialState
 from raprune.results.front import budget_of, choose, front_of
 from raprune.results.rows import COSTS, CandidateRow, candidates, error_of
 from raprune.spec.budget import Budget
-
-FINETUNINGS = "finetunings"
-"""Under this key `run.json` says how many fine-tunings there are in all, once the finalists are chosen."""
+from raprune.store.record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +60,17 @@ class Progress:
 
 
 def progress(
-    run: Mapping[str, Any], trials: Sequence[Trial], *, running: int = 0, live: bool = False, now: float | None = None
+    run: RunRecord, trials: Sequence[Trial], *, running: int = 0, live: bool = False, now: float | None = None
 ) -> Progress:
-    """Progress of the run of `run.json` content `run`, from its recorded trials.
+    """Progress of the run `run`, from its recorded trials.
 
     `running` trials are under way. A run that is not `live` lasted until its last trial ended.
     """
-    spec = run.get("spec", {})
     budget = budget_of(run)
     asked_for = [trial for trial in trials if trial.proposal.step is None]
     searched = [trial for trial in asked_for if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0]
     continued = {trial.proposal.parent for trial in asked_for if trial.proposal.rung}
-    asked = int(spec.get("search", {}).get("trials", len(searched)))
+    asked = len(searched) if run.job.search.trials is None else run.job.search.trials
     finetuned = sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for)
     rows = candidates(trials)
     admitted = front_of(rows, budget)
@@ -81,11 +78,10 @@ def progress(
     states = Counter(trial.state.value for trial in asked_for if trial.trial_id not in continued)
     states[TrialState.RUNNING.value] += running
     states[TrialState.WAITING.value] += max(0, asked - len(searched) - running)
-    started = float(run.get("started_at") or min((t.started_at for t in trials), default=0.0))
-    finished = run.get("state") == "finished"
+    started = float(run.started_at or min((t.started_at for t in trials), default=0.0))
     ended = (
-        float(run["finished_at"])
-        if finished
+        run.finished_at
+        if run.finished and run.finished_at is not None
         else max((trial.started_at + trial.seconds for trial in trials), default=started)
     )
     elapsed = max(0.0, (time.time() if now is None else now) - started if live else ended - started)
@@ -96,15 +92,15 @@ def progress(
         trials=asked,
         finetuned=finetuned,
         # Runs of before this was written have ended with all of theirs.
-        finetunings=run.get(FINETUNINGS, finetuned if finished else None),
+        finetunings=run.finetunings if run.finetunings is not None or not run.finished else finetuned,
         front=len(admitted),
         hypervolume=_hypervolume([point for trial in trials if (point := _point(trial, budget))], budget),
         best=choose(rows, run),
-        dense_accuracy=run.get("dense", {}).get("val_accuracy"),
+        dense_accuracy=run.dense_accuracy,
         elapsed_s=elapsed,
-        left_s=_time_left(spec, searched, asked=asked, elapsed=elapsed),
+        left_s=_time_left(run, searched, asked=asked, elapsed=elapsed),
         gpu_hours=sum(trial.gpu_seconds for trial in trials) / 3600,
-        finished=finished,
+        finished=run.finished,
     )
 
 
@@ -212,7 +208,7 @@ def _hypervolume(points: Sequence[tuple[float, float]], budget: Budget) -> float
     return pareto.hypervolume(points, (1.0, budget.limit)) / budget.limit
 
 
-def _time_left(spec: Mapping[str, Any], searched: Sequence[Trial], *, asked: int, elapsed: float) -> float | None:
+def _time_left(run: RunRecord, searched: Sequence[Trial], *, asked: int, elapsed: float) -> float | None:
     if len(searched) >= asked:
         return 0.0
     if not searched:
@@ -220,5 +216,5 @@ def _time_left(spec: Mapping[str, Any], searched: Sequence[Trial], *, asked: int
     begun = min(trial.started_at for trial in searched)
     ended = max(trial.started_at + trial.seconds for trial in searched)
     left = (ended - begun) / len(searched) * (asked - len(searched))
-    limit = spec.get("search", {}).get("time_limit_s")
+    limit = run.job.search.time_limit_s
     return left if limit is None else max(0.0, min(left, limit - elapsed))

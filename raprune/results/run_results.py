@@ -17,6 +17,7 @@ from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.record import DenseRecord, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,7 @@ class Findings:
 
     name: str
     """Where the run lies, without what may hold a secret."""
-    run: Mapping[str, Any]
-    """The content of `run.json`."""
+    run: RunRecord
     test: Mapping[str, Any]
     """As `read_test` gives it."""
     times: Times
@@ -35,13 +35,13 @@ class Findings:
     """In the order of their records."""
 
     @property
-    def dense(self) -> Mapping[str, Any]:
-        return self.run.get("dense", {})
+    def dense(self) -> DenseRecord | None:
+        return self.run.dense
 
     @property
     def groups(self) -> dict[str, int]:
         """Group -> channels in the dense network, in the network's order."""
-        return dict(self.run.get("graph", {}).get("groups", {}))
+        return dict(self.run.graph.groups)
 
     @cached_property
     def budget(self) -> Budget:
@@ -99,7 +99,7 @@ class Findings:
 
     def error(self, accuracy: float) -> float:
         """The error in percent, at least that of half a wrong validation image: what a logarithm can show."""
-        images = self.dense.get("val_images")
+        images = self.run.val_images
         return max(100 * (1 - accuracy), 50 / images if images else 0.01)
 
     @cached_property
@@ -118,13 +118,13 @@ class Findings:
         return sorted(shown.values(), key=lambda row: -row.flops)
 
 
-def read_findings(store: Store, *, run: Mapping[str, Any] | None = None) -> Findings:
-    """Reads the run once; `run` is taken in place of its `run.json`.
+def read_findings(store: Store, *, run: RunRecord | None = None) -> Findings:
+    """Reads the run once; `run` is taken in place of its record.
 
     Raises:
         StoreError: if the folder holds no run, or cannot be read.
     """
-    described, trials = store.run() if run is None else run, store.trials()
+    described, trials = store.record() if run is None else run, store.trials()
     return Findings(
         name=store.name,
         run=described,

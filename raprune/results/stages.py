@@ -17,6 +17,7 @@ from typing import Any
 from raprune.errors import StoreError
 from raprune.results.progress import Progress
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 LOAD_LIBRARIES = "load PyTorch"
 LOAD_DATA = "load data"
@@ -291,13 +292,13 @@ class _Current:
         return replace(self.stage, seconds=now - self.began, rate=rate)
 
 
-def read_stages(store: Store, run: Mapping[str, Any]) -> RunStages | None:
-    """The stages of the run of `run.json` content `run`: its record when it has ended, else its driver's news.
+def read_stages(store: Store, run: RunRecord) -> RunStages | None:
+    """The stages of the run `run`: its record when it has ended, else its driver's news.
 
     None where nobody wrote any. News that cannot be read are none.
     """
-    if run.get("state") == "finished":
-        return RunStages.from_json({"stages": run["stages"]}) if "stages" in run else None
+    if run.finished:
+        return None if run.stages is None else RunStages.from_json({"stages": run.stages})
     try:
         return RunStages.from_json(store.read_json(FILE)) if store.exists(FILE) else None
     except (StoreError, TypeError, AttributeError):

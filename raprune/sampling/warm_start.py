@@ -54,9 +54,11 @@ def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:
     for uri in uris:
         store = Store(uri)
         try:
-            described = store.run()
-            spec = SearchSpec.model_validate(described["spec"])
-            its = Identity(described["architecture"], described["data"]["fingerprint"], described["weights_hash"])
+            described = store.record()
+            spec = SearchSpec.model_validate(described.spec)
+            if described.architecture is None or described.data.fingerprint is None:
+                raise ValueError("it does not name its network and data")
+            its = Identity(described.architecture, described.data.fingerprint, described.weights_hash)
             if "-" not in its.architecture and its.weights == now.weights is not None:
                 # A run from before names a digest of the code's text: equal weights tell that the network is the same.
                 its = replace(its, architecture=now.architecture)

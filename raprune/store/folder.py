@@ -22,7 +22,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +31,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from raprune.errors import StoreError
 from raprune.records import Trial
 from raprune.store.address import public_address
+from raprune.store.record import RecordedJob, RunRecord
 from raprune.store.retry import AT_ONCE, Patience, passes
 from raprune.store.rows import SCHEMA, Row, from_row, to_row
 
@@ -157,6 +159,33 @@ class Store:
         if not isinstance(run, dict):
             raise StoreError(f"{self.name}/{RUN_FILE}: damaged: not a JSON object.", hint="Restore it from a backup.")
         return run
+
+    def record(self) -> RunRecord:
+        """The run as `run.json` describes it, typed.
+
+        Raises:
+            StoreError: if the folder holds no run, or its description cannot be read.
+        """
+        content, part = self.run(), "spec"
+        try:
+            RecordedJob.model_validate(content.get("spec", {}))
+            part = ""
+            return RunRecord.model_validate(content)
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            where = ".".join(str(name) for name in (part, *first["loc"]) if name != "")
+            raise StoreError(
+                f"{self.name}/{RUN_FILE} is not understood: {where}: {first['msg']}.",
+                hint="Restore it from a backup, or read it by the version of raprune that wrote it.",
+            ) from None
+
+    def note(self, changes: Mapping[str, object]) -> None:
+        """Writes these fields of `run.json`, each plain data; the others stay.
+
+        Raises:
+            StoreError: if the folder holds no run.
+        """
+        self.write_json(RUN_FILE, self.run() | dict(changes))
 
     def append(self, trials: Sequence[Trial]) -> None:
         """Adds the trials as one new part, on the disk before this returns.

@@ -15,6 +15,7 @@ from raprune.cli import app
 from raprune.errors import BudgetError, DataError, MethodError, ModelError, RapruneError, UsageError
 from raprune.pruning.preparation import job_data
 from raprune.spec.job import load_spec
+from raprune.store.record import RunRecord
 
 MODULE = """
 import numpy as np
@@ -168,8 +169,11 @@ def test_images_are_normalised_as_their_run_was_else_as_the_weights_need_it(mine
     spec = load_spec(None, fields)
     assert job_data(spec).origin == "ImageNet's, the default for resnet18"
     recorded = {"mean": [0.1] * 3, "std": [0.2] * 3, "normalisation": "measured on the training split"}
-    assert job_data(spec, {"data": recorded}).mean == (0.1, 0.1, 0.1)
-    assert job_data(spec, {"data": {"fingerprint": "72231f54"}}).origin == "measured on the training split"
+    assert job_data(spec, RunRecord.model_validate({"data": recorded})).mean == (0.1, 0.1, 0.1)
+    assert (
+        job_data(spec, RunRecord.model_validate({"data": {"fingerprint": "72231f54"}})).origin
+        == "measured on the training split"
+    )
     assert job_data(load_spec(None, fields | {"data.mean": [0.5] * 3, "data.std": [0.5] * 3})).origin == "given"
     assert job_data(load_spec(None, fields | {"model.weights": None})).origin == "measured on the training split"
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from raprune.checks.symptoms import Accuracy, above_test, far_below_training, near_chance, symptoms
+from raprune.store.record import RunRecord
 
 
 @pytest.mark.parametrize(
@@ -60,12 +61,13 @@ def test_validation_far_above_test_is_told_with_the_remedy(
         assert "96.1% on validation and 89.9% on test" in said and "--validation FILE" in said
 
 
-def described(**dense: Any) -> dict[str, Any]:
-    return {
-        "spec": {"model": {"weights": "given.safetensors"}},
+def described(*, weights: str | None = "given.safetensors", **dense: Any) -> RunRecord:
+    content = {
+        "spec": {"model": {"weights": weights}},
         "data": {"chance": 0.1},
         "dense": {"val_accuracy": 0.961, "val_images": 5000, "train_accuracy": 0.97, "train_images": 2000, **dense},
     }
+    return RunRecord.model_validate(content)
 
 
 def test_symptoms_of_a_run_are_those_that_its_figures_have() -> None:
@@ -77,9 +79,7 @@ def test_symptoms_of_a_run_are_those_that_its_figures_have() -> None:
 
 
 def test_symptoms_of_a_network_that_was_trained_for_the_run_are_not_its_checkpoints() -> None:
-    run = described()
-    run["spec"]["model"]["weights"] = None
-    assert symptoms(run, {"dense": 0.899, "images": 10_000}) == []
+    assert symptoms(described(weights=None), {"dense": 0.899, "images": 10_000}) == []
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_symptoms_of_a_network_that_was_trained_for_the_run_are_not_its_checkpoi
     ],
 )
 def test_symptoms_of_a_run_without_the_figures_are_none(run: dict[str, Any]) -> None:
-    assert symptoms(run, {}) == []
+    assert symptoms(RunRecord.model_validate(run), {}) == []

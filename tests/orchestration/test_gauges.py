@@ -18,6 +18,7 @@ from raprune.results.front import front
 from raprune.results.progress import progress
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 RUN: dict[str, Any] = {
     "spec": {"budget_flops": 0.5, "max_drop": 0.1, "search": {"trials": 6}, "finalists": {"count": 2, "seeds": 3}},
@@ -63,7 +64,7 @@ def name_of(trial: Trial) -> tuple[tuple[str, str], ...]:
 
 
 def test_a_run_without_a_trial_says_what_was_asked_for() -> None:
-    measured = measure(RUN, [])
+    measured = measure(RunRecord.model_validate(RUN), [])
     gauges = measured.gauges
     assert gauges["raprune_trials"] == {
         (("state", state),): count
@@ -74,7 +75,7 @@ def test_a_run_without_a_trial_says_what_was_asked_for() -> None:
     assert gauges["raprune_accuracy_floor"] == {(): pytest.approx(0.8)}
     assert gauges["raprune_budget"] == {(("cost", "flops"),): 0.5}
     assert gauges["raprune_finalists"] == {(("state", "trained"),): 0}, "none is chosen yet"
-    chosen = measure(RUN | {"finetunings": 6}, []).gauges
+    chosen = measure(RunRecord.model_validate(RUN | {"finetunings": 6}), []).gauges
     assert chosen["raprune_finalists"] == {(("state", "trained"),): 0, (("state", "wanted"),): 6}
     assert gauges["raprune_best_accuracy"] == gauges["raprune_best_cost"] == gauges["raprune_front_accuracy"] == {}
     assert all(values == {} for values in measured.counters.values())
@@ -82,8 +83,8 @@ def test_a_run_without_a_trial_says_what_was_asked_for() -> None:
 
 def test_the_numbers_are_those_of_the_front_and_of_raprune_status() -> None:
     trials = [trial(0, 0.7, 0.2), trial(1, 0.8, 0.4), trial(2, 0.6, 0.3), trial(3, 0.95, 0.9), trial(4, None)]
-    gauges = measure(RUN, trials, running=1).gauges
-    now = progress(RUN, trials, running=1)
+    gauges = measure(RunRecord.model_validate(RUN), trials, running=1).gauges
+    now = progress(RunRecord.model_validate(RUN), trials, running=1)
     assert gauges["raprune_trials"][(("state", "RUNNING"),)] == 1
     assert gauges["raprune_trials"][(("state", "COMPLETE"),)] == now.states["COMPLETE"] == 4
     assert gauges["raprune_hypervolume"] == {(): now.hypervolume} and now.hypervolume > 0
@@ -100,7 +101,7 @@ def test_the_numbers_are_those_of_the_front_and_of_raprune_status() -> None:
 def test_latency_is_a_cost_where_it_is_known() -> None:
     run = RUN | {"spec": {"budget_latency": "0.5"}}
     trials = [trial(0, 0.7, 0.2, latency=0.3), trial(1, 0.8, 0.1, latency=0.4)]
-    gauges = measure(run, trials).gauges
+    gauges = measure(RunRecord.model_validate(run), trials).gauges
     assert gauges["raprune_budget"] == {(("cost", "latency"),): 0.5}
     assert gauges["raprune_front_cost"][(*name_of(trials[0]), ("cost", "latency"))] == 0.3
 
@@ -113,7 +114,7 @@ def test_counters_count_by_stage_rung_and_state_and_seconds_by_device() -> None:
         trial(2, 0.8, stage=Stage.FINETUNE),
         trial(2, 0.8, stage=Stage.FINETUNE, repeat=1),
     ]
-    counters = measure(RUN, trials).counters
+    counters = measure(RunRecord.model_validate(RUN), trials).counters
     assert {tuple(value for _, value in tags): n for tags, n in counters["raprune_recorded_trials"].items()} == {
         ("search", "0", "COMPLETE"): 1,
         ("search", "1", "COMPLETE"): 1,
@@ -132,21 +133,21 @@ def test_counters_never_fall_as_a_run_goes_on() -> None:
     trials = [trial(n, None if n % 3 == 2 else 0.5 + n / 100, 0.1 + n / 100, rung=n % 2) for n in range(12)]
     before: Values = {name: {} for name in COUNTERS}
     for count in range(len(trials) + 1):
-        now = measure(RUN, trials[:count]).counters
+        now = measure(RunRecord.model_validate(RUN), trials[:count]).counters
         assert all(now[name].get(tags, 0) >= value for name in before for tags, value in before[name].items())
         before = now
 
 
 def test_a_long_front_is_bounded_and_its_ends_are_kept() -> None:
     trials = [trial(n, 0.5 + n / 1000, 0.1 + n / 1000) for n in range(300)]
-    gauges = measure(RUN, trials).gauges
+    gauges = measure(RunRecord.model_validate(RUN), trials).gauges
     assert len(front(trials, Budget(flops=0.5))) == 300 == gauges["raprune_front_points"][()]
     assert len(gauges["raprune_front_accuracy"]) == MAX_FRONT
     assert {name_of(trials[0]), name_of(trials[-1])} <= set(gauges["raprune_front_accuracy"])
 
 
 def test_what_is_measured_is_declared() -> None:
-    measured = measure(RUN, [trial(0, 0.7, latency=0.3), trial(1, None)])
+    measured = measure(RunRecord.model_validate(RUN), [trial(0, 0.7, latency=0.3), trial(1, None)])
     all_values = measured.gauges | signs_of_life(measured, now=1.0, silent_s=2.0, store_waits=3)
     assert set(all_values) == set(GAUGES) and set(measured.counters) == set(COUNTERS)
     for name, values in (all_values | measured.counters).items():

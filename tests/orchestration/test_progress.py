@@ -62,7 +62,7 @@ def test_stages_are_beside_the_run_while_it_lasts_and_gone_when_it_ended_well(tm
     stages.begin(SEARCH, total=3, unit="trials")
     with published(stages, store):
         wait_for(store)
-        found = read_stages(store, store.run())
+        found = read_stages(store, store.record())
     assert found is not None and found.current is not None and found.current.name == SEARCH
     assert not store.exists(FILE)
 

@@ -15,6 +15,7 @@ from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
 from raprune.spec.job import load_spec
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 
 def test_symptoms_of_the_dense_network_are_said_once_and_kept_in_run_json(tmp_path: Path) -> None:
@@ -51,11 +52,13 @@ def test_check_unchanged_of_an_earlier_run_compares_groups_and_costs(tmp_path: P
     console, store = Console(file=io.StringIO(), width=80), Store(spec.output)
     prepared = prepare(spec)
     described = describe(Run(spec, store, prepared, console, Stages()))
-    check_unchanged(store, described, prepared, console)
+    check_unchanged(store, RunRecord.model_validate(described), prepared, console)
     earlier = described | {"architecture": "6f97f17e6221ffd4"}
-    check_unchanged(store, earlier, prepared, console)
+    check_unchanged(store, RunRecord.model_validate(earlier), prepared, console)
     with pytest.raises(StoreError, match="the network changed since the run began"):
-        check_unchanged(store, described | {"architecture": "another-graph"}, prepared, console)
+        check_unchanged(
+            store, RunRecord.model_validate(described | {"architecture": "another-graph"}), prepared, console
+        )
     other = earlier | {"dense": earlier["dense"] | {"flops": 1}}
     with pytest.raises(StoreError, match="the network changed since the run began"):
-        check_unchanged(store, other, prepared, console)
+        check_unchanged(store, RunRecord.model_validate(other), prepared, console)

@@ -63,7 +63,7 @@ def test_no_stage_of_a_run_has_done_more_than_its_total(finished: Store) -> None
 
 def test_the_test_split_was_measured_for_the_front_the_methods_and_the_dense_network(finished: Store) -> None:
     test, budget = finished.read_json("report/test.json"), SearchSpec.model_validate(finished.run()["spec"]).budget
-    rows = to_be_tested(finished.trials(), finished.run())
+    rows = to_be_tested(finished.trials(), finished.record())
     assert rows and {row.candidate for row in rows} == set(test["candidates"])
     assert {row.candidate for row in front(finished.trials(), budget)} <= set(test["candidates"])
     assert {row.method for row in rows} >= {"l1", "random"}, "the controls"
@@ -103,7 +103,7 @@ def test_the_report_of_a_finished_run_says_that_it_is_finished(finished: Store) 
     page = finished.read_bytes("report/front.html").decode()
     (starred,) = [row["candidate"] for row in finished.read_json("report/front.json") if row["starred"]]
     assert "This run is not finished" not in page and f"raprune export {finished.name} {starred} " in page
-    now = progress(finished.run(), finished.trials())
+    now = progress(finished.record(), finished.trials())
     assert (now.finetuned, now.finetunings, now.finished) == (2, 2, True)
 
 

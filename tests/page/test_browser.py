@@ -162,7 +162,7 @@ def page(open_page: Open) -> Page:
 
 
 def _best(store: Store) -> CandidateRow:
-    return pick(candidates(store.trials()), budget_of(store.run()))
+    return pick(candidates(store.trials()), budget_of(store.record()))
 
 
 def _of(page: Page, trial: str) -> Locator:
@@ -185,7 +185,7 @@ def _set(slider: Locator, value: float) -> None:
 
 def test_the_head_says_how_far_the_run_is(page: Page, store: Store) -> None:
     trials = store.trials()
-    now = progress(store.run(), trials)
+    now = progress(store.record(), trials)
     figures = page.locator("#figures")
     expect(figures).to_contain_text(f"{now.searched} of {now.trials}")
     expect(figures).to_contain_text(f"{now.hypervolume:.4f}")
@@ -236,7 +236,7 @@ def test_rows_in_the_browser_are_those_of_the_command_line(page: Page, store: St
             };
         }"""
     )
-    trials, run = store.trials(), store.run()
+    trials, run = store.trials(), store.record()
     rows = candidates(trials)
     assert found["rows"] == [
         [row.trial_id, row.candidate, row.val_accuracy, row.val_interval, len(row.repeats)] for row in rows
@@ -254,7 +254,7 @@ def test_page_decides_nothing_about_the_front_by_itself() -> None:
 
 
 def test_a_point_shows_its_recipe_under_the_pointer_and_its_details_when_clicked(page: Page, store: Store) -> None:
-    rows = front(store.trials(), budget_of(store.run()))
+    rows = front(store.trials(), budget_of(store.record()))
     page.locator("#front-chart").focus()
     page.keyboard.press("Home")
     ring = page.locator("#front-chart .ring.hovered")
@@ -277,7 +277,7 @@ def test_a_point_shows_its_recipe_under_the_pointer_and_its_details_when_clicked
 
 
 def test_arrow_keys_walk_along_the_front(page: Page, store: Store) -> None:
-    rows = front(store.trials(), budget_of(store.run()))
+    rows = front(store.trials(), budget_of(store.record()))
     page.locator("#front-chart").focus()
     said = page.locator("#front-said")
     page.keyboard.press("Home")
@@ -401,7 +401,7 @@ def test_the_search_is_shown_over_time_and_over_gpu_hours(page: Page, store: Sto
     expect(axes).to_contain_text("GPU-hours")
     page.locator("#trend-chart").focus()
     page.keyboard.press("End")
-    last = spent(store.trials(), budget_of(store.run()))[-1]
+    last = spent(store.trials(), budget_of(store.record()))[-1]
     expect(page.locator("#trend-said")).to_contain_text(f"hypervolume {last.hypervolume:.4f}")
     page.locator("#trend-chart").hover(position={"x": 300, "y": 100})
     expect(page.locator("#trend-chart .tip")).to_contain_text("hypervolume")
@@ -441,7 +441,7 @@ def test_settings_are_compared_and_ranges_kept(page: Page) -> None:
 
 
 def test_methods_stand_side_by_side(page: Page, store: Store) -> None:
-    rows = sorted(ablation(store.trials(), budget_of(store.run())), key=lambda row: -row.finetuning_epochs)
+    rows = sorted(ablation(store.trials(), budget_of(store.record())), key=lambda row: -row.finetuning_epochs)
     shown = page.locator("#ablation-table tbody tr:not(.group)")
     expect(shown).to_have_count(len(rows))
     for place, row in enumerate(rows):
@@ -497,7 +497,7 @@ def test_the_filter_takes_words_states_stages_methods_and_the_front(page: Page, 
     left(sum(t.proposal.method == "taylor" and t.proposal.allocation == "global_rank" for t in trials))
     page.locator("#filter-clear").click()
     page.locator("#filter-front").check()
-    chosen = {row.candidate for row in front(trials, budget_of(store.run()))}
+    chosen = {row.candidate for row in front(trials, budget_of(store.record()))}
     left(sum(len(row.trials) for row in candidates(trials) if row.candidate in chosen))
     page.locator("#filter-text").fill("no such thing")
     expect(page.locator("#trials-empty")).to_have_text("No trial passes the filter.")
@@ -624,7 +624,7 @@ def test_new_trials_appear_while_it_is_open(page: Page, store: Store) -> None:
     expect(page.locator("#filter-count")).to_have_text(f"2 of {len(trials) + 2} trials")
     expect(_rows(page).first).to_contain_text(new[-1].trial_id)
     expect(page.locator("#filter-method option", has_text="pushed_method")).to_have_count(1)
-    now = progress(store.run(), store.trials())
+    now = progress(store.record(), store.trials())
     expect(page.locator("#figures")).to_contain_text(f"{now.searched} of {now.trials}")
     # It was pushed: not by a page that was loaded anew.
     assert page.evaluate("performance.getEntriesByType('navigation').length") == 1

@@ -66,7 +66,7 @@ def test_a_look_that_is_not_due_does_nothing(store: Store) -> None:
 
 def test_the_last_point_is_where_the_run_stands(store: Store) -> None:
     known = looked(Feed(store, every_s=0.0))
-    run, trials, last = store.run(), store.trials(), known.history[-1]
+    run, trials, last = store.record(), store.trials(), known.history[-1]
     now = progress(run, trials)
     bought = spent(trials, budget_of(run))[-1].hypervolume
     assert last.hypervolume == pytest.approx(bought) and now.hypervolume == pytest.approx(bought)

@@ -18,6 +18,7 @@ from raprune.report import figures
 from raprune.report.figures.canvas import COLUMN_IN, KINDS, PAGE_IN, accuracy_ticks, canvas, marks, save, thinned
 from raprune.results.run_results import Findings, read_findings
 from raprune.store.folder import Store
+from raprune.store.record import GraphRecord
 from tests.factories import GROUPS, make_run
 
 
@@ -152,7 +153,7 @@ def test_widths_are_fractions_of_the_dense_network(findings: Findings) -> None:
 @pytest.mark.parametrize("number", [1, 200])
 def test_networks_of_any_depth_can_be_drawn(findings: Findings, number: int) -> None:
     groups = {f"a.rather.long.name.of.a.layer.in.block.{place}": 8 for place in range(number)}
-    deep = replace(findings, run={**findings.run, "graph": {"groups": groups}})
+    deep = replace(findings, run=findings.run.model_copy(update={"graph": GraphRecord(groups=groups)}))
     _, words = drawn("widths", deep, COLUMN_IN)
     assert 1 <= words.count("layer.in.block") <= 22
 

@@ -9,6 +9,7 @@ import pytest
 
 from raprune.report.summary import summary
 from raprune.results.timings import Times, Timing, with_times
+from raprune.store.record import RunRecord
 from tests.factories import candidate_row
 
 ROW = candidate_row(
@@ -32,7 +33,7 @@ def said(*, dense_ms: float | None = 230.0, run: dict[str, Any] = RUN, threads: 
     )
     times = Times(conditions=(timing,)) if dense_ms else Times()
     (measured,) = with_times([replace(ROW, **row)], times)
-    return summary(measured, run, times)
+    return summary(measured, RunRecord.model_validate(run), times)
 
 
 def test_the_summary_is_what_a_person_would_say() -> None:

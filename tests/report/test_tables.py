@@ -38,7 +38,7 @@ def printed(what: RenderableType, width: int) -> str:
 
 def widest_rows(run: Store) -> tuple[list[CandidateRow], Times]:
     """Rows with all columns at their widest: long ids and names, seeds, intervals, times, test accuracies."""
-    rows = starred(candidates(run.trials()), run.run())[:12]
+    rows = starred(candidates(run.trials()), run.record())[:12]
     rows = [
         replace(
             row,
@@ -75,7 +75,7 @@ def widest_rows(run: Store) -> tuple[list[CandidateRow], Times]:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_front_at_any_width_has_ids_flops_accuracies_and_star_whole(run: Store, width: int) -> None:
     rows, times = widest_rows(run)
-    shown = printed(render_rows(rows, run.run(), TEST, times=times, width=width), width)
+    shown = printed(render_rows(rows, run.record(), TEST, times=times, width=width), width)
     assert max(map(len, shown.splitlines())) <= width
     for row in rows:
         (line,) = [line for line in shown.splitlines() if row.candidate in line]
@@ -92,7 +92,7 @@ def test_front_at_any_width_has_ids_flops_accuracies_and_star_whole(run: Store, 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_front_cuts_nothing_but_names_of_methods(run: Store, width: int) -> None:
     rows, times = widest_rows(run)
-    shown = printed(render_rows(rows, run.run(), TEST, times=times, width=width), width)
+    shown = printed(render_rows(rows, run.record(), TEST, times=times, width=width), width)
     for line in shown.splitlines():
         cut = [word for word in line.split() if "…" in word]
         assert all(METHOD.startswith(word.removesuffix("…")) and len(word) >= 8 for word in cut), line
@@ -106,7 +106,7 @@ def test_columns_give_way_in_the_order_that_is_stated(run: Store) -> None:
     for header in (named.get(name, name) for name in GIVE_WAY):
         if header in headers:
             shown_at = (
-                w for w in range(60, 240) if header in head(render_rows(rows, run.run(), TEST, times=times, width=w))
+                w for w in range(60, 240) if header in head(render_rows(rows, run.record(), TEST, times=times, width=w))
             )
             narrowest.append(next(shown_at))
     assert len(narrowest) == len(headers)
@@ -120,8 +120,8 @@ def head(what: RenderableType) -> list[str]:
 
 def test_notes_speak_of_the_columns_that_are_shown(run: Store) -> None:
     rows, times = widest_rows(run)
-    narrow = printed(render_rows(rows, run.run(), TEST, times=times, width=60), 500)
-    wide = printed(render_rows(rows, run.run(), TEST, times=times, width=240), 500)
+    narrow = printed(render_rows(rows, run.record(), TEST, times=times, width=60), 500)
+    wide = printed(render_rows(rows, run.record(), TEST, times=times, width=240), 500)
     for note in ("MACs as 1", "Nonzero:", "Epochs:", "Drop:", "Latency:", "Faster:", "95 % confidence"):
         assert note in wide and note not in narrow, note
 
@@ -132,7 +132,7 @@ def test_ablation_at_any_width_has_accuracies_whole(run: Store, width: int, meth
     rows = [
         replace(row, best=replace(row.best, method=f"{method}{number}")) for number, row in enumerate(_compared(run))
     ]
-    shown = printed(render_ablation(rows, run.run(), width=width), width)
+    shown = printed(render_ablation(rows, run.record(), width=width), width)
     assert max(map(len, shown.splitlines())) <= width
     for row in rows:
         told = f"{100 * row.best.val_accuracy:.2f} at {row.best.flops_fraction:.1%}"
@@ -146,7 +146,7 @@ def _compared(run: Store) -> list[AblationRow]:
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_status_at_any_width_has_all_its_words(run: Store, width: int) -> None:
-    now = progress(run.run(), run.trials())
+    now = progress(run.record(), run.trials())
     shown, wide = (printed(render_progress(now), columns) for columns in (width, 200))
     assert max(map(len, shown.splitlines())) <= width
     assert shown.split() == wide.split()

@@ -16,6 +16,7 @@ from raprune.results.front import choose, front, listed, pick
 from raprune.results.progress import Growth, progress, spent
 from raprune.results.rows import candidates
 from raprune.spec.budget import Budget
+from raprune.store.record import RunRecord
 from tests.factories import FRONT_RUN as RUN
 from tests.factories import front_trial as trial
 from tests.factories import repeats
@@ -122,9 +123,9 @@ def test_a_control_has_the_star_only_if_ahead_by_more_than_its_standard_error(
 ) -> None:
     trials = [trial(0, control, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.87, 0.1), trial(3, 0.99, 0.5)]
     run = asked(methods, images=images)
-    chosen = choose(candidates(trials), run)
+    chosen = choose(candidates(trials), RunRecord.model_validate(run))
     assert chosen is not None and chosen.trial_id == starred
-    best = progress(run, trials).best
+    best = progress(RunRecord.model_validate(run), trials).best
     assert best is not None and best.trial_id == starred
     assert pick(candidates(trials), Budget(flops=0.3)).val_accuracy == max(control, 0.88)
 
@@ -132,26 +133,26 @@ def test_a_control_has_the_star_only_if_ahead_by_more_than_its_standard_error(
 def test_a_starred_network_that_a_control_dominates_is_listed_beside_the_front() -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1), trial(3, 0.7, 0.15)]
     run = asked(["l2"])
-    shown = [(r.trial_id, r.on_front, r.starred) for r in listed(candidates(trials), run)]
+    shown = [(r.trial_id, r.on_front, r.starred) for r in listed(candidates(trials), RunRecord.model_validate(run))]
     assert shown == [
         ("search-00002", True, False),
         ("search-00000", True, False),
         ("search-00001", False, True),
     ]
-    assert "search-00001" in {r.trial_id for r in to_be_tested(trials, run)}
-    assert listed([], run) == [] and choose([], run) is None
+    assert "search-00001" in {r.trial_id for r in to_be_tested(trials, RunRecord.model_validate(run))}
+    assert listed([], RunRecord.model_validate(run)) == [] and choose([], RunRecord.model_validate(run)) is None
 
 
 @pytest.mark.parametrize(("floor", "starred"), [(0.85, "search-00001"), (0.89, "search-00000"), (0.95, "search-00001")])
 def test_a_control_has_the_star_only_if_it_alone_has_the_accuracy_asked_for(floor: float, starred: str) -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1)]
-    chosen = choose(candidates(trials), asked(["l2"], min_accuracy=floor))
+    chosen = choose(candidates(trials), RunRecord.model_validate(asked(["l2"], min_accuracy=floor)))
     assert chosen is not None and chosen.trial_id == starred
 
 
 def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
     trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1), failed(2), trial(0, 0.95, 0.2, stage=Stage.FINETUNE, width=1)]
-    now = progress(RUN, trials, running=2, live=True, now=130.0)
+    now = progress(RunRecord.model_validate(RUN), trials, running=2, live=True, now=130.0)
     assert now.states == {"COMPLETE": 3, "FAILED": 1, "RUNNING": 2, "WAITING": 3}
     assert (now.searched, now.trials, now.finetuned, now.finetunings, now.front) == (3, 8, 1, None, 2)
     assert now.hypervolume == pytest.approx((0.8 * 0.1 + 0.95 * 0.1) / 0.3)
@@ -159,33 +160,33 @@ def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
     assert now.dense_accuracy == 0.98
     assert now.elapsed_s == 30.0
     assert now.left_s == pytest.approx((120.0 - 110.0) / 3 * 5)
-    assert progress(RUN, trials).elapsed_s == pytest.approx(20.0)
+    assert progress(RunRecord.model_validate(RUN), trials).elapsed_s == pytest.approx(20.0)
 
 
 def test_progress_knows_the_number_of_fine_tunings_once_they_are_chosen() -> None:
     """The best of each method is fine-tuned beside the two finalists."""
     trials = [trial(n, 0.9, 0.2, stage=Stage.FINETUNE, epochs=1.0) for n in range(3)]
-    assert progress(RUN | {"finetunings": 4}, trials).finetunings == 4
+    assert progress(RunRecord.model_validate(RUN | {"finetunings": 4}), trials).finetunings == 4
     before = RUN | {"state": "finished", "finished_at": 200.0}
-    now = progress(before, trials)
+    now = progress(RunRecord.model_validate(before), trials)
     assert (now.finetuned, now.finetunings) == (3, 3), "a run that was written before the number was"
 
 
 def test_progress_of_a_run_that_has_just_begun() -> None:
-    now = progress(RUN, [], live=True, now=101.0)
+    now = progress(RunRecord.model_validate(RUN), [], live=True, now=101.0)
     assert (now.front, now.hypervolume, now.best, now.left_s, now.elapsed_s) == (0, 0.0, None, None, 1.0)
     assert now.states == {"WAITING": 8}
 
 
 def test_the_time_limit_bounds_what_is_left() -> None:
     spec = RUN["spec"] | {"search": {"trials": 8, "time_limit_s": 33.0}}
-    now = progress(RUN | {"spec": spec}, [trial(0, 0.9, 0.2)], live=True, now=130.0)
+    now = progress(RunRecord.model_validate(RUN | {"spec": spec}), [trial(0, 0.9, 0.2)], live=True, now=130.0)
     assert now.left_s == pytest.approx(3.0)
 
 
 def test_steps_of_a_path_are_candidates_but_no_trials_that_were_asked_for() -> None:
     trials = [trial(0, 0.7, 0.2, step=0), trial(0, 0.6, 0.1, step=1, width=3), trial(0, 0.5, 0.05, width=2)]
-    now = progress(RUN, trials)
+    now = progress(RunRecord.model_validate(RUN), trials)
     assert (now.searched, now.steps, now.finetuned, now.front) == (1, 2, 0, 3)
     assert now.states == {"COMPLETE": 1, "WAITING": 7}
 
@@ -272,7 +273,7 @@ def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
         trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
     run = {"spec": {"budget_flops": 0.2, "methods": ["l2"]}}
-    assert {r.trial_id for r in to_be_tested(trials, run)} == {
+    assert {r.trial_id for r in to_be_tested(trials, RunRecord.model_validate(run))} == {
         "finetune-00009",
         "search-00001",
         "search-00002",
@@ -284,7 +285,7 @@ def test_the_test_split_sees_a_repaired_network_of_the_front_though_it_was_fine_
         trial(0, 0.90, 0.2),
         trial(9, 0.85, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
-    rows = to_be_tested(trials, RUN | {"spec": {"budget_flops": 0.2}})
+    rows = to_be_tested(trials, RunRecord.model_validate(RUN | {"spec": {"budget_flops": 0.2}}))
     assert {r.trial_id for r in rows} == {"search-00000", "finetune-00009"}, "the front, and the best of the method"
 
 
@@ -326,7 +327,7 @@ def test_a_stopped_trial_is_on_no_front_and_counts_where_it_came_to() -> None:
     went_on = replace(below[0].proposal, rung=1, parent=below[0].trial_id)
     last = replace(below[0], trial_id=went_on.trial_id, proposal=went_on, state=TrialState.COMPLETE, epochs=2)
     assert [r.trial_id for r in front([*below, last])] == ["search-00000-r1"]
-    now = progress(RUN, [*below, last])
+    now = progress(RunRecord.model_validate(RUN), [*below, last])
     assert now.searched == 3 and now.states == {"COMPLETE": 1, "STOPPED": 2, "WAITING": 5}
     assert [r.finetuning_epochs for r in ablation([*below, last], Budget(flops=0.3))] == [2.0] * 3
 
@@ -363,7 +364,7 @@ def test_a_front_of_latency_is_set_against_latency() -> None:
         pick(candidates(trials), Budget(latency=0.1))
     asked = {"spec": {"budget_latency": 0.5, "search": {"trials": 4}}}
     # A tenth of errors less, three fifths of the half less.
-    assert progress(asked, trials).hypervolume == pytest.approx(0.9 * 0.6)
+    assert progress(RunRecord.model_validate(asked), trials).hypervolume == pytest.approx(0.9 * 0.6)
     table = ablation(trials, Budget(latency=0.6))
     assert [(r.best.trial_id, r.budget.latency) for r in table] == [
         ("search-00002", 0.6),
@@ -394,7 +395,7 @@ def test_the_hypervolume_never_falls_and_tile_and_curve_agree(trials: list[Trial
     growth, last = Growth(Budget(flops=0.3)), 0.0
     for position, one in enumerate(trials):
         growth.add(one)
-        now = progress(RUN, trials[: position + 1])
+        now = progress(RunRecord.model_validate(RUN), trials[: position + 1])
         assert now.hypervolume >= last - 1e-12
         assert now.hypervolume == pytest.approx(growth.hypervolume)
         # No control is among them: the star is for the most accurate.

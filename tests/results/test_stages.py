@@ -21,6 +21,7 @@ from raprune.results.stages import (
     read_stages,
 )
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 
 class Clock:
@@ -164,19 +165,19 @@ def test_stages_written_and_read_are_the_same(stages: Stages, clock: Clock) -> N
 
 def test_stages_of_a_run_are_its_record_once_it_has_finished(stages: Stages, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert read_stages(store, {"state": "searching"}) is None
+    assert read_stages(store, RunRecord.model_validate({"state": "searching"})) is None
     stages.begin(SEARCH)
     store.write_json(FILE, stages.now().to_json())
-    found = read_stages(store, {"state": "searching"})
+    found = read_stages(store, RunRecord.model_validate({"state": "searching"}))
     assert found is not None and found.current is not None and found.current.name == SEARCH
     stages.end()
     record = stages.now().to_json()["stages"]
-    finished = read_stages(store, {"state": "finished", "stages": record})
+    finished = read_stages(store, RunRecord.model_validate({"state": "finished", "stages": record}))
     assert finished is not None and finished.current is None and finished.stages[0].state == "ended"
-    assert read_stages(store, {"state": "finished"}) is None, "a run of an earlier version"
+    assert read_stages(store, RunRecord.model_validate({"state": "finished"})) is None, "a run of an earlier version"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"stages": [{"unknown": 1}]}', '{"stages": 3}'])
 def test_news_that_cannot_be_read_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
-    assert read_stages(Store(tmp_path), {"state": "searching"}) is None
+    assert read_stages(Store(tmp_path), RunRecord.model_validate({"state": "searching"})) is None

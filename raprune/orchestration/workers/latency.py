@@ -87,7 +87,7 @@ def latency_table(subject: Subject, store: Store) -> tuple[LatencyTable, bool]:
 
 def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> None:
     """Write `report/latency.json`, unless it is there: the `Times` of the networks of `front.listed`."""
-    rows = listed(candidates(trials), store.run())
+    rows = listed(candidates(trials), store.record())
     if rows and not store.exists(LATENCY_FILE):
         known = {trial.trial_id: trial for trial in trials}
         shown = [known[row.trial_id] for row in rows]

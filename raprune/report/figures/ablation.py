@@ -23,7 +23,7 @@ def draw(figure: Figure, findings: Findings) -> None:
     for axes, share in zip(panels, shares, strict=True):
         rows = [row for row in findings.ablation if row.share == share]
         _panel(axes, rows, findings, order, known)
-        dense = findings.dense.get("val_accuracy")
+        dense = findings.run.dense_accuracy
         if dense is not None:
             axes.axvline(findings.error(dense), color=INK, linewidth=0.7, linestyle=":")
         if rows:
@@ -31,7 +31,7 @@ def draw(figure: Figure, findings: Findings) -> None:
     panels[0].set_yticks(range(len(order)), labels=order)
     panels[0].set_ylim(max(1, len(order)) - 0.5, -0.5)
     shown = [row.best.val_accuracy for row in findings.ablation if row.share in shares]
-    dense = findings.dense.get("val_accuracy")
+    dense = findings.run.dense_accuracy
     error_axis(panels[0].xaxis, [findings.error(value) for value in (shown if dense is None else [*shown, dense])])
     panels[len(panels) // 2].set_xlabel("validation accuracy, %")
     _legend(figure, panels[0], findings)
@@ -75,6 +75,6 @@ def _legend(figure: Figure, axes: Axes, findings: Findings) -> None:
     if tuned:
         epochs = " or ".join(f"{number:g}" for number in tuned)
         handles += axes.plot([], [], "o", color=FAINT, label=f"fine-tuned, {epochs} epochs")
-    if findings.dense.get("val_accuracy") is not None:
+    if findings.run.dense_accuracy is not None:
         handles += axes.plot([], [], ":", color=INK, linewidth=0.8, label="dense network")
     figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -24,7 +24,7 @@ def draw(figure: Figure, findings: Findings) -> None:
     _line(above, hours, [row.hypervolume for row in spent], end, PALETTE[0], "hypervolume")
     errors = [findings.error(row.val_accuracy) for row in spent if row.val_accuracy is not None]
     _line(below, hours, errors, end, PALETTE[1], "best accuracy, %")
-    dense = findings.dense.get("val_accuracy")
+    dense = findings.run.dense_accuracy
     if dense is not None:
         level = findings.error(dense)
         below.axhline(level, color=INK, linewidth=0.7, linestyle=":")

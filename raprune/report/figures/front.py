@@ -102,7 +102,7 @@ def _limits(axes: Axes, findings: Findings) -> None:
     if limit is not None:
         axes.axvline(100 * limit, color=INK, linewidth=0.7, linestyle=(0, (4, 2)))
         axes.text(100 * limit, 1.0, f"budget {100 * limit:g} % ", transform=top, ha="right", va="bottom")
-    dense = findings.dense.get("val_accuracy")
+    dense = findings.run.dense_accuracy
     if dense is not None:
         axes.axhline(findings.error(dense), color=INK, linewidth=0.7, linestyle=":")
     if findings.test.get("dense") is not None:
@@ -114,7 +114,7 @@ def _limits(axes: Axes, findings: Findings) -> None:
 def _scales(axes: Axes, findings: Findings) -> None:
     accuracies = [row.val_accuracy for row in findings.rows]
     accuracies += [row.test_accuracy for row in findings.front if row.test_accuracy is not None]
-    lines = findings.dense.get("val_accuracy"), findings.test.get("dense"), findings.floor
+    lines = findings.run.dense_accuracy, findings.test.get("dense"), findings.floor
     accuracies += [value for value in lines if value is not None]
     error_axis(axes.yaxis, [findings.error(accuracy) for accuracy in accuracies])
     axes.set_ylabel("validation accuracy, %")
@@ -145,7 +145,7 @@ def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mar
         sign("o", INK, "chosen", filled=False, size=8)
     if any(row.test_accuracy is not None for row in findings.front):
         sign(TEST, INK, "its test accuracy")
-    if findings.dense.get("val_accuracy") is not None:
+    if findings.run.dense_accuracy is not None:
         sign("", INK, "dense network", line=":")
     if findings.test.get("dense") is not None:
         sign("", FAINT, "dense, test", line=(0, (1, 3)))

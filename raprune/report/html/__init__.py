@@ -9,8 +9,7 @@ figures/front.pdf, front-wide.pdf, ...   `raprune.report.figures.files`: only `r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Console
 
@@ -19,6 +18,7 @@ from raprune.report.html import sections
 from raprune.report.html.markup import page
 from raprune.results.run_results import Findings, read_findings
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 FOLDER = "report"
 PAGE = "front.html"
@@ -38,10 +38,10 @@ def html(findings: Findings) -> str:
     return page(sections.title(findings), sections.lead(findings), *(part(findings) for part in parts))
 
 
-def write_report(store: Store, *, run: Mapping[str, Any] | None = None) -> None:
+def write_report(store: Store, *, run: RunRecord | None = None) -> None:
     """Write the page, the figure of the front and the tables into the run's folder `report`.
 
-    `run` is the content that `run.json` will have once the report is written; without `run` it is read.
+    `run` is the record that `run.json` will have once the report is written; without `run` it is read.
     """
     for name, content in _files(store, read_findings(store, run=run)):
         store.write_bytes(f"{FOLDER}/{name}", content)

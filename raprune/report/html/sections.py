@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from raprune.checks.symptoms import symptoms
 from raprune.report import figures, formats
 from raprune.report.html.job import job_of
@@ -16,15 +13,16 @@ from raprune.results.run_results import Findings
 from raprune.results.timings import measured_at, slow
 from raprune.spec.fields import normalisation_in_words
 from raprune.store.address import last_part
+from raprune.store.record import DataRecord, RecordedSource
 
 FINISHED = "finished"
 MOST_ERRORS = 5
 
 
 def title(findings: Findings) -> str:
-    spec = findings.run.get("spec", {})
-    model = spec.get("model", {}).get("name")
-    return f"{model} on {_data_name(spec)}: Pareto front" if model else "Pareto front"
+    job = findings.run.job
+    model = job.model.name
+    return f"{model} on {_data_name(job.data)}: Pareto front" if model else "Pareto front"
 
 
 def lead(findings: Findings) -> str:
@@ -38,7 +36,7 @@ def lead(findings: Findings) -> str:
 
 
 def _unfinished(findings: Findings) -> str:
-    now, state = findings.progress, findings.run.get("state") or "not begun"
+    now, state = findings.progress, findings.run.state or "not begun"
     tuned = f", {finetuned_of(now)} fine-tuned" if now.finetuned else ""
     how_far = f"This run is not finished ({state}): {now.searched} of {now.trials} candidates were searched{tuned}."
     until = f"What follows is what was recorded until {formats.moment(findings.ended_at)}." if findings.ended_at else ""
@@ -47,44 +45,45 @@ def _unfinished(findings: Findings) -> str:
 
 def asked(findings: Findings) -> str:
     """Return the section on the request and the dense network."""
-    spec, dense, run = findings.run.get("spec", {}), findings.dense, findings.run
-    data, search, finalists = run.get("data", {}), spec.get("search", {}), spec.get("finalists", {})
-    tuned = finalists.get("train", {}).get("epochs")
-    weights = spec.get("model", {}).get("weights")
+    run, job, dense = findings.run, findings.run.job, findings.dense
+    finalists, tuned = job.finalists, job.finalists.train.epochs
     groups = findings.groups
     network = (
-        f"{dense['flops']:,} FLOPs ({dense['flops'] // 2:,} MACs), {dense['params']:,} parameters" if dense else ""
+        f"{dense.flops:,} FLOPs ({dense.flops // 2:,} MACs), {dense.params:,} parameters"
+        if dense is not None and dense.flops is not None
+        else ""
     )
     accuracies = [
         f"{value:.2%} {name}"
-        for name, value in (("validation", dense.get("val_accuracy")), ("test", findings.test.get("dense")))
+        for name, value in (("validation", run.dense_accuracy), ("test", findings.test.get("dense")))
         if value is not None
     ]
-    splits = [f"{data[name]:,} {name}" for name in ("train", "validation", "test") if data.get(name)]
+    sizes = (("train", run.data.train), ("validation", run.data.validation), ("test", run.data.test))
+    splits = [f"{size:,} {name}" for name, size in sizes if size]
     entries = {
-        "Dense network": f"{spec.get('model', {}).get('name', '')}{_whence(weights)}",
+        "Dense network": f"{job.model.name or ''}{_whence(job.model.weights)}",
         "Its cost": network,
         "Its accuracy": ", ".join(accuracies),
         "Channels": f"{sum(groups.values()):,} in {len(groups)} groups that can be cut" if groups else "",
         "Images": ", ".join(splits),
-        "Normalisation": _normalisation(data),
+        "Normalisation": _normalisation(run.data),
         "Budget": _budget(findings),
         "Accuracy to keep": "" if findings.floor is None else f"{findings.floor:.2%} on the validation split",
-        "Methods": ", ".join(spec.get("methods", [])),
-        "Search": f"{search['trials']} candidates" if "trials" in search else "",
-        "Fine-tuning": f"{finalists['count']} finalists, {tuned:g} epochs, {finalists.get('seeds', 1)} seed"
-        f"{'' if finalists.get('seeds', 1) == 1 else 's'}"
-        if "count" in finalists and tuned is not None
+        "Methods": ", ".join(job.methods),
+        "Search": "" if job.search.trials is None else f"{job.search.trials} candidates",
+        "Fine-tuning": f"{finalists.count} finalists, {tuned:g} epochs, {finalists.seeds} seed"
+        f"{'' if finalists.seeds == 1 else 's'}"
+        if finalists.count is not None and tuned is not None
         else "",
     }
     return section("What was asked for", facts(entries))
 
 
-def _normalisation(data: Mapping[str, Any]) -> str:
+def _normalisation(data: DataRecord) -> str:
     """Return the normalisation of a run, empty for an older run without this record."""
-    if "mean" not in data:
+    if data.mean is None or data.std is None:
         return ""
-    return f"{normalisation_in_words(data['mean'], data['std'])} ({data['normalisation']})"
+    return f"{normalisation_in_words(data.mean, data.std)} ({data.normalisation})"
 
 
 def front(findings: Findings) -> str:
@@ -135,13 +134,13 @@ def front(findings: Findings) -> str:
 def chosen(findings: Findings) -> str:
     """Return the section on the chosen network: comparison with the dense one, origin, and proof."""
     row, dense, test = findings.chosen, findings.dense, findings.test
-    if row is None or not dense:
+    if row is None or dense is None or dense.flops is None or dense.params is None:
         return ""
     images = test.get("images", 0)
     cells = [
-        ["FLOPs for one image", f"{dense['flops']:,}", f"{row.flops:,}", formats.percent(row.flops_fraction)],
-        ["MACs for one image", f"{dense['flops'] // 2:,}", f"{row.macs:,}", formats.percent(row.flops_fraction)],
-        ["parameters", f"{dense['params']:,}", f"{row.params:,}", formats.percent(row.params_fraction)],
+        ["FLOPs for one image", f"{dense.flops:,}", f"{row.flops:,}", formats.percent(row.flops_fraction)],
+        ["MACs for one image", f"{dense.flops // 2:,}", f"{row.macs:,}", formats.percent(row.flops_fraction)],
+        ["parameters", f"{dense.params:,}", f"{row.params:,}", formats.percent(row.params_fraction)],
     ]
     for timing in findings.times.conditions:
         if (time_ms := timing.candidates.get(row.candidate)) is not None:
@@ -154,7 +153,7 @@ def chosen(findings: Findings) -> str:
     if row.latency_ms is not None and row.latency_fraction is not None:
         whole = row.latency_ms / row.latency_fraction
         cells.append(["latency of the budget, predicted", *_compared_ms(whole, row.latency_ms)])
-    dense_val = formats.accuracy(dense.get("val_accuracy"))
+    dense_val = formats.accuracy(dense.val_accuracy)
     cells.append(["validation accuracy, %", dense_val, formats.accuracy(row.val_accuracy, row.val_interval), ""])
     if row.test_accuracy is not None:
         against = f"{drop(row, dense, test)} points"
@@ -195,7 +194,7 @@ def widths(findings: Findings) -> str:
     head = ["group of channels", "#dense", *(f"#{row.candidate}" for row in shown)]
     cells = [[name, str(dense), *(str(row.widths.get(name, dense)) for row in shown)] for name, dense in groups.items()]
     whole: dict[str, list[str]] = {}
-    for name, _, reason in findings.run.get("graph", {}).get("frozen", []):
+    for name, _, reason in findings.run.graph.frozen:
         known = whole.setdefault(reason, [])
         if name not in known:
             known.append(name)
@@ -265,21 +264,20 @@ def cost(findings: Findings) -> str:
 
 def repeat(findings: Findings) -> str:
     """Return the section with everything that is needed to repeat the run."""
-    run, spec = findings.run, findings.run.get("spec", {})
-    versions = run.get("versions", {})
+    run = findings.run
     entries = {
-        "Seed": str(spec["seed"]) if "seed" in spec else "",
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "Machine": str(run.get("machine", "")),
-        "Data": str(run.get("data", {}).get("fingerprint", "")),
-        "Weights": str(run.get("weights_hash") or ""),
-        "Architecture": str(run.get("architecture", "")),
+        "Seed": "" if run.job.seed is None else str(run.job.seed),
+        "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        "Machine": run.machine or "",
+        "Data": run.data.fingerprint or "",
+        "Weights": run.weights_hash or "",
+        "Architecture": run.architecture or "",
         "Run": findings.name,
-        "Recorded": f"{formats.moment(float(run['started_at']))} to {formats.moment(findings.ended_at)}"
-        if run.get("started_at")
+        "Recorded": f"{formats.moment(run.started_at)} to {formats.moment(findings.ended_at)}"
+        if run.started_at
         else "",
     }
-    job = job_of(spec)
+    job = job_of(run.spec)
     return section(
         "To repeat it",
         facts(entries),
@@ -306,13 +304,13 @@ def _notes(findings: Findings) -> str:
 
 
 def _proof(findings: Findings) -> str:
-    proof = findings.run.get("graph", {}).get("proof")
-    if not proof:
+    proof = findings.run.graph.proof
+    if proof is None:
         return ""
     return paragraph(
         "The groups were proved before any cut, in double precision: a permutation of their channels changes the "
-        f"outputs by at most {proof['permutation_error']:.1e} of their size, and cut networks differ from the network "
-        f"whose removed channels are zeroed by {proof['cut_error']:.1e}."
+        f"outputs by at most {proof.permutation_error:.1e} of their size, and cut networks differ from the network "
+        f"whose removed channels are zeroed by {proof.cut_error:.1e}."
     )
 
 
@@ -346,26 +344,26 @@ def _settings(row: CandidateRow) -> str:
 
 def _budget(findings: Findings) -> str:
     budget, dense = findings.budget, findings.dense
+    whole = {} if dense is None else {"flops": dense.flops, "params": dense.params}
     parts = [
-        f"at most {100 * limit:g} % of the {spoken}" + (f" ({limit * dense[name]:,.0f})" if dense.get(name) else "")
+        f"at most {100 * limit:g} % of the {spoken}" + (f" ({limit * size:,.0f})" if (size := whole.get(name)) else "")
         for name, spoken in (("flops", "FLOPs"), ("params", "parameters"))
         if (limit := budget.fractions[name]) is not None
     ]
     if budget.limits_latency:
         share = f"{budget.latency_ms:g} ms" if budget.latency is None else f"{100 * budget.latency:g} %"
-        known = findings.run.get("latency")
+        known = findings.run.latency
         under = f", for {latency_conditions(known)}" if known else ""
         parts.append(f"at most {share} of the latency{under}")
     return "; ".join(parts)
 
 
-def _data_name(spec: Mapping[str, Any]) -> str:
+def _data_name(data: RecordedSource) -> str:
     """Return the data set's name, or the file's name if the data set is a file of the user."""
-    data = spec.get("data", {})
-    name = str(data.get("name", "?"))
-    if name not in ("parquet", "imagefolder") or not data.get("train"):
+    name = data.name or "?"
+    if name not in ("parquet", "imagefolder") or not data.train:
         return name
-    return last_part(str(data["train"]))
+    return last_part(data.train)
 
 
 def _whence(weights: str | None) -> str:

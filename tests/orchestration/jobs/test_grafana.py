@@ -360,7 +360,7 @@ def test_every_query_of_every_panel_is_answered_while_a_run_lives_and_the_front_
 
     # Nothing of the run lives any more: its last front is what the chart goes on to show.
     store = Store(run)
-    rows = front(store.trials(), budget_of(store.run()))
+    rows = front(store.trials(), budget_of(store.record()))
     for ref, field in (("A", "val_accuracy"), ("B", "flops_fraction")):
         shown = query(watched, QUERIES["Pareto front", ref])
         assert {point["metric"]["candidate"]: float(point["value"][1]) for point in shown} == {

@@ -80,7 +80,7 @@ def test_every_candidate_is_predicted_within_the_budget(finished: tuple[Store, s
 def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) -> None:
     store, _ = finished
     times = read_times(store, store.trials())
-    rows = front(store.trials(), budget_of(store.run()))
+    rows = front(store.trials(), budget_of(store.record()))
     assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (64, 1)
     assert [timing.batch_size for timing in times.conditions] == [1, 16], "as the job says"
     for timing in (*times.conditions, times.budget):
