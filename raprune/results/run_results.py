@@ -1,4 +1,4 @@
-"""What a run found, from its records: what its report tells, its figures and its page show. No torch, no ray."""
+"""The results of a run from its records, for its report, figures and page. No torch, no ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Findings:
     """A run under way has them too: of what was recorded so far. What follows from the records is worked out once."""
 
     name: str
-    """Where the run lies, without what may hold a secret."""
+    """Address of the run, without parts that may hold a secret."""
     run: RunRecord
     test: Mapping[str, Any]
     """As `read_test` gives it."""
@@ -89,7 +89,7 @@ class Findings:
 
     @cached_property
     def hours(self) -> float:
-        """Of all trials: on GPUs, or without any on workers."""
+        """Hours of all trials: on GPUs, or on workers if there are no GPUs."""
         return sum(trial.gpu_seconds if self.on_gpus else trial.seconds for trial in self.trials) / 3600
 
     @cached_property
