@@ -120,6 +120,7 @@ def test_another_run_of_that_name_has_a_page_of_its_own(shown: Shown, tmp_path: 
     assert applications() == {"raprune-my-run": "RUNNING", "neighbour": "RUNNING"}
 
 
+@pytest.mark.nightly
 def test_a_search_has_its_page_while_it_goes_on(shown: Shown, tmp_path: Path) -> None:
     [job] = small_job(tmp_path)
     # It says nothing of a page, and joins a cluster that runs.

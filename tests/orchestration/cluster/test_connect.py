@@ -70,6 +70,7 @@ def own_address() -> str:
         return str(asked.getsockname()[0])
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_local_cluster_comes_up_with_its_dashboard_on_loopback_and_goes_without_a_trace(folder: Path) -> None:
     port, token = free_port(), secrets.token_hex(32)

@@ -64,6 +64,7 @@ def test_a_job_without_a_place_to_go_on_from_is_refused(slurm: dict[str, str]) -
     assert not list(Path(slurm["PLAYED"]).glob(".raprune-*"))
 
 
+@pytest.mark.nightly
 def test_a_job_whose_nodes_do_not_come_up_ends_at_once_and_is_not_tried_again(slurm: dict[str, str]) -> None:
     asked = ["bash", str(SCRIPT), "--output", "run"]
     done = subprocess.run(asked, env=slurm | {"SLURM_CPUS_PER_TASK": "-1"}, capture_output=True, text=True, timeout=120)
