@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
-from raprune.results.rows import CandidateRow
+if TYPE_CHECKING:  # the command line imports this module, and starts without pydantic and numpy
+    from raprune.results.rows import CandidateRow
 
 
 def few(names: list[str], most: int = 6) -> str:
