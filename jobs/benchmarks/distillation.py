@@ -40,7 +40,8 @@ from torch import nn
 
 from raprune.channels.cut import rebuild
 from raprune.pruning.preparation import Prepared, prepare
-from raprune.pruning.prune import Pruned, Pruner
+from raprune.pruning.prune import Pruner
+from raprune.pruning.record import Pruned
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal
 from raprune.spec.budget import Budget

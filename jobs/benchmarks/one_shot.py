@@ -202,8 +202,10 @@ class Arena:
         method = METHODS[name]()
         if not method.seeded:
             # A group's scores do not depend on the other groups.
-            scores = self.pruners[PRUNED].scores(method, SEED)
-            pruner.statistics.put(pruner.score_key(method), {group: scores[group] for group in pruner.cost.group_names})
+            scores = self.pruners[PRUNED].scoring.scores(method, SEED)
+            pruner.statistics.put(
+                pruner.scoring.key(method), {group: scores[group] for group in pruner.cost.group_names}
+            )
         proposal = Proposal(number=0, method=name, allocation=allocation, target=Budget(flops=budget), seed=SEED)
         trial, model, _ = pruner.prune(proposal)
         assert trial.metrics is not None

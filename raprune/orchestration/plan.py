@@ -14,7 +14,7 @@ from raprune.methods import Method
 from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.run import Run
 from raprune.orchestration.workers.scores import Missing, epochs_of, named
-from raprune.pruning.prune import PRICED
+from raprune.pruning.scoring import PRICED
 from raprune.records import Stage, Trial
 from raprune.report.summary import forecast_told
 from raprune.results.forecast import Pace, Plan, forecast

@@ -15,7 +15,8 @@ from raprune.cost.measure import measure_table, table_key
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.pruning.artifact import provenance, save, trial_provenance
 from raprune.pruning.preparation import DENSE, InStages, Prepared, check_writable, prepare, stored_table, with_table
-from raprune.pruning.prune import Pruner, Result, check_not_trained
+from raprune.pruning.prune import Pruner, Result
+from raprune.pruning.record import check_not_trained
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.records import Candidate, Proposal, Stage, Trial
 from raprune.results.rows import candidates

@@ -202,14 +202,14 @@ def test_scores_are_computed_once_for_what_they_depend_on() -> None:
     for flops in (0.2, 0.3):
         own.prune(proposal("taylor", flops=flops))
         own.prune(proposal("random", flops=flops))
-    assert statistics.computed == [own.score_key(METHODS["taylor"]())], "another seed gives other random scores"
+    assert statistics.computed == [own.scoring.key(METHODS["taylor"]())], "another seed gives other random scores"
 
 
 def test_parts_of_the_groups_have_the_scores_of_the_whole() -> None:
     for name in ("l1", "taylor", "apoz"):
         method = METHODS[name]()
-        whole = pruner().scores(method, 0)
+        whole = pruner().scoring.scores(method, 0)
         for group in whole:
-            part = pruner().score_part(method, pruner().graph.only([group]), 0)
+            part = pruner().scoring.part(method, pruner().graph.only([group]), 0)
             assert list(part) == [group]
             assert part[group] == pytest.approx(whole[group])

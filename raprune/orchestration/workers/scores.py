@@ -81,17 +81,17 @@ def gather(inputs: Inputs, methods: Sequence[str], stages: Stages) -> Gathered:
         epochs = sum(math.ceil(epochs_of(method)) for method in lacking.phases)
         with stages.stage(PHASES, total=epochs, unit="epochs"), _watched(inputs, stages, "network-"):
             for method in lacking.phases:
-                key = pruner.base_key(method)
+                key = pruner.phases.key(method)
                 statistics.put(key, _get(_task(_train, inputs).remote(inputs, method, key)))
     for method in phases(made):
-        known[pruner.base_key(method)] = statistics.get(pruner.base_key(method)) or {}
+        known[pruner.phases.key(method)] = statistics.get(pruner.phases.key(method)) or {}
     if lacking.scores:
         groups = len(lacking.scores) * len(inputs.graph.groups)
         with stages.stage(SCORES, total=groups, unit="groups"), _watched(inputs, stages, "scores-"):
             _score_all(inputs, statistics, lacking.scores, known)
     for method in made:
         if not method.seeded:
-            known[pruner.score_key(method)] = statistics.get(pruner.score_key(method)) or {}
+            known[pruner.scoring.key(method)] = statistics.get(pruner.scoring.key(method)) or {}
     return Gathered(known, list(statistics.computed))
 
 
@@ -153,9 +153,9 @@ def missing(inputs: Inputs, methods: Sequence[Method]) -> Missing:
 
 
 def _missing(pruner: Pruner, methods: Sequence[Method]) -> Missing:
-    scores = {pruner.score_key(method): method for method in methods if not method.seeded}
+    scores = {pruner.scoring.key(method): method for method in methods if not method.seeded}
     return Missing(
-        phases=[m for m in phases(methods) if pruner.statistics.get(pruner.base_key(m)) is None],
+        phases=[m for m in phases(methods) if pruner.statistics.get(pruner.phases.key(m)) is None],
         scores={key: method for key, method in scores.items() if pruner.statistics.get(key) is None},
     )
 
@@ -177,14 +177,14 @@ def _come_up() -> None:
 def _train(inputs: Inputs, method: Method, key: str) -> Arrays:
     """The weights that the method's training phase gives."""
     pruner = _pruner(inputs, {}, device=inputs.placement.device, on_work=Teller(inputs.coordinator, key))
-    pruner.base(method)
-    return pruner.statistics.get(pruner.base_key(method)) or {}
+    pruner.phases.base(method)
+    return pruner.statistics.get(pruner.phases.key(method)) or {}
 
 
 def _score(inputs: Inputs, method: Method, names: list[str], known: dict[str, Arrays], key: str) -> Arrays:
     """The scores of the groups of these names; `key` names the task to the coordinator."""
     pruner = _pruner(inputs, known, device=inputs.placement.device, on_work=Teller(inputs.coordinator, key))
-    return pruner.score_part(method, inputs.graph.only(names), inputs.spec.seed)
+    return pruner.scoring.part(method, inputs.graph.only(names), inputs.spec.seed)
 
 
 def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str, on_work: OnWork | None = None) -> Pruner:

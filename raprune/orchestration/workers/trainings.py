@@ -25,7 +25,7 @@ from raprune.orchestration.coordinator import ask
 from raprune.orchestration.tasks import CandidateTask, Shared
 from raprune.orchestration.workers.trials import Equipment
 from raprune.pruning.preparation import DENSE
-from raprune.pruning.prune import Pruned
+from raprune.pruning.record import Pruned
 from raprune.pruning.workload import train_dense
 from raprune.records import Trial, TrialState
 from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE
@@ -142,13 +142,15 @@ class PhaseTraining:
         return 0.0 if regularizer is None else regularizer.epochs
 
     def name(self, rank: Rank) -> str:
-        return rank.held.pruner.base_key(self.method)
+        return rank.held.pruner.phases.key(self.method)
 
     def is_done(self, rank: Rank) -> bool:
         return rank.held.pruner.statistics.get(self.name(rank)) is not None
 
     def run(self, rank: Rank, checkpoints: Checkpoints, on_epoch: OnEpoch) -> None:
-        arrays = rank.held.pruner.train_for(self.method, ranks=rank.ranks, checkpoints=checkpoints, on_epoch=on_epoch)
+        arrays = rank.held.pruner.phases.train(
+            self.method, ranks=rank.ranks, checkpoints=checkpoints, on_epoch=on_epoch
+        )
         if rank.is_first:
             rank.held.pruner.statistics.put(self.name(rank), arrays)
 

@@ -22,7 +22,8 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Share
 from raprune.orchestration.workers.scores import statistics_store
 from raprune.orchestration.workers.streaming import RayReader
 from raprune.pruning import artifact
-from raprune.pruning.prune import Pruned, Pruner, is_trained
+from raprune.pruning.prune import Pruner
+from raprune.pruning.record import Pruned, is_trained
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import OnWork, Work

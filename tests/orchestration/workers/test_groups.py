@@ -162,8 +162,8 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
 
         dense = load(job.store.read_bytes(DENSE))
         pruner = job.pruner(dense)
-        assert pruner.statistics.get(pruner.base_key(slimming)) is not None
-        assert told[2].name == pruner.base_key(slimming)
+        assert pruner.statistics.get(pruner.phases.key(slimming)) is not None
+        assert told[2].name == pruner.phases.key(slimming)
         trials = {trial.trial_id: trial for trial in job.store.trials()}
         for number, parent in enumerate(parents):
             trial = trials[f"finetune-{number:05d}"]

@@ -1,0 +1,61 @@
+"""Keys of what a method computes once for a network: its scores, and the weights of its own training phase.
+
+Whoever changes what a score or a weight depends on changes its key here: the statistics are shared by runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from raprune.channels.graph import ChannelGraph
+from raprune.methods import Method, Regularizer
+from raprune.pruning.workload import Workload
+from raprune.spec.job import SearchSpec, TrainSpec
+from raprune.store.scores import key_of
+
+
+def phase_spec(spec: SearchSpec, regularizer: Regularizer) -> TrainSpec:
+    """Fields of the training phase that the method asks for: those of fine-tuning, without a teacher's logits."""
+    phase = spec.finalists.train.decided(epochs=regularizer.epochs, lr=regularizer.lr)
+    return phase.model_copy(update={"distillation": 0.0})
+
+
+def network_content(workload: Workload, graph: ChannelGraph) -> dict[str, Any]:
+    """The dense network and its data, as the part of a key; all weights are read for it."""
+    data = workload.data.fingerprint
+    return {"weights": workload.weights_hash, "architecture": graph.architecture, "data": data}
+
+
+def base_key(method: Method, network: Mapping[str, Any], spec: SearchSpec, *, augment: str) -> str:
+    """Key of the weights that the method's training phase gives to the network of `network_content`."""
+    regularizer = method.regularize()
+    assert regularizer is not None, "the method asks for no training"
+    content = {
+        **network,
+        "regularizer": [f"{type(regularizer).__module__}.{type(regularizer).__qualname__}", asdict(regularizer)],
+        "training": phase_spec(spec, regularizer).model_dump(mode="json"),
+        "augment": augment,
+        "seed": spec.seed,
+    }
+    return key_of("network", content)
+
+
+def score_key(
+    method: Method, network: Mapping[str, Any], graph: ChannelGraph, spec: SearchSpec, *, base: str | None, images: int
+) -> str:
+    """Key of the method's scores of the network of `network_content`, from `images` calibration images.
+
+    `base` is the `base_key` of a method that asks for a training phase.
+    """
+    content = {
+        **network,
+        "base": base,
+        "groups": graph.widths,
+        "calibration": None if method.data_free else [images, spec.search.eval_batch_size, spec.seed],
+        # A user's method may have the name of another.
+        "method": f"{type(method).__module__}.{type(method).__qualname__}",
+        "settings": method.behind_scores(),
+    }
+    return key_of(f"scores-{type(method).__name__.lower()}", content)

@@ -1,0 +1,110 @@
+"""The record of a network that was made: `Trial`, with its costs, its accuracies and its time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+
+from torch import nn
+
+from raprune.channels.maxout import inserted
+from raprune.cost.flops import CostModel, measured
+from raprune.errors import ModelError
+from raprune.methods import Method, method_named
+from raprune.pruning.workload import Workload
+from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.training.evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network that was cut and repaired, on its way to being judged."""
+
+    model: nn.Module
+    candidate: Candidate
+    epochs: float = 0.0
+    """Epochs of training since the dense network."""
+    after_cut: float | None = None
+    """Validation accuracy before the repair, where it was asked for."""
+    accuracy: float | None = None
+    """Validation accuracy of `model`, where it is recorded."""
+
+
+def record(
+    proposal: Proposal,
+    pruned: Pruned,
+    result: Evaluation,
+    workload: Workload,
+    cost: CostModel,
+    *,
+    started: float,
+    after_repair: float,
+) -> Trial:
+    """The trial of `proposal`, whose network `pruned` came to `result`; it began at `started`, and ends now."""
+    flops, params = _costs(pruned, workload, cost)
+    latency_ms = _latency_ms(pruned, cost)
+    seconds = time.time() - started
+    return Trial(
+        trial_id=proposal.trial_id,
+        proposal=proposal,
+        state=TrialState.COMPLETE,
+        candidate=pruned.candidate,
+        metrics=Metrics(
+            accuracy=result.accuracy,
+            loss=result.loss,
+            flops=flops,
+            params=params,
+            flops_fraction=flops / cost.dense_flops,
+            params_fraction=params / cost.dense_params,
+            zeros=sum(int((parameter == 0).sum()) for parameter in pruned.model.parameters()),
+            latency_ms=latency_ms,
+            latency_fraction=None if latency_ms is None else latency_ms / cost.dense_latency_ms,
+        ),
+        accuracy_after_cut=pruned.after_cut,
+        accuracy_after_repair=after_repair,
+        epochs=pruned.epochs,
+        seconds=seconds,
+        gpu_seconds=seconds if workload.device.type == "cuda" else 0.0,
+        started_at=started,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+    )
+
+
+def _costs(pruned: Pruned, workload: Workload, cost: CostModel) -> tuple[int, int]:
+    """FLOPs and parameters. The closed form knows no maximum over channels: with one they are counted."""
+    if inserted(pruned.model):
+        return measured(pruned.model, workload.example_input())
+    widths = cost.vector(pruned.candidate.widths)
+    return int(cost.flops(widths)), int(cost.params(widths))
+
+
+def _latency_ms(pruned: Pruned, cost: CostModel) -> float | None:
+    """As the run's table predicts; None without one, or with a maximum over channels, which no table knows."""
+    if cost.table is None or inserted(pruned.model):
+        return None
+    return float(cost.latency_ms(cost.vector(pruned.candidate.widths)))
+
+
+def method_of(proposal: Proposal) -> Method:
+    """The proposal's method with its hyper-parameters."""
+    return method_named(proposal.method)(**proposal.settings)
+
+
+def is_trained(proposal: Proposal) -> bool:
+    """True if the proposal's network is trained after it was cut: too expensive to be made again, it is stored."""
+    return proposal.stage is Stage.FINETUNE or proposal.rung > 0 or method_of(proposal).has_path()
+
+
+def check_not_trained(trial: Trial) -> None:
+    """Refuse to make the network of a trial again that was trained.
+
+    Raises:
+        ModelError: if it was.
+    """
+    if is_trained(trial.proposal):
+        raise ModelError(
+            f"The weights of {trial.network} (trial {trial.trial_id}), which was trained, are not in the run.",
+            hint="Restore the run's folder `models` from a backup, or take another network.",
+        )
