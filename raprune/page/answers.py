@@ -22,6 +22,7 @@ from raprune.spec.job import load_limits
 from raprune.store.address import without_secrets
 from raprune.store.rows import target_columns
 
+# A JSON edge: what the page's server sends.
 Answer = dict[str, Any]
 
 _OF_TRIAL = ("state", "accuracy_after_cut", "accuracy_after_repair", "epochs", "seconds", "gpu_seconds", "started_at")

@@ -313,7 +313,7 @@ class PageHandlers:
             self._told = (now, _events_of(*now))
         return self._told[1]
 
-    def _detail(self, trial: Trial, known: KnownRun) -> dict[str, Any]:
+    def _detail(self, trial: Trial, known: KnownRun) -> answers.Answer:
         ancestors = [other for other, relation in answers.relatives(trial, known.trials) if relation == "ancestor"]
         trained = {name: self._curve(name) for name in (*(t.trial_id for t in ancestors), trial.trial_id)}
         folder = find_network(self._feed.store, trial)
@@ -369,7 +369,7 @@ class PageHandlers:
 
 def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | None) -> dict[str, str]:
     """Event -> its data."""
-    news: dict[str, Any] = {
+    news: dict[str, answers.Answer] = {
         "away": {"error": None} if away is None else asdict(away),
         "stages": answers.describe_stages(stages),
     }

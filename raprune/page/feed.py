@@ -164,6 +164,7 @@ class Feed:
         self._looked_at = float("-inf")
         self._resets = 0
         self._run = RunRecord()
+        # A JSON edge: `report/test.json`.
         self._test: dict[str, Any] = {}
         self._times = Times()
         self._reports_due = False
@@ -276,6 +277,7 @@ class Feed:
         return Pulse(live=time.time() - max(last, begun) < max(_QUIET_S, 3 * longest))
 
 
+# A Parquet edge: one row of `raprune.store.rows.SCHEMA`.
 def _without_channels(recorded: dict[str, Any]) -> Trial:
     trial = from_row(recorded | {"kept": "{}"})
     if trial.candidate is None:

@@ -137,6 +137,7 @@ class RunStages:
             return None
         return self.elapsed_s / max(self.elapsed_s + self.left_s, 1e-9)
 
+    # A JSON edge: `progress.json`, the page.
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the estimates that `from_json` makes again."""
         stages = [asdict(stage) | {"left_s": stage.left_s} for stage in self.stages]

@@ -12,6 +12,7 @@ from raprune.store.networks import named_as_today
 TEST_FILE = "report/test.json"
 
 
+# A JSON edge: the content of `report/test.json`.
 def read_test(store: Store, trials: Sequence[Trial]) -> dict[str, Any]:
     """The accuracies on the test split: `{"dense", "candidates", "images"}`; empty until it was measured.
 

@@ -36,8 +36,9 @@ from pydantic import ValidationError
 from raprune.errors import StoreError
 from raprune.records import Trial
 from raprune.store.address import public_address
+from raprune.store.local import temporary_name, write_local
 from raprune.store.record import RecordedJob, RunRecord
-from raprune.store.retry import AT_ONCE, Patience, passes
+from raprune.store.retry import AT_ONCE, Patience, hint_of, passes
 from raprune.store.rows import SCHEMA, Row, from_row, to_row
 
 RUN_FILE = "run.json"
@@ -127,6 +128,7 @@ class Store:
                 file.flush()
             yield
 
+    # A JSON edge: the content as it is written.
     def create(self, run: dict[str, Any]) -> None:
         """Makes the folder and writes `run.json`.
 
@@ -144,6 +146,7 @@ class Store:
         """True if the folder holds a run."""
         return self.exists(RUN_FILE)
 
+    # A JSON edge: the content as it was written. `record` is what others read.
     def run(self) -> dict[str, Any]:
         """Return the content that `create` wrote.
 
@@ -292,7 +295,7 @@ class Store:
 
         def write() -> None:
             if isinstance(self._filesystem, pafs.LocalFileSystem):
-                _write_local(Path(self._path), rel, content)
+                write_local(Path(self._path), rel, content)
             else:
                 self._write_remote(rel, content)
 
@@ -372,7 +375,7 @@ class Store:
             with self._filesystem.open_output_stream(final) as file:
                 file.write(content)
             return
-        temporary = f"{self._path}/{_temporary(rel)}"
+        temporary = f"{self._path}/{temporary_name(rel)}"
         self._filesystem.create_dir(final.rpartition("/")[0], recursive=True)
         with self._filesystem.open_output_stream(temporary) as file:
             file.write(content)
@@ -403,7 +406,7 @@ class Store:
                 if wait_s is None:
                     waited = f" (tried {failures} times)" if failures > 1 else ""
                     where = f"{self.name}/{rel}".rstrip("/")
-                    raise StoreError(f"{where}: cannot {verb}{waited}: {reason}.", hint=_hint(error, verb)) from error
+                    raise StoreError(f"{where}: cannot {verb}{waited}: {reason}.", hint=hint_of(error, verb)) from error
                 if failures == 1 and self._on_wait is not None:
                     self._on_wait(
                         f"{self.name} does not answer: {reason}. Waiting up to {self._patience.total_s:.0f} s."
@@ -433,44 +436,3 @@ class Store:
 
 def _reopen(uri: str, patience: Patience) -> Store:
     return Store(uri, patience=patience)
-
-
-def _write_local(root: Path, rel: str, content: bytes) -> None:
-    """Writes beside the data and renames; the content and the new name are on the disk before this returns."""
-    final = root / rel
-    temporary = root / _temporary(rel)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _temporary(rel: str) -> str:
-    """Return the temporary name of a file: never in RUN/trials, where every file is data."""
-    return f".{rel.replace('/', '-')}.{os.getpid()}.tmp"
-
-
-def _hint(error: BaseException, verb: str) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "There is no room left. Free some, then `raprune resume` the run; what is recorded stays."
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "This user may not. Give another --output, or change the folder's permissions."
-    if number in (errno.ENOTDIR, errno.EEXIST):
-        return "A file stands where a folder is needed. Give another --output."
-    if number == errno.ENOENT:
-        return "The run's folder lacks this file; it may have been moved while it was in use."
-    if verb == "read" and isinstance(error, pa.ArrowInvalid):
-        return "The file is damaged. Move it out of the folder; `raprune resume` then tries its trials again."
-    return "Check that the place is there, that credentials are set, and that this machine reaches it."

@@ -16,6 +16,7 @@ def write_curve(store: Store, name: str, epochs: Sequence[Mapping[str, float]]) 
     store.write_json(_file(name), [dict(epoch) for epoch in epochs])
 
 
+# A JSON edge: the epochs as they were written.
 def read_curve(store: Store, name: str) -> list[dict[str, Any]]:
     """The epochs of the training `name`; none where it was not kept.
 

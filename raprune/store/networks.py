@@ -57,6 +57,7 @@ def rename_finetuned(store: Store, trials: Iterable[Trial]) -> None:
                 copy_network(store, found, store, wanted)
 
 
+# A JSON edge: reports on networks.
 def named_as_today(report: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, Any]:
     """A report on networks (`{"candidates": {name: ...}, ...}`) with the names of today, whenever it was written.
 

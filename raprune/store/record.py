@@ -64,6 +64,7 @@ class RecordedJob(_Part):
     model: RecordedModel = RecordedModel()
     data: RecordedSource = RecordedSource()
     methods: tuple[str, ...] = ()
+    # JSON: the hyper-parameters of any method.
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     search: RecordedSampler = RecordedSampler()
     finalists: RecordedFinalists = RecordedFinalists()
@@ -139,6 +140,7 @@ class PaceRecord(_Part):
 class RunRecord(_Part):
     """A run as `run.json` describes it."""
 
+    # JSON: a job of any version.
     spec: dict[str, Any] = Field(default_factory=dict)
     """The whole job as its version wrote it, for whoever shows or repeats all of it."""
     state: str | None = None
@@ -163,6 +165,7 @@ class RunRecord(_Part):
     warnings: tuple[str, ...] = ()
     finetunings: int | None = None
     """Number of fine-tunings in all, once the finalists are chosen."""
+    # JSON that `raprune.results.stages` types.
     stages: list[dict[str, Any]] | None = None
     """Stages of a finished run, as `raprune.results.stages.RunStages` writes them."""
 

@@ -6,6 +6,8 @@ import errno
 import re
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 PASSING = frozenset(
     {
         errno.EAGAIN,
@@ -62,3 +64,19 @@ def passes(error: BaseException) -> bool:
     """True if a filesystem's error may pass. Errors that need a person do not: disk space, permission, a name."""
     number = error.errno if isinstance(error, OSError) else None
     return number in PASSING if number is not None else _PASSING_TEXT.search(str(error)) is not None
+
+
+def hint_of(error: BaseException, verb: str) -> str:
+    """The remedy for a filesystem error; `verb` is what was tried: read, write or remove."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "There is no room left. Free some, then `raprune resume` the run; what is recorded stays."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "This user may not. Give another --output, or change the folder's permissions."
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return "A file stands where a folder is needed. Give another --output."
+    if number == errno.ENOENT:
+        return "The run's folder lacks this file; it may have been moved while it was in use."
+    if verb == "read" and isinstance(error, pa.ArrowInvalid):
+        return "The file is damaged. Move it out of the folder; `raprune resume` then tries its trials again."
+    return "Check that the place is there, that credentials are set, and that this machine reaches it."

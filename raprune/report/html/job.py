@@ -18,6 +18,7 @@ def job_of(spec: Mapping[str, Any]) -> str:
     return to_toml(asked) if asked else ""
 
 
+# A TOML edge: parts of a job, whichever version wrote it.
 def _differing(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in spec.items():
