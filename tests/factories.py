@@ -14,7 +14,8 @@ import numpy as np
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.results.rows import CandidateRow
 from raprune.sampling.promotion import Outcome
-from raprune.sampling.sources import RATIOS, Proposals, SearchSpace
+from raprune.sampling.proposals import Proposals
+from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec, SearchSpec
 from raprune.store.folder import Store

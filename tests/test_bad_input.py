@@ -46,7 +46,7 @@ CASES = [
     ("--weights empty.safetensors", 1, "empty.safetensors"),
     ("--weights text.safetensors", 1, "text.safetensors"),
     ("--weights other.pt", 1, "other.pt"),
-    ("--weights code.pt", 1, "refused: it holds pickled objects"),
+    ("--weights code.pt", 1, "refused: the file holds pickled objects"),
     ("--data imagenot", 2, "imagenot"),
     ("--data cifar10", 2, "data.train"),
     ("--data cifar10 --train nowhere", 2, "nowhere: the folder holds no cifar10"),

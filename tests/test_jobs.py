@@ -12,7 +12,7 @@ import pytest
 from raprune.methods import METHODS
 from raprune.models import list_models
 from raprune.pruning.allocate import ALLOCATIONS
-from raprune.sampling.sources import RATIOS
+from raprune.sampling.space import RATIOS
 from raprune.spec.automatic import decided
 from raprune.spec.job import SearchSpec, load_spec
 

@@ -70,8 +70,8 @@ from raprune.results.stages import (
     STOP_RAY,
     TRAIN_DENSE,
 )
-from raprune.sampling.sources import Proposals, SearchSpace
-from raprune.sampling.space import search_space
+from raprune.sampling.proposals import Proposals
+from raprune.sampling.space import SearchSpace, search_space
 from raprune.sampling.stopping import Enough
 from raprune.spec.budget import accuracy_floor
 from raprune.store.folder import Store

@@ -18,7 +18,7 @@ from raprune.pruning.scoring import PRICED
 from raprune.records import Stage, Trial
 from raprune.report.summary import forecast_told
 from raprune.results.forecast import Pace, Plan, forecast
-from raprune.sampling.sources import SearchSpace
+from raprune.sampling.space import SearchSpace
 from raprune.spec.job import SamplerSpec, SearchSpec
 
 

@@ -22,7 +22,8 @@ from raprune.report.terminal import print_front
 from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
 from raprune.sampling import warm_start
-from raprune.sampling.sources import Earlier, SearchSpace
+from raprune.sampling.space import SearchSpace
+from raprune.sampling.warm_start import Earlier
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves

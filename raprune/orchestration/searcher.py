@@ -18,7 +18,8 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task,
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
 from raprune.sampling.promotion import Outcome, choose_finalists
-from raprune.sampling.sources import Proposals, trial_seed
+from raprune.sampling.proposals import Proposals
+from raprune.sampling.sources import trial_seed
 from raprune.spec.job import SearchSpec
 
 REPEATS_APART = 1_000_003

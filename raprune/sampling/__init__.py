@@ -1,4 +1,4 @@
 """Sampling: what a search tries next, without Ray: proposals, mutation, halving, warm start, promotion, stopping.
 
-Imports `results` and the rooms above it, and the interfaces of `cost` and `methods`. Open `sources.py` first.
+Imports `results` and the rooms above it, and the interfaces of `cost` and `methods`. Open `proposals.py` first.
 """

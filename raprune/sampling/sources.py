@@ -1,411 +1,293 @@
-"""The search's proposals: Optuna's ask and tell in a fixed order. Knows no Ray.
+"""Sources of proposals: baselines, earlier runs, warm starts, mutations of the front, Optuna's sampler.
 
-Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed and a
-lookahead give the same search whatever the number of workers and whoever finishes first.
+A search asks its sources in their order, and takes the first proposal. Every source hears of every result, in the order
+of proposal, and learns from those that it can use.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from raprune.errors import StoreError
-from raprune.records import Proposal, Setting, Stage, Trial, TrialState
-from raprune.sampling.halving import SuccessiveHalving
+from raprune.records import Proposal, Setting, TrialState
 from raprune.sampling.mutation import Seen, child_of, targets_in
 from raprune.sampling.promotion import Outcome
-from raprune.spec.budget import Budget
+from raprune.sampling.space import RATIOS, SearchSpace
+from raprune.sampling.warm_start import Earlier, EarlierResult
 from raprune.spec.job import SamplerSpec
-from raprune.store.rows import target_columns
 
-RATIOS = "ratios"
-"""The allocation that follows a keep ratio for each block of groups."""
 LEAST_DAMAGE = "least_damage"
-"""The one that follows what the method predicts."""
+"""The allocation that follows what the method predicts."""
 
-MAX_BLOCKS = 32
 _LOWEST_RATIO = 0.05
 _GOLDEN = 0.6180339887498949
-_CONTROL_TARGETS = 3
-_CONTROL_ALLOCATIONS = ("uniform",)
+_BASELINE_TARGETS = 3
+_BASELINE_ALLOCATIONS = ("uniform",)
 """Allocations of the baselines if every allocation of the search needs ratios."""
+_BASELINE_EVERY = 4
 _WARM_TURNS = 3
 _SAMPLED_EVERY = 6
 """After the warm starts one in six proposals of `mixed` is TPE's; the others are mutations of the front."""
-_CONTROLS_EVERY = 4
 _STARTUP = 16
 """Random draws after the warm starts, at most: a search that its time ends may be asked for any number of trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSpace:
-    """The search space: the values that the search chooses among."""
+class Turn:
+    """A number of the search that a proposal is wanted for."""
 
-    methods: tuple[str, ...]
-    allocations: tuple[str, ...]
-    """`ratios` among them draws a keep ratio for each block."""
-    blocks: tuple[tuple[str, ...], ...]
-    """Names of the groups that share one keep ratio, in network order."""
-    lowest: float
-    highest: float
-    """Range of the sampled target, as fractions of the dense network."""
-    target: str = "flops"
-    """`flops`, `params` or `latency`: which cost the sampled target is of."""
-    cost: str = "flops"
-    """`flops` or `latency`: what accuracy is set against."""
-    limits: Budget = field(default_factory=Budget)
-    """Fixed limits of the costs that the sampled target is not of."""
-    channels: Mapping[str, int] = field(default_factory=dict)
-    """Group name -> its number of channels."""
-    controls: tuple[str, ...] = ()
-    """Methods that are tried at first and not searched over."""
-    fixed: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
-    """Method -> hyper-parameters that every proposal of it has."""
-    settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Method -> name of a hyper-parameter -> `{"choices": [...]}` or `{"low", "high"}`, with `"log"` and `"int"`, and
-    its `"default"`."""
+    number: int
+    rank: int
+    """Place among the numbers that are no baseline's, from 0."""
+    heard: int
+    """Number of the results, from the first on, that the proposal may depend on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EarlierResult:
-    """A result of an earlier run."""
+@dataclass(kw_only=True)
+class Asked:
+    """A number of the search: its proposal, the source of the proposal, and the result."""
 
-    run: str
-    trial_id: str
-    method: str
-    settings: Mapping[str, Setting]
-    allocation: str
-    target: float | None
-    """Target of its proposal in the cost that this search targets; None: its target is another cost."""
-    keep_ratios: Mapping[str, float]
-    widths: Mapping[str, int]
-    """Group name -> how many channels stayed."""
-    accuracy: float
-    flops_fraction: float
-    params_fraction: float
-    latency_fraction: float | None
-
-    def point(self, cost: str) -> tuple[float, float]:
-        """As `Outcome.point`."""
-        share = self.flops_fraction if cost == "flops" else self.latency_fraction
-        return (1.0 - self.accuracy, 1.0 if share is None else share)
+    proposal: Proposal
+    """As it was on the first rung."""
+    source: ProposalSource
+    outcome: Outcome | None = None
+    """Outcome on the last rung; None until the candidate goes on no further."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """Results of earlier runs that a search uses."""
+class ProposalSource:
+    """One way to propose candidates, and what it learns from results."""
 
-    first: tuple[EarlierResult, ...] = ()
-    """Results whose widths the search proposes first."""
-    observed: tuple[EarlierResult, ...] = ()
-    """Results that the search treats as its own."""
+    teaches: bool = True
+    """True if the sampler may learn from the results of these proposals."""
 
+    def propose(self, turn: Turn) -> Proposal | None:
+        """Return the proposal for a number; None leaves the number to the next source."""
+        raise NotImplementedError
 
-def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tuple[tuple[str, ...], ...]:
-    """Contiguous blocks of near-equal size, one for each group when there are at most `max_blocks`."""
-    edges = np.linspace(0, len(group_names), min(len(group_names), max_blocks) + 1).round().astype(int)
-    return tuple(tuple(group_names[a:b]) for a, b in pairwise(edges))
+    def learn(self, asked: Asked) -> None:
+        """Take a result. Results come in the order of proposal, each before the first turn that may depend on it."""
 
 
-class Proposals:
-    """The search's proposals, one after another. `stored` trials are told in their turn instead of being proposed.
+class Baselines(ProposalSource):
+    """Baselines at spread targets: at most one proposal in four, so that a search that ends early has others too."""
 
-    Results of `earlier` runs come before everything except the baselines. `enough` decides whether the search should
-    end, from the results that the next proposal may use, in the order of proposal; it is called before each proposal
-    that is not stored.
-    """
+    teaches = False
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        spec: SamplerSpec,
-        *,
-        seed: int,
-        stored: Sequence[Trial] = (),
-        earlier: Earlier | None = None,
-        enough: Callable[[Sequence[Outcome]], bool] = lambda outcomes: False,
-    ) -> None:
-        self._space = space
+    def __init__(self, space: SearchSpace, *, trials: int, seed: int) -> None:
+        allocations = space.simple or _BASELINE_ALLOCATIONS
+        self._space = replace(space, methods=space.controls, allocations=allocations, settings={})
         self._seed = seed
-        self._enough = enough
-        # A run has decided on one; who asks for proposals alone is one worker.
-        self._lookahead = spec.lookahead_for(1)
-        self._limit = spec.trials
-        searched = [trial for trial in stored if trial.proposal.stage is Stage.SEARCH and trial.proposal.step is None]
-        self._stored = {trial.trial_id: trial for trial in searched}
-        if any(trial.proposal.stage is Stage.FINETUNE for trial in stored):
-            # The search had ended when the first finalist was chosen, by its time limit perhaps.
-            self._limit = min(self._limit, len({trial.proposal.number for trial in searched}))
-        self._controls = _spaced(_controls(space, spec.trials), spec.trials)
-        """Number -> what that proposal is fixed to."""
-        self._warm = _warm_starts(space, spec.trials) if spec.warm_starts else []
-        self._earlier = (spec.warm_starts and earlier) or Earlier()
-        self._refines = spec.sampler == "mixed" and RATIOS in space.allocations and bool(space.channels)
-        self._sampled_space = space
-        """The sampler's search space, without the widths if mutations of the front search for the widths."""
-        if self._refines and _simple(space):
-            self._sampled_space = replace(space, allocations=_simple(space))
-        self._study = _make_study(spec, seed, num_warm=len(self._warm))
-        self._seen_so_far: list[Seen] = []
-        self._expected: dict[int, Seen] = {}
-        """Number of a change -> what it is predicted to come to."""
-        for known in self._earlier.observed:
-            self._see(known.settings, known)
-            self._tell_unasked(known, known.target or 0.0, known.point(space.cost))
-        self._rungs = SuccessiveHalving(len(spec.rungs), spec.keep, cost=space.cost)
-        self._asked: list[optuna.Trial | None] = []
-        """Trials of the sampler; None for a proposal that is not the sampler's."""
-        self._onward: deque[Proposal] = deque()
-        """Proposals that go on to their next rung."""
-        self._results: dict[int, Outcome] = {}
-        """Outcomes of the candidates that do not go on, by number."""
-        self._told = 0
-        self.proposals: dict[str, Proposal] = {}
-        """Trial id -> every proposal so far, stored ones as well."""
+        fixed = [
+            {"target": target, "allocation": allocation, "method": method}
+            for target in space.ladder(_BASELINE_TARGETS)
+            for allocation in allocations
+            for method in space.controls
+        ]
+        fixed = fixed[: min(trials - 1, max(len(space.controls), trials // 4))]
+        every = min(_BASELINE_EVERY, trials // max(1, len(fixed)))
+        self._by_number = {every * index: values for index, values in enumerate(fixed)}
 
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """The last of every candidate that goes on no further, in the order of proposal."""
-        return [self._results[number] for number in sorted(self._results)]
+    def before(self, number: int) -> int:
+        """Number of baselines before `number`."""
+        return sum(own < number for own in self._by_number)
 
-    @property
-    def over(self) -> bool:
-        """True if everything is proposed and every result is in."""
-        return len(self._asked) >= self._limit and len(self._results) == len(self._asked)
-
-    @property
-    def total(self) -> int:
-        return self._limit
-
-    def stop(self) -> None:
-        """Propose nothing new from now on."""
-        self._limit = min(self._limit, len(self._asked))
-
-    def next(self) -> Proposal | None:
-        """The next proposal to run; None while it waits for a result, or when there is none.
-
-        Raises:
-            StoreError: if a stored trial is not what this search proposes in its place.
-        """
-        while (proposal := self._made_next()) is not None:
-            self.proposals[proposal.trial_id] = proposal
-            trial = self._stored.get(proposal.trial_id)
-            if trial is None:
-                return proposal
-            _check_same(trial.proposal, proposal)
-            self.tell(proposal.number, Outcome.of(trial))
-        return None
-
-    def tell(self, number: int, outcome: Outcome) -> None:
-        """Take the result of a proposal at its rung; the sampler hears of the last one in its turn."""
-        assert number not in self._results, f"proposal {number} was told twice"
-        for decision in self._rungs.tell(number, outcome):
-            if decision.next_rung is None:
-                self._results[decision.number] = decision.outcome
-            else:
-                before = self.proposals[decision.outcome.trial_id]
-                self._onward.append(replace(before, rung=decision.next_rung, parent=before.trial_id))
-
-    def _made_next(self) -> Proposal | None:
-        # What has come far first: the sampler waits for it.
-        if self._onward:
-            return self._onward.popleft()
-        number = len(self._asked)
-        if number >= self._limit or not self._ready(number):
+    def propose(self, turn: Turn) -> Proposal | None:
+        values = self._by_number.get(turn.number)
+        if values is None:
             return None
-        seen = [self._results[earlier] for earlier in range(self._seen(number))]
-        if search_id(number) not in self._stored and self._enough(seen):
-            self.stop()
+        return _to_proposal(optuna.trial.FixedTrial(values), self._space, number=turn.number, seed=self._seed)
+
+
+class EarlierFronts(ProposalSource):
+    """The widths of the fronts of earlier runs, each once."""
+
+    def __init__(self, space: SearchSpace, results: Sequence[EarlierResult], *, seed: int) -> None:
+        self._space, self._results, self._seed = space, results, seed
+
+    def propose(self, turn: Turn) -> Proposal | None:
+        if turn.rank >= len(self._results):
             return None
-        return self._ask(number)
-
-    def _seen(self, number: int) -> int:
-        """How many results proposal `number` may look at."""
-        return max(0, number - self._lookahead + 1)
-
-    def _ready(self, number: int) -> bool:
-        return all(i in self._results for i in range(self._told, self._seen(number)))
-
-    def _ask(self, number: int) -> Proposal:
-        for due in range(self._told, self._seen(number)):
-            outcome, asked = self._results[due], self._asked[due]
-            if asked is not None and outcome.state is TrialState.COMPLETE:
-                self._study.tell(asked, outcome.point(self._space.cost))
-            elif asked is not None:
-                # An accuracy of a lower rung is none that the sampler should learn from.
-                stopped = outcome.state is TrialState.STOPPED
-                states = optuna.trial.TrialState
-                self._study.tell(asked, state=states.PRUNED if stopped else states.FAIL)
-            elif due not in self._controls and outcome.state is TrialState.COMPLETE:
-                proposal = self.proposals[search_id(due)]
-                self._tell_unasked(proposal, _target_of(proposal, self._space), outcome.point(self._space.cost))
-            if outcome.state is TrialState.COMPLETE:
-                self._see(self.proposals[outcome.trial_id].settings, outcome)
-            self._told = due + 1
-        if number in self._controls:
-            self._asked.append(None)
-            return self._control(number)
-        own = number - sum(control < number for control in self._controls)
-        if own < len(self._earlier.first):
-            self._asked.append(None)
-            return self._once_more(number, self._earlier.first[own])
-        own -= len(self._earlier.first)
-        if own < len(self._warm):
-            return self._sampled(number, self._warm[own])
-        if self._refines and own % _SAMPLED_EVERY and (child := self._child(number)) is not None:
-            self._asked.append(None)
-            return child
-        return self._sampled(number, {"target": self._target(own)})
-
-    def _control(self, number: int) -> Proposal:
-        allocations = _simple(self._space) or _CONTROL_ALLOCATIONS
-        space = replace(self._space, methods=self._space.controls, allocations=allocations, settings={})
-        asked = optuna.trial.FixedTrial(self._controls[number])
-        return _to_proposal(asked, space, number=number, seed=self._seed)
-
-    def _once_more(self, number: int, known: EarlierResult) -> Proposal:
-        """The widths of an earlier run's candidate."""
+        known = self._results[turn.rank]
         # A hair above its cost, of which a fraction may fall short by rounding.
-        target = min(self._space.highest, _share(known, self._space.target) * (1 + 1e-12))
+        target = min(self._space.highest, self._space.fraction_of(known) * (1 + 1e-12))
         return Proposal(
-            number=number,
+            number=turn.number,
             method=known.method,
             allocation=RATIOS,
-            target=_target(target, self._space),
+            target=self._space.budget_of(target),
             settings={**known.settings, **self._space.fixed.get(known.method, {})},
-            keep_ratios=_ratios(known.widths, self._space),
-            seed=trial_seed(self._seed, number),
+            keep_ratios=self._space.ratios_of(known.widths),
+            seed=trial_seed(self._seed, turn.number),
         )
 
-    def _sampled(self, number: int, fixed: dict[str, Any]) -> Proposal:
-        """Return the sampler's proposal, with the values of `fixed`."""
-        self._study.enqueue_trial(fixed)
-        trial = self._study.ask()
-        self._asked.append(trial)
-        return _to_proposal(trial, self._sampled_space, number=number, seed=self._seed)
 
-    def _target(self, own: int) -> float:
-        """Return the target of proposal `own`, counted without the baselines: the range is covered evenly."""
-        return _spread(self._space, float(np.random.default_rng(self._seed).random()) + _GOLDEN * own)
+class Sampler(ProposalSource):
+    """Optuna's sampler, over all that the search chooses among.
 
-    def _child(self, number: int) -> Proposal | None:
-        """A change of the front, for the cost at which that gains most; None while there is no front."""
-        if not self._seen_so_far:
-            return None
-        generator = np.random.default_rng([self._seed, number])
-        child = child_of(
-            self._seen_so_far,
-            targets_in(self._space.lowest, self._space.highest, generator=generator),
-            highest=self._space.highest,
-            generator=generator,
-            pending=[self._expected[n] for n in range(self._seen(number), number) if n in self._expected],
-        )
-        self._expected[number] = child
-        return Proposal(
-            number=number,
-            method=child.method,
-            allocation=RATIOS,
-            target=_target(child.cost, self._space),
-            settings=child.settings,
-            keep_ratios=child.ratios,
-            seed=trial_seed(self._seed, number),
-        )
+    In `mixed` searches, the mutations of the front search for the widths, and the sampler for the rest. `after` is the
+    rank of its first turn, where ranks before it belong to earlier fronts.
+    """
 
-    def _see(self, settings: Mapping[str, Setting], result: EarlierResult | Outcome) -> None:
-        """Let children learn from a result of the search's own methods."""
-        if result.method in self._space.methods and self._refines:
-            seen = Seen(
-                method=result.method,
-                settings=settings,
-                ratios=_ratios(result.widths, self._space),
-                cost=_share(result, self._space.target),
-                error=1.0 - result.accuracy,
-            )
-            self._seen_so_far.append(seen)
+    def __init__(self, space: SearchSpace, spec: SamplerSpec, *, seed: int, num_warm: int, after: int) -> None:
+        simple = space.simple if mutates(space, spec) else ()
+        self._space = replace(space, allocations=simple) if simple else space
+        self._study = _make_study(spec, seed, num_warm=num_warm)
+        self._seed, self._after = seed, after
+        self._trials: dict[int, optuna.Trial] = {}
 
-    def _tell_unasked(self, proposal: Proposal | EarlierResult, target: float, point: tuple[float, float]) -> None:
+    def propose(self, turn: Turn) -> Proposal | None:
+        # The range of targets is covered evenly.
+        place = float(np.random.default_rng(self._seed).random()) + _GOLDEN * (turn.rank - self._after)
+        return self.propose_fixed(turn, {"target": self._space.at(place)})
+
+    def propose_fixed(self, turn: Turn, values: Mapping[str, Any]) -> Proposal:
+        """Return the sampler's proposal, with these values."""
+        self._study.enqueue_trial(dict(values))
+        trial = self._trials[turn.number] = self._study.ask()
+        return _to_proposal(trial, self._space, number=turn.number, seed=self._seed)
+
+    def learn(self, asked: Asked) -> None:
+        proposal, outcome = asked.proposal, asked.outcome
+        assert outcome is not None, "a source learns from results"
+        own, is_complete = self._trials.get(proposal.number), outcome.state is TrialState.COMPLETE
+        if own is not None and is_complete:
+            self._study.tell(own, outcome.point(self._space.cost))
+        elif own is not None:
+            # An accuracy of a lower rung is none that the sampler should learn from.
+            states = optuna.trial.TrialState
+            self._study.tell(own, state=states.PRUNED if outcome.state is TrialState.STOPPED else states.FAIL)
+        elif asked.source.teaches and is_complete:
+            self.observe(proposal, target=self._space.target_of(proposal), point=outcome.point(self._space.cost))
+
+    def observe(self, known: Proposal | EarlierResult, *, target: float, point: tuple[float, float]) -> None:
         """Let the sampler know of a result that it did not propose, where it could have, or nearly."""
-        ratios = proposal.keep_ratios
+        ratios = known.keep_ratios
         kept = [np.mean([ratios[name] for name in block]) for block in self._space.blocks if ratios]
-        known = optuna.trial.FixedTrial(
+        trial = optuna.trial.FixedTrial(
             {
-                "method": proposal.method,
-                "allocation": proposal.allocation,
+                "method": known.method,
+                "allocation": known.allocation,
                 "target": target,
                 **{f"keep.{i}": max(_LOWEST_RATIO, float(ratio)) for i, ratio in enumerate(kept)},
-                **{f"{proposal.method}.{name}": value for name, value in proposal.settings.items()},
+                **{f"{known.method}.{name}": value for name, value in known.settings.items()},
             }
         )
         with warnings.catch_warnings():
             # Optuna warns of what lies outside.
             warnings.simplefilter("error")
             try:
-                as_proposed = _to_proposal(known, self._sampled_space, number=0, seed=0)
+                as_proposed = _to_proposal(trial, self._space, number=0, seed=0)
             except (UserWarning, ValueError, KeyError):
                 return
-        if dict(as_proposed.settings) == dict(proposal.settings):
+        if dict(as_proposed.settings) == dict(known.settings):
             self._study.add_trial(
-                optuna.trial.create_trial(params=known.params, distributions=known.distributions, values=point)
+                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, values=point)
             )
 
 
-def _spaced(controls: Sequence[dict[str, Any]], num_trials: int) -> dict[int, dict[str, Any]]:
-    """Return the baselines by number: at most one in four, so that a search that ends early has other proposals too."""
-    every = min(_CONTROLS_EVERY, num_trials // max(1, len(controls)))
-    return {every * index: control for index, control in enumerate(controls)}
+class WarmStarts(ProposalSource):
+    """Every method with its paper's settings and every allocation without ratios, in turns.
 
-
-def _warm_starts(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
-    """Return every method with its paper's settings and every allocation without ratios, in turns.
-
-    The targets cover the range evenly from the first few on, beginning with the highest.
+    The targets cover the range evenly from the first few on, beginning with the highest. The sampler asks for them, so
+    that they are its own trials.
     """
-    # The best predictor comes first, because a search that ends early may try only a few.
-    simple = sorted(_simple(space), key=lambda name: name != LEAST_DAMAGE)
-    combined = [
-        {"allocation": allocation, "method": method, **_defaults(space, method)}
-        for allocation in simple
-        for method in space.methods
-    ]
-    count = min(_WARM_TURNS * len(combined), max(1, num_trials // 4))
-    return [{"target": _spread(space, -_GOLDEN * i), **combined[i % len(combined)]} for i in range(count)]
+
+    def __init__(self, sampler: Sampler, fixed: Sequence[Mapping[str, Any]], *, after: int) -> None:
+        self._sampler, self._fixed, self._after = sampler, fixed, after
+
+    @staticmethod
+    def values_in(space: SearchSpace, *, trials: int) -> list[dict[str, Any]]:
+        """Return the values that each warm start fixes: at most a quarter of the trials, one at least."""
+        # The best predictor comes first, because a search that ends early may try only a few.
+        simple = sorted(space.simple, key=lambda name: name != LEAST_DAMAGE)
+        combined = [
+            {"allocation": allocation, "method": method, **_defaults(space, method)}
+            for allocation in simple
+            for method in space.methods
+        ]
+        count = min(_WARM_TURNS * len(combined), max(1, trials // 4))
+        return [{"target": space.at(-_GOLDEN * i), **combined[i % len(combined)]} for i in range(count)]
+
+    def propose(self, turn: Turn) -> Proposal | None:
+        own = turn.rank - self._after
+        return self._sampler.propose_fixed(turn, self._fixed[own]) if own < len(self._fixed) else None
 
 
-def _controls(space: SearchSpace, num_trials: int) -> list[dict[str, Any]]:
-    """Return every baseline with the allocations that need no ratios, the highest target first."""
-    controls = [
-        {"target": target, "allocation": allocation, "method": method}
-        for target in _ladder(space)
-        for allocation in _simple(space) or _CONTROL_ALLOCATIONS
-        for method in space.controls
-    ]
-    return controls[: min(num_trials - 1, max(len(space.controls), num_trials // 4))]
+class Mutations(ProposalSource):
+    """Changes of the front, for the cost at which the front gains most (`raprune.sampling.mutation`)."""
+
+    def __init__(self, space: SearchSpace, *, seed: int, after: int) -> None:
+        self._space, self._seed, self._after = space, seed, after
+        self._seen: list[Seen] = []
+        self._expected: dict[int, Seen] = {}
+        """Number of a mutation -> its predicted result."""
+
+    def propose(self, turn: Turn) -> Proposal | None:
+        if (turn.rank - self._after) % _SAMPLED_EVERY == 0 or not self._seen:
+            return None
+        generator = np.random.default_rng([self._seed, turn.number])
+        child = child_of(
+            self._seen,
+            targets_in(self._space.lowest, self._space.highest, generator=generator),
+            highest=self._space.highest,
+            generator=generator,
+            pending=[self._expected[n] for n in range(turn.heard, turn.number) if n in self._expected],
+        )
+        self._expected[turn.number] = child
+        return Proposal(
+            number=turn.number,
+            method=child.method,
+            allocation=RATIOS,
+            target=self._space.budget_of(child.cost),
+            settings=child.settings,
+            keep_ratios=child.ratios,
+            seed=trial_seed(self._seed, turn.number),
+        )
+
+    def learn(self, asked: Asked) -> None:
+        if asked.outcome is not None and asked.outcome.state is TrialState.COMPLETE:
+            self.observe(asked.proposal.settings, asked.outcome)
+
+    def observe(self, settings: Mapping[str, Setting], result: EarlierResult | Outcome) -> None:
+        """Let mutations start from a result, if the result is of a method of the search."""
+        if result.method in self._space.methods:
+            seen = Seen(
+                method=result.method,
+                settings=settings,
+                ratios=self._space.ratios_of(result.widths),
+                cost=self._space.fraction_of(result),
+                error=1.0 - result.accuracy,
+            )
+            self._seen.append(seen)
 
 
-def _simple(space: SearchSpace) -> tuple[str, ...]:
-    """The allocations that need no keep ratios."""
-    return tuple(name for name in space.allocations if name != RATIOS)
+def mutates(space: SearchSpace, spec: SamplerSpec) -> bool:
+    """True if the search has mutations of the front."""
+    return spec.sampler == "mixed" and RATIOS in space.allocations and bool(space.channels)
 
 
-def _spread(space: SearchSpace, place: float) -> float:
-    """The target at `place` of the range, whose fraction counts: above 0 is the lowest, 1 (or 0) the highest."""
-    share = 1.0 - (-place) % 1.0
-    # Evenly on a logarithmic scale: accuracy falls with each halving of the cost, not with each percent of it.
-    return float(np.clip(space.lowest * (space.highest / space.lowest) ** share, space.lowest, space.highest))
-
-
-def _ladder(space: SearchSpace) -> list[float]:
-    """Targets spread over the range, the highest first."""
-    targets = np.geomspace(space.highest, space.lowest, _CONTROL_TARGETS).clip(space.lowest, space.highest)
-    return list(dict.fromkeys(targets.tolist()))
+def make_sources(
+    space: SearchSpace, spec: SamplerSpec, *, seed: int, earlier: Earlier
+) -> tuple[Baselines, list[ProposalSource]]:
+    """Return the baselines, and all sources of a search in the order in which they are asked."""
+    baselines = Baselines(space, trials=spec.trials, seed=seed)
+    after = len(earlier.first)
+    warm = WarmStarts.values_in(space, trials=spec.trials) if spec.warm_starts else []
+    sampler = Sampler(space, spec, seed=seed, num_warm=len(warm), after=after)
+    mutations = Mutations(space, seed=seed, after=after) if mutates(space, spec) else None
+    for known in earlier.observed:
+        if mutations is not None:
+            mutations.observe(known.settings, known)
+        sampler.observe(known, target=known.target or 0.0, point=known.point(space.cost))
+    sources: list[ProposalSource] = [baselines, EarlierFronts(space, earlier.first, seed=seed)]
+    sources.append(WarmStarts(sampler, warm, after=after))
+    return baselines, [*sources, *([] if mutations is None else [mutations]), sampler]
 
 
 def _defaults(space: SearchSpace, method: str) -> dict[str, Setting]:
@@ -471,34 +353,11 @@ def _to_proposal(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: i
         number=number,
         method=method,
         allocation=allocation,
-        target=_target(target, space),
+        target=space.budget_of(target),
         settings=settings,
         keep_ratios=ratios,
         seed=trial_seed(seed, number),
     )
-
-
-def _target(target: float, space: SearchSpace) -> Budget:
-    """Return the target of a proposal: the sampled target, within the space's fixed limits."""
-    return Budget(**{**space.limits.fractions, space.target: target})
-
-
-def _target_of(proposal: Proposal, space: SearchSpace) -> float:
-    """The sampled target that `_target` was given."""
-    target = proposal.target.fractions[space.target]
-    # All FLOPs, beside another limit, are read from the store as no limit.
-    return 1.0 if target is None else target
-
-
-def _ratios(widths: Mapping[str, int], space: SearchSpace) -> dict[str, float]:
-    """The share of each group's channels that stayed; a group that is not named is whole."""
-    return {name: widths.get(name, count) / count for name, count in space.channels.items()}
-
-
-def _share(result: Outcome | EarlierResult, target: str) -> float:
-    """The cost that targets are of, as a fraction of the dense network's."""
-    share: float | None = getattr(result, f"{target}_fraction")
-    return 1.0 if share is None else share
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -514,23 +373,3 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, options: Mapping[str, Any
     if options.get("int", False):
         return trial.suggest_int(name, int(options["low"]), int(options["high"]), log=log)
     return trial.suggest_float(name, options["low"], options["high"], log=log)
-
-
-def search_id(number: int) -> str:
-    """The trial id of proposal `number` at its first rung."""
-    return Proposal(number=number, method="", allocation="", target=Budget()).trial_id
-
-
-def _check_same(stored: Proposal, proposal: Proposal) -> None:
-    for name in ("method", "allocation", "target", "settings", "keep_ratios", "seed"):
-        before, now = getattr(stored, name), getattr(proposal, name)
-        if name == "target":
-            before, now = target_columns(before), target_columns(now)
-        if (dict(before) if isinstance(before, Mapping) else before) != (
-            dict(now) if isinstance(now, Mapping) else now
-        ):
-            raise StoreError(
-                f"{proposal.trial_id}: the run's store has {name} {before!r}, and this search proposes {now!r}.",
-                hint="The code, Optuna or the job changed since the run began. Resume with the versions that run.json "
-                "names, or begin a new run with another --output.",
-            )

@@ -3,16 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
 
-from raprune.sampling.sources import RATIOS, SearchSpace, make_blocks
+import numpy as np
+
+from raprune.records import Proposal, Setting
+from raprune.spec.budget import Budget
 from raprune.spec.job import CONTROLS, SearchSpec
 
 if TYPE_CHECKING:
     from raprune.cost.flops import CostModel, Counts
 
+RATIOS = "ratios"
+"""The allocation that follows a keep ratio for each block of groups."""
+
+MAX_BLOCKS = 32
 _LOWEST_MARGIN = 1.02
 """Targets begin this much above the lowest reachable cost, where more than one network still meets them."""
+
+
+class Costs(Protocol):
+    """Costs of a network as fractions of the dense network's."""
+
+    @property
+    def flops_fraction(self) -> float: ...
+    @property
+    def params_fraction(self) -> float: ...
+    @property
+    def latency_fraction(self) -> float | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The search space: the values that the search chooses among."""
+
+    methods: tuple[str, ...]
+    allocations: tuple[str, ...]
+    """`ratios` among them draws a keep ratio for each block."""
+    blocks: tuple[tuple[str, ...], ...]
+    """Names of the groups that share one keep ratio, in network order."""
+    lowest: float
+    highest: float
+    """Range of the sampled target, as fractions of the dense network."""
+    target: str = "flops"
+    """`flops`, `params` or `latency`: which cost the sampled target is of."""
+    cost: str = "flops"
+    """`flops` or `latency`: what accuracy is set against."""
+    limits: Budget = field(default_factory=Budget)
+    """Fixed limits of the costs that the sampled target is not of."""
+    channels: Mapping[str, int] = field(default_factory=dict)
+    """Group name -> its number of channels."""
+    controls: tuple[str, ...] = ()
+    """Methods that are tried at first and not searched over."""
+    fixed: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
+    """Method -> hyper-parameters that every proposal of it has."""
+    settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Method -> name of a hyper-parameter -> `{"choices": [...]}` or `{"low", "high"}`, with `"log"` and `"int"`, and
+    its `"default"`."""
+
+    @property
+    def simple(self) -> tuple[str, ...]:
+        """The allocations that need no keep ratios."""
+        return tuple(name for name in self.allocations if name != RATIOS)
+
+    def at(self, place: float) -> float:
+        """The target at `place` of the range, whose fraction counts: above 0 is the lowest, 1 (or 0) the highest."""
+        share = 1.0 - (-place) % 1.0
+        # Evenly on a logarithmic scale: accuracy falls with each halving of the cost, not with each percent of it.
+        return float(np.clip(self.lowest * (self.highest / self.lowest) ** share, self.lowest, self.highest))
+
+    def ladder(self, count: int) -> list[float]:
+        """At most `count` targets spread over the range, the highest first."""
+        targets = np.geomspace(self.highest, self.lowest, count).clip(self.lowest, self.highest)
+        return list(dict.fromkeys(targets.tolist()))
+
+    def budget_of(self, target: float) -> Budget:
+        """The budget of a proposal: the sampled target, within the fixed limits."""
+        return Budget(**{**self.limits.fractions, self.target: target})
+
+    def target_of(self, proposal: Proposal) -> float:
+        """The sampled target that `budget_of` was given."""
+        target = proposal.target.fractions[self.target]
+        # All FLOPs, beside another limit, are read from the store as no limit.
+        return 1.0 if target is None else target
+
+    def ratios_of(self, widths: Mapping[str, int]) -> dict[str, float]:
+        """The fraction of each group's channels that stayed; a group that is not named is whole."""
+        return {name: widths.get(name, count) / count for name, count in self.channels.items()}
+
+    def fraction_of(self, result: Costs) -> float:
+        """The cost that targets are of, as a fraction of the dense network's; 1 where it is not known."""
+        fraction: float | None = getattr(result, f"{self.target}_fraction")
+        return 1.0 if fraction is None else fraction
 
 
 def search_space(
@@ -57,3 +141,9 @@ def _fraction(cost: CostModel, kind: str, widths: Counts) -> float:
     if kind == "params":
         return int(cost.params(widths)) / cost.dense_params
     return int(cost.flops(widths)) / cost.dense_flops
+
+
+def make_blocks(group_names: Sequence[str], max_blocks: int = MAX_BLOCKS) -> tuple[tuple[str, ...], ...]:
+    """Contiguous blocks of near-equal size, one for each group when there are at most `max_blocks`."""
+    edges = np.linspace(0, len(group_names), min(len(group_names), max_blocks) + 1).round().astype(int)
+    return tuple(tuple(group_names[a:b]) for a, b in pairwise(edges))

@@ -14,13 +14,48 @@ from typing import Any
 
 from raprune.errors import RapruneError, UsageError
 from raprune.pareto import non_dominated, spread
-from raprune.records import Stage, Trial, TrialState
-from raprune.sampling.sources import RATIOS, Earlier, EarlierResult, SearchSpace
+from raprune.records import Setting, Stage, Trial, TrialState
+from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 
 FILE = "warm_start.json"
 """In the run's folder: what was taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierResult:
+    """A result of an earlier run."""
+
+    run: str
+    trial_id: str
+    method: str
+    settings: Mapping[str, Setting]
+    allocation: str
+    target: float | None
+    """Target of its proposal in the cost that this search targets; None: its target is another cost."""
+    keep_ratios: Mapping[str, float]
+    widths: Mapping[str, int]
+    """Group name -> how many channels stayed."""
+    accuracy: float
+    flops_fraction: float
+    params_fraction: float
+    latency_fraction: float | None
+
+    def point(self, cost: str) -> tuple[float, float]:
+        """As `Outcome.point`."""
+        share = self.flops_fraction if cost == "flops" else self.latency_fraction
+        return (1.0 - self.accuracy, 1.0 if share is None else share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """Results of earlier runs that a search uses."""
+
+    first: tuple[EarlierResult, ...] = ()
+    """Results whose widths the search proposes first."""
+    observed: tuple[EarlierResult, ...] = ()
+    """Results that the search treats as its own."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +118,10 @@ def reused(runs: Sequence[EarlierRun], spec: SearchSpec, space: SearchSpace, now
     """
     fronts = [known for run in runs for known in _front(run, space)]
     own = {(known.method, *sorted(known.widths.items()), *sorted(known.settings.items())): known for known in fronts}
-    points = [(1 - known.accuracy, math.log(_share(known, space))) for known in own.values()]
+    points = [(1 - known.accuracy, math.log(space.fraction_of(known))) for known in own.values()]
     chosen = [list(own.values())[index] for index in spread(points, max(1, spec.search.trials // 4))]
     return Earlier(
-        first=tuple(sorted(chosen, key=lambda known: (-_share(known, space), known.run, known.trial_id))),
+        first=tuple(sorted(chosen, key=lambda known: (-space.fraction_of(known), known.run, known.trial_id))),
         observed=tuple(
             known
             for run in runs
@@ -143,8 +178,8 @@ def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
 
 def _front(run: EarlierRun, space: SearchSpace) -> list[EarlierResult]:
     """Return the non-dominated candidates of the run in the range, as this search would propose them."""
-    inside = [k for k in _complete(run, space) if space.lowest <= _share(k, space) <= space.highest]
-    best = [inside[index] for index in non_dominated([(1 - k.accuracy, _share(k, space)) for k in inside])]
+    inside = [k for k in _complete(run, space) if space.lowest <= space.fraction_of(k) <= space.highest]
+    best = [inside[index] for index in non_dominated([(1 - k.accuracy, space.fraction_of(k)) for k in inside])]
     return [known for known in best if known.method in space.methods and RATIOS in space.allocations]
 
 
@@ -172,8 +207,3 @@ def _complete(run: EarlierRun, space: SearchSpace) -> list[EarlierResult]:
         and trial.metrics is not None
         and getattr(trial.metrics, f"{space.target}_fraction") is not None
     ]
-
-
-def _share(known: EarlierResult, space: SearchSpace) -> float:
-    share: float = getattr(known, f"{space.target}_fraction")
-    return share

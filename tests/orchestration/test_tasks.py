@@ -16,7 +16,7 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report,
 from raprune.records import Proposal, Trial, TrialState
 from raprune.results.stages import SEARCH, Stages
 from raprune.sampling.promotion import Outcome
-from raprune.sampling.sources import Proposals
+from raprune.sampling.proposals import Proposals
 from raprune.spec.budget import Budget
 from raprune.spec.job import FinalistSpec, SamplerSpec, SearchSpec
 from tests.factories import SPACE, outcome

@@ -5,7 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from rich.console import Console
@@ -14,11 +14,15 @@ from raprune.errors import UsageError
 from raprune.orchestration.search import resume, search
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.sampling.promotion import Outcome
-from raprune.sampling.sources import RATIOS, Earlier, Proposals, SearchSpace
-from raprune.sampling.warm_start import FILE, EarlierRun, Identity, from_json, read, reused, to_json
+from raprune.sampling.proposals import Proposals
+from raprune.sampling.sources import Mutations, ProposalSource, Sampler
+from raprune.sampling.space import RATIOS, SearchSpace
+from raprune.sampling.warm_start import FILE, Earlier, EarlierRun, Identity, from_json, read, reused, to_json
 from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec, SearchSpec, load_spec
 from raprune.store.folder import Store
+
+SourceT = TypeVar("SourceT", bound=ProposalSource)
 
 HERE = Identity("network", "data", "weights")
 SPACE = SearchSpace(
@@ -102,6 +106,12 @@ def drive(earlier: Earlier | None, count: int, **spec: Any) -> tuple[Proposals, 
     return proposals, done
 
 
+def source_of(proposals: Proposals, kind: type[SourceT]) -> SourceT:
+    """The search's source of that kind."""
+    [found] = [source for source in proposals._sources if isinstance(source, kind)]
+    return found
+
+
 def test_widths_are_proposed_exactly_and_results_are_told() -> None:
     settings = {"ridge": 0.5}
     taken = reused([run_of(trial(0, 0.4, 0.9, settings=settings, method="l2"), trial(6, 0.2, 0.8))], SPEC, SPACE, HERE)
@@ -116,9 +126,9 @@ def test_widths_are_proposed_exactly_and_results_are_told() -> None:
     assert first.target.flops is not None and 0.4 <= first.target.flops < 0.4 * (1 + 1e-9)
     assert second.method == "l1" and second.keep_ratios["a"] == 7 / 8
     assert third.allocation == "uniform" and third.target.flops == 0.5, "then the warm starts of every search"
-    told = [one for one in proposals._study.trials if one.state.is_finished()]
+    told = [one for one in source_of(proposals, Sampler)._study.trials if one.state.is_finished()]
     assert len(told) == 2 + 1, "both results, and that of the third: widths as such are not its business"
-    assert len(proposals._seen_so_far) == 2 + 3, "changes of widths learn from those as well"
+    assert len(source_of(proposals, Mutations)._seen) == 2 + 3, "changes of widths learn from those as well"
     assert drive(taken, 12)[1] == drive(taken, 12)[1] != drive(None, 12)[1]
     assert drive(taken, 12, warm_starts=False)[1] == drive(None, 12, warm_starts=False)[1]
 
@@ -128,7 +138,7 @@ def test_a_result_that_the_sampler_could_not_have_proposed_is_not_told() -> None
     lacking = trial(1, 0.4, 0.9, method="l2")
     beyond = trial(2, 0.9, 0.9)
     taken = reused([run_of(outside, lacking, beyond)], SPEC, SPACE, HERE)
-    assert len(taken.observed) == 3 and len(drive(taken, 0)[0]._study.trials) == 0
+    assert len(taken.observed) == 3 and len(source_of(drive(taken, 0)[0], Sampler)._study.trials) == 0
 
 
 def test_a_folder_in_a_job_is_relative_to_it(tmp_path: Path) -> None:

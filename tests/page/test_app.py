@@ -345,7 +345,9 @@ def test_a_store_that_goes_away_is_said_and_the_page_goes_on(tmp_path: Path) -> 
         lost = page.get("/download/finetune-00000/weights.safetensors")
         assert lost.status in (404, 503) and set(lost.json) == {"error", "hint"}
         away.rename(store.uri)
-        assert next(events) == ("away", {"error": None})
+        # The words of the error change, and are sent again, where the folder left in the middle of a reading.
+        name, told = next((name, told) for name, told in events if name != "away" or told["error"] is None)
+        assert (name, told) == ("away", {"error": None})
         assert page.get("/download/finetune-00000/weights.safetensors").status == 200
         connection.close()
 

@@ -9,7 +9,7 @@ import pytest
 from raprune.records import Proposal, TrialState
 from raprune.sampling.halving import RungDecision, SuccessiveHalving
 from raprune.sampling.promotion import Outcome, goes_on
-from raprune.sampling.sources import Proposals
+from raprune.sampling.proposals import Proposals
 from raprune.spec.job import SamplerSpec
 from tests.factories import SPACE
 

@@ -22,7 +22,8 @@ from raprune.sampling.mutation import (
     targets_in,
 )
 from raprune.sampling.promotion import Outcome
-from raprune.sampling.sources import RATIOS, Proposals, SearchSpace
+from raprune.sampling.proposals import Proposals
+from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.spec.job import SamplerSpec
 
 NAMES = tuple("abcdefgh")

@@ -9,7 +9,8 @@ import pytest
 
 from raprune.errors import StoreError
 from raprune.records import Proposal, Stage
-from raprune.sampling.sources import RATIOS, Proposals, SearchSpace, make_blocks
+from raprune.sampling.proposals import Proposals
+from raprune.sampling.space import RATIOS, SearchSpace, make_blocks
 from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec
 from tests.factories import SPACE, flops_of, outcome, trial_of

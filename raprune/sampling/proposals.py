@@ -1,0 +1,155 @@
+"""The search's proposals: ask and tell in a fixed order. Knows no Ray.
+
+Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed and a
+lookahead give the same search whatever the number of workers and whoever finishes first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from raprune.errors import StoreError
+from raprune.records import Proposal, Stage, Trial
+from raprune.sampling.halving import SuccessiveHalving
+from raprune.sampling.promotion import Outcome
+from raprune.sampling.sources import Asked, Turn, make_sources
+from raprune.sampling.space import SearchSpace
+from raprune.sampling.warm_start import Earlier
+from raprune.spec.budget import Budget
+from raprune.spec.job import SamplerSpec
+from raprune.store.rows import target_columns
+
+
+class Proposals:
+    """The search's proposals, one after another. `stored` trials are told in their turn instead of being proposed.
+
+    Results of `earlier` runs come before everything except the baselines. `enough` decides whether the search should
+    end, from the results that the next proposal may use, in the order of proposal; it is called before each proposal
+    that is not stored.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        spec: SamplerSpec,
+        *,
+        seed: int,
+        stored: Sequence[Trial] = (),
+        earlier: Earlier | None = None,
+        enough: Callable[[Sequence[Outcome]], bool] = lambda outcomes: False,
+    ) -> None:
+        self._enough = enough
+        # A run has decided on one; who asks for proposals alone is one worker.
+        self._lookahead = spec.lookahead_for(1)
+        self._limit = spec.trials
+        searched = [trial for trial in stored if trial.proposal.stage is Stage.SEARCH and trial.proposal.step is None]
+        self._stored = {trial.trial_id: trial for trial in searched}
+        if any(trial.proposal.stage is Stage.FINETUNE for trial in stored):
+            # The search had ended when the first finalist was chosen, by its time limit perhaps.
+            self._limit = min(self._limit, len({trial.proposal.number for trial in searched}))
+        earlier = (earlier if spec.warm_starts else None) or Earlier()
+        self._baselines, self._sources = make_sources(space, spec, seed=seed, earlier=earlier)
+        self._rungs = SuccessiveHalving(len(spec.rungs), spec.keep, cost=space.cost)
+        self._asked: list[Asked] = []
+        """One record for each number so far."""
+        self._onward: deque[Proposal] = deque()
+        """Proposals that go on to their next rung."""
+        self._learned = 0
+        """Number of results, from the first on, that the sources have learned from."""
+        self._ended = 0
+        """Number of candidates that go on no further."""
+        self.proposals: dict[str, Proposal] = {}
+        """Trial id -> every proposal so far, stored ones as well."""
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The last of every candidate that goes on no further, in the order of proposal."""
+        return [asked.outcome for asked in self._asked if asked.outcome is not None]
+
+    @property
+    def over(self) -> bool:
+        """True if everything is proposed and every result is in."""
+        return len(self._asked) >= self._limit and self._ended == len(self._asked)
+
+    @property
+    def total(self) -> int:
+        return self._limit
+
+    def stop(self) -> None:
+        """Propose nothing new from now on."""
+        self._limit = min(self._limit, len(self._asked))
+
+    def next(self) -> Proposal | None:
+        """The next proposal to run; None while it waits for a result, or when there is none.
+
+        Raises:
+            StoreError: if a stored trial is not what this search proposes in its place.
+        """
+        while (proposal := self._made_next()) is not None:
+            self.proposals[proposal.trial_id] = proposal
+            trial = self._stored.get(proposal.trial_id)
+            if trial is None:
+                return proposal
+            _check_same(trial.proposal, proposal)
+            self.tell(proposal.number, Outcome.of(trial))
+        return None
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Take the result of a proposal at its rung; the sources hear of the last one in its turn."""
+        assert self._asked[number].outcome is None, f"proposal {number} was told twice"
+        for decision in self._rungs.tell(number, outcome):
+            if decision.next_rung is None:
+                self._asked[decision.number].outcome = decision.outcome
+                self._ended += 1
+            else:
+                before = self.proposals[decision.outcome.trial_id]
+                self._onward.append(replace(before, rung=decision.next_rung, parent=before.trial_id))
+
+    def _made_next(self) -> Proposal | None:
+        # What has come far first: the sampler waits for it.
+        if self._onward:
+            return self._onward.popleft()
+        number = len(self._asked)
+        heard = max(0, number - self._lookahead + 1)
+        if number >= self._limit or any(asked.outcome is None for asked in self._asked[self._learned : heard]):
+            return None
+        if search_id(number) not in self._stored:
+            outcomes = [asked.outcome for asked in self._asked[:heard] if asked.outcome is not None]
+            if self._enough(outcomes):
+                self.stop()
+                return None
+        return self._ask(Turn(number=number, rank=number - self._baselines.before(number), heard=heard))
+
+    def _ask(self, turn: Turn) -> Proposal:
+        for asked in self._asked[self._learned : turn.heard]:
+            for source in self._sources:
+                source.learn(asked)
+        self._learned = max(self._learned, turn.heard)
+        for source in self._sources:
+            proposal = source.propose(turn)
+            if proposal is not None:
+                self._asked.append(Asked(proposal=proposal, source=source))
+                return proposal
+        raise AssertionError("the sampler, the last source, proposes for every number")
+
+
+def search_id(number: int) -> str:
+    """The trial id of proposal `number` at its first rung."""
+    return Proposal(number=number, method="", allocation="", target=Budget()).trial_id
+
+
+def _check_same(stored: Proposal, proposal: Proposal) -> None:
+    for name in ("method", "allocation", "target", "settings", "keep_ratios", "seed"):
+        before, now = getattr(stored, name), getattr(proposal, name)
+        if name == "target":
+            before, now = target_columns(before), target_columns(now)
+        if (dict(before) if isinstance(before, Mapping) else before) != (
+            dict(now) if isinstance(now, Mapping) else now
+        ):
+            raise StoreError(
+                f"{proposal.trial_id}: the run's store has {name} {before!r}, and this search proposes {now!r}.",
+                hint="The code, Optuna or the job changed since the run began. Resume with the versions that run.json "
+                "names, or begin a new run with another --output.",
+            )
