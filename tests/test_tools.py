@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -42,3 +43,9 @@ def test_tests_ask_for_tools_only_by_require() -> None:
 def test_helpers_are_imported_from_no_test_module() -> None:
     imports = re.compile(r"^from tests\.(?:\w+\.)*test_\w+ import|^import tests\.(?:\w+\.)*test_\w+", re.MULTILINE)
     assert [p.name for p in TESTS.rglob("*.py") if imports.search(p.read_text())] == []
+
+
+def test_a_test_under_xdist_belongs_to_a_group(request: pytest.FixtureRequest) -> None:
+    """Without groups two workers make the fixtures of one module, and two start the session's Ray cluster."""
+    is_parallel = "PYTEST_XDIST_WORKER" in os.environ
+    assert request.node.nodeid.endswith("@tests/test_tools") == is_parallel
