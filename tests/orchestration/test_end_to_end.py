@@ -318,7 +318,7 @@ def test_a_job_is_followed_stopped_and_goes_on(cluster: Cluster) -> None:
     following.send_signal(signal.SIGINT)
     said = following.communicate(timeout=60)[0]
     assert following.returncode == 130, said
-    assert f"No longer following {job_id}, which goes on." in said and "Asked for: keep at most 30%" in said
+    assert f"No longer following {job_id}, which keeps running." in said and "Asked for: keep at most 30%" in said
     assert f"raprune stop {job_id} --address {cluster.url}" in said
     row = cluster.jobs()[0]
     assert (row["id"], row["state"], row["run"], row["budget"]) == (job_id, "RUNNING", run.uri, "FLOPs 30%")
