@@ -498,7 +498,7 @@ def pick(
 ) -> None:
     """Pick the best network of a run under another budget, without new work."""
     from raprune.report.terminal import print_pick
-    from raprune.spec.job import load_limits
+    from raprune.spec.toml import load_limits
 
     limits = load_limits(_given(ctx))
     print_pick(
@@ -923,7 +923,7 @@ def _names(text: str) -> list[str]:
 
 
 def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any]) -> SearchSpec:
-    from raprune.spec.job import load_spec
+    from raprune.spec.toml import load_spec
 
     return load_spec(job, _overrides(assignments, fields))
 

@@ -18,7 +18,7 @@ from raprune.cli import Commands, app
 from raprune.errors import DataError, UsageError
 from raprune.methods import METHODS
 from raprune.pruning.allocate import ALLOCATIONS
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from tests.factories import make_run
 

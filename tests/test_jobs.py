@@ -14,7 +14,8 @@ from raprune.models import list_models
 from raprune.pruning.allocate import ALLOCATIONS
 from raprune.sampling.space import RATIOS
 from raprune.spec.automatic import decided
-from raprune.spec.job import SearchSpec, load_spec
+from raprune.spec.job import SearchSpec
+from raprune.spec.toml import load_spec
 
 JOBS = Path(__file__).parent.parent / "jobs"
 FILES = sorted(JOBS.glob("*.toml"))

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.methods import METHODS
-from raprune.spec.job import SearchSpec, load_spec
+from raprune.spec.job import SearchSpec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 
 ROOT = Path(__file__).parent.parent

@@ -26,7 +26,7 @@ from raprune.methods import Network, Step
 from raprune.methods.binary_search import BinarySearch
 from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload, build_workload, train_dense
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import train
 

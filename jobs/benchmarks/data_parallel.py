@@ -27,7 +27,8 @@ from raprune.data.batches import DeviceSplit
 from raprune.data.ranks import ALONE, Ranks
 from raprune.pruning.preparation import prepare
 from raprune.pruning.workload import build_workload
-from raprune.spec.job import SearchSpec, TrainSpec, load_spec
+from raprune.spec.job import SearchSpec, TrainSpec
+from raprune.spec.toml import load_spec
 from raprune.training.loop import train
 
 JOB = Path(__file__).parents[1] / "resnet20_cifar10.toml"

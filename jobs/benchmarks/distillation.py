@@ -45,7 +45,8 @@ from raprune.pruning.record import Pruned
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal
 from raprune.spec.budget import Budget
-from raprune.spec.job import TrainSpec, load_spec
+from raprune.spec.job import TrainSpec
+from raprune.spec.toml import load_spec
 from raprune.training.distillation import ChannelMap, channel_map
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import train

@@ -42,7 +42,8 @@ from raprune.orchestration.workers.trials import Equipment
 from raprune.pruning.preparation import Prepared, prepare
 from raprune.records import Proposal
 from raprune.spec.budget import Budget
-from raprune.spec.job import DataSpec, SearchSpec, load_spec
+from raprune.spec.job import DataSpec, SearchSpec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 
 JOB = Path(__file__).parent.parent / "resnet20_cifar10.toml"

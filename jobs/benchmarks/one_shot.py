@@ -48,7 +48,7 @@ from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal
 from raprune.spec.budget import Budget
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.training.evaluate import evaluate
 
 JOB = Path(__file__).parents[1] / "resnet56_cifar10.toml"

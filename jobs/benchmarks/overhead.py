@@ -35,7 +35,8 @@ from raprune.pruning.preparation import Prepared, prepare
 from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload
 from raprune.records import Proposal, Trial
-from raprune.spec.job import SearchSpec, load_spec
+from raprune.spec.job import SearchSpec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 
 HERE = Path(__file__).parent

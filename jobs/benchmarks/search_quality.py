@@ -42,7 +42,7 @@ from bar import show
 
 from raprune import pareto
 from raprune.records import Stage, Trial, TrialState
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 
 JOB = Path(__file__).parents[1] / "resnet20_cifar10.toml"

@@ -46,7 +46,8 @@ from raprune.data.dataset import Split
 from raprune.models import build_model, load_weights
 from raprune.pruning.preparation import prepare
 from raprune.pruning.workload import Workload, build_workload
-from raprune.spec.job import SearchSpec, TrainSpec, load_spec
+from raprune.spec.job import SearchSpec, TrainSpec
+from raprune.spec.toml import load_spec
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import one_cycle, train
 

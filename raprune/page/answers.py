@@ -18,7 +18,7 @@ from raprune.results.front import floor_of, front_of, measured_in, pick
 from raprune.results.progress import Progress
 from raprune.results.rows import COSTS
 from raprune.results.stages import RunStages
-from raprune.spec.job import load_limits
+from raprune.spec.toml import load_limits
 from raprune.store.address import without_secrets
 from raprune.store.rows import target_columns
 

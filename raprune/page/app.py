@@ -7,32 +7,30 @@ among those that are recorded, or that the package holds.
 from __future__ import annotations
 
 import asyncio
-import base64
 import gzip
 import hashlib
-import io
 import itertools
 import json
 import time
-import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from raprune.errors import RapruneError, StoreError, UsageError
-from raprune.page import access, answers
-from raprune.page.access import Access, Admitted, Moved, Refused
+from raprune.page import answers
+from raprune.page.access import Access
+from raprune.page.archive import zipped
 from raprune.page.feed import Away, Feed, KnownRun
+from raprune.page.guard import Guarded, error_answer
 from raprune.records import Trial
 from raprune.results.stages import RunStages
 from raprune.store.learning_curves import read_curve
@@ -49,35 +47,6 @@ KINDS = {
     ".woff2": "font/woff2",
 }
 """Files of the package that are handed out."""
-
-DOOR_STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:4rem auto;
-padding:0 1rem}"""
-"""Style of the page that asks for a token, which can load no other file."""
-
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        f"style-src 'self' 'sha256-{base64.b64encode(hashlib.sha256(DOOR_STYLE.encode()).digest()).decode()}'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "font-src 'self'",
-        "base-uri 'none'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
-)
-"""All comes from the package."""
-
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-}
 
 MAX_STREAMS = 64
 """Pages that are pushed to at a time."""
@@ -110,32 +79,6 @@ def make_app(feed: Feed, rule: Access, *, name: str, is_closing: Callable[[], bo
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guarded(app, rule)
-
-
-class Guarded:
-    """The application behind its rule of access; every answer gets the headers that keep it to itself."""
-
-    def __init__(self, app: ASGIApp, rule: Access) -> None:
-        self._app = app
-        self._rule = rule
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            # A browser opens WebSockets across origins: there are none here.
-            await send({"type": "websocket.close", "code": 1000})
-            return
-
-        async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        decision = self._rule.decide(_facts(scope))
-        app = self._app if isinstance(decision, Admitted) else _answer_to(decision, scope, self._rule.cookie_name)
-        await app(scope, receive, send_on)
 
 
 class MissingError(RapruneError):
@@ -255,7 +198,7 @@ class PageHandlers:
         if request.method == "HEAD":
             return Response(media_type="application/zip", headers=headers)
         parts = [(f"{name}/{file.rpartition('/')[2]}", store.chunks(file)) for file in files]
-        return StreamingResponse(_zipped(parts), media_type="application/zip", headers=headers)
+        return StreamingResponse(zipped(parts), media_type="application/zip", headers=headers)
 
     async def _fresh(self) -> KnownRun:
         """Return the known state of the run, after a look at the store if one is due.
@@ -387,60 +330,19 @@ def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | No
     return {event: json.dumps(data) for event, data in news.items()}
 
 
-def _facts(scope: Scope) -> access.Request:
-    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
-    return access.Request(
-        method=scope["method"],
-        path=path.removeprefix(root) if root else path,
-        last=path.rpartition("/")[2],
-        query=scope.get("query_string", b"").decode("latin-1"),
-        headers=[(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]],
-    )
-
-
-def _answer_to(decision: Moved | Refused, scope: Scope, cookie_name: str) -> Response:
-    if isinstance(decision, Moved):
-        response: Response = RedirectResponse(decision.location, status_code=303)
-        response.headers["cache-control"] = "no-store"
-        if decision.cookie is not None:
-            path = (scope.get("root_path", "").rstrip("/") or "") + "/"
-            secure = scope.get("scheme") == "https"
-            response.set_cookie(
-                cookie_name, decision.cookie, path=path, httponly=True, samesite="strict", secure=secure
-            )
-        return response
-    headers = {401: {"www-authenticate": "Bearer"}, 405: {"allow": ", ".join(access.METHODS)}}.get(decision.status, {})
-    if decision.status == 401 and "text/html" in Headers(scope=scope).get("accept", ""):
-        return Response(_DOOR, status_code=401, media_type="text/html", headers=headers)
-    return _error(decision.status, decision.error, decision.hint, headers)
-
-
-_DOOR = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>raprune</title>
-<style>{DOOR_STYLE}</style></head><body><h1>This page needs its token</h1>
-<p>Open its address once with <code>?token=TOKEN</code> behind it. The run's log says where the token is.</p>
-<p>You have been here before? <a href="./">Open the page</a>.</p></body></html>
-"""
-
-
 def _refuse(request: Request, error: RapruneError) -> Response:
     status = 404 if isinstance(error, MissingError) else 503 if isinstance(error, StoreError) else 400
     headers = {"retry-after": "2"} if status == 503 else {}
-    return _error(status, error.message, error.hint, headers)
+    return error_answer(status, error.message, error.hint, headers)
 
 
 def _no_such_address(request: Request, error: HTTPException) -> Response:
-    return _error(error.status_code, "The page has no such address.", "./ is the page, ./api/run what is known.")
+    return error_answer(error.status_code, "The page has no such address.", "./ is the page, ./api/run what is known.")
 
 
 def _broken(request: Request, error: Exception) -> Response:
     # Its text may hold anything; the log has it.
-    return _error(500, "The page failed at this.", "Its log says why.")
-
-
-def _error(status: int, error: str, hint: str, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps({"error": error, "hint": hint}).encode()
-    return Response(content, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json")
+    return error_answer(500, "The page failed at this.", "Its log says why.")
 
 
 def _not_stored(place: str, name: str) -> MissingError:
@@ -475,33 +377,3 @@ def _attachment(name: str) -> dict[str, str]:
 
 def _package_files() -> dict[str, Path]:
     return {path.name: path for path in STATIC.iterdir() if path.suffix in KINDS and path.is_file()}
-
-
-def _zipped(parts: list[tuple[str, Iterator[bytes]]]) -> Iterator[bytes]:
-    """An archive of the named files, not compressed, piece by piece."""
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        for name, pieces in parts:
-            with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as file:
-                for piece in pieces:
-                    file.write(piece)
-                    yield sink.taken()
-    yield sink.taken()
-
-
-class _Sink(io.RawIOBase):
-    """A sink from which written bytes are taken out again."""
-
-    def __init__(self) -> None:
-        self._written = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self._written += content
-        return len(content)
-
-    def taken(self) -> bytes:
-        taken, self._written = bytes(self._written), bytearray()
-        return taken

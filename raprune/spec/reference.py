@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raprune.spec.fields import DescribedField, DescribedTable, described, toml_value
-from raprune.spec.job import FLAGS, SearchSpec, to_toml
+from raprune.spec.job import FLAGS, SearchSpec
+from raprune.spec.toml import to_toml
 
 _DRY_RUN = """\
 # The job with every field. A field that begins with # has no value. docs/job.md describes each.

@@ -14,7 +14,7 @@ from raprune.checks.job import check, check_method, inspect_job
 from raprune.cli import app
 from raprune.errors import BudgetError, DataError, MethodError, ModelError, RapruneError, UsageError
 from raprune.pruning.preparation import job_data
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.store.record import RunRecord
 
 MODULE = """

@@ -37,7 +37,8 @@ from raprune.pruning.export import prune_once
 from raprune.pruning.preparation import prepare
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
-from raprune.spec.job import LatencySpec, SearchSpec, load_spec
+from raprune.spec.job import LatencySpec, SearchSpec
+from raprune.spec.toml import load_spec
 from tests.channels.networks import image
 from tests.channels.proved import proved
 

@@ -27,7 +27,8 @@ from raprune.data.stream import HashRule, StreamSource, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.errors import DataError, UsageError
 from raprune.pruning.workload import build_workload, train_dense
-from raprune.spec.job import DataSpec, SearchSpec, load_spec
+from raprune.spec.job import DataSpec, SearchSpec
+from raprune.spec.toml import load_spec
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import Epoch
 from tests.streams import digits, write_images, write_parts

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from raprune.orchestration.search import search
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from tests.factories import small_search
 from tests.orchestration.chaos import small_job

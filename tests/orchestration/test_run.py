@@ -13,7 +13,7 @@ from raprune.orchestration.run import Run, check_unchanged, describe, warn_of_sy
 from raprune.pruning.preparation import prepare
 from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
 

@@ -26,7 +26,8 @@ with warnings.catch_warnings():
 from raprune.orchestration.search import search
 from raprune.orchestration.served_page import Shown, page_of_run, remove, show
 from raprune.page.serve import listen
-from raprune.spec.job import PageSpec, load_spec
+from raprune.spec.job import PageSpec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from tests.factories import live_trial as trial
 from tests.factories import make_live_run as make_run

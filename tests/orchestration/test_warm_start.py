@@ -19,7 +19,8 @@ from raprune.sampling.sources import Mutations, ProposalSource, Sampler
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.sampling.warm_start import FILE, Earlier, EarlierRun, Identity, from_json, read, reused, to_json
 from raprune.spec.budget import Budget
-from raprune.spec.job import SamplerSpec, SearchSpec, load_spec
+from raprune.spec.job import SamplerSpec, SearchSpec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 
 SourceT = TypeVar("SourceT", bound=ProposalSource)

@@ -21,7 +21,8 @@ from raprune.pruning.workload import build_workload, train_dense
 from raprune.records import Proposal, Stage, Trial
 from raprune.results.stages import FINETUNE, JUDGE_DENSE, LOAD_DATA, LOAD_NETWORK, PROVE, PRUNE, TRAIN_DENSE, Stages
 from raprune.spec.budget import Budget
-from raprune.spec.job import SearchSpec, load_spec
+from raprune.spec.job import SearchSpec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 
 SPEC = load_spec(

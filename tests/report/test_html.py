@@ -22,7 +22,7 @@ from raprune.errors import StoreError
 from raprune.report.html import html, report, write_report
 from raprune.report.html.job import job_of
 from raprune.results.run_results import read_findings
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from tests.factories import GROUPS, TIMED, failed_trial, make_run
 from tests.tools import require

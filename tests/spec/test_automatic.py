@@ -6,7 +6,8 @@ import pytest
 
 from raprune.methods import METHODS as ALL_METHODS
 from raprune.spec.automatic import METHODS, decided, decided_as, told
-from raprune.spec.job import CONTROLS, load_spec
+from raprune.spec.job import CONTROLS
+from raprune.spec.toml import load_spec
 
 WIDE, NARROW = {"a": 32, "b": 64}, {"a": 16, "b": 64}
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.errors import UsageError
-from raprune.spec.job import DenseTrainSpec, FinalistSpec, FinetuneSpec, SearchSpec, TrainSpec, load_spec, to_toml
+from raprune.spec.job import DenseTrainSpec, FinalistSpec, FinetuneSpec, SearchSpec, TrainSpec
+from raprune.spec.toml import load_spec, to_toml
 from tests.spec.job_fields import LEAVES
 
 BASE: dict[str, Any] = {"data.name": "parquet", "data.train": "/train.parquet", "budget.flops": 0.5, "output": "run"}

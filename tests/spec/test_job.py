@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from raprune.errors import UsageError
 from raprune.spec.budget import Budget
-from raprune.spec.job import DataSpec, ModelSpec, SearchSpec, dump_spec, load_spec, to_toml
+from raprune.spec.job import DataSpec, ModelSpec, SearchSpec
+from raprune.spec.toml import dump_spec, load_spec, to_toml
 
 JOB = """
 [budget]

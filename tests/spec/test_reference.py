@@ -17,8 +17,9 @@ from pydantic import BaseModel, Field
 
 from raprune.cli import app
 from raprune.spec.fields import DescribedField, DescribedTable, described
-from raprune.spec.job import FLAGS, SearchSpec, dump_spec, load_spec
+from raprune.spec.job import FLAGS, SearchSpec
 from raprune.spec.reference import commented_job, document
+from raprune.spec.toml import dump_spec, load_spec
 from tests.spec.job_fields import LEAVES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "job.md"

@@ -21,7 +21,8 @@ from urllib.parse import parse_qsl, urlsplit
 from raprune.errors import UsageError
 from raprune.orchestration.jobs.metadata import BUDGET, RUN
 from raprune.plugins import is_user_function
-from raprune.spec.job import PATHS, SearchSpec, dump_spec, load_spec
+from raprune.spec.job import PATHS, SearchSpec
+from raprune.spec.toml import dump_spec, load_spec
 from raprune.store.address import last_part, public_address
 
 JOB_FILE = "raprune-job.toml"

@@ -29,7 +29,7 @@ from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS, Action, F
 from raprune.orchestration.cluster.placement import TrainPlacement
 from raprune.orchestration.tasks import Shared
 from raprune.orchestration.workers.trainings import Rank, Training
-from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
+from raprune.results.stages import FINETUNE, PHASES, Stages
 from raprune.spec.job import SearchSpec
 from raprune.training.loop import Epoch
 
@@ -53,6 +53,8 @@ class News:
 
     name: str
     """Name of the training."""
+    stage: str
+    """Stage of the run that the training belongs to."""
     epoch: Epoch
     attempt: int
     """Number of the attempt at the training, from 1; each finished epoch resets it."""
@@ -60,16 +62,9 @@ class News:
     @property
     def title(self) -> str:
         """Name of the work, for the user."""
-        if self.name.startswith("finetune-"):
+        if self.stage == FINETUNE:
             return f"fine-tuning {self.name}"
-        return "training the dense network" + (" for a method" if self.name.startswith("network-") else "")
-
-    @property
-    def stage(self) -> str:
-        """Stage of the run that the training belongs to."""
-        if self.name.startswith("finetune-"):
-            return FINETUNE
-        return PHASES if self.name.startswith("network-") else TRAIN_DENSE
+        return "training the dense network" + (" for a method" if self.stage == PHASES else "")
 
 
 @dataclass(frozen=True)
@@ -131,9 +126,9 @@ class Bulletin:
         """The last error that `fault` was given for this name; None if there was none."""
         return self._faults.get(name)
 
-    def epoch(self, name: str, epoch: Epoch) -> None:
+    def epoch(self, name: str, stage: str, epoch: Epoch) -> None:
         """Note a finished epoch of a training."""
-        self._news.append(News(name, epoch, self._attempts[name]))
+        self._news.append(News(name, stage, epoch, self._attempts[name]))
         self.came_on(name)
         self._attempts[name] = 1
 
@@ -309,7 +304,7 @@ def _carry_out(rank: Rank, training: Training, bulletin: Any) -> bool:
         failure = _used_up(bulletin, name)
     else:
         try:
-            training.run(rank, checkpoints, partial(_tell, rank, bulletin, name))
+            training.run(rank, checkpoints, partial(_tell, rank, bulletin, name, training.stage))
         except StoreError:
             raise
         except RapruneError as error:
@@ -335,10 +330,10 @@ def _fail(rank: Rank, training: Training, failure: RapruneError, bulletin: Any) 
         ray.get(bulletin.stop.remote(error))
 
 
-def _tell(rank: Rank, bulletin: Any, name: str, epoch: Epoch) -> None:
+def _tell(rank: Rank, bulletin: Any, name: str, stage: str, epoch: Epoch) -> None:
     """An epoch has ended on this rank: every rank reports to Ray, which waits for all of them."""
     if rank.is_first:
-        ray.get(bulletin.epoch.remote(name, epoch))
+        ray.get(bulletin.epoch.remote(name, stage, epoch))
     ray.train.report({"training": name, **asdict(epoch)})
 
 

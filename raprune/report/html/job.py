@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raprune.spec.job import SearchSpec, to_toml
+from raprune.spec.job import SearchSpec
+from raprune.spec.toml import to_toml
 from raprune.store.address import without_secrets
 
 

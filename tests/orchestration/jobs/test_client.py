@@ -26,7 +26,7 @@ from raprune.orchestration.jobs.cluster_jobs import SubmittedJob, connect, tell_
 from raprune.orchestration.jobs.dashboard import dashboard_url, find_token
 from raprune.orchestration.jobs.packages import find, pack
 from raprune.orchestration.jobs.submission import JOB_FILE, Submission, plan, runtime_env
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from tests.factories import make_run
 from tests.fresh_python import loaded_by
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.orchestration.jobs.kuberay import kubernetes_name
-from raprune.spec.job import load_spec
+from raprune.spec.toml import load_spec
 from tests.orchestration.jobs.kuberay_schema import problems
 
 LINE = "submit job.toml --kuberay --output s3://bucket/deep/My_Run.1 --budget-flops 0.25"

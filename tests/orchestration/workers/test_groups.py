@@ -230,7 +230,7 @@ def test_attempts_are_counted_from_the_last_epoch_on() -> None:
     bulletin = Bulletin()
     assert [bulletin.begin("a") for _ in range(RETRIES_AFTER_LOSS + 1)] == [1, 2, 3]
     assert bulletin.begin("b") == 1 and bulletin.steps() == 0
-    bulletin.epoch("a", Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0))
+    bulletin.epoch("a", FINETUNE, Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0))
     assert bulletin.begin("a") == 2, "the loss after an epoch is the first"
     assert [news.attempt for news in bulletin.news()] == [3] and bulletin.news() == []
     assert bulletin.steps() == 1
@@ -243,8 +243,8 @@ def test_course_of_a_group_goes_through_the_stages_of_its_trainings(tmp_path: Pa
     stages, spec = Stages(), spec_of(tmp_path)
     slimming = Slimming(sparse_epochs=2.0)
     course = GroupStages(stages, spec, [DenseTraining(), PhaseTraining(slimming)])
-    course.tell(News("dense", Epoch(1, spec.dense.epochs, 0.5, 0.9, 0.1, 1.0), 1))
-    course.tell(News("network-abc", Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0), 1))
+    course.tell(News("dense", TRAIN_DENSE, Epoch(1, spec.dense.epochs, 0.5, 0.9, 0.1, 1.0), 1))
+    course.tell(News("network-abc", PHASES, Epoch(1, 2.0, 0.5, 0.9, 0.1, 1.0), 1))
     dense, phase = stages.now().stages
     assert (dense.name, dense.state, dense.done, dense.total) == (TRAIN_DENSE, "ended", 1, spec.dense.epochs)
     assert (phase.name, phase.state, phase.done, phase.total) == (PHASES, "running", 1, 2)
@@ -258,6 +258,6 @@ def test_course_of_several_finalists_counts_their_epochs_together(tmp_path: Path
     course = GroupStages(stages, spec, tasks)
     epochs = spec.finalists.train.decided().epochs
     for name in ("finetune-00000", "finetune-00001"):
-        course.tell(News(name, Epoch(1, epochs, 0.5, 0.9, 0.1, 1.0), 1))
+        course.tell(News(name, FINETUNE, Epoch(1, epochs, 0.5, 0.9, 0.1, 1.0), 1))
     (stage,) = stages.now().stages
     assert (stage.name, stage.done, stage.total) == (FINETUNE, 2, 2 * math.ceil(epochs))
