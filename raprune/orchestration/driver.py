@@ -210,7 +210,7 @@ def dense_network(driven: DrivenRun) -> SharedWeights:
         return ray.put(stored)
     if stored is None and run.spec.weights is None:
         space = _space(run)
-        methods = phases(named(run.spec, (*space.controls, *space.methods)))
+        methods = phases(named(run.spec, (*space.baselines, *space.methods)))
         shared = driven.shared(ray.put(run.prepared.weights))
         _train_together(run, shared, [DenseTraining(), *map(PhaseTraining, methods)])
         stored = stored_weights(run.store)
@@ -232,7 +232,7 @@ def gather_statistics(driven: DrivenRun, weights: SharedWeights) -> StatisticsRe
     space = _space(run)
     shared = driven.shared(weights)
     inputs = Inputs(run.spec, run.prepared.graph, placement, [driven.data], [weights], driven.coordinator)
-    methods = (*space.controls, *space.methods)
+    methods = (*space.baselines, *space.methods)
     lacking = missing(inputs, named(run.spec, methods))
     tell_forecast(
         run,

@@ -44,7 +44,7 @@ def tell_forecast(
         data=run.prepared.data,
         graph=run.prepared.graph,
         space=space,
-        methods=named(run.spec, (*space.controls, *space.methods)),
+        methods=named(run.spec, (*space.baselines, *space.methods)),
         lacking=lacking,
         stored=stored,
         placement=placement,

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from raprune.report import formats
 from raprune.results.ablation import AblationRow
-from raprune.results.front import floor_of, is_control, standard_error
+from raprune.results.front import floor_of, is_baseline, standard_error
 from raprune.results.progress import Progress
 from raprune.results.rows import CandidateRow
 from raprune.results.timings import Times, Timing, measured_at, slow
@@ -284,12 +284,12 @@ def why_starred(rows: list[CandidateRow], run: RunRecord) -> str:
     sentences = ["★ most accurate on the validation split within the budget."]
     if floor is not None:
         sentences.append(f"None has the validation accuracy asked for, {floor:.2%}.")
-    controls = {row.method for row in rows if is_control(row, run)}
-    ahead = {row.method for row in rows if row.val_accuracy > chosen.val_accuracy} & controls
-    if chosen.method in controls:
-        sentences.append(f"{chosen.method} is a control: every method is behind it by more than its standard error.")
+    baselines = {row.method for row in rows if is_baseline(row, run)}
+    ahead = {row.method for row in rows if row.val_accuracy > chosen.val_accuracy} & baselines
+    if chosen.method in baselines:
+        sentences.append(f"{chosen.method} is a baseline: every method is behind it by more than its standard error.")
     elif ahead:
-        sentences.append(f"Ahead by less than the standard error, and only a control: {', '.join(sorted(ahead))}.")
+        sentences.append(f"Ahead by less than the standard error, and only a baseline: {', '.join(sorted(ahead))}.")
     return " ".join(sentences)
 
 

@@ -13,7 +13,7 @@ from raprune.errors import RapruneError, UsageError
 from raprune.records import Trial
 from raprune.results.rows import CandidateRow, candidates, non_dominated
 from raprune.spec.budget import Budget, accuracy_floor, with_budget_table
-from raprune.spec.job import CONTROLS
+from raprune.spec.job import BASELINES
 from raprune.store.record import RunRecord
 
 
@@ -42,7 +42,7 @@ def starred(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
 def listed(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
     """The front of rows of `candidates` within the run's budget and the starred row, by ascending FLOPs.
 
-    The starred row is off the front where a control dominates it by less than the accuracies can tell.
+    The starred row is off the front where a baseline dominates it by less than the accuracies can tell.
     """
     marked, budget = starred(rows, run), budget_of(run)
     on_front = {row.candidate: row for row in front_of(marked, budget)}
@@ -67,11 +67,11 @@ def choose(rows: Sequence[CandidateRow], run: RunRecord) -> CandidateRow | None:
     """The row that gets the star in the run `run`; None where none is within the budget.
 
     That is the most accurate row within the budget; or, if an accuracy was asked for and any row has it, the cheapest
-    that has it. A control that was not asked for as a method gets the star only if no other row has the accuracy asked
+    that has it. A baseline that was not asked for as a method gets the star only if no other row has the accuracy asked
     for, or if it is ahead of every other row by more than its standard error on the validation images.
     """
     admitted, floor = within(rows, budget_of(run)), floor_of(run)
-    others = [row for row in admitted if not is_control(row, run)]
+    others = [row for row in admitted if not is_baseline(row, run)]
     if floor is not None:
         for some in (others, admitted):
             accurate = [row for row in some if row.val_accuracy >= floor]
@@ -85,9 +85,9 @@ def choose(rows: Sequence[CandidateRow], run: RunRecord) -> CandidateRow | None:
     return max(close, key=_most_accurate) if close else best
 
 
-def is_control(row: CandidateRow, run: RunRecord) -> bool:
-    """True if the row's method was tried as a control, and not because the job names it."""
-    return row.method in CONTROLS and row.method not in run.job.methods
+def is_baseline(row: CandidateRow, run: RunRecord) -> bool:
+    """True if the row's method was tried as a baseline, and not because the job names it."""
+    return row.method in BASELINES and row.method not in run.job.methods
 
 
 def standard_error(accuracy: float, images: int | None) -> float:
@@ -99,7 +99,7 @@ def pick(rows: Sequence[CandidateRow], budget: Budget, *, min_accuracy: float | 
     """The most accurate row within the budget; with `min_accuracy`, the cheapest that is at least so accurate.
 
     Accuracy is that on the validation split, which the choice may look at. Of equally accurate rows the cheapest is
-    picked. A control is picked like any other: the star is what the run recommends, a pick is what fits.
+    picked. A baseline is picked like any other: the star is what the run recommends, a pick is what fits.
 
     Raises:
         RapruneError: if there is no such row; the message names the nearest.

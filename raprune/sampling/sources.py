@@ -81,15 +81,15 @@ class Baselines(ProposalSource):
 
     def __init__(self, space: SearchSpace, *, trials: int, seed: int) -> None:
         allocations = space.simple or _BASELINE_ALLOCATIONS
-        self._space = replace(space, methods=space.controls, allocations=allocations, settings={})
+        self._space = replace(space, methods=space.baselines, allocations=allocations, settings={})
         self._seed = seed
         fixed = [
             {"target": target, "allocation": allocation, "method": method}
             for target in space.ladder(_BASELINE_TARGETS)
             for allocation in allocations
-            for method in space.controls
+            for method in space.baselines
         ]
-        fixed = fixed[: min(trials - 1, max(len(space.controls), trials // 4))]
+        fixed = fixed[: min(trials - 1, max(len(space.baselines), trials // 4))]
         every = min(_BASELINE_EVERY, trials // max(1, len(fixed)))
         self._by_number = {every * index: values for index, values in enumerate(fixed)}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from raprune.records import Proposal, Setting
 from raprune.spec.budget import Budget
-from raprune.spec.job import CONTROLS, SearchSpec
+from raprune.spec.job import BASELINES, SearchSpec
 
 if TYPE_CHECKING:
     from raprune.cost.flops import CostModel, Counts
@@ -55,7 +55,7 @@ class SearchSpace:
     """Fixed limits of the costs that the sampled target is not of."""
     channels: Mapping[str, int] = field(default_factory=dict)
     """Group name -> its number of channels."""
-    controls: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     """Methods that are tried at first and not searched over."""
     fixed: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
     """Method -> hyper-parameters that every proposal of it has."""
@@ -116,7 +116,7 @@ def search_space(
     lowest = max(spec.search.smallest * highest, _fraction(cost, target, narrowest) * _LOWEST_MARGIN)
     return SearchSpace(
         methods=spec.methods,
-        controls=tuple(name for name in CONTROLS if name not in spec.methods),
+        baselines=tuple(name for name in BASELINES if name not in spec.methods),
         # Widths by predicted damage are the best of the simple ones, and tried first.
         allocations=spec.allocations or (RATIOS, *(name for name in reversed(allocations) if name != RATIOS)),
         blocks=make_blocks(cost.group_names),

@@ -354,7 +354,7 @@ class PageSpec(Part):
     """Seconds that the page stays after the run has ended and nobody has it open. 0: it ends with the run."""
 
 
-CONTROLS = ("random", "l1")
+BASELINES = ("random", "l1")
 """Methods that every search tries: a method that does not beat them is not worth its trouble."""
 
 

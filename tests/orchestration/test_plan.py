@@ -36,7 +36,7 @@ def planned(*stored: Trial) -> Plan:
         allocations=tuple(ALLOCATIONS),
         settings={name: searched_settings(method_named(name)) for name in SPEC.methods},
     )
-    methods = named(SPEC, (*space.controls, *space.methods))
+    methods = named(SPEC, (*space.baselines, *space.methods))
     return plan_of(
         SPEC,
         data=prepared.data,

@@ -66,7 +66,7 @@ def test_the_test_split_was_measured_for_the_front_the_methods_and_the_dense_net
     rows = to_be_tested(finished.trials(), finished.record())
     assert rows and {row.candidate for row in rows} == set(test["candidates"])
     assert {row.candidate for row in front(finished.trials(), budget)} <= set(test["candidates"])
-    assert {row.method for row in rows} >= {"l1", "random"}, "the controls"
+    assert {row.method for row in rows} >= {"l1", "random"}, "the baselines"
     assert 0 < test["dense"] <= 1 and test["images"] == finished.run()["data"]["test"]
     assert json.loads(finished.read_bytes("report/front.json"))[0]["test_accuracy"] is not None
 
@@ -305,7 +305,7 @@ def test_a_second_search_on_the_same_network_computes_no_statistics_again(finish
     assert Store(tmp_path / "third").run()["statistics"]["read"] == len(files) - 1, "all but what looks at images"
 
 
-def test_controls_are_tried_beside_any_method_and_compared_after_equal_training(tmp_path: Path) -> None:
+def test_baselines_are_tried_beside_any_method_and_compared_after_equal_training(tmp_path: Path) -> None:
     finalists = {"count": 1, "train": {"epochs": 0.5}}
     run(spec_of(tmp_path / "run", methods=["l2"], finalists=finalists))
     trials = Store(tmp_path / "run").trials()

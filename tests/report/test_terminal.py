@@ -295,11 +295,11 @@ def test_the_star_is_for_what_was_asked(tmp_path: Path, asked: dict[str, float],
     ("methods", "place", "said"),
     [
         (["l2", "l1", "random"], -1, "★ most accurate on the validation split within the budget. Drop"),
-        (["l2"], -3, "Ahead by less than the standard error, and only a control: l1, random. Drop"),
-        (["fpgm"], -1, "l1 is a control: every method is behind it by more than its standard error. Drop"),
+        (["l2"], -3, "Ahead by less than the standard error, and only a baseline: l1, random. Drop"),
+        (["fpgm"], -1, "l1 is a baseline: every method is behind it by more than its standard error. Drop"),
     ],
 )
-def test_the_star_of_a_control_is_explained(tmp_path: Path, methods: list[str], place: int, said: str) -> None:
+def test_the_star_of_a_baseline_is_explained(tmp_path: Path, methods: list[str], place: int, said: str) -> None:
     """Of `make_run`: l1, random, l2 and l1 are fine-tuned, at 30, 25, 20 and 15 % of the FLOPs."""
     store = make_run(tmp_path)
     described = store.run()

@@ -109,7 +109,7 @@ def asked(methods: list[str], *, images: int | None = 100, **spec: Any) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("control", "methods", "images", "starred"),
+    ("baseline", "methods", "images", "starred"),
     [
         (0.90, ["l2"], 100, "search-00001"),  # behind by 0.02, within 0.03
         (0.90, ["l2", "random"], 100, "search-00000"),  # asked for: a method like the others
@@ -118,19 +118,19 @@ def asked(methods: list[str], *, images: int | None = 100, **spec: Any) -> dict[
         (0.89, ["l2"], None, "search-00000"),
     ],
 )
-def test_a_control_has_the_star_only_if_ahead_by_more_than_its_standard_error(
-    control: float, methods: list[str], images: int | None, starred: str
+def test_a_baseline_has_the_star_only_if_ahead_by_more_than_its_standard_error(
+    baseline: float, methods: list[str], images: int | None, starred: str
 ) -> None:
-    trials = [trial(0, control, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.87, 0.1), trial(3, 0.99, 0.5)]
+    trials = [trial(0, baseline, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.87, 0.1), trial(3, 0.99, 0.5)]
     run = asked(methods, images=images)
     chosen = choose(candidates(trials), RunRecord.model_validate(run))
     assert chosen is not None and chosen.trial_id == starred
     best = progress(RunRecord.model_validate(run), trials).best
     assert best is not None and best.trial_id == starred
-    assert pick(candidates(trials), Budget(flops=0.3)).val_accuracy == max(control, 0.88)
+    assert pick(candidates(trials), Budget(flops=0.3)).val_accuracy == max(baseline, 0.88)
 
 
-def test_a_starred_network_that_a_control_dominates_is_listed_beside_the_front() -> None:
+def test_a_starred_network_that_a_baseline_dominates_is_listed_beside_the_front() -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1), trial(3, 0.7, 0.15)]
     run = asked(["l2"])
     shown = [(r.trial_id, r.on_front, r.starred) for r in listed(candidates(trials), RunRecord.model_validate(run))]
@@ -144,7 +144,7 @@ def test_a_starred_network_that_a_control_dominates_is_listed_beside_the_front()
 
 
 @pytest.mark.parametrize(("floor", "starred"), [(0.85, "search-00001"), (0.89, "search-00000"), (0.95, "search-00001")])
-def test_a_control_has_the_star_only_if_it_alone_has_the_accuracy_asked_for(floor: float, starred: str) -> None:
+def test_a_baseline_has_the_star_only_if_it_alone_has_the_accuracy_asked_for(floor: float, starred: str) -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1)]
     chosen = choose(candidates(trials), RunRecord.model_validate(asked(["l2"], min_accuracy=floor)))
     assert chosen is not None and chosen.trial_id == starred
@@ -398,7 +398,7 @@ def test_the_hypervolume_never_falls_and_tile_and_curve_agree(trials: list[Trial
         now = progress(RunRecord.model_validate(RUN), trials[: position + 1])
         assert now.hypervolume >= last - 1e-12
         assert now.hypervolume == pytest.approx(growth.hypervolume)
-        # No control is among them: the star is for the most accurate.
+        # No baseline is among them: the star is for the most accurate.
         assert (None if now.best is None else now.best.val_accuracy) == growth.best
         last = now.hypervolume
     bought = spent(trials, Budget(flops=0.3))

@@ -221,13 +221,13 @@ def test_the_sampler_leaves_the_widths_to_the_changes() -> None:
 
 
 def test_a_search_of_ratios_alone_has_them_of_the_sampler_too() -> None:
-    space = replace(SPACE, allocations=(RATIOS,), controls=("random",))
+    space = replace(SPACE, allocations=(RATIOS,), baselines=("random",))
     proposals = Proposals(space, SamplerSpec(trials=20, lookahead=1), seed=0)
     methods = []
     while (proposal := proposals.next()) is not None:
         methods.append(proposal.method)
         if proposal.method == "random":
-            assert proposal.allocation == "uniform", "a control draws nothing"
+            assert proposal.allocation == "uniform", "a baseline draws nothing"
         else:
             assert proposal.allocation == RATIOS and set(proposal.keep_ratios) == set(NAMES)
         proposals.tell(proposal.number, truth(proposal))

@@ -153,49 +153,51 @@ def test_blocks_are_contiguous_and_at_most_so_many() -> None:
     assert make_blocks([]) == ()
 
 
-CONTROLLED = replace(
+WITH_BASELINES = replace(
     SPACE,
     methods=("l2",),
-    controls=("random", "l1"),
+    baselines=("random", "l1"),
     fixed={"l2": {"ridge": 0.5}},
     settings={"l2": SPACE.settings["l1"]},
 )
 
 
-def test_controls_are_one_in_four_and_no_part_of_what_the_sampler_chooses_among() -> None:
-    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=40), seed=0), workers=3, order=random.Random(0))
-    controls, others = done[::4], [p for p in done if p.number % 4]
-    assert [p.method for p in controls] == ["random", "l1"] * 5, "a quarter of the trials"
-    assert [p.target.flops for p in controls[:4]] == [0.3] * 4
-    assert {p.allocation for p in controls} == {"uniform", "global_rank"}
+def test_baselines_are_one_in_four_and_no_part_of_what_the_sampler_chooses_among() -> None:
+    done = drive(Proposals(WITH_BASELINES, SamplerSpec(trials=40), seed=0), workers=3, order=random.Random(0))
+    baselines, others = done[::4], [p for p in done if p.number % 4]
+    assert [p.method for p in baselines] == ["random", "l1"] * 5, "a quarter of the trials"
+    assert [p.target.flops for p in baselines[:4]] == [0.3] * 4
+    assert {p.allocation for p in baselines} == {"uniform", "global_rank"}
     assert all(p.method == "l2" and p.settings["ridge"] == 0.5 for p in others)
-    assert not any(p.settings for p in controls)
+    assert not any(p.settings for p in baselines)
 
 
-@pytest.mark.parametrize(("trials", "controls"), [(1, 0), (2, 1), (3, 2), (12, 3)])
-def test_few_trials_leave_one_for_the_method_that_was_asked_for(trials: int, controls: int) -> None:
-    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=trials), seed=0), workers=1, order=random.Random(0))
-    assert sum(p.method != "l2" for p in done) == controls
+@pytest.mark.parametrize(("trials", "baselines"), [(1, 0), (2, 1), (3, 2), (12, 3)])
+def test_few_trials_leave_one_for_the_method_that_was_asked_for(trials: int, baselines: int) -> None:
+    done = drive(Proposals(WITH_BASELINES, SamplerSpec(trials=trials), seed=0), workers=1, order=random.Random(0))
+    assert sum(p.method != "l2" for p in done) == baselines
 
 
 def test_a_method_is_first_tried_as_its_paper_sets_it() -> None:
-    done = drive(Proposals(CONTROLLED, SamplerSpec(trials=60), seed=0), workers=1, order=random.Random(0))
+    done = drive(Proposals(WITH_BASELINES, SamplerSpec(trials=60), seed=0), workers=1, order=random.Random(0))
     own = [p for p in done if p.number % 4]
     assert all(dict(p.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3} for p in own[:6])
     assert len({p.settings["power"] for p in own[6:]}) > 5
-    *_, only = drive(Proposals(CONTROLLED, SamplerSpec(trials=3), seed=0), workers=1, order=random.Random(0))
+    *_, only = drive(Proposals(WITH_BASELINES, SamplerSpec(trials=3), seed=0), workers=1, order=random.Random(0))
     assert dict(only.settings) == {"ridge": 0.5, "power": 1.0, "steps": 3}, "also where there is room for one alone"
 
 
 def test_without_warm_starts_the_sampler_begins() -> None:
     spec = SamplerSpec(trials=40, warm_starts=False, sampler="tpe")
-    own = [p for p in drive(Proposals(CONTROLLED, spec, seed=0), workers=1, order=random.Random(0)) if p.method == "l2"]
+    own = [
+        p for p in drive(Proposals(WITH_BASELINES, spec, seed=0), workers=1, order=random.Random(0)) if p.method == "l2"
+    ]
     assert len({p.settings["power"] for p in own[:6]}) == 6 and len(own) == 30
 
 
-def test_a_search_that_its_time_ends_is_not_all_controls_and_random_draws() -> None:
+def test_a_search_that_its_time_ends_is_not_all_baselines_and_random_draws() -> None:
     """It may be asked for any number of trials: what a few of these do must not depend on how many there could be."""
-    few = drive_some(Proposals(CONTROLLED, SamplerSpec(trials=5000), seed=0), 40)
+    few = drive_some(Proposals(WITH_BASELINES, SamplerSpec(trials=5000), seed=0), 40)
     assert sum(p.method != "l2" for p in few) == 10
     assert few[1].allocation != RATIOS, "its own warm starts come early"
     late = [p for p in few[26:] if p.method == "l2"]
@@ -210,10 +212,10 @@ def drive_some(proposals: Proposals, count: int) -> list[Proposal]:
     return done
 
 
-def test_a_search_with_controls_is_resumed_where_it_was() -> None:
+def test_a_search_with_baselines_is_resumed_where_it_was() -> None:
     spec = SamplerSpec(trials=24, lookahead=4)
-    whole = drive(Proposals(CONTROLLED, spec, seed=5), workers=1, order=random.Random(0))
+    whole = drive(Proposals(WITH_BASELINES, spec, seed=5), workers=1, order=random.Random(0))
     on_the_way = trial_of(replace(whole[7], step=1))
     stored = [*(trial_of(p) for p in whole[:9]), on_the_way]
-    rest = drive(Proposals(CONTROLLED, spec, seed=5, stored=stored), workers=2, order=random.Random(1))
+    rest = drive(Proposals(WITH_BASELINES, spec, seed=5, stored=stored), workers=2, order=random.Random(1))
     assert rest == whole[9:]

@@ -6,7 +6,7 @@ import pytest
 
 from raprune.methods import METHODS as ALL_METHODS
 from raprune.spec.automatic import METHODS, decided, decided_as, told
-from raprune.spec.job import CONTROLS
+from raprune.spec.job import BASELINES
 from raprune.spec.toml import load_spec
 
 WIDE, NARROW = {"a": 32, "b": 64}, {"a": 16, "b": 64}
@@ -69,7 +69,7 @@ def test_budget_of_another_cost_counts_as_the_cut() -> None:
 def test_methods_taken_need_no_training_and_are_no_controls() -> None:
     for name in METHODS:
         method = ALL_METHODS[name]()
-        assert method.regularize() is None and not method.has_path() and name not in CONTROLS
+        assert method.regularize() is None and not method.has_path() and name not in BASELINES
 
 
 def test_each_decision_is_told_once() -> None:
