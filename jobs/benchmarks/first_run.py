@@ -29,8 +29,8 @@ from bar import show
 from raprune.records import Stage, TrialState
 from raprune.results.front import standard_error, within
 from raprune.results.rows import CandidateRow
-from raprune.results.run_results import Findings, read_findings
-from raprune.spec.job import CONTROLS
+from raprune.results.run_results import RunResults, read_run_results
+from raprune.spec.job import BASELINES
 from raprune.store.folder import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,42 +60,40 @@ def main() -> None:
             seconds = time.perf_counter() - began
             print(f"\nseed {seed}")
             show("wall time of the command", figure=seconds, bar=90, unit="s", more_is_better=False)
-            check(read_findings(Store(run)))
+            check(read_run_results(Store(run)))
 
 
-def check(findings: Findings) -> None:
+def check(results: RunResults) -> None:
     """Print the bars of a finished run."""
-    tried = [t for t in findings.trials if t.proposal.stage is Stage.SEARCH and t.state is TrialState.COMPLETE]
+    tried = [t for t in results.trials if t.proposal.stage is Stage.SEARCH and t.state is TrialState.COMPLETE]
     methods = {trial.proposal.method for trial in tried}
     show("candidates", figure=len(tried), bar=40, unit="candidates", more_is_better=True)
     show("methods", figure=len(methods), bar=5, unit=f"methods ({', '.join(sorted(methods))})", more_is_better=True)
-    star = findings.chosen
+    star = results.chosen
     assert star is not None and star.test_accuracy is not None and star.dense_test_accuracy is not None
     print(f"star: {star.candidate} by {star.method}  {'met' if star.method in PAPERS else 'missed'}")
     show("its cost", figure=star.flops_fraction, bar=0.3, unit="of the FLOPs", more_is_better=False)
     drop = 100 * (star.dense_test_accuracy - star.test_accuracy)
-    show(
-        f"its drop on {findings.test['images']} test images", figure=drop, bar=0.5, unit="points", more_is_better=False
-    )
-    for timing in findings.times.conditions:
+    show(f"its drop on {results.test['images']} test images", figure=drop, bar=0.5, unit="points", more_is_better=False)
+    for timing in results.times.conditions:
         speedup = timing.speedup(star.candidate)
-        if timing is findings.times.batch and speedup is not None:
+        if timing is results.times.batch and speedup is not None:
             where = f"its speed at batch {timing.batch_size}, {timing.where}"
             show(where, figure=speedup, bar=1.8, unit="times the dense network's", more_is_better=True)
         else:
             print(f"its speed at batch {timing.batch_size}, {timing.where}: {speedup or float('nan'):.2f} times")
-    _compare(findings)
-    _show_worse(findings)
+    _compare(results)
+    _show_worse(results)
 
 
-def _compare(findings: Findings) -> None:
+def _compare(results: RunResults) -> None:
     """The papers against the controls, repaired and fine-tuned."""
-    rows = within(findings.rows, findings.budget)
+    rows = within(results.rows, results.budget)
     for stage, errors in ((Stage.SEARCH, 2.0), (Stage.FINETUNE, 0.0)):
-        best = {method: _best(rows, stage, (method,)) for method in CONTROLS}
+        best = {method: _best(rows, stage, (method,)) for method in BASELINES}
         paper = _best(rows, stage, PAPERS)
         for control, row in best.items():
-            margin = errors * standard_error(row.val_accuracy, findings.run.val_images)
+            margin = errors * standard_error(row.val_accuracy, results.run.val_images)
             show(
                 f"{paper.method} ({100 * paper.val_accuracy:.2f} %) against {control} "
                 f"({100 * row.val_accuracy:.2f} %) after {'repair' if stage is Stage.SEARCH else 'fine-tuning'}",
@@ -113,12 +111,12 @@ def _best(rows: list[CandidateRow], stage: Stage, methods: tuple[str, ...]) -> C
     )
 
 
-def _show_worse(findings: Findings) -> None:
+def _show_worse(results: RunResults) -> None:
     """Networks of the front that a fine-tuning made worse, and how many finalists it made worse at all."""
-    repaired = {t.trial_id: t.metrics.accuracy for t in findings.trials if t.metrics is not None}
-    tuned = [t for t in findings.trials if t.proposal.stage is Stage.FINETUNE and t.metrics is not None]
+    repaired = {t.trial_id: t.metrics.accuracy for t in results.trials if t.metrics is not None}
+    tuned = [t for t in results.trials if t.proposal.stage is Stage.FINETUNE and t.metrics is not None]
     worse = {t.trial_id for t in tuned if t.metrics and t.metrics.accuracy < repaired[t.proposal.parent or ""]}
-    on_front = [row for row in findings.front if row.trial_id in worse]
+    on_front = [row for row in results.front if row.trial_id in worse]
     show(
         "networks of the front worse than repaired", figure=len(on_front), bar=0, unit="networks", more_is_better=False
     )

@@ -19,7 +19,7 @@ from raprune.errors import RapruneError
 from raprune.records import Candidate, Trial
 from raprune.results.front import budget_of
 from raprune.results.progress import Growth, Progress, progress
-from raprune.results.run_results import Findings
+from raprune.results.run_results import RunResults
 from raprune.results.stages import FRESH_S, RunStages, read_stages
 from raprune.results.test_split import read_test
 from raprune.results.timings import Times, read_times
@@ -72,7 +72,7 @@ class Recorded(Candidate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownRun(Findings):
+class KnownRun(RunResults):
     """All that is known of a run at one moment."""
 
     history: Sequence[Point]

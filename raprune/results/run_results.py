@@ -21,7 +21,7 @@ from raprune.store.record import DenseRecord, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class RunResults:
     """A run under way has them too: of what was recorded so far. What follows from the records is worked out once."""
 
     name: str
@@ -118,14 +118,14 @@ class Findings:
         return sorted(shown.values(), key=lambda row: -row.flops)
 
 
-def read_findings(store: Store, *, run: RunRecord | None = None) -> Findings:
+def read_run_results(store: Store, *, run: RunRecord | None = None) -> RunResults:
     """Reads the run once; `run` is taken in place of its record.
 
     Raises:
         StoreError: if the folder holds no run, or cannot be read.
     """
     described, trials = store.record() if run is None else run, store.trials()
-    return Findings(
+    return RunResults(
         name=store.name,
         run=described,
         test=read_test(store, trials),

@@ -16,25 +16,25 @@ from PIL import Image
 
 from raprune.report import figures
 from raprune.report.figures.canvas import COLUMN_IN, KINDS, PAGE_IN, accuracy_ticks, canvas, marks, save, thinned
-from raprune.results.run_results import Findings, read_findings
+from raprune.results.run_results import RunResults, read_run_results
 from raprune.store.folder import Store
 from raprune.store.record import GraphRecord
 from tests.factories import GROUPS, make_run
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
     return with_groups(make_run(tmp_path_factory.mktemp("run")))
 
 
-def with_groups(store: Store) -> Findings:
+def with_groups(store: Store) -> RunResults:
     store.write_json("run.json", store.run() | {"graph": {"groups": GROUPS}})
-    return read_findings(store)
+    return read_run_results(store)
 
 
 @pytest.fixture(scope="module")
-def files(findings: Findings) -> dict[str, bytes]:
-    return dict(figures.files(findings))
+def files(results: RunResults) -> dict[str, bytes]:
+    return dict(figures.files(results))
 
 
 def test_every_figure_is_there_for_a_column_and_for_a_page(files: dict[str, bytes]) -> None:
@@ -43,9 +43,9 @@ def test_every_figure_is_there_for_a_column_and_for_a_page(files: dict[str, byte
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_run_gives_the_same_bytes(findings: Findings, files: dict[str, bytes], kind: str) -> None:
-    with canvas(COLUMN_IN, figures.front.height_in(findings, wide=False)) as again:
-        figures.front.draw(again, findings)
+def test_the_same_run_gives_the_same_bytes(results: RunResults, files: dict[str, bytes], kind: str) -> None:
+    with canvas(COLUMN_IN, figures.front.height_in(results, wide=False)) as again:
+        figures.front.draw(again, results)
         assert save(again, kind) == files[f"front.{kind}"]
 
 
@@ -76,19 +76,19 @@ def test_text_of_a_drawing_needs_no_font(files: dict[str, bytes]) -> None:
     assert b"<text" not in files["front.svg"]
 
 
-def drawn(name: str, findings: Findings, width_in: float) -> tuple[Figure, str]:
+def drawn(name: str, results: RunResults, width_in: float) -> tuple[Figure, str]:
     """Return a figure and all texts in it."""
     figure = figures.FIGURES[name]
-    with canvas(width_in, figure.height_in(findings, wide=width_in == PAGE_IN)) as made:
-        figure.draw(made, findings)
+    with canvas(width_in, figure.height_in(results, wide=width_in == PAGE_IN)) as made:
+        figure.draw(made, results)
         content = save(made, "svg", letters=True)
     return made, " | ".join(element.text or "" for element in ElementTree.fromstring(content).iter() if element.text)
 
 
 @pytest.mark.parametrize("width_in", [COLUMN_IN, PAGE_IN])
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_nothing_that_is_written_leaves_the_figure(findings: Findings, name: str, width_in: float) -> None:
-    figure, _ = drawn(name, findings, width_in)
+def test_nothing_that_is_written_leaves_the_figure(results: RunResults, name: str, width_in: float) -> None:
+    figure, _ = drawn(name, results, width_in)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     width, height = figure.canvas.get_width_height()
     for axes in figure.axes:
@@ -98,30 +98,30 @@ def test_nothing_that_is_written_leaves_the_figure(findings: Findings, name: str
                 assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text
 
 
-def test_the_front_shows_the_budget_the_dense_network_and_the_test_split(findings: Findings) -> None:
-    figure, words = drawn("front", findings, PAGE_IN)
+def test_the_front_shows_the_budget_the_dense_network_and_the_test_split(results: RunResults) -> None:
+    figure, words = drawn("front", results, PAGE_IN)
     assert "FLOPs, % of the dense network" in words and "budget 30 %" in words and "test accuracy" in words
     (axes,) = figure.axes
     marked = {line.get_gid(): line for line in axes.get_lines() if line.get_gid()}
-    assert marked.keys() == {f"point-{row.candidate}" for row in findings.front}
-    for row in findings.front:
+    assert marked.keys() == {f"point-{row.candidate}" for row in results.front}
+    for row in results.front:
         line = marked[f"point-{row.candidate}"]
         place = [float(np.asarray(values).item()) for values in line.get_data()]
         assert place == pytest.approx([100 * row.flops_fraction, 100 * (1 - row.val_accuracy)])
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "fewer errors are further up"
 
 
-def with_these(findings: Findings, **worked_out: Any) -> Findings:
-    """Return the same findings with other values of cached properties."""
-    made = replace(findings)
+def with_these(results: RunResults, **worked_out: Any) -> RunResults:
+    """Return the same results with other values of cached properties."""
+    made = replace(results)
     vars(made).update(worked_out)
     return made
 
 
-def test_intervals_of_several_seeds_are_drawn(findings: Findings) -> None:
-    front = [replace(row, val_interval=0.01) for row in findings.front]
-    _, words = drawn("front", with_these(findings, front=front), COLUMN_IN)
-    assert "95 % interval" in words and "95 % interval" not in drawn("front", findings, COLUMN_IN)[1]
+def test_intervals_of_several_seeds_are_drawn(results: RunResults) -> None:
+    front = [replace(row, val_interval=0.01) for row in results.front]
+    _, words = drawn("front", with_these(results, front=front), COLUMN_IN)
+    assert "95 % interval" in words and "95 % interval" not in drawn("front", results, COLUMN_IN)[1]
 
 
 def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
     run = store.run()
     run["spec"] |= {"budget_flops": None, "budget_latency": 0.6}
     store.write_json("run.json", run)
-    findings = read_findings(store)
-    rows = [replace(row, latency_fraction=0.9 - row.flops_fraction) for row in findings.rows]
-    findings = with_these(findings, rows=rows, front=rows[-2:])
-    figure, words = drawn("front", findings, COLUMN_IN)
+    results = read_run_results(store)
+    rows = [replace(row, latency_fraction=0.9 - row.flops_fraction) for row in results.rows]
+    results = with_these(results, rows=rows, front=rows[-2:])
+    figure, words = drawn("front", results, COLUMN_IN)
     assert "predicted latency, % of the dense network" in words and "budget 60 %" in words
     line = next(line for line in figure.axes[0].get_lines() if line.get_gid() == f"point-{rows[-1].candidate}")
     latency = rows[-1].latency_fraction
@@ -140,10 +140,10 @@ def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
     assert line.get_xdata()[0] == pytest.approx(100 * latency)  # type: ignore[index]
 
 
-def test_widths_are_fractions_of_the_dense_network(findings: Findings) -> None:
-    figure, words = drawn("widths", findings, PAGE_IN)
+def test_widths_are_fractions_of_the_dense_network(results: RunResults) -> None:
+    figure, words = drawn("widths", results, PAGE_IN)
     assert all(name in words for name in GROUPS)
-    for axes, row in zip(figure.axes, findings.spread, strict=True):
+    for axes, row in zip(figure.axes, results.spread, strict=True):
         (_, kept) = axes.containers
         shares = [100 * row.widths[name] / dense for name, dense in GROUPS.items()]
         assert [bar.get_height() for bar in kept] == pytest.approx(shares)
@@ -151,40 +151,40 @@ def test_widths_are_fractions_of_the_dense_network(findings: Findings) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 200])
-def test_networks_of_any_depth_can_be_drawn(findings: Findings, number: int) -> None:
+def test_networks_of_any_depth_can_be_drawn(results: RunResults, number: int) -> None:
     groups = {f"a.rather.long.name.of.a.layer.in.block.{place}": 8 for place in range(number)}
-    deep = replace(findings, run=findings.run.model_copy(update={"graph": GraphRecord(groups=groups)}))
+    deep = replace(results, run=results.run.model_copy(update={"graph": GraphRecord(groups=groups)}))
     _, words = drawn("widths", deep, COLUMN_IN)
     assert 1 <= words.count("layer.in.block") <= 22
 
 
-def test_the_methods_stand_from_the_best_to_the_worst(findings: Findings) -> None:
-    figure, words = drawn("ablation", findings, PAGE_IN)
+def test_the_methods_stand_from_the_best_to_the_worst(results: RunResults) -> None:
+    figure, words = drawn("ablation", results, PAGE_IN)
     assert len(figure.axes) == 3 and all(f"up to {share} % of the FLOPs" in words for share in ("30", "20", "15"))
     best = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    at_all = {method: max(r.best.val_accuracy for r in findings.ablation if r.method == method) for method in best}
+    at_all = {method: max(r.best.val_accuracy for r in results.ablation if r.method == method) for method in best}
     assert best == sorted(at_all, key=lambda method: -at_all[method]) and set(best) == {"l1", "l2", "random"}
 
 
-def test_the_work_is_drawn_to_its_end(findings: Findings) -> None:
-    figure, words = drawn("cost", findings, COLUMN_IN)
+def test_the_work_is_drawn_to_its_end(results: RunResults) -> None:
+    figure, words = drawn("cost", results, COLUMN_IN)
     assert "worker-minutes" in words and "first fine-tuned" in words
     steps = figure.axes[0].get_lines()[0]
     assert steps.get_xdata()[-1] == pytest.approx(44 * 0.4 / 60)  # type: ignore[index]
-    spent = [replace(row, gpu_hours=3.0) for row in findings.spent]
-    assert "GPU-hours" in drawn("cost", with_these(findings, spent=spent, on_gpus=True, hours=12.0), COLUMN_IN)[1]
+    spent = [replace(row, gpu_hours=3.0) for row in results.spent]
+    assert "GPU-hours" in drawn("cost", with_these(results, spent=spent, on_gpus=True, hours=12.0), COLUMN_IN)[1]
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
 def test_a_run_without_trials_gives_empty_figures(tmp_path: Path, name: str) -> None:
     Store(tmp_path).create({})
-    drawn(name, read_findings(Store(tmp_path)), COLUMN_IN)
+    drawn(name, read_run_results(Store(tmp_path)), COLUMN_IN)
 
 
-def test_many_candidates_become_one_picture_inside_the_figure(findings: Findings) -> None:
-    rows = [replace(row, candidate=f"{row.candidate}-{copy}") for row in findings.rows for copy in range(40)]
+def test_many_candidates_become_one_picture_inside_the_figure(results: RunResults) -> None:
+    rows = [replace(row, candidate=f"{row.candidate}-{copy}") for row in results.rows for copy in range(40)]
     with canvas(COLUMN_IN, 3.0) as made:
-        figures.FIGURES["front"].draw(made, with_these(findings, rows=rows))
+        figures.FIGURES["front"].draw(made, with_these(results, rows=rows))
         assert len(save(made, "svg")) < 300_000
 
 
@@ -208,9 +208,9 @@ def test_labels_are_thinned_evenly() -> None:
     assert thinned(list("abcdef"), 3) == {0: "a", 2: "c", 4: "e"} and thinned(["a"], 3) == {0: "a"}
 
 
-def test_a_figure_in_a_page_has_the_pages_colours_and_links_to_its_rows(findings: Findings) -> None:
-    row = findings.front[0]
-    svg = figures.element("front", findings, label='a "<b>"', hovers={row.candidate: "says <script>"})
+def test_a_figure_in_a_page_has_the_pages_colours_and_links_to_its_rows(results: RunResults) -> None:
+    row = results.front[0]
+    svg = figures.element("front", results, label='a "<b>"', hovers={row.candidate: "says <script>"})
     root = ElementTree.fromstring(svg)
     (link,) = root.iter("a")
     assert link.attrib["href"] == f"#candidate-{row.candidate}" and "says &lt;script&gt;" in svg

@@ -21,7 +21,7 @@ from rich.console import Console
 from raprune.errors import StoreError
 from raprune.report.html import html, report, write_report
 from raprune.report.html.job import job_of
-from raprune.results.run_results import read_findings
+from raprune.results.run_results import read_run_results
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from tests.factories import GROUPS, TIMED, failed_trial, make_run
@@ -148,7 +148,7 @@ def test_a_network_that_was_trained_on_validation_is_told_with_its_normalisation
     described["data"] = {"mean": [0.485], "std": [0.229], "normalisation": "given"}
     store.write_json("run.json", described)
     store.write_json("report/test.json", store.read_json("report/test.json") | {"images": 10_000})
-    page = html(read_findings(store))
+    page = html(read_run_results(store))
     assert "scores 99.9% on validation and 97.8% on test: it was probably trained on the validation images" in page
     assert "mean (0.485), std (0.229) (given)" in page
 
@@ -182,12 +182,12 @@ def test_a_point_of_the_figure_leads_to_its_row(run: Store, page: str) -> None:
 
 
 def test_the_same_run_gives_the_same_page(run: Store, page: str) -> None:
-    assert html(read_findings(run)) == page
+    assert html(read_run_results(run)) == page
 
 
 def test_measured_times_are_told(tmp_path: Path) -> None:
     store = make_run(tmp_path)
-    rows = read_findings(store).front
+    rows = read_run_results(store).front
     timing = TIMED | {"batch_size": 64, "dense_ms": 4.0, "candidates": {row.candidate: 3.6 for row in rows}}
     store.write_json("report/latency.json", {"conditions": [timing | {"batch_size": 1}, timing], "budget": timing})
     write_report(store)
@@ -213,7 +213,7 @@ def test_the_picture_is_a_picture(run: Store) -> None:
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     store = make_run(tmp_path, tested=False)
-    page = html(read_findings(store))
+    page = html(read_run_results(store))
     assert "This run is not finished" in page and "40 of 40 candidates were searched, 4 of 4 fine-tuned." in page
     assert "recorded until 2027-01-15 08:00 UTC" in page and "the test split was not used" in page
 

@@ -7,26 +7,26 @@ from matplotlib.figure import Figure
 
 from raprune.records import Stage
 from raprune.report.figures.canvas import FAINT, INK, PALETTE, error_axis, is_wide
-from raprune.results.run_results import Findings
+from raprune.results.run_results import RunResults
 
 
-def height_in(findings: Findings, *, wide: bool) -> float:
+def height_in(results: RunResults, *, wide: bool) -> float:
     return 2.2 if wide else 3.2
 
 
-def draw(figure: Figure, findings: Findings) -> None:
+def draw(figure: Figure, results: RunResults) -> None:
     """Draw into the empty `figure`: two panels side by side on a page's width, one above the other in a column."""
-    spent, unit, per_hour = findings.spent, *unit_of(findings)
-    hours = [per_hour * (row.gpu_hours if findings.on_gpus else row.hours) for row in spent]
-    end = per_hour * findings.hours
+    spent, unit, per_hour = results.spent, *unit_of(results)
+    hours = [per_hour * (row.gpu_hours if results.on_gpus else row.hours) for row in spent]
+    end = per_hour * results.hours
     shape = (1, 2) if is_wide(figure) else (2, 1)
     above, below = figure.subplots(*shape, sharex=True)
     _line(above, hours, [row.hypervolume for row in spent], end, PALETTE[0], "hypervolume")
-    errors = [findings.error(row.val_accuracy) for row in spent if row.val_accuracy is not None]
+    errors = [results.error(row.val_accuracy) for row in spent if row.val_accuracy is not None]
     _line(below, hours, errors, end, PALETTE[1], "best accuracy, %")
-    dense = findings.run.dense_accuracy
+    dense = results.run.dense_accuracy
     if dense is not None:
-        level = findings.error(dense)
+        level = results.error(dense)
         below.axhline(level, color=INK, linewidth=0.7, linestyle=":")
         below.annotate("dense ", (1, level), (0, 2), below.get_yaxis_transform(), "offset points", ha="right")
     error_axis(below.yaxis, [*errors, *([] if dense is None else [level])])
@@ -41,10 +41,10 @@ def draw(figure: Figure, findings: Findings) -> None:
         axes.set_xlabel(unit)
 
 
-def unit_of(findings: Findings) -> tuple[str, float]:
+def unit_of(results: RunResults) -> tuple[str, float]:
     """Return the unit of compute time, and the number of units per hour."""
-    whose = "GPU" if findings.on_gpus else "worker"
-    return (f"{whose}-minutes", 60.0) if findings.hours < 1 else (f"{whose}-hours", 1.0)
+    whose = "GPU" if results.on_gpus else "worker"
+    return (f"{whose}-minutes", 60.0) if results.hours < 1 else (f"{whose}-hours", 1.0)
 
 
 def _line(axes: Axes, hours: list[float], values: list[float], end: float, colour: str, title: str) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from raprune.report.figures.canvas import FAINT, INK, PAPER, Mark, error_axis, is_wide, marks
 from raprune.results.rows import CandidateRow
-from raprune.results.run_results import Findings
+from raprune.results.run_results import RunResults
 
 MANY = 400
 """Number of dominated candidates above which they become one raster image: a file of thousands of marks is slow."""
@@ -19,39 +19,39 @@ TEST = "_"
 """Marker of an accuracy on the test split."""
 
 
-def height_in(findings: Findings, *, wide: bool) -> float:
+def height_in(results: RunResults, *, wide: bool) -> float:
     return 3.9 if wide else 3.0
 
 
-def draw(figure: Figure, findings: Findings) -> None:
+def draw(figure: Figure, results: RunResults) -> None:
     """Draw into the empty `figure`. A front without candidates gives empty axes."""
     axes = figure.add_subplot()
-    known = marks(row.method for row in findings.rows)
-    front = {row.candidate for row in findings.front}
-    _others(axes, findings, [row for row in findings.rows if row.candidate not in front], known)
-    _front(axes, findings, known)
-    _limits(axes, findings)
-    _scales(axes, findings)
-    _legend(figure, axes, findings, known)
+    known = marks(row.method for row in results.rows)
+    front = {row.candidate for row in results.front}
+    _others(axes, results, [row for row in results.rows if row.candidate not in front], known)
+    _front(axes, results, known)
+    _limits(axes, results)
+    _scales(axes, results)
+    _legend(figure, axes, results, known)
 
 
-def cost_of(row: CandidateRow, findings: Findings) -> float:
+def cost_of(row: CandidateRow, results: RunResults) -> float:
     """Return the cost on the axis, in percent of the dense network's; an unknown latency counts as 100 %."""
-    fraction = row.fraction(findings.budget.cost)
+    fraction = row.fraction(results.budget.cost)
     return 100.0 if fraction is None else 100 * fraction
 
 
-def cost_title(findings: Findings) -> str:
-    what = "predicted latency" if findings.budget.cost == "latency" else "FLOPs"
+def cost_title(results: RunResults) -> str:
+    what = "predicted latency" if results.budget.cost == "latency" else "FLOPs"
     return f"{what}, % of the dense network"
 
 
-def _others(axes: Axes, findings: Findings, rows: Sequence[CandidateRow], known: dict[str, Mark]) -> None:
+def _others(axes: Axes, results: RunResults, rows: Sequence[CandidateRow], known: dict[str, Mark]) -> None:
     for method, mark in known.items():
         part = [row for row in rows if row.method == method]
         axes.scatter(
-            [cost_of(row, findings) for row in part],
-            [findings.error(row.val_accuracy) for row in part],
+            [cost_of(row, results) for row in part],
+            [results.error(row.val_accuracy) for row in part],
             s=10,
             marker=mark.marker,
             c=mark.colour,
@@ -62,12 +62,12 @@ def _others(axes: Axes, findings: Findings, rows: Sequence[CandidateRow], known:
         )
 
 
-def _front(axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
-    rows = sorted(findings.front, key=lambda row: cost_of(row, findings))
-    costs = [cost_of(row, findings) for row in rows]
-    errors = [findings.error(row.val_accuracy) for row in rows]
+def _front(axes: Axes, results: RunResults, known: dict[str, Mark]) -> None:
+    rows = sorted(results.front, key=lambda row: cost_of(row, results))
+    costs = [cost_of(row, results) for row in rows]
+    errors = [results.error(row.val_accuracy) for row in rows]
     if rows:
-        end = 100 * findings.budget.limit
+        end = 100 * results.budget.limit
         axes.step([*costs, end], [*errors, errors[-1]], where="post", color=FAINT, linewidth=0.8, zorder=3)
     for row, cost, error in zip(rows, costs, errors, strict=True):
         mark = known[row.method]
@@ -89,45 +89,45 @@ def _front(axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
             zorder=5,
         )
         if row.test_accuracy is not None:
-            tested = findings.error(row.test_accuracy)
+            tested = results.error(row.test_accuracy)
             axes.plot([cost], [tested], marker=TEST, markersize=5, color=INK, linestyle="none", zorder=6)
-    if (chosen := findings.chosen) is not None:
-        place = [cost_of(chosen, findings)], [findings.error(chosen.val_accuracy)]
+    if (chosen := results.chosen) is not None:
+        place = [cost_of(chosen, results)], [results.error(chosen.val_accuracy)]
         axes.plot(*place, marker="o", markersize=11, color=INK, fillstyle="none", linestyle="none", zorder=4)
 
 
-def _limits(axes: Axes, findings: Findings) -> None:
-    limit = getattr(findings.budget, findings.budget.cost)
+def _limits(axes: Axes, results: RunResults) -> None:
+    limit = getattr(results.budget, results.budget.cost)
     top = axes.get_xaxis_transform()
     if limit is not None:
         axes.axvline(100 * limit, color=INK, linewidth=0.7, linestyle=(0, (4, 2)))
         axes.text(100 * limit, 1.0, f"budget {100 * limit:g} % ", transform=top, ha="right", va="bottom")
-    dense = findings.run.dense_accuracy
+    dense = results.run.dense_accuracy
     if dense is not None:
-        axes.axhline(findings.error(dense), color=INK, linewidth=0.7, linestyle=":")
-    if findings.test.get("dense") is not None:
-        axes.axhline(findings.error(findings.test["dense"]), color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
-    if findings.floor is not None:
-        axes.axhline(findings.error(findings.floor), color=FAINT, linewidth=0.7, linestyle="-.")
+        axes.axhline(results.error(dense), color=INK, linewidth=0.7, linestyle=":")
+    if results.test.get("dense") is not None:
+        axes.axhline(results.error(results.test["dense"]), color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
+    if results.floor is not None:
+        axes.axhline(results.error(results.floor), color=FAINT, linewidth=0.7, linestyle="-.")
 
 
-def _scales(axes: Axes, findings: Findings) -> None:
-    accuracies = [row.val_accuracy for row in findings.rows]
-    accuracies += [row.test_accuracy for row in findings.front if row.test_accuracy is not None]
-    lines = findings.run.dense_accuracy, findings.test.get("dense"), findings.floor
+def _scales(axes: Axes, results: RunResults) -> None:
+    accuracies = [row.val_accuracy for row in results.rows]
+    accuracies += [row.test_accuracy for row in results.front if row.test_accuracy is not None]
+    lines = results.run.dense_accuracy, results.test.get("dense"), results.floor
     accuracies += [value for value in lines if value is not None]
-    error_axis(axes.yaxis, [findings.error(accuracy) for accuracy in accuracies])
+    error_axis(axes.yaxis, [results.error(accuracy) for accuracy in accuracies])
     axes.set_ylabel("validation accuracy, %")
-    costs = [cost_of(row, findings) for row in findings.rows] or [0.0, 100.0]
-    end = max([*costs, 100 * findings.budget.limit])
+    costs = [cost_of(row, results) for row in results.rows] or [0.0, 100.0]
+    end = max([*costs, 100 * results.budget.limit])
     start = min(costs)
     margin = 0.05 * (end - start) or 1.0
     axes.set_xlim(max(0.0, start - margin), end + margin)
-    axes.set_xlabel(cost_title(findings))
+    axes.set_xlabel(cost_title(results))
     axes.grid(axis="y")
 
 
-def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mark]) -> None:
+def _legend(figure: Figure, axes: Axes, results: RunResults, known: dict[str, Mark]) -> None:
     def sign(marker: str, colour: str, label: str, *, filled: bool = True, size: float = 5.0, line: Any = "") -> None:
         face = colour if filled else PAPER
         handles.extend(
@@ -139,18 +139,18 @@ def _legend(figure: Figure, axes: Axes, findings: Findings, known: dict[str, Mar
     for method, mark in known.items():
         sign(mark.marker, mark.colour, method)
     sign("", FAINT, "front", line="-")
-    if any(not row.epochs for row in findings.front) and any(row.epochs for row in findings.front):
+    if any(not row.epochs for row in results.front) and any(row.epochs for row in results.front):
         sign("o", FAINT, "hollow: not fine-tuned", filled=False)
-    if findings.chosen is not None:
+    if results.chosen is not None:
         sign("o", INK, "chosen", filled=False, size=8)
-    if any(row.test_accuracy is not None for row in findings.front):
+    if any(row.test_accuracy is not None for row in results.front):
         sign(TEST, INK, "its test accuracy")
-    if findings.run.dense_accuracy is not None:
+    if results.run.dense_accuracy is not None:
         sign("", INK, "dense network", line=":")
-    if findings.test.get("dense") is not None:
+    if results.test.get("dense") is not None:
         sign("", FAINT, "dense, test", line=(0, (1, 3)))
-    if findings.floor is not None:
+    if results.floor is not None:
         sign("", FAINT, "accuracy asked for", line="-.")
-    if any(row.val_interval for row in findings.front):
+    if any(row.val_interval for row in results.front):
         sign("|", FAINT, "95 % interval")
     figure.legend(handles=handles, loc="outside lower center", ncols=5 if is_wide(figure) else 3)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from raprune.report.figures.canvas import RULE, is_wide, marks, thinned
 from raprune.results.rows import CandidateRow
-from raprune.results.run_results import Findings
+from raprune.results.run_results import RunResults
 
 FEW = 6
 """Maximum number of groups whose names are written horizontally."""
@@ -16,20 +16,20 @@ NUMBERED = 12
 """Maximum number of groups for which each bar shows its number of channels."""
 
 
-def height_in(findings: Findings, *, wide: bool) -> float:
-    longest = max((len(name) for name in findings.groups), default=0)
-    return 0.8 + 0.75 * max(1, len(findings.spread)) + 0.055 * min(longest, 30)
+def height_in(results: RunResults, *, wide: bool) -> float:
+    longest = max((len(name) for name in results.groups), default=0)
+    return 0.8 + 0.75 * max(1, len(results.spread)) + 0.055 * min(longest, 30)
 
 
-def draw(figure: Figure, findings: Findings) -> None:
-    """Draw into the empty `figure`: a panel for each network of `Findings.spread`, groups in the network's order."""
-    known = marks(row.method for row in findings.rows)
-    shown = findings.spread
+def draw(figure: Figure, results: RunResults) -> None:
+    """Draw into the empty `figure`: a panel for each network of `RunResults.spread`, groups in the network's order."""
+    known = marks(row.method for row in results.rows)
+    shown = results.spread
     panels = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row in zip(panels, shown, strict=False):
-        _panel(axes, row, findings.groups, known[row.method].colour, numbered=is_wide(figure))
-        axes.set_title(_title(row, findings), loc="left")
-    labels = thinned([_short(name) for name in findings.groups], 44 if is_wide(figure) else 22)
+        _panel(axes, row, results.groups, known[row.method].colour, numbered=is_wide(figure))
+        axes.set_title(_title(row, results), loc="left")
+    labels = thinned([_short(name) for name in results.groups], 44 if is_wide(figure) else 22)
     panels[-1].set_xticks(list(labels), labels=list(labels.values()), rotation=90 if len(labels) > FEW else 0)
     figure.supylabel("channels that stayed, %", fontsize=panels[0].yaxis.label.get_fontsize())
 
@@ -49,8 +49,8 @@ def _panel(axes: Axes, row: CandidateRow, groups: dict[str, int], colour: str, *
     axes.set_yticks([0, 50, 100])
 
 
-def _title(row: CandidateRow, findings: Findings) -> str:
-    is_chosen = findings.chosen is not None and row.candidate == findings.chosen.candidate
+def _title(row: CandidateRow, results: RunResults) -> str:
+    is_chosen = results.chosen is not None and row.candidate == results.chosen.candidate
     costs = f"{100 * row.flops_fraction:.1f} % FLOPs, {100 * row.val_accuracy:.1f} % accuracy"
     return f"{'chosen: ' if is_chosen else ''}{row.method}, {costs}"
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from raprune.report import figures
 from raprune.report.html import sections
 from raprune.report.html.markup import page
-from raprune.results.run_results import Findings, read_findings
+from raprune.results.run_results import RunResults, read_run_results
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
 
@@ -24,7 +24,7 @@ FOLDER = "report"
 PAGE = "front.html"
 
 
-def html(findings: Findings) -> str:
+def html(results: RunResults) -> str:
     """Return the report as one page."""
     parts = (
         sections.asked,
@@ -35,7 +35,7 @@ def html(findings: Findings) -> str:
         sections.cost,
         sections.repeat,
     )
-    return page(sections.title(findings), sections.lead(findings), *(part(findings) for part in parts))
+    return page(sections.title(results), sections.lead(results), *(part(results) for part in parts))
 
 
 def write_report(store: Store, *, run: RunRecord | None = None) -> None:
@@ -43,7 +43,7 @@ def write_report(store: Store, *, run: RunRecord | None = None) -> None:
 
     `run` is the record that `run.json` will have once the report is written; without `run` it is read.
     """
-    for name, content in _files(store, read_findings(store, run=run)):
+    for name, content in _files(store, read_run_results(store, run=run)):
         store.write_bytes(f"{FOLDER}/{name}", content)
 
 
@@ -54,14 +54,14 @@ def report(uri: str, *, folder: str | None = None, console: Console) -> None:
         StoreError: if there is no run, or the folder cannot be written to.
     """
     store = Store(uri)
-    findings = read_findings(store)
+    results = read_run_results(store)
     into, below = (store, f"{FOLDER}/") if folder is None else (Store(folder), "")
     number = 0
-    for name, content in (*_files(store, findings), *((f"figures/{n}", c) for n, c in figures.files(findings))):
+    for name, content in (*_files(store, results), *((f"figures/{n}", c) for n, c in figures.files(results))):
         into.write_bytes(below + name, content)
         number += 1
     where = f"{into.name}/{below}".rstrip("/")
-    unfinished = "" if findings.progress.finished else " The run is not finished, and the report notes this."
+    unfinished = "" if results.progress.finished else " The run is not finished, and the report notes this."
     console.print(
         f"Wrote {where}/{PAGE}, a self-contained page, and {number - 1} other files: figures for a paper in figures/, "
         f"tables as JSON.{unfinished}",
@@ -71,13 +71,13 @@ def report(uri: str, *, folder: str | None = None, console: Console) -> None:
     )
 
 
-def _files(store: Store, findings: Findings) -> Iterator[tuple[str, bytes]]:
-    yield PAGE, html(findings).encode()
-    yield "front.png", figures.picture(findings)
+def _files(store: Store, results: RunResults) -> Iterator[tuple[str, bytes]]:
+    yield PAGE, html(results).encode()
+    yield "front.png", figures.picture(results)
     tables = {
-        "front": [row.to_json() for row in findings.listed],
-        "ablation": [row.to_json() for row in findings.ablation],
-        "spent": [row.to_json() for row in findings.spent],
+        "front": [row.to_json() for row in results.listed],
+        "ablation": [row.to_json() for row in results.ablation],
+        "spent": [row.to_json() for row in results.spent],
     }
     for name, rows in tables.items():
         yield f"{name}.json", (json.dumps(rows, indent=2) + "\n").encode()

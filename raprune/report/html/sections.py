@@ -9,7 +9,7 @@ from raprune.report.html.markup import facts, figure, listing, notice, paragraph
 from raprune.report.summary import summary
 from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
 from raprune.results.rows import CandidateRow
-from raprune.results.run_results import Findings
+from raprune.results.run_results import RunResults
 from raprune.results.timings import measured_at, slow
 from raprune.spec.fields import normalisation_in_words
 from raprune.store.address import last_part
@@ -19,35 +19,35 @@ FINISHED = "finished"
 MOST_ERRORS = 5
 
 
-def title(findings: Findings) -> str:
-    job = findings.run.job
+def title(results: RunResults) -> str:
+    job = results.run.job
     model = job.model.name
     return f"{model} on {_data_name(job.data)}: Pareto front" if model else "Pareto front"
 
 
-def lead(findings: Findings) -> str:
+def lead(results: RunResults) -> str:
     """Return the result in a sentence, after notices if the run has not ended or its dense network looks wrong."""
-    chosen = findings.chosen
-    before = "" if findings.progress.finished else _unfinished(findings)
-    before += "".join(notice(sentence) for sentence in symptoms(findings.run, findings.test))
+    chosen = results.chosen
+    before = "" if results.progress.finished else _unfinished(results)
+    before += "".join(notice(sentence) for sentence in symptoms(results.run, results.test))
     if chosen is None:
         return before + paragraph("No network within the budget is known yet.")
-    return before + paragraph(summary(chosen, findings.run, findings.times), name="lead")
+    return before + paragraph(summary(chosen, results.run, results.times), name="lead")
 
 
-def _unfinished(findings: Findings) -> str:
-    now, state = findings.progress, findings.run.state or "not begun"
+def _unfinished(results: RunResults) -> str:
+    now, state = results.progress, results.run.state or "not begun"
     tuned = f", {finetuned_of(now)} fine-tuned" if now.finetuned else ""
     how_far = f"This run is not finished ({state}): {now.searched} of {now.trials} candidates were searched{tuned}."
-    until = f"What follows is what was recorded until {formats.moment(findings.ended_at)}." if findings.ended_at else ""
+    until = f"What follows is what was recorded until {formats.moment(results.ended_at)}." if results.ended_at else ""
     return notice(how_far, until)
 
 
-def asked(findings: Findings) -> str:
+def asked(results: RunResults) -> str:
     """Return the section on the request and the dense network."""
-    run, job, dense = findings.run, findings.run.job, findings.dense
+    run, job, dense = results.run, results.run.job, results.dense
     finalists, tuned = job.finalists, job.finalists.train.epochs
-    groups = findings.groups
+    groups = results.groups
     network = (
         f"{dense.flops:,} FLOPs ({dense.flops // 2:,} MACs), {dense.params:,} parameters"
         if dense is not None and dense.flops is not None
@@ -55,7 +55,7 @@ def asked(findings: Findings) -> str:
     )
     accuracies = [
         f"{value:.2%} {name}"
-        for name, value in (("validation", run.dense_accuracy), ("test", findings.test.get("dense")))
+        for name, value in (("validation", run.dense_accuracy), ("test", results.test.get("dense")))
         if value is not None
     ]
     sizes = (("train", run.data.train), ("validation", run.data.validation), ("test", run.data.test))
@@ -67,8 +67,8 @@ def asked(findings: Findings) -> str:
         "Channels": f"{sum(groups.values()):,} in {len(groups)} groups that can be cut" if groups else "",
         "Images": ", ".join(splits),
         "Normalisation": _normalisation(run.data),
-        "Budget": _budget(findings),
-        "Accuracy to keep": "" if findings.floor is None else f"{findings.floor:.2%} on the validation split",
+        "Budget": _budget(results),
+        "Accuracy to keep": "" if results.floor is None else f"{results.floor:.2%} on the validation split",
         "Methods": ", ".join(job.methods),
         "Search": "" if job.search.trials is None else f"{job.search.trials} candidates",
         "Fine-tuning": f"{finalists.count} finalists, {tuned:g} epochs, {finalists.seeds} seed"
@@ -86,21 +86,21 @@ def _normalisation(data: DataRecord) -> str:
     return f"{normalisation_in_words(data.mean, data.std)} ({data.normalisation})"
 
 
-def front(findings: Findings) -> str:
+def front(results: RunResults) -> str:
     """Return the section with the figure and the table of the front."""
-    rows = findings.listed
+    rows = results.listed
     if not rows:
         return section("The front", paragraph("No candidate is on the front yet."))
     hovers = {row.candidate: _recipe(row) for row in rows}
     drawn = figures.element(
-        "front", findings, label="Validation accuracy over cost; the table below has the figures", hovers=hovers
+        "front", results, label="Validation accuracy over cost; the table below has the figures", hovers=hovers
     )
     caption = (
-        f"Validation accuracy over {figures.front.cost_title(findings)}: {len(findings.rows)} candidates, "
-        f"{len(findings.front)} of them on the front; the others are faint. The axis is the logarithm of the error."
+        f"Validation accuracy over {figures.front.cost_title(results)}: {len(results.rows)} candidates, "
+        f"{len(results.front)} of them on the front; the others are faint. The axis is the logarithm of the error."
     )
     pruned = any(row.weights_pruned for row in rows)
-    timings = findings.times.conditions
+    timings = results.times.conditions
     has_latency = any(formats.latency_share(row) for row in rows)
     head = ["★", "candidate", "method", "#epochs", "#FLOPs %", "#FLOPs", "#params %", "#params"]
     head += ["#nonzero %"] * pruned + ["#latency %"] * has_latency
@@ -121,19 +121,19 @@ def front(findings: Findings) -> str:
             *(formats.times_as_fast(timing.speedup(row.candidate)) for timing in timings),
             formats.accuracy(row.val_accuracy, row.val_interval),
             formats.accuracy(row.test_accuracy, row.test_interval),
-            drop(row, findings.dense, findings.test),
+            drop(row, results.dense, results.test),
         ]
         for row in rows
     ]
     ids = [f"candidate-{row.candidate}" for row in rows]
     return section(
-        "The front", figure(drawn, caption), table("The networks of the front", head, cells, ids=ids), _notes(findings)
+        "The front", figure(drawn, caption), table("The networks of the front", head, cells, ids=ids), _notes(results)
     )
 
 
-def chosen(findings: Findings) -> str:
+def chosen(results: RunResults) -> str:
     """Return the section on the chosen network: comparison with the dense one, origin, and proof."""
-    row, dense, test = findings.chosen, findings.dense, findings.test
+    row, dense, test = results.chosen, results.dense, results.test
     if row is None or dense is None or dense.flops is None or dense.params is None:
         return ""
     images = test.get("images", 0)
@@ -142,7 +142,7 @@ def chosen(findings: Findings) -> str:
         ["MACs for one image", f"{dense.flops // 2:,}", f"{row.macs:,}", formats.percent(row.flops_fraction)],
         ["parameters", f"{dense.params:,}", f"{row.params:,}", formats.percent(row.params_fraction)],
     ]
-    for timing in findings.times.conditions:
+    for timing in results.times.conditions:
         if (time_ms := timing.candidates.get(row.candidate)) is not None:
             what = f"time of a batch of {timing.batch_size}, measured"
             cells.append([what, *_compared_ms(timing.dense_ms, time_ms)])
@@ -169,15 +169,15 @@ def chosen(findings: Findings) -> str:
         "Method": f"{row.method}{f' with {settings}' if settings else ''}, widths by {row.allocation}",
         "Validation accuracy": _way(row),
         "Seeds": f"{len(row.repeats)}: mean, ± half the 95 % interval" if len(row.repeats) > 1 else "",
-        "Measured for": measured_at(findings.times.conditions),
-        "To have it": f"raprune export {findings.name} {row.candidate} FOLDER",
+        "Measured for": measured_at(results.times.conditions),
+        "To have it": f"raprune export {results.name} {row.candidate} FOLDER",
         "To load it": "raprune.load(YourNet(), 'FOLDER')",
     }
     return section(
         "The chosen network",
         table("Comparison with the dense network", ["network", "#dense", "#chosen", "#of dense, %"], cells),
         facts(steps),
-        _proof(findings),
+        _proof(results),
     )
 
 
@@ -185,16 +185,16 @@ def _compared_ms(dense_ms: float, time_ms: float) -> list[str]:
     return [f"{dense_ms:.3g} ms", f"{time_ms:.3g} ms", formats.percent(time_ms / dense_ms)]
 
 
-def widths(findings: Findings) -> str:
+def widths(results: RunResults) -> str:
     """Return the section on the widths of the groups in some networks of the front."""
-    shown, groups = findings.spread, findings.groups
+    shown, groups = results.spread, results.groups
     if not shown or not groups:
         return ""
-    drawn = figures.element("widths", findings, label="Channels that stayed, by layer; the table below has the figures")
+    drawn = figures.element("widths", results, label="Channels that stayed, by layer; the table below has the figures")
     head = ["group of channels", "#dense", *(f"#{row.candidate}" for row in shown)]
     cells = [[name, str(dense), *(str(row.widths.get(name, dense)) for row in shown)] for name, dense in groups.items()]
     whole: dict[str, list[str]] = {}
-    for name, _, reason in findings.run.graph.frozen:
+    for name, _, reason in results.run.graph.frozen:
         known = whole.setdefault(reason, [])
         if name not in known:
             known.append(name)
@@ -207,12 +207,12 @@ def widths(findings: Findings) -> str:
     )
 
 
-def methods(findings: Findings) -> str:
+def methods(results: RunResults) -> str:
     """Return the section that compares the methods."""
-    rows = findings.ablation
+    rows = results.ablation
     if not rows:
         return ""
-    drawn = figures.element("ablation", findings, label="Accuracy of each method; the table below has the figures")
+    drawn = figures.element("ablation", results, label="Accuracy of each method; the table below has the figures")
     head = ["method", f"#up to, % of the {rows[0].cost_in_words}", "#fine-tuned, epochs", "#epochs in all", "candidate"]
     head += ["#FLOPs %", "#params %", "#validation %", "#test %"]
     cells = [
@@ -237,19 +237,19 @@ def methods(findings: Findings) -> str:
     )
 
 
-def cost(findings: Findings) -> str:
+def cost(results: RunResults) -> str:
     """Return the section on progress over compute time, and on failed trials."""
-    if not findings.spent:
+    if not results.spent:
         return ""
-    unit, per_hour = figures.cost.unit_of(findings)
-    drawn = figures.element("cost", findings, label=f"Hypervolume and best accuracy over {unit}")
-    last = findings.spent[-1]
+    unit, per_hour = figures.cost.unit_of(results)
+    drawn = figures.element("cost", results, label=f"Hypervolume and best accuracy over {unit}")
+    last = results.spent[-1]
     at_all = (
-        f"{per_hour * findings.hours:.3g} {unit} of trials in all; the last one to enlarge the front ended after "
-        f"{per_hour * (last.gpu_hours if findings.on_gpus else last.hours):.3g}."
+        f"{per_hour * results.hours:.3g} {unit} of trials in all; the last one to enlarge the front ended after "
+        f"{per_hour * (last.gpu_hours if results.on_gpus else last.hours):.3g}."
     )
-    failed = sum(findings.errors.values())
-    errors = [[str(number), formats.shortened(text)] for text, number in findings.errors.most_common(MOST_ERRORS)]
+    failed = sum(results.errors.values())
+    errors = [[str(number), formats.shortened(text)] for text, number in results.errors.most_common(MOST_ERRORS)]
     return section(
         "What the work bought",
         figure(drawn, f"The front within the budget over the {unit} of all trials, also failed and stopped ones."),
@@ -262,9 +262,9 @@ def cost(findings: Findings) -> str:
     )
 
 
-def repeat(findings: Findings) -> str:
+def repeat(results: RunResults) -> str:
     """Return the section with everything that is needed to repeat the run."""
-    run = findings.run
+    run = results.run
     entries = {
         "Seed": "" if run.job.seed is None else str(run.job.seed),
         "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
@@ -272,10 +272,8 @@ def repeat(findings: Findings) -> str:
         "Data": run.data.fingerprint or "",
         "Weights": run.weights_hash or "",
         "Architecture": run.architecture or "",
-        "Run": findings.name,
-        "Recorded": f"{formats.moment(run.started_at)} to {formats.moment(findings.ended_at)}"
-        if run.started_at
-        else "",
+        "Run": results.name,
+        "Recorded": f"{formats.moment(run.started_at)} to {formats.moment(results.ended_at)}" if run.started_at else "",
     }
     job = job_of(run.spec)
     return section(
@@ -286,25 +284,25 @@ def repeat(findings: Findings) -> str:
     )
 
 
-def _notes(findings: Findings) -> str:
-    rows, test, times = findings.listed, findings.test, findings.times
+def _notes(results: RunResults) -> str:
+    rows, test, times = results.listed, results.test, results.times
     has_latency = any(formats.latency_share(row) for row in rows)
     seeds = max(len(row.repeats) for row in rows)
     return paragraph(
-        why_starred(rows, findings.run),
+        why_starred(rows, results.run),
         f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
         f"Drop: test accuracy against the dense network, ± standard error of {test['images']:,} images; the test split "
         "was used once."
         if test.get("images")
         else "Drop: validation accuracy against the dense network; the test split was not used.",
         "Epochs: training since the dense network. FLOPs count a multiply-add as 2.",
-        *how_timed(rows, findings.run, times.conditions, has_latency=has_latency),
+        *how_timed(rows, results.run, times.conditions, has_latency=has_latency),
         slow(rows, times),
     )
 
 
-def _proof(findings: Findings) -> str:
-    proof = findings.run.graph.proof
+def _proof(results: RunResults) -> str:
+    proof = results.run.graph.proof
     if proof is None:
         return ""
     return paragraph(
@@ -342,8 +340,8 @@ def _settings(row: CandidateRow) -> str:
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
-def _budget(findings: Findings) -> str:
-    budget, dense = findings.budget, findings.dense
+def _budget(results: RunResults) -> str:
+    budget, dense = results.budget, results.dense
     whole = {} if dense is None else {"flops": dense.flops, "params": dense.params}
     parts = [
         f"at most {100 * limit:g} % of the {spoken}" + (f" ({limit * size:,.0f})" if (size := whole.get(name)) else "")
@@ -352,7 +350,7 @@ def _budget(findings: Findings) -> str:
     ]
     if budget.limits_latency:
         share = f"{budget.latency_ms:g} ms" if budget.latency is None else f"{100 * budget.latency:g} %"
-        known = findings.run.latency
+        known = results.run.latency
         under = f", for {latency_conditions(known)}" if known else ""
         parts.append(f"at most {share} of the latency{under}")
     return "; ".join(parts)
