@@ -1,0 +1,55 @@
+"""Untyped dictionaries stand only where the world outside is untyped: each file that has one says why, here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import raprune
+
+ROOT = Path(raprune.__path__[0])
+
+REASONS = {
+    "channels/graph.py": "JSON of a channel graph, in the cache of traces",
+    "channels/shadow.py": "arguments of a torch operation, as __torch_dispatch__ gives them",
+    "checks/inspect.py": "JSON that `raprune inspect --json` prints",
+    "cli.py": "flags as overrides of a job's fields, before the job is checked",
+    "cost/latency.py": "JSON of a latency table in run.json",
+    "cost/measure.py": "JSON of measuring conditions, part of a table's key",
+    "methods/least_squares.py": "arguments of a torch function, as __torch_function__ gives them",
+    "models/__init__.py": "arguments of a network's own function",
+    "orchestration/jobs/kuberay.py": "YAML of a RayJob",
+    "orchestration/jobs/submission.py": "Ray's runtime environment, and TOML of a job before it is checked",
+    "orchestration/ray_private.py": "options as Ray Serve takes them",
+    "orchestration/run.py": "JSON of run.json, before it is written",
+    "orchestration/served_page.py": "JSON that the page's application describes itself by",
+    "orchestration/tasks.py": "JSON of a recipe's provenance",
+    "page/answers.py": "JSON answers of the page",
+    "page/feed.py": "Parquet rows and JSON as they are read",
+    "pruning/artifact.py": "JSON of a recipe",
+    "pruning/keys.py": "JSON of which a cached score's key is the digest",
+    "pruning/phases.py": "JSON of which a cached network's key is the digest",
+    "report/html/job.py": "TOML of a job, as a report repeats it",
+    "results/ablation.py": "JSON that commands print",
+    "results/progress.py": "JSON that commands print and the page sends",
+    "results/rows.py": "JSON that commands print and report/front.json holds",
+    "results/stages.py": "JSON of progress.json",
+    "results/test_split.py": "JSON of report/test.json",
+    "results/timings.py": "JSON of report/latency.json",
+    "sampling/sources.py": "values that Optuna's trials are fixed to",
+    "sampling/warm_start.py": "JSON of warm_start.json",
+    "spec/budget.py": "TOML or JSON of a job before it is checked",
+    "spec/toml.py": "TOML of a job before it is checked",
+    "store/folder.py": "JSON of run.json",
+    "store/learning_curves.py": "JSON of a learning curve",
+    "store/networks.py": "JSON of a report on networks",
+    "store/record.py": "JSON of run.json: fields that other versions wrote",
+    "store/rows.py": "a row of Parquet, as PyArrow gives it",
+    "training/checkpoint.py": "JSON in the header of a checkpoint",
+    "training/loop.py": "JSON of a checkpoint's identity",
+}
+"""File of the package -> what its `dict[str, Any]` holds."""
+
+
+def test_every_untyped_dictionary_is_at_an_edge_with_its_reason() -> None:
+    found = {str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if "dict[str, Any]" in p.read_text()}
+    assert sorted(found) == sorted(REASONS)
