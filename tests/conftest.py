@@ -22,6 +22,10 @@ settings.load_profile("raprune")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray reads it once in a process, at its first use: a test that starts a cluster with tokens fails in a process where an
+# earlier one used Ray without.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 # A shell without job control has its background commands ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
