@@ -7,6 +7,7 @@ of proposal, and learns from those that it can use.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,18 +61,19 @@ class Asked:
     """Outcome on the last rung; None until the candidate goes on no further."""
 
 
-class ProposalSource:
+class ProposalSource(ABC):
     """One way to propose candidates, and what it learns from results."""
 
     teaches: bool = True
     """True if the sampler may learn from the results of these proposals."""
 
+    @abstractmethod
     def propose(self, turn: Turn) -> Proposal | None:
         """Return the proposal for a number; None leaves the number to the next source."""
-        raise NotImplementedError
 
     def learn(self, asked: Asked) -> None:
         """Take a result. Results come in the order of proposal, each before the first turn that may depend on it."""
+        return  # Most sources have fixed what they propose.
 
 
 class Baselines(ProposalSource):
