@@ -116,7 +116,7 @@ def test_pareto_takes_numbers_only() -> None:
 def test_a_method_knows_torch_and_groups_only(name: str) -> None:
     shared = {
         f"raprune.methods.{name}"
-        for name in ("method", "magnitude", "activations", "gammas", "least_squares", "contribution")
+        for name in ("method", "magnitude", "activations", "gammas", "patches", "least_squares", "contribution")
     }
     allowed = shared | {"raprune.channels.graph", "raprune.channels.maxout", "raprune.channels.evaluating"}
     assert own(name) <= allowed

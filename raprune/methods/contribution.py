@@ -6,7 +6,6 @@ the channel's own weights. The matrix sum_i z_ic z_id is sufficient to choose ch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raprune.channels.graph import ChannelGraph
 from raprune.methods.activations import GroupReader, readers, watching
 from raprune.methods.least_squares import refit
 from raprune.methods.method import Batches, Cut, Method, Scores
+from raprune.methods.patches import PatchReader
 
 Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
@@ -117,10 +116,11 @@ class _Sums:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         module = self.reader.module
-        y_BSM = (y if isinstance(module, nn.Linear) else y.movedim(1, -1)).reshape(len(y), -1, len(self._y_M))
+        y_last = y if isinstance(module, nn.Linear) else y.movedim(1, -1)
+        y_BSM = y_last.reshape(len(y), -1, len(self._y_M))
         images, places = self._drawn(len(x), y_BSM.shape[1], x.device)
         y_NM = y_BSM[images, places].double()
-        read_NIT = _patches(module, x, y, images, places)
+        read_NIT = PatchReader(module, x, tuple(y_last.shape[1:-1])).read(images, places).transpose(1, 2)
         for (indices, weight_MCK), x_CK in zip(self._parts, self._x, strict=True):
             x_NCK = read_NIT[:, indices].double().flatten(2)
             self._gram_CC += _together(x_NCK, weight_MCK)
@@ -158,31 +158,6 @@ def _together(x_NCK: Tensor, weight_MCK: Tensor) -> Tensor:
         products = (x_NP[:, part].T @ x_NP) * (weight_MP[:, part].T @ weight_MP)
         found.append(products.unflatten(1, (-1, size)).sum(dim=2).unflatten(0, (-1, size)).sum(dim=1))
     return torch.cat(found)
-
-
-def _patches(module: nn.Module, x: Tensor, y: Tensor, images: Tensor, places: Tensor) -> Tensor:
-    """Return the patches of `x` that `module` reads for its outputs `y` at `places`: `(N, channels, taps)`, 0 outside.
-
-    Places number the positions of an image's output, the last axis fastest.
-    """
-    if isinstance(module, nn.Linear):
-        return x.reshape(len(x), -1, x.shape[-1])[images, places][:, :, None]
-    assert isinstance(module, nn.modules.conv._ConvNd)
-    if not module.transposed:
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    flat, inside = places.new_zeros(len(places), 1), places.new_ones(len(places), 1, dtype=torch.bool)
-    for axis, (size, stride) in enumerate(zip(x.shape[2:], module.stride, strict=True)):
-        place = (places // math.prod(y.shape[3 + axis :]) % y.shape[2 + axis])[:, None]
-        taps = torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
-        # A transposed convolution spreads its inputs, so that not every tap meets an input.
-        spread = place + int(module.padding[axis]) - taps if module.transposed else (place * stride + taps) * stride
-        met = (spread % stride == 0) & (spread >= 0) & (spread < size * stride)
-        along = (spread // stride).clamp(0, size - 1)
-        flat = (flat[:, :, None] * size + along[:, None]).flatten(1)
-        inside = (inside[:, :, None] & met[:, None]).flatten(1)
-    read_NTC = x.flatten(2).transpose(1, 2)[images[:, None], flat] * inside[:, :, None]
-    return read_NTC.transpose(1, 2)
 
 
 @contextmanager

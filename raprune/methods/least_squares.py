@@ -18,10 +18,9 @@ in a forward pass or not on whole images keep their weights.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import dropwhile
@@ -31,23 +30,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import KeptPositions
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
+from raprune.methods.patches import Patches
 
-PATCHES = 32768
-"""Minimum number of patches per layer, if there are that many; `PATCHES_A_WEIGHT` per weight of a filter may be more.
-
-Measured on ResNet-56 at 30 % of the FLOPs, divergence of the predictions from the dense network's: 20 per weight
-without a minimum give 0.459, 200 give 0.408; on 2,048 images instead of 1,024, 200 give 0.389, these values 0.387."""
-PATCHES_A_WEIGHT = 40
-"""Minimum number of patches per weight of a filter."""
-CHUNK = 2**24
-"""Maximum number of entries of patches in memory at a time."""
 LARGEST = 2**32
 """Maximum bytes of the largest layer input or output for all images together; of more images the first are used."""
 
@@ -141,79 +131,6 @@ def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapp
             first += len(images)
     for name, layer in layers.items():
         layer.update(sums[name], ridge)
-
-
-class Patches:
-    """Patches of a layer's input that determine its outputs at some positions of each image.
-
-    `module` is a convolution, or a linear layer, whose positions are all axes between the first and the last.
-    """
-
-    def __init__(self, module: nn.Module, chosen: Tensor) -> None:
-        self.module = module
-        self.chosen = chosen
-        """Chosen positions of the output for each image, shape `(images, positions)`, with the last axis fastest."""
-
-    @classmethod
-    def drawn(cls, module: nn.Module, output: Tensor, total: int, seed: int) -> Patches:
-        """Draw random positions, the same number in each of `total` images; all positions if there are too few."""
-        available = output[0].numel() // output.shape[-1 if isinstance(module, nn.Linear) else 1]
-        each = -(-max(PATCHES, PATCHES_A_WEIGHT * cast(Tensor, module.weight)[0].numel()) // total)
-        if each >= available:
-            chosen = torch.arange(available).expand(total, -1)
-        else:
-            chosen = torch.randint(available, (total, each), generator=torch.Generator().manual_seed(seed))
-        return cls(module, chosen.to(output.device))
-
-    @property
-    def groups(self) -> int:
-        return cast(int, getattr(self.module, "groups", 1))
-
-    def of_output(self, y: Tensor, first: int = 0) -> Tensor:
-        """Return the outputs at the positions, `(N, channels)`; `y` is the output for the images from `first` on."""
-        return self._rows(y)[self._places(first, len(y))]
-
-    def of_input(self, x: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """Yield parts of 0..N and their patches, shape `(groups, part, weights of a filter)`, float64."""
-        images, places = self._places(first, len(x))
-        if isinstance(self.module, nn.Linear):
-            rows, taps = self._rows(x), None
-            width = x.shape[-1]
-        else:
-            conv = cast(nn.Conv2d, self.module)
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            padded = functional.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-            rows, taps = padded.flatten(2).transpose(1, 2), _taps(conv, tuple(padded.shape[2:]), places.device)
-            width = x.shape[1] * math.prod(conv.kernel_size)
-        step = max(1, CHUNK // width)
-        for start in range(0, len(images), step):
-            part = slice(start, min(start + step, len(images)))
-            if taps is None:
-                read_GNP = rows[images[part], places[part]][None]
-            else:
-                read_NTC = rows[images[part, None], taps[places[part]]]
-                read_GNP = read_NTC.unflatten(2, (self.groups, -1)).permute(2, 0, 3, 1).flatten(2)
-            yield part, read_GNP.double()
-
-    def _places(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        chosen = self.chosen[first : first + count]
-        return torch.arange(count, device=chosen.device).repeat_interleave(chosen.shape[1]), chosen.reshape(-1)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """Reshape `x` to `(B, positions, channels)`."""
-        if isinstance(self.module, nn.Linear):
-            return x.reshape(len(x), -1, x.shape[-1])
-        return x.flatten(2).transpose(1, 2)
-
-
-def _taps(conv: nn.Conv2d, sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the positions of the padded input (of `sizes`) that each output position reads: `(positions, taps)`."""
-    taps = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    for size, kernel, stride, dilation in zip(sizes, conv.kernel_size, conv.stride, conv.dilation, strict=True):
-        starts = torch.arange(0, size - dilation * (kernel - 1), stride, device=device)
-        along = starts[:, None] + dilation * torch.arange(kernel, device=device)
-        taps = (taps[:, None, :, None] * size + along[None, :, None, :]).flatten(0, 1).flatten(1)
-    return taps
 
 
 class Moments:

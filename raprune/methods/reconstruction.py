@@ -35,18 +35,10 @@ from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Member
-from raprune.methods.least_squares import (
-    PATCHES,
-    PATCHES_A_WEIGHT,
-    Moments,
-    Patches,
-    factored,
-    refit,
-    scale_of,
-    structure_of,
-)
+from raprune.methods.least_squares import Moments, factored, refit, scale_of, structure_of
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Cut, Method, Scores
+from raprune.methods.patches import PATCHES, PATCHES_A_WEIGHT, Patches
 
 Curve = npt.NDArray[np.float64]
 
