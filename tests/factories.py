@@ -20,6 +20,7 @@ from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec, SearchSpec
 from raprune.store.folder import Store
 from raprune.store.networks import NAMES
+from raprune.store.record import RunRecord
 
 # Jobs
 
@@ -197,7 +198,9 @@ def make_run(folder: Path, *, tested: bool = True) -> Store:
         "search": {"trials": 40},
         "finalists": {"count": 4},
     }
-    store.create({"finetunings": 4, "spec": spec, "dense": DENSE, "started_at": 1_800_000_000.0})
+    store.create(
+        RunRecord.model_validate({"finetunings": 4, "spec": spec, "dense": DENSE, "started_at": 1_800_000_000.0})
+    )
     random = np.random.default_rng(0)
     for number in range(44):
         finetuned = number >= 40
@@ -316,7 +319,7 @@ def finetuned(parent: Trial, number: int, *, accuracy: float, repeat: int = 0) -
 def make_live_run(folder: Path | str, *, trials: int = 6) -> Store:
     """A run under way: search trials of which one failed, and the best fine-tuned twice, with its networks."""
     store = Store(folder)
-    store.create(LIVE_RUN)
+    store.create(RunRecord.model_validate(LIVE_RUN))
     searched = [live_trial(n, fraction=0.05 * (n + 1), accuracy=0.8 + 0.02 * n) for n in range(trials - 1)]
     for one in searched:
         store.append([one])

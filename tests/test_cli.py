@@ -20,6 +20,7 @@ from raprune.methods import METHODS
 from raprune.pruning.allocate import ALLOCATIONS
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from tests.factories import make_run
 
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -269,6 +270,6 @@ def test_an_interrupted_search_says_how_to_go_on(cli: CliRunner, tmp_path: Path)
     run = os.fspath(tmp_path)
     early = cli.invoke(failing(KeyboardInterrupt(), run=run), ["fail"])
     assert "start the search again" in early.stderr
-    Store(run).create({})
+    Store(run).create(RunRecord())
     later = cli.invoke(failing(KeyboardInterrupt(), run=run), ["fail"])
     assert f"raprune resume {run}" in later.stderr

@@ -13,6 +13,7 @@ import pytest
 from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 BENCHMARKS = Path(__file__).parent.parent / "jobs" / "benchmarks"
 
@@ -62,7 +63,7 @@ def make_run(
         "machine": "2 x Somebody's processor",
         "dense": {"val_accuracy": 0.99, "val_images": 6000, "flops": 1000, "params": 1000},
     }
-    store.create(run)
+    store.create(RunRecord.model_validate(run))
     store.append(trials)
     if test is not None:
         store.write_json("report/test.json", test)

@@ -74,7 +74,7 @@ def check(results: RunResults) -> None:
     print(f"star: {star.candidate} by {star.method}  {'met' if star.method in PAPERS else 'missed'}")
     show("its cost", figure=star.flops_fraction, bar=0.3, unit="of the FLOPs", more_is_better=False)
     drop = 100 * (star.dense_test_accuracy - star.test_accuracy)
-    show(f"its drop on {results.test['images']} test images", figure=drop, bar=0.5, unit="points", more_is_better=False)
+    show(f"its drop on {results.test.images} test images", figure=drop, bar=0.5, unit="points", more_is_better=False)
     for timing in results.times.conditions:
         speedup = timing.speedup(star.candidate)
         if timing is results.times.batch and speedup is not None:

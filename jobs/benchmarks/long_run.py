@@ -17,6 +17,7 @@ from typing import Any
 from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 STARTED_AT = 1_795_000_000.0
 DENSE_ACCURACY = 0.7613
@@ -63,7 +64,7 @@ def make_run(
 ) -> Store:
     """Writes a run of so many trials into `folder`; `error` is what its failed ones say."""
     store = Store(folder)
-    store.create(run_file(trials, finished=finished))
+    store.create(RunRecord.model_validate(run_file(trials, finished=finished)))
     made = make_trials(trials, seed=seed, error=error)
     for first in range(0, len(made), PART):
         store.append(made[first : first + PART])

@@ -22,7 +22,7 @@ from raprune.records import Stage, Trial
 from raprune.results.front import budget_of, within
 from raprune.results.progress import progress
 from raprune.results.rows import CandidateRow, candidates
-from raprune.results.test_split import read_test
+from raprune.results.test_split import SplitAccuracies, read_test
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
 
@@ -152,7 +152,7 @@ class Run:
     name: str
     record: RunRecord
     trials: list[Trial]
-    test: dict[str, Any]
+    test: SplitAccuracies
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def line(experiment: Experiment, same: Sequence[Found]) -> list[str]:
         smaller.append(f"{nonzero} fewer with weight pruning ({first.row.params - first.row.zeros:,} nonzero)")
     if not all(found.as_small for found in same):
         smaller.append("**the paper's size was not reached**")
-    images = first.run.test.get("images") if accuracy == "test" else first.run.record.val_images
+    images = first.run.test.images if accuracy == "test" else first.run.record.val_images
     return [
         *_title(experiment, first.run),
         experiment.paper,
@@ -277,7 +277,7 @@ def _title(experiment: Experiment, run: Run | None) -> list[str]:
 
 
 def _dense(found: Found, accuracy: str) -> float:
-    dense = found.run.test["dense"] if accuracy == "test" else found.run.record.dense_accuracy
+    dense = found.run.test.dense if accuracy == "test" else found.run.record.dense_accuracy
     assert dense is not None, "a finished run has measured its dense network"
     return float(dense)
 

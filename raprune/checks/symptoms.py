@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from raprune.results.front import standard_error
+from raprune.results.test_split import UNTESTED, SplitAccuracies
 from raprune.store.record import RunRecord
 
 SAMPLE_IMAGES = 2_000
@@ -32,7 +31,7 @@ _TRAINED = (
 )
 
 
-def symptoms(run: RunRecord, test: Mapping[str, Any]) -> list[str]:
+def symptoms(run: RunRecord, test: SplitAccuracies = UNTESTED) -> list[str]:
     """Return the warnings about the dense network from `run.json` and from the results on the test split."""
     dense, data = run.dense, run.data
     if dense is None or dense.val_accuracy is None or not dense.val_images:
@@ -44,8 +43,8 @@ def symptoms(run: RunRecord, test: Mapping[str, Any]) -> list[str]:
     if dense.train_accuracy is not None and dense.train_images is not None and data.chance is not None:
         training = Accuracy(dense.train_accuracy, dense.train_images)
         found.append(cannot_classify(validation, training, chance=data.chance, has_weights=has_weights))
-    if test.get("dense") is not None and test.get("images") and has_weights:
-        found.append(above_test(validation, Accuracy(test["dense"], test["images"])))
+    if test.dense is not None and test.images and has_weights:
+        found.append(above_test(validation, Accuracy(test.dense, test.images)))
     return [sentence for sentence in found if sentence is not None]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,6 +70,7 @@ from raprune.results.stages import (
     STOP_RAY,
     TRAIN_DENSE,
 )
+from raprune.results.test_split import SplitAccuracies
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.space import SearchSpace, search_space
 from raprune.sampling.stopping import Enough
@@ -131,8 +132,8 @@ class SearchResult:
 
     waiting: Sequence[CandidateTask]
     """Finalists that a group of workers is to fine-tune; empty: Tune's own workers have fine-tuned and tested."""
-    accuracies: Mapping[str, float]
-    """Accuracies on the test split, by network and for `dense`, where Tune's own workers have measured them."""
+    accuracies: SplitAccuracies
+    """Accuracies on the test split, where Tune's own workers have measured them."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ class FinetuneResult:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """Accuracies on the test split, by network and for `dense`; empty where nothing was to be tested."""
+    """Accuracies on the test split; none where nothing was to be tested."""
 
-    accuracies: Mapping[str, float]
+    accuracies: SplitAccuracies
 
 
 def check_nodes(run: Run) -> None:
@@ -272,7 +273,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
     if enough.reason is not None:
         run.store.note({"stopped": enough.reason})
         run.console.print(f"Search ended early: {enough.reason}.", markup=False, highlight=False)
-    return SearchResult(tuple(searcher.waiting), dict(searcher.test))
+    return SearchResult(tuple(searcher.waiting), searcher.test)
 
 
 def finetune_finalists(driven: DrivenRun, known: StatisticsResult, searched: SearchResult) -> FinetuneResult:
@@ -300,7 +301,7 @@ def report(driven: DrivenRun, tested: SplitResult) -> None:
     # Networks with fewer FLOPs need not be faster.
     measure_front(Subject.of(run.spec, run.prepared, driven.placement), run.store, driven.trials())
     run.stages.begin(REPORT)
-    finish(run, dict(tested.accuracies))
+    finish(run, tested.accuracies)
     run.stages.begin(STOP_RAY)
     tell_best(ask(progress.remote()))
     see_off(lambda: ask(unexported_s.remote()))

@@ -18,7 +18,7 @@ from raprune.results.ablation import to_be_tested
 from raprune.results.front import listed
 from raprune.results.rows import CandidateRow, candidates
 from raprune.results.stages import TEST
-from raprune.results.test_split import TEST_FILE
+from raprune.results.test_split import TEST_FILE, UNTESTED, SplitAccuracies
 from raprune.store.networks import is_stored, rename_finetuned
 
 
@@ -49,8 +49,8 @@ def plan_tests(run: Run, placement: Placement, trials: Sequence[Trial]) -> list[
     ]
 
 
-def evaluate_finalists(run: Run, shared: Shared, tests: Sequence[TestTask]) -> dict[str, float]:
-    """Accuracies on the test split, by network and for `dense`, from tasks of the cluster.
+def evaluate_finalists(run: Run, shared: Shared, tests: Sequence[TestTask]) -> SplitAccuracies:
+    """Accuracies on the test split, from tasks of the cluster.
 
     For a run whose workers of the search have ended already.
     """
@@ -58,10 +58,10 @@ def evaluate_finalists(run: Run, shared: Shared, tests: Sequence[TestTask]) -> d
     placement = shared.placement
     task = work.options(max_retries=RETRIES_AFTER_LOSS, num_cpus=placement.cpus, num_gpus=placement.gpus)
     references = [task.remote([shared], test) for test in tests]
-    accuracies: dict[str, float] = {}
+    accuracies = UNTESTED
     with run.stages.stage(TEST, total=len(tests), unit="tasks"):
         for reference in references:
-            accuracies |= trial_answer(reference)
+            accuracies = accuracies | trial_answer(reference)
             run.stages.step()
     return accuracies
 

@@ -20,7 +20,7 @@ from raprune.pruning.preparation import DENSE, Prepared
 from raprune.pruning.workload import WeightArrays
 from raprune.report.terminal import print_front
 from raprune.results.stages import Stages
-from raprune.results.test_split import TEST_FILE
+from raprune.results.test_split import TEST_FILE, SplitAccuracies, read_test
 from raprune.sampling import warm_start
 from raprune.sampling.space import SearchSpace
 from raprune.sampling.warm_start import Earlier
@@ -29,8 +29,7 @@ from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
 from raprune.store.folder import Store
 from raprune.store.learning_curves import write_curve
-from raprune.store.networks import NAMES
-from raprune.store.record import DenseRecord, RunRecord
+from raprune.store.record import DataRecord, DenseRecord, GraphRecord, ProofRecord, RunRecord
 from raprune.store.retry import Patience
 
 
@@ -56,56 +55,53 @@ def under_way(run: Run) -> Run:
     return replace(run, store=run.store.patient(Patience(total_s=run.spec.resources.store_patience_s), say))
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: Run) -> RunRecord:
     """The content of `run.json` before the dense network is known."""
-    graph, cost, data = run.prepared.graph, run.prepared.cost, run.prepared.data
-    return {
+    graph, cost, data, proof = run.prepared.graph, run.prepared.cost, run.prepared.data, run.prepared.proof
+    return RunRecord(
         # Without credentials that the URI may hold: whoever resumes gives them again.
-        "spec": run.spec.model_dump(mode="json") | {"output": run.store.name},
-        "state": "searching",
-        "created_at": time.time(),
-        "started_at": time.time(),
-        "versions": versions(),
-        "machine": machine(),
-        "data": _summary(data),
-        "architecture": graph.architecture,
-        "weights_hash": None,
-        "dense": {
-            "val_accuracy": None,
-            "val_loss": None,
-            "val_images": len(data.validation),
-            "flops": cost.dense_flops,
-            "macs": cost.dense_flops // 2,
-            "params": cost.dense_params,
-        },
-        "graph": {
-            "groups": {group.name: group.num_channels for group in graph.groups},
-            "frozen": [[f.module, f.num_channels, f.reason] for f in graph.frozen],
-            "notes": list(graph.notes),
-            "proof": {
-                "permutation_error": run.prepared.proof.permutation_error,
-                "cut_error": run.prepared.proof.cut_error,
-            },
-        },
-    }
+        spec=run.spec.model_dump(mode="json") | {"output": run.store.name},
+        state="searching",
+        created_at=time.time(),
+        started_at=time.time(),
+        versions=dict(versions()),
+        machine=machine(),
+        data=_summary(data),
+        architecture=graph.architecture,
+        weights_hash=None,
+        dense=DenseRecord(
+            val_accuracy=None,
+            val_loss=None,
+            val_images=len(data.validation),
+            flops=cost.dense_flops,
+            macs=cost.dense_flops // 2,
+            params=cost.dense_params,
+        ),
+        graph=GraphRecord(
+            groups={group.name: group.num_channels for group in graph.groups},
+            frozen=tuple((f.module, f.num_channels, f.reason) for f in graph.frozen),
+            notes=tuple(graph.notes),
+            proof=ProofRecord(permutation_error=proof.permutation_error, cut_error=proof.cut_error),
+        ),
+    )
 
 
-def _summary(data: Dataset) -> dict[str, Any]:
+def _summary(data: Dataset) -> DataRecord:
     def size(split: Split | None) -> int:
         return 0 if split is None else len(split)
 
-    return {
-        "name": data.name,
-        "fingerprint": data.fingerprint,
-        "train": data.num_train,
-        "validation": size(data.validation),
-        "test": size(data.test),
-        "num_classes": data.num_classes,
-        "chance": data.chance,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "normalisation": data.origin,
-    }
+    return DataRecord(
+        name=data.name,
+        fingerprint=data.fingerprint,
+        train=data.num_train,
+        validation=size(data.validation),
+        test=size(data.test),
+        num_classes=data.num_classes,
+        chance=data.chance,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        normalisation=data.origin,
+    )
 
 
 def check_unchanged(store: Store, described: RunRecord, prepared: Prepared, console: Console) -> None:
@@ -185,7 +181,7 @@ def store_dense(run: Run, dense: Any) -> None:
 def warn_of_symptoms(run: Run) -> None:
     """Print symptoms of the dense network that were not printed before; `run.json` keeps all of them."""
     described = run.store.record()
-    found = symptoms(described, run.store.read_json(TEST_FILE) if run.store.exists(TEST_FILE) else {})
+    found = symptoms(described, read_test(run.store, ()))
     for sentence in found:
         if sentence not in described.warnings:
             run.console.print(f"Warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -259,14 +255,13 @@ def note_finetunings(run: Run, number: int) -> None:
     run.store.note({"finetunings": number})
 
 
-def finish(run: Run, accuracies: dict[str, float]) -> None:
+def finish(run: Run, accuracies: SplitAccuracies) -> None:
     """Write the accuracies on the test split, the report, and that the run is finished; print the front."""
     from raprune.report.html import write_report  # loads matplotlib: a second that a search need not begin with
 
     test = run.prepared.data.test
     if accuracies and test is not None:
-        dense = accuracies.pop("dense")
-        run.store.write_json(TEST_FILE, NAMES | {"dense": dense, "candidates": accuracies, "images": len(test)})
+        run.store.write_json(TEST_FILE, replace(accuracies, images=len(test)).to_json())
     warn_of_symptoms(run)
     ended = {"state": "finished", "finished_at": time.time()}
     # The state last: a run that ends before this is resumed, and its report written again.

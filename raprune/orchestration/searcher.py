@@ -17,6 +17,7 @@ from raprune.orchestration.cluster.failures import Action, Failure, decide, hope
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task, TestTask
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
+from raprune.results.test_split import UNTESTED
 from raprune.sampling.promotion import Outcome, choose_finalists
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.sources import trial_seed
@@ -63,7 +64,7 @@ class CandidateSearcher(Searcher):
         super().__init__()
         self.failure: RapruneError | None = None
         """The error that ended the search, if one did."""
-        self.test: dict[str, float] = {}
+        self.test = UNTESTED
         self.waiting: list[CandidateTask] = []
         """Finalists that a group of workers is to train after this run of Tune has released its resources."""
         self._spec = spec
@@ -210,7 +211,7 @@ class CandidateSearcher(Searcher):
         if report.failure is not None:
             raise report.failure
         if report.test is not None:
-            self.test.update(report.test)
+            self.test = self.test | report.test
             self._stages.step()
         elif isinstance(task, CandidateTask) and report.outcome is not None:
             self._take(task, report.outcome)

@@ -23,6 +23,7 @@ from raprune.orchestration.cluster.placement import Placement
 from raprune.pruning.workload import WeightArrays
 from raprune.records import Proposal
 from raprune.results.forecast import Pace
+from raprune.results.test_split import SplitAccuracies
 from raprune.sampling.promotion import Outcome
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
@@ -124,8 +125,8 @@ class Report:
 
     outcome: Outcome | None = None
     """Outcome of a `CandidateTask`, recorded already; a candidate that failed has one too."""
-    test: Mapping[str, float] | None = None
-    """Accuracies of a `TestTask` on the test split: `dense`, and by `Trial.network`."""
+    test: SplitAccuracies | None = None
+    """Accuracies of a `TestTask`."""
     failure: RapruneError | None = None
     """Error of the run, not of the candidate: the store failed, or another driver took the run over."""
     setup_error: str | None = None

@@ -82,7 +82,7 @@ def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *
         "spec": without_secrets(run.spec),
         "dense": dense
         | {
-            "test_accuracy": known.test.get("dense"),
+            "test_accuracy": known.test.dense,
             "latency_ms": None if run.latency is None else run.latency.dense_ms,
             "widths": run.graph.groups,
         },
@@ -94,7 +94,7 @@ def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *
         "methods": {method: run.job.settings.get(method, {}) for method in run.job.methods},
         "data": run.data.to_json() or None,
         "latency": None if run.latency is None else run.latency.to_json(),
-        "test": known.test,
+        "test": known.test.to_json(),
         "measured": known.times.to_json(),
         "machine": run.machine,
         "versions": run.versions,
@@ -137,7 +137,6 @@ def list_trials(known: KnownRun, after: int) -> Answer:
 def describe_trial(trial: Trial, known: KnownRun) -> Answer:
     """One trial as the row of a table."""
     proposal, metrics, candidate = trial.proposal, trial.metrics, trial.candidate
-    accuracies = known.test.get("candidates", {})
     row = {
         "trial_id": trial.trial_id,
         "candidate": None if candidate is None else trial.name,
@@ -149,7 +148,7 @@ def describe_trial(trial: Trial, known: KnownRun) -> Answer:
         "val_loss": None if metrics is None else metrics.loss,
         **{name: None if metrics is None else getattr(metrics, name) for name in _OF_METRICS},
         **{name: getattr(trial, name) for name in _OF_TRIAL},
-        "test_accuracy": accuracies.get(trial.network) if trial.trial_id in known.counting else None,
+        "test_accuracy": known.test.candidates.get(trial.network) if trial.trial_id in known.counting else None,
         "worker": trial.worker,
         "error": None if trial.error is None else without_secrets(trial.error),
         "eligible": trial.counts,

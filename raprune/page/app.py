@@ -319,7 +319,9 @@ def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | No
     if known is not None:
         state = {"state": known.run.state, "live": known.pulse.live}
         total = {"generation": known.generation, "total": len(known.trials), "complete": known.complete}
-        written = json.dumps([known.run.to_json(), known.test, known.times.to_json()], sort_keys=True, default=str)
+        written = json.dumps(
+            [known.run.to_json(), known.test.to_json(), known.times.to_json()], sort_keys=True, default=str
+        )
         # A change of any of these is one of the run.
         version = hashlib.sha256(written.encode()).hexdigest()[:8]
         news |= {

@@ -21,7 +21,7 @@ from raprune.results.front import budget_of
 from raprune.results.progress import Growth, Progress, progress
 from raprune.results.run_results import RunResults
 from raprune.results.stages import FRESH_S, RunStages, read_stages
-from raprune.results.test_split import read_test
+from raprune.results.test_split import UNTESTED, read_test
 from raprune.results.timings import Times, read_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
@@ -164,8 +164,7 @@ class Feed:
         self._looked_at = float("-inf")
         self._resets = 0
         self._run = RunRecord()
-        # A JSON edge: `report/test.json`.
-        self._test: dict[str, Any] = {}
+        self._test = UNTESTED
         self._times = Times()
         self._reports_due = False
         self._read: set[str] = set()

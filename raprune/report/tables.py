@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -17,6 +16,7 @@ from raprune.results.ablation import AblationRow
 from raprune.results.front import floor_of, is_baseline, standard_error
 from raprune.results.progress import Progress
 from raprune.results.rows import CandidateRow
+from raprune.results.test_split import SplitAccuracies
 from raprune.results.timings import Times, Timing, measured_at, slow
 from raprune.store.record import DenseRecord, LatencyRecord, RunRecord
 
@@ -88,7 +88,7 @@ def finetuned_of(now: Progress) -> str:
 def render_rows(
     rows: list[CandidateRow],
     run: RunRecord,
-    test: Mapping[str, Any],
+    test: SplitAccuracies,
     *,
     times: Times | None = None,
     width: int = WIDE,
@@ -125,8 +125,8 @@ def render_rows(
     if seeds > 1:
         interval = ", with their 95 % confidence interval" if "interval" in shown else ""
         notes.append(f"Fine-tuned accuracies are means over {seeds} seeds{interval}.")
-    if "drop" in shown and test.get("images"):
-        notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test['images']} images.")
+    if "drop" in shown and test.images:
+        notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test.images} images.")
     elif "drop" in shown:
         notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
     timings = times.conditions if "faster alone" in shown else times.conditions[-1:] if "faster" in shown else ()
@@ -135,9 +135,7 @@ def render_rows(
     return Group(table, f"[dim]{escape(' '.join(notes))}[/dim]", *([escape(remark)] if remark else []))
 
 
-def _columns(
-    rows: list[CandidateRow], dense: DenseRecord | None, test: Mapping[str, Any], times: Times
-) -> list[_Column]:
+def _columns(rows: list[CandidateRow], dense: DenseRecord | None, test: SplitAccuracies, times: Times) -> list[_Column]:
     """All columns of the front; the last cell of each is the dense network's, where it is known."""
 
     def column(header: str, cells: Iterable[str], of_dense: str, name: str = "") -> _Column:
@@ -168,7 +166,7 @@ def _columns(
         columns += [column(header, (formats.times_as_fast(timing.speedup(r.candidate)) for r in rows), "1x", name)]
     on_validation = [(r.val_accuracy, r.val_interval) for r in rows]
     on_test = [(r.test_accuracy, r.test_interval) for r in rows]
-    splits = (("val", on_validation, dense_accuracy), ("test", on_test, test.get("dense")))
+    splits = (("val", on_validation, dense_accuracy), ("test", on_test, test.dense))
     for split, found, of_dense in splits:
         columns += [column(f"{split} %", (_points(accuracy) for accuracy, _ in found), _points(of_dense))]
         intervals = [interval for _, interval in found]
@@ -293,10 +291,10 @@ def why_starred(rows: list[CandidateRow], run: RunRecord) -> str:
     return " ".join(sentences)
 
 
-def drop(row: CandidateRow, dense: DenseRecord | None, test: Mapping[str, Any]) -> str:
+def drop(row: CandidateRow, dense: DenseRecord | None, test: SplitAccuracies) -> str:
     """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
     if row.test_accuracy is not None and row.dense_test_accuracy is not None:
-        accuracy, reference, images = row.test_accuracy, row.dense_test_accuracy, test.get("images")
+        accuracy, reference, images = row.test_accuracy, row.dense_test_accuracy, test.images
     elif dense is not None and dense.val_accuracy is not None:
         accuracy, reference, images = row.val_accuracy, dense.val_accuracy, dense.val_images
     else:

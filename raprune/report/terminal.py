@@ -17,7 +17,7 @@ from raprune.results.front import budget_of, listed, measured_in, pick, starred
 from raprune.results.progress import progress
 from raprune.results.rows import candidates
 from raprune.results.stages import read_stages
-from raprune.results.test_split import read_test
+from raprune.results.test_split import UNTESTED, read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
@@ -106,7 +106,7 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
         params=round(trial.metrics.params / trial.metrics.params_fraction),
     )
     run = RunRecord(spec=spec.model_dump(mode="json"), dense=dense)
-    console.print(render_rows(with_times(candidates([trial]), Times()), run, {}, width=console.width))
+    console.print(render_rows(with_times(candidates([trial]), Times()), run, UNTESTED, width=console.width))
 
 
 def _print_next(store: Store, console: Console, network: str | None) -> None:

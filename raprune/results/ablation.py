@@ -9,6 +9,7 @@ from typing import Any
 from raprune.records import Stage, Trial
 from raprune.results.front import budget_of, listed, pick, within
 from raprune.results.rows import CandidateRow, candidates
+from raprune.results.test_split import UNTESTED, SplitAccuracies
 from raprune.spec.budget import Budget
 from raprune.store.record import RunRecord
 
@@ -58,7 +59,7 @@ class AblationRow:
 _WORDS = {"flops": "FLOPs", "params": "params", "latency": "latency"}
 
 
-def ablation(trials: Sequence[Trial], budget: Budget, *, test: Mapping[str, Any] | None = None) -> list[AblationRow]:
+def ablation(trials: Sequence[Trial], budget: Budget, *, test: SplitAccuracies = UNTESTED) -> list[AblationRow]:
     """The methods side by side: the best of each within each of `SHARES` of the budget, after equal fine-tuning.
 
     A method that has nothing so small has no row there. Ordered by epochs of fine-tuning, then by falling share, then

@@ -5,20 +5,20 @@ Open `front_of` and `choose` first. Numbers and records only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from raprune.errors import RapruneError, UsageError
 from raprune.records import Trial
 from raprune.results.rows import CandidateRow, candidates, non_dominated
+from raprune.results.test_split import UNTESTED, SplitAccuracies
 from raprune.spec.budget import Budget, accuracy_floor, with_budget_table
 from raprune.spec.job import BASELINES
 from raprune.store.record import RunRecord
 
 
 def front(
-    trials: Sequence[Trial], budget: Budget | None = None, *, test: Mapping[str, Any] | None = None
+    trials: Sequence[Trial], budget: Budget | None = None, *, test: SplitAccuracies = UNTESTED
 ) -> list[CandidateRow]:
     """The rows within the budget that no other row beats in both accuracy and FLOPs, by ascending FLOPs.
 

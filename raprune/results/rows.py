@@ -13,6 +13,7 @@ from typing import Any
 
 from raprune import pareto
 from raprune.records import Setting, Stage, Trial
+from raprune.results.test_split import UNTESTED, SplitAccuracies
 
 COSTS = ("flops", "params", "latency")
 """Costs that a budget can limit, each a fraction of the dense network's."""
@@ -139,18 +140,17 @@ _KEYS = (
 """Keys of a row in JSON, in their order."""
 
 
-def candidates(trials: Sequence[Trial], *, test: Mapping[str, Any] | None = None) -> list[CandidateRow]:
+def candidates(trials: Sequence[Trial], *, test: SplitAccuracies = UNTESTED) -> list[CandidateRow]:
     """One row for each candidate of a complete trial, repaired and fine-tuned ones apart, by ascending FLOPs.
 
     A candidate that several search trials came to counts as the most accurate of them; one that was fine-tuned by
-    several seeds counts by their mean. `test` is the content of `report/test.json`:
-    `{"dense": accuracy, "candidates": {network: accuracy}, "images": number}`, by `Trial.network`.
+    several seeds counts by their mean.
     """
     named: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.counts:
             named.setdefault(trial.name, []).append(trial)
-    rows = [_row_of(alike, test=test or {}) for alike in named.values()]
+    rows = [_row_of(alike, test=test) for alike in named.values()]
     # Of equally good ones the first stays on a front: the one that was trained the least.
     rows.sort(key=lambda row: (row.flops, -row.val_accuracy, row.epochs, row.candidate))
     for index in non_dominated(rows, "flops"):
@@ -180,7 +180,7 @@ def error_of(trial: Trial) -> float:
     return math.inf if math.isnan(accuracy) else 1.0 - accuracy
 
 
-def _row_of(alike: Sequence[Trial], *, test: Mapping[str, Any]) -> CandidateRow:
+def _row_of(alike: Sequence[Trial], *, test: SplitAccuracies) -> CandidateRow:
     """The row of trials that share a name: the best of search trials, the mean of repeats."""
     if alike[0].proposal.stage is Stage.SEARCH:
         return _row(min(alike, key=lambda t: (error_of(t), t.epochs, t.trial_id)), test=test)
@@ -189,7 +189,7 @@ def _row_of(alike: Sequence[Trial], *, test: Mapping[str, Any]) -> CandidateRow:
     if len(repeats) == 1:
         return first
     validation = [trial.metrics.accuracy for trial in repeats if trial.metrics is not None]
-    tested = [test.get("candidates", {}).get(trial.network) for trial in repeats]
+    tested = [test.candidates.get(trial.network) for trial in repeats]
     known = [accuracy for accuracy in tested if accuracy is not None]
     val_accuracy, val_interval = mean_and_interval(validation)
     test_accuracy, test_interval = mean_and_interval(known) if len(known) == len(tested) else (None, None)
@@ -204,7 +204,7 @@ def _row_of(alike: Sequence[Trial], *, test: Mapping[str, Any]) -> CandidateRow:
     )
 
 
-def _row(trial: Trial, *, test: Mapping[str, Any]) -> CandidateRow:
+def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
     assert trial.candidate is not None and trial.metrics is not None, "only complete trials have a row"
     return CandidateRow(
         candidate=trial.network,
@@ -225,8 +225,8 @@ def _row(trial: Trial, *, test: Mapping[str, Any]) -> CandidateRow:
         repeats=(trial.proposal.repeat,),
         trials=(trial.trial_id,),
         val_accuracy=trial.metrics.accuracy,
-        test_accuracy=test.get("candidates", {}).get(trial.network),
-        dense_test_accuracy=test.get("dense"),
+        test_accuracy=test.candidates.get(trial.network),
+        dense_test_accuracy=test.dense,
         accuracy_after_cut=trial.accuracy_after_cut,
         accuracy_after_repair=trial.accuracy_after_repair,
         widths=trial.candidate.widths,

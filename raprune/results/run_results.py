@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from raprune.records import Trial, TrialState
 from raprune.results.ablation import AblationRow, ablation
 from raprune.results.front import budget_of, floor_of, front_of, listed, starred
 from raprune.results.progress import Progress, SpentRow, progress, spent
 from raprune.results.rows import CandidateRow, candidates
-from raprune.results.test_split import read_test
+from raprune.results.test_split import SplitAccuracies, read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
@@ -27,8 +26,7 @@ class RunResults:
     name: str
     """Address of the run, without parts that may hold a secret."""
     run: RunRecord
-    test: Mapping[str, Any]
-    """As `read_test` gives it."""
+    test: SplitAccuracies
     times: Times
     """Measured times of whole networks."""
     trials: Sequence[Trial]

@@ -128,8 +128,7 @@ class Store:
                 file.flush()
             yield
 
-    # A JSON edge: the content as it is written.
-    def create(self, run: dict[str, Any]) -> None:
+    def create(self, run: RunRecord) -> None:
         """Makes the folder and writes `run.json`.
 
         Raises:
@@ -138,9 +137,9 @@ class Store:
         if self.is_run():
             raise StoreError(
                 f"{self.name}: holds a run already.",
-                hint=f"Go on with it: raprune resume {self.name}   Or give a new one another --output.",
+                hint=f"Resume it: raprune resume {self.name}   Or give the new run another --output.",
             )
-        self.write_json(RUN_FILE, run)
+        self.write_json(RUN_FILE, run.to_json())
 
     def is_run(self) -> bool:
         """True if the folder holds a run."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from raprune.checks.symptoms import Accuracy, above_test, far_below_training, near_chance, symptoms
+from raprune.results.test_split import SplitAccuracies
 from raprune.store.record import RunRecord
 
 
@@ -71,15 +72,15 @@ def described(*, weights: str | None = "given.safetensors", **dense: Any) -> Run
 
 
 def test_symptoms_of_a_run_are_those_that_its_figures_have() -> None:
-    tested = {"dense": 0.899, "images": 10_000}
-    assert symptoms(described(), {}) == []
+    tested = SplitAccuracies(dense=0.899, images=10_000)
+    assert symptoms(described()) == []
     assert [s[:45] for s in symptoms(described(), tested)] == ["The dense network scores 96.1% on validation "]
-    assert len(symptoms(described(val_accuracy=0.1), {})) == 1, "far below training says it; near chance says no more"
-    assert "constant guess" in symptoms(described(val_accuracy=0.1, train_accuracy=0.11), {})[0]
+    assert len(symptoms(described(val_accuracy=0.1))) == 1, "far below training says it; near chance says no more"
+    assert "constant guess" in symptoms(described(val_accuracy=0.1, train_accuracy=0.11))[0]
 
 
 def test_symptoms_of_a_network_that_was_trained_for_the_run_are_not_its_checkpoints() -> None:
-    assert symptoms(described(weights=None), {"dense": 0.899, "images": 10_000}) == []
+    assert symptoms(described(weights=None), SplitAccuracies(dense=0.899, images=10_000)) == []
 
 
 @pytest.mark.parametrize(
@@ -91,4 +92,4 @@ def test_symptoms_of_a_network_that_was_trained_for_the_run_are_not_its_checkpoi
     ],
 )
 def test_symptoms_of_a_run_without_the_figures_are_none(run: dict[str, Any]) -> None:
-    assert symptoms(RunRecord.model_validate(run), {}) == []
+    assert symptoms(RunRecord.model_validate(run)) == []

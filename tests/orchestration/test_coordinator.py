@@ -15,6 +15,7 @@ from raprune.orchestration.lease import held
 from raprune.records import TrialState
 from raprune.results.stages import Work
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from raprune.store.retry import Patience
 from tests.factories import EMPTY_RUN, proposed_trials
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def store(ray_cluster: None, tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "run")
-    store.create(EMPTY_RUN)
+    store.create(RunRecord.model_validate(EMPTY_RUN))
     yield store
     actor = ray.get_actor(coordinator_name(store.uri), namespace="raprune")
     ray.kill(actor)
@@ -117,7 +118,7 @@ def test_a_run_is_one_drivers_until_it_is_silent(store: Store) -> None:
 
 def test_a_coordinator_that_no_driver_needs_ends(ray_cluster: None, tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    store.create(EMPTY_RUN)
+    store.create(RunRecord.model_validate(EMPTY_RUN))
     coordinator = find_coordinator(store, orphaned_s=2.0)
     for _ in range(6):
         ray.get(coordinator.hold.remote("driver"))

@@ -158,7 +158,7 @@ def test_what_is_measured_is_declared() -> None:
 @pytest.fixture
 def store(ray_cluster: None, tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "run")
-    store.create(RUN)
+    store.create(RunRecord.model_validate(RUN))
     yield store
     ray.kill(ray.get_actor(coordinator_name(store.uri), namespace="raprune"))
 

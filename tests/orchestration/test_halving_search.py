@@ -15,6 +15,7 @@ from raprune.pruning.artifact import load
 from raprune.pruning.export import export
 from raprune.records import Stage, TrialState
 from raprune.results.rows import candidates
+from raprune.results.test_split import read_test
 from raprune.sampling.promotion import Outcome, goes_on
 from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
@@ -69,7 +70,7 @@ def test_finalists_are_trained_by_several_seeds_and_told_by_mean_and_interval(cl
     assert len({t.proposal.seed for t in finetuned}) == 4
     # One epoch of rungs, half of one of fine-tuning.
     assert {t.epochs for t in finetuned} == {1.5}
-    rows = candidates(climbed.trials(), test=climbed.read_json("report/test.json"))
+    rows = candidates(climbed.trials(), test=read_test(climbed, climbed.trials()))
     means = [row for row in rows if row.stage == "finetune"]
     assert means and all(row.repeats == (0, 1) and row.val_interval is not None for row in means)
     tested = [row for row in means if row.test_accuracy is not None]

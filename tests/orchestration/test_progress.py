@@ -9,6 +9,7 @@ from typing import Any
 from raprune.orchestration.progress import TELL_S, Teller, published, watched
 from raprune.results.stages import FILE, SEARCH, Stages, Work, read_stages
 from raprune.store.folder import RUN_FILE, Store
+from raprune.store.record import RunRecord
 
 WAIT_S = 30.0
 
@@ -58,7 +59,7 @@ def test_a_look_that_fails_is_followed_by_others() -> None:
 
 def test_stages_are_beside_the_run_while_it_lasts_and_gone_when_it_ended_well(tmp_path: Path) -> None:
     store, stages = Store(tmp_path / "run"), Stages()
-    store.create({"state": "searching"})
+    store.create(RunRecord.model_validate({"state": "searching"}))
     stages.begin(SEARCH, total=3, unit="trials")
     with published(stages, store):
         wait_for(store)
@@ -69,7 +70,7 @@ def test_stages_are_beside_the_run_while_it_lasts_and_gone_when_it_ended_well(tm
 
 def test_stages_of_a_run_that_was_interrupted_stay(tmp_path: Path) -> None:
     store, stages = Store(tmp_path / "run"), Stages()
-    store.create({"state": "searching"})
+    store.create(RunRecord.model_validate({"state": "searching"}))
     try:
         with published(stages, store):
             wait_for(store)
@@ -81,7 +82,7 @@ def test_stages_of_a_run_that_was_interrupted_stay(tmp_path: Path) -> None:
 
 def test_a_run_whose_folder_is_away_is_not_begun_anew_by_its_news(tmp_path: Path) -> None:
     store, stages = Store(tmp_path / "run"), Stages()
-    store.create({"state": "searching"})
+    store.create(RunRecord.model_validate({"state": "searching"}))
     with published(stages, store):
         wait_for(store)
         Path(store.uri).rename(tmp_path / "away")

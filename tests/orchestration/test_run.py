@@ -24,10 +24,10 @@ def test_symptoms_of_the_dense_network_are_said_once_and_kept_in_run_json(tmp_pa
     )
     console = Console(file=io.StringIO(), width=80)
     run = Run(spec, Store(spec.output), prepare(spec), console, Stages())
-    described = describe(run)
+    described = describe(run).to_json()
     described["spec"]["model"]["weights"] = "given.safetensors"
     described["dense"] |= {"val_accuracy": 0.9, "val_images": 10_000, "train_accuracy": 0.95, "train_images": 2_000}
-    run.store.create(described)
+    run.store.create(RunRecord.model_validate(described))
     assert described["data"]["chance"] < 0.12 and described["data"]["normalisation"] == "measured on the training split"
 
     def said() -> str:
@@ -45,13 +45,26 @@ def test_symptoms_of_the_dense_network_are_said_once_and_kept_in_run_json(tmp_pa
     assert said().count("Warning: ") == 1, "95 % on the training images"
 
 
+def test_description_of_a_run_in_json_has_the_fields_in_the_order_of_earlier_versions(tmp_path: Path) -> None:
+    given = {"model.name": "digits-net", "data.name": "digits", "methods": ["l1"], "output": str(tmp_path / "run")}
+    spec = load_spec(None, given)
+    described = describe(Run(spec, Store(spec.output), prepare(spec), Console(), Stages())).to_json()
+    assert list(described) == [
+        *("spec", "state", "created_at", "started_at", "versions", "machine"),
+        *("data", "architecture", "weights_hash", "dense", "graph"),
+    ]
+    assert list(described["dense"]) == ["val_accuracy", "val_loss", "val_images", "flops", "macs", "params"]
+    assert list(described["graph"]) == ["groups", "frozen", "notes", "proof"]
+    assert described["weights_hash"] is None and described["dense"]["val_accuracy"] is None
+
+
 def test_check_unchanged_of_an_earlier_run_compares_groups_and_costs(tmp_path: Path) -> None:
     """Such a run has a digest of the code's text, which a changed comment changed."""
     given = {"model.name": "digits-net", "data.name": "digits", "methods": ["l1"], "output": str(tmp_path / "run")}
     spec = load_spec(None, given)
     console, store = Console(file=io.StringIO(), width=80), Store(spec.output)
     prepared = prepare(spec)
-    described = describe(Run(spec, store, prepared, console, Stages()))
+    described = describe(Run(spec, store, prepared, console, Stages())).to_json()
     check_unchanged(store, RunRecord.model_validate(described), prepared, console)
     earlier = described | {"architecture": "6f97f17e6221ffd4"}
     check_unchanged(store, RunRecord.model_validate(earlier), prepared, console)

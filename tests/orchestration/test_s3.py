@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from raprune.cli import app
 from raprune.orchestration.coordinator import find_coordinator
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from raprune.store.retry import Patience
 from tests.factories import EMPTY_RUN, proposed_trials
 from tests.orchestration.chaos import Kill, Run, Victim, differences, small_job, wait_until
@@ -94,7 +95,7 @@ def _hand_on(source: socket.socket, target: socket.socket, delay_s: float) -> No
 def test_a_record_that_was_written_and_not_acknowledged_is_not_written_twice(ray_cluster: None, bucket: Bucket) -> None:
     """The coordinator is killed after S3 has the part and before it has S3's answer."""
     direct = Store(bucket.uri("run", user=f"key:{SECRET}@"))
-    direct.create(EMPTY_RUN)
+    direct.create(RunRecord.model_validate(EMPTY_RUN))
     slow = SlowAnswers(bucket.host, bucket.port, delay_s=1.0)
     store = Store(bucket.uri("run", port=slow.port, user=f"key:{SECRET}@")).patient(Patience(total_s=60))
     coordinator = find_coordinator(store)

@@ -15,6 +15,7 @@ from raprune.orchestration.searcher import CandidateSearcher
 from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report, Task
 from raprune.records import Proposal, Trial, TrialState
 from raprune.results.stages import SEARCH, Stages
+from raprune.results.test_split import UNTESTED, SplitAccuracies
 from raprune.sampling.promotion import Outcome
 from raprune.sampling.proposals import Proposals
 from raprune.spec.budget import Budget
@@ -29,9 +30,9 @@ SPEC = SearchSpec(
 )
 
 
-def accuracies() -> dict[str, float]:
+def accuracies() -> SplitAccuracies:
     """Names of networks may hold what Tune takes for a path."""
-    return {"dense": 0.9, "a/b-ft": 0.8, "3f2a": 0.7}
+    return SplitAccuracies(dense=0.9, candidates={"a/b-ft": 0.8, "3f2a": 0.7})
 
 
 class Recorded:
@@ -84,7 +85,7 @@ def carry_out(searcher: CandidateSearcher, answer: Any = None) -> list[Task]:
 def right(task: Task) -> Report:
     """The report on a task that goes well."""
     if isinstance(task, tasks.TestTask):
-        return Report(test={f"{task.number}/network": 0.5 + task.number / 10})
+        return Report(test=SplitAccuracies(candidates={f"{task.number}/network": 0.5 + task.number / 10}))
     return Report(outcome=outcome(task.proposal))
 
 
@@ -98,7 +99,7 @@ def test_report_passes_through_tune_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "ends", [{}, {"test": {}, "setup_error": "no"}, {"failure": RapruneError("no"), "test": {"dense": 0.5}}]
+    "ends", [{}, {"test": UNTESTED, "setup_error": "no"}, {"failure": RapruneError("no"), "test": accuracies()}]
 )
 def test_report_with_no_end_or_two_ends_is_refused(ends: dict[str, Any]) -> None:
     with pytest.raises(AssertionError, match="one way"):
@@ -107,7 +108,7 @@ def test_report_with_no_end_or_two_ends_is_refused(ends: dict[str, Any]) -> None
 
 def test_report_without_tested_networks_is_an_end() -> None:
     """A task that only stores networks measures nothing."""
-    assert Report(test={}).test == {}
+    assert Report(test=UNTESTED).test == UNTESTED
 
 
 def test_failure_in_a_report_keeps_its_type_message_and_hint() -> None:
@@ -131,7 +132,7 @@ def test_search_goes_through_its_phases_in_order() -> None:
     kinds = [task.proposal.stage.value if isinstance(task, CandidateTask) else "test" for task in done]
     assert kinds == ["search"] * 6 + ["finetune"] * 2 + ["test"] * 2
     assert searcher.failure is None and searcher.waiting == []
-    assert searcher.test == {"0/network": 0.5, "1/network": 0.6}
+    assert searcher.test == SplitAccuracies(candidates={"0/network": 0.5, "1/network": 0.6})
     assert recorded.chosen == [2] and recorded.planned == 1
     assert recorded.spent == [task.trial_id for task in done[:6]]
 
@@ -141,7 +142,7 @@ def test_finalists_wait_for_a_group_and_nothing_is_tested() -> None:
     searcher = searcher_of(recorded, grouped=True)
     done = carry_out(searcher)
     assert len(done) == 6 and len(searcher.waiting) == 2
-    assert recorded.planned == 0 and searcher.test == {}
+    assert recorded.planned == 0 and searcher.test == UNTESTED
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from raprune.results.stages import RunStage, RunStages
 from raprune.store.address import without_secrets
 from raprune.store.folder import Store
 from raprune.store.networks import find_network
+from raprune.store.record import RunRecord
 from tests.factories import LIVE_RUN as RUN
 from tests.factories import finetuned
 from tests.factories import live_trial as trial
@@ -164,7 +165,7 @@ def test_credentials_are_taken_out_of_addresses(text: str, shown: str) -> None:
 
 def test_what_is_no_number_is_none(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    store.create(RUN)
+    store.create(RunRecord.model_validate(RUN))
     lost = trial(0, accuracy=float("nan"))
     assert lost.metrics is not None
     store.append([replace(lost, metrics=replace(lost.metrics, loss=float("inf")))])

@@ -14,6 +14,7 @@ from raprune.results.rows import candidates
 from raprune.results.stages import FILE, SCORES, Stages
 from raprune.store.folder import RUN_FILE, Store
 from raprune.store.networks import NAMES
+from raprune.store.record import RunRecord
 from tests.factories import LIVE_RUN as RUN
 from tests.factories import live_trial as trial
 from tests.factories import make_live_run as make_run
@@ -79,7 +80,7 @@ def test_the_last_point_is_where_the_run_stands(store: Store) -> None:
 
 def test_a_trial_over_the_budget_or_without_an_accuracy_enlarges_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    store.create(RUN)
+    store.create(RunRecord.model_validate(RUN))
     store.append([trial(0, fraction=0.2, accuracy=0.5), trial(1, fraction=0.4, accuracy=0.99)])
     store.append([trial(2, fraction=0.1, accuracy=float("nan"))])
     known = looked(Feed(store, every_s=0.0))
@@ -153,7 +154,7 @@ def test_test_figures_come_with_the_end(store: Store) -> None:
     store.write_json("report/test.json", NAMES | tested)
     store.write_json(RUN_FILE, store.run() | {"state": "finished", "finished_at": 1.8e9 + 100})
     after = looked(feed)
-    assert after.test["dense"] == 0.97 and after.front[-1].test_accuracy == pytest.approx(0.95)
+    assert after.test.dense == 0.97 and after.front[-1].test_accuracy == pytest.approx(0.95)
     assert not after.pulse.live and after.progress.finished
 
 

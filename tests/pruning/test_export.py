@@ -24,6 +24,7 @@ from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 
 SPEC = load_spec(
     None,
@@ -53,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Trial, nn.Modu
     proposal = Proposal(number=0, method="l1", allocation="global_rank", target=Budget(flops=0.25), seed=8)
     trial, model, _ = pruner.prune(proposal)
     store = Store(tmp_path_factory.mktemp("single") / "run")
-    store.create({"spec": SPEC.model_dump(mode="json"), "state": "searching"})
+    store.create(RunRecord.model_validate({"spec": SPEC.model_dump(mode="json"), "state": "searching"}))
     store.write_bytes(DENSE, save_arrays(workload.weights()))
     store.append([trial])
     return store, trial, model

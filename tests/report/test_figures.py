@@ -18,7 +18,7 @@ from raprune.report import figures
 from raprune.report.figures.canvas import COLUMN_IN, KINDS, PAGE_IN, accuracy_ticks, canvas, marks, save, thinned
 from raprune.results.run_results import RunResults, read_run_results
 from raprune.store.folder import Store
-from raprune.store.record import GraphRecord
+from raprune.store.record import GraphRecord, RunRecord
 from tests.factories import GROUPS, make_run
 
 
@@ -177,7 +177,7 @@ def test_the_work_is_drawn_to_its_end(results: RunResults) -> None:
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
 def test_a_run_without_trials_gives_empty_figures(tmp_path: Path, name: str) -> None:
-    Store(tmp_path).create({})
+    Store(tmp_path).create(RunRecord())
     drawn(name, read_run_results(Store(tmp_path)), COLUMN_IN)
 
 

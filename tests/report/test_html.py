@@ -24,6 +24,7 @@ from raprune.report.html.job import job_of
 from raprune.results.run_results import read_run_results
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from tests.factories import GROUPS, TIMED, failed_trial, make_run
 from tests.tools import require
 
@@ -223,7 +224,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     [{}, {"state": "searching", "dense": {"val_accuracy": None, "flops": 2, "params": 1}, "spec": {}}],
 )
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, described: dict[str, Any]) -> None:
-    Store(tmp_path).create(described)
+    Store(tmp_path).create(RunRecord.model_validate(described))
     write_report(Store(tmp_path))
     assert Store(tmp_path).read_json("report/front.json") == []
     page = Store(tmp_path).read_bytes("report/front.html").decode()

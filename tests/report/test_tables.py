@@ -14,6 +14,7 @@ from raprune.results.ablation import AblationRow, ablation
 from raprune.results.front import starred
 from raprune.results.progress import progress
 from raprune.results.rows import CandidateRow, candidates
+from raprune.results.test_split import SplitAccuracies
 from raprune.results.timings import Times, Timing, with_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
@@ -21,7 +22,7 @@ from tests.factories import make_run
 
 WIDTHS = (60, 72, 80, 100, 120, 200)
 METHOD = "mymethods:VeryLongMethodName"
-TEST = {"dense": 0.9778, "images": 360}
+TEST = SplitAccuracies(dense=0.9778, images=360)
 
 
 @pytest.fixture(scope="module")

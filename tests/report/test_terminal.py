@@ -18,6 +18,7 @@ from raprune.results.rows import CandidateRow
 from raprune.results.stages import FILE, SCORES, SEARCH, Stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from tests.factories import DENSE, TIMED, make_run
 
 
@@ -166,7 +167,7 @@ def test_an_untested_run_says_that_the_test_split_was_not_touched(tmp_path: Path
 
 
 def test_a_run_without_trials_prints_a_sentence(tmp_path: Path) -> None:
-    Store(tmp_path).create({})
+    Store(tmp_path).create(RunRecord())
     console = printed()
     print_front(str(tmp_path), console=console)
     print_status(str(tmp_path), console=console)
@@ -194,7 +195,7 @@ def test_pruned_weights_are_told_apart_from_removed_channels(run: Store, tmp_pat
     shown = {}
     for zeros in (7, 3_050):
         store = Store(tmp_path / str(zeros))
-        store.create(run.run())
+        store.create(RunRecord.model_validate(run.record()))
         store.append([replace(trial, metrics=replace(trial.metrics, params=6_100, params_fraction=0.1, zeros=zeros))])
         console = printed()
         print_front(store.uri, console=console)
@@ -211,7 +212,7 @@ def test_long_names_fit_a_narrow_terminal(run: Store, tmp_path: Path, zeros: int
     candidate = replace(trial.candidate, method="reconstruction")
     metrics = replace(trial.metrics, params=6_100, params_fraction=0.1, zeros=zeros)
     store = Store(tmp_path)
-    store.create(run.run())
+    store.create(RunRecord.model_validate(run.record()))
     store.append([replace(trial, proposal=proposal, candidate=candidate, metrics=metrics)])
     store.write_json("report/test.json", {"dense": 0.9778, "candidates": {candidate.id: 0.8778}, "images": 360})
     console = printed(80)
@@ -245,7 +246,7 @@ def test_status_is_one_block(run: Store) -> None:
 
 def test_status_says_which_stage_the_run_is_in_and_how_long_the_rest_takes(run: Store, tmp_path: Path) -> None:
     store, stages = Store(tmp_path), Stages()
-    store.create(run.run() | {"state": "searching"})
+    store.create(RunRecord.model_validate(run.run() | {"state": "searching"}))
     stages.expect({SCORES: 100.0, SEARCH: 200.0})
     stages.begin(SCORES, total=55, unit="groups")
     stages.update(done=12, detail="reconstruction, scores: group 12 of 55")
@@ -262,7 +263,7 @@ def test_status_says_which_stage_the_run_is_in_and_how_long_the_rest_takes(run: 
 def test_status_tells_networks_on_the_way_and_all_fine_tunings_that_are_to_be(run: Store, tmp_path: Path) -> None:
     store = Store(tmp_path)
     described = run.run()
-    store.create(described | {"finetunings": 5})
+    store.create(RunRecord.model_validate(described | {"finetunings": 5}))
     on_the_way = replace(run.trials()[0].proposal, step=0)
     store.append([*run.trials(), replace(run.trials()[0], trial_id=on_the_way.trial_id, proposal=on_the_way)])
     console = printed(100)
@@ -315,7 +316,9 @@ def test_the_star_of_a_baseline_is_explained(tmp_path: Path, methods: list[str],
 
 
 def test_a_run_whose_dense_network_is_still_in_training_can_be_read(tmp_path: Path) -> None:
-    Store(tmp_path).create({"state": "searching", "dense": DENSE | {"val_accuracy": None}, "spec": {}})
+    Store(tmp_path).create(
+        RunRecord.model_validate({"state": "searching", "dense": DENSE | {"val_accuracy": None}, "spec": {}})
+    )
     console = printed()
     print_front(str(tmp_path), console=console)
     print_status(str(tmp_path), console=console)

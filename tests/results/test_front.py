@@ -15,6 +15,7 @@ from raprune.results.ablation import ablation, to_be_tested
 from raprune.results.front import choose, front, listed, pick
 from raprune.results.progress import Growth, progress, spent
 from raprune.results.rows import candidates
+from raprune.results.test_split import SplitAccuracies
 from raprune.spec.budget import Budget
 from raprune.store.record import RunRecord
 from tests.factories import FRONT_RUN as RUN
@@ -34,7 +35,7 @@ def test_the_front_has_the_candidates_that_no_other_beats() -> None:
 
 
 def test_a_row_has_what_the_contract_names() -> None:
-    test = {"dense": 0.97, "candidates": {trial(0, 0.9, 0.3).candidate.id: 0.95}, "images": 100}  # type: ignore[union-attr]
+    test = SplitAccuracies(dense=0.97, candidates={trial(0, 0.9, 0.3).candidate.id: 0.95}, images=100)  # type: ignore[union-attr]
     (row,) = front([trial(0, 0.9, 0.3)], test=test)
     assert row.candidate == trial(0, 0.9, 0.3).candidate.id  # type: ignore[union-attr]
     assert (row.method, row.flops, row.flops_fraction, row.params_fraction) == ("l2", 300, 0.3, 0.2)
@@ -294,7 +295,7 @@ def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None
         trial(0, 0.90, 0.2),
         trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
     ]
-    rows = ablation(trials, Budget(flops=0.2), test={"candidates": {trials[1].network: 0.94}})
+    rows = ablation(trials, Budget(flops=0.2), test=SplitAccuracies(candidates={trials[1].network: 0.94}))
     assert [(r.finetuning_epochs, r.best.test_accuracy) for r in rows] == [(0.0, None), (1.0, 0.94)]
 
 
@@ -302,7 +303,7 @@ def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:
     three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
     one = trial(2, 0.94, 0.2, stage=Stage.FINETUNE, epochs=20)
     searched = trial(1, 0.5, 0.2)
-    rows = {r.method + r.trial_id[:14]: r for r in candidates([searched, *three, one], test=None)}
+    rows = {r.method + r.trial_id[:14]: r for r in candidates([searched, *three, one])}
     mean = rows["l2finetune-00001"]
     assert mean.val_accuracy == pytest.approx(0.93) and mean.repeats == (0, 1, 2)
     # Student's t for two degrees of freedom: 4.303 * 0.03 / sqrt(3).
@@ -314,11 +315,11 @@ def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:
 def test_the_test_split_speaks_of_every_repeat_or_of_none() -> None:
     three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
     name = three[0].network
-    tested = {"dense": 0.97, "candidates": {name: 0.9, f"{name}-s1": 0.92, f"{name}-s2": 0.94}}
-    (row,) = candidates(three, test=tested)
+    tested = {name: 0.9, f"{name}-s1": 0.92, f"{name}-s2": 0.94}
+    (row,) = candidates(three, test=SplitAccuracies(dense=0.97, candidates=tested))
     assert row.test_accuracy == pytest.approx(0.92) and row.test_interval == pytest.approx(0.04968, abs=1e-5)
-    del tested["candidates"][f"{name}-s1"]  # type: ignore[attr-defined]  # a dictionary of dictionaries
-    (row,) = candidates(three, test=tested)
+    del tested[f"{name}-s1"]
+    (row,) = candidates(three, test=SplitAccuracies(dense=0.97, candidates=tested))
     assert row.test_accuracy is None and row.test_interval is None
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from raprune.results.run_results import read_run_results
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from tests.factories import failed_trial, make_run
 
 
@@ -37,7 +38,7 @@ def test_failed_trials_are_counted_by_what_they_say(tmp_path: Path) -> None:
 
 
 def test_nothing_is_known_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
-    Store(tmp_path).create({"state": "searching"})
+    Store(tmp_path).create(RunRecord.model_validate({"state": "searching"}))
     results = read_run_results(Store(tmp_path))
     assert (results.chosen, results.spread, results.front, results.groups, results.ended_at) == (
         None,

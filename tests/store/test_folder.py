@@ -23,6 +23,7 @@ from raprune.errors import StoreError
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.record import RunRecord
 from raprune.store.retry import Patience
 from raprune.store.rows import SCHEMA
 
@@ -40,7 +41,7 @@ def complete(number: int, *, stage: Stage = Stage.SEARCH) -> Trial:
 
 def test_stored_trials_come_back_equal_and_in_order(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    store.create({"seed": 3})
+    store.create(RunRecord.model_validate({"seed": 3}))
     failed = Trial(
         trial_id="search-00002",
         proposal=Proposal(
@@ -61,7 +62,7 @@ def test_stored_trials_come_back_equal_and_in_order(tmp_path: Path) -> None:
 
 def test_the_trials_folder_reads_without_raprune(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create({})
+    store.create(RunRecord())
     for number in range(3):
         store.append([complete(number)])
     assert pads.dataset(tmp_path / "trials").to_table()["trial_id"].to_pylist() == [
@@ -75,7 +76,7 @@ def test_the_trials_folder_reads_without_raprune(tmp_path: Path) -> None:
 
 def test_an_empty_run_has_no_trials(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create({})
+    store.create(RunRecord())
     store.append([])
     assert store.trials() == []
     assert store.names("models") == []
@@ -83,7 +84,7 @@ def test_an_empty_run_has_no_trials(tmp_path: Path) -> None:
 
 def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create({})
+    store.create(RunRecord())
     store.append([complete(0)])
     for again in (store, Store(tmp_path)):
         with pytest.raises(StoreError, match="search-00000 is recorded already"):
@@ -96,7 +97,7 @@ def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
 def test_the_folder_of_a_run_under_way_is_waited_for_and_never_begun_anew(tmp_path: Path) -> None:
     """As when the disk that holds it is unmounted: what is written then must not land on the disk below."""
     run, away = tmp_path / "run", tmp_path / "away"
-    Store(run).create({})
+    Store(run).create(RunRecord())
     said: list[str | None] = []
     store = Store(run).patient(Patience(total_s=30), said.append)
     store.append([complete(0)])
@@ -128,7 +129,7 @@ def test_what_does_not_pass_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_second_writer_overwrites_nothing(tmp_path: Path) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
-    first.create({})
+    first.create(RunRecord())
     second.append([complete(0)])
     first.append([complete(1)])
     with pytest.raises(StoreError, match="another process writes this run"):
@@ -138,7 +139,7 @@ def test_a_second_writer_overwrites_nothing(tmp_path: Path) -> None:
 
 def test_a_run_is_locked_for_one_process_until_it_ends_or_dies(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create({})
+    store.create(RunRecord())
     program = f"""
 from raprune.store.folder import Store
 with Store({os.fspath(tmp_path)!r}).locked():
@@ -160,9 +161,9 @@ with Store({os.fspath(tmp_path)!r}).locked():
 
 
 def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
-    Store(tmp_path).create({"seed": 1})
+    Store(tmp_path).create(RunRecord.model_validate({"seed": 1}))
     with pytest.raises(StoreError, match="raprune resume") as caught:
-        Store(tmp_path).create({"seed": 2})
+        Store(tmp_path).create(RunRecord.model_validate({"seed": 2}))
     assert "--output" in caught.value.hint
     assert Store(tmp_path).run() == {"seed": 1}
 
@@ -182,7 +183,7 @@ def test_a_damaged_run_json_is_named(tmp_path: Path, content: str) -> None:
 
 def test_a_part_from_before_a_column_was_has_nothing_in_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create({})
+    store.create(RunRecord())
     for number in range(3):
         store.append([complete(number)])
     path = tmp_path / "trials" / "part-000001.parquet"
@@ -204,7 +205,7 @@ def test_a_part_from_before_a_column_was_has_nothing_in_it(tmp_path: Path) -> No
 )
 def test_a_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = Store(tmp_path)
-    store.create({})
+    store.create(RunRecord())
     store.append([complete(0)])
     store.append([complete(1)])
     path = tmp_path / "trials" / "part-000001.parquet"
@@ -217,7 +218,7 @@ def test_a_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write") as caught:
-        Store(tmp_path / "file" / "run").create({})
+        Store(tmp_path / "file" / "run").create(RunRecord())
     assert "--output" in caught.value.hint
 
 
@@ -238,7 +239,7 @@ def test_messages_hide_what_may_be_secret() -> None:
 
 
 def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
-    Store(tmp_path).create({})
+    Store(tmp_path).create(RunRecord())
     Store(tmp_path).append([complete(0)])
     program = f"""
 import resource
@@ -260,7 +261,7 @@ except StoreError as error:
 
 def test_a_writer_killed_at_any_moment_leaves_whole_parts(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create({})
+    store.create(RunRecord())
     program = f"""
 import sys
 from raprune.store.folder import Store
@@ -299,7 +300,7 @@ def bucket() -> Iterator[str]:
 
 def test_s3_holds_a_run(bucket: str) -> None:
     store = Store(bucket.format("folder/one"))
-    store.create({"seed": 3})
+    store.create(RunRecord.model_validate({"seed": 3}))
     store.append([complete(0), complete(1)])
     store.append([complete(2)])
     store.write_bytes("report/front.png", b"png")
@@ -309,7 +310,7 @@ def test_s3_holds_a_run(bucket: str) -> None:
     assert again.read_bytes("report/front.png") == b"png"
     assert again.names("trials") == ["part-000000.parquet", "part-000001.parquet"]
     with pytest.raises(StoreError, match="holds a run already"):
-        again.create({})
+        again.create(RunRecord())
     with pytest.raises(StoreError, match="is recorded already"):
         again.append([complete(1)])
 
@@ -322,7 +323,7 @@ def test_s3_that_goes_away_and_comes_back_is_waited_for() -> None:
     urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/away", method="PUT")).close()
     said: list[str | None] = []
     uri = f"s3://key:hush@away/run?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    Store(uri).create({"seed": 3})
+    Store(uri).create(RunRecord.model_validate({"seed": 3}))
     store = Store(uri).patient(Patience(total_s=60), said.append)
     store.append([complete(0)])
     server.stop()
@@ -345,11 +346,11 @@ def test_s3_tells_what_is_missing(bucket: str) -> None:
     with pytest.raises(StoreError, match="not the folder of a run"):
         Store(bucket.format("nothing")).run()
     with pytest.raises(StoreError, match="cannot write"):
-        Store(bucket.format("x").replace("@runs/", "@no-such-bucket/")).create({})
+        Store(bucket.format("x").replace("@runs/", "@no-such-bucket/")).create(RunRecord())
 
 
 def test_run_json_is_plain_json(tmp_path: Path) -> None:
-    Store(tmp_path).create({"name": "größe", "dense": {"flops": 10}})
+    Store(tmp_path).create(RunRecord.model_validate({"name": "größe", "dense": {"flops": 10}}))
     assert json.loads((tmp_path / "run.json").read_text()) == {"name": "größe", "dense": {"flops": 10}}
 
 

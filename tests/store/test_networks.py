@@ -14,6 +14,7 @@ from raprune.cli import app
 from raprune.records import Stage, Trial
 from raprune.store.folder import Store
 from raprune.store.networks import find_network, is_stored, rename_finetuned
+from raprune.store.record import RunRecord
 from tests.factories import FRONT_RUN as RUN
 from tests.factories import front_trial as trial
 from tests.factories import repeats
@@ -23,7 +24,7 @@ from tests.factories import repeats
 def before(tmp_path: Path) -> Store:
     """A finished run in the layout of before: fine-tuned twice, once for the worse, named after its candidate."""
     store = Store(tmp_path / "run")
-    store.create(RUN | {"state": "finished", "finished_at": 200.0})
+    store.create(RunRecord.model_validate(RUN | {"state": "finished", "finished_at": 200.0}))
     searched, other = trial(1, 0.9, 0.3), trial(0, 0.8, 0.2)
     tuned = repeats(1, [0.5, 0.6], flops=0.3, parent=searched.trial_id)
     better = trial(7, 0.85, 0.2, stage=Stage.FINETUNE, epochs=2.0, width=1, parent=other.trial_id)

@@ -60,7 +60,7 @@ def test_record_that_cannot_be_read_names_the_field(tmp_path: Path) -> None:
 
 def test_note_changes_the_fields_that_it_is_given_and_no_others(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create(CONTENT)
+    store.create(RunRecord.model_validate(CONTENT))
     store.note({"state": "searching", "stopped": "patience"})
     assert store.run() == CONTENT | {"state": "searching", "stopped": "patience"}
     assert store.record().stopped == "patience" and not store.record().finished

@@ -27,6 +27,7 @@ from raprune.pruning.record import Pruned, is_trained
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import OnWork, Work
+from raprune.results.test_split import SplitAccuracies
 from raprune.sampling.promotion import Outcome
 from raprune.spec.job import SamplerSpec
 from raprune.store.learning_curves import write_curve
@@ -124,20 +125,21 @@ class Equipment:
             provenance=self.shared.provenance | artifact.trial_provenance(trial),
         )
 
-    def test(self, task: TestTask) -> dict[str, float]:
-        """Accuracies on the test split: `dense`, and by `Trial.network`; networks with `keep` are stored too."""
+    def test(self, task: TestTask) -> SplitAccuracies:
+        """Accuracies on the test split; networks with `keep` are stored too."""
         workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
         splits = [workload.place(split) for split in ray.get(task.split)]
+        dense: float | None = None
         accuracies: dict[str, float] = {}
         for split in splits:
             if task.dense:
-                accuracies["dense"] = evaluate(workload.model, split, batch_size=batch_size).accuracy
+                dense = evaluate(workload.model, split, batch_size=batch_size).accuracy
         for look in task.looks:
             trial = self.recorded(look.proposal)
             model = self._last(trial, keep=look.keep)
             for split in splits if look.test else []:
                 accuracies[trial.network] = evaluate(model, split, batch_size=batch_size).accuracy
-        return accuracies
+        return SplitAccuracies(dense=dense, candidates=accuracies)
 
     def _last(self, trial: Trial, *, keep: bool) -> nn.Module:
         """The network of a recorded trial: loaded, else made again; with `keep` it is stored under its name."""
@@ -153,7 +155,7 @@ class Equipment:
         return again
 
 
-def evaluate_on_test(shared: list[Shared], task: TestTask) -> dict[str, float]:
+def evaluate_on_test(shared: list[Shared], task: TestTask) -> SplitAccuracies:
     """Carry out a test task in a process of its own; `shared` is in a list so that Ray leaves its references alone."""
     return Equipment.of(shared[0]).test(task)
 

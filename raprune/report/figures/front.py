@@ -105,8 +105,8 @@ def _limits(axes: Axes, results: RunResults) -> None:
     dense = results.run.dense_accuracy
     if dense is not None:
         axes.axhline(results.error(dense), color=INK, linewidth=0.7, linestyle=":")
-    if results.test.get("dense") is not None:
-        axes.axhline(results.error(results.test["dense"]), color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
+    if results.test.dense is not None:
+        axes.axhline(results.error(results.test.dense), color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
     if results.floor is not None:
         axes.axhline(results.error(results.floor), color=FAINT, linewidth=0.7, linestyle="-.")
 
@@ -114,7 +114,7 @@ def _limits(axes: Axes, results: RunResults) -> None:
 def _scales(axes: Axes, results: RunResults) -> None:
     accuracies = [row.val_accuracy for row in results.rows]
     accuracies += [row.test_accuracy for row in results.front if row.test_accuracy is not None]
-    lines = results.run.dense_accuracy, results.test.get("dense"), results.floor
+    lines = results.run.dense_accuracy, results.test.dense, results.floor
     accuracies += [value for value in lines if value is not None]
     error_axis(axes.yaxis, [results.error(accuracy) for accuracy in accuracies])
     axes.set_ylabel("validation accuracy, %")
@@ -147,7 +147,7 @@ def _legend(figure: Figure, axes: Axes, results: RunResults, known: dict[str, Ma
         sign(TEST, INK, "its test accuracy")
     if results.run.dense_accuracy is not None:
         sign("", INK, "dense network", line=":")
-    if results.test.get("dense") is not None:
+    if results.test.dense is not None:
         sign("", FAINT, "dense, test", line=(0, (1, 3)))
     if results.floor is not None:
         sign("", FAINT, "accuracy asked for", line="-.")

@@ -55,7 +55,7 @@ def asked(results: RunResults) -> str:
     )
     accuracies = [
         f"{value:.2%} {name}"
-        for name, value in (("validation", run.dense_accuracy), ("test", results.test.get("dense")))
+        for name, value in (("validation", run.dense_accuracy), ("test", results.test.dense))
         if value is not None
     ]
     sizes = (("train", run.data.train), ("validation", run.data.validation), ("test", run.data.test))
@@ -136,7 +136,7 @@ def chosen(results: RunResults) -> str:
     row, dense, test = results.chosen, results.dense, results.test
     if row is None or dense is None or dense.flops is None or dense.params is None:
         return ""
-    images = test.get("images", 0)
+    images = test.images or 0
     cells = [
         ["FLOPs for one image", f"{dense.flops:,}", f"{row.flops:,}", formats.percent(row.flops_fraction)],
         ["MACs for one image", f"{dense.flops // 2:,}", f"{row.macs:,}", formats.percent(row.flops_fraction)],
@@ -158,7 +158,7 @@ def chosen(results: RunResults) -> str:
     if row.test_accuracy is not None:
         against = f"{drop(row, dense, test)} points"
         tested = [
-            formats.accuracy(test.get("dense")),
+            formats.accuracy(test.dense),
             formats.accuracy(row.test_accuracy, row.test_interval),
             against,
         ]
@@ -291,9 +291,9 @@ def _notes(results: RunResults) -> str:
     return paragraph(
         why_starred(rows, results.run),
         f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
-        f"Drop: test accuracy against the dense network, ± standard error of {test['images']:,} images; the test split "
+        f"Drop: test accuracy against the dense network, ± standard error of {test.images:,} images; the test split "
         "was used once."
-        if test.get("images")
+        if test.images
         else "Drop: validation accuracy against the dense network; the test split was not used.",
         "Epochs: training since the dense network. FLOPs count a multiply-add as 2.",
         *how_timed(rows, results.run, times.conditions, has_latency=has_latency),

@@ -32,6 +32,7 @@ from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 from raprune.store.learning_curves import read_curve
+from raprune.store.record import RunRecord
 from raprune.store.scores import Statistics
 from raprune.training.checkpoint import unpack
 from raprune.training.loop import Epoch
@@ -82,7 +83,7 @@ class Job:
 
 def begun(spec: SearchSpec) -> Iterator[Job]:
     store = Store(spec.output)
-    store.create(EMPTY_RUN)
+    store.create(RunRecord.model_validate(EMPTY_RUN))
     Store(spec.statistics_folder).make()
     prepared = prepare(spec)
     coordinator = find_coordinator(store)

@@ -106,7 +106,7 @@ def test_networks_are_timed_in_the_room_of_a_trial_where_no_whole_node_gets_free
     placement = Placement(1, 1.0, 0.0, "a trial")
     subject = latency.Subject.of(spec, prepare(spec), placement)
     other = Store(tmp_path)
-    other.create(store.run())
+    other.create(store.record())
     taken = ray.util.placement_group([{"CPU": 1.0}] * len(nodes), strategy="STRICT_SPREAD")
     try:
         assert taken.wait(60)
