@@ -37,7 +37,7 @@ def test_forecast_has_the_stages_with_work_in_their_order() -> None:
     assert next(iter(forecast(PACE, replace(PLAN, phase_epochs=20.0)))) == PHASES
 
 
-def test_forecast_by_hand() -> None:
+def test_forecast_of_a_small_job_equals_the_one_by_hand() -> None:
     seconds = forecast(PACE, PLAN)
     # A quarter of the time stays: networks of 20 % of the FLOPs take 40 %.
     # 4 rounds of 5 epochs; the cut network is trained, the dense one is its teacher.
@@ -61,21 +61,21 @@ def test_scores_of_other_settings_take_their_time_in_the_search() -> None:
     assert seconds[SEARCH] == pytest.approx(forecast(PACE, PLAN)[SEARCH] + again)
 
 
-def test_forecast_of_what_is_done_already_is_nothing() -> None:
+def test_forecast_of_finished_work_is_empty() -> None:
     left = forecast(PACE, replace(PLAN, trials=0, finetunings=0, scored=0, priced=0))
     assert SCORES not in left and SEARCH not in left and FINETUNE not in left
 
 
-def test_time_limit_bounds_the_search() -> None:
+def test_forecast_with_a_time_limit_is_bounded() -> None:
     assert forecast(PACE, replace(PLAN, trials=10_000, limit_s=30.0))[SEARCH] == WORKERS_START_S + 30
 
 
-def test_forecast_is_told_with_what_most_of_it_is() -> None:
+def test_forecast_in_words_names_its_longest_stage() -> None:
     text = forecast_told({SCORES: 40.0, SEARCH: 65.0, FINETUNE: 240.0, REPORT: 4.0})
     assert text == "This will take about 6 min: fine-tuning 4 min, trials 65 s, scores 40 s."
 
 
-def test_pace_is_measured_and_leaves_the_network_as_it_is() -> None:
+def test_pace_is_measured_and_leaves_the_network_unchanged() -> None:
     spec = SearchSpec.model_validate({"model": {"name": "digits-net"}, "data": {"name": "digits", "max_images": 200}})
     workload = build_workload(spec, data=load_data(spec.data, seed=0), device="cpu")
     before = {name: tensor.clone() for name, tensor in workload.model.state_dict().items()}

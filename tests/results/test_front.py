@@ -28,13 +28,13 @@ def failed(number: int) -> Trial:
     return Trial(trial_id=proposal.trial_id, proposal=proposal, state=TrialState.FAILED, error="boom", started_at=120.0)
 
 
-def test_the_front_has_the_candidates_that_no_other_beats() -> None:
+def test_front_has_the_candidates_that_no_other_dominates() -> None:
     trials = [trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.7, 0.2), trial(3, 0.9, 0.31), failed(4)]
     assert [r.trial_id for r in front(trials)] == ["search-00001", "search-00000"]
     assert [r.on_front for r in candidates(trials)] == [True, False, True, False]
 
 
-def test_a_row_has_what_the_contract_names() -> None:
+def test_row_of_a_candidate_has_its_cost_and_accuracies() -> None:
     test = SplitAccuracies(dense=0.97, candidates={trial(0, 0.9, 0.3).candidate.id: 0.95}, images=100)  # type: ignore[union-attr]
     (row,) = front([trial(0, 0.9, 0.3)], test=test)
     assert row.candidate == trial(0, 0.9, 0.3).candidate.id  # type: ignore[union-attr]
@@ -74,24 +74,24 @@ def test_several_trials_of_one_candidate_count_as_the_best_of_them() -> None:
         assert (row.trial_id, row.val_accuracy) == ("search-00001", 0.9)
 
 
-def test_candidates_over_the_budget_are_not_on_its_front() -> None:
+def test_candidates_over_the_budget_are_off_its_front() -> None:
     trials = [trial(0, 0.9, 0.3), trial(1, 0.95, 0.5), trial(2, 0.8, 0.1, params=0.6)]
     assert [r.trial_id for r in front(trials, Budget(flops=0.3, params=0.5))] == ["search-00000"]
 
 
-def test_pick_takes_the_most_accurate_within_the_budget() -> None:
+def test_pick_within_a_budget_is_the_most_accurate() -> None:
     rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.8, 0.2)])
     assert pick(rows, Budget(flops=0.3)).trial_id == "search-00000"
     assert pick(rows, Budget(flops=0.25)).trial_id == "search-00001"
     assert pick(rows, Budget()).trial_id == "search-00000"
 
 
-def test_pick_with_an_accuracy_takes_the_cheapest_that_has_it() -> None:
+def test_pick_with_a_minimum_accuracy_is_the_cheapest() -> None:
     rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1), trial(2, 0.85, 0.2)])
     assert pick(rows, Budget(flops=0.3), min_accuracy=0.82).trial_id == "search-00002"
 
 
-def test_pick_names_the_nearest_when_nothing_fits() -> None:
+def test_pick_without_a_match_names_the_nearest() -> None:
     rows = candidates([trial(0, 0.9, 0.3), trial(1, 0.8, 0.1)])
     with pytest.raises(RapruneError, match=r"within 5\.0% of the dense network's FLOPs: the smallest"):
         pick(rows, Budget(flops=0.05))
@@ -119,7 +119,7 @@ def asked(methods: list[str], *, images: int | None = 100, **spec: Any) -> dict[
         (0.89, ["l2"], None, "search-00000"),
     ],
 )
-def test_a_baseline_has_the_star_only_if_ahead_by_more_than_its_standard_error(
+def test_baseline_has_the_star_only_if_ahead_by_more_than_its_standard_error(
     baseline: float, methods: list[str], images: int | None, starred: str
 ) -> None:
     trials = [trial(0, baseline, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.87, 0.1), trial(3, 0.99, 0.5)]
@@ -131,7 +131,7 @@ def test_a_baseline_has_the_star_only_if_ahead_by_more_than_its_standard_error(
     assert pick(candidates(trials), Budget(flops=0.3)).val_accuracy == max(baseline, 0.88)
 
 
-def test_a_starred_network_that_a_baseline_dominates_is_listed_beside_the_front() -> None:
+def test_starred_network_that_a_baseline_dominates_is_listed_beside_the_front() -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1), trial(3, 0.7, 0.15)]
     run = asked(["l2"])
     shown = [(r.trial_id, r.on_front, r.starred) for r in listed(candidates(trials), RunRecord.model_validate(run))]
@@ -145,13 +145,13 @@ def test_a_starred_network_that_a_baseline_dominates_is_listed_beside_the_front(
 
 
 @pytest.mark.parametrize(("floor", "starred"), [(0.85, "search-00001"), (0.89, "search-00000"), (0.95, "search-00001")])
-def test_a_baseline_has_the_star_only_if_it_alone_has_the_accuracy_asked_for(floor: float, starred: str) -> None:
+def test_baseline_has_the_star_if_it_alone_has_the_accuracy_asked_for(floor: float, starred: str) -> None:
     trials = [trial(0, 0.90, 0.2, method="random"), trial(1, 0.88, 0.25), trial(2, 0.80, 0.1)]
     chosen = choose(candidates(trials), RunRecord.model_validate(asked(["l2"], min_accuracy=floor)))
     assert chosen is not None and chosen.trial_id == starred
 
 
-def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
+def test_progress_of_a_run_counts_recorded_and_waiting_trials() -> None:
     trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1), failed(2), trial(0, 0.95, 0.2, stage=Stage.FINETUNE, width=1)]
     now = progress(RunRecord.model_validate(RUN), trials, running=2, live=True, now=130.0)
     assert now.states == {"COMPLETE": 3, "FAILED": 1, "RUNNING": 2, "WAITING": 3}
@@ -164,7 +164,7 @@ def test_progress_counts_what_is_recorded_and_what_is_to_come() -> None:
     assert progress(RunRecord.model_validate(RUN), trials).elapsed_s == pytest.approx(20.0)
 
 
-def test_progress_knows_the_number_of_fine_tunings_once_they_are_chosen() -> None:
+def test_progress_after_the_choice_has_the_number_of_fine_tunings() -> None:
     """The best of each method is fine-tuned beside the two finalists."""
     trials = [trial(n, 0.9, 0.2, stage=Stage.FINETUNE, epochs=1.0) for n in range(3)]
     assert progress(RunRecord.model_validate(RUN | {"finetunings": 4}), trials).finetunings == 4
@@ -173,13 +173,13 @@ def test_progress_knows_the_number_of_fine_tunings_once_they_are_chosen() -> Non
     assert (now.finetuned, now.finetunings) == (3, 3), "a run that was written before the number was"
 
 
-def test_progress_of_a_run_that_has_just_begun() -> None:
+def test_progress_of_a_run_that_has_just_begun_is_empty() -> None:
     now = progress(RunRecord.model_validate(RUN), [], live=True, now=101.0)
     assert (now.front, now.hypervolume, now.best, now.left_s, now.elapsed_s) == (0, 0.0, None, None, 1.0)
     assert now.states == {"WAITING": 8}
 
 
-def test_the_time_limit_bounds_what_is_left() -> None:
+def test_time_left_with_a_time_limit_is_bounded() -> None:
     spec = RUN["spec"] | {"search": {"trials": 8, "time_limit_s": 33.0}}
     now = progress(RunRecord.model_validate(RUN | {"spec": spec}), [trial(0, 0.9, 0.2)], live=True, now=130.0)
     assert now.left_s == pytest.approx(3.0)
@@ -192,7 +192,7 @@ def test_steps_of_a_path_are_candidates_but_no_trials_that_were_asked_for() -> N
     assert now.states == {"COMPLETE": 1, "WAITING": 7}
 
 
-def test_the_ablation_has_the_best_of_each_method_within_each_budget() -> None:
+def test_ablation_has_the_best_of_each_method_within_each_budget() -> None:
     trials = [
         trial(0, 0.80, 0.30),
         trial(1, 0.75, 0.18),
@@ -214,7 +214,7 @@ def test_the_ablation_has_the_best_of_each_method_within_each_budget() -> None:
     assert {r.finetuning_epochs for r in table} == {0.0}
 
 
-def test_the_ablation_compares_after_equal_fine_tuning_whatever_a_method_trained_itself() -> None:
+def test_ablation_of_methods_that_train_themselves_compares_after_equal_fine_tuning() -> None:
     trials = [
         trial(0, 0.80, 0.2),
         trial(1, 0.85, 0.2, method="slimming", epochs=10.0),
@@ -231,7 +231,7 @@ def test_the_ablation_compares_after_equal_fine_tuning_whatever_a_method_trained
     ]
 
 
-def test_the_ablation_shrinks_the_parameters_where_they_are_the_budget() -> None:
+def test_ablation_of_a_budget_of_parameters_shrinks_the_parameters() -> None:
     trials = [trial(0, 0.8, 0.3, params=0.4), trial(1, 0.7, 0.9, params=0.2)]
     table = ablation(trials, Budget(params=0.4))
     assert [(r.budget.flops, round(r.limit, 3), r.best.val_accuracy) for r in table] == [
@@ -241,14 +241,14 @@ def test_the_ablation_shrinks_the_parameters_where_they_are_the_budget() -> None
     ]
 
 
-def test_a_row_counts_parameters_that_are_zero() -> None:
+def test_row_counts_parameters_that_are_zero() -> None:
     (plain,) = front([trial(0, 0.9, 0.3)])
     assert (plain.zeros, plain.nonzero_fraction) == (0, 0.2)
     (pruned,) = front([replace(trial(0, 0.9, 0.3), metrics=replace(trial(0, 0.9, 0.3).metrics, zeros=15))])  # type: ignore[type-var]
     assert pruned.zeros == 15 and pruned.nonzero_fraction == pytest.approx(0.05)
 
 
-def test_weights_that_were_pruned_one_by_one_make_a_point_of_the_front() -> None:
+def test_network_whose_weights_were_pruned_one_by_one_is_on_the_front() -> None:
     dense, nearly, half = trial(0, 0.90, 0.2), trial(1, 0.89, 0.2), trial(2, 0.88, 0.2)
     assert nearly.metrics is not None and half.metrics is not None
     trials = [
@@ -259,13 +259,13 @@ def test_weights_that_were_pruned_one_by_one_make_a_point_of_the_front() -> None
     assert [r.trial_id for r in front(trials)] == [dense.trial_id, half.trial_id]
 
 
-def test_a_row_has_what_the_step_of_a_path_says_of_itself() -> None:
+def test_row_of_a_step_of_a_path_has_the_settings_of_the_step() -> None:
     candidate = Candidate("l2", {"conv1": (0,)}, {"power": 2, "evaluations": 20})
     (found,) = candidates([replace(trial(0, 0.9, 0.3), candidate=candidate)])
     assert found.settings == {"power": 2, "evaluations": 20}
 
 
-def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
+def test_networks_to_be_tested_are_the_front_and_the_best_of_each_method() -> None:
     trials = [
         trial(0, 0.90, 0.2),
         trial(1, 0.80, 0.1),
@@ -281,7 +281,7 @@ def test_the_test_split_sees_the_front_and_the_best_of_each_method() -> None:
     }
 
 
-def test_the_test_split_sees_a_repaired_network_of_the_front_though_it_was_fine_tuned() -> None:
+def test_networks_to_be_tested_include_a_repaired_one_of_the_front_that_was_fine_tuned() -> None:
     trials = [
         trial(0, 0.90, 0.2),
         trial(9, 0.85, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
@@ -290,7 +290,7 @@ def test_the_test_split_sees_a_repaired_network_of_the_front_though_it_was_fine_
     assert {r.trial_id for r in rows} == {"search-00000", "finetune-00009"}, "the front, and the best of the method"
 
 
-def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None:
+def test_repaired_network_lacks_the_test_accuracy_of_the_fine_tuned_one() -> None:
     trials = [
         trial(0, 0.90, 0.2),
         trial(9, 0.95, 0.2, stage=Stage.FINETUNE, epochs=1.0, width=1, parent="search-00000"),
@@ -299,7 +299,7 @@ def test_a_repaired_network_has_no_test_accuracy_of_the_fine_tuned_one() -> None
     assert [(r.finetuning_epochs, r.best.test_accuracy) for r in rows] == [(0.0, None), (1.0, 0.94)]
 
 
-def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:
+def test_finalist_of_several_seeds_counts_by_its_mean() -> None:
     three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
     one = trial(2, 0.94, 0.2, stage=Stage.FINETUNE, epochs=20)
     searched = trial(1, 0.5, 0.2)
@@ -312,7 +312,7 @@ def test_a_finalist_of_several_seeds_counts_by_its_mean() -> None:
     assert not mean.on_front, "its best seed alone would be"
 
 
-def test_the_test_split_speaks_of_every_repeat_or_of_none() -> None:
+def test_test_accuracy_of_repeats_needs_every_repeat() -> None:
     three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
     name = three[0].network
     tested = {name: 0.9, f"{name}-s1": 0.92, f"{name}-s2": 0.94}
@@ -323,7 +323,7 @@ def test_the_test_split_speaks_of_every_repeat_or_of_none() -> None:
     assert row.test_accuracy is None and row.test_interval is None
 
 
-def test_a_stopped_trial_is_on_no_front_and_counts_where_it_came_to() -> None:
+def test_stopped_trial_is_on_no_front_and_counts_at_its_last_rung() -> None:
     below = [replace(trial(n, 0.99, 0.1), state=TrialState.STOPPED) for n in range(3)]
     went_on = replace(below[0].proposal, rung=1, parent=below[0].trial_id)
     last = replace(below[0], trial_id=went_on.trial_id, proposal=went_on, state=TrialState.COMPLETE, epochs=2)
@@ -333,7 +333,7 @@ def test_a_stopped_trial_is_on_no_front_and_counts_where_it_came_to() -> None:
     assert [r.finetuning_epochs for r in ablation([*below, last], Budget(flops=0.3))] == [2.0] * 3
 
 
-def test_what_was_spent_counts_every_trial_and_shows_what_it_bought() -> None:
+def test_spent_work_counts_every_trial_and_shows_the_gain() -> None:
     def at(number: int, accuracy: float, ended: float, **more: Any) -> Trial:
         return replace(trial(number, accuracy, 0.15), started_at=ended - 360, seconds=360, gpu_seconds=180, **more)
 
@@ -352,7 +352,7 @@ def test_what_was_spent_counts_every_trial_and_shows_what_it_bought() -> None:
     assert second.val_accuracy == pytest.approx(0.7)
 
 
-def test_a_front_of_latency_is_set_against_latency() -> None:
+def test_front_of_a_latency_budget_compares_latency() -> None:
     def timed(number: int, accuracy: float, flops: float, latency: float) -> Trial:
         made = trial(number, accuracy, flops)
         assert made.metrics is not None
@@ -392,7 +392,7 @@ def runs(draw: st.DrawFn) -> list[Trial]:
 
 
 @given(runs())
-def test_the_hypervolume_never_falls_and_tile_and_curve_agree(trials: list[Trial]) -> None:
+def test_hypervolume_of_any_trials_never_falls_and_tile_and_curve_agree(trials: list[Trial]) -> None:
     growth, last = Growth(Budget(flops=0.3)), 0.0
     for position, one in enumerate(trials):
         growth.add(one)
@@ -407,7 +407,7 @@ def test_the_hypervolume_never_falls_and_tile_and_curve_agree(trials: list[Trial
 
 
 @given(runs())
-def test_no_network_of_the_front_is_beaten_and_all_have_names_of_their_own(trials: list[Trial]) -> None:
+def test_front_of_any_trials_has_no_dominated_network_and_unique_names(trials: list[Trial]) -> None:
     rows = candidates(trials)
     assert len({r.candidate for r in rows}) == len(rows)
     chosen = {r.candidate for r in front(trials, Budget(flops=0.3))}

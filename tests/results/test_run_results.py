@@ -12,7 +12,7 @@ from raprune.store.record import RunRecord
 from tests.factories import failed_trial, make_run
 
 
-def test_a_run_is_read_at_once(tmp_path: Path) -> None:
+def test_results_of_a_run_follow_from_its_records(tmp_path: Path) -> None:
     """Of `make_run`: trials 40 to 43 are fine-tuned, at 30, 25, 20 and 15 % of the FLOPs."""
     results = read_run_results(make_run(tmp_path))
     assert len(results.rows) == 44
@@ -22,7 +22,7 @@ def test_a_run_is_read_at_once(tmp_path: Path) -> None:
     assert not results.progress.finished and results.errors == {}
 
 
-def test_the_networks_to_be_shown_are_the_chosen_one_the_smallest_and_one_between(tmp_path: Path) -> None:
+def test_spread_of_a_front_is_the_chosen_one_the_smallest_and_one_between(tmp_path: Path) -> None:
     results = read_run_results(make_run(tmp_path))
     assert results.chosen is not None
     shown = [row.flops for row in results.spread]
@@ -31,13 +31,13 @@ def test_the_networks_to_be_shown_are_the_chosen_one_the_smallest_and_one_betwee
     assert shown[0] == results.chosen.flops and shown[2] == min(known) and min(known) < shown[1] < max(known)
 
 
-def test_failed_trials_are_counted_by_what_they_say(tmp_path: Path) -> None:
+def test_failed_trials_are_counted_by_their_error(tmp_path: Path) -> None:
     store = make_run(tmp_path)
     store.append([failed_trial(store, 90 + place, text) for place, text in enumerate(["a\nb", "a\nc", "d", None])])
     assert read_run_results(store).errors == {"a": 2, "d": 1, "no message": 1}
 
 
-def test_nothing_is_known_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
+def test_results_of_a_run_that_has_just_begun_are_empty(tmp_path: Path) -> None:
     Store(tmp_path).create(RunRecord.model_validate({"state": "searching"}))
     results = read_run_results(Store(tmp_path))
     assert (results.chosen, results.spread, results.front, results.groups, results.ended_at) == (
@@ -50,6 +50,6 @@ def test_nothing_is_known_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
     assert results.error(1.0) == 0.01 and results.error(0.25) == 75
 
 
-def test_an_error_is_at_least_that_of_half_an_image(tmp_path: Path) -> None:
+def test_error_of_a_perfect_network_is_that_of_half_an_image(tmp_path: Path) -> None:
     results = read_run_results(make_run(tmp_path))
     assert results.error(1.0) == pytest.approx(50 / 288)

@@ -89,7 +89,7 @@ def test_two_workers_that_end_at_once_give_no_rate_yet(stages: Stages, clock: Cl
     assert current(stages).rate is None and current(stages).left_s is None
 
 
-def test_done_is_never_less_than_it_was(stages: Stages) -> None:
+def test_done_of_a_stage_never_falls(stages: Stages) -> None:
     stages.begin(FINETUNE, total=40, unit="epochs")
     stages.update(done=5)
     stages.update(done=3)
@@ -178,6 +178,6 @@ def test_stages_of_a_run_are_its_record_once_it_has_finished(stages: Stages, tmp
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"stages": [{"unknown": 1}]}', '{"stages": 3}'])
-def test_news_that_cannot_be_read_are_none(tmp_path: Path, content: str) -> None:
+def test_stages_that_cannot_be_read_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     assert read_stages(Store(tmp_path), RunRecord.model_validate({"state": "searching"})) is None

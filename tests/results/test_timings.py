@@ -47,7 +47,7 @@ def test_times_of_an_earlier_version_are_read_as_one_condition() -> None:
     assert measured_at(times.conditions) == "a batch of 1 (4 ms for the dense network), float32 on AMD EPYC, 1 thread"
 
 
-def test_a_row_has_its_times_under_all_conditions() -> None:
+def test_row_of_a_measured_network_has_its_times_under_all_conditions() -> None:
     times = Times(conditions=(timing(1, 4.0, a=2.0), timing(64, 90.0, a=30.0)), budget=timing(1, 5.0, a=4.0))
     measured, other = rows(times, a=0.3, b=0.3)
     assert measured.measured == MeasuredSpeed(
@@ -81,7 +81,7 @@ def test_a_row_has_its_times_under_all_conditions() -> None:
         (0.95, 99.0, ""),
     ],
 )
-def test_a_network_is_not_faster_above_95_percent_of_the_time(flops: float, time_ms: float, said: str) -> None:
+def test_network_above_95_percent_of_the_time_is_not_faster(flops: float, time_ms: float, said: str) -> None:
     times = Times(conditions=(timing(1, 4.0, a=4.0), timing(64, 100.0, a=time_ms)))
     remark = slow(rows(times, a=flops), times)
     assert remark.startswith(said) and bool(remark) == bool(said)

@@ -39,7 +39,7 @@ def complete(number: int, *, stage: Stage = Stage.SEARCH) -> Trial:
     )
 
 
-def test_stored_trials_come_back_equal_and_in_order(tmp_path: Path) -> None:
+def test_trials_stored_and_read_are_equal_and_in_order(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     store.create(RunRecord.model_validate({"seed": 3}))
     failed = Trial(
@@ -60,7 +60,7 @@ def test_stored_trials_come_back_equal_and_in_order(tmp_path: Path) -> None:
     assert store.run() == {"seed": 3}
 
 
-def test_the_trials_folder_reads_without_raprune(tmp_path: Path) -> None:
+def test_trials_folder_is_read_without_raprune(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create(RunRecord())
     for number in range(3):
@@ -74,7 +74,7 @@ def test_the_trials_folder_reads_without_raprune(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "trials"]
 
 
-def test_an_empty_run_has_no_trials(tmp_path: Path) -> None:
+def test_run_without_records_has_no_trials(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create(RunRecord())
     store.append([])
@@ -82,7 +82,7 @@ def test_an_empty_run_has_no_trials(tmp_path: Path) -> None:
     assert store.names("models") == []
 
 
-def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
+def test_trial_recorded_twice_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create(RunRecord())
     store.append([complete(0)])
@@ -94,7 +94,7 @@ def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
     assert [trial.trial_id for trial in store.trials()] == ["search-00000"]
 
 
-def test_the_folder_of_a_run_under_way_is_waited_for_and_never_begun_anew(tmp_path: Path) -> None:
+def test_folder_of_a_run_under_way_that_is_gone_is_waited_for_and_never_made_again(tmp_path: Path) -> None:
     """As when the disk that holds it is unmounted: what is written then must not land on the disk below."""
     run, away = tmp_path / "run", tmp_path / "away"
     Store(run).create(RunRecord())
@@ -118,7 +118,7 @@ def test_the_folder_of_a_run_under_way_is_waited_for_and_never_begun_anew(tmp_pa
     assert not run.exists()
 
 
-def test_what_does_not_pass_is_not_waited_for(tmp_path: Path) -> None:
+def test_error_that_needs_a_person_is_raised_at_once(tmp_path: Path) -> None:
     store = Store(tmp_path).patient(Patience(total_s=60))
     (tmp_path / "models").write_text("")
     began = time.monotonic()
@@ -127,7 +127,7 @@ def test_what_does_not_pass_is_not_waited_for(tmp_path: Path) -> None:
     assert time.monotonic() - began < 1
 
 
-def test_a_second_writer_overwrites_nothing(tmp_path: Path) -> None:
+def test_second_writer_overwrites_nothing(tmp_path: Path) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
     first.create(RunRecord())
     second.append([complete(0)])
@@ -137,7 +137,7 @@ def test_a_second_writer_overwrites_nothing(tmp_path: Path) -> None:
     assert [trial.trial_id for trial in first.trials()] == ["search-00000", "search-00001"]
 
 
-def test_a_run_is_locked_for_one_process_until_it_ends_or_dies(tmp_path: Path) -> None:
+def test_lock_of_a_run_is_held_until_its_process_ends_or_dies(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create(RunRecord())
     program = f"""
@@ -168,20 +168,20 @@ def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
     assert Store(tmp_path).run() == {"seed": 1}
 
 
-def test_a_folder_without_run_json_is_not_a_run(tmp_path: Path) -> None:
+def test_folder_without_run_json_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(StoreError, match="not the folder of a run"):
             Store(folder).run()
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
-def test_a_damaged_run_json_is_named(tmp_path: Path, content: str) -> None:
+def test_damaged_run_json_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(StoreError, match=r"run\.json: damaged"):
         Store(tmp_path).run()
 
 
-def test_a_part_from_before_a_column_was_has_nothing_in_it(tmp_path: Path) -> None:
+def test_part_that_lacks_a_column_is_read_with_nulls(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create(RunRecord())
     for number in range(3):
@@ -203,7 +203,7 @@ def test_a_part_from_before_a_column_was_has_nothing_in_it(tmp_path: Path) -> No
     ],
     ids=["cut off", "in its values", "in its description"],
 )
-def test_a_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = Store(tmp_path)
     store.create(RunRecord())
     store.append([complete(0)])
@@ -215,30 +215,30 @@ def test_a_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes
     assert "damaged" in caught.value.hint
 
 
-def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+def test_create_where_a_file_stands_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write") as caught:
         Store(tmp_path / "file" / "run").create(RunRecord())
     assert "--output" in caught.value.hint
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"report/test\.json: cannot read"):
         Store(tmp_path).read_json("report/test.json")
 
 
-def test_an_unknown_scheme_is_refused() -> None:
+def test_uri_of_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(StoreError, match="no filesystem opens this"):
         Store("carrier-pigeon://loft/run").is_run()
 
 
-def test_messages_hide_what_may_be_secret() -> None:
+def test_name_of_a_store_has_no_credentials() -> None:
     store = Store("s3://key:secret@bucket/run?endpoint_override=localhost:9000&secret_key=abc")
     assert store.name == "s3://bucket/run"
     assert "secret" not in repr(store)
 
 
-def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
+def test_write_without_room_leaves_the_records(tmp_path: Path) -> None:
     Store(tmp_path).create(RunRecord())
     Store(tmp_path).append([complete(0)])
     program = f"""
@@ -259,7 +259,7 @@ except StoreError as error:
     assert Store(tmp_path).trials() == [complete(0)]
 
 
-def test_a_writer_killed_at_any_moment_leaves_whole_parts(tmp_path: Path) -> None:
+def test_writer_killed_at_any_moment_leaves_whole_parts(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create(RunRecord())
     program = f"""
@@ -298,7 +298,7 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-def test_s3_holds_a_run(bucket: str) -> None:
+def test_run_on_s3_is_stored_and_read(bucket: str) -> None:
     store = Store(bucket.format("folder/one"))
     store.create(RunRecord.model_validate({"seed": 3}))
     store.append([complete(0), complete(1)])
@@ -315,7 +315,7 @@ def test_s3_holds_a_run(bucket: str) -> None:
         again.append([complete(1)])
 
 
-def test_s3_that_goes_away_and_comes_back_is_waited_for() -> None:
+def test_s3_that_is_away_is_waited_for() -> None:
     """The server of a bucket is stopped, and started again on its port; what it held is there again."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -342,19 +342,19 @@ def test_s3_that_goes_away_and_comes_back_is_waited_for() -> None:
     assert "hush" not in said[0]
 
 
-def test_s3_tells_what_is_missing(bucket: str) -> None:
+def test_missing_run_or_bucket_on_s3_is_named(bucket: str) -> None:
     with pytest.raises(StoreError, match="not the folder of a run"):
         Store(bucket.format("nothing")).run()
     with pytest.raises(StoreError, match="cannot write"):
         Store(bucket.format("x").replace("@runs/", "@no-such-bucket/")).create(RunRecord())
 
 
-def test_run_json_is_plain_json(tmp_path: Path) -> None:
+def test_run_json_of_any_name_is_plain_json(tmp_path: Path) -> None:
     Store(tmp_path).create(RunRecord.model_validate({"name": "größe", "dense": {"flops": 10}}))
     assert json.loads((tmp_path / "run.json").read_text()) == {"name": "größe", "dense": {"flops": 10}}
 
 
-def test_a_folder_is_removed_with_all_that_is_in_it_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_removed_folder_goes_with_its_content_and_nothing_beside_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for rel in ("train/group/marker", "train/file", "trained/file"):
         store.write_bytes(rel, b"x")

@@ -52,7 +52,7 @@ def told(*words: str) -> Any:
     return json.loads(done.output)
 
 
-def test_front_and_pick_of_a_run_of_before_tell_repaired_and_fine_tuned_networks_apart(before: Store) -> None:
+def test_front_and_pick_of_an_earlier_run_tell_repaired_and_fine_tuned_networks_apart(before: Store) -> None:
     trials = by_id(before)
     rows = {row["candidate"]: row for row in told("front", before.uri)}
     assert list(rows) == [trials["finetune-00007"].network, trials["search-00001"].network]
@@ -65,14 +65,14 @@ def test_front_and_pick_of_a_run_of_before_tell_repaired_and_fine_tuned_networks
     assert everything["finetune-00001"]["test_accuracy"] == pytest.approx(0.6)
 
 
-def test_report_and_status_of_a_run_of_before_are_written(before: Store, tmp_path: Path) -> None:
+def test_report_and_status_of_an_earlier_run_are_written(before: Store, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["report", before.uri, "--output", str(tmp_path / "report")]).exit_code == 0
     page = (tmp_path / "report" / "front.html").read_text()
     assert by_id(before)["finetune-00007"].network in page and "not finished" not in page
     assert told("status", before.uri)["finetunings"] == 3
 
 
-def test_networks_of_a_run_of_before_are_found_by_their_trials(before: Store) -> None:
+def test_networks_of_an_earlier_run_are_found_by_their_trials(before: Store) -> None:
     trials = by_id(before)
     parent = trials["search-00001"].network
     assert find_network(before, trials["finetune-00001"]) == f"models/{parent}"
@@ -80,7 +80,7 @@ def test_networks_of_a_run_of_before_are_found_by_their_trials(before: Store) ->
     assert find_network(before, trials["search-00001"]) is None, "its folder holds the fine-tuned one"
 
 
-def test_export_from_a_run_of_before_copies_the_network_of_the_trial(before: Store, tmp_path: Path) -> None:
+def test_export_from_an_earlier_run_copies_the_network_of_the_trial(before: Store, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", before.uri, "finetune-00001", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "weights.safetensors").read_bytes() == b"finetune-00001"
@@ -88,7 +88,7 @@ def test_export_from_a_run_of_before_copies_the_network_of_the_trial(before: Sto
     assert "validation accuracy 50.00%" in done.output
 
 
-def test_fine_tuned_networks_of_before_make_room_for_the_repaired_ones(before: Store) -> None:
+def test_fine_tuned_networks_of_an_earlier_run_are_renamed_for_the_repaired_ones(before: Store) -> None:
     trials = by_id(before)
     rename_finetuned(before, trials.values())
     searched, tuned = trials["search-00001"], trials["finetune-00001"]
@@ -99,14 +99,14 @@ def test_fine_tuned_networks_of_before_make_room_for_the_repaired_ones(before: S
     assert before.read_bytes(f"models/{tuned.network}/weights.safetensors") == b"finetune-00001"
 
 
-def test_a_trained_network_of_the_search_is_found_under_its_trial(tmp_path: Path) -> None:
+def test_network_that_the_search_trained_is_found_under_its_trial(tmp_path: Path) -> None:
     store, searched = Store(tmp_path), trial(3, 0.9, 0.3)
     store.write_json(f"models/{searched.trial_id}/recipe.json", {"trial_id": searched.trial_id})
     assert find_network(store, searched) == f"models/{searched.trial_id}" and not is_stored(store, searched)
     assert find_network(store, replace(searched, candidate=None)) is None
 
 
-def test_what_is_no_recipe_holds_no_network(tmp_path: Path) -> None:
+def test_folder_without_a_recipe_holds_no_network(tmp_path: Path) -> None:
     store, searched = Store(tmp_path), trial(3, 0.9, 0.3)
     store.write_json(f"models/{searched.network}/recipe.json", ["not", "a", "recipe"])
     assert find_network(store, searched) is None

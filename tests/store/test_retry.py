@@ -7,7 +7,7 @@ import pytest
 from raprune.store.retry import AT_ONCE, Patience, passes
 
 
-def test_waits_grow_to_their_limit_and_end_in_time() -> None:
+def test_waits_of_a_filesystem_that_is_away_grow_to_their_limit_and_end_in_time() -> None:
     patience = Patience(total_s=300.0, first_s=0.5, longest_s=15.0)
     waits: list[float] = []
     passed = 0.0
@@ -32,7 +32,7 @@ def test_waits_grow_to_their_limit_and_end_in_time() -> None:
         OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)"),
     ],
 )
-def test_a_server_that_is_away_may_come_back(error: OSError) -> None:
+def test_error_of_a_server_that_is_away_passes(error: OSError) -> None:
     assert passes(error)
 
 
@@ -49,5 +49,5 @@ def test_a_server_that_is_away_may_come_back(error: OSError) -> None:
         ValueError("not a filesystem"),
     ],
 )
-def test_what_needs_somebody_does_not_pass_by_itself(error: Exception) -> None:
+def test_error_that_needs_a_person_does_not_pass(error: Exception) -> None:
     assert not passes(error)

@@ -20,7 +20,7 @@ class Work:
         return {"conv1": np.array([1.5, -2.0, 1 / 3])}
 
 
-def test_what_is_computed_once_is_read_by_all_who_open_the_folder(tmp_path: Path) -> None:
+def test_statistic_that_was_computed_is_read_by_all_who_open_the_folder(tmp_path: Path) -> None:
     work = Work()
     first = Statistics(Store(tmp_path / "statistics"))
     made = first.once("scores-a", work)
@@ -32,7 +32,7 @@ def test_what_is_computed_once_is_read_by_all_who_open_the_folder(tmp_path: Path
     assert (first.computed, other.computed) == (["scores-a"], [])
 
 
-def test_without_a_folder_it_remembers_and_writes_nothing(tmp_path: Path) -> None:
+def test_statistics_without_a_folder_stay_in_memory(tmp_path: Path) -> None:
     work, statistics = Work(), Statistics()
     statistics.once("a", work)
     statistics.once("a", work)
@@ -40,12 +40,12 @@ def test_without_a_folder_it_remembers_and_writes_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_handed_over_is_not_looked_for(tmp_path: Path) -> None:
+def test_statistic_that_was_handed_over_is_not_read_from_the_folder(tmp_path: Path) -> None:
     known = {"a": {"x": np.zeros(1)}}
     assert Statistics(Store(tmp_path / "missing"), known).get("a") == known["a"]
 
 
-def test_a_reader_leaves_the_folder_as_it_is(tmp_path: Path) -> None:
+def test_statistics_that_do_not_write_leave_the_folder_unchanged(tmp_path: Path) -> None:
     work = Work()
     Statistics(Store(tmp_path)).once("a", work)
     reader = Statistics(Store(tmp_path), writes=False)
@@ -55,7 +55,7 @@ def test_a_reader_leaves_the_folder_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
+def test_damaged_statistic_is_computed_again(tmp_path: Path) -> None:
     work = Work()
     Statistics(Store(tmp_path)).once("a", work)
     (tmp_path / "a.safetensors").write_bytes(b"\x08\x00\x00\x00")
@@ -65,7 +65,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"weights": "x"}, {"settings": {"ridge": 2.0}}, {"calibration": [3, 4]}])
-def test_the_key_tells_apart_whatever_it_depends_on(change: dict[str, object]) -> None:
+def test_key_of_other_content_is_another_key(change: dict[str, object]) -> None:
     content: dict[str, object] = {"weights": "w", "settings": {"ridge": 1.0}, "calibration": [1, 2]}
     assert key_of("scores", content) == key_of("scores", dict(reversed(content.items())))
     assert key_of("scores", content) != key_of("scores", content | change)
