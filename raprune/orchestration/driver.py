@@ -33,7 +33,7 @@ from raprune.orchestration.jobs.metadata import cluster_address, tell_best, tell
 from raprune.orchestration.lease import held
 from raprune.orchestration.plan import tell_forecast
 from raprune.orchestration.progress import published, watched
-from raprune.orchestration.remote import trial_answer
+from raprune.orchestration.remote import task_on, trial_answer
 from raprune.orchestration.run import (
     Run,
     earlier_trials,
@@ -216,10 +216,7 @@ def dense_network(driven: DrivenRun) -> SharedWeights:
         _train_together(run, shared, [DenseTraining(), *map(PhaseTraining, methods)])
         stored = stored_weights(run.store)
     train = stored is None and run.spec.weights is None
-    work: Any = prepare_dense
-    task = ray.remote(work).options(
-        num_returns="streaming", max_retries=2, num_cpus=placement.cpus, num_gpus=placement.gpus
-    )
+    task = task_on(placement, prepare_dense, num_returns="streaming")
     weights = ray.put(run.prepared.weights if stored is None else stored)
     dense = _heard(run, task.remote(run.spec, placement, driven.data, weights, train=train), train=train)
     store_dense(run, dense)

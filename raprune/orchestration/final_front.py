@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 
-from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
 from raprune.orchestration.cluster.placement import Placement
-from raprune.orchestration.remote import trial_answer
+from raprune.orchestration.remote import task_on, trial_answer
 from raprune.orchestration.run import Run
 from raprune.orchestration.tasks import Look, Shared, TestTask
 from raprune.orchestration.workers.trials import evaluate_on_test
@@ -54,9 +52,7 @@ def evaluate_finalists(run: Run, shared: Shared, tests: Sequence[TestTask]) -> S
 
     For a run whose workers of the search have ended already.
     """
-    work: Any = ray.remote(evaluate_on_test)
-    placement = shared.placement
-    task = work.options(max_retries=RETRIES_AFTER_LOSS, num_cpus=placement.cpus, num_gpus=placement.gpus)
+    task = task_on(shared.placement, evaluate_on_test)
     references = [task.remote([shared], test) for test in tests]
     accuracies = UNTESTED
     with run.stages.stage(TEST, total=len(tests), unit="tasks"):

@@ -1,12 +1,34 @@
-"""The answer of a task or an actor: its value, or its error as itself instead of wrapped in Ray's."""
+"""Tasks on the resources of a placement, and the answer of a task or an actor.
+
+An answer is a value, or an error as itself instead of wrapped in Ray's.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import ray
+import torch
 
 from raprune.errors import RapruneError
+from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
+from raprune.orchestration.cluster.placement import Placement
+
+
+def task_on(placement: Placement, work: Any, *, max_retries: int = RETRIES_AFTER_LOSS, **options: Any) -> Any:
+    """The remote function `work` with the CPUs and GPUs of a trial of `placement`; `options` as for `ray.remote`.
+
+    A process that has used a GPU runs no second task: CUDA ignores the CUDA_VISIBLE_DEVICES of the second one, and the
+    memory that the first one took is given back at the end of the process alone. Ray ends such a process by itself, but
+    only if the GPUs are passed to `ray.remote`; it does not see GPUs that are passed to `.options`. Processes of tasks
+    without GPUs are used again, because a new one imports torch for seconds.
+
+    A task whose GPU fails is retried, in another process, `max_retries` times.
+    """
+    if placement.gpus > 0:
+        options |= {"max_calls": 1, "retry_exceptions": [torch.AcceleratorError]}
+    remote: Any = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=max_retries, **options)
+    return remote(work)
 
 
 def answer(reference: Any, *, lost: str, hint: str) -> Any:

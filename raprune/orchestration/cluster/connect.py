@@ -99,8 +99,8 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def connect(address: str | None, *, num_cpus: int | None = None) -> None:
-    """Join the cluster at `address`; without one, start Ray here with `num_cpus` CPUs, or with all there are.
+def connect(address: str | None, *, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
+    """Join the cluster at `address`; without one, start Ray here with that many CPUs and GPUs, or with all there are.
 
     Raises:
         UsageError: if no cluster answers at `address`.
@@ -115,6 +115,7 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
             ray.init(
                 address=address or "local",
                 num_cpus=num_cpus,
+                num_gpus=num_gpus,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -1,7 +1,7 @@
 """Latency on the workers' device: the table before the search, whole networks of the front after it.
 
-Both are measured while no other task of the run works: the table by a task of the size of a trial, the networks by a
-task that has a whole node, or a whole GPU, to itself.
+Both are measured while no other task of the run works, on a whole GPU. Where there is none, a task of the size of a
+trial measures the table, and a task that has a whole node to itself measures the networks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raprune.methods import method_named
 from raprune.models import build_model
 from raprune.orchestration.cluster.connect import node_resources
 from raprune.orchestration.cluster.placement import Placement, place_timing
-from raprune.orchestration.remote import answer
+from raprune.orchestration.remote import answer, task_on
 from raprune.pruning import artifact
 from raprune.pruning.preparation import Prepared, stored_table
 from raprune.records import Candidate, Trial
@@ -81,7 +81,9 @@ def latency_table(subject: Subject, store: Store) -> tuple[LatencyTable, bool]:
     own = stored_table(store)
     if own is not None:
         return own, False
-    measured: MeasuredTable = _run(_measure_table, subject)
+    # A trial may have a part of a GPU, on which other users' kernels would be timed as well.
+    run = _run_alone if subject.placement.gpus > 0 else _run
+    measured: MeasuredTable = run(_measure_table, subject)
     return LatencyTable.from_arrays(measured.arrays), measured.is_new
 
 
@@ -146,12 +148,10 @@ def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:
     return _run(work, subject, *arguments)
 
 
-def _run(work: Any, subject: Subject, *arguments: Any, max_retries: int = 2, **options: Any) -> Any:
-    """The result of a task with the resources of the subject's placement."""
-    resources = {"num_cpus": subject.placement.cpus, "num_gpus": subject.placement.gpus}
-    task = ray.remote(work).options(max_retries=max_retries, **resources, **options)
+def _run(work: Any, subject: Subject, *arguments: Any, **options: Any) -> Any:
+    """The result of a task with the resources of the subject's placement; `options` as for `task_on`."""
     return answer(
-        task.remote(subject, *arguments),
+        task_on(subject.placement, work, **options).remote(subject, *arguments),
         lost="The worker that measures latency was lost",
         hint="It may have run out of memory: a smaller latency.batch_size or latency.report_batch needs less.",
     )

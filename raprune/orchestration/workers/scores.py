@@ -23,7 +23,7 @@ from raprune.data.dataset import Dataset
 from raprune.methods import Method, method_named
 from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.progress import Teller, watched
-from raprune.orchestration.remote import answer
+from raprune.orchestration.remote import answer, task_on
 from raprune.orchestration.workers.streaming import RayReader
 from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import WeightArrays, build_workload
@@ -128,7 +128,7 @@ def warm_up(placement: Placement) -> None:
     """
     if placement.gpus == 0:
         for _ in range(placement.workers):
-            ray.remote(_come_up).options(num_cpus=placement.cpus).remote()
+            task_on(placement, _come_up).remote()
 
 
 def named(spec: SearchSpec, methods: Sequence[str]) -> list[Method]:
@@ -166,8 +166,7 @@ def statistics_store(spec: SearchSpec) -> Store:
 
 
 def _task(work: Any, inputs: Inputs) -> Any:
-    placement = inputs.placement
-    return ray.remote(work).options(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=2)
+    return task_on(inputs.placement, work)
 
 
 def _come_up() -> None:
