@@ -1,0 +1,169 @@
+"""The whole work of a candidate on a pretend GPU: no mixture of devices, the CPU's results, few launches, few waits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.proof import prove
+from raprune.channels.trace import trace
+from raprune.data import load_data
+from raprune.data.dataset import Dataset
+from raprune.methods import METHODS
+from raprune.pruning import artifact
+from raprune.pruning.prune import Pruner
+from raprune.pruning.workload import Workload, build_workload
+from raprune.records import Proposal
+from raprune.spec.budget import Budget
+from raprune.spec.job import (
+    DataSpec,
+    FinalistSpec,
+    FinetuneSpec,
+    ModelSpec,
+    SamplerSpec,
+    SearchSpec,
+    TrainSpec,
+)
+from raprune.store.folder import Store
+from raprune.training.distillation import channel_map
+from raprune.training.loop import train
+from tests.pretend_cuda import Card, pretend_cuda
+
+torch.set_num_threads(1)
+
+SPEC = SearchSpec(
+    model=ModelSpec(name="digits-net"),
+    data=DataSpec(name="digits", max_images=120),
+    search=SamplerSpec(calibration_images=32, eval_batch_size=64),
+    finalists=FinalistSpec(train=FinetuneSpec(batch_size=32, precision="float32", distillation=0.5)),
+    seed=3,
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "auto_balanced": {"steps": 1, "epochs": 0.3, "last_epochs": 0.3},
+    "binary_search": {"finetune_epochs": 0.3},
+    "local_bn": {"sparse_epochs": 0.3, "beta": "measured"},
+    "maxout": {"epochs": 0.3, "weight_rounds": 1},
+    "slimming": {"sparse_epochs": 0.3},
+}
+"""Settings of the methods that train, for a short training."""
+
+TRAINING = TrainSpec(epochs=2.0, lr=0.01, batch_size=16, precision="float32", distillation=0.5)
+
+
+@cache
+def data() -> Dataset:
+    return load_data(SPEC.data, seed=SPEC.seed)
+
+
+def workload(device: str) -> Workload:
+    return build_workload(SPEC, data=data(), device=device)
+
+
+@cache
+def graph() -> ChannelGraph:
+    dense = workload("cpu")
+    return prove(dense.model, trace(dense.model, dense.example_input()), dense.example_input()).graph
+
+
+def proposal(method: str) -> Proposal:
+    settings = SETTINGS.get(method, {})
+    return Proposal(number=0, method=method, allocation="uniform", target=Budget(flops=0.4), settings=settings, seed=1)
+
+
+@pytest.fixture
+def card() -> Iterator[Card]:
+    """The pretend GPU, for a whole test."""
+    with pretend_cuda() as card:
+        yield card
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_on_cuda_gives_the_candidate_of_the_cpu(method: str) -> None:
+    on_cpu = Pruner(workload("cpu"), graph(), SPEC).prune(proposal(method)).trial
+    with pretend_cuda():
+        on_cuda = Pruner(workload("cuda:0"), graph(), SPEC).prune(proposal(method)).trial
+    assert on_cuda.candidate == on_cpu.candidate
+    assert on_cuda.metrics is not None
+    assert on_cpu.metrics is not None
+    assert on_cuda.metrics.accuracy == on_cpu.metrics.accuracy
+
+
+def test_trace_and_proof_on_cuda_give_the_graph_of_the_cpu(card: Card) -> None:
+    dense = workload("cuda:0")
+    traced = trace(dense.model, dense.example_input())
+    assert prove(dense.model, traced, dense.example_input()).graph.to_json() == graph().to_json()
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "shift-flip", "crop-flip"])
+def test_training_on_cuda_gives_the_weights_of_the_cpu(augment: str) -> None:
+    spec = TRAINING.model_copy(update={"ema": 0.9, "features": 0.5})
+    states = []
+    for device in ("cpu", "cuda:0"):
+        with pretend_cuda() if device == "cuda:0" else nullcontext():
+            teacher, student = workload(device), workload(device).model
+            channels = channel_map(teacher.model, graph(), {}, teacher.example_input())
+            train(student, teacher.train, spec, augment=augment, seed=0, teacher=teacher.model, channels=channels)
+            states.append({name: value.cpu() for name, value in student.state_dict().items()})
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_training_in_half_precision_on_cuda_is_finite(card: Card) -> None:
+    dense = workload("cuda:0")
+    spec = TRAINING.model_copy(update={"precision": "auto"})
+    last = train(dense.model, dense.train, spec, augment="shift", seed=0)[-1]
+    assert math.isfinite(last.loss)
+
+
+def test_artifact_of_a_network_on_cuda_loads_on_the_cpu_and_on_cuda(card: Card, tmp_path: Path) -> None:
+    trial, model, _ = Pruner(workload("cuda:0"), graph(), SPEC).prune(proposal("l2"))
+    assert trial.candidate is not None
+    artifact.save(Store(str(tmp_path)), "", model=model, graph=graph(), candidate=trial.candidate, provenance={})
+    on_cpu, on_cuda = (artifact.load(workload(device).model, str(tmp_path)) for device in ("cpu", "cuda:0"))
+    assert {name: value.cpu().tolist() for name, value in on_cuda.state_dict().items()} == {
+        name: value.tolist() for name, value in on_cpu.state_dict().items()
+    }
+    assert {parameter.device.type for parameter in on_cuda.parameters()} == {"cuda"}
+
+
+def test_mixture_of_devices_on_the_pretend_device_raises(card: Card) -> None:
+    on_card = torch.ones(3, device="cuda:0")
+    with pytest.raises(RuntimeError, match="same device"):
+        on_card + torch.ones(3)
+    with pytest.raises(TypeError, match="numpy"):
+        on_card.numpy()
+
+
+def test_waits_of_the_pretend_device_are_counted_with_their_kind(card: Card) -> None:
+    on_card = torch.ones(3, device="cuda:0")
+    with card.counted() as counts:
+        float(on_card.sum())
+        on_card[on_card > 0]
+        torch.ones(3).to("cuda:0")
+        torch.ones(3).pin_memory().to("cuda:0", non_blocking=True)
+    assert sorted(kind.partition(" at ")[0] for kind in counts.waits) == [
+        "_local_scalar_dense",
+        "copy from pageable memory",
+        "index by a mask",
+    ]
+    assert counts.copies == 1
+
+
+def test_graph_of_the_pretend_device_repeats_on_the_same_memory(card: Card) -> None:
+    x, graph = torch.ones(2, device="cuda:0"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = 2 * x.view(2, 1)
+        x += 1
+    with torch.no_grad():
+        x.fill_(5.0)
+    graph.replay()
+    assert (y.flatten().tolist(), x.tolist()) == ([10.0, 10.0], [6.0, 6.0])
+    with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        float(x.sum())
