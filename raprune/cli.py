@@ -452,6 +452,19 @@ def resume(ctx: typer.Context, run: RunPath) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
+def runs(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder of runs, a path or a URI; the folder of one run lists it.")
+    ] = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a folder, newest first: state, trials, budget, best network."""
+    from raprune.report.terminal import print_runs
+
+    print_runs(folder, console=_console(), as_json=as_json)
+
+
+@app.command(rich_help_panel=RESULTS)
 def status(run: RunPath, as_json: AsJson = False) -> None:
     """Show the progress of a run: trials, front, hypervolume, best network within the budget."""
     from raprune.report.terminal import print_status

@@ -29,6 +29,7 @@ REASONS = {
     "pruning/phases.py": "JSON of which a cached network's key is the digest",
     "report/html/job.py": "TOML of a job, as a report repeats it",
     "results/ablation.py": "JSON that commands print",
+    "results/run_list.py": "JSON that commands print and the page sends",
     "results/progress.py": "JSON that commands print and the page sends",
     "results/rows.py": "JSON that commands print and report/front.json holds",
     "results/stages.py": "JSON of progress.json",

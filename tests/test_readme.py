@@ -157,6 +157,15 @@ def is_run(command: str, request: pytest.FixtureRequest) -> None:
     called_here(words[1:], request.getfixturevalue("home"))
 
 
+def is_list_of_runs(command: str, request: pytest.FixtureRequest) -> None:
+    """Run where runs/ holds the run of the reader."""
+    home: Path = request.getfixturevalue("home")
+    (home / "runs").mkdir(exist_ok=True)
+    if not (home / "runs/first").exists():
+        (home / "runs/first").symlink_to(home / request.getfixturevalue("run"))
+    is_run(command, request)
+
+
 def is_run_alone(command: str, request: pytest.FixtureRequest) -> None:
     """Run in a process of its own, which Ray is started in."""
     called(in_place(command, request), request.getfixturevalue("home"))
@@ -235,6 +244,7 @@ RULES: list[tuple[str, Check, str]] = [
         is_parsed,
         "there is no such bucket: tests/page and tests/store run on one",
     ),
+    (r"uv run raprune runs$", is_list_of_runs, ""),
     (r"(uv run )?raprune (submit|jobs|logs|stop)\b", is_parsed, "needs a cluster: tests/orchestration runs it on one"),
     (
         r"(uv run )?raprune dashboards\b",

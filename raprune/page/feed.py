@@ -20,7 +20,7 @@ from raprune.records import Candidate, Trial
 from raprune.results.front import budget_of
 from raprune.results.progress import Growth, Progress, progress
 from raprune.results.run_results import RunResults
-from raprune.results.stages import FRESH_S, RunStages, read_stages
+from raprune.results.stages import RunStages, is_live, read_stages
 from raprune.results.test_split import UNTESTED, read_test
 from raprune.results.timings import Times, read_times
 from raprune.spec.budget import Budget
@@ -33,9 +33,6 @@ COLUMNS = [name for name in SCHEMA.names if name != "kept"]
 
 BATCH = 256
 """Parts that are read before what they hold is shown."""
-
-_QUIET_S = 180.0
-"""A run that is not finished and records nothing for so long, and for three times its longest trial, is at rest."""
 
 
 @dataclass(frozen=True)
@@ -266,14 +263,9 @@ class Feed:
             self._known = replace(known, version=known.version + 1)
 
     def _judge(self) -> Pulse:
-        if self._run.state is None or self._run.finished:
-            return Pulse(live=False)
-        if self.stages is not None and time.time() - self.stages.written_at < FRESH_S:
-            return Pulse(live=True)
-        longest = max((trial.seconds for trial in self._trials), default=0.0)
-        last = max((trial.started_at + trial.seconds for trial in self._trials), default=0.0)
-        begun = self._run.started_at or 0.0
-        return Pulse(live=time.time() - max(last, begun) < max(_QUIET_S, 3 * longest))
+        ended_at = max((trial.started_at + trial.seconds for trial in self._trials), default=0.0)
+        longest_s = max((trial.seconds for trial in self._trials), default=0.0)
+        return Pulse(live=is_live(self._run, self.stages, ended_at=ended_at, longest_s=longest_s))
 
 
 # A Parquet edge: one row of `raprune.store.rows.SCHEMA`.

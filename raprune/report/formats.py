@@ -48,6 +48,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def ago(seconds: float) -> str:
+    """Time since something, for a column of a list: just now, 5 min ago, 3 h ago, 12 days ago, 14 months ago."""
+    if seconds < 60:
+        return "just now"
+    for size, unit in ((365.25 * 86400, "year"), (30.4 * 86400, "month"), (86400, "day"), (3600, "h"), (60, "min")):
+        if seconds >= (1 if unit in ("h", "min") else 2) * size:
+            number = int(seconds / size)
+            return f"{number} {unit}{'s' * (number > 1 and unit not in ('h', 'min'))} ago"
+    raise AssertionError(seconds)
+
+
 def about(seconds: float) -> str:
     """Time that is estimated, in no finer steps than an estimate deserves: 5 s, 50 s, 2 min, 1.5 h."""
     if seconds < 10:

@@ -10,12 +10,14 @@ from rich.console import Console
 from raprune.records import Trial
 from raprune.report.display import line
 from raprune.report.formats import duration
+from raprune.report.run_table import render_runs
 from raprune.report.summary import summary
 from raprune.report.tables import render_ablation, render_progress, render_rows
 from raprune.results.ablation import ablation
 from raprune.results.front import budget_of, listed, measured_in, pick, starred
 from raprune.results.progress import progress
 from raprune.results.rows import candidates
+from raprune.results.run_list import list_runs
 from raprune.results.stages import read_stages
 from raprune.results.test_split import UNTESTED, read_test
 from raprune.results.timings import Times, read_times, with_times
@@ -45,6 +47,21 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def print_runs(uri: str, *, console: Console, as_json: bool = False) -> None:
+    """Prints the runs in a folder, newest first."""
+    runs = list_runs(uri)
+    if as_json:
+        console.out(json.dumps([run.to_json() for run in runs], indent=2), highlight=False)
+        return
+    console.print(render_runs(runs, now=time.time(), width=console.width), soft_wrap=True)
+    lines = [f"{run.name}: not readable: {run.error} {run.hint}".rstrip() for run in runs if run.error is not None]
+    idle = next((run for run in runs if run.state == "idle"), None)
+    if idle is not None:
+        lines.append(f"idle: not finished, and nothing works on it. Resume such a run: raprune resume {idle.place}")
+    for told in lines:
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_front(uri: str, *, console: Console, as_json: bool = False, everything: bool = False) -> None:

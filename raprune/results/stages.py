@@ -45,6 +45,8 @@ FILE = "progress.json"
 
 FRESH_S = 60.0
 """For this long after it was written, `progress.json` says that a driver works on the run."""
+_QUIET_S = 180.0
+"""A run that is not finished and records nothing for so long, and for three times its longest trial, is at rest."""
 
 _MARKS = 16
 """Latest steps forward over which the rate of a stage is taken."""
@@ -291,6 +293,21 @@ class _Current:
             began, before = self.marks[0]
             rate = (self.stage.done - before) / max(now - began, 1e-9)
         return replace(self.stage, seconds=now - self.began, rate=rate)
+
+
+def is_live(
+    run: RunRecord, stages: RunStages | None, *, ended_at: float, longest_s: float, now: float | None = None
+) -> bool:
+    """True if something works on the run, as far as its records tell.
+
+    `ended_at` is when its last recorded trial ended, in seconds since the epoch, `longest_s` the time of its longest.
+    """
+    if run.state is None or run.finished:
+        return False
+    moment = time.time() if now is None else now
+    if stages is not None and moment - stages.written_at < FRESH_S:
+        return True
+    return moment - max(ended_at, run.started_at or 0.0) < max(_QUIET_S, 3 * longest_s)
 
 
 def read_stages(store: Store, run: RunRecord) -> RunStages | None:

@@ -256,6 +256,26 @@ class Store:
         """The names of the files of trials, in the order in which they were added; none is ever changed."""
         return [name for name in self.names(TRIALS) if re.fullmatch(r"part-\d+\.parquet", name)]
 
+    def inside(self, name: str) -> Store:
+        """The folder `name` in this folder, on the filesystem that this one has opened."""
+        # A URI may end in a query: the options of its filesystem.
+        place, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        found = Store(f"{place.rstrip('/')}/{name}{mark}{query}", patience=self._patience)
+        filesystem, path = self._try("read", "", lambda: self._opened)
+        found.__dict__["_opened"] = (filesystem, f"{path}/{name}")
+        return found
+
+    def folders(self) -> list[str] | None:
+        """The names of the folders in this folder, sorted; None if this folder does not exist."""
+
+        def read() -> list[str] | None:
+            if self._filesystem.get_file_info(self._path).type != pafs.FileType.Directory:
+                return None
+            found = self._filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
+            return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+        return self._try("read", "", read)
+
     def names(self, rel: str) -> list[str]:
         """The names of files and folders in the folder `rel`, sorted; none if it is not there."""
 

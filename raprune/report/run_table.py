@@ -1,0 +1,79 @@
+"""The list of runs on the screen: one row a run, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from raprune.report.formats import ago
+from raprune.results.run_list import ListedRun, RunSummary
+from raprune.spec.budget import Budget
+
+_COLUMNS = ("run", "state", "began", "trials", "budget", "best, val %", "network")
+_RIGHT = ("trials",)
+_GAP = 2
+_STYLES = {"searching": "green", "idle": "yellow", "unreadable": "red"}
+"""State -> its colour; a finished run has none."""
+
+
+def render_runs(runs: Sequence[ListedRun], *, now: float, width: int) -> Text:
+    """The table of the runs; `now` is in seconds since the epoch.
+
+    The name of a run is what people copy, so it is never cut. Where a row with its name is wider than `width`, the name
+    has a line of its own above the row, in all rows alike.
+    """
+    rows = [_cells(run, now) for run in runs]
+    widths = [max(map(cell_len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    is_wide = sum(widths) + _GAP * (len(widths) - 1) > width
+    text = Text()
+    for row in (_COLUMNS, *rows):
+        is_head = row is _COLUMNS
+        cells = [
+            " " * (size - cell_len(cell)) + cell if name in _RIGHT else cell + " " * (size - cell_len(cell))
+            for name, cell, size in zip(_COLUMNS, row, widths, strict=True)
+        ]
+        if is_wide:
+            cells[0] = " " * _GAP if is_head else f"{row[0]}\n{' ' * _GAP}"
+        else:
+            cells[0] += " " * _GAP
+        style = "dim" if is_head else ""
+        text.append(cells[0], style or "bold")
+        text.append(cells[1], style or _STYLES.get(row[1], ""))
+        text.append((" " * _GAP + (" " * _GAP).join(cells[2:])).rstrip(), style)
+        text.append("\n")
+    text.append("best: validation accuracy at the fraction of the dense network's cost, of the starred network.", "dim")
+    return text
+
+
+def _cells(run: ListedRun, now: float) -> tuple[str, ...]:
+    summary = run.summary
+    if summary is None:
+        return (run.name, run.state, *("-" for _ in _COLUMNS[2:]))
+    return (
+        run.name,
+        run.state,
+        ago(now - run.began_at) if run.began_at else "-",
+        f"{summary.searched}/{summary.trials}",
+        budget_in_words(summary.budget),
+        _best(summary),
+        summary.network or "-",
+    )
+
+
+def budget_in_words(budget: Budget) -> str:
+    """The limits of a budget, short: `30% FLOPs, 20% params`."""
+    limits = [(budget.flops, "FLOPs"), (budget.params, "params"), (budget.latency, "latency")]
+    said = [f"{100 * limit:.3g}% {cost}" for limit, cost in limits if limit is not None]
+    if budget.latency_ms is not None:
+        said.append(f"{budget.latency_ms:.3g} ms")
+    return ", ".join(said) or "none"
+
+
+def _best(summary: RunSummary) -> str:
+    best, cost = summary.best, summary.budget.cost
+    if best is None:
+        return "none yet"
+    fraction = best.latency_fraction if cost == "latency" else best.flops_fraction
+    return f"{100 * best.val_accuracy:.2f}" + ("" if fraction is None else f" at {fraction:.1%}")
