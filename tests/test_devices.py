@@ -110,7 +110,7 @@ def test_training_on_cuda_gives_the_weights_of_the_cpu(augment: str) -> None:
         with pretend_cuda() if device == "cuda:0" else nullcontext():
             teacher, student = workload(device), workload(device).model
             channels = channel_map(teacher.model, graph(), {}, teacher.example_input())
-            train(student, teacher.train, spec, augment=augment, seed=0, teacher=teacher.model, channels=channels)
+            train(student, teacher.training, spec, augment=augment, seed=0, teacher=teacher.model, channels=channels)
             states.append({name: value.cpu() for name, value in student.state_dict().items()})
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
@@ -118,7 +118,7 @@ def test_training_on_cuda_gives_the_weights_of_the_cpu(augment: str) -> None:
 def test_training_in_half_precision_on_cuda_is_finite(card: Card) -> None:
     dense = workload("cuda:0")
     spec = TRAINING.model_copy(update={"precision": "auto"})
-    last = train(dense.model, dense.train, spec, augment="shift", seed=0)[-1]
+    last = train(dense.model, dense.training, spec, augment="shift", seed=0)[-1]
     assert math.isfinite(last.loss)
 
 

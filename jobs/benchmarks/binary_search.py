@@ -72,7 +72,7 @@ def _search(kind: type[BinarySearch], workload: Workload, graph: ChannelGraph) -
     spec = workload.spec
     method = kind(**spec.settings["binary_search"])  # type: ignore[arg-type]  # it checks them itself
     generator = torch.Generator().manual_seed(spec.seed)
-    calibration = workload.train.take(spec.search.calibration, generator)
+    calibration = workload.sample(spec.search.calibration, generator)
     services = WorkloadServices(workload, lambda: calibration.batches(256), seed=spec.seed)
     whole = {group.name: tuple(range(group.num_channels)) for group in graph.groups}
     started = time.perf_counter()
@@ -94,7 +94,7 @@ def _finetune(workload: Workload, model: torch.nn.Module) -> None:
     finetuning = spec.finalists.train.decided()
     train(
         model,
-        workload.train,
+        workload.training,
         finetuning,
         augment=workload.augment,
         seed=spec.seed,

@@ -157,7 +157,7 @@ class Arena:
             images = IMAGES[training]
             train(
                 model,
-                workload.train,
+                workload.training,
                 spec,
                 augment=workload.augment,
                 seed=seed,

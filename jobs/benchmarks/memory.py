@@ -90,7 +90,7 @@ class Actor:
         """Equip it anew, try a candidate, and read all training images in order and in another one."""
         equipment = Equipment.of(shared)
         equipment.pruner.prune(proposal)
-        train = equipment.workload.train
+        train = equipment.workload.training
         self._held = equipment
         images = sum(len(y) for _, y in train.batches(512))
         images += sum(len(y) for _, y in train.shuffled(512, torch.Generator(), "shift-flip"))

@@ -41,6 +41,7 @@ from versus_torch_pruning import ProjectedBlock, projected_resnet56
 
 from raprune.channels.graph import Group
 from raprune.data.batches import DeviceSplit
+from raprune.data.host import ImageSplit
 from raprune.methods import METHODS, Method, reestimate_batch_norm
 from raprune.pruning.allocate import ALLOCATIONS
 from raprune.pruning.preparation import prepare
@@ -173,7 +174,7 @@ class Arena:
         self.pruners = {stream: Pruner(self.workload, graph, spec) for stream, graph in graphs.items()}
         self._settings: dict[tuple[str, str], list[tuple[str, str]]] = {}
         # Drawn as the pruner draws its own.
-        self.calibration = _taken(self.workload.train, arguments.calibration)
+        self.calibration = self.workload.sample(arguments.calibration, torch.Generator().manual_seed(SEED))
         self.peer = Peer(self.workload, self.calibration)
 
     def best(self, side: str, name: str, budget: float) -> Result:
@@ -382,7 +383,7 @@ CRITERIA: dict[str, Criterion] = {
 """torch-pruning's criteria in their default settings."""
 
 
-def _taken(split: DeviceSplit, count: int) -> DeviceSplit:
+def _taken(split: ImageSplit, count: int) -> ImageSplit:
     return split.take(min(count, len(split)), torch.Generator().manual_seed(SEED))
 
 

@@ -28,6 +28,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,6 +44,7 @@ from torchvision import transforms
 from raprune.data import load_data
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Split
+from raprune.data.host import ImageSplit
 from raprune.models import build_model, load_weights
 from raprune.pruning.preparation import prepare
 from raprune.pruning.workload import Workload, build_workload
@@ -150,8 +152,8 @@ class Ours:
         return build_workload(self._job, data=self._prepared.data, device="cpu", weights=self._prepared.weights)
 
     def _train(self, workload: Workload, images: int) -> None:
-        whole = workload.train
-        split = DeviceSplit(whole.images[:images], whole.labels[:images], whole.mean, whole.scale, whole.layout)
+        whole = workload.data.train
+        split = workload.place(Split(whole.images[:images], whole.labels[:images]))
         train(workload.model, split, self._spec, augment=workload.augment, seed=0)
 
 
@@ -227,10 +229,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self._transform(Image.fromarray(self._images[index])), self._labels[index]
 
 
-def tested(model: nn.Module, test: DeviceSplit | None, images: int) -> float:
+def tested(model: nn.Module, test: ImageSplit | None, images: int) -> float:
     """Accuracy on the first images of the test split."""
     assert test is not None, "the job names one"
-    part = DeviceSplit(test.images[:images], test.labels[:images], test.mean, test.scale, test.layout)
+    part = replace(test, images=test.images[:images], labels=test.labels[:images])
     return evaluate(model, part).accuracy
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from raprune.checks.symptoms import SAMPLE_IMAGES, Accuracy
-from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Split
+from raprune.data.host import ImageSplit
 from raprune.data.normalisation import Normalisation, common, measure
 from raprune.pruning.workload import Workload
 from raprune.training.evaluate import evaluate
@@ -84,12 +84,12 @@ def better_normalisation(workload: Workload) -> BetterNormalisation | None:
     return BetterNormalisation(figures=figures, accuracy=better, present=present)
 
 
-def _accuracy(workload: Workload, split: DeviceSplit) -> Accuracy:
+def _accuracy(workload: Workload, split: ImageSplit) -> Accuracy:
     found = evaluate(workload.model, split, batch_size=workload.spec.search.eval_batch_size)
     return Accuracy(found.accuracy, len(split))
 
 
-def _sample(split: DeviceSplit, count: int, *, seed: int) -> DeviceSplit:
+def _sample(split: ImageSplit, count: int, *, seed: int) -> ImageSplit:
     return split.take(count, torch.Generator().manual_seed(seed))
 
 

@@ -135,7 +135,7 @@ def _inspect(workload: Workload, spec: SearchSpec) -> Inspection:
 
 
 def _check_trains(workload: Workload) -> None:
-    x, y = next(workload.train.batches(2))
+    x, y = next(workload.sample(2, torch.Generator()).batches(2))
     parameters = [p for p in workload.model.parameters() if p.requires_grad]
     loss = nn.functional.cross_entropy(workload.model(x), y)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []

@@ -42,11 +42,9 @@ class DeviceSplit:
 
         On the CPU the images are not copied. Ray may have mapped their memory read-only, so nothing may write to it.
         """
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
-            images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+        images, labels = on_host(split)
         images, labels = images.to(device), labels.to(device)
-        return cls(images, labels, *_figures(mean, std, images.device, dtype), layout)
+        return cls(images, labels, *figures(mean, std, images.device, dtype), layout)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +57,7 @@ class DeviceSplit:
         """Yield all images in order: normalised images `(B, C, H, W)` and labels `(B,)`."""
         for start in range(0, len(self), batch_size):
             stop = start + batch_size
-            yield self._normalise(self.images[start:stop]), self.labels[start:stop]
+            yield self.normalise(self.images[start:stop]), self.labels[start:stop]
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
@@ -77,11 +75,11 @@ class DeviceSplit:
             mine = ranks.part(len(part))
             rows = part[mine].to(self.device)
             images = augmented(self.images[rows], augment, Draws(generator, len(part), mine))
-            yield self._normalise(images), self.labels[rows]
+            yield self.normalise(images), self.labels[rows]
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> DeviceSplit:
         """Return the same images with another normalisation; `mean` and `std` are those of pixels in [0, 1]."""
-        mean_C11, scale_C11 = _figures(mean, std, self.device, self.mean.dtype)
+        mean_C11, scale_C11 = figures(mean, std, self.device, self.mean.dtype)
         return replace(self, mean=mean_C11, scale=scale_C11)
 
     def take(self, count: int, generator: torch.Generator) -> DeviceSplit:
@@ -91,17 +89,25 @@ class DeviceSplit:
         rows = torch.randperm(len(self), generator=generator)[:count].to(self.device)
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images as a batch: normalised, in the type of `mean` and in `layout`."""
         batch = images.to(self.mean.dtype)
         # In place: `to` has copied uint8 images, and float images are a new tensor of the augmentation.
         batch.sub_(self.mean).mul_(self.scale)
         return batch.contiguous(memory_format=self.layout)
 
 
-def _figures(
+def on_host(split: Split) -> tuple[Tensor, Tensor]:
+    """Return images and labels as tensors in the same memory. Nothing may write to them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(split.images), torch.from_numpy(split.labels)
+
+
+def figures(
     mean: Sequence[float], std: Sequence[float], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return `mean` and `scale` of a `DeviceSplit`, each of shape `(C, 1, 1)`."""
+    """Return `mean` and `scale` of a `DeviceSplit`, each of shape `(C, 1, 1)`; `mean` and `std` as for `place`."""
     return (
         (torch.tensor(mean, dtype=torch.float64) * 255).to(device, dtype).view(-1, 1, 1),
         (1 / (torch.tensor(std, dtype=torch.float64) * 255)).to(device, dtype).view(-1, 1, 1),

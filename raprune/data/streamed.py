@@ -22,22 +22,23 @@ from raprune.errors import DataError
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """A stream, its reader, and the sample of the stream that is already on the device."""
+    """A stream, its reader, and the normalisation of its batches."""
 
     source: StreamSource
     reader: StreamReader
-    sample: DeviceSplit
+    empty: DeviceSplit
+    """A split without images on the device of the batches, with their normalisation and memory format."""
 
     def __len__(self) -> int:
         return self.source.count
 
     @property
     def device(self) -> torch.device:
-        return self.sample.device
+        return self.empty.device
 
     @property
     def layout(self) -> torch.memory_format:
-        return self.sample.layout
+        return self.empty.layout
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in the same order each time: normalised `(B, C, H, W)`, labels `(B,)`.
@@ -48,7 +49,7 @@ class StreamedSplit:
         with closing(self.reader.blocks(self.source, seed=0, rank=0, size=1)) as blocks:
             for block in blocks:
                 images, labels = torch.from_numpy(block.images), torch.from_numpy(block.labels)
-                placed = replace(self.sample, images=images.to(self.device), labels=labels.to(self.device))
+                placed = replace(self.empty, images=images.to(self.device), labels=labels.to(self.device))
                 yield from placed.batches(batch_size)
 
     def shuffled(
@@ -72,7 +73,7 @@ class StreamedSplit:
                 images, labels = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
                 images, labels = images.to(self.device), labels.to(self.device)
                 images = augmented(images, augment, Draws(generator, size, part))
-                yield next(replace(self.sample, images=images, labels=labels).batches(len(labels)))
+                yield next(replace(self.empty, images=images, labels=labels).batches(len(labels)))
 
     def _blocks(self, seed: int, ranks: Ranks) -> Generator[Split, None, None]:
         """Yield the rank's images; after the last image start again in another order."""

@@ -36,7 +36,7 @@ def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
     trained = rebuild(model, lambda name, tensor: tensor.clone())
 
     def train_on(count: int) -> float:
-        split = workload.train.take(count, torch.Generator())
+        split = workload.sample(count, torch.Generator())
         fit = _timed(lambda: train(trained, split, once, augment=workload.augment, seed=spec.seed, teacher=teacher))
         return fit / len(split)
 

@@ -48,7 +48,7 @@ class Scoring:
         self._phases = phases
         self._on_work = on_work
         generator = torch.Generator().manual_seed(spec.seed)
-        self._calibration = workload.train.take(min(spec.search.calibration, len(workload.train)), generator)
+        self._calibration = workload.sample(spec.search.calibration, generator)
 
     def key(self, method: Method) -> str:
         """Key of the method's scores in the statistics."""

@@ -41,7 +41,6 @@ class WorkloadServices:
         return self._calibration()
 
     def training(self) -> Iterable[tuple[Tensor, Tensor]]:
-        # Not `workload.train`: where the split is streamed, that is only the sample in memory.
         return self._workload.training.batches(self._spec.search.eval_batch_size)
 
     def train(

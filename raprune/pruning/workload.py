@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
+from raprune.data.host import HostSplit, ImageSplit
+from raprune.data.residence import device_memory, fits
 from raprune.data.stream import StreamReader, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.errors import ModelError
@@ -28,7 +30,13 @@ WeightArrays = dict[str, npt.NDArray[Any]]
 
 
 class Workload:
-    """The dense network in evaluation mode, and its data, on `device`. Build it with `build_workload`."""
+    """The dense network in evaluation mode, and its data, on `device`. Build it with `build_workload`.
+
+    A split is placed when it is first asked for, so that a process that trains nothing places no training split. Each
+    process on a GPU places its own: to share one copy, a process of its own would have to hold the images and outlive
+    all others (CUDA IPC), with half a gigabyte for its context. `raprune check` counts the copies instead, and those
+    that do not fit stay on the host, where all processes of a node share one.
+    """
 
     def __init__(
         self,
@@ -37,12 +45,14 @@ class Workload:
         device: torch.device,
         spec: SearchSpec,
         reader: StreamReader | None = None,
+        card_share: float = 1.0,
     ) -> None:
         self.model = model
         self.data = data
         self.device = device
         self.spec = spec
         self._reader = reader or ThreadReader()
+        self._card_share = card_share
 
     @cached_property
     def layout(self) -> torch.memory_format:
@@ -55,28 +65,38 @@ class Workload:
         return self.data.augment
 
     @cached_property
-    def train(self) -> DeviceSplit:
-        """Training images on the device: all of them, or a sample where the split is streamed."""
-        return self.place(self.data.train)
+    def training(self) -> ImageSplit | StreamedSplit:
+        """The whole training split, for `raprune.training.loop.train`: placed when it is first asked for.
 
-    @property
-    def training(self) -> DeviceSplit | StreamedSplit:
-        """The training split, for `raprune.training.loop.train`."""
+        It is stored on the device if it fits there, else on the host, or it is streamed; all give the same batches of
+        the same images.
+        """
         if self.data.stream is None:
-            return self.train
-        return StreamedSplit(self.data.stream, self._reader, self.train)
+            return self.hold(self.data.train)
+        return StreamedSplit(self.data.stream, self._reader, self.place(_rows(self.data.train, slice(0))))
 
     @cached_property
-    def validation(self) -> DeviceSplit:
-        return self.place(self.data.validation)
+    def validation(self) -> ImageSplit:
+        return self.hold(self.data.validation)
 
     @cached_property
-    def test(self) -> DeviceSplit | None:
-        return None if self.data.test is None else self.place(self.data.test)
+    def test(self) -> ImageSplit | None:
+        return None if self.data.test is None else self.hold(self.data.test)
+
+    def sample(self, count: int, generator: torch.Generator) -> DeviceSplit:
+        """Draw `count` training images without replacement onto the device; all of them if there are no more.
+
+        Only these images are copied. Where the training split is streamed, they come from the part in memory.
+        """
+        train = self.data.train
+        if count >= len(train):
+            return self.place(train)
+        rows = torch.randperm(len(train), generator=generator)[:count]
+        return self.place(_rows(train, rows.numpy()))
 
     def example_input(self) -> Tensor:
         """The first training image, normalised: `(1, C, H, W)`."""
-        first = Split(self.data.train.images[:1], self.data.train.labels[:1])
+        first = _rows(self.data.train, slice(1))
         x, _ = next(DeviceSplit.place(first, self.data.mean, self.data.std, self.device).batches(1))
         return x
 
@@ -93,6 +113,14 @@ class Workload:
         """The images of `split` on the workload's device, normalised and laid out like all others."""
         return DeviceSplit.place(split, self.data.mean, self.data.std, self.device, layout=self.layout)
 
+    def hold(self, split: Split) -> ImageSplit:
+        """`split` on the device if it fits there (`raprune.data.residence`), else on the host, with equal batches."""
+        kind = DeviceSplit.place if self._has_room(split) else HostSplit.hold
+        return kind(split, self.data.mean, self.data.std, self.device, layout=self.layout)
+
+    def _has_room(self, split: Split) -> bool:
+        return fits(split.images.nbytes, device_memory(self.device), share=self._card_share)
+
 
 def build_workload(
     spec: SearchSpec,
@@ -101,11 +129,13 @@ def build_workload(
     device: str,
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
     reader: StreamReader | None = None,
+    card_share: float = 1.0,
 ) -> Workload:
     """The network of `spec` for `data` on `device`, in evaluation mode.
 
     Its weights are `weights` if given, else those of the file `spec.weights`, else random under `spec.seed`
     (to be trained by `train_dense`). A streamed training split is read by `reader`, or by threads of this process.
+    `card_share` is the fraction of a GPU's memory that belongs to this process, in (0, 1].
 
     Raises:
         UsageError: if the network's name is unknown or its weights are missing.
@@ -120,7 +150,7 @@ def build_workload(
         model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
     elif spec.weights is not None:
         load_weights(model, spec.weights)
-    workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader)
+    workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader, card_share)
     _check_runs(workload)
     return workload
 
@@ -156,6 +186,10 @@ def train_dense(
         checkpoints=checkpoints,
         on_epoch=on_epoch,
     )
+
+
+def _rows(split: Split, rows: slice | npt.NDArray[np.int64]) -> Split:
+    return Split(split.images[rows], split.labels[rows])
 
 
 def _check_runs(workload: Workload) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.channels.evaluating import evaluating
-from raprune.data.batches import DeviceSplit
+from raprune.data.host import ImageSplit
 from raprune.models.memory_format import laid_out
 
 LARGEST_ON_CPU = 128
@@ -26,7 +26,7 @@ class Evaluation:
     loss: float
 
 
-def evaluate(model: nn.Module, split: DeviceSplit, *, batch_size: int = 512) -> Evaluation:
+def evaluate(model: nn.Module, split: ImageSplit, *, batch_size: int = 512) -> Evaluation:
     """Measure accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
 
     NaN logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images.

@@ -344,7 +344,8 @@ def test_the_pool_is_bounded_in_bytes_and_holds_two_batches() -> None:
 def test_workload_streamed_trains_on_the_stream_and_calibrates_on_the_sample(data: Dataset) -> None:
     spec = SearchSpec.model_validate({"dense": {"epochs": 4, "batch_size": 32, "lr": 0.2}})
     workload = build_workload(spec, data=data, device="cpu")
-    assert len(workload.train) == 100 and len(workload.training) == stream_of(data).count == data.num_train
+    assert len(workload.sample(1000, torch.Generator())) == 100
+    assert len(workload.training) == stream_of(data).count == data.num_train
     train_dense(workload, spec)
     assert evaluate(workload.model, workload.validation).accuracy > 0.8
 

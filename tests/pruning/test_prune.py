@@ -190,7 +190,7 @@ def test_zeros_stay_zero_while_the_rest_is_trained() -> None:
     with torch.no_grad():
         weight[:, ::2] = 0.0
     before = weight.detach().clone()
-    train(model, workload().train, TrainSpec(epochs=1.0), augment="none", seed=0, regularize=keep_zeros(model))
+    train(model, workload().training, TrainSpec(epochs=1.0), augment="none", seed=0, regularize=keep_zeros(model))
     assert torch.equal(weight == 0, before == 0)
     assert not torch.equal(weight, before)
     assert keep_zeros(workload().model) is None

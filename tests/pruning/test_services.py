@@ -38,7 +38,7 @@ def workload() -> Workload:
 
 
 def services(seed: int = 1) -> WorkloadServices:
-    return WorkloadServices(workload(), lambda: workload().train.batches(50), seed=seed)
+    return WorkloadServices(workload(), lambda: workload().training.batches(50), seed=seed)
 
 
 def network() -> Network:
@@ -49,7 +49,7 @@ def network() -> Network:
 
 def test_training_batches_are_the_whole_training_split_as_it_is() -> None:
     images, labels = zip(*services().training(), strict=True)
-    whole = next(iter(workload().train.batches(10_000)))
+    whole = next(iter(workload().training.batches(10_000)))
     assert torch.equal(torch.cat(images), whole[0])
     assert torch.equal(torch.cat(labels), whole[1])
 
@@ -60,12 +60,12 @@ def test_training_batches_of_a_streamed_split_are_all_of_its_images(tmp_path: Pa
     data = DataSpec(name="parquet", train=folder, stream=True, resident_images=100, validation_fraction=0.2)
     spec = SPEC.model_copy(update={"data": data})
     streamed = build_workload(spec, data=load_data(data, seed=SPEC.seed), device="cpu")
-    assert streamed.data.stream is not None and len(streamed.train) == 100
-    own = Counting(streamed, lambda: streamed.train.batches(50), seed=1)
+    assert streamed.data.stream is not None and len(streamed.data.train) == 100
+    own = Counting(streamed, lambda: streamed.place(streamed.data.train).batches(50), seed=1)
     images, labels = (torch.cat(parts) for parts in zip(*own.training(), strict=True))
     assert len(images) == len(labels) == streamed.data.num_train > 1000
     assert torch.equal(images, torch.cat([x for x, _ in own.training()])), "the same order each time"
-    sample = {x.numpy().tobytes() for x in next(iter(streamed.train.batches(100)))[0]}
+    sample = {x.numpy().tobytes() for x in next(iter(streamed.place(streamed.data.train).batches(100)))[0]}
     assert sample <= {x.numpy().tobytes() for x in images}
     own.counted = 0
     graph = trace(streamed.model, streamed.example_input())
@@ -120,7 +120,7 @@ def test_each_phase_shuffles_anew() -> None:
 def test_a_regularizer_is_called_before_each_step() -> None:
     calls = []
     services().train(network().model, 1.0, regularize=lambda model: calls.append(model.training))
-    assert calls == [True] * -(-len(workload().train) // 32)
+    assert calls == [True] * -(-len(workload().training) // 32)
 
 
 def test_cuts_add_up_to_channels_of_the_dense_network() -> None:

@@ -8,13 +8,23 @@ import pytest
 import safetensors.torch
 import torch
 
+from raprune.channels.trace import trace
 from raprune.data import load_data
 from raprune.data.batches import DeviceSplit
+from raprune.data.host import HostSplit
+from raprune.data.residence import DeviceMemory
 from raprune.errors import ModelError
 from raprune.models import build_model, load_weights
+from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload, train_dense
+from raprune.records import Proposal
+from raprune.spec.budget import Budget
 from raprune.spec.job import DataSpec, DenseTrainSpec, ModelSpec, SearchSpec
 from raprune.training.evaluate import evaluate
+from tests.pretend_cuda import pretend_cuda
+
+SLACK = 4096
+"""Bytes of labels, and of the figures that normalise images."""
 
 SHARED = Path(os.environ.get("RAPRUNE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -49,12 +59,67 @@ def test_splits_and_the_example_input() -> None:
     data = load_data(spec.data, seed=0)
     workload = build_workload(spec, data=data, device="cpu")
     assert workload.test is not None
-    assert (len(workload.train), len(workload.validation), len(workload.test)) == (240, 60, 300)
-    x, _ = next(workload.train.batches(1))
+    assert (len(workload.training), len(workload.validation), len(workload.test)) == (240, 60, 300)
+    x, _ = next(workload.training.batches(1))
     assert torch.equal(workload.example_input(), x)
     assert workload.example_input().shape == (1, 1, 8, 8)
-    assert workload.train.layout == torch.channels_last
+    assert workload.training.layout == torch.channels_last
     assert workload.augment == "shift"
+
+
+def test_pruner_and_candidate_place_calibration_validation_and_weights_alone() -> None:
+    spec = small(search={"calibration_images": 32})
+    data = load_data(spec.data, seed=0)
+    on_cpu = build_workload(spec, data=data, device="cpu")
+    graph = trace(on_cpu.model, on_cpu.example_input())
+    weights = sum(tensor.nbytes for tensor in on_cpu.model.state_dict().values())
+    calibration = 32 * data.train.images[0].nbytes
+    with pretend_cuda() as card:
+        pruner = Pruner(build_workload(spec, data=data, device="cuda:0"), graph, spec)
+        assert card.used <= calibration + weights + SLACK
+        result = pruner.prune(Proposal(number=0, method="l2", allocation="uniform", target=Budget(flops=0.5)))
+        candidate = sum(tensor.nbytes for tensor in result.model.state_dict().values())
+        assert card.used <= calibration + data.validation.images.nbytes + weights + candidate + SLACK
+    assert data.train.images.nbytes > 3 * SLACK, "the training split would be seen"
+
+
+def test_sample_draws_the_images_that_the_placed_split_would_draw() -> None:
+    spec = small()
+    workload = build_workload(spec, data=load_data(spec.data, seed=0), device="cpu")
+    drawn = workload.sample(50, torch.Generator().manual_seed(7))
+    whole = workload.place(workload.data.train)
+    expected = whole.take(50, torch.Generator().manual_seed(7))
+    assert torch.equal(drawn.images, expected.images) and torch.equal(drawn.labels, expected.labels)
+    assert torch.equal(workload.sample(9999, torch.Generator()).images, whole.images)
+
+
+def test_training_split_that_does_not_fit_stays_off_the_card_and_nothing_waits_for_its_batches() -> None:
+    spec = small(data={"name": "digits", "max_images": 1200})
+    data = load_data(spec.data, seed=0)
+    with pretend_cuda(memory=data.train.images.nbytes) as card:
+        split = build_workload(spec, data=data, device="cuda:0").training
+        assert isinstance(split, HostSplit)
+        card.peak = used = card.used
+        with card.counted() as counts:
+            count = sum(len(y) for _, y in split.shuffled(32, torch.Generator()))
+        assert count == len(data.train)
+        # Images and labels of each batch.
+        assert (counts.copies, counts.num_waits) == (2 * 30, 0)
+        assert card.peak - used < data.train.images.nbytes / 2
+
+
+def test_training_split_that_does_not_fit_gives_the_same_weights_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small(dense={"epochs": 1, "batch_size": 32})
+    data = load_data(spec.data, seed=0)
+    resident, other = (build_workload(spec, data=data, device="cpu") for _ in range(2))
+    train_dense(resident, spec)
+    size = data.train.images.nbytes
+    tight = DeviceMemory(free=size, total=10 * size)
+    monkeypatch.setattr("raprune.pruning.workload.device_memory", lambda device: tight)
+    assert isinstance(other.training, HostSplit)
+    assert isinstance(other.validation, DeviceSplit)
+    train_dense(other, spec)
+    assert other.weights_hash == resident.weights_hash
 
 
 def test_weights_travel_as_arrays_that_nobody_writes_to() -> None:

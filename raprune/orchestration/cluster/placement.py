@@ -53,6 +53,11 @@ class Placement:
         return "cuda" if self.gpus > 0 else "cpu"
 
     @property
+    def card_share(self) -> float:
+        """Fraction of a GPU's memory that belongs to a trial, in (0, 1]; 1 without GPUs."""
+        return min(1.0, self.gpus) or 1.0
+
+    @property
     def resources(self) -> dict[str, float]:
         """Resources of a trial, by Ray's names."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus > 0 else {"CPU": self.cpus}

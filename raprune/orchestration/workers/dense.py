@@ -29,8 +29,14 @@ def prepare_dense(
     def work() -> None:
         try:
             torch.set_num_threads(placement.threads)
-            reader = RayReader()
-            workload = build_workload(spec, data=data, device=placement.device, weights=weights, reader=reader)
+            workload = build_workload(
+                spec,
+                data=data,
+                device=placement.device,
+                weights=weights,
+                reader=RayReader(),
+                card_share=placement.card_share,
+            )
             history = train_dense(workload, spec, on_epoch=news.put) if train else ()
             validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
             training = accuracy_on_training(workload)

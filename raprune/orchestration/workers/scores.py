@@ -194,6 +194,7 @@ def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str, on_work: O
         device=device,
         weights=ray.get(inputs.weights[0]),
         reader=RayReader(inputs.placement.workers),
+        card_share=inputs.placement.card_share,
     )
     statistics = Statistics(statistics_store(inputs.spec), known)
     return Pruner(workload, inputs.graph, inputs.spec, statistics=statistics, on_work=on_work)

@@ -128,7 +128,7 @@ class Equipment:
     def test(self, task: TestTask) -> SplitAccuracies:
         """Accuracies on the test split; networks with `keep` are stored too."""
         workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
-        splits = [workload.place(split) for split in ray.get(task.split)]
+        splits = [workload.hold(split) for split in ray.get(task.split)]
         dense: float | None = None
         accuracies: dict[str, float] = {}
         for split in splits:
@@ -276,4 +276,5 @@ def _build(shared: Shared) -> Workload:
         device=shared.placement.device,
         weights=ray.get(shared.weights),
         reader=RayReader(shared.placement.workers),
+        card_share=shared.placement.card_share,
     )
