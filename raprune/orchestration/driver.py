@@ -24,7 +24,7 @@ from ray.actor import ActorHandle
 from raprune.data.dataset import Dataset
 from raprune.methods import method_named, searched_settings
 from raprune.orchestration.cluster.connect import node_resources
-from raprune.orchestration.cluster.placement import Placement, TrainPlacement, place_again, place_training
+from raprune.orchestration.cluster.placement import Placement, TrainPlacement, place_again
 from raprune.orchestration.cluster.preflight import preflight
 from raprune.orchestration.coordinator import ask, find_coordinator
 from raprune.orchestration.final_front import evaluate_finalists, plan_tests
@@ -40,6 +40,7 @@ from raprune.orchestration.run import (
     finish,
     keep_table,
     note_finetunings,
+    place_group,
     say_latency,
     say_statistics,
     store_dense,
@@ -213,7 +214,7 @@ def dense_network(driven: DrivenRun) -> SharedWeights:
         space = _space(run)
         methods = phases(named(run.spec, (*space.baselines, *space.methods)))
         shared = driven.shared(ray.put(run.prepared.weights))
-        _train_together(run, shared, [DenseTraining(), *map(PhaseTraining, methods)])
+        _train_together(run, shared, _in_one_group(run, DenseTraining(), [PhaseTraining(m) for m in methods]))
         stored = stored_weights(run.store)
     train = stored is None and run.spec.weights is None
     task = task_on(placement, prepare_dense, num_returns="streaming")
@@ -238,7 +239,7 @@ def gather_statistics(driven: DrivenRun, weights: SharedWeights) -> StatisticsRe
         space=space,
         lacking=lacking,
         stored=stored,
-        grouped=_place_group(run, max(1, run.spec.finalists.count)) is not None,
+        grouped=_are_grouped(run, max(1, run.spec.finalists.count)),
     )
     if run.spec.resources.train_workers != 0:
         _train_together(run, shared, [PhaseTraining(method) for method in lacking.phases])
@@ -355,7 +356,7 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough) -> Can
         plan_test=lambda: plan_tests(run, driven.placement, driven.trials()),
         spend=enough.spend,
         chosen=partial(_note_finetunings, run, coordinator),
-        grouped=lambda networks: _place_group(run, networks) is not None,
+        grouped=partial(_are_grouped, run),
         workers=driven.placement.workers,
         stages=run.stages,
         floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.record().dense_accuracy),
@@ -408,8 +409,8 @@ def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, fo
 
 
 def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> None:
-    """Have a group of workers carry out the trainings, if there is to be one; nothing else runs meanwhile."""
-    placement = _place_group(run, len(trainings))
+    """Have groups of workers carry out the trainings, if there are to be some; nothing else runs meanwhile."""
+    placement = _place_group(run, trainings)
     if placement is None:
         return
     run.console.print(f"Training {len(trainings)} networks by {placement.reason}.", markup=False, highlight=False)
@@ -423,5 +424,21 @@ def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> 
     )
 
 
-def _place_group(run: Run, num_networks: int) -> TrainPlacement | None:
-    return place_training(node_resources(), run.spec.resources, num_networks=num_networks)
+def _in_one_group(run: Run, dense: Training, later: Sequence[Training]) -> list[Training]:
+    """`dense`, and after it `later` if the same single group can carry them out: starting one takes half a minute.
+
+    `later` begin with the dense network, so other groups cannot carry them out beside it.
+    """
+    first, second = _place_group(run, [dense]), _place_group(run, later)
+    same = first is not None and second is not None and (first.workers, 1) == (second.workers, second.groups)
+    return [dense, *later] if same else [dense]
+
+
+def _place_group(run: Run, trainings: Sequence[Training]) -> TrainPlacement | None:
+    batch_size = min((training.batch_size(run.spec) for training in trainings), default=1)
+    return place_group(run, len(trainings), batch_size)
+
+
+def _are_grouped(run: Run, finalists: int) -> bool:
+    """True if groups are to fine-tune so many finalists."""
+    return place_group(run, finalists, run.spec.finalists.train.batch_size) is not None

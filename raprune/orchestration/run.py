@@ -14,7 +14,8 @@ from raprune.cost.latency import TABLE, LatencyTable
 from raprune.data import ignored
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import StoreError
-from raprune.orchestration.cluster.connect import machine
+from raprune.orchestration.cluster.connect import machine, node_resources
+from raprune.orchestration.cluster.placement import Trainings, TrainPlacement, place_training
 from raprune.pruning.artifact import versions
 from raprune.pruning.preparation import DENSE, Prepared
 from raprune.pruning.workload import WeightArrays
@@ -53,6 +54,29 @@ def under_way(run: Run) -> Run:
         run.console.print(why or "The store answers again.", markup=False, highlight=False)
 
     return replace(run, store=run.store.patient(Patience(total_s=run.spec.resources.store_patience_s), say))
+
+
+def place_group(run: Run, networks: int, batch_size: int) -> TrainPlacement | None:
+    """The groups that train so many networks of the run on the living nodes; None: the search's own workers train.
+
+    Raises:
+        UsageError: as `place_training`.
+    """
+    data = run.prepared.data
+    # A data set that is smaller than a batch is one batch.
+    size = min(batch_size, data.num_train)
+    trainings = Trainings(networks=networks, batch_size=size, image_size=max(data.image_shape[1:]))
+    return place_training(node_resources(), run.spec.resources, trainings)
+
+
+def check_group(run: Run) -> None:
+    """Refuse a group that the job asks for and that cannot be, before any work.
+
+    Raises:
+        UsageError: as `place_training`.
+    """
+    dense = [run.spec.dense.batch_size] if run.spec.weights is None else []
+    place_group(run, 1, min([run.spec.finalists.train.batch_size, *dense]))
 
 
 def describe(run: Run) -> RunRecord:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from rich.console import Console
 
 from raprune.orchestration.cluster.connect import cluster, node_resources
-from raprune.orchestration.cluster.placement import Placement, place, place_resumed, place_training
+from raprune.orchestration.cluster.placement import Placement, place, place_resumed
 from raprune.orchestration.cluster.scaling import with_room
-from raprune.orchestration.run import Run, check_unchanged, describe, identity, say_job, under_way
+from raprune.orchestration.run import Run, check_group, check_unchanged, describe, identity, say_job, under_way
 from raprune.pruning.preparation import InStages, check_output, prepare
 from raprune.report.display import shown
 from raprune.report.terminal import print_front
@@ -47,7 +47,7 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
         with cluster(spec.resources.address):
             resources = with_room(spec.resources, console=console)
             placement = place(node_resources(), resources, lookahead=spec.search.lookahead)
-            place_training(node_resources(), spec.resources, num_networks=1)
+            check_group(run)
             # Imported once the cluster's settings are made, as every module that imports Ray.
             from raprune.orchestration import driver
 
@@ -92,7 +92,7 @@ def resume(
         with cluster(spec.resources.address):
             resources = with_room(spec.resources, console=console)
             placement = place_resumed(node_resources(), resources, lookahead=spec.search.lookahead)
-            place_training(node_resources(), spec.resources, num_networks=1)
+            check_group(run)
             from raprune.orchestration import driver
 
             driver.check_nodes(run)

@@ -180,8 +180,9 @@ class _Training(Part):
     """Decay per step of the moving average of the weights; 0 uses no average. Training ends with the average."""
     accumulate: PositiveInt = 1
     """Number of parts in which a batch passes the network: more parts need less memory."""
-    sync_batch_norm: bool = False
-    """Compute batch-norm statistics over the batches of all workers instead of each worker's own."""
+    sync_batch_norm: bool | None = None
+    """Compute batch-norm statistics over the batches of all workers instead of each worker's own.
+    Default: true where a worker has fewer than 32 images of a batch, else false."""
     channels_last: bool = True
     """Store images and weights channels-last where the network allows it: faster convolutions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -330,7 +331,8 @@ class ResourceSpec(Part):
     """Number of GPUs of a trial; a fraction shares a GPU. Default: one where the cluster has GPUs, else none."""
     train_workers: Annotated[int, Field(ge=0)] | None = None
     """Number of processes that train one network together (DDP), in a group of Ray Train. 0: the workers of the search
-    train, each a network by itself. Default: a group of all GPUs, where these are at least twice the networks."""
+    train, each a network by itself. Left open, no group is so large that a GPU has fewer than 64 images of a batch (32
+    of 224 pixels). Default: groups of GPUs, where these are at least twice the networks; else 0."""
     cpus_per_train_worker: Annotated[float, Field(gt=0.0)] = 1.0
     """Number of CPUs of each process of such a group."""
     gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None

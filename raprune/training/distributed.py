@@ -15,6 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raprune.data.ranks import Ranks
 from raprune.errors import ModelError
+from raprune.spec.job import TrainSpec
+
+IMAGES_FOR_BATCH_NORM = 32
+"""Images of a process in each batch below which batch norm is synchronised, unless the job decides it.
+
+The statistics of fewer images are so noisy that accuracy falls (Wu, He, 2018, "Group Normalization", figure 1).
+"""
 
 
 @contextmanager
@@ -119,6 +126,13 @@ def total(values: Tensor, ranks: Ranks) -> Tensor:
     if ranks.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def synchronises(spec: TrainSpec, ranks: Ranks) -> bool:
+    """True if a training by `ranks` computes the statistics of batch norm over the batches of all processes."""
+    if spec.sync_batch_norm is not None:
+        return spec.sync_batch_norm
+    return ranks.size > 1 and spec.batch_size < IMAGES_FOR_BATCH_NORM * ranks.size
 
 
 @contextmanager

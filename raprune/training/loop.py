@@ -122,7 +122,7 @@ def train(
         stack.enter_context(torch.random.fork_rng([split.device] if split.device.type == "cuda" else []))
         stack.enter_context(laid_out(model, layout))
         stack.enter_context(laid_out(teacher, layout))
-        if spec.sync_batch_norm:
+        if distributed.synchronises(spec, ranks):
             stack.enter_context(distributed.synchronised(model, ranks))
         course = _TrainingState(model, spec, seed, of=_description(model, split, spec, augment, seed))
         if checkpoints is not None:

@@ -21,7 +21,7 @@ from raprune.errors import ModelError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
-from raprune.training.distributed import synchronised
+from raprune.training.distributed import synchronised, synchronises
 from raprune.training.loop import Epoch, train
 
 IMAGES = 63
@@ -256,3 +256,22 @@ def test_layers_are_what_they_were_after_synchronising() -> None:
         assert nn.BatchNorm2d not in {type(module) for module in model.modules()}
     assert [type(module) for module in model.modules()] == kinds
     assert not any("process_group" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("asked", "batch_size", "workers", "expected"),
+    [
+        (None, 128, 1, False),
+        (None, 8, 1, False),
+        (None, 128, 4, False),
+        (None, 127, 4, True),
+        (None, 128, 5, True),
+        (False, 128, 5, False),
+        (True, 128, 2, True),
+    ],
+)
+def test_batch_norm_of_fewer_than_32_images_a_worker_is_synchronised(
+    asked: bool | None, batch_size: int, workers: int, expected: bool
+) -> None:
+    spec = TrainSpec(batch_size=batch_size, sync_batch_norm=asked)
+    assert synchronises(spec, Ranks(0, workers)) is expected

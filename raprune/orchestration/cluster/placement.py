@@ -3,9 +3,9 @@
 Nothing here can lock up, for these reasons:
 
 * Resources are held by four kinds: the search's workers (each the size of a trial), tasks of that same size (dense
-  network, statistics, test split), one group of training workers, and the task that times whole networks. The
-  coordinator, the driver and the group's controller hold none.
-* Kinds take turns: a group is placed after every trial's worker has ended, and ends before the next one starts. So at
+  network, statistics, test split), groups of training workers, and the task that times whole networks. The
+  coordinator, the driver and the groups' controllers hold none.
+* Kinds take turns: groups are placed after every trial's worker has ended, and end before the next kind starts. So at
   no time is more asked for than `place` or `place_training` alone found room for.
 * Within a kind all bundles are equal and each is on one node, so wherever Ray puts the first ones, the last one fits:
   after k of them a node still has room for floor(node / bundle) - k.
@@ -26,11 +26,26 @@ from raprune.spec.job import ResourceSpec
 
 _TOLERANCE = 1e-9
 
-SCALING = 2.0
-"""Ratio of GPUs to networks from which on a group is formed although the job does not ask for one.
+IMAGES_A_WORKER = 64
+"""Minimum number of images of a batch that a worker of a group gets, if the job does not ask for a group.
 
-The search's own workers would train all networks at once, one GPU each; a group trains one after another on all GPUs,
-and takes half a minute to start. So it is faster where its workers, at half their efficiency, outnumber the networks.
+A step on fewer images takes a GPU as long: the time goes into starting the kernels, not into the images.
+"""
+LARGE_IMAGES_A_WORKER = 32
+"""The same for images of `LARGE_IMAGE` pixels and more, which keep a GPU busy longer."""
+LARGE_IMAGE = 224
+
+SMALLEST_PART = 2
+"""Minimum number of images of a batch that a worker gets of any group: batch norm cannot train on one image.
+
+With fewer, every worker would compute the whole batch (`Ranks.part`).
+"""
+
+SLOWDOWN = 2.0
+"""Assumed time of a step of k workers, as a multiple of a k-th of the time of one worker.
+
+Groups exchange gradients, and take half a minute to start. So a group is formed where at least half of the GPUs would
+be idle otherwise: the search's own workers train each network on one GPU.
 """
 
 
@@ -42,6 +57,11 @@ class Placement:
     cpus: float
     gpus: float
     reason: str
+
+    @property
+    def side_by_side(self) -> int:
+        """Number of processes that run at the same time."""
+        return self.workers
 
     @property
     def threads(self) -> int:
@@ -63,9 +83,30 @@ class Placement:
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus > 0 else {"CPU": self.cpus}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trainings:
+    """Trainings that are to be placed."""
+
+    networks: int
+    """Number of networks."""
+    batch_size: int
+    """Images in each step of the optimiser; the smallest number, where they differ."""
+    image_size: int
+    """Pixels of the longer side of an image."""
+
+
 @dataclass(frozen=True)
 class TrainPlacement(Placement):
-    """`workers` processes that train one network together, each on `cpus` CPUs and `gpus` GPUs of one node."""
+    """Groups of `workers` processes that train one network together, each on `cpus` CPUs and `gpus` GPUs of one node.
+
+    `groups` of them run side by side; each takes one network after another.
+    """
+
+    groups: int = 1
+
+    @property
+    def side_by_side(self) -> int:
+        return self.groups * self.workers
 
     @property
     def backend(self) -> str:
@@ -139,17 +180,18 @@ def capacity(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> int:
 
 
 def place_training(
-    nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, *, num_networks: int
+    nodes: Sequence[Mapping[str, float]], spec: ResourceSpec, trainings: Trainings
 ) -> TrainPlacement | None:
-    """The group that trains `num_networks` networks one after another; None: the search's own workers train.
+    """The groups that carry out `trainings`; None: the search's own workers train, each a network by itself.
 
-    `nodes` as for `place`. With `train_workers` left open, a group is formed where there are `SCALING` times as many
-    GPUs as networks, never on CPUs alone.
+    `nodes` as for `place`. With `train_workers` left open, the groups have the size that is expected to end first, and
+    none are formed where one GPU a network is expected to end earlier, or on CPUs alone. A worker then has at least
+    `IMAGES_A_WORKER` images of each batch, or `LARGE_IMAGES_A_WORKER` large ones.
 
     Raises:
-        UsageError: if fewer workers fit than `train_workers` asks for.
+        UsageError: if fewer workers fit than `train_workers` asks for, or a batch has fewer than two images for each.
     """
-    if spec.train_workers == 0 or num_networks == 0:
+    if spec.train_workers == 0 or trainings.networks == 0:
         return None
     has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
     gpus = spec.gpus_per_train_worker if spec.gpus_per_train_worker is not None else float(has_gpu)
@@ -157,10 +199,19 @@ def place_training(
     capacity = sum(_fits(node, cpus, gpus) for node in nodes)
     if spec.train_workers is None:
         # Processes that share a card train no faster together.
-        if gpus < 1 or capacity < SCALING * num_networks:
+        workers = _group_size(capacity, trainings) if gpus >= 1 else 1
+        if workers == 1:
             return None
-        networks = f"{num_networks} network{'s' * (num_networks != 1)} to train"
-        return TrainPlacement(capacity, cpus, gpus, f"{capacity} x {_words(cpus, gpus)} together, for {networks}")
+        groups = min(capacity // workers, trainings.networks)
+        reason = _group_words(groups, workers, cpus, gpus) + f", {trainings.batch_size // workers} images a worker"
+        return TrainPlacement(workers, cpus, gpus, reason, groups)
+    most = trainings.batch_size // SMALLEST_PART
+    if spec.train_workers > max(1, most):
+        raise UsageError(
+            f"resources.train_workers {spec.train_workers}: a batch of {trainings.batch_size} images has fewer than "
+            f"{SMALLEST_PART} images for each.",
+            hint=f"Use {max(1, most)} or fewer, or a larger batch_size; with 0, the search's own workers train.",
+        )
     if spec.train_workers > capacity:
         lower = "resources.cpus_per_train_worker" + (" or resources.gpus_per_train_worker" if gpus else "")
         raise UsageError(
@@ -169,17 +220,23 @@ def place_training(
             hint=(f"Use {capacity} or fewer, or lower {lower}" if capacity else f"Lower {lower}")
             + "; with 0, the search's own workers train.",
         )
-    reason = f"{spec.train_workers} x {_words(cpus, gpus)} together, as asked for"
-    return TrainPlacement(spec.train_workers, cpus, gpus, reason)
+    groups = min(capacity // spec.train_workers, trainings.networks)
+    reason = _group_words(groups, spec.train_workers, cpus, gpus) + ", as asked for"
+    return TrainPlacement(spec.train_workers, cpus, gpus, reason, groups)
 
 
 def place_again(nodes: Sequence[Mapping[str, float]], before: TrainPlacement) -> TrainPlacement | None:
-    """The group that was placed `before`, as large as the remaining nodes allow; None: no worker fits."""
-    workers = min(before.workers, sum(_fits(node, before.cpus, before.gpus) for node in nodes))
-    if workers in (0, before.workers):
-        return before if workers else None
-    reason = f"{workers} x {_words(before.cpus, before.gpus)} together, of {before.workers} before nodes were lost"
-    return replace(before, workers=workers, reason=reason)
+    """The groups that were placed `before`, as many and as large as the remaining nodes allow; None: no worker fits."""
+    capacity = sum(_fits(node, before.cpus, before.gpus) for node in nodes)
+    if capacity == 0:
+        return None
+    workers = min(before.workers, capacity)
+    groups = min(before.groups, capacity // workers)
+    if (workers, groups) == (before.workers, before.groups):
+        return before
+    words = _group_words(groups, workers, before.cpus, before.gpus)
+    reason = f"{words}, of {_group_count(before.groups, before.workers)} before nodes were lost"
+    return replace(before, workers=workers, groups=groups, reason=reason)
 
 
 def place_timing(nodes: Sequence[Mapping[str, float]], trial: Placement) -> Placement:
@@ -197,6 +254,28 @@ def _trial(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> tuple[fl
     """CPUs and GPUs of a trial."""
     has_gpu = any(node.get("GPU", 0.0) > 0 for node in nodes)
     return spec.cpus_per_trial, spec.gpus_per_trial if spec.gpus_per_trial is not None else float(has_gpu)
+
+
+def _group_size(capacity: int, trainings: Trainings) -> int:
+    """Number of workers of each group that is expected to end first; 1: one GPU a network.
+
+    Equal times: the larger part of a batch for each worker, but rather groups than idle GPUs.
+    """
+    images = LARGE_IMAGES_A_WORKER if trainings.image_size >= LARGE_IMAGE else IMAGES_A_WORKER
+    best, shortest = 1, float(math.ceil(trainings.networks / max(1, capacity)))
+    for workers in range(2, min(capacity, trainings.batch_size // images) + 1):
+        expected = SLOWDOWN * math.ceil(trainings.networks / (capacity // workers)) / workers
+        if expected < shortest or (best == 1 and expected == shortest):
+            best, shortest = workers, expected
+    return best
+
+
+def _group_words(groups: int, workers: int, cpus: float, gpus: float) -> str:
+    return f"{_group_count(groups, workers)} x {_words(cpus, gpus)} together"
+
+
+def _group_count(groups: int, workers: int) -> str:
+    return f"{groups} groups of {workers}" if groups > 1 else f"{workers}"
 
 
 def _fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -1,10 +1,11 @@
-"""Ray Train: one group of workers that train a network together, one network after another.
+"""Ray Train: groups of workers that train a network together, one network after another.
 
-    driver: train_together -> [ a group, from its start to its end ]* -> every training is done
-    rank:   for each training: ask rank 0 -> make the network -> compare -> train, a checkpoint an epoch -> store
+    driver: train_together -> [ groups side by side, from their start to their end ]* -> every training is done
+    rank:   for each training: ask rank 0 -> make the network -> compare -> train, with checkpoints -> store
 
-A group takes half a minute to start, so it takes all trainings that are known: the dense network, methods' phases,
-finalists. Its results are in the store, so it resumes after the loss of a worker, of all workers, or of the driver.
+A group takes half a minute to start, so it is given all trainings that are known: the dense network, methods' phases,
+finalists. Of several groups each takes the next training that no other has taken. Results are in the store, so groups
+resume after the loss of a worker, of all workers, or of the driver.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -34,15 +36,12 @@ from raprune.spec.job import SearchSpec
 from raprune.training.loop import Epoch
 
 FOLDER = "train"
-"""Subfolder of the run for Ray Train's own files; removed when the group ends."""
+"""Subfolder of the run for Ray Train's own files; removed when the groups end."""
 
 WAITS_FOR_ROOM = 3
 """Number of times, a minute each, that a group waits for its resources before its size is decided again."""
 
 _LOOK_S = 0.5
-
-_GROUP = "group"
-"""Name under which attempts to start the group are counted."""
 
 _WORK = "work"
 
@@ -75,10 +74,27 @@ class GroupWork:
     trainings: Sequence[Training]
     bulletin: Any
     """Handle of the `Bulletin`."""
+    group: str
+    """Name of the group, under which attempts to start it are counted."""
+
+
+class Order(StrEnum):
+    """The order for a training, of which all workers of a group get the same."""
+
+    BEGIN = "begin"
+    """Train it."""
+    TAKE_OVER = "take over"
+    """Its result is stored already."""
+    LEAVE = "leave"
+    """Another group trains it."""
+    GIVE_UP = "give up"
+    """Its workers were lost on all attempts."""
+    STOP = "stop"
+    """Begin no further training."""
 
 
 class GroupStages:
-    """Keeps the stages of the run up to date from the epochs of a group."""
+    """Keeps the stages of the run up to date from the epochs of groups."""
 
     def __init__(self, stages: Stages, spec: SearchSpec, trainings: Sequence[Training]) -> None:
         self._stages = stages
@@ -104,14 +120,34 @@ class GroupStages:
 
 
 class Bulletin:
-    """The actor between a group and its driver. It outlives the group's workers and keeps what they reported."""
+    """The actor between groups and their driver. It outlives their workers and keeps what they reported."""
 
     def __init__(self) -> None:
+        self._owners: dict[int, str] = {}
+        self._ended: set[int] = set()
         self._attempts: Counter[str] = Counter()
         self._faults: dict[str, str] = {}
         self._news: list[News] = []
         self._steps = 0
         self._failure: RapruneError | None = None
+
+    def take(self, training: int, group: str) -> bool:
+        """True if this group is to carry out the training of this number: no other group has taken it."""
+        return self._owners.setdefault(training, group) == group
+
+    def leave(self, group: str) -> None:
+        """Let other groups take the trainings that this group has taken and not ended: it is lost."""
+        self._owners = {
+            training: owner for training, owner in self._owners.items() if owner != group or training in self._ended
+        }
+
+    def end(self, training: int) -> None:
+        """Note that the training of this number needs no further work."""
+        self._ended.add(training)
+
+    def ended(self) -> int:
+        """Number of trainings that need no further work."""
+        return len(self._ended)
 
     def begin(self, name: str) -> int:
         """Number of this attempt at `name`, from 1, since its last progress."""
@@ -137,9 +173,9 @@ class Bulletin:
         self._attempts[name] = 0
         self._steps += 1
 
-    def came_up(self) -> None:
-        """Note that the group's workers have network and data."""
-        self._attempts[_GROUP] = 0
+    def came_up(self, group: str) -> None:
+        """Note that a group's workers have network and data."""
+        self._attempts[group] = 0
 
     def steps(self) -> int:
         """Number of times that any training made progress."""
@@ -167,10 +203,10 @@ def train_together(
     again: Callable[[TrainPlacement], TrainPlacement | None],
     tell: Callable[[News], None],
 ) -> list[News]:
-    """Carry out `trainings` by one group of workers, and return the epochs that this took.
+    """Carry out `trainings` by groups of workers, and return the epochs that this took.
 
-    A training whose result is in the store is left out. `again` places a group that was lost; `tell` is called with
-    each epoch. The search's workers must have ended.
+    A training whose result is in the store is left out. `again` places groups that were lost; `tell` is called with
+    each epoch. The search's workers must have ended. With several groups no training may need the result of another.
 
     Raises:
         RapruneError: if the dense network or a method's phase cannot be trained, the store fails, or workers are lost
@@ -189,16 +225,16 @@ def train_together(
     try:
         while True:
             steps = ray.get(bulletin.steps.remote())
-            loss = _group(replace(shared, placement=placement), placement, trainings, bulletin, look)
+            loss = _groups(replace(shared, placement=placement), placement, trainings, bulletin, look)
             failure = ray.get(bulletin.failure.remote())
             if failure is not None:
                 raise failure
-            if loss is None:
+            if ray.get(bulletin.ended.remote()) == len(trainings):
                 return told
             left = again(placement)
             if left is None or (left == placement and ray.get(bulletin.steps.remote()) == steps):
                 raise RapruneError(
-                    f"The group that trains ({placement.reason}) was lost again and again: {loss}",
+                    f"The workers that train ({placement.reason}) were lost again and again: {loss}",
                     hint="It may have run out of memory, or of nodes. `raprune resume` continues at the last epoch.",
                 )
             placement = left
@@ -207,28 +243,42 @@ def train_together(
         shared.store.remove_folder(FOLDER)
 
 
-def _group(
+def _groups(
     shared: Shared,
     placement: TrainPlacement,
     trainings: Sequence[Training],
     bulletin: Any,
     look: Callable[[], None],
 ) -> str | None:
-    """Run one group from its start to its end, and call `look` now and then; the reason if the group was lost."""
-    work = GroupWork(shared, tuple(trainings), bulletin)
-    # In a process of its own: Ray Train takes Ctrl-C for itself, and the group ends with the process that asked for it.
+    """Run the groups from their start to their end, and call `look` now and then; why the last lost one was lost."""
+    # In processes of their own: Ray Train takes Ctrl-C for itself, and a group ends with the process that asked for it.
     task: Any = ray.remote(_fit)
-    fit = task.options(num_cpus=0, max_retries=RETRIES_AFTER_LOSS).remote(work, placement)
+    fit = task.options(num_cpus=0, max_retries=RETRIES_AFTER_LOSS)
+    works = [GroupWork(shared, tuple(trainings), bulletin, f"group {number}") for number in range(placement.groups)]
+    running = {fit.remote(work, placement): work.group for work in works}
+    loss: str | None = None
     try:
-        while not ray.wait([fit], timeout=_LOOK_S)[0]:
+        while running:
+            for reference in ray.wait(list(running), timeout=_LOOK_S)[0]:
+                lost = _end_of(reference)
+                group = running.pop(reference)
+                if lost is not None:
+                    loss = lost
+                    ray.get(bulletin.leave.remote(group))
             look()
-        look()
+    except BaseException:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        raise
+    return loss
+
+
+def _end_of(fit: Any) -> str | None:
+    """The reason if the group was lost."""
+    try:
         return ray.get(fit)
     except ray.exceptions.RayError as error:
         return error_text(error)
-    except BaseException:
-        ray.cancel(fit, force=True)
-        raise
 
 
 def _fit(work: GroupWork, placement: TrainPlacement) -> str | None:
@@ -264,43 +314,52 @@ def _train_each(config: Mapping[str, GroupWork]) -> None:
     work, context = config[_WORK], ray.train.get_context()
     bulletin = work.bulletin
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    order = _word_of_first(ranks, lambda: _order(bulletin, _GROUP))
-    if order is Action.RECORD and ranks.rank == 0:
-        ray.get(bulletin.stop.remote(_used_up(bulletin, _GROUP)))
-    if order is not Action.RETRY:
+    order = _word_of_first(ranks, lambda: _order(bulletin, work.group))
+    if order is Order.GIVE_UP and ranks.rank == 0:
+        ray.get(bulletin.stop.remote(_used_up(bulletin, work.group)))
+    if order is not Order.BEGIN:
         return
     try:
         rank = Rank.of(work.shared, ranks)
     except Exception as error:
-        ray.get(bulletin.fault.remote(_GROUP, error_text(error)))
+        ray.get(bulletin.fault.remote(work.group, error_text(error)))
         raise
-    ray.get(bulletin.came_up.remote())
-    for training in work.trainings:
+    ray.get(bulletin.came_up.remote(work.group))
+    for number in range(len(work.trainings)):
         try:
-            may_go_on = _carry_out(rank, training, bulletin)
+            continues = _carry_out(rank, work, number)
         except StoreError as error:
             ray.get(bulletin.stop.remote(error))
             raise
-        if not may_go_on:
+        if not continues:
             return
 
 
-def _carry_out(rank: Rank, training: Training, bulletin: Any) -> bool:
-    """Carry out one training, unless it was done before; true if another may follow.
+def _carry_out(rank: Rank, work: GroupWork, number: int) -> bool:
+    """Carry out the training of this number, unless it is done or another group's; true if another may follow.
 
     Raises:
         StoreError: if the store fails.
         Exception: if another attempt, by other workers, may succeed.
     """
+    training, bulletin = work.trainings[number], work.bulletin
     name = training.name(rank)
     checkpoints = rank.held.checkpoints(name)
-    order = _word_of_first(rank.ranks, lambda: None if training.is_done(rank) else _order(bulletin, name))
+
+    def ask_it() -> Order:
+        if not ray.get(bulletin.take.remote(number, work.group)):
+            return Order.LEAVE
+        return Order.TAKE_OVER if training.is_done(rank) else _order(bulletin, name)
+
+    order = _word_of_first(rank.ranks, ask_it)
     failure: RapruneError | None = None
-    if order is Action.ABORT:
+    if order is Order.STOP:
         return False
-    if order is None:
+    if order is Order.LEAVE:
+        return True
+    if order is Order.TAKE_OVER:
         training.take_over(rank)
-    elif order is Action.RECORD:
+    elif order is Order.GIVE_UP:
         failure = _used_up(bulletin, name)
     else:
         try:
@@ -317,6 +376,7 @@ def _carry_out(rank: Rank, training: Training, bulletin: Any) -> bool:
             _fail(rank, training, failure, bulletin)
         checkpoints.remove()
         ray.get(bulletin.came_on.remote(name))
+        ray.get(bulletin.end.remote(number))
     return True
 
 
@@ -337,12 +397,13 @@ def _tell(rank: Rank, bulletin: Any, name: str, stage: str, epoch: Epoch) -> Non
     ray.train.report({"training": name, **asdict(epoch)})
 
 
-def _order(bulletin: Any, name: str) -> Action:
-    """The order for a training. RETRY: begin it. RECORD: all attempts failed. ABORT: begin no further training."""
+def _order(bulletin: Any, name: str) -> Order:
+    """The order for a training, or for the group of this name, that is not done and that no other group has."""
     if ray.get(bulletin.failure.remote()) is not None:
-        return Action.ABORT
+        return Order.STOP
     attempt = ray.get(bulletin.begin.remote(name))
-    return Action.RETRY if attempt == 1 else decide(Failure.LOST, attempts=attempt - 1).action
+    is_lost = attempt > 1 and decide(Failure.LOST, attempts=attempt - 1).action is not Action.RETRY
+    return Order.GIVE_UP if is_lost else Order.BEGIN
 
 
 def _used_up(bulletin: Any, name: str) -> RapruneError:
@@ -355,6 +416,6 @@ def _used_up(bulletin: Any, name: str) -> RapruneError:
     )
 
 
-def _word_of_first(ranks: Ranks, ask_it: Callable[[], Action | None]) -> Action | None:
+def _word_of_first(ranks: Ranks, ask_it: Callable[[], Order]) -> Order:
     """The answer of rank 0, on all ranks."""
     return ray.train.collective.broadcast_from_rank_zero(ask_it() if ranks.rank == 0 else None)

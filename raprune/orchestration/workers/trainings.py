@@ -1,4 +1,4 @@
-"""The trainings of a group of workers: the dense network, a method's training phase, a finalist.
+"""The trainings of groups of workers: the dense network, a method's training phase, a finalist.
 
 Every rank makes the network by itself, from what the store and the job say, before it is wrapped; all go through these
 functions in step. Rank 0 alone writes.
@@ -70,6 +70,9 @@ class Training(Protocol):
     def epochs(self, spec: SearchSpec) -> float:
         """Number of its epochs."""
 
+    def batch_size(self, spec: SearchSpec) -> int:
+        """Images in each of its batches."""
+
     def name(self, rank: Rank) -> str:
         """Name that is unique in the run, and the same when the run is resumed."""
 
@@ -102,6 +105,9 @@ class DenseTraining:
 
     def epochs(self, spec: SearchSpec) -> float:
         return spec.dense.epochs
+
+    def batch_size(self, spec: SearchSpec) -> int:
+        return spec.dense.batch_size
 
     def name(self, rank: Rank) -> str:
         return "dense"
@@ -141,6 +147,10 @@ class PhaseTraining:
         regularizer = self.method.regularize()
         return 0.0 if regularizer is None else regularizer.epochs
 
+    def batch_size(self, spec: SearchSpec) -> int:
+        # As `phase_spec`.
+        return spec.finalists.train.batch_size
+
     def name(self, rank: Rank) -> str:
         return rank.held.pruner.phases.key(self.method)
 
@@ -170,6 +180,9 @@ class FinalistTraining:
 
     def epochs(self, spec: SearchSpec) -> float:
         return spec.finalists.train.decided().epochs
+
+    def batch_size(self, spec: SearchSpec) -> int:
+        return spec.finalists.train.batch_size
 
     def name(self, rank: Rank) -> str:
         return self.task.proposal.trial_id

@@ -275,6 +275,6 @@ def _build(shared: Shared) -> Workload:
         data=ray.get(shared.data),
         device=shared.placement.device,
         weights=ray.get(shared.weights),
-        reader=RayReader(shared.placement.workers),
+        reader=RayReader(shared.placement.side_by_side),
         card_share=shared.placement.card_share,
     )

@@ -74,9 +74,9 @@ class Job:
             workload, self.prepared.graph, self.spec, statistics=Statistics(Store(self.spec.statistics_folder))
         )
 
-    def group(self, trainings: list[Any]) -> list[News]:
+    def group(self, trainings: list[Any], placement: TrainPlacement = TWO) -> list[News]:
         heard: list[News] = []
-        told = train_together(self.shared, trainings, TWO, again=lambda before: before, tell=heard.append)
+        told = train_together(self.shared, trainings, placement, again=lambda before: before, tell=heard.append)
         assert heard == told
         return told
 
@@ -132,7 +132,7 @@ def finalist(number: int, parent: Proposal) -> FinalistTraining:
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.nightly)])
-def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a_worker_is_killed(
+def test_group_whose_worker_is_killed_resumes_at_the_last_epoch(
     ray_cluster: None, tmp_path: Path, killed: bool
 ) -> None:
     deaths = tmp_path / "deaths"
@@ -182,7 +182,7 @@ def test_one_group_trains_one_after_another_and_goes_on_at_the_last_epoch_when_a
 @pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-def test_a_driver_that_is_killed_while_its_group_trains_goes_on_at_the_last_epoch(tmp_path: Path) -> None:
+def test_run_whose_driver_is_killed_while_its_group_trains_resumes_at_the_last_epoch(tmp_path: Path) -> None:
     epochs = 12
     train = {"epochs": epochs, "lr": 0.02}
     prepared = prepare(spec_of(tmp_path))
@@ -225,6 +225,36 @@ def test_a_driver_that_is_killed_while_its_group_trains_goes_on_at_the_last_epoc
     assert trials["finetune-00000"].state is TrialState.COMPLETE and trials["finetune-00000"].epochs == epochs
     assert store.run()["state"] == "finished" and store.exists("report/front.html")
     assert not store.names("checkpoints") and not store.names(FOLDER)
+
+
+@pytest.mark.nightly
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_two_groups_side_by_side_train_each_finalist_once(ray_cluster: None, tmp_path: Path) -> None:
+    two_groups = TrainPlacement(2, 0.5, 0.0, "2 groups of 2 x 0.5 CPUs together", groups=2)
+    for job in begun(spec_of(tmp_path)):
+        parents = [proposal(number, "l2", 0.3 + number / 10) for number in range(4)]
+        searched(job, parents)
+        told = job.group([finalist(number, parent) for number, parent in enumerate(parents)], two_groups)
+        assert sorted((news.name, news.epoch.number) for news in told) == [
+            (f"finetune-{number:05d}", epoch) for number in range(4) for epoch in (1, 2)
+        ]
+        tuned = [trial for trial in job.store.trials() if trial.proposal.stage is Stage.FINETUNE]
+        assert [trial.state for trial in tuned] == [TrialState.COMPLETE] * 4
+        assert len({trial.worker for trial in tuned}) == 2, "each group took some"
+        assert job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
+
+
+def test_training_is_taken_by_one_group_until_that_group_is_lost() -> None:
+    bulletin = Bulletin()
+    assert bulletin.take(0, "a") and bulletin.take(1, "b")
+    assert bulletin.take(0, "a"), "after a restart of its workers a group keeps its trainings"
+    assert not bulletin.take(0, "b") and not bulletin.take(1, "a")
+    bulletin.end(0)
+    assert bulletin.take(2, "a")
+    bulletin.leave("a")
+    assert not bulletin.take(0, "b"), "its result is stored"
+    assert bulletin.take(2, "b") and bulletin.ended() == 1
 
 
 def test_attempts_are_counted_from_the_last_epoch_on() -> None:
