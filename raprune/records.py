@@ -52,6 +52,17 @@ class Candidate:
         return Candidate, (self.method, dict(self.kept), dict(self.settings))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandidateOutline:
+    """A candidate that was read without its channel indices, which would fill the memory of a reader of many trials."""
+
+    id: str
+    method: str
+    settings: Mapping[str, Setting]
+    widths: Mapping[str, int]
+    """Group name -> number of channels that stay."""
+
+
 class TrialState(StrEnum):
     """The state of a trial. A trial is stopped early; only channels are pruned.
 
@@ -139,7 +150,7 @@ class Trial:
     trial_id: str
     proposal: Proposal
     state: TrialState
-    candidate: Candidate | None = None
+    candidate: Candidate | CandidateOutline | None = None
     metrics: Metrics | None = None
     """After the last step of the trial's stage."""
     accuracy_after_cut: float | None = None
@@ -160,6 +171,12 @@ class Trial:
     def counts(self) -> bool:
         """True if the trial ended with a network that may stand on the front."""
         return self.state is TrialState.COMPLETE and self.candidate is not None and self.metrics is not None
+
+    @property
+    def channels(self) -> Candidate:
+        """The candidate with its channel indices. Only trials that were read with them have one."""
+        assert isinstance(self.candidate, Candidate), "the trial was read without channels, or has no network"
+        return self.candidate
 
     @property
     def name(self) -> str:

@@ -5,15 +5,16 @@ No factory needs torch or Ray. Helpers that train or start processes are modules
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
 from raprune.results.rows import CandidateRow
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.spec.budget import Budget
@@ -58,13 +59,13 @@ SPACE = SearchSpace(
 )
 
 
-def outcome(proposal: Proposal) -> Outcome:
+def outcome(proposal: Proposal) -> Point:
     """A made-up truth: depends on the proposal alone, and every seventh fails."""
     if proposal.number % 7 == 3:
-        return Outcome(trial_id=proposal.trial_id, state=TrialState.FAILED, error="ValueError: no")
+        return Point(trial_id=proposal.trial_id, state=TrialState.FAILED, error="ValueError: no")
     ratios = sum((i + 1) * r for i, r in enumerate(proposal.keep_ratios.values()))
     accuracy = 0.5 + flops_of(proposal) + 0.05 * ratios / (1 + ratios) + 0.01 * len(proposal.method)
-    return Outcome(
+    return Point(
         trial_id=proposal.trial_id,
         state=TrialState.COMPLETE,
         candidate=f"c{proposal.number}",
@@ -136,8 +137,11 @@ def front_trial(
     method: str = "l2",
     parent: str | None = None,
     step: int | None = None,
+    settings: Mapping[str, Setting] | None = None,
+    zeros: int = 0,
+    seconds: float = 2.0,
 ) -> Trial:
-    """A complete trial. Two trials of one width are the same candidate."""
+    """A complete trial. Two trials of one width and `settings` are the same candidate."""
     proposal = Proposal(
         number=number,
         method=method,
@@ -152,7 +156,7 @@ def front_trial(
         trial_id=proposal.trial_id,
         proposal=proposal,
         state=TrialState.COMPLETE,
-        candidate=Candidate(method, {"conv1": kept}),
+        candidate=Candidate(method, {"conv1": kept}, settings or {}),
         metrics=Metrics(
             accuracy=accuracy,
             loss=0.1,
@@ -160,9 +164,10 @@ def front_trial(
             params=round(100 * params),
             flops_fraction=flops,
             params_fraction=params,
+            zeros=zeros,
         ),
         epochs=epochs,
-        seconds=2.0,
+        seconds=seconds,
         started_at=110.0 + 2.0 * number,
     )
 

@@ -124,8 +124,7 @@ def test_training_in_half_precision_on_cuda_is_finite(card: Card) -> None:
 
 def test_artifact_of_a_network_on_cuda_loads_on_the_cpu_and_on_cuda(card: Card, tmp_path: Path) -> None:
     trial, model, _ = Pruner(workload("cuda:0"), graph(), SPEC).prune(proposal("l2"))
-    assert trial.candidate is not None
-    artifact.save(Store(str(tmp_path)), "", model=model, graph=graph(), candidate=trial.candidate, provenance={})
+    artifact.save(Store(str(tmp_path)), "", model=model, graph=graph(), candidate=trial.channels, provenance={})
     on_cpu, on_cuda = (artifact.load(workload(device).model, str(tmp_path)) for device in ("cpu", "cuda:0"))
     assert {name: value.cpu().tolist() for name, value in on_cuda.state_dict().items()} == {
         name: value.tolist() for name, value in on_cpu.state_dict().items()

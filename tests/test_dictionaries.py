@@ -23,7 +23,6 @@ REASONS = {
     "orchestration/served_page.py": "JSON that the page's application describes itself by",
     "orchestration/tasks.py": "JSON of a recipe's provenance",
     "page/answers.py": "JSON answers of the page",
-    "page/feed.py": "Parquet rows as they are read",
     "pruning/artifact.py": "JSON of a recipe",
     "pruning/keys.py": "JSON of which a cached score's key is the digest",
     "pruning/phases.py": "JSON of which a cached network's key is the digest",

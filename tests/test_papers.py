@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
-from raprune.spec.budget import Budget
+from raprune.records import Setting, Stage, Trial
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
+from tests.factories import FRONT_RUN, front_trial
 
 BENCHMARKS = Path(__file__).parent.parent / "jobs" / "benchmarks"
 
@@ -61,7 +62,7 @@ def make_run(
         "started_at": 1000.0,
         "finished_at": 1600.0,
         "machine": "2 x Somebody's processor",
-        "dense": {"val_accuracy": 0.99, "val_images": 6000, "flops": 1000, "params": 1000},
+        "dense": FRONT_RUN["dense"] | {"val_accuracy": 0.99, "val_images": 6000},
     }
     store.create(RunRecord.model_validate(run))
     store.append(trials)
@@ -75,41 +76,14 @@ def trial(
     accuracy: float,
     *,
     flops: float = 0.04,
-    params: float = 0.2,
-    zeros: int = 0,
     method: str = "auto_balanced",
-    stage: Stage = Stage.SEARCH,
-    parent: str | None = None,
     step: int | None = None,
-    settings: dict[str, Setting] | None = None,
-    seconds: float = 2.0,
+    settings: Mapping[str, Setting] | None = None,
+    **changes: Any,
 ) -> Trial:
-    proposal = Proposal(
-        number=number,
-        method=method,
-        allocation="uniform",
-        target=Budget(flops=flops),
-        stage=stage,
-        parent=parent,
-        step=step,
-    )
-    return Trial(
-        trial_id=proposal.trial_id,
-        proposal=proposal,
-        state=TrialState.COMPLETE,
-        candidate=Candidate(method, {"conv1": tuple(range(number + 1))}, {**(settings or {}), "step": step or -1}),
-        metrics=Metrics(
-            accuracy=accuracy,
-            loss=0.1,
-            flops=round(1000 * flops),
-            params=round(1000 * params),
-            flops_fraction=flops,
-            params_fraction=params,
-            zeros=zeros,
-        ),
-        epochs=6.0,
-        seconds=seconds,
-    )
+    """A trial of `front_trial` whose candidate is told by its step as well."""
+    own = {**(settings or {}), "step": step or -1}
+    return front_trial(number, accuracy, flops, method=method, step=step, settings=own, epochs=6.0, **changes)
 
 
 def line_of(text: str, network: str, method: str, *, count: int = 1) -> list[str]:
@@ -161,11 +135,11 @@ def test_a_fine_tuned_network_counts_the_seconds_of_its_whole_path(tmp_path: Pat
 
 def test_maxout_has_a_line_for_channels_and_one_for_weights(tmp_path: Path) -> None:
     neurons = trial(0, 0.99, flops=0.1, params=0.25, method="maxout", step=1)
-    weights = trial(0, 0.98, flops=0.1, params=0.25, zeros=180, method="maxout")
+    weights = trial(0, 0.98, flops=0.1, params=0.25, zeros=18, method="maxout")
     run = make_run(tmp_path, [neurons, weights], methods=("maxout",), test=on_test(neurons, weights, accuracy=0.991))
     lines = [line for line in papers.table([run]).splitlines() if line.startswith("| LeNet-5 / MNIST | maxout")]
     assert "75.0 % fewer parameters |" in lines[0] and "weight pruning (" not in lines[0]
-    assert "93.0 % fewer with weight pruning (70 nonzero)" in lines[1]
+    assert "93.0 % fewer with weight pruning (7 nonzero)" in lines[1]
 
 
 def test_seeds_share_a_line_with_their_mean_and_its_standard_error(tmp_path: Path) -> None:

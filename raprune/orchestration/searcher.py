@@ -18,7 +18,8 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task,
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
 from raprune.results.test_split import UNTESTED
-from raprune.sampling.promotion import Outcome, choose_finalists
+from raprune.sampling.point import Point
+from raprune.sampling.promotion import choose_finalists
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.sources import trial_seed
 from raprune.spec.job import SearchSpec
@@ -41,7 +42,7 @@ class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
     `record` writes a trial that no worker could write; `plan_test` makes the tasks of the last phase; `spend` is called
-    with every outcome of the search; `chosen` is called with the number of all fine-tunings; `grouped` is true if a
+    with every result of the search; `chosen` is called with the number of all fine-tunings; `grouped` is true if a
     group is to train this number of finalists; at most `workers` tasks run at a time; finalists that keep the accuracy
     `floor` come first. `stages` is kept up to date: search, fine-tuning, test.
     """
@@ -54,7 +55,7 @@ class CandidateSearcher(Searcher):
         *,
         record: Callable[[Trial], None],
         plan_test: Callable[[], list[TestTask]],
-        spend: Callable[[Outcome], None],
+        spend: Callable[[Point], None],
         chosen: Callable[[int], None],
         grouped: Callable[[int], bool],
         workers: int,
@@ -87,7 +88,7 @@ class CandidateSearcher(Searcher):
         self._losses: dict[str, Losses] = {}
         self._finalists: list[CandidateTask] | None = None
         self._num_finalists = 0
-        self._finetuned: dict[str, Outcome] = {}
+        self._finetuned: dict[str, Point] = {}
         self._tests: list[TestTask] | None = None
         # The live status reads from its own thread.
         self._lock = threading.Lock()
@@ -182,13 +183,13 @@ class CandidateSearcher(Searcher):
             stored = self._stored.get(task.proposal.trial_id)
             if stored is None:
                 return task
-            self._finetuned[stored.trial_id] = Outcome.of(stored)
+            self._finetuned[stored.trial_id] = Point.of(stored)
         return None
 
     def _choose_finalists(self) -> list[CandidateTask]:
         finalists = self._spec.finalists
         chosen = choose_finalists(
-            self._proposals.outcomes,
+            self._proposals.points,
             self._spec.budget,
             finalists.count,
             each_method=finalists.each_method,
@@ -213,23 +214,23 @@ class CandidateSearcher(Searcher):
         if report.test is not None:
             self.test = self.test | report.test
             self._stages.step()
-        elif isinstance(task, CandidateTask) and report.outcome is not None:
-            self._take(task, report.outcome)
+        elif isinstance(task, CandidateTask) and report.point is not None:
+            self._take(task, report.point)
 
-    def _take(self, task: CandidateTask, outcome: Outcome) -> None:
+    def _take(self, task: CandidateTask, point: Point) -> None:
         if task.proposal.stage is Stage.FINETUNE:
-            self._finetuned[outcome.trial_id] = outcome
+            self._finetuned[point.trial_id] = point
             self._finetuned_here += 1
             self._stages.update(done=self._finetuned_here * self._epochs)
             return
-        self._spend(outcome)
-        self._proposals.tell(task.proposal.number, outcome)
-        self._stages.update(done=len(self._proposals.outcomes), total=self._proposals.total)
+        self._spend(point)
+        self._proposals.tell(task.proposal.number, point)
+        self._stages.update(done=len(self._proposals.points), total=self._proposals.total)
         # Baselines may work where the methods of the job do not.
-        own = [o.state for o in self._proposals.outcomes if o.method in self._spec.methods]
-        if outcome.state is TrialState.FAILED and hopeless(own):
+        own = [point.state for point in self._proposals.points if point.method in self._spec.methods]
+        if point.state is TrialState.FAILED and hopeless(own):
             self.failure = RapruneError(
-                f"All {len(own)} candidates so far failed, the last with: {outcome.error}",
+                f"All {len(own)} candidates so far failed, the last with: {point.error}",
                 hint="The cause is in the job rather than in a candidate. `raprune prune` tries one without Ray.",
             )
 
@@ -254,7 +255,7 @@ class CandidateSearcher(Searcher):
                 trial_id=task.trial_id, proposal=task.proposal, state=TrialState.FAILED, error=decision.reason
             )
             self._record(failed)
-            self._take(task, Outcome.of(failed))
+            self._take(task, Point.of(failed))
 
 
 def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> CandidateTask:

@@ -24,7 +24,7 @@ from raprune.pruning.workload import WeightArrays
 from raprune.records import Proposal
 from raprune.results.forecast import Pace
 from raprune.results.test_split import SplitAccuracies
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 from raprune.store.scores import Arrays
@@ -123,8 +123,8 @@ class Assignment:
 class Report:
     """The end of a task, as its worker tells it. Exactly one field is set."""
 
-    outcome: Outcome | None = None
-    """Outcome of a `CandidateTask`, recorded already; a candidate that failed has one too."""
+    point: Point | None = None
+    """Result of a `CandidateTask`, without the recipe. The trial is recorded already; it may have failed."""
     test: SplitAccuracies | None = None
     """Accuracies of a `TestTask`."""
     failure: RapruneError | None = None
@@ -133,7 +133,7 @@ class Report:
     """Error that kept the worker from building the workload; it ran no task."""
 
     def __post_init__(self) -> None:
-        values = (self.outcome, self.test, self.failure, self.setup_error)
+        values = (self.point, self.test, self.failure, self.setup_error)
         assert sum(value is not None for value in values) == 1, "a task ends in one way"
 
     def to_result(self) -> dict[str, Self | bool]:

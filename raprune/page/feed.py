@@ -6,17 +6,15 @@ A part of the store is never changed, so each is read once. What goes wrong is k
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from raprune.errors import RapruneError
-from raprune.records import Candidate, Trial
+from raprune.records import Trial
 from raprune.results.front import budget_of
 from raprune.results.progress import Growth, Progress, progress
 from raprune.results.run_results import RunResults
@@ -52,27 +50,11 @@ class Away:
     since: float
 
 
-@dataclass(frozen=True)
-class Recorded(Candidate):
-    """A candidate by its id and its widths; which channels they are is left in the store."""
-
-    recorded_id: str = ""
-    recorded_widths: Mapping[str, int] = field(default_factory=dict)
-
-    @cached_property
-    def id(self) -> str:
-        return self.recorded_id
-
-    @property
-    def widths(self) -> dict[str, int]:
-        return dict(self.recorded_widths)
-
-
 @dataclass(frozen=True, kw_only=True)
 class KnownRun(RunResults):
     """All that is known of a run at one moment."""
 
-    history: Sequence[Point]
+    history: Sequence[HistoryPoint]
     """One for each trial."""
     complete: bool
     """True if all existing parts were read."""
@@ -98,8 +80,8 @@ class KnownRun(RunResults):
 
 
 @dataclass(frozen=True)
-class Point:
-    """The progress of a run when a trial was recorded."""
+class HistoryPoint:
+    """The progress of a run at the time when a trial was recorded."""
 
     t_s: float
     """Since the run began."""
@@ -117,10 +99,10 @@ class RunHistory:
 
     def __init__(self, budget: Budget, started_at: float) -> None:
         self.budget = budget
-        self.points: list[Point] = []
+        self.points: list[HistoryPoint] = []
         self._started_at = started_at
         self._growth = Growth(budget)
-        self._last = Point(0.0, 0.0, 0.0, 0.0, None)
+        self._last = HistoryPoint(0.0, 0.0, 0.0, 0.0, None)
 
     def add(self, trial: Trial) -> None:
         last = self._last
@@ -239,7 +221,7 @@ class Feed:
                 self._course.add(trial)
 
     def _take(self, parts: Sequence[str]) -> None:
-        trials = [_without_channels(found) for found in self.store.rows(COLUMNS, parts)]
+        trials = [from_row(found) for found in self.store.rows(COLUMNS, parts)]
         for trial in trials:
             self._course.add(trial)
         self._trials += trials
@@ -266,13 +248,3 @@ class Feed:
         ended_at = max((trial.started_at + trial.seconds for trial in self._trials), default=0.0)
         longest_s = max((trial.seconds for trial in self._trials), default=0.0)
         return Pulse(live=is_live(self._run, self.stages, ended_at=ended_at, longest_s=longest_s))
-
-
-# A Parquet edge: one row of `raprune.store.rows.SCHEMA`.
-def _without_channels(recorded: dict[str, Any]) -> Trial:
-    trial = from_row(recorded | {"kept": "{}"})
-    if trial.candidate is None:
-        return trial
-    widths = json.loads(recorded["widths"])
-    known = Recorded(trial.candidate.method, {}, trial.candidate.settings, recorded["candidate"], widths)
-    return replace(trial, candidate=known)

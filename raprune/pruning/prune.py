@@ -156,12 +156,11 @@ class Pruner:
         Raises:
             ModelError: if the network was trained: its weights are in the run, or lost.
         """
-        assert trial.candidate is not None, "only trials with a network are made again"
         check_not_trained(trial)
         method = method_of(trial.proposal)
         base, _ = self.phases.base(method)
-        model = cut(base, self.graph, trial.candidate)
-        method.repair(model, self.scoring.batches, Cut(base, self.graph, trial.candidate.kept))
+        model = cut(base, self.graph, trial.channels)
+        method.repair(model, self.scoring.batches, Cut(base, self.graph, trial.channels.kept))
         return model
 
     def made_again(self, parent: Proposal) -> Pruned:

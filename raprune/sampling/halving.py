@@ -1,7 +1,7 @@
-"""Successive halving, one candidate after another in the order of their numbers. Pure: outcomes in, decisions out.
+"""Successive halving of candidates in the order of their numbers. Pure: points in, decisions out.
 
-Whether candidate n goes on from a rung is decided by the candidates up to n that came to it, once they are all in, so
-that the decisions are the same whatever the number of workers and whoever finishes first.
+The decision about candidate n on a rung uses the candidates up to n that reached this rung, and is made once all of
+their results are in. So the decisions do not depend on the number of workers or on the order in which trials end.
 """
 
 from __future__ import annotations
@@ -10,50 +10,54 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from raprune.records import TrialState
-from raprune.sampling.promotion import Outcome, goes_on
+from raprune.sampling.point import Point
+from raprune.sampling.promotion import goes_on
 
 
 @dataclass(frozen=True)
 class RungDecision:
-    """The decision about candidate `number` after `outcome`."""
+    """The decision about candidate `number` after its trial `point`."""
 
     number: int
-    outcome: Outcome
+    point: Point
     next_rung: int | None
-    """None: this was its last."""
+    """None: the candidate ends here."""
 
 
 @dataclass
 class _Rung:
-    """One rung: who came to it so far."""
+    """The candidates that reached one rung so far."""
 
     next: int = 0
-    """The first number that is not decided here."""
-    points: list[tuple[float, float]] = field(default_factory=list)
-    waiting: dict[int, Outcome] = field(default_factory=dict)
+    """The first number without a decision on this rung."""
+    objectives: list[tuple[float, float]] = field(default_factory=list)
+    waiting: dict[int, Point] = field(default_factory=dict)
     went_on: dict[int, bool] = field(default_factory=dict)
 
 
 class SuccessiveHalving:
-    """`count` rungs; from each the best `keep` go on to the next. One rung decides nothing: all end there."""
+    """`count` rungs; the best fraction `keep` of each goes on to the next. With one rung, every candidate ends there.
+
+    `cost` is the cost that accuracy is set against.
+    """
 
     def __init__(self, count: int, keep: float, *, cost: str = "flops") -> None:
         self._rungs = [_Rung() for _ in range(count)]
         self._keep = keep
         self._cost = cost
 
-    def tell(self, number: int, outcome: Outcome) -> list[RungDecision]:
-        """Take the outcome of a candidate at `outcome.rung`; the decisions that can be made now.
+    def tell(self, number: int, point: Point) -> list[RungDecision]:
+        """Take the result of a candidate on rung `point.rung`, and return the decisions that can be made now.
 
-        A failed one ends where it failed, and does not count among those that it would have been compared with.
+        A failed candidate ends where it failed, and the others are not compared with it.
         """
-        self._rungs[outcome.rung].waiting[number] = outcome
+        self._rungs[point.rung].waiting[number] = point
         return [decision for level in range(len(self._rungs)) for decision in self._decide(level)]
 
     def _decide(self, level: int) -> Iterator[RungDecision]:
         rung, below = self._rungs[level], self._rungs[level - 1] if level else None
         if level == len(self._rungs) - 1:
-            # The last: nobody waits for anybody.
+            # Nothing is decided on the last rung, so that no candidate waits for another.
             yield from (RungDecision(number, rung.waiting.pop(number), None) for number in sorted(rung.waiting))
             return
         while below is None or rung.next in below.went_on:
@@ -65,10 +69,10 @@ class SuccessiveHalving:
                 yield self._judged(rung, level, rung.waiting.pop(rung.next))
             rung.next += 1
 
-    def _judged(self, rung: _Rung, level: int, outcome: Outcome) -> RungDecision:
+    def _judged(self, rung: _Rung, level: int, point: Point) -> RungDecision:
         onward = False
-        if outcome.state is not TrialState.FAILED:
-            rung.points.append(outcome.point(self._cost))
-            onward = goes_on(rung.points, self._keep)
+        if point.state is not TrialState.FAILED:
+            rung.objectives.append(point.objectives(self._cost))
+            onward = goes_on(rung.objectives, self._keep)
         rung.went_on[rung.next] = onward
-        return RungDecision(rung.next, outcome, level + 1 if onward else None)
+        return RungDecision(rung.next, point, level + 1 if onward else None)

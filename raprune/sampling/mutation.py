@@ -1,83 +1,69 @@
-"""Widths near the best so far: those of the front, changed a little. Pure: results in, a proposal's widths out.
+"""Mutation: widths of the front, changed a little. Pure: results in, the widths of a proposal out.
 
-A sampler over keep ratios begins with networks that are cut at random; widths by predicted damage, uniform and global
-ones are far better than those. What is near them is better still, as no prediction knows how the groups' damages come
-together. So a part of the proposals are children of the front: for some targets, of the members whose cost is nearest,
-with the ratios of some groups multiplied by random factors. The projection onto the target (`allocate.ratios`) does the
-rest.
+A sampler over keep ratios begins with networks that are cut at random. Uniform widths, and widths by predicted damage,
+are far better. Widths near those are better still, because the predictions ignore how the damages of several groups
+add up. So a part of the proposals are children of the front. For each of several targets, the parents are the members
+of the front whose cost is nearest to the target; a child has the ratios of its parent, with some of them multiplied by
+random factors. The projection (`allocate.ratios`) brings the child onto its target.
 
-Among many children the most promising one is tried, as soon as there are results enough to tell. A Gaussian process
-(Rasmussen and Williams, 2006, algorithm 2.1 and section 5.4) predicts the logarithm of the error from those of cost and
-ratios, the method and its hyper-parameters; the child by which the front is expected to gain most area is taken
-(Emmerich et al., "Single- and multiobjective evolutionary optimization assisted by Gaussian random field metamodels",
-IEEE TEC 2006). So trials go where the front has a step that can be filled. What is under way counts as come out as
-predicted (Ginsbourger et al., "Kriging is well-suited to parallelize optimization", 2010), so that two do not seek the
-same.
+Once there are enough results, the most promising of many children is tried. A Gaussian process (Rasmussen and Williams,
+2006, algorithm 2.1 and section 5.4) predicts the logarithm of a child's error from the logarithms of its cost and its
+ratios, from its method and from its hyper-parameters. The child by which the front is expected to gain the largest area
+is taken (Emmerich et al., "Single- and multiobjective evolutionary optimization assisted by Gaussian random field
+metamodels", IEEE TEC 2006), so that trials fill the gaps of the front. A pending proposal counts as if its result were
+the predicted one (Ginsbourger et al., "Kriging is well-suited to parallelize optimization", 2010), so that two
+proposals do not fill the same gap.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
 from raprune.cost.latency import Floats
 from raprune.pareto import non_dominated
-from raprune.records import Setting
+from raprune.records import Setting, TrialState
+from raprune.sampling.point import Point
 
 STEP = 0.3
-"""Standard deviation of the logarithm of a factor: most are between three quarters and four thirds."""
+"""Standard deviation of a factor's logarithm: most factors are between three quarters and four thirds."""
 CHANGED = 0.5
-"""Share of the groups that a child changes, one at least."""
+"""Fraction of the groups that a child changes, at least one group."""
 PARENTS = 4
 TARGETS = 16
-"""Costs that children are made for, one in each sixteenth of the range's logarithms."""
+"""Number of costs that children are made for, one in each equal part of the range on a logarithmic scale."""
 CHILDREN = 32
-"""For each target, of its parents by turns; the model picks one of all."""
+"""Number of children for each target, of its parents in turn; one of all children is chosen."""
 LOWEST = 0.01
 LEARNED = 256
-"""Results that the model is fitted to, at most: those whose error is least above the front's."""
+"""Maximum number of results that the model is fitted to: those whose error is least above the front's."""
 ENOUGH = 8
-"""Results from which on children are compared."""
+"""Number of results from which on children are compared by the model."""
 LEAST = 1e-4
-"""An error below this counts as this."""
+"""Smallest error that is told apart."""
 
 _LEVEL, _SLOPE = 2.0, 0.5
-"""Standard deviations of the model's constant and of its slopes, before any result."""
+"""Prior standard deviations of the plane's constant and of its slopes."""
 _LENGTHS = (1.0, 2.0, 4.0)
-"""Over which distances of the logarithms it bends: that under which the results are likeliest."""
+"""Length scales of the smooth remainder, in logarithms; the likeliest is taken, here and below."""
 _BENDS = (0.1, 0.3)
-"""By how much, as a standard deviation of the logarithm of the error."""
+"""Sizes of the smooth remainder: standard deviations of the logarithm of the error."""
 _NOISES = (0.02, 0.05)
-"""Noise that the images and the calibration add: with 5,000 images and an error of 40 %, two percent."""
+"""Noise of the images and the calibration: with 5,000 images and an error of 40 %, two percent of the error."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A result that proposals may learn from, or what one is predicted to be."""
-
-    method: str
-    settings: Mapping[str, Setting]
-    ratios: Mapping[str, float]
-    """Group name -> the share of its channels that stayed, in (0, 1]."""
-    cost: float
-    """The cost that accuracy is traded against, as a fraction of the dense network, in (0, 1]."""
-    error: float
-    """1 - accuracy, in [0, 1]."""
+def front_of(points: Sequence[Point], cost: str = "flops") -> list[Point]:
+    """The points that no other point dominates in error and `cost`, the cheapest first."""
+    front = [points[index] for index in non_dominated([point.objectives(cost) for point in points])]
+    return sorted(front, key=lambda point: point.fraction(cost))
 
 
-def front_of(seen: Sequence[Seen]) -> list[Seen]:
-    """Those that no other one beats, the cheapest first."""
-    front = [seen[index] for index in non_dominated([(one.error, one.cost) for one in seen])]
-    return sorted(front, key=lambda one: one.cost)
-
-
-def parents_of(front: Sequence[Seen], target: float) -> list[Seen]:
-    """Members of the front, by how near their cost is to `target` on a logarithmic scale."""
-    return sorted(front, key=lambda one: abs(np.log(one.cost / target)))[:PARENTS]
+def parents_of(front: Sequence[Point], target: float, cost: str = "flops") -> list[Point]:
+    """The `PARENTS` members of the front whose cost is nearest to `target` on a logarithmic scale, nearest first."""
+    return sorted(front, key=lambda point: abs(np.log(point.fraction(cost) / target)))[:PARENTS]
 
 
 def targets_in(lowest: float, highest: float, *, generator: np.random.Generator) -> list[float]:
@@ -89,58 +75,67 @@ def targets_in(lowest: float, highest: float, *, generator: np.random.Generator)
 
 
 def child_of(
-    seen: Sequence[Seen],
+    points: Sequence[Point],
     targets: Sequence[float],
     *,
+    cost: str = "flops",
     highest: float,
     generator: np.random.Generator,
-    pending: Sequence[Seen] = (),
-) -> Seen:
-    """The child, for one of `targets`, that the front of `seen` (one result at least) is expected to gain most by.
+    pending: Sequence[Point] = (),
+) -> Point:
+    """The child, for one of `targets`, by which the front of `points` is expected to gain the largest area.
 
-    It says what is predicted: its `ratios`, in [`LOWEST`, 1], are those to try, before their projection onto `cost`.
-    The front counts up to the cost `highest`. `pending` were proposed, and are taken for results. Of fewer than
-    `ENOUGH` results it is the first child for the first target.
+    `points` are one result or more, with the ratios that their candidates came to. `targets` are fractions of the cost
+    `cost`, and the front counts up to `highest`. `pending` are predicted results of proposals under way. With fewer
+    than `ENOUGH` results the first child for the first target is returned.
+
+    The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its cost.
     """
-    front = front_of(seen)
-    names = list(seen[0].ratios)
-    parents: list[Seen] = []
+    front = front_of(points, cost)
+    names = list(points[0].keep_ratios)
+    parents: list[Point] = []
     children: list[Floats] = []
     for target in targets:
-        nearest = parents_of(front, target)
+        nearest = parents_of(front, target, cost)
         parents += [nearest[index % len(nearest)] for index in range(CHILDREN)]
         children.append(_changed(nearest, names, generator))
     logs, costs = np.vstack(children), np.repeat(targets, CHILDREN)
-    best, error = 0, parents[0].error
-    if len(seen) >= ENOUGH:
-        known = [*_by_excess(seen, front)[:LEARNED], *pending]
+    best, accuracy = 0, parents[0].accuracy
+    if len(points) >= ENOUGH:
+        known = [*_by_excess(points, front, cost)[:LEARNED], *pending]
         settings = _numbers([{**one.settings, "": one.method} for one in [*known, *parents]])
         model = _Model(
-            _inputs(np.log([one.cost for one in known]), _logs(known, names), settings[: len(known)]),
-            np.log(np.maximum([one.error for one in known], LEAST)),
+            _inputs(np.log([one.fraction(cost) for one in known]), _logs(known, names), settings[: len(known)]),
+            np.log(_errors(known)),
         )
         mean, deviation = model.predict(_inputs(np.log(costs), logs, settings[len(known) :]))
-        gains = expected_gains(front_of([*front, *pending]), costs, mean, deviation, highest=highest)
+        expected = front_of([*front, *pending], cost)
+        gains = expected_gains(expected, costs, mean, deviation, highest=highest, cost=cost)
         best = int(gains.round(9).argmax())
-        error = round(float(np.exp(mean[best])), 6)
+        accuracy = 1.0 - min(1.0, round(float(np.exp(mean[best])), 6))
     parent = parents[best]
-    return Seen(
+    child = Point(
+        trial_id="",
+        state=TrialState.WAITING,
         method=parent.method,
         settings=parent.settings,
-        ratios={name: round(float(np.exp(log)), 6) for name, log in zip(names, logs[best], strict=True)},
-        cost=float(costs[best]),
-        error=min(1.0, error),
+        keep_ratios={name: round(float(np.exp(log)), 6) for name, log in zip(names, logs[best], strict=True)},
+        accuracy=accuracy,
     )
+    return child.with_fraction(cost, float(costs[best]))
 
 
-def expected_gains(front: Sequence[Seen], costs: Floats, mean: Floats, deviation: Floats, *, highest: float) -> Floats:
-    """By how much area the `front`, cheapest first, is expected to grow, shape `(N,)`, by a result at each of `costs`.
+def expected_gains(
+    front: Sequence[Point], costs: Floats, mean: Floats, deviation: Floats, *, highest: float, cost: str = "flops"
+) -> Floats:
+    """Expected growth of the area under the `front` by one more result at each of `costs`, shape `(N,)`.
 
-    The area is that of errors to 1 and costs to `highest`. A result's cost is certain, the logarithm of its error is
-    normal. Between two costs of members of the front a result gains what its error is below that of the cheaper one.
+    `front` is sorted, cheapest first. The area reaches up to error 1 and the cost `highest`. The logarithm of the
+    result's error is normal, with `mean` and `deviation` of shape `(N,)`. Between the costs of two members of the front
+    the gain is the difference to the error of the cheaper member.
     """
-    edges = np.array([0.0, *(one.cost for one in front), np.inf]).clip(max=highest)
-    errors = np.array([1.0, *(max(one.error, LEAST) for one in front)])
+    edges = np.array([0.0, *(point.fraction(cost) for point in front), np.inf]).clip(max=highest)
+    errors = np.array([1.0, *_errors(front)])
     widths = (edges[1:] - np.maximum(edges[:-1], costs[:, None])).clip(min=0.0)
     deviation = np.maximum(deviation, 1e-6)[:, None]
     far = (np.log(errors) - mean[:, None]) / deviation
@@ -156,32 +151,37 @@ def _normal(values: Floats) -> Floats:
     return np.asarray((1.0 + _erf(values / math.sqrt(2.0))) / 2.0)
 
 
-def _by_excess(seen: Sequence[Seen], front: Sequence[Seen]) -> list[Seen]:
-    """By the ratio of their error to the least at no more cost."""
-    edges = [one.cost for one in front]
-    errors = np.maximum([one.error for one in front], LEAST)
-    least = errors[np.searchsorted(edges, [one.cost for one in seen], side="right") - 1]
-    ratios = np.maximum([one.error for one in seen], LEAST) / least
-    return [seen[index] for index in np.argsort(ratios, kind="stable")]
+def _errors(points: Sequence[Point]) -> Floats:
+    """Errors of the points, at least `LEAST`, shape `(N,)`."""
+    return np.maximum([1.0 - point.accuracy for point in points], LEAST)
 
 
-def _changed(parents: Sequence[Seen], names: Sequence[str], generator: np.random.Generator) -> Floats:
-    """Logarithms of the ratios of `CHILDREN` children, of `parents` by turns."""
+def _by_excess(points: Sequence[Point], front: Sequence[Point], cost: str) -> list[Point]:
+    """The points by the ratio of their error to the front's least error at no more cost, the smallest ratio first."""
+    edges = [point.fraction(cost) for point in front]
+    least = _errors(front)[np.searchsorted(edges, [point.fraction(cost) for point in points], side="right") - 1]
+    ratios = _errors(points) / least
+    return [points[index] for index in np.argsort(ratios, kind="stable")]
+
+
+def _changed(parents: Sequence[Point], names: Sequence[str], generator: np.random.Generator) -> Floats:
+    """Logarithms of the ratios of `CHILDREN` children, of the `parents` in turn, shape `(CHILDREN, groups)`."""
     changes = generator.normal(0.0, STEP, (CHILDREN, len(names)))
     changes *= generator.random(changes.shape) < CHANGED
-    # One group at least.
+    # At least one group changes.
     unchanged = np.flatnonzero(~changes.any(axis=1))
     changes[unchanged, generator.integers(len(names), size=len(unchanged))] = STEP
     own = _logs(parents, names)[np.arange(CHILDREN) % len(parents)]
     return np.asarray(np.clip(own + changes, np.log(LOWEST), 0.0))
 
 
-def _logs(ones: Sequence[Seen], names: Sequence[str]) -> Floats:
-    return np.asarray(np.log([[max(one.ratios[name], LOWEST) for name in names] for one in ones]))
+def _logs(points: Sequence[Point], names: Sequence[str]) -> Floats:
+    """Logarithms of the points' ratios, shape `(N, groups)`."""
+    return np.asarray(np.log([[max(point.keep_ratios[name], LOWEST) for name in names] for point in points]))
 
 
 class _Model:
-    """A Gaussian process: a plane, and a smooth remainder of the likeliest size, reach and noise."""
+    """A Gaussian process: a plane and a smooth remainder, whose size, length scale and noise are the likeliest ones."""
 
     def __init__(self, inputs: Floats, values: Floats) -> None:
         self._inputs, self._mean = inputs, float(values.mean())
@@ -212,12 +212,12 @@ def _covariance(one: Floats, other: Floats, length: float, bend: float) -> Float
 
 
 def _inputs(cost: Floats, ratios: Floats, settings: Floats) -> Floats:
-    """Logarithms of costs and of ratios, these without what they have in common, which the cost stands for."""
+    """Columns of the model: logarithms of costs, logarithms of ratios minus their mean (the cost says it), settings."""
     return np.column_stack([cost, ratios - ratios.mean(axis=1, keepdims=True), settings])
 
 
 def _numbers(settings: Sequence[Mapping[str, Setting]]) -> Floats:
-    """Hyper-parameters as columns: numbers from 0 to 1 (0.5 where there is none), one column for each other value."""
+    """Hyper-parameters as columns: numbers scaled to [0, 1], 0.5 where missing; an indicator for each other value."""
     columns: list[Floats] = [np.zeros((len(settings), 0))]
     for name in sorted({name for one in settings for name in one}):
         values = [one.get(name) for one in settings]

@@ -1,7 +1,7 @@
 """The search's proposals: ask and tell in a fixed order. Knows no Ray.
 
 Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed and a
-lookahead give the same search whatever the number of workers and whoever finishes first.
+lookahead give the same search, for any number of workers and any order in which trials end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from raprune.errors import StoreError
 from raprune.records import Proposal, Stage, Trial
 from raprune.sampling.halving import SuccessiveHalving
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.sampling.sources import Asked, Turn, make_sources
 from raprune.sampling.space import SearchSpace
 from raprune.sampling.warm_start import Earlier
@@ -23,11 +23,11 @@ from raprune.store.rows import target_columns
 
 
 class Proposals:
-    """The search's proposals, one after another. `stored` trials are told in their turn instead of being proposed.
+    """The search's proposals, one after another. A stored trial is told in its turn, and its proposal is not run again.
 
-    Results of `earlier` runs come before everything except the baselines. `enough` decides whether the search should
-    end, from the results that the next proposal may use, in the order of proposal; it is called before each proposal
-    that is not stored.
+    Results of `earlier` runs come before everything except the baselines. `enough` is true once the search should end;
+    it is called before each proposal that is not stored, with the results that this proposal may use, in the order of
+    proposal.
     """
 
     def __init__(
@@ -38,16 +38,17 @@ class Proposals:
         seed: int,
         stored: Sequence[Trial] = (),
         earlier: Earlier | None = None,
-        enough: Callable[[Sequence[Outcome]], bool] = lambda outcomes: False,
+        enough: Callable[[Sequence[Point]], bool] = lambda points: False,
     ) -> None:
         self._enough = enough
-        # A run has decided on one; who asks for proposals alone is one worker.
+        self._space = space
+        # A run has decided on its lookahead; without a run there is one worker.
         self._lookahead = spec.lookahead_for(1)
         self._limit = spec.trials
         searched = [trial for trial in stored if trial.proposal.stage is Stage.SEARCH and trial.proposal.step is None]
         self._stored = {trial.trial_id: trial for trial in searched}
         if any(trial.proposal.stage is Stage.FINETUNE for trial in stored):
-            # The search had ended when the first finalist was chosen, by its time limit perhaps.
+            # The search had ended when the first finalist was chosen, perhaps by its time limit.
             self._limit = min(self._limit, len({trial.proposal.number for trial in searched}))
         earlier = (earlier if spec.warm_starts else None) or Earlier()
         self._baselines, self._sources = make_sources(space, spec, seed=seed, earlier=earlier)
@@ -55,18 +56,18 @@ class Proposals:
         self._asked: list[Asked] = []
         """One record for each number so far."""
         self._onward: deque[Proposal] = deque()
-        """Proposals that go on to their next rung."""
+        """Proposals of the next rung, for candidates that go on to it."""
         self._learned = 0
         """Number of results, from the first on, that the sources have learned from."""
         self._ended = 0
-        """Number of candidates that go on no further."""
+        """Number of candidates that have ended: they go on to no further rung."""
         self.proposals: dict[str, Proposal] = {}
-        """Trial id -> every proposal so far, stored ones as well."""
+        """Trial id -> every proposal so far, stored ones included."""
 
     @property
-    def outcomes(self) -> list[Outcome]:
-        """The last of every candidate that goes on no further, in the order of proposal."""
-        return [asked.outcome for asked in self._asked if asked.outcome is not None]
+    def points(self) -> list[Point]:
+        """The last result of every candidate that has ended, in the order of proposal."""
+        return [asked.point for asked in self._asked if asked.point is not None]
 
     @property
     def over(self) -> bool:
@@ -75,6 +76,7 @@ class Proposals:
 
     @property
     def total(self) -> int:
+        """Number of proposals in all, on the first rung."""
         return self._limit
 
     def stop(self) -> None:
@@ -93,31 +95,33 @@ class Proposals:
             if trial is None:
                 return proposal
             _check_same(trial.proposal, proposal)
-            self.tell(proposal.number, Outcome.of(trial))
+            self.tell(proposal.number, Point.of(trial))
         return None
 
-    def tell(self, number: int, outcome: Outcome) -> None:
-        """Take the result of a proposal at its rung; the sources hear of the last one in its turn."""
-        assert self._asked[number].outcome is None, f"proposal {number} was told twice"
-        for decision in self._rungs.tell(number, outcome):
+    def tell(self, number: int, point: Point) -> None:
+        """Take the result of a proposal on its rung; the sources learn the last result of a candidate in its turn."""
+        assert self._asked[number].point is None, f"proposal {number} was told twice"
+        for decision in self._rungs.tell(number, point):
             if decision.next_rung is None:
-                self._asked[decision.number].outcome = decision.outcome
+                asked = self._asked[decision.number]
+                target = self._space.target_of(asked.proposal)
+                asked.point = decision.point.with_recipe(asked.proposal, target=target)
                 self._ended += 1
             else:
-                before = self.proposals[decision.outcome.trial_id]
+                before = self.proposals[decision.point.trial_id]
                 self._onward.append(replace(before, rung=decision.next_rung, parent=before.trial_id))
 
     def _made_next(self) -> Proposal | None:
-        # What has come far first: the sampler waits for it.
+        # Higher rungs come first: new proposals wait for their results.
         if self._onward:
             return self._onward.popleft()
         number = len(self._asked)
         heard = max(0, number - self._lookahead + 1)
-        if number >= self._limit or any(asked.outcome is None for asked in self._asked[self._learned : heard]):
+        if number >= self._limit or any(asked.point is None for asked in self._asked[self._learned : heard]):
             return None
         if search_id(number) not in self._stored:
-            outcomes = [asked.outcome for asked in self._asked[:heard] if asked.outcome is not None]
-            if self._enough(outcomes):
+            points = [asked.point for asked in self._asked[:heard] if asked.point is not None]
+            if self._enough(points):
                 self.stop()
                 return None
         return self._ask(Turn(number=number, rank=number - self._baselines.before(number), heard=heard))
@@ -136,7 +140,7 @@ class Proposals:
 
 
 def search_id(number: int) -> str:
-    """The trial id of proposal `number` at its first rung."""
+    """The trial id of proposal `number` on its first rung."""
     return Proposal(number=number, method="", allocation="", target=Budget()).trial_id
 
 

@@ -1,7 +1,7 @@
 """Sources of proposals: baselines, earlier runs, warm starts, mutations of the front, Optuna's sampler.
 
-A search asks its sources in their order, and takes the first proposal. Every source hears of every result, in the order
-of proposal, and learns from those that it can use.
+A search asks its sources in their order, and takes the first proposal. Every source is told every result, in the order
+of proposal, and learns from the results that it can use.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from raprune.records import Proposal, Setting, TrialState
-from raprune.sampling.mutation import Seen, child_of, targets_in
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.mutation import child_of, targets_in
+from raprune.sampling.point import Point
 from raprune.sampling.space import RATIOS, SearchSpace
-from raprune.sampling.warm_start import Earlier, EarlierResult
+from raprune.sampling.warm_start import Earlier
 from raprune.spec.job import SamplerSpec
 
 LEAST_DAMAGE = "least_damage"
@@ -34,9 +34,9 @@ _BASELINE_ALLOCATIONS = ("uniform",)
 _BASELINE_EVERY = 4
 _WARM_TURNS = 3
 _SAMPLED_EVERY = 6
-"""After the warm starts one in six proposals of `mixed` is TPE's; the others are mutations of the front."""
+"""In a `mixed` search, one in six proposals after the warm starts is TPE's; the others are mutations of the front."""
 _STARTUP = 16
-"""Random draws after the warm starts, at most: a search that its time ends may be asked for any number of trials."""
+"""Random draws after the warm starts, at most: the number of trials is no guide if a time limit ends the search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class Asked:
     """A number of the search: its proposal, the source of the proposal, and the result."""
 
     proposal: Proposal
-    """As it was on the first rung."""
+    """The proposal on the first rung."""
     source: ProposalSource
-    outcome: Outcome | None = None
-    """Outcome on the last rung; None until the candidate goes on no further."""
+    point: Point | None = None
+    """Result on the candidate's last rung, with its recipe; None until the candidate has ended."""
 
 
 class ProposalSource(ABC):
@@ -73,7 +73,7 @@ class ProposalSource(ABC):
 
     def learn(self, asked: Asked) -> None:
         """Take a result. Results come in the order of proposal, each before the first turn that may depend on it."""
-        return  # Most sources have fixed what they propose.
+        return  # The proposals of most sources are fixed in advance.
 
 
 class Baselines(ProposalSource):
@@ -109,15 +109,15 @@ class Baselines(ProposalSource):
 class EarlierFronts(ProposalSource):
     """The widths of the fronts of earlier runs, each once."""
 
-    def __init__(self, space: SearchSpace, results: Sequence[EarlierResult], *, seed: int) -> None:
-        self._space, self._results, self._seed = space, results, seed
+    def __init__(self, space: SearchSpace, points: Sequence[Point], *, seed: int) -> None:
+        self._space, self._points, self._seed = space, points, seed
 
     def propose(self, turn: Turn) -> Proposal | None:
-        if turn.rank >= len(self._results):
+        if turn.rank >= len(self._points):
             return None
-        known = self._results[turn.rank]
-        # A hair above its cost, of which a fraction may fall short by rounding.
-        target = min(self._space.highest, self._space.fraction_of(known) * (1 + 1e-12))
+        known = self._points[turn.rank]
+        # Slightly above the cost of the widths, since the fraction may be rounded down.
+        target = min(self._space.highest, known.fraction(self._space.target) * (1 + 1e-12))
         return Proposal(
             number=turn.number,
             method=known.method,
@@ -130,10 +130,10 @@ class EarlierFronts(ProposalSource):
 
 
 class Sampler(ProposalSource):
-    """Optuna's sampler, over all that the search chooses among.
+    """Optuna's sampler, over the whole search space.
 
-    In `mixed` searches, the mutations of the front search for the widths, and the sampler for the rest. `after` is the
-    rank of its first turn, where ranks before it belong to earlier fronts.
+    In a `mixed` search the mutations search for the widths, and the sampler chooses among the allocations without
+    ratios. Ranks below `after` belong to the fronts of earlier runs.
     """
 
     def __init__(self, space: SearchSpace, spec: SamplerSpec, *, seed: int, num_warm: int, after: int) -> None:
@@ -155,49 +155,54 @@ class Sampler(ProposalSource):
         return _to_proposal(trial, self._space, number=turn.number, seed=self._seed)
 
     def learn(self, asked: Asked) -> None:
-        proposal, outcome = asked.proposal, asked.outcome
-        assert outcome is not None, "a source learns from results"
-        own, is_complete = self._trials.get(proposal.number), outcome.state is TrialState.COMPLETE
+        point = asked.point
+        assert point is not None, "a source learns from results"
+        own, is_complete = self._trials.get(asked.proposal.number), point.state is TrialState.COMPLETE
         if own is not None and is_complete:
-            self._study.tell(own, outcome.point(self._space.cost))
+            self._study.tell(own, point.objectives(self._space.cost))
         elif own is not None:
-            # An accuracy of a lower rung is none that the sampler should learn from.
+            # The accuracy on a lower rung would mislead the sampler.
             states = optuna.trial.TrialState
-            self._study.tell(own, state=states.PRUNED if outcome.state is TrialState.STOPPED else states.FAIL)
+            self._study.tell(own, state=states.PRUNED if point.state is TrialState.STOPPED else states.FAIL)
         elif asked.source.teaches and is_complete:
-            self.observe(proposal, target=self._space.target_of(proposal), point=outcome.point(self._space.cost))
+            self.observe(point)
 
-    def observe(self, known: Proposal | EarlierResult, *, target: float, point: tuple[float, float]) -> None:
-        """Let the sampler know of a result that it did not propose, where it could have, or nearly."""
-        ratios = known.keep_ratios
+    def observe(self, point: Point) -> None:
+        """Tell the sampler a result that it did not propose itself, if the recipe is in its search space.
+
+        Ratios within a block may differ: their mean counts.
+        """
+        ratios = point.keep_ratios
         kept = [np.mean([ratios[name] for name in block]) for block in self._space.blocks if ratios]
         trial = optuna.trial.FixedTrial(
             {
-                "method": known.method,
-                "allocation": known.allocation,
-                "target": target,
+                "method": point.method,
+                "allocation": point.allocation,
+                # 0 is in no range of targets.
+                "target": point.target or 0.0,
                 **{f"keep.{i}": max(_LOWEST_RATIO, float(ratio)) for i, ratio in enumerate(kept)},
-                **{f"{known.method}.{name}": value for name, value in known.settings.items()},
+                **{f"{point.method}.{name}": value for name, value in point.settings.items()},
             }
         )
         with warnings.catch_warnings():
-            # Optuna warns of what lies outside.
+            # Optuna warns of values outside their range.
             warnings.simplefilter("error")
             try:
                 as_proposed = _to_proposal(trial, self._space, number=0, seed=0)
             except (UserWarning, ValueError, KeyError):
                 return
-        if dict(as_proposed.settings) == dict(known.settings):
+        if dict(as_proposed.settings) == dict(point.settings):
+            values = point.objectives(self._space.cost)
             self._study.add_trial(
-                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, values=point)
+                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, values=values)
             )
 
 
 class WarmStarts(ProposalSource):
-    """Every method with its paper's settings and every allocation without ratios, in turns.
+    """Every method with its paper's settings, with every allocation without ratios in turn.
 
-    The targets cover the range evenly from the first few on, beginning with the highest. The sampler asks for them, so
-    that they are its own trials.
+    The targets begin with the highest, and already the first few cover the range evenly. The proposals are trials of
+    the sampler with fixed values, so that it learns from their results.
     """
 
     def __init__(self, sampler: Sampler, fixed: Sequence[Mapping[str, Any]], *, after: int) -> None:
@@ -222,21 +227,22 @@ class WarmStarts(ProposalSource):
 
 
 class Mutations(ProposalSource):
-    """Changes of the front, for the cost at which the front gains most (`raprune.sampling.mutation`)."""
+    """Mutations of the front, for the cost at which the front gains most (`raprune.sampling.mutation`)."""
 
     def __init__(self, space: SearchSpace, *, seed: int, after: int) -> None:
         self._space, self._seed, self._after = space, seed, after
-        self._seen: list[Seen] = []
-        self._expected: dict[int, Seen] = {}
+        self._points: list[Point] = []
+        self._expected: dict[int, Point] = {}
         """Number of a mutation -> its predicted result."""
 
     def propose(self, turn: Turn) -> Proposal | None:
-        if (turn.rank - self._after) % _SAMPLED_EVERY == 0 or not self._seen:
+        if (turn.rank - self._after) % _SAMPLED_EVERY == 0 or not self._points:
             return None
         generator = np.random.default_rng([self._seed, turn.number])
         child = child_of(
-            self._seen,
+            self._points,
             targets_in(self._space.lowest, self._space.highest, generator=generator),
+            cost=self._space.target,
             highest=self._space.highest,
             generator=generator,
             pending=[self._expected[n] for n in range(turn.heard, turn.number) if n in self._expected],
@@ -246,27 +252,21 @@ class Mutations(ProposalSource):
             number=turn.number,
             method=child.method,
             allocation=RATIOS,
-            target=self._space.budget_of(child.cost),
+            target=self._space.budget_of(child.fraction(self._space.target)),
             settings=child.settings,
-            keep_ratios=child.ratios,
+            keep_ratios=child.keep_ratios,
             seed=trial_seed(self._seed, turn.number),
         )
 
     def learn(self, asked: Asked) -> None:
-        if asked.outcome is not None and asked.outcome.state is TrialState.COMPLETE:
-            self.observe(asked.proposal.settings, asked.outcome)
+        if asked.point is not None and asked.point.state is TrialState.COMPLETE:
+            self.observe(asked.point)
 
-    def observe(self, settings: Mapping[str, Setting], result: EarlierResult | Outcome) -> None:
-        """Let mutations start from a result, if the result is of a method of the search."""
-        if result.method in self._space.methods:
-            seen = Seen(
-                method=result.method,
-                settings=settings,
-                ratios=self._space.ratios_of(result.widths),
-                cost=self._space.fraction_of(result),
-                error=1.0 - result.accuracy,
-            )
-            self._seen.append(seen)
+    def observe(self, point: Point) -> None:
+        """Let mutations start from a result, if its method is one of the search's."""
+        if point.method in self._space.methods:
+            # The ratios that the candidate came to, after the projection onto its target.
+            self._points.append(replace(point, keep_ratios=self._space.ratios_of(point.widths)))
 
 
 def mutates(space: SearchSpace, spec: SamplerSpec) -> bool:
@@ -285,8 +285,8 @@ def make_sources(
     mutations = Mutations(space, seed=seed, after=after) if mutates(space, spec) else None
     for known in earlier.observed:
         if mutations is not None:
-            mutations.observe(known.settings, known)
-        sampler.observe(known, target=known.target or 0.0, point=known.point(space.cost))
+            mutations.observe(known)
+        sampler.observe(known)
     sources: list[ProposalSource] = [baselines, EarlierFronts(space, earlier.first, seed=seed)]
     sources.append(WarmStarts(sampler, warm, after=after))
     return baselines, [*sources, *([] if mutations is None else [mutations]), sampler]
@@ -308,9 +308,9 @@ def _make_study(spec: SamplerSpec, seed: int, *, num_warm: int) -> optuna.Study:
 
 
 def _tpe(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
-    # Warm starts draw no ratios: without random draws after them the sampler would hardly ever try some. In `mixed`
-    # that is not its business. One joint density instead of one for each dimension is also three times as fast (9 ms a
-    # proposal at 32 ratios).
+    # Warm starts have no ratios: without random draws after them the sampler would hardly ever try ratios. A `mixed`
+    # search leaves ratios to the mutations. One joint density for all dimensions is three times as fast as one for each
+    # (9 ms a proposal at 32 ratios).
     startup = num_warm + (0 if spec.sampler == "mixed" and num_warm else min(_STARTUP, max(8, spec.trials // 8)))
     return TPESampler(
         seed=seed,

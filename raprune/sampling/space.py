@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,18 +21,7 @@ RATIOS = "ratios"
 
 MAX_BLOCKS = 32
 _LOWEST_MARGIN = 1.02
-"""Targets begin this much above the lowest reachable cost, where more than one network still meets them."""
-
-
-class Costs(Protocol):
-    """Costs of a network as fractions of the dense network's."""
-
-    @property
-    def flops_fraction(self) -> float: ...
-    @property
-    def params_fraction(self) -> float: ...
-    @property
-    def latency_fraction(self) -> float | None: ...
+"""Factor of the lowest target over the lowest reachable cost: more than one network meets such a target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +37,15 @@ class SearchSpace:
     highest: float
     """Range of the sampled target, as fractions of the dense network."""
     target: str = "flops"
-    """`flops`, `params` or `latency`: which cost the sampled target is of."""
+    """The cost that the target limits: `flops`, `params` or `latency`."""
     cost: str = "flops"
-    """`flops` or `latency`: what accuracy is set against."""
+    """The cost that accuracy is set against: `flops` or `latency`."""
     limits: Budget = field(default_factory=Budget)
-    """Fixed limits of the costs that the sampled target is not of."""
+    """Fixed limits of the other costs."""
     channels: Mapping[str, int] = field(default_factory=dict)
     """Group name -> its number of channels."""
     baselines: tuple[str, ...] = ()
-    """Methods that are tried at first and not searched over."""
+    """Methods that are tried for comparison, at spread targets, and not searched over."""
     fixed: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
     """Method -> hyper-parameters that every proposal of it has."""
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -69,9 +58,9 @@ class SearchSpace:
         return tuple(name for name in self.allocations if name != RATIOS)
 
     def at(self, place: float) -> float:
-        """The target at `place` of the range, whose fraction counts: above 0 is the lowest, 1 (or 0) the highest."""
+        """The target at the fractional part of `place`: just above 0 is the lowest target, 0 (or 1) the highest."""
         share = 1.0 - (-place) % 1.0
-        # Evenly on a logarithmic scale: accuracy falls with each halving of the cost, not with each percent of it.
+        # Evenly on a logarithmic scale, since accuracy falls with each halving of the cost.
         return float(np.clip(self.lowest * (self.highest / self.lowest) ** share, self.lowest, self.highest))
 
     def ladder(self, count: int) -> list[float]:
@@ -86,17 +75,12 @@ class SearchSpace:
     def target_of(self, proposal: Proposal) -> float:
         """The sampled target that `budget_of` was given."""
         target = proposal.target.fractions[self.target]
-        # All FLOPs, beside another limit, are read from the store as no limit.
+        # The store reads a limit of all FLOPs, beside another limit, as no limit.
         return 1.0 if target is None else target
 
     def ratios_of(self, widths: Mapping[str, int]) -> dict[str, float]:
         """The fraction of each group's channels that stayed; a group that is not named is whole."""
         return {name: widths.get(name, count) / count for name, count in self.channels.items()}
-
-    def fraction_of(self, result: Costs) -> float:
-        """The cost that targets are of, as a fraction of the dense network's; 1 where it is not known."""
-        fraction: float | None = getattr(result, f"{self.target}_fraction")
-        return 1.0 if fraction is None else fraction
 
 
 def search_space(

@@ -1,4 +1,4 @@
-"""When nothing new is proposed any more: a pure rule, facts to a reason, and who gathers the facts."""
+"""The stop rule of a search: a pure function from facts to a reason, and the class that gathers the facts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from raprune import pareto
 from raprune.records import Stage, Trial, TrialState
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.spec.job import SamplerSpec
 
 GROWTH = 1e-6
-"""Smallest relative growth of the hypervolume that counts; less is rounding."""
+"""Smallest relative growth of the hypervolume that counts; a smaller one may be a rounding error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +25,25 @@ class Spent:
     """Device seconds of trials: GPU-seconds, or CPU-seconds if there is no GPU."""
 
 
-def reason_to_stop(spec: SamplerSpec, spent: Spent, points: Sequence[tuple[float, float]]) -> str | None:
-    """Why nothing new should be proposed, in words for the user; None: go on.
+def reason_to_stop(spec: SamplerSpec, spent: Spent, objectives: Sequence[tuple[float, float]]) -> str | None:
+    """Reason why nothing new should be proposed, in words for the user; None if the search should go on.
 
-    `points` are those of the complete trials in the order of proposal, to be minimised, each in [0, 1].
+    `objectives` are those of the complete trials in the order of proposal, to be minimised, each in [0, 1].
     """
     if spec.time_limit_s is not None and spent.elapsed_s >= spec.time_limit_s:
         return f"the time limit of {spec.time_limit_s:g} s is reached"
     if spec.gpu_hours is not None and spent.device_s >= 3600 * spec.gpu_hours:
         return f"{spec.gpu_hours:g} device-hours are spent"
-    if spec.patience is not None and _stagnant(points, spec.patience):
+    if spec.patience is not None and _stagnant(objectives, spec.patience):
         return f"the last {spec.patience} results did not enlarge the front"
     return None
 
 
 class Enough:
-    """Asked before each new proposal: whether the search should end. Remembers why.
+    """The stop rule of one search: called before each new proposal, true once the search should end.
 
-    What the `stored` trials took counts, as if they had just run. A search that had ended, `already` for some reason,
-    stays so.
+    The seconds of the `stored` trials count as if this driver had run them. A search that had ended before, for the
+    reason `already`, stays ended. `devices` is the number of devices, or the fraction of one, that a trial uses.
     """
 
     def __init__(
@@ -57,28 +57,29 @@ class Enough:
         already: str | None = None,
     ) -> None:
         self.reason = already
+        """Reason of the end; None while the search should go on."""
         self._spec = spec
         self._cost = cost
-        self._share = devices
+        self._devices = devices
         searched = [trial.seconds for trial in stored if trial.proposal.stage is Stage.SEARCH]
-        self._device_s = sum(searched) * self._share
+        self._device_s = sum(searched) * self._devices
         self._started = time.monotonic() - sum(searched) / workers
 
-    def spend(self, outcome: Outcome) -> None:
-        """Count what a trial took, at whatever rung."""
-        self._device_s += outcome.seconds * self._share
+    def spend(self, point: Point) -> None:
+        """Count the seconds of a trial, on whichever rung it ran."""
+        self._device_s += point.seconds * self._devices
 
-    def __call__(self, outcomes: Sequence[Outcome]) -> bool:
+    def __call__(self, points: Sequence[Point]) -> bool:
         if self.reason is not None:
             return True
         spent = Spent(elapsed_s=time.monotonic() - self._started, device_s=self._device_s)
-        points = [outcome.point(self._cost) for outcome in outcomes if outcome.state is TrialState.COMPLETE]
-        self.reason = reason_to_stop(self._spec, spent, points)
+        objectives = [point.objectives(self._cost) for point in points if point.state is TrialState.COMPLETE]
+        self.reason = reason_to_stop(self._spec, spent, objectives)
         return self.reason is not None
 
 
-def _stagnant(points: Sequence[tuple[float, float]], patience: int) -> bool:
-    if len(points) <= patience:
+def _stagnant(objectives: Sequence[tuple[float, float]], patience: int) -> bool:
+    if len(objectives) <= patience:
         return False
-    before, now = (pareto.hypervolume(part, (1.0, 1.0)) for part in (points[:-patience], points))
+    before, now = (pareto.hypervolume(part, (1.0, 1.0)) for part in (objectives[:-patience], objectives))
     return now <= before * (1 + GROWTH)

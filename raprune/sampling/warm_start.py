@@ -1,66 +1,48 @@
-"""Earlier runs of the same network, reused: what a search takes from them when it begins.
+"""Warm start: results of earlier runs of the same network that a new search reuses.
 
-The widths of their fronts are proposed first. Their results are told to the sampler where they are what the same trial
-would give now. What was taken is written into the new run's folder and read from there when it is resumed: an earlier
-run may have gone on, or vanished, by then.
+The widths of their fronts are proposed first. A result is told to the sampler if the same trial would give the same
+result now. The reused results are stored in the new run's folder, and a resumed run reads them from there, because the
+earlier run may have changed, or be gone, by then.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raprune.errors import RapruneError, UsageError
 from raprune.pareto import non_dominated, spread
-from raprune.records import Setting, Stage, Trial, TrialState
+from raprune.records import Stage, Trial, TrialState
+from raprune.sampling.point import Point
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 
 FILE = "warm_start.json"
-"""In the run's folder: what was taken."""
+"""File of the run's folder with the reused results."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class EarlierResult:
-    """A result of an earlier run."""
-
-    run: str
-    trial_id: str
-    method: str
-    settings: Mapping[str, Setting]
-    allocation: str
-    target: float | None
-    """Target of its proposal in the cost that this search targets; None: its target is another cost."""
-    keep_ratios: Mapping[str, float]
-    widths: Mapping[str, int]
-    """Group name -> how many channels stayed."""
-    accuracy: float
-    flops_fraction: float
-    params_fraction: float
-    latency_fraction: float | None
-
-    def point(self, cost: str) -> tuple[float, float]:
-        """As `Outcome.point`."""
-        share = self.flops_fraction if cost == "flops" else self.latency_fraction
-        return (1.0 - self.accuracy, 1.0 if share is None else share)
+_KEYS = (
+    *("run", "trial_id", "method", "settings", "allocation", "target", "keep_ratios", "widths", "accuracy"),
+    *("flops_fraction", "params_fraction", "latency_fraction"),
+)
+"""Fields of a reused result in `FILE`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
     """Results of earlier runs that a search uses."""
 
-    first: tuple[EarlierResult, ...] = ()
+    first: tuple[Point, ...] = ()
     """Results whose widths the search proposes first."""
-    observed: tuple[EarlierResult, ...] = ()
+    observed: tuple[Point, ...] = ()
     """Results that the search treats as its own."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity of a run's network and data: results of a run with another identity are of no use."""
+    """The identity of a run's network and data. Results of a run with another identity are not reused."""
 
     architecture: str
     data: str
@@ -71,7 +53,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """An earlier run, read."""
+    """An earlier run with its trials."""
 
     name: str
     spec: SearchSpec
@@ -80,10 +62,10 @@ class EarlierRun:
 
 
 def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:
-    """The earlier runs in these folders.
+    """Read the earlier runs in these folders.
 
     Raises:
-        UsageError: if there is none in a folder, or it is not on the network, weights and data of `now`.
+        UsageError: if a folder holds no run, or a run on another network, other weights or other data than `now`.
     """
     runs = []
     for uri in uris:
@@ -95,13 +77,13 @@ def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:
                 raise ValueError("it does not name its network and data")
             its = Identity(described.architecture, described.data.fingerprint, described.weights_hash)
             if "-" not in its.architecture and its.weights == now.weights is not None:
-                # A run from before names a digest of the code's text: equal weights tell that the network is the same.
+                # An older run stores a digest of the code's text; equal weights show that the network is the same.
                 its = replace(its, architecture=now.architecture)
             runs.append(EarlierRun(store.name, spec, its, store.trials()))
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"warm_start (--warm-start) {store.name}: its run.json is of no version that is read: {error!r}",
-                hint="Leave it out, or give a run of this version.",
+                f"warm_start (--warm-start) {store.name}: this version cannot read its run.json: {error!r}",
+                hint="Leave the run out, or give a run of this version.",
             ) from None
         except RapruneError as error:
             raise UsageError(f"warm_start (--warm-start) {error.message}", hint=error.hint) from None
@@ -112,16 +94,16 @@ def read(uris: Sequence[str], now: Identity) -> list[EarlierRun]:
 def reused(runs: Sequence[EarlierRun], spec: SearchSpec, space: SearchSpace, now: Identity) -> Earlier:
     """Return the results of earlier runs that the search of `spec` uses. Pure.
 
-    First the widths of their fronts in the search's range, as many as a quarter of its trials, spread over it, the
-    largest first. And the results of trials that the search could have proposed itself, of runs that calibrated and
-    trained as it does.
+    `first` are widths of their fronts in the search's range of targets, spread over the range, the largest first, at
+    most a quarter of the search's trials. `observed` are results of trials that the search could have proposed itself,
+    if their run calibrated and trained as this search does.
     """
     fronts = [known for run in runs for known in _front(run, space)]
     own = {(known.method, *sorted(known.widths.items()), *sorted(known.settings.items())): known for known in fronts}
-    points = [(1 - known.accuracy, math.log(space.fraction_of(known))) for known in own.values()]
+    points = [(1 - known.accuracy, math.log(known.fraction(space.target))) for known in own.values()]
     chosen = [list(own.values())[index] for index in spread(points, max(1, spec.search.trials // 4))]
     return Earlier(
-        first=tuple(sorted(chosen, key=lambda known: (-space.fraction_of(known), known.run, known.trial_id))),
+        first=tuple(sorted(chosen, key=lambda known: (-known.fraction(space.target), known.run, known.trial_id))),
         observed=tuple(
             known
             for run in runs
@@ -133,30 +115,37 @@ def reused(runs: Sequence[EarlierRun], spec: SearchSpec, space: SearchSpace, now
 
 
 def to_json(earlier: Earlier) -> dict[str, Any]:
-    """Plain data that `from_json` reads back to an equal one."""
-    return {name: [asdict(known) for known in getattr(earlier, name)] for name in ("first", "observed")}
+    """The content of `FILE`, which `from_json` reads back."""
+
+    def plain(point: Point) -> dict[str, Any]:
+        values = {name: getattr(point, name) for name in _KEYS}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+    return {name: [plain(point) for point in getattr(earlier, name)] for name in ("first", "observed")}
 
 
 def from_json(content: Mapping[str, Any]) -> Earlier:
-    """Return the argument of `to_json` from its result."""
-    first, observed = (tuple(EarlierResult(**known) for known in content[name]) for name in ("first", "observed"))
+    """The reused results that `to_json` wrote, in this version or an earlier one."""
+    first, observed = (
+        tuple(Point(state=TrialState.COMPLETE, **known) for known in content[name]) for name in ("first", "observed")
+    )
     return Earlier(first=first, observed=observed)
 
 
 def told(earlier: Earlier, runs: Sequence[str]) -> str:
-    """A line for the user."""
+    """A line for the user on the number of reused results."""
     taken = f"{len(earlier.first)} widths proposed first, {len(earlier.observed)} results told to the sampler"
     return f"Warm start from {', '.join(runs)}: {taken}."
 
 
 def _check_same(run: EarlierRun, now: Identity) -> None:
     for what, its, ours, hint in (
-        ("network", run.identity.architecture, now.architecture, "The model's code, name or arguments are others."),
+        ("network", run.identity.architecture, now.architecture, "The model's code, name or arguments differ."),
         (
             "data",
             run.identity.data,
             now.data,
-            f"Files, max_images or normalisation are others, or the validation split, which the seed draws (its: "
+            f"The files, max_images, the normalisation or the validation split differ; the seed draws the split (its: "
             f"--seed {run.spec.seed}).",
         ),
         ("weights of the dense network", run.identity.weights, now.weights, "Another checkpoint was given."),
@@ -176,18 +165,20 @@ def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
     return same and trained and its.seed == ours.seed and its.exclude == ours.exclude
 
 
-def _front(run: EarlierRun, space: SearchSpace) -> list[EarlierResult]:
-    """Return the non-dominated candidates of the run in the range, as this search would propose them."""
-    inside = [k for k in _complete(run, space) if space.lowest <= space.fraction_of(k) <= space.highest]
-    best = [inside[index] for index in non_dominated([(1 - k.accuracy, space.fraction_of(k)) for k in inside])]
+def _front(run: EarlierRun, space: SearchSpace) -> list[Point]:
+    """The non-dominated candidates of the run within the range of targets, if this search can propose them."""
+    inside = [k for k in _complete(run, space) if space.lowest <= k.fraction(space.target) <= space.highest]
+    best = [inside[index] for index in non_dominated([(1 - k.accuracy, k.fraction(space.target)) for k in inside])]
     return [known for known in best if known.method in space.methods and RATIOS in space.allocations]
 
 
-def _complete(run: EarlierRun, space: SearchSpace) -> list[EarlierResult]:
+def _complete(run: EarlierRun, space: SearchSpace) -> list[Point]:
+    """The complete search trials of the run whose targeted cost is known."""
     return [
-        EarlierResult(
+        Point(
             run=run.name,
             trial_id=trial.trial_id,
+            state=trial.state,
             method=trial.proposal.method,
             settings=dict(trial.proposal.settings),
             allocation=trial.proposal.allocation,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, CandidateOutline, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.spec.budget import Budget
 
 Row = dict[str, Any]
@@ -89,7 +89,7 @@ def to_row(trial: Trial) -> Row:
         "worker": trial.worker,
     }
     if candidate is not None:
-        own = dict(candidate.settings)
+        candidate, own = trial.channels, dict(candidate.settings)
         row |= {
             "candidate": candidate.id,
             "candidate_settings": None if own == settings else json.dumps(own),
@@ -112,7 +112,7 @@ def to_row(trial: Trial) -> Row:
 
 
 def from_row(row: Row) -> Trial:
-    """The trial that `to_row` made the row of."""
+    """The trial that `to_row` made the row of. A row without the column `kept` gives a `CandidateOutline`."""
     settings = json.loads(row["settings"])
     proposal = Proposal(
         number=row["number"],
@@ -129,10 +129,16 @@ def from_row(row: Row) -> Trial:
         rung=row["rung"] or 0,
         repeat=row["repeat"] or 0,
     )
-    candidate = metrics = None
+    candidate: Candidate | CandidateOutline | None = None
+    metrics = None
     if row["candidate"] is not None:
-        own = row["candidate_settings"]
-        candidate = Candidate(row["method"], json.loads(row["kept"]), settings if own is None else json.loads(own))
+        own = settings if row["candidate_settings"] is None else json.loads(row["candidate_settings"])
+        if "kept" in row:
+            candidate = Candidate(row["method"], json.loads(row["kept"]), own)
+        else:
+            candidate = CandidateOutline(
+                id=row["candidate"], method=row["method"], settings=own, widths=json.loads(row["widths"])
+            )
     if row["flops"] is not None:
         metrics = Metrics(
             accuracy=row["val_accuracy"],

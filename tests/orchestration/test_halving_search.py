@@ -16,7 +16,8 @@ from raprune.pruning.export import export
 from raprune.records import Stage, TrialState
 from raprune.results.rows import candidates
 from raprune.results.test_split import read_test
-from raprune.sampling.promotion import Outcome, goes_on
+from raprune.sampling.point import Point
+from raprune.sampling.promotion import goes_on
 from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
 from tests.factories import SMALL_SEARCH as SMALL
@@ -46,7 +47,7 @@ def test_only_the_last_rung_counts(climbed: Store) -> None:
     assert len(by_rung[0]) == 10 > len(by_rung[1])
     for below, above in ((0, 1), (1, 2)):
         came = sorted(by_rung[below], key=lambda trial: trial.proposal.number)
-        points = [Outcome.of(trial).point() for trial in came]
+        points = [Point.of(trial).objectives() for trial in came]
         onward = {t.proposal.number for i, t in enumerate(came, 1) if goes_on(points[:i], keep=0.5)}
         assert onward == {trial.proposal.number for trial in by_rung[above]} != set()
     for rung, trials in by_rung.items():

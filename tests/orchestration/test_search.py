@@ -27,6 +27,7 @@ from raprune.report.terminal import print_front
 from raprune.results.ablation import to_be_tested
 from raprune.results.front import front
 from raprune.results.progress import progress
+from raprune.sampling import warm_start
 from raprune.spec.budget import Budget
 from raprune.spec.job import ModelSpec, SearchSpec
 from raprune.store.folder import Store
@@ -303,6 +304,37 @@ def test_a_second_search_on_the_same_network_computes_no_statistics_again(finish
     changes["search"]["calibration_images"] = 32
     run(spec_of(tmp_path / "third", **changes))
     assert Store(tmp_path / "third").run()["statistics"]["read"] == len(files) - 1, "all but what looks at images"
+
+
+def test_a_search_begins_with_an_earlier_one_and_is_resumed_without_it(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"search": SMALL["search"] | {"trials": 8}, "finalists": {"count": 0}}
+    run(spec_of(tmp_path / "first", **changes))
+    weights = str(tmp_path / "dense.safetensors")
+    shutil.copy(tmp_path / "first" / "models" / "dense" / "weights.safetensors", weights)
+    changes |= {"model": {"name": "digits-net", "weights": weights}}
+    text = run(spec_of(tmp_path / "second", **changes, warm_start=[str(tmp_path / "first")]))
+    store, first = Store(tmp_path / "second"), Store(tmp_path / "first")
+    taken = warm_start.from_json(store.read_json(warm_start.FILE))
+    assert 1 <= len(taken.first) <= 2 and len(taken.observed) == 8
+    assert f"{len(taken.first)} widths proposed first, 8 results told" in " ".join(text.split())
+    before = {t.trial_id: t.candidate for t in first.trials()}
+    after = {t.trial_id: t for t in store.trials()}
+    again = [t for t in after.values() if t.candidate in {before[point.trial_id] for point in taken.first}]
+    assert len(again) >= len(taken.first), "the very same candidates"
+    shutil.rmtree(tmp_path / "first")
+    for part in sorted((tmp_path / "second" / "trials").iterdir())[3:]:
+        part.unlink()
+    store.write_json("run.json", store.run() | {"state": "searching"})
+    resume(store.uri)
+    assert facts(Store(store.uri).trials()) == facts(list(after.values()))
+    others: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"data": {"name": "digits", "max_images": 390}}, "data"),
+        ({"model": {"name": "digits-net", "arguments": {"width": 8}}}, "network"),
+    )
+    for other, what in others:
+        with pytest.raises(UsageError, match=rf"warm_start \(--warm-start\) .*: not on the same {what}"):
+            search(spec_of(tmp_path / "third", **changes | other, warm_start=[store.uri]))
+        assert not (tmp_path / "third").exists()
 
 
 def test_baselines_are_tried_beside_any_method_and_compared_after_equal_training(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report,
 from raprune.records import Proposal, Trial, TrialState
 from raprune.results.stages import SEARCH, Stages
 from raprune.results.test_split import UNTESTED, SplitAccuracies
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
 from raprune.spec.budget import Budget
 from raprune.spec.job import FinalistSpec, SamplerSpec, SearchSpec
@@ -86,7 +86,7 @@ def right(task: Task) -> Report:
     """The report on a task that goes well."""
     if isinstance(task, tasks.TestTask):
         return Report(test=SplitAccuracies(candidates={f"{task.number}/network": 0.5 + task.number / 10}))
-    return Report(outcome=outcome(task.proposal))
+    return Report(point=outcome(task.proposal))
 
 
 def test_report_passes_through_tune_whole() -> None:
@@ -165,7 +165,7 @@ def test_search_whose_candidates_all_fail_ends_with_the_last_error() -> None:
     def fails(task: Task) -> Report:
         assert isinstance(task, CandidateTask)
         method, state = task.proposal.method, TrialState.FAILED
-        return Report(outcome=Outcome(trial_id=task.trial_id, state=state, error="no memory", method=method))
+        return Report(point=Point(trial_id=task.trial_id, state=state, error="no memory", method=method))
 
     spec = SPEC.model_copy(update={"search": SamplerSpec(trials=40, lookahead=2)})
     searcher = searcher_of(Recorded(), spec=spec)

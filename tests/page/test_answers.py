@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from raprune.cli import app
 from raprune.errors import RapruneError, UsageError
 from raprune.page import answers
-from raprune.page.feed import Feed, KnownRun, Recorded
-from raprune.records import Stage
+from raprune.page.feed import Feed, KnownRun
+from raprune.records import CandidateOutline, Stage
 from raprune.results.front import front_of
 from raprune.results.rows import COSTS
 from raprune.results.stages import RunStage, RunStages
@@ -231,7 +231,7 @@ def test_a_name_that_a_hostile_store_recorded_is_no_path(known: KnownRun, hostil
     planted = replace(known.trials[0], trial_id=hostile)
     assert answers.find_trial(replace(known, trials=(planted,)), hostile) is planted
     assert find_network(Watched("nowhere"), planted) is None
-    candidate = Recorded("l2", {}, {}, hostile, {})
+    candidate = CandidateOutline(id=hostile, method="l2", settings={}, widths={})
     assert find_network(Watched("nowhere"), replace(planted, candidate=candidate)) is None
 
 

@@ -8,14 +8,15 @@ import pytest
 
 from raprune.records import Proposal, TrialState
 from raprune.sampling.halving import RungDecision, SuccessiveHalving
-from raprune.sampling.promotion import Outcome, goes_on
+from raprune.sampling.point import Point
+from raprune.sampling.promotion import goes_on
 from raprune.sampling.proposals import Proposals
 from raprune.spec.job import SamplerSpec
 from tests.factories import SPACE
 
 
-def outcome(number: int, rung: int, accuracy: float, flops: float, state: TrialState) -> Outcome:
-    return Outcome(
+def outcome(number: int, rung: int, accuracy: float, flops: float, state: TrialState) -> Point:
+    return Point(
         trial_id=f"search-{number:05d}", state=state, rung=rung, accuracy=accuracy, flops_fraction=flops, candidate="c"
     )
 
@@ -49,11 +50,11 @@ def climb(count: int, keep: float, order: random.Random, *, failing: int = -1) -
         number, rung = due.pop(order.randrange(len(due)))
         state = TrialState.FAILED if number == failing and rung == 0 else TrialState.STOPPED
         for decision in rungs.tell(number, outcome(number, rung, 1 - points[number][0], points[number][1], state)):
-            assert decision.outcome.trial_id == f"search-{decision.number:05d}"
+            assert decision.point.trial_id == f"search-{decision.number:05d}"
             if decision.next_rung is None:
-                ended[decision.number] = decision.outcome.rung
+                ended[decision.number] = decision.point.rung
             else:
-                assert decision.next_rung == decision.outcome.rung + 1
+                assert decision.next_rung == decision.point.rung + 1
                 due.append((decision.number, decision.next_rung))
     return ended
 
@@ -113,7 +114,7 @@ def run(spec: SamplerSpec, workers: int, order: random.Random) -> list[Proposal]
         assert ended.target.flops is not None
         proposals.tell(
             ended.number,
-            Outcome(
+            Point(
                 trial_id=ended.trial_id,
                 state=state,
                 rung=ended.rung,
@@ -123,5 +124,5 @@ def run(spec: SamplerSpec, workers: int, order: random.Random) -> list[Proposal]
             ),
         )
         done.append(ended)
-    assert all(o.state is TrialState.COMPLETE for o in proposals.outcomes if o.rung == len(spec.rungs) - 1)
+    assert all(o.state is TrialState.COMPLETE for o in proposals.points if o.rung == len(spec.rungs) - 1)
     return sorted(done, key=lambda p: p.trial_id)

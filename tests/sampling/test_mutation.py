@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,13 @@ from raprune.sampling.mutation import (
     LOWEST,
     PARENTS,
     TARGETS,
-    Seen,
     child_of,
     expected_gains,
     front_of,
     parents_of,
     targets_in,
 )
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.spec.job import SamplerSpec
@@ -29,8 +28,22 @@ from raprune.spec.job import SamplerSpec
 NAMES = tuple("abcdefgh")
 
 
-def seen(cost: float, error: float, **changes: float) -> Seen:
-    return Seen(method="l1", settings={}, ratios=dict.fromkeys(NAMES, 0.5) | changes, cost=cost, error=error)
+def seen(cost: float, error: float, **changes: float) -> Point:
+    return result(method="l1", settings={}, ratios=dict.fromkeys(NAMES, 0.5) | changes, cost=cost, error=error)
+
+
+def result(
+    *, method: str, settings: Mapping[str, Setting], ratios: Mapping[str, float], cost: float, error: float
+) -> Point:
+    return Point(
+        trial_id="",
+        state=TrialState.COMPLETE,
+        method=method,
+        settings=settings,
+        keep_ratios=ratios,
+        flops_fraction=cost,
+        accuracy=1 - error,
+    )
 
 
 def test_the_parents_are_of_the_front_and_nearest_to_the_target() -> None:
@@ -44,8 +57,8 @@ def test_the_parents_are_of_the_front_and_nearest_to_the_target() -> None:
     assert len(parents_of(many, 0.3)) == PARENTS
 
 
-def child(results: list[Seen], targets: list[float], seed: int = 0, **pending: list[Seen]) -> Seen:
-    return child_of(results, targets, highest=0.5, generator=np.random.default_rng(seed), **pending)
+def child(results: list[Point], targets: list[float], seed: int = 0, *, pending: Sequence[Point] = ()) -> Point:
+    return child_of(results, targets, highest=0.5, generator=np.random.default_rng(seed), pending=pending)
 
 
 def test_targets_cover_the_range() -> None:
@@ -59,18 +72,18 @@ def test_a_child_differs_from_its_parent_in_a_few_groups_by_little() -> None:
     """Of few results: the first child of the member that is nearest to the first target."""
     parents = [seen(0.3, 0.2, a=1.0, b=LOWEST), seen(0.2, 0.3, a=0.9, b=0.9)]
     found = [child(parents, [0.31, 0.1], seed) for seed in range(200)]
-    assert {one.cost for one in found} == {0.31}
-    parent, children = parents[0], [one.ratios for one in found]
+    assert {one.flops_fraction for one in found} == {0.31}
+    parent, children = parents[0], [one.keep_ratios for one in found]
     assert all(LOWEST <= ratio <= 1.0 for child in children for ratio in child.values())
     assert all(tuple(child) == NAMES for child in children)
-    changed = [sum(child[name] != parent.ratios[name] for name in NAMES) for child in children]
+    changed = [sum(child[name] != parent.keep_ratios[name] for name in NAMES) for child in children]
     assert 2.5 < np.mean(changed) < 4.5
     factors = [math.log(child["c"] / 0.5) for child in children if child["c"] != 0.5]
     assert abs(np.mean(factors)) < 0.15 and 0.2 < np.std(factors) < 0.4
     assert child(parents, [0.31, 0.1], 3) == found[3] and found[3] != found[4]
 
 
-def made_up(count: int, error: Callable[[dict[str, float], dict[str, Setting], float], float]) -> list[Seen]:
+def made_up(count: int, error: Callable[[dict[str, float], dict[str, Setting], float], float]) -> list[Point]:
     """Results with random ratios, costs and settings; `error` is told those."""
     generator = np.random.default_rng(0)
     results = []
@@ -79,20 +92,22 @@ def made_up(count: int, error: Callable[[dict[str, float], dict[str, Setting], f
         cost = float(generator.uniform(0.1, 0.5))
         settings: dict[str, Setting] = {"form": str(generator.choice(["a", "b"])), "share": float(generator.random())}
         value = error(ratios, settings, cost) * math.exp(0.05 * generator.normal())
-        results.append(Seen(method="l1", settings=settings, ratios=ratios, cost=cost, error=min(1.0, value)))
+        results.append(result(method="l1", settings=settings, ratios=ratios, cost=cost, error=min(1.0, value)))
     return results
 
 
 def test_results_tell_which_child_is_worth_a_trial() -> None:
     """Errors fall with the width of `c` and rise with that of `f`, at any cost: children follow."""
     results = made_up(40, lambda ratios, _, cost: 0.1 / cost * ratios["f"] / ratios["c"] / 10)
-    other = [replace(one, method="l2", settings={"ridge": 0.1}, error=min(1.0, 2 * one.error)) for one in results]
+    other = [
+        replace(one, method="l2", settings={"ridge": 0.1}, accuracy=max(0.0, 2 * one.accuracy - 1)) for one in results
+    ]
     parents = parents_of(front_of([*results, *other]), 0.3)
     children = [child([*results, *other], [0.3], seed) for seed in range(50)]
     assert {one.method for one in children} == {"l1"}
 
-    def middle(ones: Sequence[Seen], name: str) -> float:
-        return float(np.mean([math.log(one.ratios[name]) for one in ones]))
+    def middle(ones: Sequence[Point], name: str) -> float:
+        return float(np.mean([math.log(one.keep_ratios[name]) for one in ones]))
 
     assert middle(children, "c") > middle(parents, "c")
     assert middle(children, "f") < middle(parents, "f") - 0.3
@@ -109,11 +124,13 @@ def test_the_model_sees_where_the_best_widths_lie_though_settings_matter_more() 
 
     results = made_up(120, error)
     found = [child(results, [0.3], seed) for seed in range(50)]
-    shapes = [math.log(one.ratios["c"]) - np.mean([math.log(r) for r in one.ratios.values()]) for one in found]
+    shapes = [
+        math.log(one.keep_ratios["c"]) - np.mean([math.log(r) for r in one.keep_ratios.values()]) for one in found
+    ]
     assert abs(np.median(shapes) - math.log(2)) < 0.3
     assert {one.settings["form"] for one in found} == {"a"}, "of several parents, one with the better setting"
-    expected = [error(dict(one.ratios), dict(one.settings), 0.3) for one in found]
-    assert np.allclose([one.error for one in found], expected, rtol=0.3)
+    expected = [error(dict(one.keep_ratios), dict(one.settings), 0.3) for one in found]
+    assert np.allclose([(1 - one.accuracy) for one in found], expected, rtol=0.3)
 
 
 def test_gains_are_the_area_that_is_expected_to_be_added() -> None:
@@ -132,13 +149,13 @@ def test_gains_are_the_area_that_is_expected_to_be_added() -> None:
 
 def test_a_child_is_made_for_the_cost_at_which_the_front_gains_most() -> None:
     """Errors as the cost says, but nothing was tried between 0.15 and 0.35: there the front has a step to fill."""
-    results = [one for one in made_up(80, lambda _, __, cost: 0.05 / cost) if not 0.15 < one.cost < 0.35]
+    results = [one for one in made_up(80, lambda _, __, cost: 0.05 / cost) if not 0.15 < one.flops_fraction < 0.35]
     targets = targets_in(0.1, 0.5, generator=np.random.default_rng(1))
     chosen = [child(results, targets, seed) for seed in range(20)]
-    assert all(0.15 < one.cost < 0.35 for one in chosen)
+    assert all(0.15 < one.flops_fraction < 0.35 for one in chosen)
     # Once one is under way there, the next one seeks elsewhere or at a distance.
     apart = [
-        abs(math.log(child(results, targets, seed + 1, pending=[one]).cost / one.cost))
+        abs(math.log(child(results, targets, seed + 1, pending=[one]).flops_fraction / one.flops_fraction))
         for seed, one in enumerate(chosen)
     ]
     assert min(apart) > 0.1
@@ -152,14 +169,14 @@ def test_hyper_parameters_become_numbers() -> None:
     parent = replace(seen(0.05, 0.01), settings={"form": "new", "on": True, "share": 3})
     chosen = child([parent, *strange], [0.3])
     assert (chosen.method, chosen.settings) == ("l1", parent.settings)
-    assert all(LOWEST <= ratio <= 1.0 for ratio in chosen.ratios.values())
+    assert all(LOWEST <= ratio <= 1.0 for ratio in chosen.keep_ratios.values())
 
 
 def test_a_front_that_nothing_can_gain_on_still_has_children_all_over() -> None:
     results = [seen(0.05, 0.0, a=0.1 * (i + 1)) for i in range(ENOUGH)]
     chosen = [child(results, targets_in(0.1, 0.5, generator=np.random.default_rng(i)), i) for i in range(20)]
-    assert len({one.cost for one in chosen}) > 15
-    assert all(one.error < 0.01 for one in chosen)
+    assert len({one.flops_fraction for one in chosen}) > 15
+    assert all((1 - one.accuracy) < 0.01 for one in chosen)
 
 
 SPACE = SearchSpace(
@@ -174,14 +191,14 @@ BEST = {name: 2.0 ** ((i % 4) - 1.5) for i, name in enumerate(NAMES)}
 """Of the made-up truth: the widths that do least harm, as multiples of equal ones."""
 
 
-def truth(proposal: Proposal) -> Outcome:
+def truth(proposal: Proposal) -> Point:
     """Ratios brought to the target as their mean; the error grows with their distance from `BEST`, and with the cut."""
     assert proposal.target.flops is not None
     asked = np.array([proposal.keep_ratios.get(name, 1.0) for name in NAMES])
     ratios = np.minimum(1.0, asked * proposal.target.flops / asked.mean())
     apart = np.log(ratios / ratios.mean()) - np.log([BEST[name] for name in NAMES])
     error = min(1.0, 0.05 / proposal.target.flops + 0.05 * float((apart**2).sum()))
-    return Outcome(
+    return Point(
         trial_id=proposal.trial_id,
         state=TrialState.COMPLETE,
         candidate=str(proposal.number),
@@ -199,7 +216,7 @@ def searched(seed: int, **spec: Any) -> float:
         proposal = proposals.next()
         assert proposal is not None
         proposals.tell(proposal.number, truth(proposal))
-    return hypervolume([outcome.point() for outcome in proposals.outcomes], (1.0, 0.5))
+    return hypervolume([outcome.objectives() for outcome in proposals.points], (1.0, 0.5))
 
 
 def test_changes_of_the_best_find_more_than_a_sampler_alone() -> None:

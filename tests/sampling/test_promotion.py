@@ -3,13 +3,14 @@ from __future__ import annotations
 import random
 
 from raprune.records import TrialState
-from raprune.sampling.promotion import Outcome, choose_finalists
+from raprune.sampling.point import Point
+from raprune.sampling.promotion import choose_finalists
 from raprune.spec.budget import Budget
 
 
-def outcome(number: int, accuracy: float, flops: float, **more: object) -> Outcome:
+def outcome(number: int, accuracy: float, flops: float, **more: object) -> Point:
     values: dict[str, object] = {"candidate": f"c{number}", "state": TrialState.COMPLETE} | more
-    return Outcome(trial_id=f"search-{number:05d}", accuracy=accuracy, flops_fraction=flops, **values)  # type: ignore[arg-type]  # mixed keyword values
+    return Point(trial_id=f"search-{number:05d}", accuracy=accuracy, flops_fraction=flops, **values)  # type: ignore[arg-type]  # mixed keyword values
 
 
 FRONT = [outcome(i, 0.9 + 0.005 * i, 0.1 + 0.02 * i) for i in range(10)]

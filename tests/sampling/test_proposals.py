@@ -108,7 +108,7 @@ def test_a_resumed_search_runs_what_is_missing_and_goes_on_as_if_never_stopped()
     resumed = Proposals(SPACE, spec, seed=1, stored=kept)
     again = drive(resumed, workers=3, order=random.Random(5))
     assert again == [whole[11], whole[14], *whole[17:]]
-    assert [o.trial_id for o in resumed.outcomes] == [p.trial_id for p in whole]
+    assert [o.trial_id for o in resumed.points] == [p.trial_id for p in whole]
 
 
 def test_a_store_of_another_search_is_refused() -> None:
@@ -141,7 +141,7 @@ def test_a_search_whose_finalists_were_chosen_proposes_nothing_more() -> None:
         parent="search-00000",
     )
     proposals = Proposals(SPACE, spec, seed=1, stored=[trial_of(p) for p in [*whole, finalist]])
-    assert proposals.next() is None and proposals.over and len(proposals.outcomes) == 12
+    assert proposals.next() is None and proposals.over and len(proposals.points) == 12
 
 
 def test_blocks_are_contiguous_and_at_most_so_many() -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from raprune.records import Proposal, Stage, Trial, TrialState
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.sampling.stopping import Enough, Spent, reason_to_stop
 from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec
@@ -50,7 +50,7 @@ def test_what_a_driver_before_this_one_spent_counts() -> None:
     hour = enough(SamplerSpec(gpu_hours=0.5), stored)
     # 3,000 s on half a card are 1,500 s of it; 600 s more on half a card make half an hour.
     assert not hour([])
-    hour.spend(Outcome(trial_id="search-00003", state=TrialState.COMPLETE, seconds=600))
+    hour.spend(Point(trial_id="search-00003", state=TrialState.COMPLETE, seconds=600))
     assert hour([]) and hour.reason == "0.5 device-hours are spent"
     # Two workers side by side took 1,500 s.
     assert not enough(SamplerSpec(time_limit_s=1600), stored)([])

@@ -123,12 +123,11 @@ def _measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> T
 
 def _network(trial: Trial, model: nn.Module, graph: ChannelGraph, store: Store) -> nn.Module:
     """A network as fast as the trial's; with the trial's weights only if its method may have changed the layers."""
-    assert trial.candidate is not None, "a network of the front has one"
     if method_named(trial.proposal.method).has_path():
         folder = find_network(store, trial)
         assert folder is not None, "a network that was trained is stored"
         return artifact.load_from(model, store, folder)
-    return cut(model, graph, Candidate("timed", trial.candidate.kept))
+    return cut(model, graph, Candidate("timed", trial.channels.kept))
 
 
 def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:

@@ -28,7 +28,7 @@ from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import OnWork, Work
 from raprune.results.test_split import SplitAccuracies
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.spec.job import SamplerSpec
 from raprune.store.learning_curves import write_curve
 from raprune.store.networks import MODELS, copy_network, find_network
@@ -69,9 +69,8 @@ class Equipment:
         accuracy = None if recorded.metrics is None else recorded.metrics.accuracy
         if not is_trained(parent):
             return replace(self.pruner.made_again(parent), accuracy=accuracy)
-        assert recorded.candidate is not None, "only trials with a network are continued"
         model = self.load(f"{MODELS}/{parent.trial_id}")
-        return Pruned(model, recorded.candidate, recorded.epochs, accuracy=accuracy)
+        return Pruned(model, recorded.channels, recorded.epochs, accuracy=accuracy)
 
     def finetune(
         self,
@@ -115,13 +114,12 @@ class Equipment:
 
     def save(self, folder: str, model: nn.Module, trial: Trial) -> None:
         """Write the network of a trial to a folder of the run."""
-        assert trial.candidate is not None
         artifact.save(
             self.shared.store,
             folder,
             model=model,
             graph=self.shared.graph,
-            candidate=trial.candidate,
+            candidate=trial.channels,
             provenance=self.shared.provenance | artifact.trial_provenance(trial),
         )
 
@@ -203,7 +201,7 @@ class CandidateTrial(tune.Trainable):
         except RapruneError as error:
             # An error of the run, not of the candidate.
             return Report(failure=error)
-        return Report(outcome=Outcome.of(trials[-1]))
+        return Report(point=Point.of(trials[-1]))
 
     def _tell(self, work: Work) -> None:
         self._teller(work)

@@ -1,27 +1,22 @@
 from __future__ import annotations
 
-import io
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from rich.console import Console
 
 from raprune.errors import UsageError
-from raprune.orchestration.search import resume, search
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
-from raprune.sampling.promotion import Outcome
+from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.sources import Mutations, ProposalSource, Sampler
 from raprune.sampling.space import RATIOS, SearchSpace
-from raprune.sampling.warm_start import FILE, Earlier, EarlierRun, Identity, from_json, read, reused, to_json
+from raprune.sampling.warm_start import Earlier, EarlierRun, Identity, from_json, read, reused, to_json
 from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec, SearchSpec
 from raprune.spec.toml import load_spec
-from raprune.store.folder import Store
 
 SourceT = TypeVar("SourceT", bound=ProposalSource)
 
@@ -64,7 +59,7 @@ def firsts(*runs: EarlierRun, trials: int = 16) -> list[str]:
 
 def test_the_front_of_an_earlier_run_comes_first_as_far_as_it_is_in_the_range() -> None:
     run = run_of(trial(0, 0.4, 0.9), trial(1, 0.3, 0.95), trial(2, 0.2, 0.8), trial(3, 0.7, 0.99), trial(4, 0.05, 0.1))
-    assert firsts(run) == ["search-00001", "search-00002"], "0 is beaten, 3 is too dear and 4 too small"
+    assert firsts(run) == ["search-00001", "search-00002"], "0 is beaten, 3 is too expensive and 4 too small"
     assert firsts(run, trials=4) == ["search-00001"], "a quarter of the trials at most"
     stopped = replace(trial(5, 0.3, 0.99), state=TrialState.STOPPED)
     finetuned = trial(6, 0.3, 0.99, stage=Stage.FINETUNE, parent="search-00001")
@@ -95,13 +90,35 @@ def test_what_was_taken_reads_back() -> None:
     assert from_json(json.loads(json.dumps(to_json(taken)))) == taken
 
 
+def test_results_in_the_file_of_an_older_version_are_read() -> None:
+    """Before there were points, the file held the same fields."""
+    older = {
+        "run": "runs/a",
+        "trial_id": "search-00003",
+        "method": "l2",
+        "settings": {"ridge": 0.5},
+        "allocation": "uniform",
+        "target": 0.4,
+        "keep_ratios": {},
+        "widths": {"a": 4, "b": 8, "c": 4},
+        "accuracy": 0.9,
+        "flops_fraction": 0.39,
+        "params_fraction": 0.2,
+        "latency_fraction": None,
+    }
+    earlier = from_json({"first": [older], "observed": []})
+    [point] = earlier.first
+    assert (point.trial_id, point.widths, point.objectives()) == ("search-00003", older["widths"], (1 - 0.9, 0.39))
+    assert to_json(earlier) == {"first": [older], "observed": []}
+
+
 def drive(earlier: Earlier | None, count: int, **spec: Any) -> tuple[Proposals, list[Proposal]]:
     sampler = SamplerSpec.model_validate({"trials": 24, "lookahead": 1, **spec})
     proposals = Proposals(SPACE, sampler, seed=0, earlier=earlier)
     done: list[Proposal] = []
     while len(done) < count and (proposal := proposals.next()) is not None:
         assert proposal.target.flops is not None
-        result = Outcome.of(trial(proposal.number, proposal.target.flops, 0.5, method=proposal.method))
+        result = Point.of(trial(proposal.number, proposal.target.flops, 0.5, method=proposal.method))
         proposals.tell(proposal.number, result)
         done.append(proposal)
     return proposals, done
@@ -129,7 +146,7 @@ def test_widths_are_proposed_exactly_and_results_are_told() -> None:
     assert third.allocation == "uniform" and third.target.flops == 0.5, "then the warm starts of every search"
     told = [one for one in source_of(proposals, Sampler)._study.trials if one.state.is_finished()]
     assert len(told) == 2 + 1, "both results, and that of the third: widths as such are not its business"
-    assert len(source_of(proposals, Mutations)._seen) == 2 + 3, "changes of widths learn from those as well"
+    assert len(source_of(proposals, Mutations)._points) == 2 + 3, "changes of widths learn from those as well"
     assert drive(taken, 12)[1] == drive(taken, 12)[1] != drive(None, 12)[1]
     assert drive(taken, 12, warm_starts=False)[1] == drive(None, 12, warm_starts=False)[1]
 
@@ -150,55 +167,3 @@ def test_a_folder_in_a_job_is_relative_to_it(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"warm_start \(--warm-start\) .*not the folder of a run"):
         read([str(tmp_path)], HERE)
-
-
-SMALL: dict[str, Any] = {
-    "model": {"name": "digits-net"},
-    "data": {"name": "digits", "max_images": 400},
-    "methods": ["l2", "l1", "random"],
-    "dense": {"epochs": 2, "lr": 0.1},
-    "search": {"trials": 8, "lookahead": 4, "calibration_images": 64},
-    "finalists": {"count": 0},
-    "resources": {"workers": 2},
-}
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=160)
-
-
-@pytest.mark.usefixtures("executor")
-def test_a_search_begins_with_an_earlier_one_and_is_resumed_without_it(tmp_path: Path) -> None:
-    search(SearchSpec.model_validate({**SMALL, "output": str(tmp_path / "first")}), console=quiet())
-    weights = str(tmp_path / "dense.safetensors")
-    shutil.copy(tmp_path / "first" / "models" / "dense" / "weights.safetensors", weights)
-    job = {**SMALL, "model": {"name": "digits-net", "weights": weights}, "warm_start": [str(tmp_path / "first")]}
-    console = quiet()
-    search(SearchSpec.model_validate({**job, "output": str(tmp_path / "second")}), console=console)
-    store, first = Store(tmp_path / "second"), Store(tmp_path / "first")
-    taken = from_json(store.read_json(FILE))
-    assert 1 <= len(taken.first) <= 2 and len(taken.observed) == 8
-    assert isinstance(console.file, io.StringIO)
-    assert f"{len(taken.first)} widths proposed first, 8 results told" in console.file.getvalue()
-    before = {t.trial_id: t.candidate for t in first.trials()}
-    after = {t.trial_id: t for t in store.trials()}
-    again = [t for t in after.values() if t.candidate in {before[known.trial_id] for known in taken.first}]
-    assert len(again) >= len(taken.first), "the very same candidates"
-    shutil.rmtree(tmp_path / "first")
-    for part in sorted((tmp_path / "second" / "trials").iterdir())[3:]:
-        part.unlink()
-    store.write_json("run.json", store.run() | {"state": "searching"})
-    resume(store.uri, console=quiet())
-    assert {t.trial_id: (t.proposal, t.metrics) for t in Store(store.uri).trials()} == {
-        name: (t.proposal, t.metrics) for name, t in after.items()
-    }
-    for changes, what in (
-        ({"data": {"name": "digits", "max_images": 390}}, "data"),
-        ({"model": {"name": "digits-net", "arguments": {"width": 8}}}, "network"),
-    ):
-        spec = SearchSpec.model_validate(
-            {**job, **changes, "warm_start": [store.uri], "output": str(tmp_path / "third")}
-        )
-        with pytest.raises(UsageError, match=rf"warm_start \(--warm-start\) .*: not on the same {what}"):
-            search(spec, console=quiet())
-        assert not (tmp_path / "third").exists()
