@@ -390,10 +390,12 @@ def _placed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def pretend_cuda(memory: int = 80 * 2**30, *, bfloat16: bool = True) -> Iterator[Card]:
+def pretend_cuda(
+    memory: int = 80 * 2**30, *, bfloat16: bool = True, capability: tuple[int, int] = (9, 0)
+) -> Iterator[Card]:
     """Give the process a card of `memory` bytes within the context; its tensors are not used after it.
 
-    `bfloat16` is what `torch.cuda.is_bf16_supported` says.
+    `bfloat16` is what `torch.cuda.is_bf16_supported` says, `capability` the card's compute capability.
     """
     global _card
     card = Card(memory)
@@ -409,6 +411,7 @@ def pretend_cuda(memory: int = 80 * 2**30, *, bfloat16: bool = True) -> Iterator
         "torch.cuda.is_available": lambda: True,
         "torch.cuda.current_device": lambda: 0,
         "torch.cuda.get_device_name": lambda device=None: "pretend",
+        "torch.cuda.get_device_capability": lambda device=None: capability,
         "torch.cuda.get_rng_state": lambda device="cuda": torch.get_rng_state(),
         "torch.cuda.set_rng_state": lambda state, device="cuda": None,
         "torch.cuda.manual_seed": lambda seed: None,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,17 @@ def test_training_in_half_precision_on_cuda_is_finite(card: Card) -> None:
     spec = TRAINING.model_copy(update={"precision": "auto"})
     last = train(dense.model, dense.training, spec, augment="shift", seed=0)[-1]
     assert math.isfinite(last.loss)
+
+
+def test_seconds_of_an_epoch_include_the_work_that_the_card_still_has_to_do(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, waits = workload("cuda:0"), card.counts.waits
+    # A clock that only runs while the CPU waits for the sums of an epoch.
+    clock = SimpleNamespace(perf_counter=lambda: float(sum(waits[kind] for kind in waits if "tolist" in kind)))
+    monkeypatch.setattr("raprune.training.loop.time", clock)
+    history = train(dense.model, dense.training, TRAINING, augment="none", seed=0)
+    assert [epoch.seconds for epoch in history] == [1.0, 1.0]
 
 
 def test_artifact_of_a_network_on_cuda_loads_on_the_cpu_and_on_cuda(card: Card, tmp_path: Path) -> None:

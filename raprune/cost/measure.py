@@ -23,6 +23,7 @@ from raprune.cost.latency import KINDS, Floats, LatencyTable, PredictionError, f
 from raprune.cost.operations import SizedCall, calls, follow
 from raprune.errors import ModelError
 from raprune.models.memory_format import layout_for
+from raprune.models.precision import half_precision
 from raprune.records import Candidate
 from raprune.results.timings import Times, Timing
 from raprune.spec.job import LatencySpec
@@ -270,7 +271,7 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
 def precision_of(spec: LatencySpec, device: torch.device) -> str:
     """Return the precision of the timings on `device`: `float32` or `bfloat16`."""
     if spec.precision == "auto":
-        return "bfloat16" if device.type == "cuda" else "float32"
+        return "bfloat16" if half_precision(device) is torch.bfloat16 else "float32"
     return spec.precision
 
 

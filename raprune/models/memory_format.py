@@ -13,11 +13,17 @@ def layout_for(model: nn.Module, x: Tensor) -> torch.memory_format:
     """Return channels-last if `model` runs on `x` `(B, C, H, W)` in this format, else the contiguous format.
 
     A network that calls `view` across channels and pixels does not run in channels-last.
+
+    Raises:
+        torch.OutOfMemoryError, torch.AcceleratorError: if the device has no memory left, or does not work.
     """
     try:
         # The order matters: a buffer that is converted under inference_mode could never be used in training again.
         with laid_out(model, torch.channels_last), torch.inference_mode():
             model(x.contiguous(memory_format=torch.channels_last))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        # The device failed, not the network.
+        raise
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last

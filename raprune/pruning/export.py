@@ -73,7 +73,12 @@ def prune_once(
         stages.begin(TRAIN_DENSE, total=math.ceil(spec.dense.epochs), unit="epochs")
         train_dense(workload, spec, on_epoch=partial(_tell_epoch, stages))
     stages.begin(JUDGE_DENSE)
-    dense = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
+    dense = evaluate(
+        workload.model,
+        workload.validation,
+        batch_size=spec.search.eval_batch_size,
+        precision=spec.search.eval_precision,
+    )
     pruner = Pruner(
         workload,
         prepared.graph,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -24,12 +25,13 @@ _TRAINING = 4.0
 
 def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
     """Seconds an image of the workload's network, evaluated and fine-tuned as the job says; it is left as it is."""
-    model, batch_size = workload.model, spec.search.eval_batch_size
+    model, search = workload.model, spec.search
+    judged = partial(evaluate, model, batch_size=search.eval_batch_size, precision=search.eval_precision)
     few = workload.validation.take(_FEWEST, torch.Generator())
-    evaluate(model, few, batch_size=batch_size)
-    first_s = _timed(lambda: evaluate(model, few, batch_size=batch_size)) / len(few)
+    judged(few)
+    first_s = _timed(lambda: judged(few)) / len(few)
     many = workload.validation.take(max(_FEWEST, int(_AIM_S / first_s)), torch.Generator())
-    forward_s = _timed(lambda: evaluate(model, many, batch_size=batch_size)) / len(many)
+    forward_s = _timed(lambda: judged(many)) / len(many)
     # Without feature maps, which need a map of channels: they cost little beside the teacher's pass.
     once = spec.finalists.train.decided(epochs=1.0).model_copy(update={"features": 0.0})
     teacher = model if once.distillation > 0 else None

@@ -224,7 +224,10 @@ class Pruner:
         return channel_map(self.workload.model, self.graph, kept, self.workload.example_input())
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.workload.validation, batch_size=self._search.eval_batch_size)
+        search = self._search
+        return evaluate(
+            model, self.workload.validation, batch_size=search.eval_batch_size, precision=search.eval_precision
+        )
 
     def _record(
         self,

@@ -12,6 +12,7 @@ from raprune.channels.cut import cut
 from raprune.channels.evaluating import evaluating
 from raprune.methods import Batches, Kept, Network
 from raprune.models.memory_format import laid_out
+from raprune.models.precision import forward_in
 from raprune.pruning.workload import Workload
 from raprune.records import Candidate
 from raprune.spec.job import SearchSpec
@@ -72,8 +73,14 @@ class WorkloadServices:
         split = self._workload.validation
         if images is not None:
             split = split.take(images, torch.Generator().manual_seed(self._spec.seed))
-        with evaluating(model), laid_out(model, split.layout), torch.inference_mode():
-            parts = [(model(x).argmax(1) == y).cpu() for x, y in split.batches(self._spec.search.eval_batch_size)]
+        search = self._spec.search
+        with (
+            evaluating(model),
+            laid_out(model, split.layout),
+            forward_in(search.eval_precision, split.device),
+            torch.inference_mode(),
+        ):
+            parts = [(model(x).argmax(1) == y).cpu() for x, y in split.batches(search.eval_batch_size)]
         return torch.cat(parts)
 
     def cut(self, network: Network, kept: Kept) -> Network:

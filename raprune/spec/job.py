@@ -185,9 +185,10 @@ class _Training(Part):
     Default: true where a worker has fewer than 32 images of a batch, else false."""
     channels_last: bool = True
     """Store images and weights channels-last where the network allows it: faster convolutions."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward and backward pass. Weights and the optimiser stay in float32. `auto` is bfloat16 on
-    GPUs. On CPUs that have it, bfloat16 trains wide networks up to twice as fast."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the forward and backward pass. Weights and the optimiser stay in float32. `auto` is bfloat16 on GPUs
+    that have it, float16 on older ones, and float32 on CPUs. On CPUs that have it, bfloat16 trains wide networks up to
+    twice as fast. The loss is scaled for float16."""
 
     @model_validator(mode="before")
     @classmethod
@@ -278,6 +279,10 @@ class SamplerSpec(Part):
     Default: a sixteenth of them, but 256 to 1,024."""
     eval_batch_size: PositiveInt = 512
     """Images in each batch of evaluation and calibration."""
+    eval_precision: Literal["float32", "tf32", "bfloat16"] = "tf32"
+    """Precision in which validation images are evaluated. `tf32` rounds the inputs of products on GPUs to 10 bits and
+    is float32 on CPUs. `bfloat16` is fastest on GPUs and moves accuracies by up to a quarter of a point. The test split
+    is always evaluated in float32."""
 
     @field_validator("rungs")
     @classmethod
@@ -370,7 +375,7 @@ class LatencySpec(Part):
     widths: Annotated[int, Field(ge=2)] = 6
     """Number of widths at which each layer is timed. Those between are interpolated."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Precision of the forward pass. `auto` is bfloat16 on GPUs."""
+    """Precision of the forward pass. `auto` is bfloat16 on GPUs that have it."""
     threads: PositiveInt = 1
     """Number of CPU threads, where the device is the CPU."""
     report_batch: PositiveInt | None = None

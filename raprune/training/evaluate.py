@@ -12,6 +12,7 @@ from torch.nn import functional
 from raprune.channels.evaluating import evaluating
 from raprune.data.host import ImageSplit
 from raprune.models.memory_format import laid_out
+from raprune.models.precision import Precision, forward_in
 
 LARGEST_ON_CPU = 128
 """Maximum number of images per batch. Measured for ResNet-20 on CIFAR-10 on one core: a batch of 512 takes 1.6 times as
@@ -26,16 +27,24 @@ class Evaluation:
     loss: float
 
 
-def evaluate(model: nn.Module, split: ImageSplit, *, batch_size: int = 512) -> Evaluation:
+def evaluate(
+    model: nn.Module, split: ImageSplit, *, batch_size: int = 512, precision: Precision = "float32"
+) -> Evaluation:
     """Measure accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
 
-    NaN logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images.
+    The default precision is exact on every device; a search evaluates candidates in `search.eval_precision`. NaN
+    logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images.
     """
     if split.device.type == "cpu":
         batch_size = min(batch_size, LARGEST_ON_CPU)
     correct = torch.zeros((), dtype=torch.int64, device=split.device)
     loss = torch.zeros((), dtype=torch.float64, device=split.device)
-    with evaluating(model), laid_out(model, split.layout), torch.inference_mode():
+    with (
+        evaluating(model),
+        laid_out(model, split.layout),
+        forward_in(precision, split.device),
+        torch.inference_mode(),
+    ):
         for x, y in split.batches(batch_size):
             logits = model(x).float()
             # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.

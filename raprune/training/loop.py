@@ -24,6 +24,7 @@ from raprune.data.ranks import ALONE as ALONE
 from raprune.data.ranks import Ranks as Ranks
 from raprune.errors import ModelError
 from raprune.models.memory_format import laid_out
+from raprune.models.precision import half_precision
 from raprune.spec.job import TrainSpec
 from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
@@ -124,24 +125,28 @@ def train(
         stack.enter_context(laid_out(teacher, layout))
         if distributed.synchronises(spec, ranks):
             stack.enter_context(distributed.synchronised(model, ranks))
-        course = _TrainingState(model, spec, seed, of=_description(model, split, spec, augment, seed))
+        half = _half_precision(spec, split.device)
+        # Gradients of float16 would often be too small for the type.
+        scaler = torch.amp.GradScaler(split.device.type, enabled=half is torch.float16)
+        course = _TrainingState(model, spec, seed, scaler, of=_description(model, split, spec, augment, seed))
         if checkpoints is not None:
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
-        objective = stack.enter_context(_objective(model, teacher, channels, spec, split, ranks))
+        objective = stack.enter_context(_objective(model, teacher, channels, spec, half, split, ranks))
         while course.step < total:
             torch.manual_seed(_epoch_seed(seed, ranks.rank, len(course.history)))
             started, tally = time.perf_counter(), _Tally(split.device)
             for x, y in split.shuffled(spec.batch_size, course.generator, augment, ranks):
                 count = sizes[course.step % len(sizes)]
-                _backward(objective, x.contiguous(memory_format=layout), y, count, ranks, tally)
+                _backward(objective, scaler, x.contiguous(memory_format=layout), y, count, ranks, tally)
+                course.unscale()
                 if regularize is not None:
                     regularize(model)
                 lr = spec.lr * one_cycle(course.step, total, spec.warm_up)
                 course.take_step(lr)
                 if course.step == total:
                     break
-            epoch = tally.epoch(len(course.history) + 1, spec, lr, time.perf_counter() - started, ranks)
+            epoch = tally.epoch(len(course.history) + 1, spec, lr, started, ranks)
             _check_finite(epoch, spec)
             course.end_epoch(epoch, ranks)
             if checkpoints is not None and ranks.rank == 0:
@@ -166,20 +171,29 @@ def one_cycle(step: int, total: int, warm_up: float) -> float:
 class _TrainingState:
     """The state of a training, which a checkpoint stores: weights, momentum, average, generator, step and history."""
 
-    def __init__(self, model: nn.Module, spec: TrainSpec, seed: int, *, of: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, spec: TrainSpec, seed: int, scaler: torch.amp.GradScaler, *, of: Mapping[str, Any]
+    ) -> None:
         self.step = 0
         self.history: list[Epoch] = []
         self.generator = torch.Generator().manual_seed(seed)
         self._model = model
+        self._scaler = scaler
         self._of = of
         self._optimizer = _optimizer(model, spec)
         self._optimizer.zero_grad(set_to_none=True)
         self._average = _Average(model, spec.ema) if spec.ema > 0 else None
 
+    def unscale(self) -> None:
+        """Give the gradients their own size, if the loss was scaled."""
+        self._scaler.unscale_(self._optimizer)
+
     def take_step(self, lr: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.step()
+        # Without a scale this is the optimiser's step; with one, a step whose gradients overflowed is left out.
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.add(self._model, self.step)
@@ -206,7 +220,9 @@ class _TrainingState:
         if self._average is not None:
             tensors |= {f"average/{name}": value for name, value in self._average.values.items()}
         tensors["generator"] = self.generator.get_state()
-        return pack(tensors, {"of": self._of, "step": self.step, "history": [asdict(epoch) for epoch in self.history]})
+        history = [asdict(epoch) for epoch in self.history]
+        scale = self._scaler.state_dict()
+        return pack(tensors, {"of": self._of, "step": self.step, "history": history, "scale": scale})
 
     def resume(self, content: bytes | None) -> None:
         """Resume from a checkpoint; ignore a damaged checkpoint, or one of another training, with a warning."""
@@ -229,6 +245,8 @@ class _TrainingState:
         self.step = progress["step"]
         self.history = [Epoch(**epoch) for epoch in progress["history"]]
         self.generator.set_state(tensors["generator"])
+        if progress.get("scale"):
+            self._scaler.load_state_dict(progress["scale"])
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "average": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
@@ -281,12 +299,13 @@ class _Objective:
     teacher: nn.Module | None
     maps: FeatureMaps | None
     spec: TrainSpec
+    half: torch.dtype | None
+    """16-bit type of the forward pass; None for float32."""
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over images `(B, C, H, W)` with labels `(B,)`, and the logits `(B, num_classes)`."""
         spec = self.spec
-        half = spec.precision == "bfloat16" or (spec.precision == "auto" and x.is_cuda)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(x.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None):
             logits = self.model(x).float()
             # Not inference_mode, because autograd keeps the teacher's outputs for the backward pass.
             with torch.no_grad():
@@ -306,6 +325,7 @@ def _objective(
     teacher: nn.Module | None,
     channels: ChannelMap | None,
     spec: TrainSpec,
+    half: torch.dtype | None,
     split: TrainingSplit,
     ranks: Ranks,
 ) -> Iterator[_Objective]:
@@ -323,13 +343,28 @@ def _objective(
 
     try:
         with distributed.joined(model, ranks, example) as joined:
-            yield _Objective(joined, teacher, maps, spec)
+            yield _Objective(joined, teacher, maps, spec, half)
     finally:
         if maps is not None:
             maps.close()
 
 
-def _backward(objective: _Objective, x: Tensor, y: Tensor, count: int, ranks: Ranks, tally: _Tally) -> None:
+def _half_precision(spec: TrainSpec, device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit type of the forward and backward pass; None for float32."""
+    if spec.precision == "auto":
+        return half_precision(device)
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(spec.precision)
+
+
+def _backward(
+    objective: _Objective,
+    scaler: torch.amp.GradScaler,
+    x: Tensor,
+    y: Tensor,
+    count: int,
+    ranks: Ranks,
+    tally: _Tally,
+) -> None:
     """Compute the gradients of the mean loss over a batch of `count` images; `x`, `y` are this process's part."""
     factor = ranks.mean_factor(len(y), count)
     # At least two images per part, because batch norm cannot train on one image.
@@ -339,7 +374,7 @@ def _backward(objective: _Objective, x: Tensor, y: Tensor, count: int, ranks: Ra
         with distributed.apart(objective.model) if number < parts else nullcontext():
             loss, logits = objective(images, labels)
             weight = factor * len(labels) / len(y)
-            (loss if weight == 1 else loss * weight).backward()
+            scaler.scale(loss if weight == 1 else loss * weight).backward()
         tally.add(loss, logits, labels, weight * count / ranks.size)
     tally.count += count
 
@@ -369,8 +404,10 @@ class _Tally:
         self.loss += loss.detach().double() * images
         self.correct += (logits.detach().argmax(1) == y).sum() * (images / len(y))
 
-    def epoch(self, number: int, spec: TrainSpec, lr: float, seconds: float, ranks: Ranks) -> Epoch:
+    def epoch(self, number: int, spec: TrainSpec, lr: float, started: float, ranks: Ranks) -> Epoch:
         loss, correct = distributed.total(torch.stack([self.loss, self.correct]), ranks).tolist()
+        # The transfer has waited for the epoch's work on the device.
+        seconds = time.perf_counter() - started
         return Epoch(number, spec.epochs, loss / self.count, correct / self.count, lr, seconds)
 
 

@@ -25,6 +25,15 @@ def test_channels_last_only_where_the_network_runs_on_it() -> None:
     assert layout_for(Views(), torch.randn(2, 3, 8, 8)) == torch.contiguous_format
 
 
+def test_layout_where_the_device_has_no_memory_left_is_an_error_and_not_a_layout() -> None:
+    class Hungry(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        layout_for(Hungry(), torch.randn(2, 3, 8, 8))
+
+
 def test_the_layout_is_given_back_even_after_an_error() -> None:
     model = DigitsNet(in_channels=3)
     with laid_out(model, torch.channels_last):

@@ -79,10 +79,10 @@ def test_the_store_keeps_the_last_one_until_it_is_removed(tmp_path: Path) -> Non
 @pytest.mark.parametrize("after", [1, 2, 3])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"ema": 0.9}, {"accumulate": 2}, {"distillation": 0.5}, {"momentum": 0.0}],
+    [{}, {"ema": 0.9}, {"accumulate": 2}, {"distillation": 0.5}, {"momentum": 0.0}, {"precision": "float16"}],
     ids=lambda changes: ",".join(changes) or "plain",
 )
-def test_a_resumed_training_gives_the_same_weights_bit_for_bit(changes: dict[str, float], after: int) -> None:
+def test_a_resumed_training_gives_the_same_weights_bit_for_bit(changes: dict[str, float | str], after: int) -> None:
     spec, split = SPEC.model_copy(update=changes), digits()
 
     def trained(model: nn.Module, memory: Memory, stop: Callable[[Epoch], None] | None = None) -> list[Epoch]:

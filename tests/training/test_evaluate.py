@@ -33,6 +33,20 @@ def test_accuracy_and_loss_equal_those_of_one_batch() -> None:
     assert result.loss == pytest.approx(functional.cross_entropy(logits, y).item(), rel=1e-5)
 
 
+def test_evaluation_computes_in_the_precision_that_is_asked_for() -> None:
+    dtypes: list[torch.dtype] = []
+
+    class Seen(LeNet5):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            dtypes.append(logits.dtype)
+            return logits
+
+    for precision in ("float32", "tf32", "bfloat16"):
+        evaluate(Seen(), split(4), precision=precision)
+    assert dtypes == [torch.float32, torch.float32, torch.bfloat16]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_statistics_and_layout_are_left_as_they_were(training: bool) -> None:
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(10))

@@ -151,7 +151,9 @@ def test_a_single_image_left_over_does_not_stop_batch_norm() -> None:
     assert train(net(), odd, TrainSpec(epochs=1, batch_size=32), augment="none", seed=0)
 
 
-@pytest.mark.parametrize(("precision", "seen"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "seen"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
 def test_the_precision_is_that_of_the_pass_and_not_of_the_weights(precision: str, seen: torch.dtype) -> None:
     model, dtypes = net(), set[torch.dtype]()
     model.conv2.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))

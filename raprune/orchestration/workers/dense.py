@@ -38,7 +38,12 @@ def prepare_dense(
                 card_share=placement.card_share,
             )
             history = train_dense(workload, spec, on_epoch=news.put) if train else ()
-            validation = evaluate(workload.model, workload.validation, batch_size=spec.search.eval_batch_size)
+            validation = evaluate(
+                workload.model,
+                workload.validation,
+                batch_size=spec.search.eval_batch_size,
+                precision=spec.search.eval_precision,
+            )
             training = accuracy_on_training(workload)
             pace = measure_pace(workload, spec)
             news.put(Dense(workload.weights(), workload.weights_hash, validation, training, pace, history))
