@@ -13,16 +13,18 @@ import numpy as np
 
 from raprune.data.arrays import LabelArray, Split
 from raprune.data.dataset import Dataset
+from raprune.data.division import carve
 from raprune.data.normalisation import Normalisation, measure, resolve
 from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
 from raprune.data.source import EncodedSource, Source, Sources
 from raprune.data.split import stratified
-from raprune.data.stream import VALIDATION_IMAGES, carve
+from raprune.data.stream import VALIDATION_IMAGES
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
 from raprune.plugins import check_name_form, is_user_function
 from raprune.spec.job import DataSpec
+from raprune.store.scores import Statistics
 
 __all__ = ["DATASETS", "Dataset", "Normalisation", "Split", "ignored", "load_data"]
 
@@ -48,11 +50,14 @@ FROM_FILES = ("parquet", "imagefolder", "imagenet")
 """Data sets in the user's files: each split has a path of its own, and the training split can be streamed."""
 
 
-def load_data(spec: DataSpec, *, seed: int, default: Normalisation | None = None) -> Dataset:
+def load_data(
+    spec: DataSpec, *, seed: int, default: Normalisation | None = None, statistics: Statistics | None = None
+) -> Dataset:
     """Load and decode the data set of `spec`.
 
     A data set without a validation split gets one from its training images, drawn by `seed`. Images are normalised
-    by the mean and standard deviation of `spec`, else of `default`, else of the training split.
+    by the mean and standard deviation of `spec`, else of `default`, else of the training split. `statistics` keep how
+    streamed files were divided, so that they are read as a whole only once.
 
     Raises:
         UsageError: if the name is unknown or a file is missing.
@@ -82,6 +87,7 @@ def load_data(spec: DataSpec, *, seed: int, default: Normalisation | None = None
             shape=shape,
             resize=resize,
             seed=seed,
+            statistics=statistics or Statistics(),
         )
     else:
         train_rows, validation_rows = _divide(source, spec, fraction, seed)

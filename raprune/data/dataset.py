@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -58,6 +59,13 @@ class Dataset:
     def num_train(self) -> int:
         """Number of training images, in memory or streamed."""
         return len(self.train) if self.stream is None else self.stream.count
+
+    def without_test(self) -> Self:
+        """Return the data set without its test split. It keeps its fingerprint, which no process computes again."""
+        lean = replace(self, test=None)
+        # A cached property is an entry of the object's dictionary, which travels with the object.
+        vars(lean)["fingerprint"] = self.fingerprint
+        return lean
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,15 @@ class ParquetFiles:
         """Return the row numbers of each row group; the groups are in random order if there is a generator."""
         order = np.arange(len(self.groups)) if generator is None else generator.permutation(len(self.groups))
         return [np.arange(self.starts[group], self.starts[group + 1]) for group in order]
+
+    def stamp(self) -> str:
+        """Return a digest of the names, sizes and times of the files, their row groups and the two columns."""
+        filesystem, _ = _filesystem(self.where, field="data.train")
+        with _readable(self.where):
+            found = filesystem.get_file_info(list(self.paths))
+        files = [(info.base_name, info.size, info.mtime_ns) for info in found]
+        columns = (self.image_column, self.label_column)
+        return hashlib.sha256(repr((files, self.starts.tolist(), columns)).encode()).hexdigest()
 
     def read(self, rows: LabelArray) -> Iterator[EncodedRows]:
         """Yield some rows of one row group; `rows` are ascending."""

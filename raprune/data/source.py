@@ -65,8 +65,11 @@ class EncodedFiles(Protocol):
     def pieces(self, generator: np.random.Generator | None) -> list[LabelArray]:
         """Return all row numbers in pieces that are cheap to read: in random order, or in the order of the files."""
 
+    def stamp(self) -> str:
+        """Return a digest of the names, sizes and times of the files, without reading them."""
+
     def read(self, rows: LabelArray) -> Iterator[EncodedRows]:
-        """Yield the rows of a piece, or every n-th row of a piece, in order and a few rows at a time.
+        """Yield some rows of a piece, in order and a few rows at a time.
 
         Raises:
             DataError: if the rows cannot be read.

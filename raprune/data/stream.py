@@ -12,22 +12,19 @@ first image; a truncated image is found when it is trained on.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from raprune.data.arrays import ImageShape, LabelArray, Split
-from raprune.data.decode import check_header, decode
+from raprune.data.decode import decode
 from raprune.data.source import EncodedFiles, EncodedRows
-from raprune.errors import DataError
-from raprune.spec.job import DataSpec
 
 VALIDATION_IMAGES = 20_000
 """Maximum number of validation images: the standard error of an accuracy of 75 % is then 0.3 points, and more images
@@ -130,95 +127,10 @@ class ThreadReader:
     def blocks(self, source: StreamSource, *, seed: int, rank: int, size: int) -> Generator[Split, None, None]:
         pieces = source.pieces(seed=seed, rank=rank, size=size)
         encoded = (part for piece in pieces for part in source.files.read(piece))
-        return _in_order(source.decoded, encoded)
+        return in_order(source.decoded, encoded)
 
 
-class DividedSplit(NamedTuple):
-    """A training split divided into a sample, a validation split and a stream."""
-
-    train: Split
-    """The sample that stays in memory."""
-    validation: Split
-    stream: StreamSource
-    """All training images."""
-
-
-def carve(
-    files: EncodedFiles,
-    spec: DataSpec,
-    *,
-    rows: int,
-    validation_fraction: float,
-    shape: ImageShape,
-    resize: bool,
-    seed: int,
-) -> DividedSplit:
-    """Divide the `rows` rows of `files` by one pass over their bytes.
-
-    Validation gets `validation_fraction` of the rows (0: none), at most `VALIDATION_IMAGES`; the sample has
-    `spec.resident_images`; `spec.max_images` limits the rows that are used at all. Rows are divided by their hashes,
-    so the fractions are met to within a few rows.
-
-    Raises:
-        DataError: if a row cannot be read, or validation or training would be empty.
-    """
-    used = min(1.0, (spec.max_images or rows) / rows)
-    rule = HashRule(seed, min(validation_fraction * used, VALIDATION_IMAGES / rows), used)
-    # Four standard deviations more than the sample needs; the excess is dropped below.
-    sampled = rule.validation + (spec.resident_images + 4 * math.sqrt(spec.resident_images)) / rows
-
-    def scan(encoded: EncodedRows) -> _Scanned:
-        for row, image in zip(encoded.rows.tolist(), encoded.images, strict=True):
-            check_header(image, shape=shape, resize=resize, row=row, where=files.where)
-        places = rule.places(encoded.images)
-        held = np.flatnonzero(places < min(sampled, used))
-        return _Scanned(
-            trained=int(((places >= rule.validation) & (places < used)).sum()),
-            held=[_Held(places[i], int(encoded.rows[i]), int(encoded.labels[i]), encoded.images[i]) for i in held],
-            digest=hashlib.blake2b(places.tobytes() + encoded.labels.tobytes(), digest_size=16).digest(),
-        )
-
-    pieces, trained, held, digest = files.pieces(None), 0, list[_Held](), hashlib.sha256()
-    for scanned in _in_order(scan, (part for piece in pieces for part in files.read(piece))):
-        trained += scanned.trained
-        held += scanned.held
-        digest.update(scanned.digest)
-    held.sort()
-    validation = [row for row in held if row.place < rule.validation]
-    sample = held[len(validation) : len(validation) + spec.resident_images]
-    if not sample or (validation_fraction and not validation):
-        raise DataError(
-            f"{files.where}: of {rows:,} images, data.validation_fraction {validation_fraction:g} left "
-            f"{len(validation)} for validation and {trained} for training.",
-            hint="Both splits need at least one image: use more images, or another fraction.",
-        )
-
-    def hold(chosen: list[_Held]) -> Split:
-        numbers, labels = [row.row for row in chosen], np.array([row.label for row in chosen], np.int64)
-        blob = [row.image for row in chosen].__getitem__
-        return Split(decode(blob, numbers, shape=shape, resize=resize, where=files.where), labels)
-
-    identity = f"{digest.hexdigest()} {len(pieces)}"
-    stream = StreamSource(files=files, rule=rule, shape=shape, resize=resize, count=trained, identity=identity)
-    return DividedSplit(hold(sample), hold(validation), stream)
-
-
-class _Held(NamedTuple):
-    """A row of validation or of the sample; rows sort by place."""
-
-    place: float
-    row: int
-    label: int
-    image: bytes
-
-
-class _Scanned(NamedTuple):
-    trained: int
-    held: list[_Held]
-    digest: bytes
-
-
-def _in_order(work: Callable[[In], Out], items: Iterable[In]) -> Generator[Out, None, None]:
+def in_order(work: Callable[[In], Out], items: Iterable[In]) -> Generator[Out, None, None]:
     """Yield `work(item)` for each item in order, computed by threads that run only a few items ahead of the reader."""
     threads = min(32, os.cpu_count() or 1)
     pending: deque[Future[Out]] = deque()

@@ -192,7 +192,7 @@ def carry_out(run: Run, placement: Placement) -> None:
         try:
             keep_table(run)
             Store(run.spec.statistics_folder).make()
-            driven = DrivenRun(run, placement, coordinator, ray.put(replace(run.prepared.data, test=None)))
+            driven = DrivenRun(run, placement, coordinator, ray.put(run.prepared.data.without_test()))
             weights = dense_network(driven)
             note_page()
             ask(coordinator.reread.remote())

@@ -29,6 +29,7 @@ from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 from raprune.store.record import DataRecord, RunRecord
+from raprune.store.scores import Statistics
 
 DENSE = "models/dense/weights.safetensors"
 """File of the dense network's weights in a run's folder."""
@@ -135,7 +136,8 @@ def job_data(spec: SearchSpec, recorded: RunRecord | None = None) -> Dataset:
         UsageError, DataError: as `load_data`.
     """
     default = usual_normalisation(spec.model) if recorded is None else _recorded_normalisation(recorded.data)
-    return load_data(spec.data, seed=spec.seed, default=default)
+    statistics = Statistics(Store(spec.statistics_folder)) if spec.data.stream else None
+    return load_data(spec.data, seed=spec.seed, default=default, statistics=statistics)
 
 
 def _recorded_normalisation(data: DataRecord) -> Normalisation | None:

@@ -117,7 +117,7 @@ def test_copies_of_an_image_lie_on_the_same_side(tmp_path: Path) -> None:
 
 
 def test_validation_held_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raprune.data.stream.VALIDATION_IMAGES", 40)
+    monkeypatch.setattr("raprune.data.division.VALIDATION_IMAGES", 40)
     data = load(write_parts(tmp_path, digits()))
     assert 20 < len(data.validation) < 60
     assert stream_of(data).count == 1257 - len(data.validation), "the rest is trained on"
