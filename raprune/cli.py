@@ -663,7 +663,14 @@ def prune(
 
 @app.command(rich_help_panel=RESULTS)
 def serve(
-    run: RunPath,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FOLDER",
+            help="Folder of a run, or a folder of several runs; a path or a URI.",
+            autocompletion=names.complete_run,
+        ),
+    ],
     host: Annotated[
         str, typer.Option(help="Address to listen at; an address beyond this machine needs a token.", metavar="HOST")
     ] = "127.0.0.1",
@@ -673,7 +680,7 @@ def serve(
         typer.Option(metavar="FILE", help="File that holds the token of the page. (default: RAPRUNE_PAGE_TOKEN)"),
     ] = None,
 ) -> None:
-    """Serve a web page of a run, live while the search runs; Ctrl-C ends it."""
+    """Serve a web page of a run, live while the search runs, or of all runs in a folder; Ctrl-C ends it."""
     from raprune.page.serve import serve as run_serve
 
     run_serve(run, host=host, port=port, token_file=token_file, console=_console())

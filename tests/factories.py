@@ -340,6 +340,16 @@ def make_live_run(folder: Path | str, *, trials: int = 6) -> Store:
     return store
 
 
+def make_short_run(folder: Path | str, **fields: Any) -> Store:
+    """The trials of `make_live_run` in one part, without networks; `fields` replace some of `run.json`."""
+    store = Store(folder)
+    store.create(RunRecord.model_validate(LIVE_RUN | fields))
+    searched = [live_trial(n, fraction=0.05 * (n + 1), accuracy=0.8 + 0.02 * n) for n in range(5)]
+    tuned = [finetuned(searched[4], 0, accuracy=0.95 + 0.01 * repeat, repeat=repeat) for repeat in range(2)]
+    store.append([*searched, live_failure(5, "RuntimeError: no memory"), *tuned])
+    return store
+
+
 # A run without a trial, for the coordinator
 
 EMPTY_RUN = {

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from raprune.page.feed import Away, KnownRun
+from raprune.page.overview import KnownRuns
 from raprune.records import Trial
 from raprune.results.front import floor_of, front_of, measured_in, pick
 from raprune.results.progress import Progress
 from raprune.results.rows import COSTS
+from raprune.results.run_list import ListedRun
 from raprune.results.stages import RunStages
 from raprune.spec.toml import load_limits
 from raprune.store.address import without_secrets
@@ -103,6 +105,20 @@ def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *
         "away": None if away is None else asdict(away),
     }
     return dict(plain(answer))
+
+
+def list_runs(known: KnownRuns, folder: str, id_of: Callable[[ListedRun], str]) -> Answer:
+    """The runs of a folder as a list, without their fronts."""
+    away = None if known.away is None else asdict(known.away)
+    rows = [run.to_json() | {"id": id_of(run), "hint": run.hint} for run in known.runs]
+    return dict(without_secrets(plain({"name": folder, "away": away, "runs": rows})))
+
+
+def list_fronts(run: ListedRun, run_id: str) -> Answer:
+    """The fronts of one run: cost -> its networks, by ascending FLOPs. Empty for a run that cannot be read."""
+    fronts = {} if run.summary is None else run.summary.fronts
+    rows = {cost: [network.model_dump(mode="json") for network in networks] for cost, networks in fronts.items()}
+    return {"id": run_id, "fronts": plain(rows)}
 
 
 def describe_progress(known: KnownRun) -> Answer:

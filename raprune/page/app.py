@@ -7,19 +7,16 @@ among those that are recorded, or that the package holds.
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -30,23 +27,12 @@ from raprune.page import answers
 from raprune.page.access import Access
 from raprune.page.archive import zipped
 from raprune.page.feed import Away, Feed, KnownRun
-from raprune.page.guard import Guarded, error_answer
+from raprune.page.guard import Guarded
+from raprune.page.sending import MissingError, Packed, application, json_answer, package_routes, send
 from raprune.records import Trial
 from raprune.results.stages import RunStages
 from raprune.store.learning_curves import read_curve
 from raprune.store.networks import PLAIN_NAME, WEIGHTS, find_network
-
-STATIC = Path(__file__).parent / "static"
-KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".woff2": "font/woff2",
-}
-"""Files of the package that are handed out."""
 
 MAX_STREAMS = 64
 """Pages that are pushed to at a time."""
@@ -59,10 +45,14 @@ _FRESH_S = 1.0
 
 def make_app(feed: Feed, rule: Access, *, name: str, is_closing: Callable[[], bool] = lambda: False) -> ASGIApp:
     """The page of the run of `feed`, called `name`; event streams end once `is_closing` says so."""
-    page = PageHandlers(feed, name, is_closing)
+    return Guarded(run_page(feed, name, is_closing), rule)
+
+
+def run_page(feed: Feed, name: str, is_closing: Callable[[], bool], *, is_listed: bool = False) -> Starlette:
+    """The page of one run without a guard; `is_listed` if it lies below the page of a list of runs, at `../../`."""
+    page = PageHandlers(feed, name, is_closing, is_listed=is_listed)
     routes = [
-        Route("/", page.index),
-        Route("/static/{name}", page.static),
+        *package_routes("index.html"),
         Route("/api/run", page.run),
         Route("/api/trials", page.trials),
         Route("/api/trials/{trial}", page.trial),
@@ -75,58 +65,30 @@ def make_app(feed: Feed, rule: Access, *, name: str, is_closing: Callable[[], bo
         Route("/download/{name}/weights.safetensors", page.weights),
         Route("/download/{name}.zip", page.archive),
     ]
-    handlers: Any = {RapruneError: _refuse, HTTPException: _no_such_address, Exception: _broken}
-    app = Starlette(routes=routes, exception_handlers=handlers)
-    app.router.redirect_slashes = False
-    return Guarded(app, rule)
-
-
-class MissingError(RapruneError):
-    """Something that is asked for and is not there."""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """An answer, ready to be sent."""
-
-    content: bytes
-    packed: bytes
-    """The same under gzip."""
-    etag: str
-
-    @classmethod
-    def of(cls, content: bytes) -> Packed:
-        etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'
-        return cls(content, gzip.compress(content, 5, mtime=0) if len(content) > 512 else content, etag)
+    return application(routes)
 
 
 class PageHandlers:
     """The handlers of all addresses of the page."""
 
-    def __init__(self, feed: Feed, name: str, is_closing: Callable[[], bool]) -> None:
+    def __init__(self, feed: Feed, name: str, is_closing: Callable[[], bool], *, is_listed: bool) -> None:
         self._feed = feed
         self._name = name
+        self._is_listed = is_listed
         self._is_closing = is_closing
         self._streams = 0
         self._looking: asyncio.Task[None] | None = None
         self._answers: dict[str, tuple[int, Packed]] = {}
-        self._files: dict[Path, tuple[int, Packed]] = {}
         self._told: tuple[tuple[KnownRun | None, Away | None, RunStages | None], dict[str, str]] | None = None
-
-    async def index(self, request: Request) -> Response:
-        return await self._file(request, "index.html")
-
-    async def static(self, request: Request) -> Response:
-        return await self._file(request, request.path_params["name"])
 
     async def run(self, request: Request) -> Response:
         known = await self._fresh()
 
         def describe() -> Packed:
             answer = answers.describe_run(known, self._feed.away, self._feed.stages, name=self._name)
-            return _json(answer)
+            return json_answer(answer | {"listed": self._is_listed})
 
-        return _send(request, await run_in_threadpool(describe))
+        return send(request, await run_in_threadpool(describe))
 
     async def trials(self, request: Request) -> Response:
         text = request.query_params.get("after") or "0"
@@ -135,7 +97,7 @@ class PageHandlers:
         known = await self._fresh()
         if int(text) == 0:
             return await self._kept(request, "trials", known, lambda: answers.list_trials(known, 0))
-        return _send(request, await run_in_threadpool(lambda: _json(answers.list_trials(known, int(text)))))
+        return send(request, await run_in_threadpool(lambda: json_answer(answers.list_trials(known, int(text)))))
 
     async def trial(self, request: Request) -> Response:
         known = await self._fresh()
@@ -143,7 +105,7 @@ class PageHandlers:
         if position is None:
             raise MissingError("The run has no trial of that id.", hint="./api/trials lists those that are recorded.")
         trial = known.trials[position]
-        return _send(request, await run_in_threadpool(lambda: _json(self._detail(trial, known))))
+        return send(request, await run_in_threadpool(lambda: json_answer(self._detail(trial, known))))
 
     async def rows(self, request: Request) -> Response:
         known = await self._fresh()
@@ -163,13 +125,13 @@ class PageHandlers:
 
         def choose() -> Packed:
             try:
-                return _json(answers.pick_row(known, wanted))
+                return json_answer(answers.pick_row(known, wanted))
             except UsageError:
                 raise
             except RapruneError as error:
                 raise MissingError(error.message, hint=error.hint) from None
 
-        return _send(request, await run_in_threadpool(choose))
+        return send(request, await run_in_threadpool(choose))
 
     async def events(self, request: Request) -> Response:
         if request.method == "HEAD":
@@ -272,20 +234,9 @@ class PageHandlers:
         """An answer that is made once for each version of what is known."""
         version, packed = self._answers.get(what, (-1, None))
         if packed is None or version != known.version:
-            packed = await run_in_threadpool(lambda: _json(make()))
+            packed = await run_in_threadpool(lambda: json_answer(make()))
             self._answers[what] = (known.version, packed)
-        return _send(request, packed)
-
-    async def _file(self, request: Request, name: str) -> Response:
-        path = _package_files().get(name)
-        if path is None:
-            raise MissingError("The page has no such file.", hint="Its files are those of the package.")
-        changed = path.stat().st_mtime_ns
-        known = self._files.get(path)
-        if known is None or known[0] != changed:
-            known = (changed, await run_in_threadpool(lambda: Packed.of(path.read_bytes())))
-            self._files[path] = known
-        return _send(request, known[1], KINDS[path.suffix])
+        return send(request, packed)
 
     async def _download(self, request: Request, file: str, kind: str) -> Response:
         folder = await self._network(request.path_params["name"])
@@ -320,7 +271,9 @@ def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | No
         state = {"state": known.run.state, "live": known.pulse.live}
         total = {"generation": known.generation, "total": len(known.trials), "complete": known.complete}
         written = json.dumps(
-            [known.run.to_json(), known.test.to_json(), known.times.to_json()], sort_keys=True, default=str
+            [known.run.to_json(), known.test.to_json(), known.times.to_json()],
+            sort_keys=True,
+            default=str,
         )
         # A change of any of these is one of the run.
         version = hashlib.sha256(written.encode()).hexdigest()[:8]
@@ -332,21 +285,6 @@ def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | No
     return {event: json.dumps(data) for event, data in news.items()}
 
 
-def _refuse(request: Request, error: RapruneError) -> Response:
-    status = 404 if isinstance(error, MissingError) else 503 if isinstance(error, StoreError) else 400
-    headers = {"retry-after": "2"} if status == 503 else {}
-    return error_answer(status, error.message, error.hint, headers)
-
-
-def _no_such_address(request: Request, error: HTTPException) -> Response:
-    return error_answer(error.status_code, "The page has no such address.", "./ is the page, ./api/run what is known.")
-
-
-def _broken(request: Request, error: Exception) -> Response:
-    # Its text may hold anything; the log has it.
-    return error_answer(500, "The page failed at this.", "Its log says why.")
-
-
 def _not_stored(place: str, name: str) -> MissingError:
     return MissingError(
         "No network is stored under that name.",
@@ -355,27 +293,5 @@ def _not_stored(place: str, name: str) -> MissingError:
     )
 
 
-def _json(answer: Any) -> Packed:
-    return Packed.of(json.dumps(answer, allow_nan=False, separators=(",", ":")).encode())
-
-
-def _send(request: Request, packed: Packed, kind: str = "application/json") -> Response:
-    headers = {"etag": packed.etag, "cache-control": "private, no-cache", "vary": "accept-encoding, cookie"}
-    if packed.etag in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
-        return Response(status_code=304, headers=headers)
-    if packed.packed is not packed.content and _takes_gzip(request):
-        return Response(packed.packed, headers=headers | {"content-encoding": "gzip"}, media_type=kind)
-    return Response(packed.content, headers=headers, media_type=kind)
-
-
-def _takes_gzip(request: Request) -> bool:
-    wanted = request.headers.get("accept-encoding", "").lower()
-    return any(part.strip() in ("gzip", "*") or part.strip().startswith("gzip;q=1") for part in wanted.split(","))
-
-
 def _attachment(name: str) -> dict[str, str]:
     return {"content-disposition": f'attachment; filename="{name}"', "cache-control": "private, no-store"}
-
-
-def _package_files() -> dict[str, Path]:
-    return {path.name: path for path in STATIC.iterdir() if path.suffix in KINDS and path.is_file()}

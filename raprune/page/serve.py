@@ -20,8 +20,12 @@ from raprune.errors import RapruneError, UsageError
 from raprune.page.access import MIN_TOKEN, Access, is_loopback
 from raprune.page.app import make_app
 from raprune.page.feed import Feed
+from raprune.page.overview import Overview
+from raprune.page.runs_app import make_runs_app
+from raprune.results.run_list import cache_folder, no_runs
 from raprune.store.address import last_part
 from raprune.store.folder import Store
+from raprune.store.run_folders import find_runs
 
 TOKEN = "RAPRUNE_PAGE_TOKEN"
 """Environment variable: the page's token."""
@@ -38,7 +42,7 @@ class Token:
 
 
 def serve(uri: str, *, host: str, port: int, token_file: str | None = None, console: Console) -> None:
-    """Serve the page of the run in `uri` until Ctrl-C.
+    """Serve the page of the run in `uri`, or of all runs in that folder, until Ctrl-C.
 
     Raises:
         StoreError: if there is no run.
@@ -46,15 +50,23 @@ def serve(uri: str, *, host: str, port: int, token_file: str | None = None, cons
         RapruneError: if the port is taken.
     """
     store = Store(uri)
-    store.record()
+    is_one = store.is_run()
+    if is_one:
+        # A run that cannot be read is told here, and not on its page.
+        store.record()
+    elif not find_runs(store):
+        raise no_runs(store)
     with listen(host, port) as listener:
         token = page_token(token_file, needed=not is_loopback(host))
         port = listener.getsockname()[1]
         closing = threading.Event()
         rule = Access.of(None if token is None else token.text, f"{store.name} {port}")
-        app = make_app(Feed(store), rule, name=last_part(store.name), is_closing=closing.is_set)
+        if is_one:
+            app = make_app(Feed(store), rule, name=last_part(store.name), is_closing=closing.is_set)
+        else:
+            app = make_runs_app(Overview(store, cache=cache_folder()), rule, is_closing=closing.is_set)
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        lines = [f"The page of {store.name}: {address}"]
+        lines = [f"The page of {'' if is_one else 'the runs in '}{store.name}: {address}"]
         if token is not None:
             lines.append(f"Its token is in {token.place}; open it once as {address}?token=TOKEN")
         console.print("\n".join([*lines, "Ctrl-C ends it."]), markup=False, highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from raprune.results.test_split import UNTESTED, read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
+from raprune.store.address import public_address
 from raprune.store.folder import Store
 from raprune.store.record import DenseRecord, RunRecord
 
@@ -60,6 +61,7 @@ def print_runs(uri: str, *, console: Console, as_json: bool = False) -> None:
     idle = next((run for run in runs if run.state == "idle"), None)
     if idle is not None:
         lines.append(f"idle: not finished, and nothing works on it. Resume such a run: raprune resume {idle.place}")
+    lines.append(f"Their fronts in one chart: raprune serve {public_address(uri)}")
     for told in lines:
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 

@@ -143,6 +143,11 @@ class RunList:
         self._cache = cache
         self._readers: dict[str, SummaryReader] = {}
 
+    def store_of(self, run: ListedRun) -> Store:
+        """The folder of a run of the list."""
+        reader = self._readers.get(run.name)
+        return self.folder.inside(run.name) if reader is None else reader.store
+
     def look(self) -> list[ListedRun]:
         """The runs, newest first, those that cannot be read last.
 
@@ -170,7 +175,7 @@ class SummaryReader:
 
     def __init__(self, name: str, store: Store, *, cache: Path | None) -> None:
         self._name = name
-        self._store = store
+        self.store = store
         mark = hashlib.sha256(store.uri.encode()).hexdigest()[:24]
         self._cache = None if cache is None else cache / f"{mark}.json"
         self._digest = ""
@@ -181,23 +186,23 @@ class SummaryReader:
 
     def look(self) -> ListedRun:
         """The run as of now. What goes wrong is told in its place: one broken run hides no other."""
-        listed = ListedRun(name=self._name, place=self._store.name)
+        listed = ListedRun(name=self._name, place=self.store.name)
         try:
             summary = self._look()
-            stages = None if self._run.finished else read_stages(self._store, self._run)
+            stages = None if self._run.finished else read_stages(self.store, self._run)
             live = is_live(self._run, stages, ended_at=summary.ended_at, longest_s=summary.longest_s)
             return replace(listed, summary=summary, live=live)
         except RapruneError as error:
             return replace(listed, error=error.message, hint=error.hint)
         except Exception as error:
             # A run that another version wrote.
-            return replace(listed, error=f"{self._store.name} is not understood: {type(error).__name__}: {error}")
+            return replace(listed, error=f"{self.store.name} is not understood: {type(error).__name__}: {error}")
 
     def _look(self) -> RunSummary:
-        written, parts = self._store.read_bytes(RUN_FILE), self._store.parts()
+        written, parts = self.store.read_bytes(RUN_FILE), self.store.parts()
         digest = hashlib.sha256("\n".join([str(VERSION), *parts]).encode() + written).hexdigest()
         if self._summary is None or digest != self._digest:
-            self._run = self._store.record()
+            self._run = self.store.record()
             kept = self._kept(digest) if self._summary is None else None
             if kept is None:
                 kept = summarize(self._run, self._all_of(parts))
@@ -211,7 +216,7 @@ class SummaryReader:
             # Another run, or one of which parts were joined.
             self._read, self._trials = set(), []
         new = [part for part in parts if part not in self._read]
-        self._trials += [_without_channels(row) for row in self._store.rows(_COLUMNS, new)]
+        self._trials += [_without_channels(row) for row in self.store.rows(_COLUMNS, new)]
         self._read.update(new)
         return self._trials
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from raprune.page.access import Access
 from raprune.page.app import make_app
 from raprune.page.feed import Feed
+from raprune.page.overview import Overview
+from raprune.page.runs_app import make_runs_app
 from raprune.page.serve import config_of, listen
 from raprune.store.folder import Store
 
@@ -37,8 +40,8 @@ class Answer:
 class Served:
     """A page that is served; ask it."""
 
-    def __init__(self, host: str, port: int, feed: Feed) -> None:
-        self.host, self.port, self.feed = host, port, feed
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """The answer to a request for `path`, as it is given, without following redirects."""
@@ -69,12 +72,27 @@ def served(store: Store, rule: Access | None = None, **how: Any) -> Iterator[Ser
     feed = Feed(store, every_s=how.pop("every_s", 0.05), **how)
     closing = threading.Event()
     app = make_app(feed, rule or Access(), name="the run", is_closing=closing.is_set)
+    with _listening(app, closing) as port:
+        yield Served("127.0.0.1", port)
+
+
+@contextmanager
+def served_runs(folder: Store, rule: Access | None = None, *, every_s: float = 0.05) -> Iterator[Served]:
+    """The page of the runs in `folder`, by the server that `raprune serve` uses."""
+    closing = threading.Event()
+    app = make_runs_app(Overview(folder, every_s=every_s), rule or Access(), is_closing=closing.is_set)
+    with _listening(app, closing) as port:
+        yield Served("127.0.0.1", port)
+
+
+@contextmanager
+def _listening(app: ASGIApp, closing: threading.Event) -> Iterator[int]:
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(config_of(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Served("127.0.0.1", listener.getsockname()[1], feed)
+            yield listener.getsockname()[1]
         finally:
             closing.set()
             server.should_exit = True

@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 import pytest
 
 from raprune.page.access import Access
-from raprune.page.app import STATIC
 from raprune.page.guard import HEADERS
+from raprune.page.sending import STATIC
 from raprune.results.stages import FILE, FINETUNE, SEARCH, Stages
 from raprune.store.folder import RUN_FILE, Store
 from tests.factories import live_trial as trial

@@ -1,7 +1,6 @@
 """The page in a real Chromium, served by a real `raprune serve`: every interaction, by pointer and by keys.
 
-One browser and one server for all tests; each gets a page of its own. The page's policy forbids `eval`, also to the
-browser's driver: what is waited for is an element. Skipped where there is no Chromium.
+One browser and one server for all tests; each gets a page of its own. Skipped where there is no Chromium.
 """
 
 from __future__ import annotations
@@ -10,19 +9,15 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 import raprune.page
 from raprune.records import Stage, Trial, TrialState
@@ -33,15 +28,9 @@ from raprune.results.rows import CandidateRow, candidates
 from raprune.results.stages import FILE, FINETUNE, SCORES, SEARCH, Stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
-from tests.tools import require
+from tests.page.browsing import NARROW, WIDE, Open, Server, brightness, chromium, opener, reached_by_tab
 
-QUIET = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 NUM_TRIALS = 700
-WIDE = (1440, 1000)
-NARROW = (360, 740)
 HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script> & "quoted" </td>"""
 
 
@@ -52,35 +41,6 @@ def _long_run() -> ModuleType:
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
     return module
-
-
-class Server:
-    """`raprune serve` of a store, on a port that stays the same when it is begun anew."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.port = 0
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "raprune.cli", "serve", self.store.uri, "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert self._process.stdout is not None
-        said = ""
-        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/", said)):
-            line = self._process.stdout.readline()
-            assert line, f"the server ended: {said}"
-            said += line
-        self.port = int(found[1])
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def server(store: Store) -> Iterator[Server]:
-    served = Server(store)
+    served = Server(store.uri)
     served.start()
     yield served
     served.stop()
@@ -113,47 +73,14 @@ def server(store: Store) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=require("chromium"), args=QUIET)
+    with chromium() as opened:
         yield opened
-        opened.close()
-
-
-Open = Callable[..., Page]
 
 
 @pytest.fixture
 def open_page(browser: Browser, server: Server) -> Iterator[Open]:
-    """Opens the page, drawn; at the end nothing was asked of another host, and no script failed."""
-    contexts, asked, complaints = [], [], []
-
-    def opened(
-        *, size: tuple[int, int] = WIDE, scheme: Any = "light", motion: Any = "no-preference", at: str = ""
-    ) -> Page:
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion=motion
-        )
-        context.set_default_timeout(15_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda told: complaints.append(told.text) if _complains(told) else None)
-        page.goto(server.address + at)
-        page.wait_for_selector("html[data-drawn]", state="attached")
-        return page
-
-    expect.set_options(timeout=15_000)
-    yield opened
-    for context in contexts:
-        context.close()
-    assert {urlsplit(url).netloc for url in asked} <= {f"127.0.0.1:{server.port}"}
-    assert complaints == []
-
-
-def _complains(told: ConsoleMessage) -> bool:
-    # A server that is stopped, or a store that is moved away, is meant to be missed.
-    return told.type in ("error", "warning") and "Failed to load resource" not in told.text
+    with opener(browser, server) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -536,21 +463,16 @@ def test_axe_finds_nothing_serious(open_page: Open, scheme: str, size: tuple[int
 
 def test_the_theme_is_the_systems_until_one_is_chosen(open_page: Open) -> None:
     page = open_page(scheme="dark")
-    assert _brightness(page) < 40
+    assert brightness(page) < 40
     page.locator("#theme").select_option("light")
-    assert _brightness(page) > 200
+    assert brightness(page) > 200
     page.reload()
     page.wait_for_selector("html[data-drawn]", state="attached")
-    assert _brightness(page) > 200 and page.locator("#theme").input_value() == "light"
+    assert brightness(page) > 200 and page.locator("#theme").input_value() == "light"
     page.locator("#theme").select_option("")
-    assert _brightness(page) < 40
+    assert brightness(page) < 40
     page.emulate_media(color_scheme="light")
-    assert _brightness(page) > 200
-
-
-def _brightness(page: Page) -> float:
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return sum(float(part) for part in re.findall(r"\d+", colour)[:3]) / 3
+    assert brightness(page) > 200
 
 
 def test_a_narrow_window_shows_all_of_it(open_page: Open, store: Store) -> None:
@@ -582,30 +504,13 @@ def test_all_of_it_is_reached_by_keys(page: Page) -> None:
     expect(page.locator("#parallel-chart .handle").first).to_be_visible()
     _see(page, "#trials-scroll")
     expect(_rows(page).first).to_be_visible()
-    page.evaluate("window.scrollTo(0, 0)")
-    page.keyboard.press("Tab")
-    expect(page.locator(".skip")).to_be_focused()
-    reached = set()
-    for _ in range(120):
-        page.keyboard.press("Tab")
-        focused, outlined = page.evaluate(
-            """() => {
-                const node = document.activeElement;
-                const shown = node.matches(".switch input") ? node.nextElementSibling : node;
-                const name = node.id || node.className.baseVal || node.className || node.tagName;
-                return [name, getComputedStyle(shown).outlineStyle !== "none"];
-            }"""
-        )
-        if focused == "BODY":
-            break
-        reached.add(focused)
-        assert outlined, f"no sign of the focus on {focused}"
+    reached = reached_by_tab(page, 121)
     controls = {
         "theme", "filter-text", "filter-state", "filter-stage", "filter-method", "filter-front", "cost-flops",
         "front-chart", "pick-flops", "pick-params", "pick-latency", "pick-floor", "pick-select", "trend-chart",
         "parallel-method", "handle",
     }  # fmt: skip
-    assert {*controls, "widths"} - reached == set()
+    assert {*controls, "skip", "widths"} - reached == set()
 
 
 def test_nothing_moves_for_those_who_ask_for_that(open_page: Open) -> None:

@@ -149,7 +149,8 @@ def test_a_token_that_is_none_is_refused_and_not_repeated(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["nowhere"], 1, "not the folder of a run"),
+        (["nowhere"], 1, "no such folder"),
+        (["EMPTY"], 1, "holds no run"),
         (["RUN", "--port", "70000"], 2, "--port 70000"),
         (["RUN", "--port", "-1"], 2, "--port -1"),
         (["RUN", "--host", "no such host"], 2, "--host 'no such host'"),
@@ -159,8 +160,11 @@ def test_a_token_that_is_none_is_refused_and_not_repeated(tmp_path: Path, text: 
         (["no-such-scheme://bucket/run"], 1, "no filesystem opens this"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_screen(store: Store, words: list[str], code: int, said: str) -> None:
-    ended = CliRunner().invoke(app, ["serve", *(store.uri if word == "RUN" else word for word in words)])
+def test_what_cannot_be_served_is_told_in_one_screen(
+    store: Store, tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    places = {"RUN": store.uri, "EMPTY": str(tmp_path)}
+    ended = CliRunner().invoke(app, ["serve", *(places.get(word, word) for word in words)])
     assert ended.exit_code == code, ended.output
     assert said in ended.output and "Traceback" not in ended.output and len(ended.output.splitlines()) < 8
 

@@ -11,26 +11,45 @@ import raprune
 
 STATIC = Path(raprune.__path__[0]) / "page" / "static"
 SCRIPTS = sorted(STATIC.glob("*.js"))
-INDEX = (STATIC / "index.html").read_text()
+PAGES = sorted(STATIC.glob("*.html"))
+of_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_the_page_names_each_of_its_scripts_and_no_other_file() -> None:
-    named = set(re.findall(r'(?:src|href)="\./static/([^"]+)"', INDEX))
-    assert {path.name for path in SCRIPTS} <= named, "modules that are not named are fetched one after another"
+def loaded_by(page: Path) -> set[str]:
+    """The scripts that a page runs, and the modules that these import."""
+    todo, found = re.findall(r'<script[^>]* src="\./static/([^"]+)"', page.read_text()), set()
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += re.findall(r'from "\./([^"]+)"', (STATIC / name).read_text())
+    return found
+
+
+@of_pages
+def test_page_names_each_of_its_scripts_and_no_other_file(page: Path) -> None:
+    named = set(re.findall(r'(?:src|href)="\./static/([^"]+)"', page.read_text()))
+    scripts = {name for name in named if name.endswith(".js")}
+    assert scripts == loaded_by(page), "modules that are not named are fetched one after another"
     assert all((STATIC / name).is_file() for name in named)
 
 
-def test_all_addresses_are_relative() -> None:
+def test_script_without_a_page_does_not_exist() -> None:
+    assert {path.name for path in SCRIPTS} == set().union(*map(loaded_by, PAGES))
+
+
+def test_addresses_are_all_relative() -> None:
     """The page may be served below any address."""
-    assert re.findall(r'(?:src|href)="(?!\./|#)[^"]*"', INDEX) == []
+    assert [re.findall(r'(?:src|href)="(?!\./|#)[^"]*"', page.read_text()) for page in PAGES] == [[] for _ in PAGES]
     for path in STATIC.iterdir():
         found = re.findall(r"(?:https?:)?//[\w.-]+\.\w+[\w/.-]*", path.read_text())
         assert set(found) <= {"http://www.w3.org/2000/svg"}, path.name
 
 
-def test_the_markup_holds_no_script_and_no_style() -> None:
-    assert re.findall(r"<script(?![^>]*\bsrc=)", INDEX) == []
-    assert re.findall(r"\s(?:on\w+|style)=", INDEX) == []
+@of_pages
+def test_markup_holds_no_script_and_no_style(page: Path) -> None:
+    assert re.findall(r"<script(?![^>]*\bsrc=)", page.read_text()) == []
+    assert re.findall(r"\s(?:on\w+|style)=", page.read_text()) == []
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -13,7 +13,7 @@ from raprune.report.formats import ago
 from raprune.report.run_table import budget_in_words
 from raprune.spec.budget import Budget
 from raprune.store.folder import RUN_FILE
-from tests.factories import make_live_run
+from tests.factories import make_short_run
 
 LONG = "mnist-resnet-mnist-sample-20261127-220312"
 
@@ -23,8 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     runs = tmp_path / "runs"
     for name, began in (("old", 1_500_000_000.0), (LONG, 1_600_000_000.0)):
-        store = make_live_run(runs / name)
-        store.note({"started_at": began, "state": "finished"})
+        make_short_run(runs / name, started_at=began, state="finished")
     (runs / "broken").mkdir()
     (runs / "broken" / RUN_FILE).write_text("{")
     return runs
@@ -50,6 +49,7 @@ def test_list_fits_the_terminal_and_cuts_no_name(folder: Path, width: int) -> No
 def test_broken_run_is_listed_with_its_reason(folder: Path) -> None:
     said = listed(str(folder)).stdout
     assert "unreadable" in said and f"broken: not readable: {folder}/broken/run.json: damaged" in said
+    assert f"raprune serve {folder}" in said
 
 
 def test_json_of_the_list_is_the_contract(folder: Path) -> None:

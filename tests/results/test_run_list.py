@@ -17,7 +17,7 @@ from raprune.results.stages import FILE, SEARCH, Stages
 from raprune.store.folder import RUN_FILE, Store
 from raprune.store.record import RunRecord
 from raprune.store.rows import Row
-from tests.factories import LIVE_RUN, live_trial, make_live_run
+from tests.factories import LIVE_RUN, live_trial, make_short_run
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +46,11 @@ def named(runs: list[ListedRun], name: str) -> ListedRun:
 
 
 def began(folder: Path, at: float, **fields: object) -> Store:
-    store = make_live_run(folder)
-    store.write_json(RUN_FILE, store.run() | {"started_at": at} | fields)
-    return store
+    return make_short_run(folder, started_at=at, **fields)
 
 
 def test_summary_of_a_run_is_that_of_its_own_commands(tmp_path: Path) -> None:
-    store = make_live_run(tmp_path / "run")
+    store = make_short_run(tmp_path / "run")
     run, trials = store.record(), store.trials()
     (listed,) = list_runs(str(tmp_path))
     summary, now = listed.summary, progress(run, trials)
@@ -72,12 +70,12 @@ def test_list_is_newest_first_and_a_broken_run_is_last_with_its_reason(tmp_path:
         (tmp_path / name).mkdir()
         (tmp_path / name / RUN_FILE).write_text(content)
     torn = began(tmp_path / "torn", 3000.0)
-    (Path(torn.uri) / "trials/part-000001.parquet").write_bytes(b"torn")
+    (Path(torn.uri) / "trials/part-000000.parquet").write_bytes(b"torn")
     runs = list_runs(str(tmp_path))
     assert [run.name for run in runs] == ["new", "old", "damaged", "foreign", "torn"]
     assert [run.state for run in runs[2:]] == ["unreadable"] * 3
     assert "damaged" in (runs[2].error or "") and "not understood" in (runs[3].error or "")
-    assert "part-000001" in (runs[4].error or "")
+    assert "part-000000" in (runs[4].error or "")
 
 
 @pytest.mark.parametrize(
@@ -110,9 +108,9 @@ def test_run_without_a_trial_has_no_best_and_no_front(tmp_path: Path) -> None:
 
 def test_look_at_unchanged_runs_reads_no_trials(tmp_path: Path, read: list[str]) -> None:
     for name in ("a", "b"):
-        make_live_run(tmp_path / "runs" / name)
+        make_short_run(tmp_path / "runs" / name)
     first = list_runs(str(tmp_path / "runs"))
-    assert len(read) == 2 * 8
+    assert len(read) == 2
     again = RunList(Store(tmp_path / "runs"))
     read.clear()
     assert list_runs(str(tmp_path / "runs")) == first
@@ -124,14 +122,14 @@ def test_look_at_unchanged_runs_reads_no_trials(tmp_path: Path, read: list[str])
 
 
 def test_look_at_a_run_that_grows_reads_only_what_is_new(tmp_path: Path, read: list[str], cache: Path) -> None:
-    make_live_run(tmp_path / "runs" / "still")
-    store = make_live_run(tmp_path / "runs" / "grows")
+    make_short_run(tmp_path / "runs" / "still")
+    store = make_short_run(tmp_path / "runs" / "grows")
     runs = RunList(Store(tmp_path / "runs"), cache=cache)
     before = named(runs.look(), "grows").summary
     store.append([live_trial(50, fraction=0.29, accuracy=0.999)])
     read.clear()
     after = named(runs.look(), "grows").summary
-    assert read == ["part-000008.parquet"]
+    assert read == ["part-000001.parquet"]
     assert before is not None and after is not None and after == summarize(store.record(), store.trials())
     assert after.best is not None and after.best.trial_id == "search-00050" and after.searched == before.searched + 1
     # Another process, which knows the run as it was when it was last kept.
@@ -139,7 +137,7 @@ def test_look_at_a_run_that_grows_reads_only_what_is_new(tmp_path: Path, read: l
 
 
 def test_change_of_the_run_itself_is_seen(tmp_path: Path, cache: Path) -> None:
-    store = make_live_run(tmp_path / "runs" / "run")
+    store = make_short_run(tmp_path / "runs" / "run")
     runs = RunList(Store(tmp_path / "runs"), cache=cache)
     runs.look()
     store.note({"state": "finished", "finished_at": 1_800_000_500.0})
@@ -150,8 +148,9 @@ def test_change_of_the_run_itself_is_seen(tmp_path: Path, cache: Path) -> None:
 
 
 def test_parts_that_were_joined_are_read_again_and_give_the_same(tmp_path: Path) -> None:
-    store = make_live_run(tmp_path / "runs" / "run")
+    store = make_short_run(tmp_path / "runs" / "run")
     runs = RunList(Store(tmp_path / "runs"))
+    store.append([live_trial(50)])
     before, trials = runs.look(), store.trials()
     for part in store.parts():
         store.remove(f"trials/{part}")
@@ -160,17 +159,17 @@ def test_parts_that_were_joined_are_read_again_and_give_the_same(tmp_path: Path)
 
 
 def test_run_that_comes_and_a_run_that_goes_are_seen(tmp_path: Path) -> None:
-    make_live_run(tmp_path / "runs" / "first")
+    make_short_run(tmp_path / "runs" / "first")
     runs = RunList(Store(tmp_path / "runs"))
     assert [run.name for run in runs.look()] == ["first"]
-    make_live_run(tmp_path / "runs" / "second")
+    make_short_run(tmp_path / "runs" / "second")
     Path(tmp_path / "runs" / "first").rename(tmp_path / "gone")
     assert [run.name for run in runs.look()] == ["second"]
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"digest": 1}', "\x00"])
 def test_cache_that_is_damaged_is_written_anew(tmp_path: Path, cache: Path, content: str) -> None:
-    make_live_run(tmp_path / "runs" / "run")
+    make_short_run(tmp_path / "runs" / "run")
     first = list_runs(str(tmp_path / "runs"))
     (kept,) = cache.iterdir()
     kept.write_text(content)
@@ -179,7 +178,7 @@ def test_cache_that_is_damaged_is_written_anew(tmp_path: Path, cache: Path, cont
 
 
 def test_cache_that_cannot_be_written_hides_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_live_run(tmp_path / "runs" / "run")
+    make_short_run(tmp_path / "runs" / "run")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert [run.state != "unreadable" for run in list_runs(str(tmp_path / "runs"))] == [True]

@@ -91,6 +91,18 @@ export function axes(area, { x, y }) {
   return group;
 }
 
+/** A front as steps through its places [x, y], by ascending x, and on to `end`: at a cost, the accuracy to be had. */
+export function staircase(places, end) {
+  let path = "";
+  let best = null;
+  for (const [x, y] of places) {
+    if (best !== null && y > best) continue;
+    path += path ? `H${x.toFixed(1)}V${y.toFixed(1)}` : `M${x.toFixed(1)} ${y.toFixed(1)}`;
+    best = y;
+  }
+  return `${path}H${end.toFixed(1)}`;
+}
+
 /** The theme's colours by the names that page.css gives them. */
 export function palette() {
   const style = getComputedStyle(document.documentElement);

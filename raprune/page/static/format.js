@@ -30,6 +30,15 @@ export function duration(seconds) {
   return hours < 100 ? `${hours} h ${String(minutes % 60).padStart(2, "0")} min` : `${(hours / 24).toFixed(1)} days`;
 }
 
+/** Seconds since something -> "just now", "5 min ago", "3 h ago", "12 days ago", as `raprune runs` says it. */
+export function ago(seconds) {
+  if (seconds < 60) return "just now";
+  const units = [["year", 365.25 * 86400], ["month", 30.4 * 86400], ["day", 86400], ["h", 3600], ["min", 60]];
+  const [unit, size] = units.find(([name, length]) => seconds >= (name === "h" || name === "min" ? 1 : 2) * length);
+  const number = Math.floor(seconds / size);
+  return `${number} ${unit}${unit === "h" || unit === "min" ? "" : "s"} ago`;
+}
+
 /** Up to four significant digits, without zeros at the end. */
 export function number(value) {
   if (!known(value)) return NOTHING;

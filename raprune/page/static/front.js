@@ -1,6 +1,6 @@
 /** The front: accuracy against a cost. Points on a canvas; axes, front, budget and selection above it. */
 
-import { Area, axes, glyph, palette, Tip, trace } from "./chart.js";
+import { Area, axes, glyph, palette, staircase, Tip, trace } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
 import { count, duration, known, percent, settingsText } from "./format.js";
 import { byError, errorTicks, linear, ticks } from "./scale.js";
@@ -298,20 +298,13 @@ export class FrontChart {
   #line() {
     const points = this.points.filter((point) => point.onFront).sort((a, b) => a.x - b.x);
     if (!points.length) return [];
-    let path = "";
-    let best = null;
-    for (const point of points) {
-      const px = clamp(this.x(point.x), this.area.left, this.area.right);
-      const py = clamp(this.y(point.y), this.area.top, this.area.bottom);
-      if (best !== null && py > best) continue;
-      path += path ? `H${px.toFixed(1)}V${py.toFixed(1)}` : `M${px.toFixed(1)} ${py.toFixed(1)}`;
-      best = py;
-    }
     const limit = this.view.get("run").budget[this.view.get("cost")] ?? points[points.length - 1].x;
-    path += `H${
-      clamp(this.x(Math.max(limit, points[points.length - 1].x)), this.area.left, this.area.right).toFixed(1)
-    }`;
-    return [shape("path", { class: "front-line", d: path })];
+    const places = points.map((point) => [
+      clamp(this.x(point.x), this.area.left, this.area.right),
+      clamp(this.y(point.y), this.area.top, this.area.bottom),
+    ]);
+    const end = clamp(this.x(Math.max(limit, points[points.length - 1].x)), this.area.left, this.area.right);
+    return [shape("path", { class: "front-line", d: staircase(places, end) })];
   }
 
   #place(trial) {

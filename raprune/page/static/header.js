@@ -19,6 +19,7 @@ export class Header {
     document.title = `${run.name} · raprune`;
     named("run-name").textContent = run.name;
     named("run-asked").textContent = asked(run);
+    named("all-runs").hidden = !run.listed;
     const best = now.best;
     const states = Object.entries(now.states).map(([state, number]) => `${count(number)} ${state.toLowerCase()}`);
     const figures = [

@@ -11,10 +11,11 @@ import { Header } from "./header.js";
 import { Parallel } from "./parallel.js";
 import { Picker } from "./pick.js";
 import { StageList } from "./stages.js";
+import { themes } from "./themes.js";
 import { TrialTable } from "./table.js";
 import { Trend } from "./trend.js";
 import { COSTS, rowsOf, Trials } from "./trials.js";
-import { View } from "./view.js";
+import { choice, View } from "./view.js";
 
 const SLOW_MS = 3000;
 /* History and ablation are looked at now and then, not with every trial. */
@@ -195,17 +196,6 @@ function offer(run) {
   named("over-hours").parentElement.hidden = gpus;
 }
 
-/** The radio buttons of a group set a value of the view. */
-function choice(group, name) {
-  for (const box of document.querySelectorAll(`input[name="${group}"]`)) {
-    box.addEventListener("change", () => view.set({ [name]: box.value }));
-  }
-  view.on([name], () => {
-    const box = document.querySelector(`input[name="${group}"][value="${CSS.escape(view.get(name))}"]`);
-    if (box) box.checked = true;
-  });
-}
-
 /** `#trial=ID` opens that trial, so that an address says what it is about; without one the best is shown at first. */
 function fromAddress() {
   if (view.get("selected") !== null) return;
@@ -226,27 +216,8 @@ function toAddress() {
   );
 }
 
-function themes() {
-  const list = named("theme");
-  list.value = document.documentElement.dataset.theme;
-  list.addEventListener("input", () => {
-    try {
-      if (list.value) localStorage.setItem("raprune-theme", list.value);
-      else localStorage.removeItem("raprune-theme");
-    } catch {
-      // Storage is off: the choice holds for this visit.
-    }
-    globalThis.applyTheme(list.value);
-    view.touch("theme");
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.touch("theme"));
-}
-
-choice("cost", "cost");
-choice("scale", "scale");
-choice("colouring", "colouring");
-choice("over", "over");
-themes();
+for (const name of ["cost", "scale", "colouring", "over"]) choice(view, name);
+themes(() => view.touch("theme"));
 view.derive(["cost"], () => view.set({ front: onFront(view.get("rows")) }));
 view.on(["selected"], toAddress);
 view.on(["revealed"], () => {

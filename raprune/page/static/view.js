@@ -89,3 +89,14 @@ export function whenSeen(host, draw) {
     else stale = true;
   };
 }
+
+/** The radio buttons of the group `name` set the value of that name. */
+export function choice(view, name) {
+  for (const box of document.querySelectorAll(`input[name="${name}"]`)) {
+    box.addEventListener("change", () => view.set({ [name]: box.value }));
+  }
+  view.on([name], () => {
+    const box = document.querySelector(`input[name="${name}"][value="${CSS.escape(view.get(name))}"]`);
+    if (box) box.checked = true;
+  });
+}
