@@ -24,10 +24,7 @@ from raprune.results.timings import Times, read_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
-from raprune.store.rows import SCHEMA, from_row
-
-COLUMNS = [name for name in SCHEMA.names if name != "kept"]
-"""Columns of a trial that are read; the channel indices of thousands of wide networks would fill the memory."""
+from raprune.store.rows import OUTLINE, from_row
 
 BATCH = 256
 """Parts that are read before what they hold is shown."""
@@ -221,7 +218,7 @@ class Feed:
                 self._course.add(trial)
 
     def _take(self, parts: Sequence[str]) -> None:
-        trials = [from_row(found) for found in self.store.rows(COLUMNS, parts)]
+        trials = [from_row(found) for found in self.store.rows(OUTLINE, parts)]
         for trial in trials:
             self._course.add(trial)
         self._trials += trials

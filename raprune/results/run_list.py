@@ -8,19 +8,17 @@ of which this process reads only those that it has not read.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raprune.errors import RapruneError, StoreError
-from raprune.records import Candidate, Trial
+from raprune.records import Trial
 from raprune.results.front import budget_of, floor_of, front_of, starred
 from raprune.results.progress import progress
 from raprune.results.rows import COSTS, CandidateRow, candidates
@@ -29,7 +27,7 @@ from raprune.spec.budget import Budget
 from raprune.store.folder import READERS, RUN_FILE, Store
 from raprune.store.local import write_local
 from raprune.store.record import RunRecord
-from raprune.store.rows import SCHEMA, Row, from_row
+from raprune.store.rows import OUTLINE, from_row
 from raprune.store.run_folders import LostFolder, find_runs
 
 VERSION = 1
@@ -216,7 +214,7 @@ class SummaryReader:
             # Another run, or one of which parts were joined.
             self._read, self._trials = set(), []
         new = [part for part in parts if part not in self._read]
-        self._trials += [_without_channels(row) for row in self.store.rows(_COLUMNS, new)]
+        self._trials += [from_row(row) for row in self.store.rows(OUTLINE, new)]
         self._read.update(new)
         return self._trials
 
@@ -313,32 +311,3 @@ def _fronts(rows: Sequence[CandidateRow], budget: Budget) -> Mapping[str, tuple[
         for cost, some in known.items()
         if some
     }
-
-
-_COLUMNS = [name for name in SCHEMA.names if name != "kept"]
-"""Columns of a trial that are read; the channel indices are most of a trial, and no summary needs them."""
-
-
-@dataclass(frozen=True)
-class _Named(Candidate):
-    """A candidate by its id and its widths; which channels they are is left in the store."""
-
-    recorded_id: str = ""
-    recorded_widths: Mapping[str, int] = field(default_factory=dict)
-
-    @cached_property
-    def id(self) -> str:
-        return self.recorded_id
-
-    @property
-    def widths(self) -> dict[str, int]:
-        return dict(self.recorded_widths)
-
-
-def _without_channels(recorded: Row) -> Trial:
-    trial = from_row(recorded | {"kept": "{}"})
-    if trial.candidate is None:
-        return trial
-    candidate = trial.candidate
-    named = _Named(candidate.method, {}, candidate.settings, recorded["candidate"], json.loads(recorded["widths"]))
-    return replace(trial, candidate=named)

@@ -56,6 +56,9 @@ SCHEMA = pa.schema(
 )
 """One row a trial. Mappings are JSON; `candidate_settings` is null where the candidate has the proposal's settings."""
 
+OUTLINE = tuple(name for name in SCHEMA.names if name != "kept")
+"""Columns of a trial without its channel indices, which are most of its bytes."""
+
 
 def to_row(trial: Trial) -> Row:
     """The trial as one row of `SCHEMA`."""
