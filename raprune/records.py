@@ -4,16 +4,116 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import compress
 from types import MappingProxyType
+from typing import Any
 
 from raprune.spec.budget import Budget
 
 Setting = bool | int | float | str
 """The value of one hyper-parameter of a method."""
+
+_LENGTH = 2
+"""Bytes of the number in front of the bits of each group: the bytes of those bits."""
+
+_TO_BITS = bytes.maketrans(b"01", b"\x00\x01")
+
+
+class KeptChannels(Mapping[str, tuple[int, ...]]):
+    """The channels that stay in each group: group name -> ascending indices, unpacked when they are asked for.
+
+    Thousands of trials hold them: those of a ResNet-50 take 70 KB as tuples of integers, and 1.5 KB as bits. `bits`
+    holds the groups in their order: a length in two bytes, then one bit a channel up to the last one that stays.
+    """
+
+    __slots__ = ("_names", "bits")
+
+    def __init__(self, names: Sequence[str], bits: bytes) -> None:
+        self._names = _shared(tuple(names))
+        self.bits = bits
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Sequence[int]]) -> KeptChannels:
+        """The packed form of a mapping of ascending indices."""
+        return kept if isinstance(kept, KeptChannels) else cls(tuple(kept), b"".join(map(_pack, kept.values())))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Group name -> number of channels that stay."""
+        return {name: piece.bit_count() for name, piece in self._pieces()}
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        for group, piece in self._pieces():
+            if group == name:
+                return _unpack(piece)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, KeptChannels) and self._names == other._names:
+            return self.bits == other.bits
+        return dict(self) == dict(other) if isinstance(other, Mapping) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as any mapping
+
+    def __repr__(self) -> str:
+        return f"KeptChannels({dict(self)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptChannels, (self._names, self.bits)
+
+    def _pieces(self) -> Iterator[tuple[str, int]]:
+        """Each group with its bits as one integer."""
+        bits, at = self.bits, 0
+        for name in self._names:
+            begin = at + _LENGTH
+            at = begin + int.from_bytes(bits[at:begin], "little")
+            yield name, int.from_bytes(bits[begin:at], "little")
+
+
+class GroupRatios(Mapping[str, float]):
+    """Group name -> ratio."""
+
+    __slots__ = ("_names", "_values")
+
+    def __init__(self, names: Sequence[str], values: bytes) -> None:
+        self._names = _shared(tuple(names))
+        self._values = values
+
+    @classmethod
+    def of(cls, ratios: Mapping[str, float]) -> GroupRatios:
+        """The packed form of a mapping."""
+        return ratios if isinstance(ratios, GroupRatios) else cls(tuple(ratios), array("d", ratios.values()).tobytes())
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self._names:
+            raise KeyError(name)
+        return array("d", self._values)[self._names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"GroupRatios({dict(self)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GroupRatios, (self._names, self._values)
 
 
 @dataclass(frozen=True)
@@ -30,8 +130,17 @@ class Candidate:
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kept", MappingProxyType({g: tuple(k) for g, k in self.kept.items()}))
+        object.__setattr__(self, "kept", KeptChannels.of(self.kept))
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
+
+    @classmethod
+    def recorded(
+        cls, method: str, kept: KeptChannels, settings: Mapping[str, Setting], *, candidate_id: str
+    ) -> Candidate:
+        """A candidate with the id under which it was recorded, which is expensive to compute again."""
+        candidate = cls(method, kept, settings)
+        candidate.__dict__["id"] = candidate_id
+        return candidate
 
     @cached_property
     def id(self) -> str:
@@ -41,15 +150,19 @@ class Candidate:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Group name -> how many channels stay."""
-        return {group: len(kept) for group, kept in self.kept.items()}
+        """Group name -> number of channels that stay."""
+        return KeptChannels.of(self.kept).widths
 
     def __hash__(self) -> int:
         return hash(self.id)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A mapping proxy does not pickle; its dictionary does.
-        return Candidate, (self.method, dict(self.kept), dict(self.settings))
+        # A mapping proxy does not pickle; its dictionary does. The id is expensive to compute again.
+        return _candidate, (self.method, self.kept, dict(self.settings), self.id)
+
+
+def _candidate(method: str, kept: KeptChannels, settings: Mapping[str, Setting], candidate_id: str) -> Candidate:
+    return Candidate.recorded(method, kept, settings, candidate_id=candidate_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +225,9 @@ class Proposal:
     """Rung of successive halving that the trial reached. From 1 on it continues `parent`, the rung before."""
     repeat: int = 0
     """Number of the seed of a finalist that is fine-tuned with several seeds, from 0."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep_ratios", GroupRatios.of(self.keep_ratios))
 
     @property
     def trial_id(self) -> str:
@@ -191,3 +307,29 @@ class Trial:
     def network(self) -> str:
         """Name of the trial's own network in the run: `name`, followed by `-s1`, `-s2`, ... for a repeat."""
         return f"{self.name}-s{self.proposal.repeat}" if self.proposal.repeat else self.name
+
+
+@lru_cache(maxsize=256)
+def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The first tuple that was equal to this one: all trials of a network name the same groups."""
+    return names
+
+
+def _pack(channels: Sequence[int]) -> bytes:
+    """Length and bits of one group."""
+    if not channels:
+        return bytes(_LENGTH)
+    digits = bytearray(b"0") * (channels[-1] + 1)
+    for channel in channels:
+        digits[channel] = 49
+    assert digits.count(49) == len(channels), "indices ascend, each once"
+    # Python's integers read the highest digit first.
+    digits.reverse()
+    bits = int(digits, 2).to_bytes((len(digits) + 7) // 8, "little")
+    return len(bits).to_bytes(_LENGTH, "little") + bits
+
+
+def _unpack(bits: int) -> tuple[int, ...]:
+    """Positions of the bits that are set, ascending."""
+    flags = f"{bits:b}".encode()[::-1].translate(_TO_BITS)
+    return tuple(compress(range(len(flags)), flags))

@@ -1,6 +1,6 @@
-"""The page's knowledge of a run: the store is read part by part, as often as somebody looks.
+"""The page's knowledge of a run: the store is read as often as somebody looks, each trial once, without its channels.
 
-A part of the store is never changed, so each is read once. What goes wrong is kept beside what was known before.
+What goes wrong is kept beside what was known before.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ from raprune.results.test_split import UNTESTED, read_test
 from raprune.results.timings import Times, read_times
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
+from raprune.store.new_trials import TrialReader
 from raprune.store.record import RunRecord
-from raprune.store.rows import OUTLINE, from_row
-
-BATCH = 256
-"""Parts that are read before what they hold is shown."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +140,7 @@ class Feed:
         self._test = UNTESTED
         self._times = Times()
         self._reports_due = False
-        self._read: set[str] = set()
-        self._trials: list[Trial] = []
+        self._reader = TrialReader(store)
         self._course = RunHistory(Budget(), 0.0)
         self._generation = ""
 
@@ -184,27 +180,27 @@ class Feed:
         # Apart from all else that is known: they change every second, and nothing is computed from them.
         self.stages = read_stages(self.store, run)
         parts = self.store.parts()
-        if run.created_at != self._run.created_at or not self._read <= set(parts):
+        if run.created_at != self._run.created_at or not self._reader.covers(parts):
             # Another run, or one of which parts were taken away.
             self._forget()
         if run != self._run:
             self._begin(run)
             self._reports_due = True
-        new = [part for part in parts if part not in self._read]
-        for start in range(0, len(new), BATCH):
-            self._take(new[start : start + BATCH])
-            if start + BATCH < len(new):
+        for trials, more in self._reader.read_new(parts):
+            for trial in trials:
+                self._course.add(trial)
+            if more:
                 self._publish(complete=False)
         if self._reports_due:
             # Both are written before `run.json` says that the run is finished.
-            self._test = read_test(self.store, self._trials)
-            self._times = read_times(self.store, self._trials)
+            self._test = read_test(self.store, self._reader.trials)
+            self._times = read_times(self.store, self._reader.trials)
             self._reports_due = False
         self._publish(complete=True)
 
     def _forget(self) -> None:
         self._run, self._generation = RunRecord(), ""
-        self._read, self._trials = set(), []
+        self._reader.forget()
 
     def _begin(self, run: RunRecord) -> None:
         if not self._generation:
@@ -212,17 +208,10 @@ class Feed:
             identity = f"{run.created_at} {self._resets}"
             self._generation = hashlib.sha256(identity.encode()).hexdigest()[:8]
         self._run = run
-        if not self._trials or self._course.budget != budget_of(run):
+        if not self._reader.trials or self._course.budget != budget_of(run):
             self._course = RunHistory(budget_of(run), run.started_at or run.created_at or 0.0)
-            for trial in self._trials:
+            for trial in self._reader.trials:
                 self._course.add(trial)
-
-    def _take(self, parts: Sequence[str]) -> None:
-        trials = [from_row(found) for found in self.store.rows(OUTLINE, parts)]
-        for trial in trials:
-            self._course.add(trial)
-        self._trials += trials
-        self._read |= set(parts)
 
     def _publish(self, *, complete: bool) -> None:
         before = self._known
@@ -231,7 +220,7 @@ class Feed:
             run=self._run,
             test=self._test,
             times=self._times,
-            trials=tuple(self._trials),
+            trials=tuple(self._reader.trials),
             history=tuple(self._course.points),
             complete=complete,
             generation=self._generation,
@@ -242,6 +231,6 @@ class Feed:
             self._known = replace(known, version=known.version + 1)
 
     def _judge(self) -> Pulse:
-        ended_at = max((trial.started_at + trial.seconds for trial in self._trials), default=0.0)
-        longest_s = max((trial.seconds for trial in self._trials), default=0.0)
+        ended_at = max((trial.started_at + trial.seconds for trial in self._reader.trials), default=0.0)
+        longest_s = max((trial.seconds for trial in self._reader.trials), default=0.0)
         return Pulse(live=is_live(self._run, self.stages, ended_at=ended_at, longest_s=longest_s))

@@ -1,8 +1,8 @@
 """The runs of a folder side by side: a summary of each, and its fronts. Open `RunSummary` first, then `RunList`.
 
 A look at a run costs its `run.json` and a listing of its parts. Its trials are read only if either has changed since
-the last look of this process, or of this user: summaries are kept in the user's cache. A run that grows has new parts,
-of which this process reads only those that it has not read.
+the last look of this process, or of this user: summaries are kept in the user's cache. Of a run that
+grows this process reads only the trials that it has not read.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from raprune.results.stages import is_live, read_stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import READERS, RUN_FILE, Store
 from raprune.store.local import write_local
+from raprune.store.new_trials import TrialReader
+from raprune.store.parts import TrialFile
 from raprune.store.record import RunRecord
-from raprune.store.rows import OUTLINE, from_row
 from raprune.store.run_folders import LostFolder, find_runs
 
 VERSION = 1
@@ -179,8 +180,7 @@ class SummaryReader:
         self._digest = ""
         self._run = RunRecord()
         self._summary: RunSummary | None = None
-        self._read: set[str] = set()
-        self._trials: list[Trial] = []
+        self._reader = TrialReader(store)
 
     def look(self) -> ListedRun:
         """The run as of now. What goes wrong is told in its place: one broken run hides no other."""
@@ -198,7 +198,9 @@ class SummaryReader:
 
     def _look(self) -> RunSummary:
         written, parts = self.store.read_bytes(RUN_FILE), self.store.parts()
-        digest = hashlib.sha256("\n".join([str(VERSION), *parts]).encode() + written).hexdigest()
+        digest = hashlib.sha256(
+            "\n".join([str(VERSION), *(part.name for part in parts)]).encode() + written
+        ).hexdigest()
         if self._summary is None or digest != self._digest:
             self._run = self.store.record()
             kept = self._kept(digest) if self._summary is None else None
@@ -208,15 +210,14 @@ class SummaryReader:
             self._digest, self._summary = digest, kept
         return self._summary
 
-    def _all_of(self, parts: Sequence[str]) -> Sequence[Trial]:
-        """The trials of the parts; only those parts are read that were not read before."""
-        if not self._read <= set(parts):
-            # Another run, or one of which parts were joined.
-            self._read, self._trials = set(), []
-        new = [part for part in parts if part not in self._read]
-        self._trials += [from_row(row) for row in self.store.rows(OUTLINE, new)]
-        self._read.update(new)
-        return self._trials
+    def _all_of(self, parts: Sequence[TrialFile]) -> Sequence[Trial]:
+        """The trials of the run; only those are read that were not read before."""
+        if not self._reader.covers(parts):
+            # Another run, or one of which parts were taken away.
+            self._reader.forget()
+        for _ in self._reader.read_new(parts):
+            pass
+        return self._reader.trials
 
     def _kept(self, digest: str) -> RunSummary | None:
         """The summary in the cache, if it is that of the same records."""

@@ -2,13 +2,23 @@
 
     RUN/run.json                          what was asked, and what the dense network is
     RUN/progress.json                     its stages, while a driver works on it
-    RUN/trials/part-000000.parquet, ...   one row a trial; parts are only ever added
+    RUN/trials/part-*, compact-*          one row a trial: Parquet files as `raprune.store.parts` names them
+    RUN/writers/                          the process that writes the trials
     RUN/models/<candidate>/               networks
     RUN/report/                           figures
 
-`pandas.read_parquet("RUN/trials")` and DuckDB's `from 'RUN/trials/*.parquet'` work at any time, without raprune.
-One process writes. A file appears whole or not at all: on a disk it is written under a hidden name in RUN and
-renamed, on S3 and GCS an object is visible once it is complete. Whoever reads needs no lock.
+`pandas.read_parquet("RUN/trials")` and DuckDB's `from 'RUN/trials/*.parquet'` work at any time, without raprune; while
+parts of a run under way are being compacted they may see a trial twice (`trial_id` tells).
+
+A file appears whole or not at all: on a disk it is written under a hidden name in RUN and renamed, on S3 and GCS an
+object is visible once it is complete. Readers need no lock: what a compaction removes while they read they look for
+again.
+
+One process writes the trials. It claims the run by a file in `RUN/writers`, removing those of earlier writers, and
+looks after each part that its file is still there, before it says that the part is recorded. So a writer that was
+replaced, perhaps on a cluster that was believed dead, learns of it with its next part; that part has a name of its own
+and overwrites nothing. A part is written without asking the filesystem first: one fsync of the file and one of its
+folder on a disk, one PUT on S3.
 """
 
 from __future__ import annotations
@@ -22,13 +32,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -37,18 +49,37 @@ from raprune.errors import StoreError
 from raprune.records import Trial
 from raprune.store.address import public_address
 from raprune.store.local import temporary_name, write_local
+from raprune.store.parts import (
+    SMALL_PARTS,
+    TrialFile,
+    compact_name,
+    counting,
+    has_gap,
+    overlap,
+    part_name,
+    parts_of,
+    replaced,
+    to_be_compacted,
+)
 from raprune.store.record import RecordedJob, RunRecord
 from raprune.store.retry import AT_ONCE, Patience, hint_of, passes
-from raprune.store.rows import SCHEMA, Row, from_row, to_row
+from raprune.store.rows import OUTLINE, SCHEMA, Row, from_row, to_row
 
 RUN_FILE = "run.json"
 TRIALS = "trials"
+WRITERS = "writers"
 LOCK = ".lock"
 
 READERS = 8
 """Parts that are read at once."""
+ROWS = 4096
+"""Trials that are unpacked at once."""
 
 T = TypeVar("T")
+
+
+class MissingFileError(StoreError):
+    """A file that is to be read is not there."""
 
 
 class Store:
@@ -76,8 +107,14 @@ class Store:
         self.uri = text if "://" in text else os.path.abspath(os.path.expanduser(text))
         self.name = public_address(self.uri)
         """The URI without what may hold a secret: fit for messages."""
+        self.small_parts = 0
+        """Parts of this writer's run that are not compacted."""
         self._patience = patience
         self._on_wait = on_wait
+        self._writer: str | None = None
+        self._is_replaced = False
+        self._next_part = 0
+        self._ids: set[str] | None = None
 
     def __reduce__(self) -> tuple[Callable[[str, Patience], Store], tuple[str, Patience]]:
         return _reopen, (self.uri, self._patience)
@@ -189,12 +226,29 @@ class Store:
         """
         self.write_json(RUN_FILE, self.run() | dict(changes))
 
+    def claim(self, *, channels: bool = True) -> list[Trial]:
+        """Become the run's only writer, and return the recorded trials, with the channels that stay or without.
+
+        From now on an earlier writer is refused. `append` claims the run by itself; a process that wants to know the
+        trials as well calls this first.
+        """
+        self._claim_run()
+        trials = self.trials(channels=channels)
+        self._ids = {trial.trial_id for trial in trials}
+        return trials
+
     def append(self, trials: Sequence[Trial]) -> None:
-        """Adds the trials as one new part, on the disk before this returns.
+        """Add the trials as one new part, which is durable when this returns.
 
         Raises:
-            StoreError: if a trial of that id is there already: each is recorded once.
+            StoreError: if a trial of that id is recorded already, or if another process writes the run by now.
         """
+        if self._writer is None:
+            self._claim_run()
+        if self._is_replaced:
+            self._check_claim()
+        if self._ids is None:
+            self._ids = {row["trial_id"] for row in self.rows(["trial_id"])}
         ids = [trial.trial_id for trial in trials]
         repeated = sorted({trial_id for i, trial_id in enumerate(ids) if trial_id in self._ids or trial_id in ids[:i]})
         if repeated:
@@ -204,45 +258,76 @@ class Store:
             )
         if not trials:
             return
+        assert self._writer is not None, "claimed above"
         table = pa.Table.from_pylist([to_row(trial) for trial in trials], schema=SCHEMA)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        path = f"{TRIALS}/part-{self._next_part:06d}.parquet"
-        if self.exists(path):
-            raise StoreError(f"{self.name}/{path}: another process writes this run.", hint="Stop one of the two.")
-        self.write_bytes(path, buffer.getvalue())
+        self._write_table(f"{TRIALS}/{part_name(self._next_part, self._writer)}", table)
+        self._check_claim()
         self._next_part += 1
+        self.small_parts += 1
         self._ids.update(ids)
 
-    def trials(self) -> list[Trial]:
-        """All recorded trials, in the order in which they were appended."""
-        return [from_row(row) for row in self.rows()]
+    def compact(self, above: int = SMALL_PARTS) -> int:
+        """Put the parts together if there are more than `above`; return the number of files that became one.
 
-    def rows(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> list[Row]:
+        Only the writer of the run compacts it; it may do so while it appends. A process that ends at any point of this
+        leaves every trial readable once; the next compaction removes what it left.
+
+        Raises:
+            StoreError: if a part cannot be read, or if another process writes the run by now; the parts stay.
+        """
+        assert self._writer is not None, "the run is claimed first"
+        found = parts_of(self.names(TRIALS))
+        self._delete(replaced(found))
+        known = counting(found)
+        batch = to_be_compacted(known, above)
+        self.small_parts = sum(not part.is_compact for part in known if part not in batch)
+        if batch:
+            self._write_table(f"{TRIALS}/{compact_name(batch, self._writer)}", self._read_parts(batch, SCHEMA))
+            self._check_claim()
+            self._delete(batch)
+        return len(batch)
+
+    def trials(self, only: Collection[str] | None = None, *, channels: bool = True) -> list[Trial]:
+        """The recorded trials in the order of their records: all, or those of the ids in `only`.
+
+        Without `channels` the channels that stay are left in the store, which is nine tenths of the bytes.
+        """
+        table = self.table(None if channels else OUTLINE)
+        if only is not None:
+            table = table.filter(pc.is_in(table["trial_id"], value_set=pa.array(sorted(only), pa.string())))
+        return [from_row(row) for row in _rows(table)]
+
+    def rows(self, columns: Sequence[str] | None = None, parts: Sequence[TrialFile] | None = None) -> list[Row]:
         """The recorded trials as rows of `SCHEMA`, or of some columns of it, in the order of their records."""
-        return list(self.table(columns, parts).to_pylist())
+        return list(_rows(self.table(columns, parts)))
 
-    def table(self, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> pa.Table:
-        """The recorded trials, or those of some of the `parts`, as one table of `SCHEMA` or of some columns of it."""
-        names = self.parts() if parts is None else parts
+    def table(self, columns: Sequence[str] | None = None, parts: Sequence[TrialFile] | None = None) -> pa.Table:
+        """The recorded trials, or those of some of the `parts`, as one table of `SCHEMA` or of some columns of it.
+
+        Raises:
+            MissingFileError: if one of the `parts` is not there any more: it was compacted since they were listed.
+        """
         wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
-
-        def part(name: str) -> pa.Table:
-            content = self._content(f"{TRIALS}/{name}")
+        if parts is not None:
+            return self._read_parts(parts, wanted)
+        listed = self.parts()
+        while True:
             try:
-                return pq.ParquetFile(pa.BufferReader(content)).read(columns=wanted.names)
-            except (OSError, ValueError, pa.ArrowException) as error:
-                # Not the filesystem's failure, whatever pyarrow calls it: the content is here.
-                raise pa.ArrowInvalid(f"{name}: {error}") from error
+                return self._read_parts(listed, wanted)
+            except MissingFileError:
+                before, listed = listed, self.parts()
+                if before == listed:
+                    raise
 
-        def read() -> pa.Table:
-            # Not by pyarrow.dataset, which loads pandas: half a second of every command that reads a run.
-            with ThreadPoolExecutor(READERS) as readers:
-                found = [wanted.empty_table(), *readers.map(part, names)]
-            # Columns that a part lacks, as it is older than they are, come out null.
-            return pa.concat_tables(found, promote_options="default").select(wanted.names)
-
-        return self._try("read", TRIALS, read)
+    def parts(self) -> list[TrialFile]:
+        """The files that hold each recorded trial once, in the order of their records; none is ever changed."""
+        found = parts_of(self.names(TRIALS))
+        while has_gap(found):
+            before, found = found, parts_of(self.names(TRIALS))
+            if before == found:
+                # Somebody has taken a part away, such as a damaged one.
+                break
+        return counting(found)
 
     def exists(self, rel: str) -> bool:
         """True if the folder holds the file `rel`."""
@@ -251,10 +336,6 @@ class Store:
             return bool(self._filesystem.get_file_info(f"{self._path}/{rel}").type == pafs.FileType.File)
 
         return self._try("read", rel, is_file)
-
-    def parts(self) -> list[str]:
-        """The names of the files of trials, in the order in which they were added; none is ever changed."""
-        return [name for name in self.names(TRIALS) if re.fullmatch(r"part-\d+\.parquet", name)]
 
     def inside(self, name: str) -> Store:
         """The folder `name` in this folder, on the filesystem that this one has opened."""
@@ -360,7 +441,7 @@ class Store:
         if "://" not in self.uri:
             return pafs.LocalFileSystem(), self.uri
         try:
-            filesystem, path = pafs.FileSystem.from_uri(self.uri)
+            filesystem, path = pafs.FileSystem.from_uri(_with_one_put(self.uri))
         except (pa.ArrowException, OSError, ValueError) as error:
             if passes(error):
                 # S3 is asked for the bucket's region.
@@ -379,13 +460,71 @@ class Store:
     def _path(self) -> str:
         return self._opened[1]
 
-    @cached_property
-    def _ids(self) -> set[str]:
-        return {row["trial_id"] for row in self.rows(["trial_id"])}
+    def _claim_run(self) -> None:
+        writer = uuid.uuid4().hex[:8]
+        self.write_json(f"{WRITERS}/{writer}", {"host": socket.gethostname(), "process": os.getpid()})
+        for name in self.names(WRITERS):
+            if name != writer:
+                self.remove(f"{WRITERS}/{name}")
+        # Listed once no other writer can add a part that it calls recorded.
+        parts = self.parts()
+        self._writer = writer
+        self._next_part = 1 + max((part.last for part in parts), default=-1)
+        self.small_parts = sum(not part.is_compact for part in parts)
 
-    @cached_property
-    def _next_part(self) -> int:
-        return 1 + max((int(re.sub(r"\D", "", name)) for name in self.parts()), default=-1)
+    def _check_claim(self) -> None:
+        """Raise if another process has claimed the run. Written parts stay: the other process may know them."""
+        self._is_replaced = self._is_replaced or not self.exists(f"{WRITERS}/{self._writer}")
+        if self._is_replaced:
+            raise StoreError(
+                f"{self.name}: another process writes this run.",
+                hint=f"See how far it is: raprune status {self.name}   What it records stays; this process ends.",
+            )
+
+    def _read_parts(self, parts: Sequence[TrialFile], wanted: pa.Schema) -> pa.Table:
+        """The trials of these files as one table, each once."""
+        twice = overlap(parts)
+        names = [*wanted.names, *(["trial_id"] if twice and "trial_id" not in wanted.names else [])]
+
+        def part(name: str) -> pa.Table:
+            content = self._content(f"{TRIALS}/{name}")
+            try:
+                return pq.ParquetFile(pa.BufferReader(content)).read(columns=names)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                # Not the filesystem's failure, whatever pyarrow calls it: the content is here.
+                raise pa.ArrowInvalid(f"{name}: {error}") from error
+
+        def read() -> pa.Table:
+            # Not by pyarrow.dataset, which loads pandas: half a second of every command that reads a run.
+            with ThreadPoolExecutor(READERS) as readers:
+                found = [wanted.empty_table(), *readers.map(part, [each.name for each in parts])]
+            # Columns that a part lacks, as it is older than they are, come out null.
+            table = pa.concat_tables(found, promote_options="default")
+            if twice:
+                ids = table["trial_id"].to_pylist()
+                table = table.take(sorted({trial_id: at for at, trial_id in reversed(list(enumerate(ids)))}.values()))
+            return table.select(wanted.names)
+
+        return self._try("read", TRIALS, read)
+
+    def _write_table(self, rel: str, table: pa.Table) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write_bytes(rel, buffer.getvalue())
+
+    def _delete(self, parts: Sequence[TrialFile]) -> None:
+        """Remove files of trials that were seen in a listing."""
+
+        def delete(part: TrialFile) -> None:
+            def act() -> None:
+                # The call before this one may have been cut off after it had removed the file.
+                with contextlib.suppress(FileNotFoundError):
+                    self._filesystem.delete_file(f"{self._path}/{TRIALS}/{part.name}")
+
+            self._try("remove", f"{TRIALS}/{part.name}", act)
+
+        with ThreadPoolExecutor(READERS) as readers:
+            list(readers.map(delete, parts))
 
     def _write_remote(self, rel: str, content: bytes) -> None:
         final = f"{self._path}/{rel}"
@@ -425,7 +564,8 @@ class Store:
                 if wait_s is None:
                     waited = f" (tried {failures} times)" if failures > 1 else ""
                     where = f"{self.name}/{rel}".rstrip("/")
-                    raise StoreError(f"{where}: cannot {verb}{waited}: {reason}.", hint=hint_of(error, verb)) from error
+                    kind = MissingFileError if isinstance(error, FileNotFoundError) else StoreError
+                    raise kind(f"{where}: cannot {verb}{waited}: {reason}.", hint=hint_of(error, verb)) from error
                 if failures == 1 and self._on_wait is not None:
                     self._on_wait(
                         f"{self.name} does not answer: {reason}. Waiting up to {self._patience.total_s:.0f} s."
@@ -451,6 +591,19 @@ class Store:
         for secret in sorted({part for found in secrets for part in (found, *found.split(":")) if part}, key=len)[::-1]:
             text = text.replace(secret, "***")
         return text
+
+
+def _rows(table: pa.Table) -> Iterator[Row]:
+    """The rows of a table, some thousands at a time: all of them as Python's objects would fill the memory."""
+    for batch in table.to_batches(max_chunksize=ROWS):
+        yield from batch.to_pylist()
+
+
+def _with_one_put(uri: str) -> str:
+    """The URI with the option by which a small object is one request on S3, instead of three."""
+    if not uri.startswith("s3://") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def _reopen(uri: str, patience: Patience) -> Store:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pyarrow as pa
 
-from raprune.records import Candidate, CandidateOutline, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.records import Candidate, CandidateOutline, KeptChannels, Metrics, Proposal, Stage, Trial, TrialState
 from raprune.spec.budget import Budget
 
 Row = dict[str, Any]
@@ -35,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("candidate_settings", pa.string()),
         pa.field("widths", pa.string()),
         pa.field("kept", pa.string()),
+        pa.field("kept_bits", pa.binary()),
         pa.field("val_accuracy", pa.float64()),
         pa.field("val_loss", pa.float64()),
         pa.field("flops", pa.int64()),
@@ -54,9 +56,13 @@ SCHEMA = pa.schema(
         pa.field("worker", pa.string(), nullable=False),
     ]
 )
-"""One row a trial. Mappings are JSON; `candidate_settings` is null where the candidate has the proposal's settings."""
+"""One row a trial. Mappings are JSON; `candidate_settings` is null where the candidate has the proposal's settings.
 
-OUTLINE = tuple(name for name in SCHEMA.names if name != "kept")
+`kept_bits` holds the channels that stay, packed as `raprune.records.KeptChannels.bits` in the order of `widths`. Rows
+of versions without that column have them as JSON in `kept`.
+"""
+
+OUTLINE = tuple(name for name in SCHEMA.names if name not in ("kept", "kept_bits"))
 """Columns of a trial without its channel indices, which are most of its bytes."""
 
 
@@ -97,7 +103,7 @@ def to_row(trial: Trial) -> Row:
             "candidate": candidate.id,
             "candidate_settings": None if own == settings else json.dumps(own),
             "widths": json.dumps(candidate.widths),
-            "kept": json.dumps(dict(candidate.kept), separators=(",", ":")),
+            "kept_bits": KeptChannels.of(candidate.kept).bits,
         }
     if metrics is not None:
         row |= {
@@ -115,7 +121,7 @@ def to_row(trial: Trial) -> Row:
 
 
 def from_row(row: Row) -> Trial:
-    """The trial that `to_row` made the row of. A row without the column `kept` gives a `CandidateOutline`."""
+    """The trial that `to_row` made the row of. A row of `OUTLINE` gives a `CandidateOutline`."""
     settings = json.loads(row["settings"])
     proposal = Proposal(
         number=row["number"],
@@ -128,7 +134,7 @@ def from_row(row: Row) -> Trial:
         stage=Stage(row["stage"]),
         parent=row["parent"],
         step=row["step"],
-        # Null in stores of before the columns were there.
+        # Null in rows of versions without these columns.
         rung=row["rung"] or 0,
         repeat=row["repeat"] or 0,
     )
@@ -136,12 +142,15 @@ def from_row(row: Row) -> Trial:
     metrics = None
     if row["candidate"] is not None:
         own = settings if row["candidate_settings"] is None else json.loads(row["candidate_settings"])
-        if "kept" in row:
+        # The names of the groups are the same in thousands of trials.
+        widths = {sys.intern(group): width for group, width in json.loads(row["widths"]).items()}
+        if row.get("kept_bits") is not None:
+            kept = KeptChannels(tuple(widths), row["kept_bits"])
+            candidate = Candidate.recorded(row["method"], kept, own, candidate_id=row["candidate"])
+        elif row.get("kept") is not None:
             candidate = Candidate(row["method"], json.loads(row["kept"]), own)
         else:
-            candidate = CandidateOutline(
-                id=row["candidate"], method=row["method"], settings=own, widths=json.loads(row["widths"])
-            )
+            candidate = CandidateOutline(id=row["candidate"], method=row["method"], settings=own, widths=widths)
     if row["flops"] is not None:
         metrics = Metrics(
             accuracy=row["val_accuracy"],
@@ -150,7 +159,7 @@ def from_row(row: Row) -> Trial:
             params=row["params"],
             flops_fraction=row["flops_fraction"],
             params_fraction=row["params_fraction"],
-            # Stores of before the column was there.
+            # Null in rows of versions without this column.
             zeros=row["zeros"] or 0,
             latency_ms=row["latency_ms"],
             latency_fraction=row["latency_fraction"],

@@ -43,7 +43,7 @@ def test_the_rows_are_those_that_the_whole_trials_give(store: Store) -> None:
 def test_a_part_is_read_once(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
-    Path(store.uri, "trials", store.parts()[0]).write_bytes(b"no longer Parquet")
+    Path(store.uri, "trials", store.parts()[0].name).write_bytes(b"no longer Parquet")
     store.append([trial(77, accuracy=0.5)])
     after = looked(feed)
     assert feed.away is None
@@ -130,7 +130,7 @@ def test_another_run_in_the_folder_is_another_generation(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
     for part in store.parts():
-        Path(store.uri, "trials", part).unlink()
+        Path(store.uri, "trials", part.name).unlink()
     Path(store.uri, RUN_FILE).write_text(json.dumps(RUN | {"created_at": 1.9e9}))
     Store(store.uri).append([trial(3)])
     after = looked(feed)
@@ -141,7 +141,7 @@ def test_another_run_in_the_folder_is_another_generation(store: Store) -> None:
 def test_a_part_that_was_taken_away_begins_anew(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
-    Path(store.uri, "trials", store.parts()[-1]).unlink()
+    Path(store.uri, "trials", store.parts()[-1].name).unlink()
     after = looked(feed)
     assert after.generation != before.generation
     assert len(after.trials) == len(after.history) == len(before.trials) - 1
@@ -190,7 +190,7 @@ def test_stages_that_change_are_no_new_version(store: Store) -> None:
 
 
 def test_parts_of_many_trials_are_shown_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raprune.page.feed.BATCH", 2)
+    monkeypatch.setattr("raprune.store.new_trials.BATCH", 2)
     store = make_run(tmp_path / "run")
     seen: list[tuple[int, bool]] = []
 

@@ -15,6 +15,7 @@ from raprune.results.rows import candidates
 from raprune.results.run_list import ListedRun, RunList, list_runs, summarize
 from raprune.results.stages import FILE, SEARCH, Stages
 from raprune.store.folder import RUN_FILE, Store
+from raprune.store.parts import TrialFile
 from raprune.store.record import RunRecord
 from raprune.store.rows import Row
 from tests.factories import LIVE_RUN, live_trial, make_short_run
@@ -32,9 +33,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     rows = Store.rows
 
-    def noted(self: Store, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> list[Row]:
+    def noted(self: Store, columns: Sequence[str] | None = None, parts: Sequence[TrialFile] | None = None) -> list[Row]:
         if columns is not None and "kept" not in columns:
-            found.extend(self.parts() if parts is None else parts)
+            found.extend(part.name for part in (self.parts() if parts is None else parts))
         return rows(self, columns, parts)
 
     monkeypatch.setattr(Store, "rows", noted)
@@ -129,7 +130,7 @@ def test_look_at_a_run_that_grows_reads_only_what_is_new(tmp_path: Path, read: l
     store.append([live_trial(50, fraction=0.29, accuracy=0.999)])
     read.clear()
     after = named(runs.look(), "grows").summary
-    assert read == ["part-000001.parquet"]
+    assert read == [store.parts()[-1].name]
     assert before is not None and after is not None and after == summarize(store.record(), store.trials())
     assert after.best is not None and after.best.trial_id == "search-00050" and after.searched == before.searched + 1
     # Another process, which knows the run as it was when it was last kept.
@@ -147,14 +148,13 @@ def test_change_of_the_run_itself_is_seen(tmp_path: Path, cache: Path) -> None:
         ]
 
 
-def test_parts_that_were_joined_are_read_again_and_give_the_same(tmp_path: Path) -> None:
+def test_run_that_is_compacted_gives_the_same_summary(tmp_path: Path) -> None:
     store = make_short_run(tmp_path / "runs" / "run")
     runs = RunList(Store(tmp_path / "runs"))
-    store.append([live_trial(50)])
-    before, trials = runs.look(), store.trials()
-    for part in store.parts():
-        store.remove(f"trials/{part}")
-    Store(store.uri).append(trials)
+    for number in (50, 51):
+        store.append([live_trial(number)])
+    before = runs.look()
+    assert store.compact(above=1) == 2
     assert [run.summary for run in runs.look()] == [run.summary for run in before]
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.dataset as pads
@@ -71,7 +72,7 @@ def test_trials_folder_is_read_without_raprune(tmp_path: Path) -> None:
         "search-00002",
     ]
     assert pq.read_table(tmp_path / "trials").schema.equals(SCHEMA)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "trials"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "trials", "writers"]
 
 
 def test_run_without_records_has_no_trials(tmp_path: Path) -> None:
@@ -132,9 +133,13 @@ def test_second_writer_overwrites_nothing(tmp_path: Path) -> None:
     first.create(RunRecord())
     second.append([complete(0)])
     first.append([complete(1)])
-    with pytest.raises(StoreError, match="another process writes this run"):
-        second.append([complete(2)])
-    assert [trial.trial_id for trial in first.trials()] == ["search-00000", "search-00001"]
+    for number in (1, 2, 3):
+        with pytest.raises(StoreError, match="another process writes this run"):
+            second.append([replace(complete(number), worker="second")])
+    first.append([complete(4)])
+    # A writer learns with its next part that it was replaced; that part is the last one that it writes.
+    assert [part.first for part in first.parts()] == [0, 1, 1, 2]
+    assert [trial.proposal.number for trial in Store(tmp_path).trials()] == [0, 1, 4], "each once"
 
 
 def test_lock_of_a_run_is_held_until_its_process_ends_or_dies(tmp_path: Path) -> None:
@@ -186,7 +191,7 @@ def test_part_that_lacks_a_column_is_read_with_nulls(tmp_path: Path) -> None:
     store.create(RunRecord())
     for number in range(3):
         store.append([complete(number)])
-    path = tmp_path / "trials" / "part-000001.parquet"
+    path = tmp_path / "trials" / store.parts()[1].name
     pq.write_table(pq.read_table(path).drop_columns(["rung", "zeros"]), path)
     table = store.table()
     assert table.schema == SCHEMA and table["trial_id"].to_pylist() == [complete(n).trial_id for n in range(3)]
@@ -208,9 +213,9 @@ def test_damaged_part_is_named(tmp_path: Path, damage: Callable[[bytes], bytes])
     store.create(RunRecord())
     store.append([complete(0)])
     store.append([complete(1)])
-    path = tmp_path / "trials" / "part-000001.parquet"
+    path = tmp_path / "trials" / store.parts()[1].name
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(StoreError, match=r"part-000001\.parquet") as caught:
+    with pytest.raises(StoreError, match=r"part-000001-\w+\.parquet") as caught:
         store.trials()
     assert "damaged" in caught.value.hint
 
@@ -254,7 +259,7 @@ except StoreError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "no room left" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "run.json", "trials"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "run.json", "trials", "writers"]
     assert Store(tmp_path).names("models/a") == []
     assert Store(tmp_path).trials() == [complete(0)]
 
@@ -308,7 +313,7 @@ def test_run_on_s3_is_stored_and_read(bucket: str) -> None:
     assert again.trials() == [complete(0), complete(1), complete(2)]
     assert again.run() == {"seed": 3}
     assert again.read_bytes("report/front.png") == b"png"
-    assert again.names("trials") == ["part-000000.parquet", "part-000001.parquet"]
+    assert [part.numbers for part in again.parts()] == [range(1), range(1, 2)]
     with pytest.raises(StoreError, match="holds a run already"):
         again.create(RunRecord())
     with pytest.raises(StoreError, match="is recorded already"):
