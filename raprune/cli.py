@@ -654,11 +654,20 @@ def prune(
     spec = _spec(job, assignments, _given(ctx, but=("output",)))
     console = _console()
     with _loading(console) as stages:
+        from raprune.checks.diagnosis import examine
         from raprune.pruning.export import prune_once
         from raprune.report.terminal import print_single
 
-        made = prune_once(spec, method=method, allocation=allocation, folder=output, finetune=finetune, stages=stages)
-    print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console)
+        made = prune_once(
+            spec,
+            method=method,
+            allocation=allocation,
+            folder=output,
+            finetune=finetune,
+            stages=stages,
+            examine=examine,
+        )
+    print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console, warnings=made.warnings)
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raprune.checks.symptoms import SAMPLE_IMAGES, Accuracy
+from raprune.checks.symptoms import SAMPLE_IMAGES, Accuracy, cannot_classify
 from raprune.data.dataset import Split
 from raprune.data.host import ImageSplit
 from raprune.data.normalisation import Normalisation, common, measure
 from raprune.pruning.workload import Workload
-from raprune.training.evaluate import evaluate
+from raprune.training.evaluate import Evaluation, evaluate
 
 _SCREENED = 250
 """Number of validation images that select the promising normalisations, before the whole sample decides."""
@@ -51,6 +51,18 @@ def accuracy_on_training(workload: Workload) -> Accuracy:
     rows = np.random.default_rng(workload.spec.seed).permutation(len(train))[:SAMPLE_IMAGES]
     # All training images may be too many for the device.
     return _accuracy(workload, workload.place(Split(train.images[rows], train.labels[rows])))
+
+
+def examine(workload: Workload, validation: Evaluation) -> list[str]:
+    """Return the warnings about a dense network that was evaluated on the validation split, before anything is cut."""
+    measured = Accuracy(validation.accuracy, len(workload.data.validation))
+    doubt = cannot_classify(
+        measured,
+        accuracy_on_training(workload),
+        chance=workload.data.chance,
+        has_weights=workload.spec.weights is not None,
+    )
+    return [] if doubt is None else [doubt]
 
 
 def better_normalisation(workload: Workload) -> BetterNormalisation | None:

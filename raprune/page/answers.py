@@ -78,6 +78,7 @@ def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *
         "state": run.state,
         "live": known.pulse.live,
         "stopped": run.stopped,
+        "warnings": [without_secrets(sentence) for sentence in run.warnings],
         "created_at": run.created_at,
         "started_at": run.started_at,
         "finished_at": run.finished_at,

@@ -26,7 +26,7 @@ from raprune.store.folder import Store
 from raprune.store.networks import RECIPE, copy_network, find_network
 from raprune.store.record import RunRecord
 from raprune.store.scores import Statistics
-from raprune.training.evaluate import evaluate
+from raprune.training.evaluate import Evaluation, evaluate
 from raprune.training.loop import Epoch
 
 
@@ -37,6 +37,8 @@ class Single:
     trial: Trial
     dense_accuracy: float
     """Validation accuracy of the dense network."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about the dense network, one sentence or more each."""
 
 
 def prune_once(
@@ -47,10 +49,12 @@ def prune_once(
     folder: str | None = None,
     finetune: bool = False,
     stages: Stages | None = None,
+    examine: Callable[[Workload, Evaluation], Sequence[str]] | None = None,
 ) -> Single:
     """Prune the network of `spec` once, to its budget; with `folder`, write recipe and weights there.
 
-    A network without weights is trained first. `stages` follows.
+    A network without weights is trained first. `stages` follows. `examine` gives the warnings about the dense network,
+    from its evaluation on the validation split.
 
     Raises:
         UsageError: if a name or a setting is wrong or the budget is out of reach; nothing was trained then.
@@ -79,6 +83,7 @@ def prune_once(
         batch_size=spec.search.eval_batch_size,
         precision=spec.search.eval_precision,
     )
+    warnings = () if examine is None else tuple(examine(workload, dense))
     pruner = Pruner(
         workload,
         prepared.graph,
@@ -107,7 +112,7 @@ def prune_once(
     if store is not None:
         _save(store, result, pruner, spec)
     stages.end()
-    return Single(result.trial, dense.accuracy)
+    return Single(result.trial, dense.accuracy, warnings)
 
 
 def _tell_epoch(stages: Stages, epoch: Epoch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -37,6 +38,7 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
         told = {"stages": None if stages is None else stages.to_json()}
         console.out(json.dumps({"state": run.state} | now.to_json() | told, indent=2), highlight=False)
         return
+    print_warnings(run.warnings, console=console)
     console.print(render_progress(now))
     if stages is not None and stages.current is not None:
         ago = max(0.0, time.time() - stages.written_at)
@@ -76,6 +78,7 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
     if as_json:
         console.out(json.dumps([row.to_json() for row in rows], indent=2), highlight=False)
     else:
+        print_warnings(run.warnings, console=console)
         for row in rows:
             if row.starred:
                 console.print(summary(row, run, times), highlight=False, markup=False)
@@ -116,8 +119,11 @@ def print_pick(
     console.print(hint, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, console: Console) -> None:
-    """Prints one network that was made without a search, beside the dense one."""
+def print_single(
+    trial: Trial, spec: SearchSpec, *, dense_accuracy: float, console: Console, warnings: Sequence[str] = ()
+) -> None:
+    """Prints one network that was made without a search, beside the dense one, after warnings about that."""
+    print_warnings(warnings, console=console)
     assert trial.metrics is not None
     dense = DenseRecord(
         val_accuracy=dense_accuracy,
@@ -126,6 +132,12 @@ def print_single(trial: Trial, spec: SearchSpec, *, dense_accuracy: float, conso
     )
     run = RunRecord(spec=spec.model_dump(mode="json"), dense=dense)
     console.print(render_rows(with_times(candidates([trial]), Times()), run, UNTESTED, width=console.width))
+
+
+def print_warnings(warnings: Sequence[str], *, console: Console) -> None:
+    """Prints warnings about a dense network, one sentence or more each."""
+    for sentence in warnings:
+        console.print(f"Warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_next(store: Store, console: Console, network: str | None) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raprune.checks.diagnosis import accuracy_on_training, accuracy_on_validation, better_normalisation
+from raprune.checks.diagnosis import accuracy_on_training, accuracy_on_validation, better_normalisation, examine
 from raprune.cli import _assignment
 from raprune.data.dataset import Dataset, Split
 from raprune.data.normalisation import common
 from raprune.pruning.workload import Workload
 from raprune.spec.job import SearchSpec
+from raprune.training.evaluate import Evaluation
 
 
 class Threshold(nn.Module):
@@ -67,6 +68,16 @@ def test_accuracies_are_those_of_the_splits() -> None:
     assert (accuracy_on_validation(held).value, accuracy_on_validation(held).images) == (0.5, 400)
     many = accuracy_on_training(workload(mean=0.5, std=0.5, count=2500))
     assert (many.value, many.images) == (1.0, 2000)
+
+
+@pytest.mark.parametrize(("mean", "std", "accuracy"), [(0.0, 1.0, 0.5), (0.5, 0.5, 0.6)])
+def test_examination_of_a_network_that_cannot_classify_warns(mean: float, std: float, accuracy: float) -> None:
+    (warning,) = examine(workload(mean=mean, std=std), Evaluation(accuracy, 1.0))
+    assert f"The dense network scores {accuracy:.1%} on" in warning
+
+
+def test_examination_of_a_network_that_classifies_gives_no_warning() -> None:
+    assert examine(workload(mean=0.5, std=0.5), Evaluation(1.0, 0.1)) == []
 
 
 @pytest.mark.parametrize("channels", [1, 3])

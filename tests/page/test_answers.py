@@ -103,6 +103,12 @@ def test_the_pick_is_that_of_the_command_line(store: Store, known: KnownRun, ask
     assert answers.pick_row(known, asked) == printed
 
 
+def test_warnings_of_the_run_are_told_without_secrets(known: KnownRun) -> None:
+    warned = replace(known, run=known.run.model_copy(update={"warnings": (f"Not on s3://key:{SECRET}@bucket.",)}))
+    assert answers.describe_run(warned, None, STAGES, name="run")["warnings"] == ["Not on s3://bucket."]
+    assert answers.describe_run(known, None, STAGES, name="run")["warnings"] == []
+
+
 @pytest.mark.parametrize("text", ["x", "0", "1.1", "-0.3", "nan", "inf", "1e400", "0,3"])
 @pytest.mark.parametrize("name", ["flops", "params", "min_accuracy"])
 def test_a_pick_that_is_no_fraction_is_refused(known: KnownRun, name: str, text: str) -> None:

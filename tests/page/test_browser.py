@@ -147,6 +147,19 @@ def test_the_stages_are_listed_with_bar_and_time_left(open_page: Open, store: St
         store.remove(FILE)
 
 
+def test_warnings_of_the_run_are_shown_and_pushed(page: Page, store: Store) -> None:
+    warnings = page.locator("#warnings")
+    expect(warnings).to_be_hidden()
+    try:
+        store.note({"warnings": [f"The dense network {HOSTILE} scores 9.7%.", "Another one."]})
+        expect(warnings.locator("li")).to_have_text(
+            [f"Warning: The dense network {HOSTILE} scores 9.7%.", "Warning: Another one."]
+        )
+    finally:
+        store.note({"warnings": []})
+    expect(warnings).to_be_hidden()
+
+
 def test_rows_in_the_browser_are_those_of_the_command_line(page: Page, store: Store) -> None:
     found = page.evaluate(
         """async () => {

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import save as save_arrays
+from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
+from raprune.cli import app
 from raprune.errors import ModelError, RapruneError, StoreError, UsageError
 from raprune.models import build_model
 from raprune.pruning.artifact import load, read_recipe
@@ -202,6 +205,17 @@ def test_a_network_pruned_alone_meets_its_budget_and_loads(tmp_path: Path) -> No
     assert sum(p.numel() for p in loaded.parameters()) == made.trial.metrics.params
     with pytest.raises(StoreError, match="holds a recipe"):
         prune_once(SPEC, method="l2", allocation="uniform", folder=str(tmp_path))
+
+
+def test_prune_of_weights_that_classify_nothing_prints_the_warning(tmp_path: Path) -> None:
+    weights = tmp_path / "random.safetensors"
+    torch.manual_seed(0)
+    save_file(dense(SPEC).state_dict(), weights)
+    words = ["prune", "--model", "digits-net", "--data", "digits", "--weights", str(weights), "--budget-flops", "0.3"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (warning,) = [line for line in done.output.splitlines() if line.startswith("Warning: ")]
+    assert "where a constant guess scores" in warning and "belong to another task or checkpoint" in warning
 
 
 def test_settings_of_the_job_are_those_of_the_network() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def test_front_json_is_the_contract(run: Store) -> None:
     assert all(keys <= row.keys() for row in rows)
     assert rows[-1]["test_accuracy"] == pytest.approx(rows[-1]["val_accuracy"] - 0.004)
     assert all(row["dense_test_accuracy"] == 0.9778 for row in rows)
+
+
+@pytest.mark.parametrize("show", [print_status, print_front])
+def test_warnings_of_the_run_are_printed_with_its_results(show: Callable[..., None], tmp_path: Path) -> None:
+    make_run(tmp_path).note({"warnings": ["The dense network scores 9.7% on [bold] images."]})
+    console = printed()
+    show(str(tmp_path), console=console)
+    assert "Warning: The dense network scores 9.7% on [bold] images." in text(console)
 
 
 @pytest.mark.parametrize("width", [80, 140])

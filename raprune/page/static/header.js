@@ -20,6 +20,7 @@ export class Header {
     named("run-name").textContent = run.name;
     named("run-asked").textContent = asked(run);
     named("all-runs").hidden = !run.listed;
+    this.#warn(run.warnings ?? []);
     const best = now.best;
     const states = Object.entries(now.states).map(([state, number]) => `${count(number)} ${state.toLowerCase()}`);
     const figures = [
@@ -49,6 +50,13 @@ export class Header {
     );
     this.#said(now, run);
     this.#line();
+  }
+
+  /** Warnings about the dense network, as the search printed them. */
+  #warn(warnings) {
+    named("warnings").hidden = warnings.length === 0;
+    const items = warnings.map((text) => element("li", {}, element("strong", {}, "Warning: "), text));
+    refill(named("warnings"), items);
   }
 
   /** For those who do not see the figures change: at most once in twenty seconds, and at the end. */
