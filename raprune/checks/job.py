@@ -8,17 +8,22 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
 from raprune.checks.contract import checks_of, examine
 from raprune.checks.diagnosis import accuracy_on_training, accuracy_on_validation, better_normalisation
 from raprune.checks.inspect import Inspection
+from raprune.checks.memory import described, too_small, workers_a_card
 from raprune.checks.symptoms import cannot_classify
 from raprune.cost.flops import CostModel
 from raprune.data import ignored
 from raprune.data.dataset import Dataset
-from raprune.errors import MethodError, ModelError
+from raprune.data.residence import device_memory
+from raprune.data.standard import stand_in
+from raprune.errors import MethodError, ModelError, RapruneError
 from raprune.methods import method_named
+from raprune.pruning.memory import worker_memory
 from raprune.pruning.preparation import Steps, check_output, job_data, prepare, without_excluded
 from raprune.pruning.workload import Workload, build_workload
 from raprune.sampling.warm_start import Identity, read
@@ -34,7 +39,12 @@ def check(spec: SearchSpec, *, console: Console) -> None:
         RapruneError: at the first step that fails; the hint says what to do.
     """
     check_output(Store(spec.output))
-    prepared = prepare(spec, _Printed(spec, console))
+    steps = _Printed(spec, console)
+    try:
+        prepared = prepare(spec, steps)
+    except RapruneError:
+        steps.estimate_without_files()
+        raise
     if spec.warm_start:
         graph, data = prepared.graph, prepared.data
         read(spec.warm_start, Identity(graph.architecture, data.fingerprint, prepared.given_weights))
@@ -48,8 +58,12 @@ class _Printed(Steps):
     def __init__(self, spec: SearchSpec, console: Console) -> None:
         self._spec = spec
         self._console = console
+        self._are_names_known = False
+        self._workload: Workload | None = None
+        self._graph: ChannelGraph | None = None
 
     def named(self, spec: SearchSpec) -> None:
+        self._are_names_known = True
         if spec.methods:
             self._print("methods", ", ".join(spec.methods))
         if spec.allocations:
@@ -61,6 +75,7 @@ class _Printed(Steps):
         self._warn(ignored(self._spec.data, data))
 
     def built(self, workload: Workload) -> None:
+        self._workload = workload
         data = workload.data
         self._print("network", f"{self._spec.model.name} gives {data.num_classes} logits for one image")
         _check_trains(workload)
@@ -78,6 +93,7 @@ class _Printed(Steps):
             self._warn(better)
 
     def traced(self, proof: Proof) -> None:
+        self._graph = proof.graph
         go, stay = len(proof.graph.groups), len(proof.graph.frozen)
         removable = f"{go:,} group{'s' * (go != 1)} can be pruned"
         self._print("channels", f"{removable}, {stay:,} layer{'s' * (stay != 1)} must stay whole")
@@ -85,9 +101,41 @@ class _Printed(Steps):
     def decided(self, spec: SearchSpec) -> None:
         for subject, decision in automatic.told(self._spec, spec).items():
             self._print(subject, decision)
+        self._decided = spec
 
     def reached(self, cost: CostModel) -> None:
         self._print("budget", _describe_budget(self._spec))
+        assert self._workload is not None and self._graph is not None, "earlier steps"
+        with self._console.status("estimating the memory of a GPU"):
+            self._print_memory(self._workload, self._graph, self._decided)
+
+    def estimate_without_files(self) -> None:
+        """Print the memory of a job whose data or weights cannot be read, if the sizes of its data are well known."""
+        data = stand_in(self._spec.data)
+        if not self._are_names_known or self._workload is not None or data is None:
+            return
+        untrained = self._spec.model_copy(update={"model": self._spec.model.model_copy(update={"weights": None})})
+        try:
+            workload = build_workload(untrained, data=data, device="cpu")
+            graph = without_excluded(trace(workload.model, workload.example_input()), self._spec.exclude)
+            spec = automatic.decided(self._spec, num_train=data.num_train, widths=graph.widths)
+            self._warn(f"Data or weights cannot be read (below). The estimate assumes {_describe(data)}.")
+            self._print_memory(workload, graph, spec)
+        except RapruneError:
+            # The error that `check` ends with is about the job as it is.
+            return
+
+    def _print_memory(self, workload: Workload, graph: ChannelGraph, spec: SearchSpec) -> None:
+        workers = workers_a_card(spec.resources)
+        if not workers:
+            return
+        memory = worker_memory(workload, graph, spec)
+        card = device_memory(torch.device("cuda")) if torch.cuda.is_available() else None
+        first, *rest = described(memory, workers=workers, card=card)
+        self._print("GPU memory", first)
+        for line in rest:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._warn(too_small(workers * memory.needed, card))
 
     def _print(self, step: str, text: str) -> None:
         self._console.print(f"ok  {step}: {text}", markup=False, highlight=False)

@@ -36,7 +36,7 @@ from torch.utils import _pytree as pytree
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import KeptPositions
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
-from raprune.methods.patches import Patches
+from raprune.methods.patches import CHUNK, Patches
 
 LARGEST = 2**32
 """Maximum bytes of the largest layer input or output for all images together; of more images the first are used."""
@@ -64,6 +64,27 @@ def refit(model: nn.Module, batches: Batches, cut: Cut, *, asymmetric: bool = Tr
             _refit_against_dense(cut.dense, parts, layers, ridge)
     if not asymmetric:
         reestimate_batch_norm(model, batches)
+
+
+def refit_bytes(dense: nn.Module, image: Tensor, images: int, *, each: float) -> int:
+    """Estimate the peak memory in bytes of `refit` on `images` images like `image`, `(1, C, H, W)`.
+
+    `each` are the bytes per image of a forward pass of `dense`. The peak is at the beginning of the pass through the
+    cut network: all images are in it, and the samples of all layers wait.
+    """
+    with evaluating(dense), torch.no_grad():
+        ran, largest = structure_of(dense, image.repeat(2, 1, 1, 1))
+    images = min(images, max(1, LARGEST // largest))
+    modules = dict(dense.named_modules())
+    samples, part, longest = 0, 0, 1
+    for name, here in ran.items():
+        module = cast(nn.Conv2d | nn.Linear, modules[name])
+        rows, entries = Patches.rows(module, here.output, images), module.weight[0].numel()
+        samples += rows * module.weight.shape[0] * 4
+        part, longest = max(part, min(CHUNK, rows * entries)), max(longest, entries)
+    # A layer's padded input, a part of its patches (as read, in order, in float64), and the matrices that are solved.
+    work = largest * images + part * (4 + 4 + 8) + 4 * longest**2 * 8
+    return round(each * images) + samples + work
 
 
 def _refit_front_to_back(

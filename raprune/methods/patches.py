@@ -93,13 +93,23 @@ class Patches:
     def drawn(cls, module: nn.Module, output: Tensor, total: int, seed: int) -> Patches:
         """Draw random positions, the same number in each of `total` images; all positions if there are too few."""
         sizes = tuple(output.shape[1:-1] if isinstance(module, nn.Linear) else output.shape[2:])
-        available = math.prod(sizes)
-        each = -(-max(PATCHES, PATCHES_A_WEIGHT * cast(Tensor, module.weight)[0].numel()) // total)
+        available, each = math.prod(sizes), cls._each(module, total)
         if each >= available:
             chosen = torch.arange(available).expand(total, -1)
         else:
             chosen = torch.randint(available, (total, each), generator=torch.Generator().manual_seed(seed))
         return cls(module, chosen.to(output.device), sizes)
+
+    @classmethod
+    def rows(cls, module: nn.Module, output: Tensor, total: int) -> int:
+        """Return the number of patches that `drawn` draws."""
+        available = output[0].numel() // cast(Tensor, module.weight).shape[0]
+        return total * min(available, cls._each(module, total))
+
+    @staticmethod
+    def _each(module: nn.Module, total: int) -> int:
+        """Return the number of positions of each image that are wanted."""
+        return -(-max(PATCHES, PATCHES_A_WEIGHT * cast(Tensor, module.weight)[0].numel()) // total)
 
     @property
     def groups(self) -> int:

@@ -29,6 +29,12 @@ PRICED = 256
 With 64 the refit of layers of 576 weights a filter fits noise, and widths come out the wrong way round (ResNet-20)."""
 
 
+def scoring_batch(spec: SearchSpec) -> int:
+    """Number of calibration images in each batch that methods look at."""
+    # Two at least: batch statistics of one image are none (methods/method.py).
+    return max(2, min(spec.search.eval_batch_size, 256))
+
+
 class Scoring:
     """Scores of one workload's groups, and the calibration images that they are computed on."""
 
@@ -77,8 +83,7 @@ class Scoring:
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """The calibration images."""
-        # Two at least: batch statistics of one image are none (methods/method.py).
-        return self._calibration.batches(max(2, min(self._spec.search.eval_batch_size, 256)))
+        return self._calibration.batches(scoring_batch(self._spec))
 
     def _prices(
         self, method: Method, graph: ChannelGraph, group: Group, scores: npt.NDArray[np.float64]

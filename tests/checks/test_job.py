@@ -11,7 +11,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from raprune.checks.job import check, check_method, inspect_job
+from raprune.checks.memory import too_small
 from raprune.cli import app
+from raprune.data.residence import DeviceMemory
 from raprune.errors import BudgetError, DataError, MethodError, ModelError, RapruneError, UsageError
 from raprune.pruning.preparation import job_data
 from raprune.spec.toml import load_spec
@@ -84,11 +86,15 @@ def said(overrides: dict[str, object]) -> str:
 
 def test_check_of_a_valid_job_prints_every_step(mine: str) -> None:
     lines = said({"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"}).splitlines()
+    *lines, memory, search, training, images = lines
     assert all(line.startswith("ok  ") for line in lines)
     assert "32 training, 8 validation and no test images of 3x8x8, 2 classes" in lines[0]
     assert lines[-4] == "ok  channels: 1 group can be pruned, 1 layer must stay whole"
     assert lines[1].startswith("ok  normalisation: mean (0.") and lines[1].endswith("(measured on the training split)")
     assert lines[-1] == "ok  budget: 30 % of the FLOPs can be reached (the default)"
+    assert memory.startswith("ok  GPU memory: needs a card of ")
+    assert search.startswith("    search ") and training.startswith("    fine-tuning ")
+    assert images.startswith("    training images 0 MB: on the card from ")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_check_of_a_valid_job_prints_every_step(mine: str) -> None:
 )
 def test_budget_that_was_not_given_is_not_called_ok(mine: str, asked: dict[str, object], told: str) -> None:
     lines = said({"model.name": f"{mine}:net", "data.name": f"{mine}:pictures"} | asked).splitlines()
-    assert lines[-1] == f"ok  budget: {told}"
+    assert [line for line in lines if line.startswith("ok  budget")] == [f"ok  budget: {told}"]
 
 
 @pytest.mark.parametrize(
@@ -217,3 +223,28 @@ def test_check_of_a_method_on_the_command_line(arguments: list[str], code: int, 
     done = CliRunner(env={"COLUMNS": "140", "TERM": "dumb"}).invoke(app, ["check", *arguments])
     assert done.exit_code == code
     assert told in done.stderr and len((done.stdout + done.stderr).splitlines()) <= 20
+
+
+def test_check_of_a_job_without_gpus_estimates_no_memory_of_them(mine: str) -> None:
+    text = said({"model.name": f"{mine}:net", "data.name": f"{mine}:pictures", "resources.gpus_per_trial": 0})
+    assert "GPU memory" not in text
+
+
+def test_check_without_the_files_of_known_data_estimates_memory_and_names_the_folder(tmp_path: Path) -> None:
+    changes = {"model.name": "cifar-resnet20", "data.name": "cifar10", "data.train": str(tmp_path), "methods": ["l2"]}
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(UsageError, match="holds no cifar10"):
+        check(load_spec(None, changes | {"output": str(tmp_path / "run")}), console=console)
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert "The estimate assumes 40,000 training, 10,000 validation and no test images of 3x32x32" in said
+    assert "GPU memory: needs a card of" in said
+    assert "training images 123 MB: on the card from" in said
+
+
+def test_too_small_card_is_said_with_what_to_change() -> None:
+    assert too_small(10, None) is None
+    assert too_small(10, DeviceMemory(free=0, total=10)) is None
+    assert "24.0 GB of memory, 3.0 GB less than the job needs" in str(
+        too_small(27 * 10**9, DeviceMemory(free=0, total=24 * 10**9))
+    )
