@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raprune.data.augment import Draws, augmented
+from raprune.data.augment import augmented, draw
 from raprune.data.dataset import Split
 from raprune.data.ranks import ALONE, Ranks
+from raprune.data.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,9 @@ class DeviceSplit:
         dropped: a last batch of one image is joined to the batch before it, because batch norm cannot train on one
         image.
         """
-        order = torch.randperm(len(self), generator=generator)
-        for part in torch.split(order, batch_sizes(len(self), batch_size)):
-            mine = ranks.part(len(part))
-            rows = part[mine].to(self.device)
-            images = augmented(self.images[rows], augment, Draws(generator, len(part), mine))
-            yield self.normalise(images), self.labels[rows]
+        epoch = EpochDraws.drawn(len(self), batch_size, generator, augment, self.images.shape[1:], ranks)
+        for rows, numbers in epoch.sent(self.device):
+            yield self.normalise(augmented(self.images[rows], augment, numbers)), self.labels[rows]
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> DeviceSplit:
         """Return the same images with another normalisation; `mean` and `std` are those of pixels in [0, 1]."""
@@ -112,6 +110,33 @@ def figures(
         (torch.tensor(mean, dtype=torch.float64) * 255).to(device, dtype).view(-1, 1, 1),
         (1 / (torch.tensor(std, dtype=torch.float64) * 255)).to(device, dtype).view(-1, 1, 1),
     )
+
+
+@dataclass(frozen=True)
+class EpochDraws:
+    """Everything random in one epoch for one process, on the CPU: the order of the images and their augmentation."""
+
+    rows: Tensor
+    """Images in the order in which the process trains on them, shape `(M,)`."""
+    numbers: Tensor
+    """Numbers of `raprune.data.augment.draw` for these images, shape `(numbers, M)`."""
+    sizes: list[int]
+    """Number of these images in each batch."""
+
+    @classmethod
+    def drawn(
+        cls, count: int, batch_size: int, generator: torch.Generator, augment: str, shape: Sequence[int], ranks: Ranks
+    ) -> EpochDraws:
+        """Draw an epoch over `count` images of `shape` `(C, H, W)` in batches of `batch_sizes`."""
+        order, sizes = torch.randperm(count, generator=generator), batch_sizes(count, batch_size)
+        parts = [ranks.part(size) for size in sizes]
+        rows = torch.cat([batch[part] for batch, part in zip(order.split(sizes), parts, strict=True)])
+        return cls(rows, draw(augment, sizes, parts, shape, generator), [part.stop - part.start for part in parts])
+
+    def sent(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows and numbers of each batch on `device`, after one copy of each for the whole epoch."""
+        rows, numbers = sent(self.rows, device), sent(self.numbers, device)
+        yield from zip(rows.split(self.sizes), numbers.split(self.sizes, dim=1), strict=True)
 
 
 def batch_sizes(count: int, batch_size: int) -> list[int]:

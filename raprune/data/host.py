@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from raprune.data.arrays import Split
-from raprune.data.augment import Draws, augmented
-from raprune.data.batches import DeviceSplit, batch_sizes, figures, on_host
+from raprune.data.augment import augmented
+from raprune.data.batches import DeviceSplit, EpochDraws, figures, on_host
 from raprune.data.ranks import ALONE, Ranks
+from raprune.data.transfer import sent
 
 AHEAD = 2
 """Number of batches that are gathered before they are asked for."""
@@ -69,12 +70,11 @@ class HostSplit:
         self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
     ) -> Iterator[Pair]:
         """Yield one epoch as `DeviceSplit.shuffled` does: the same images, in the same order, equally augmented."""
-        order = torch.randperm(len(self), generator=generator)
-        parts = torch.split(order, batch_sizes(len(self), batch_size))
-        mine = [ranks.part(len(part)) for part in parts]
-        copied = self._copied(part[own] for part, own in zip(parts, mine, strict=True))
-        for part, own, (images, labels) in zip(parts, mine, copied, strict=True):
-            yield self._normalise(augmented(images, augment, Draws(generator, len(part), own))), labels
+        epoch = EpochDraws.drawn(len(self), batch_size, generator, augment, self.images.shape[1:], ranks)
+        numbers = sent(epoch.numbers, self.device).split(epoch.sizes, dim=1)
+        copied = self._copied(epoch.rows.split(epoch.sizes))
+        for of_batch, (images, labels) in zip(numbers, copied, strict=True):
+            yield self._normalise(augmented(images, augment, of_batch)), labels
 
     def take(self, count: int, generator: torch.Generator) -> DeviceSplit | HostSplit:
         """Draw `count` images without replacement onto the device; return the whole split if it has no more."""

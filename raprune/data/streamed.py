@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from raprune.data.arrays import Split
-from raprune.data.augment import Draws, augmented
+from raprune.data.augment import augmented, draw
 from raprune.data.batches import DeviceSplit, batch_sizes
 from raprune.data.ranks import ALONE, Ranks
 from raprune.data.shuffle import mixed, pool_size
 from raprune.data.stream import StreamReader, StreamSource
+from raprune.data.transfer import sent
 from raprune.errors import DataError
 
 
@@ -67,12 +68,14 @@ class StreamedSplit:
         parts = [ranks.part(size) for size in sizes]
         capacity = pool_size(int(np.prod(self.source.shape)), batch_size)
         seed = int(torch.randint(2**62, (), generator=generator))
+        drawn = sent(draw(augment, sizes, parts, self.source.shape, generator), self.device)
+        numbers = drawn.split([part.stop - part.start for part in parts], dim=1)
         with closing(self._blocks(seed, ranks)) as blocks:
             batches = mixed(blocks, [part.stop - part.start for part in parts], capacity=capacity, seed=seed)
-            for size, part, batch in zip(sizes, parts, batches, strict=True):
+            for of_batch, batch in zip(numbers, batches, strict=True):
                 images, labels = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
-                images, labels = images.to(self.device), labels.to(self.device)
-                images = augmented(images, augment, Draws(generator, size, part))
+                images, labels = sent(images, self.device), sent(labels, self.device)
+                images = augmented(images, augment, of_batch)
                 yield next(replace(self.empty, images=images, labels=labels).batches(len(labels)))
 
     def _blocks(self, seed: int, ranks: Ranks) -> Generator[Split, None, None]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raprune.data import Split
-from raprune.data.augment import Draws, augmented, crop, flip, shift
+from raprune.data.augment import crop, draw, flip, shift
 from raprune.data.batches import DeviceSplit, batch_sizes
 
 
@@ -24,8 +24,8 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draws(count: int) -> Draws:
-    return Draws(seeded(), count, slice(0, count))
+def draws(augment: str, images: torch.Tensor) -> torch.Tensor:
+    return draw(augment, [len(images)], [slice(0, len(images))], images.shape[1:], seeded())
 
 
 def test_batches_are_normalised_and_in_order() -> None:
@@ -87,7 +87,7 @@ def test_take_draws_without_replacement() -> None:
 
 def test_shift_moves_each_image_by_up_to_an_eighth() -> None:
     images = torch.from_numpy(split(count=64, size=16).images)
-    moved = shift(images, draws(64))
+    moved = shift(images, draws("shift", images))
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     offsets = set()
     for before, after in zip(padded, moved, strict=True):
@@ -105,7 +105,7 @@ def test_shift_moves_each_image_by_up_to_an_eighth() -> None:
 def test_flip_mirrors_some_images_and_leaves_the_others() -> None:
     images = torch.from_numpy(split(count=64).images)
     mirrored = 0
-    for before, after in zip(images, flip(images, draws(64)), strict=True):
+    for before, after in zip(images, flip(images, torch.rand(64, generator=seeded())), strict=True):
         mirrored += torch.equal(after, before.flip(2))
         assert torch.equal(after, before) or torch.equal(after, before.flip(2))
     assert 16 < mirrored < 48
@@ -113,7 +113,7 @@ def test_flip_mirrors_some_images_and_leaves_the_others() -> None:
 
 def test_crop_stays_within_the_image_and_in_place() -> None:
     ramp = torch.arange(32).repeat(16, 1, 32, 1).to(torch.uint8)
-    cropped = crop(ramp, draws(16))
+    cropped = crop(ramp, draws("crop-flip", ramp)[:4])
     assert cropped.shape == ramp.shape
     assert cropped.min() >= 0
     assert cropped.max() <= 31
@@ -123,4 +123,4 @@ def test_crop_stays_within_the_image_and_in_place() -> None:
 
 def test_an_unknown_augmentation_names_the_valid_ones() -> None:
     with pytest.raises(ValueError, match="valid are auto, none"):
-        augmented(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "blur", draws(1))
+        draws("blur", torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
