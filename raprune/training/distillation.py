@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from raprune.channels.cut import kept_positions
+from raprune.channels.cut import kept_positions, rebuild
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
 from raprune.errors import ModelError
@@ -72,6 +72,22 @@ def logit_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     student = functional.log_softmax(logits / temperature, dim=1)
     target = functional.log_softmax(teacher_logits / temperature, dim=1)
     return functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def teacher_in(precision: torch.dtype, teacher: nn.Module) -> nn.Module:
+    """Return a copy of `teacher` whose convolutions and linear layers hold their weights in `precision`.
+
+    Under autocast its outputs are those of `teacher`, without a cast of every weight in every step. All other tensors
+    are those of `teacher`, which is left as it is.
+    """
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    cast = {
+        f"{name}.{key}".removeprefix(".")
+        for name, module in teacher.named_modules()
+        if isinstance(module, kinds)
+        for key in ("weight", "bias")
+    }
+    return rebuild(teacher, lambda name, tensor: tensor.to(precision) if name in cast else tensor)
 
 
 def map_loss(student: Tensor, teacher: Tensor, axis: int) -> Tensor:

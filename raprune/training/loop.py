@@ -29,7 +29,7 @@ from raprune.spec.job import TrainSpec
 from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import pack, unpack
-from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss
+from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss, teacher_in
 
 
 class TrainingSplit(Protocol):
@@ -122,10 +122,12 @@ def train(
         # Dropout draws from the global generator, which is seeded for each epoch and restored afterwards.
         stack.enter_context(torch.random.fork_rng([split.device] if split.device.type == "cuda" else []))
         stack.enter_context(laid_out(model, layout))
+        half = _half_precision(spec, split.device)
+        if teacher is not None and half is not None:
+            teacher = teacher_in(half, teacher)
         stack.enter_context(laid_out(teacher, layout))
         if distributed.synchronises(spec, ranks):
             stack.enter_context(distributed.synchronised(model, ranks))
-        half = _half_precision(spec, split.device)
         # Gradients of float16 would often be too small for the type.
         scaler = torch.amp.GradScaler(split.device.type, enabled=half is torch.float16)
         course = _TrainingState(model, spec, seed, scaler, of=_description(model, split, spec, augment, seed))

@@ -16,7 +16,7 @@ from raprune.models.cifar_vgg import CifarVGG
 from raprune.models.digits import DigitsNet
 from raprune.records import Candidate
 from raprune.spec.job import DataSpec, TrainSpec
-from raprune.training.distillation import ChannelMap, FeatureMaps, channel_map, logit_loss, map_loss
+from raprune.training.distillation import ChannelMap, FeatureMaps, channel_map, logit_loss, map_loss, teacher_in
 from raprune.training.loop import train
 
 
@@ -36,6 +36,17 @@ def test_the_logits_loss_is_hintons() -> None:
     expected = 16 * (target * (target / soft).log()).sum(1).mean()
     assert logit_loss(student, teacher, 4.0).item() == pytest.approx(expected.item(), rel=1e-5)
     assert logit_loss(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_teacher_in_bfloat16_gives_the_outputs_of_autocast_without_a_cast_of_its_weights() -> None:
+    teacher, x = resnet(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    copied = teacher_in(torch.bfloat16, teacher)
+    assert {m.weight.dtype for m in copied.modules() if isinstance(m, nn.Conv2d | nn.Linear)} == {torch.bfloat16}
+    assert {m.weight.dtype for m in copied.modules() if isinstance(m, nn.BatchNorm2d)} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert torch.equal(teacher(x), copied(x))
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
 def test_maps_are_compared_in_units_of_the_teachers_variance() -> None:
