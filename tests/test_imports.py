@@ -118,7 +118,8 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
         f"raprune.methods.{name}"
         for name in ("method", "magnitude", "activations", "gammas", "patches", "least_squares", "contribution")
     }
-    allowed = shared | {"raprune.channels.graph", "raprune.channels.maxout", "raprune.channels.evaluating"}
+    graphs = {f"raprune.channels.{name}" for name in ("graph", "maxout", "evaluating", "transfer")}
+    allowed = shared | graphs
     assert own(name) <= allowed
     assert libraries(name) <= {*sys.stdlib_module_names, "numpy", "torch", "raprune"}
 

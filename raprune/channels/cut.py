@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph, IndexArray, KeptPositions
+from raprune.channels.transfer import arrays_on
 from raprune.errors import RecipeError
 from raprune.records import Candidate
 
@@ -70,20 +71,19 @@ def slice_parameters(model: ModuleT, kept: Positions) -> ModuleT:
             )
         for axis, positions in axes.items():
             shape = tuple(tensors[name].shape)
-            if axis >= len(shape) or (len(positions) and int(max(positions)) >= shape[axis]):
+            if axis >= len(shape) or (len(positions) and int(positions.max()) >= shape[axis]):
                 raise RecipeError(
-                    f"The recipe keeps position {int(max(positions))} of axis {axis} of {name!r}, of shape {shape}.",
+                    f"The recipe keeps position {int(positions.max())} of axis {axis} of {name!r}, of shape {shape}.",
                     hint="Pass the dense network that the recipe was made from.",
                 )
-    indices: dict[int, Tensor] = {}
+    distinct = {id(positions): positions for axes in kept.values() for positions in axes.values()}
+    device = next(model.parameters()).device
+    indices = dict(zip(distinct, arrays_on(device, list(distinct.values())), strict=True))
 
     def sliced(name: str, tensor: Tensor) -> Tensor:
         smaller = tensor
         for axis, positions in kept.get(name, {}).items():
-            index = indices.get(id(positions))
-            if index is None:
-                index = indices[id(positions)] = torch.as_tensor(positions, device=tensor.device)
-            smaller = smaller.index_select(axis, index)
+            smaller = smaller.index_select(axis, indices[id(positions)])
         return smaller if smaller is not tensor else tensor.clone()
 
     smaller = rebuild(model, sliced)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, IndexArray
+from raprune.channels.transfer import arrays_on
 from raprune.methods.method import Batches, Scores
 
 
@@ -27,7 +28,7 @@ class GroupReader:
         """Return the group's channels in `x`, `(B, channels, positions)`; `x` has the shape of the layer's input."""
         x = x.movedim(-1, 1) if isinstance(self.module, nn.Linear) else x
         x_BCP = x.flatten(2) if x.dim() > 2 else x[:, :, None]
-        positions = torch.as_tensor(self.indices, device=x.device)
+        positions = arrays_on(x.device, [self.indices])[0]
         count, multiplicity = positions.shape
         return x_BCP[:, positions.reshape(-1)].reshape(len(x), count, multiplicity * x_BCP.shape[2])
 
@@ -66,10 +67,10 @@ def score_by_readers(
     and channel, shape `(B, channels)`. A group without a reader gets equal scores.
     """
     seen = readers(model, graph)
-    totals = [torch.zeros(len(reader.indices), dtype=torch.float64) for reader in seen]
+    totals = zero_totals(seen)
 
     def see(number: int, x: Tensor) -> None:
-        totals[number] += rate(seen[number].channels(x)).double().sum(dim=0).cpu()
+        totals[number] += rate(seen[number].channels(x)).double().sum(dim=0)
 
     with torch.no_grad(), watching(model, seen, see):
         for images, _ in batches():
@@ -77,11 +78,17 @@ def score_by_readers(
     return added(graph, seen, totals)
 
 
+def zero_totals(seen: list[GroupReader]) -> list[Tensor]:
+    """Return a total of zeros for each reader, one per channel in float64, on the device of the reader's weights."""
+    devices = [reader.module.get_parameter("weight").device for reader in seen]
+    return [torch.zeros(len(r.indices), dtype=torch.float64, device=d) for r, d in zip(seen, devices, strict=True)]
+
+
 def added(graph: ChannelGraph, seen: list[GroupReader], totals: list[Tensor]) -> Scores:
     """Add up the totals of each group's readers, each divided by its Euclidean norm so that no layer dominates."""
     scores: Scores = {group.name: np.zeros(group.num_channels) for group in graph.groups}
     for reader, total in zip(seen, totals, strict=True):
-        scores[reader.group] += (total / total.norm().clamp(min=1e-30)).numpy()
+        scores[reader.group] += (total / total.norm().clamp(min=1e-30)).cpu().numpy()
     return scores
 
 

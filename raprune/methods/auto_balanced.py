@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.transfer import arrays_on
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Method, Network, Scores, Step, TrainingServices
 
@@ -144,7 +145,7 @@ class Balance:
                     continue
                 lambda_O = np.zeros(weight.shape[member.axis])
                 lambda_O[member.indices] = lambda_C[:, None]
-                self._lambdas.append((member.parameter, member.axis, torch.from_numpy(lambda_O).to(weight.device)))
+                self._lambdas.append((member.parameter, member.axis, arrays_on(weight.device, [lambda_O])[0]))
 
     def _acted_on(self, model: nn.Module, group: Group) -> list[Member]:
         acted = [member for member in group.members if member.writes]
@@ -203,6 +204,7 @@ def _folded(model: nn.Module, graph: ChannelGraph) -> nn.Module:
                     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).abs()
                     filters = folded.get_parameter(writer.parameter).movedim(writer.axis, 0)
                     shape = (-1, *(1 for _ in filters.shape[1:]))
-                    filters[writer.indices.reshape(-1)] *= scale[member.indices.reshape(-1)].view(shape)
+                    here, there = arrays_on(scale.device, [one.indices.reshape(-1) for one in (writer, member)])
+                    filters[here] *= scale[there].view(shape)
                     writer = None
     return folded

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.transfer import arrays_on
 from raprune.methods.activations import GroupReader, readers, watching
 from raprune.methods.least_squares import refit
 from raprune.methods.method import Batches, Cut, Method, Scores
@@ -104,14 +105,15 @@ class _Sums:
         # For each convolution group: the positions of the channels in its input, and its weights; K = taps per channel.
         self._parts = []
         for number, weight_of_group in enumerate(weight_MIT.chunk(groups)):
-            mine = torch.as_tensor(reader.indices[reader.indices // inputs == number].reshape(len(reader.indices), -1))
-            mine = mine.to(weight.device)
+            (mine,) = arrays_on(
+                weight.device, [reader.indices[reader.indices // inputs == number].reshape(len(reader.indices), -1)]
+            )
             self._parts.append((mine, weight_of_group[:, mine - number * inputs].flatten(2)))
         channels = len(reader.indices)
         self._gram_CC = weight.new_zeros(channels, channels)
         self._x = [weight.new_zeros(weight_MCK.shape[1:]) for _, weight_MCK in self._parts]
         self._y_M = weight.new_zeros(outputs)
-        self._energy = 0.0
+        self._energy = weight.new_zeros(())
         self._count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -126,7 +128,7 @@ class _Sums:
             self._gram_CC += _together(x_NCK, weight_MCK)
             x_CK += x_NCK.sum(dim=0)
         self._y_M += y_NM.sum(dim=0)
-        self._energy += float(y_NM.pow(2).sum())
+        self._energy += y_NM.pow(2).sum()
         self._count += len(y_NM)
 
     def contribution(self) -> Contribution:
@@ -134,17 +136,17 @@ class _Sums:
         for (_, weight_MCK), x_CK in zip(self._parts, self._x, strict=True):
             sums_CM = torch.einsum("ck,mck->cm", x_CK, weight_MCK)
             gram_CC = gram_CC - sums_CM @ sums_CM.T / max(self._count, 1)
-        energy = self._energy - float(self._y_M.pow(2).sum()) / max(self._count, 1)
+        energy = float(self._energy - self._y_M.pow(2).sum() / max(self._count, 1))
         return Contribution(self.reader, ((gram_CC + gram_CC.T) / 2).cpu().numpy(), max(energy, 0.0))
 
     def _drawn(self, images: int, available: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Draw indices of images and of positions in them, shape `(N,)` each."""
         if available <= self._positions:
-            places = torch.arange(available).expand(images, available)
+            places = torch.arange(available, device=device).expand(images, available)
         else:
-            places = torch.randint(available, (images, self._positions), generator=self._generator)
-        numbers = torch.arange(images)[:, None].expand_as(places)
-        return numbers.reshape(-1).to(device), places.reshape(-1).to(device)
+            drawn = torch.randint(available, (images, self._positions), generator=self._generator)
+            (places,) = arrays_on(device, [drawn.numpy()])
+        return torch.arange(images, device=device).repeat_interleave(places.shape[1]), places.reshape(-1)
 
 
 def _together(x_NCK: Tensor, weight_MCK: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from itertools import dropwhile
 from types import TracebackType
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -35,6 +34,7 @@ from torch.utils import _pytree as pytree
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import KeptPositions
+from raprune.channels.transfer import arrays_on
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 from raprune.methods.patches import CHUNK, Patches
 
@@ -214,7 +214,7 @@ def factored(gram: Tensor, scale: Tensor, ridge: float) -> Tensor:
     while ridge <= most:
         diagonal.fill_(1.0 + ridge)
         factor, failed = torch.linalg.cholesky_ex(scaled)
-        if not failed.any() and bool(factor.isfinite().all()):
+        if bool((failed == 0).all() & factor.isfinite().all()):
             return factor
         ridge = max(10 * ridge, 1e-14)
     raise FloatingPointError("Least squares: the layer's inputs or outputs are not finite on the calibration images.")
@@ -317,10 +317,9 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
         module = cast(nn.Conv2d | nn.Linear, modules[name])
         shape = cast(Tensor, dense[name].weight).shape
         outputs, inputs = (
-            torch.as_tensor(
-                stays.of(f"{name}.weight", axis) if (f"{name}.weight", axis) in sliced else np.arange(shape[axis]),
-                device=images.device,
-            )
+            arrays_on(images.device, [stays.of(f"{name}.weight", axis)])[0]
+            if (f"{name}.weight", axis) in sliced
+            else torch.arange(shape[axis], device=images.device)
             for axis in (0, 1)
         )
         norm = None if here.norm is None else cast(nn.BatchNorm2d, modules[here.norm])

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raprune.channels.transfer import arrays_on
+
 PATCHES = 32768
 """Minimum number of patches per layer, if there are that many; `PATCHES_A_WEIGHT` per weight of a filter may be more.
 
@@ -95,10 +97,11 @@ class Patches:
         sizes = tuple(output.shape[1:-1] if isinstance(module, nn.Linear) else output.shape[2:])
         available, each = math.prod(sizes), cls._each(module, total)
         if each >= available:
-            chosen = torch.arange(available).expand(total, -1)
+            chosen = torch.arange(available, device=output.device).expand(total, -1)
         else:
-            chosen = torch.randint(available, (total, each), generator=torch.Generator().manual_seed(seed))
-        return cls(module, chosen.to(output.device), sizes)
+            drawn = torch.randint(available, (total, each), generator=torch.Generator().manual_seed(seed))
+            (chosen,) = arrays_on(output.device, [drawn.numpy()])
+        return cls(module, chosen, sizes)
 
     @classmethod
     def rows(cls, module: nn.Module, output: Tensor, total: int) -> int:

@@ -106,20 +106,31 @@ class Reconstruction(Method):
 
 
 def removal(readers: Sequence[Solution], count: int | None = None) -> tuple[list[int], Curve]:
-    """Return the channels in the order of removal, and the error after each removal: `count` channels, or all."""
-    left = list(range(len(readers[0].columns)))
-    order: list[int] = []
-    errors: list[float] = []
-    stop = 0 if count is None else len(left) - count
-    while len(left) > stop:
+    """Return the channels in the order of removal, and the error after each removal: `count` channels, or all.
+
+    The order stays on the device until the end, so that the CPU does not wait for each channel.
+
+    Raises:
+        FloatingPointError: if an error is not finite.
+    """
+    total = len(readers[0].columns)
+    count = total if count is None else count
+    left = torch.arange(total, device=readers[0].columns.device)
+    order, errors = left.new_empty(count), readers[0].H.new_empty(count)
+    for step in range(count):
         increase = torch.stack([reader.errors(left) for reader in readers]).sum(0).clamp(min=0)
         # Of equal channels the last is removed, because the candidate keeps the first.
-        place = len(left) - 1 - int(increase.flip(0).argmin())
-        order.append(left.pop(place))
-        errors.append(float(increase[place]))
+        place = len(left) - 1 - increase.flip(0).argmin().view(1)
+        channel = order[step : step + 1] = left.index_select(0, place)
+        errors[step : step + 1] = increase.index_select(0, place)
+        following = torch.arange(len(left) - 1, device=left.device)
+        left = left.index_select(0, following + (following >= place))
         for reader in readers:
-            reader.remove(order[-1])
-    return order, np.cumsum(errors)
+            reader.remove(channel)
+    curve = np.cumsum(errors.cpu().numpy())
+    if not np.isfinite(curve).all():
+        raise FloatingPointError("Reconstruction: the errors of a layer's channels are not finite.")
+    return order.tolist(), curve
 
 
 def within(curve: Curve, budget: float) -> int:
@@ -133,7 +144,9 @@ class Solution:
     `H` and `W` are in units in which the Gram matrix has a diagonal of ones; their leading axis is the layer's groups.
     """
 
-    def __init__(self, gram: Tensor, weight: Tensor, columns: Tensor, *, ridge: float, unit: float = 1.0) -> None:
+    def __init__(
+        self, gram: Tensor, weight: Tensor, columns: Tensor, *, ridge: float, unit: float | Tensor = 1.0
+    ) -> None:
         """Solve for `gram` `(G, P, P)` and `weight` `(G, P, M)`.
 
         Channel c owns the columns `columns[c]`; errors are multiplied by `unit`.
@@ -145,33 +158,39 @@ class Solution:
         self._unit = unit
         # The present place of each column of P; columns of removed channels are deleted once there are many.
         self._place = torch.arange(gram.shape[-1], device=gram.device)
-        self._gone = 0
+        self._held = gram.shape[-1]
 
-    def errors(self, channels: Sequence[int]) -> Tensor:
-        """Return the increase of the squared error by the removal of each of `channels`; float64, on the CPU."""
-        own = self._place[self.columns[list(channels)]]
-        H_II, W_I = self.H[:, own[:, :, None], own[:, None, :]], self.W[:, own]
-        return self._unit * (W_I * torch.linalg.solve(H_II, W_I)).sum((0, 2, 3)).cpu()
+    def errors(self, channels: Tensor) -> Tensor:
+        """Return the increase of the squared error by the removal of each of `channels`, float64."""
+        own = self._place[self.columns.index_select(0, channels)]
+        W_I = self.W[:, own]
+        return self._unit * (W_I * _solved(self.H[:, own[:, :, None], own[:, None, :]], W_I)).sum((0, 2, 3))
 
-    def remove(self, channel: int) -> None:
-        """Remove the channel, and refit the others."""
-        own = self._place[self.columns[channel]]
+    def remove(self, channel: Tensor) -> None:
+        """Remove the channel, of shape `(1,)`, and refit the others."""
+        columns = self.columns.index_select(0, channel)[0]
+        own = self._place.index_select(0, columns)
         H_I, W_I = self.H[:, own], self.W[:, own]
-        factor = torch.linalg.solve(H_I[:, :, own], torch.cat([H_I, W_I], dim=2))
+        factor = _solved(H_I[:, :, own], torch.cat([H_I, W_I], dim=2))
         H_to_I = self.H[:, :, own].clone()
         self.H.baddbmm_(H_to_I, factor[:, :, : self.H.shape[2]], alpha=-1)
         self.W.baddbmm_(H_to_I, factor[:, :, self.H.shape[2] :], alpha=-1)
-        self._place[self.columns[channel]] = -1
-        self._gone += len(own)
-        if 4 * self._gone >= self.H.shape[1]:
+        self._place.index_fill_(0, columns, -1)
+        self._held -= len(own)
+        if 4 * (self.H.shape[1] - self._held) >= self.H.shape[1]:
             self._compact()
 
     def _compact(self) -> None:
-        held = self._place >= 0
+        # Columns that are held come first, in their order; their number is known, so that nobody waits for it.
+        held = (self._place < 0).byte().argsort(stable=True)[: self._held]
         stay = self._place[held]
         self.H, self.W = self.H[:, stay[:, None], stay].contiguous(), self.W[:, stay].contiguous()
-        self._place[held] = torch.arange(len(stay), device=stay.device)
-        self._gone = 0
+        self._place[held] = torch.arange(self._held, device=stay.device)
+
+
+def _solved(matrices: Tensor, values: Tensor) -> Tensor:
+    """Return the solutions for positive definite matrices, without a check that the CPU would wait for."""
+    return torch.cholesky_solve(values, torch.linalg.cholesky_ex(matrices).L)
 
 
 @dataclass
@@ -200,8 +219,8 @@ class ReaderProblem:
     def solution(self, ridge: float) -> Solution:
         layer = self.reading
         gram, weight = layer.sums.gram(centred=layer.centred), layer.weight.flatten(2)
-        energy = float((weight * (gram @ weight)).sum())
-        return Solution(gram, weight, self.columns, ridge=ridge, unit=1 / energy if energy > 0 else 0.0)
+        energy = (weight * (gram @ weight)).sum()
+        return Solution(gram, weight, self.columns, ridge=ridge, unit=torch.where(energy > 0, 1 / energy, 0.0))
 
 
 def _in_units_of(errors: Curve, prices: Mapping[int, float], sensitivity: float) -> Curve:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.channels.graph import ChannelGraph
-from raprune.methods.activations import added, readers, watching
+from raprune.methods.activations import added, readers, watching, zero_totals
 from raprune.methods.method import Batches, Method, Scores
 
 MOST_PIXELS = 2**20
@@ -35,7 +35,7 @@ class Taylor(Method):
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         seen = readers(model, graph)
-        totals = [torch.zeros(len(reader.indices), dtype=torch.float64) for reader in seen]
+        totals = zero_totals(seen)
         passed: dict[int, Tensor] = {}
         with torch.enable_grad(), watching(model, seen, passed.__setitem__):
             for images, labels in _in_parts(batches()):
@@ -47,7 +47,7 @@ class Taylor(Method):
                 for number, x, gradient in zip(numbers, inputs, gradients, strict=True):
                     if gradient is not None:
                         change_BCP = seen[number].channels(x.detach() * gradient)
-                        totals[number] += change_BCP.mean(dim=2).abs().double().sum(dim=0).cpu()
+                        totals[number] += change_BCP.mean(dim=2).abs().double().sum(dim=0)
         return added(graph, seen, totals)
 
 

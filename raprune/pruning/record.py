@@ -7,6 +7,7 @@ import socket
 import time
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from raprune.channels.maxout import inserted
@@ -58,7 +59,7 @@ def record(
             params=params,
             flops_fraction=flops / cost.dense_flops,
             params_fraction=params / cost.dense_params,
-            zeros=sum(int((parameter == 0).sum()) for parameter in pruned.model.parameters()),
+            zeros=_zeros(pruned.model),
             latency_ms=latency_ms,
             latency_fraction=None if latency_ms is None else latency_ms / cost.dense_latency_ms,
         ),
@@ -70,6 +71,11 @@ def record(
         started_at=started,
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
+
+
+def _zeros(model: nn.Module) -> int:
+    """Number of weights that are zero, by one transfer from the device."""
+    return int(torch.stack([(parameter == 0).sum() for parameter in model.parameters()]).sum())
 
 
 def _costs(pruned: Pruned, workload: Workload, cost: CostModel) -> tuple[int, int]:

@@ -80,8 +80,8 @@ class WorkloadServices:
             forward_in(search.eval_precision, split.device),
             torch.inference_mode(),
         ):
-            parts = [(model(x).argmax(1) == y).cpu() for x, y in split.batches(search.eval_batch_size)]
-        return torch.cat(parts)
+            parts = [model(x).argmax(1) == y for x, y in split.batches(search.eval_batch_size)]
+        return torch.cat(parts).cpu()
 
     def cut(self, network: Network, kept: Kept) -> Network:
         # Only the channels count: which method chose them does not matter to surgery.

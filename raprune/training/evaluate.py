@@ -50,7 +50,8 @@ def evaluate(
             # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.
             correct += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
             loss += functional.cross_entropy(logits, y, reduction="sum").double()
-    return Evaluation(accuracy=correct.item() / len(split), loss=loss.item() / len(split))
+    sums = torch.stack([correct.double(), loss]).tolist()
+    return Evaluation(accuracy=sums[0] / len(split), loss=sums[1] / len(split))
 
 
 def divergence(dense: nn.Module, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -61,13 +61,13 @@ def test_scores_order_and_weights_equal_brute_force(asymmetric: bool) -> None:
     scale = float(y.square().sum())
     while len(left) > 1:
         slow = [brute(x, y, [c for c in left if c != channel])[0] for channel in left]
-        scores = fast.errors(left)
+        scores = fast.errors(torch.tensor(left))
         assert max(abs(total + float(e) - s) for e, s in zip(scores, slow, strict=True)) < 1e-12 * scale
         best = int(np.argmin(slow))
         assert int(scores.argmin()) == best
         total += float(scores[best])
         order.append(left.pop(best))
-        fast.remove(order[-1])
+        fast.remove(torch.tensor([order[-1]]))
         _, weights = brute(x, y, left)
         own = fast._place[columns(channels)[left]].flatten()
         units = x.square().sum(0).sqrt()[columns(channels)[left].flatten(), None]
@@ -83,7 +83,7 @@ def test_half_of_64_channels_is_what_a_fresh_fit_gives() -> None:
     fast = solution(x, weight, 64)
     order, errors = removal([solution(x, weight, 64)])
     for channel in order[:32]:
-        fast.remove(channel)
+        fast.remove(torch.tensor([channel]))
     error, weights = brute(x, x @ weight, sorted(order[32:]))
     own = fast._place[columns(64)[sorted(order[32:])]].flatten()
     units = x.square().sum(0).sqrt()[columns(64)[sorted(order[32:])].flatten(), None]
