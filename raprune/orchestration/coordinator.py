@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raprune.errors import RapruneError
 from raprune.orchestration.gauges import Facts, Heart
@@ -147,9 +148,10 @@ class Coordinator:
 
 
 def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHandle[Any]:
-    """The coordinator of the run in `store`, ready: the living one, else a new one.
+    """The coordinator of the run in `store`, ready: the living one, else a new one on the node of this process.
 
-    A new one ends by itself `orphaned_s` after the last heartbeat of a driver (see `lease`).
+    On another node, it could be cut off together with workers: it would go on recording there, while Ray starts a
+    second one for the driver. A new one ends by itself `orphaned_s` after the last heartbeat of a driver (see `lease`).
 
     Raises:
         StoreError: if the store cannot be read.
@@ -164,6 +166,9 @@ def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHa
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
+        # Ray takes `soft=True` for leave to choose any node for an actor without CPUs. If the node is lost, so is the
+        # driver, and the one that resumes the run finds none and starts its own.
+        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
     ).remote(store, orphaned_s)
     ready: Any = handle.progress
     ask(ready.remote())

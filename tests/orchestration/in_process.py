@@ -31,7 +31,7 @@ from raprune.orchestration.tasks import Assignment
 from raprune.orchestration.workers import latency
 from raprune.orchestration.workers.trials import CandidateTrial
 
-NODE = "this-node"
+NODE = "0" * 56
 
 
 @dataclass
