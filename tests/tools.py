@@ -15,12 +15,17 @@ from typing import NoReturn
 import pytest
 
 
-def require(tool: str) -> str:
-    """Path of a program; without the program the test is skipped, or fails in CI."""
+def require(tool: str, *, package: str | None = None) -> str:
+    """Path of a program; without the program the test is skipped, or fails in CI.
+
+    `package`: the Debian package that it is in, if that has another name.
+    """
     # A browser may be elsewhere than on the PATH.
     named = os.environ.get(f"RAPRUNE_{tool.upper()}")
     path = shutil.which(named or tool)
-    return path if path is not None else _missing(f"{named or tool} is not installed: apt-get install {tool}")
+    return (
+        path if path is not None else _missing(f"{named or tool} is not installed: apt-get install {package or tool}")
+    )
 
 
 def require_module(name: str) -> ModuleType:

@@ -90,6 +90,8 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
     nodes: Nodes | None = None
     """Where it runs; None: each driver has a Ray of its own."""
+    on_host: Callable[[Sequence[str]], list[str]] = list
+    """The command that runs a command on the driver's host, where that is another one."""
     patience_s: float = 400.0
     """For a phase or a victim to come."""
     look_s: float = 0.1
@@ -148,14 +150,18 @@ class Run:
         """The command, begun; what it prints goes to the run's log, or to another one."""
         command = [sys.executable, "-c", "from raprune.cli import main; main()", *arguments]
         environment = {**os.environ, MARK: self.mark, **self.environment}
-        if self.nodes is None:
+        if self.nodes is None and "RAY_AUTH_TOKEN" not in self.environment:
             # Its own Ray asks for its own token.
             environment.pop("RAY_AUTH_TOKEN", None)
         with (log or self.log).open("ab") as file:
             file.write(f"--- {' '.join(arguments)}\n".encode())
             file.flush()
             return subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                self.on_host(command),
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def finish(self) -> None:
@@ -248,9 +254,10 @@ def small_job(
     output: str | None = None,
     address: str | None = None,
     trials: int = 12,
+    workers: int = 2,
     train_workers: int = 0,
 ) -> list[str]:
-    """A job of two workers on the digits that passes through every phase; its run is in `folder`, or at `output`."""
+    """A job of a few workers on the digits that passes through every phase; its run is in `folder`, or at `output`."""
     at = "" if address is None else f'address = "{address}"\n'
     job = folder / "job.toml"
     job.write_text(
@@ -259,7 +266,7 @@ def small_job(
         "[dense]\nepochs = 2\nlr = 0.1\n"
         f"[search]\ntrials = {trials}\nlookahead = 4\ncalibration_images = 64\nrungs = [0, 0.25]\nkeep = 0.5\n"
         "[finalists]\ncount = 2\neach_method = false\ntrain = { epochs = 4, lr = 0.05 }\n"
-        f"[resources]\nworkers = 2\ntrain_workers = {train_workers}\n{at}"
+        f"[resources]\nworkers = {workers}\ntrain_workers = {train_workers}\n{at}"
     )
     return [str(job)]
 

@@ -27,8 +27,8 @@ class Bucket:
         request = urllib.request.Request(f"http://{self.host}:{self.port}/{self.name}", method="PUT")
         urllib.request.urlopen(request).close()
 
-    def uri(self, folder: str, *, port: int | None = None, user: str = "") -> str:
-        query = f"scheme=http&endpoint_override={self.host}:{port or self.port}&region=us-east-1"
+    def uri(self, folder: str, *, host: str | None = None, port: int | None = None, user: str = "") -> str:
+        query = f"scheme=http&endpoint_override={host or self.host}:{port or self.port}&region=us-east-1"
         return f"s3://{user}{self.name}/{folder}?{query}"
 
     def stop(self) -> None:
