@@ -6,7 +6,10 @@ NaN counts as the worst value, infinity.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +20,15 @@ Points = npt.NDArray[np.float64] | Sequence[Sequence[float]]
 def non_dominated(points: Points) -> list[int]:
     """Return the ascending indices of the points that no other point dominates; of equal points the first stays."""
     array = _as_array(points)
+    order = _lexicographic(array)
+    if array.shape[1] == 2 and len(array):
+        # In two objectives a point stays if its second objective is below that of all points before it.
+        second = array[order, 1]
+        stays = np.append(True, second[1:] < np.minimum.accumulate(second)[:-1])
+        return sorted(order[stays].tolist())
     front: list[int] = []
     # In lexicographic order no point is dominated by one after it, so that comparing with the front so far is enough.
-    for index in _lexicographic(array):
+    for index in order:
         if not (array[front] <= array[index]).all(axis=1).any():
             front.append(int(index))
     return sorted(front)
@@ -35,12 +44,7 @@ def ranks(points: Points) -> npt.NDArray[np.int64]:
     array = _as_array(points)
     order = _lexicographic(array)
     ordered = array[order]
-    sorted_ranks = np.zeros(len(array), dtype=np.int64)
-    for position in range(1, len(array)):
-        before, point = ordered[:position], ordered[position]
-        dominators = (before <= point).all(axis=1) & (before < point).any(axis=1)
-        if dominators.any():
-            sorted_ranks[position] = 1 + sorted_ranks[:position][dominators].max()
+    sorted_ranks = np.array(_ranks_in_two(ordered.tolist()) if array.shape[1] == 2 else _ranks(ordered), dtype=np.int64)
     result = np.empty_like(sorted_ranks)
     result[order] = sorted_ranks
     return result
@@ -109,6 +113,119 @@ def spread(points: Points, k: int) -> list[int]:
         distance = np.minimum(distance, np.linalg.norm(scaled - scaled[farthest], axis=1))
         distance[chosen] = -1.0
     return sorted(chosen, key=lambda i: (array[i, 0], i))
+
+
+class Front:
+    """The non-dominated points in two objectives, kept while points are added one after another."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, float]] = []
+        """Ascending in the first objective, descending in the second."""
+
+    def add(self, point: tuple[float, float]) -> bool:
+        """Add a point; True if no point so far dominates it or equals it. O(log N) and the points that it removes."""
+        first, second = _ordered(point)
+        end = bisect_right(self._points, first, key=itemgetter(0))
+        if end and self._points[end - 1][1] <= second:
+            return False
+        begin = bisect_left(self._points, first, key=itemgetter(0))
+        end = begin
+        while end < len(self._points) and self._points[end][1] >= second:
+            end += 1
+        self._points[begin:end] = [(first, second)]
+        return True
+
+    def hypervolume(self, reference: tuple[float, float]) -> float:
+        """The area between the points and `reference`, the same number that `hypervolume` gives for all points."""
+        return hypervolume(self._points, reference)
+
+
+class Fronts:
+    """Points in two objectives sorted into fronts while they are added: the ranks of `ranks`, point by point.
+
+    Source: Yakupov and Buzdalov, "Incremental non-dominated sorting with O(N) insertion for the two-dimensional case"
+    (CEC 2015).
+    """
+
+    def __init__(self) -> None:
+        self._fronts: list[list[tuple[float, float, int]]] = []
+        """Points of each front with their numbers, ascending in the first objective, descending in the second."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return self._count
+
+    def add(self, point: tuple[float, float]) -> int:
+        """Add a point and return its rank."""
+        first, second = _ordered(point)
+        # A front that dominates the point lies behind fronts that do.
+        rank = bisect_left(self._fronts, True, key=lambda front: not _dominates(front, first, second))
+        moving = [(first, second, self._count)]
+        self._count += 1
+        for level in range(rank, len(self._fronts)):
+            front = self._fronts[level]
+            # The points that `moving` dominates are neighbours.
+            begin = bisect_left(front, moving[0][0], key=itemgetter(0))
+            end = bisect_right(front, -moving[-1][1], lo=begin, key=_descending)
+            if begin < len(front) and front[begin][:2] == moving[0][:2]:
+                # Equal points share a rank.
+                end = begin
+            front[begin:end], moving = moving, front[begin:end]
+            if not moving:
+                return rank
+        self._fronts.append(moving)
+        return rank
+
+    def num_before(self, rank: int) -> int:
+        """Number of points on the fronts before `rank`."""
+        return sum(map(len, self._fronts[:rank]))
+
+    def front(self, rank: int) -> list[tuple[float, float]]:
+        """The points of a front, in the order in which they were added."""
+        return [(first, second) for first, second, _ in sorted(self._fronts[rank], key=itemgetter(2))]
+
+
+def _dominates(front: Sequence[tuple[float, float, int]], first: float, second: float) -> bool:
+    """True if a point of a front of `Fronts` dominates the point `(first, second)`."""
+    place = bisect_right(front, first, key=itemgetter(0)) - 1
+    return place >= 0 and front[place][1] <= second and front[place][:2] != (first, second)
+
+
+def _descending(point: tuple[float, float, int]) -> float:
+    return -point[1]
+
+
+def _ordered(point: tuple[float, float]) -> tuple[float, float]:
+    """The point with infinity for NaN."""
+    first, second = (math.inf if math.isnan(value) else float(value) for value in point)
+    return first, second
+
+
+def _ranks(ordered: npt.NDArray[np.float64]) -> list[int]:
+    """The ranks of points in lexicographic order, in O(N^2)."""
+    ranks = np.zeros(len(ordered), dtype=np.int64)
+    for position in range(1, len(ordered)):
+        before, point = ordered[:position], ordered[position]
+        dominators = (before <= point).all(axis=1) & (before < point).any(axis=1)
+        if dominators.any():
+            ranks[position] = 1 + ranks[:position][dominators].max()
+    return list(ranks.tolist())
+
+
+def _ranks_in_two(ordered: Sequence[Sequence[float]]) -> list[int]:
+    """The ranks of points in two objectives in lexicographic order, in O(N log N)."""
+    lowest: list[float] = []
+    """The least second objective of each front so far, ascending."""
+    ranks: list[int] = []
+    for position, (first, second) in enumerate(ordered):
+        if position and ordered[position - 1] == [first, second]:
+            ranks.append(ranks[-1])
+            continue
+        rank = bisect_right(lowest, second)
+        lowest[rank : rank + 1] = [second]
+        ranks.append(rank)
+    return ranks
 
 
 def _as_array(points: Points, *, num_objectives: int = 1) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
-from raprune.pareto import crowding, hypervolume, non_dominated, ranks, spread
+from raprune.pareto import Front, Fronts, crowding, hypervolume, non_dominated, ranks, spread
 
 Array = npt.NDArray[np.float64]
 
@@ -102,3 +102,23 @@ def test_spread_takes_points_evenly() -> None:
     assert spread(line, 3) == [0, 4, 8]
     assert spread(line, 5) == [0, 2, 4, 6, 8]
     assert spread(line, 0) == [] and spread([], 3) == []
+
+
+@given(point_sets(2))
+def test_fronts_that_are_kept_point_by_point_are_those_of_the_ranks(points: Array) -> None:
+    fronts = Fronts()
+    for number, point in enumerate(points):
+        rank = fronts.add((point[0], point[1]))
+        expected = ranks(points[: number + 1])
+        assert rank == expected[-1] and len(fronts) == number + 1
+        for level in range(int(expected.max()) + 1):
+            assert fronts.num_before(level) == (expected < level).sum()
+            assert fronts.front(level) == [tuple(p) for p, r in zip(points, expected, strict=False) if r == level]
+
+
+@given(point_sets(2))
+def test_front_that_is_kept_point_by_point_has_the_same_hypervolume(points: Array) -> None:
+    front = Front()
+    for number, point in enumerate(points):
+        assert front.add((point[0], point[1])) == (number in non_dominated(points[: number + 1]))
+        assert front.hypervolume((1.0, 1.0)) == hypervolume(points[: number + 1], (1.0, 1.0))
