@@ -5,13 +5,15 @@ No factory needs torch or Ray. Helpers that train or start processes are modules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raprune.pareto import crowding, ranks
 from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
 from raprune.results.rows import CandidateRow
 from raprune.sampling.point import Point
@@ -88,6 +90,15 @@ def widths_of(proposal: Proposal) -> dict[str, int]:
         name: max(1, round(count * proposal.keep_ratios.get(name, flops_of(proposal))))
         for name, count in SPACE.channels.items()
     }
+
+
+def goes_on_by_definition(points: Sequence[tuple[float, float]], keep: float) -> bool:
+    """True if the last of `points` is among the best `keep` of them: by rank, then by crowding, then the first."""
+    rank = ranks(points)
+    ahead = int((rank < rank[-1]).sum())
+    distances = crowding([points[i] for i, r in enumerate(rank) if r == rank[-1]])
+    ahead += int((distances[:-1] >= distances[-1]).sum())
+    return ahead < max(1, math.ceil(keep * len(points) - 1e-9))
 
 
 def trial_of(proposal: Proposal) -> Trial:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from raprune.pareto import Fronts
 from raprune.records import TrialState
 from raprune.sampling.point import Point
 from raprune.sampling.promotion import goes_on
@@ -30,7 +31,7 @@ class _Rung:
 
     next: int = 0
     """The first number without a decision on this rung."""
-    objectives: list[tuple[float, float]] = field(default_factory=list)
+    fronts: Fronts = field(default_factory=Fronts)
     waiting: dict[int, Point] = field(default_factory=dict)
     went_on: dict[int, bool] = field(default_factory=dict)
 
@@ -72,7 +73,6 @@ class SuccessiveHalving:
     def _judged(self, rung: _Rung, level: int, point: Point) -> RungDecision:
         onward = False
         if point.state is not TrialState.FAILED:
-            rung.objectives.append(point.objectives(self._cost))
-            onward = goes_on(rung.objectives, self._keep)
+            onward = goes_on(rung.fronts, point.objectives(self._cost), self._keep)
         rung.went_on[rung.next] = onward
         return RungDecision(rung.next, point, level + 1 if onward else None)

@@ -13,16 +13,24 @@ is taken (Emmerich et al., "Single- and multiobjective evolutionary optimization
 metamodels", IEEE TEC 2006), so that trials fill the gaps of the front. A pending proposal counts as if its result were
 the predicted one (Ginsbourger et al., "Kriging is well-suited to parallelize optimization", 2010), so that two
 proposals do not fill the same gap.
+
+Everything is a function of the results and of the pending proposals, which are in the store: an interrupted search goes
+on as if it had not been interrupted. The time of a child hardly grows with the search: the model has at most `LEARNED`
+results and `PENDING` pending proposals.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from raprune.channels.graph import IndexArray
 from raprune.cost.latency import Floats
 from raprune.pareto import non_dominated
 from raprune.records import Setting, TrialState
@@ -38,8 +46,11 @@ TARGETS = 16
 CHILDREN = 32
 """Number of children for each target, of its parents in turn; one of all children is chosen."""
 LOWEST = 0.01
+"""Smallest ratio of a child."""
 LEARNED = 256
 """Maximum number of results that the model is fitted to: those whose error is least above the front's."""
+PENDING = 64
+"""Maximum number of pending proposals that the model takes for results: the last ones."""
 ENOUGH = 8
 """Number of results from which on children are compared by the model."""
 LEAST = 1e-4
@@ -53,161 +64,314 @@ _BENDS = (0.1, 0.3)
 """Sizes of the smooth remainder: standard deviations of the logarithm of the error."""
 _NOISES = (0.02, 0.05)
 """Noise of the images and the calibration: with 5,000 images and an error of 40 %, two percent of the error."""
+_BLOCK = 64
+"""Rows of a block of a triangular solve."""
 
 
-def front_of(points: Sequence[Point], cost: str = "flops") -> list[Point]:
-    """The points that no other point dominates in error and `cost`, the cheapest first."""
-    front = [points[index] for index in non_dominated([point.objectives(cost) for point in points])]
-    return sorted(front, key=lambda point: point.fraction(cost))
+@dataclass(frozen=True)
+class Kernel:
+    """The parameters of the Gaussian process that are fitted to results."""
+
+    length: float
+    bend: float
+    noise: float
 
 
-def parents_of(front: Sequence[Point], target: float, cost: str = "flops") -> list[Point]:
-    """The `PARENTS` members of the front whose cost is nearest to `target` on a logarithmic scale, nearest first."""
-    return sorted(front, key=lambda point: abs(np.log(point.fraction(cost) / target)))[:PARENTS]
+KERNELS = tuple(Kernel(*values) for values in product(_LENGTHS, _BENDS, _NOISES))
+
+
+class Mutator:
+    """Children of the front of results that are learned one after another.
+
+    `groups` are the names of the groups, `cost` names the cost of targets and of the front, which counts up to
+    `highest`, a fraction of the dense network's.
+    """
+
+    def __init__(self, groups: Sequence[str], *, cost: str, highest: float) -> None:
+        self._groups, self._cost, self._highest = tuple(groups), cost, highest
+        self._points: list[Point] = []
+        self._logs = _Rows(len(self._groups))
+        self._objectives = _Rows(2)
+        self._fitted: tuple[object, _Fit] | None = None
+        self._kernel: tuple[int, Kernel] | None = None
+
+    def __len__(self) -> int:
+        """Number of results learned."""
+        return len(self._points)
+
+    def learn(self, point: Point) -> None:
+        """Take a result; its `keep_ratios` are the ratios that the candidate came to."""
+        self._points.append(point)
+        self._logs.append(_logs([point], self._groups)[0])
+        error, cost = point.objectives(self._cost)
+        self._objectives.append([max(error, LEAST), cost])
+
+    def child(
+        self,
+        targets: Sequence[float],
+        *,
+        generator: np.random.Generator,
+        pending: Sequence[Point] = (),
+        count: int | None = None,
+        count_of_kernel: int | None = None,
+    ) -> Point:
+        """The child, for one of `targets`, by which the front is expected to gain the largest area.
+
+        The first `count` results are used (one or more; all by default), and the kernel is fitted to the first
+        `count_of_kernel` of them. The model of one pair of counts is computed once. Of `pending`, proposals under way
+        whose `accuracy` is ignored, the last `PENDING` count. With fewer than `ENOUGH` results the first child for the
+        first target is returned.
+
+        The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its
+        cost.
+        """
+        fit = self._fit(len(self) if count is None else count, count_of_kernel)
+        front_logs, front_costs = self._logs.array[fit.front], self._objectives.array[fit.front, 1]
+        parents: list[int] = []
+        children: list[Floats] = []
+        for target in targets:
+            nearest = nearest_to(front_costs, target)
+            parents += [int(nearest[index % len(nearest)]) for index in range(CHILDREN)]
+            children.append(_changed(front_logs[nearest], generator))
+        logs, costs = np.vstack(children), np.repeat(targets, CHILDREN)
+        best, error = 0, 1.0 - self._points[fit.front[parents[0]]].accuracy
+        if fit.model is not None:
+            columns = fit.columns.of([self._points[index] for index in fit.front])
+            mean, deviation, expected = self._predict(
+                fit, _inputs(np.log(costs), logs, columns[parents]), pending[-PENDING:]
+            )
+            gains = expected_gains(expected, costs, mean, deviation, highest=self._highest)
+            # Rounded, so that the order of a sum rarely decides.
+            best = int(gains.round(9).argmax())
+            error = min(1.0, float(np.exp(mean[best])))
+        parent = self._points[fit.front[parents[best]]]
+        child = Point(
+            trial_id="",
+            state=TrialState.WAITING,
+            method=parent.method,
+            settings=parent.settings,
+            keep_ratios={
+                name: round(float(np.exp(log)), 6) for name, log in zip(self._groups, logs[best], strict=True)
+            },
+            accuracy=1.0 - error,
+        )
+        return child.with_fraction(self._cost, float(costs[best]))
+
+    def _fit(self, count: int, count_of_kernel: int | None) -> _Fit:
+        """The front and the model of the first `count` results, kept until another one is asked for."""
+        if count_of_kernel is None or count_of_kernel < ENOUGH:
+            count_of_kernel = count
+        key = (count, count_of_kernel)
+        if self._fitted is None or self._fitted[0] != key:
+            front = self._front(count)
+            known, columns, model = self._known(count, front), _Columns([]), None
+            if count >= ENOUGH:
+                kernel = self._likeliest(count_of_kernel)
+                columns = _Columns([self._points[index] for index in known])
+                model = _Model(*self._values(known, columns), kernel)
+            self._fitted = (key, _Fit(front, columns, model))
+        return self._fitted[1]
+
+    def _front(self, count: int) -> IndexArray:
+        """Positions of the non-dominated results among the first `count`, the cheapest first."""
+        objectives = self._objectives.array[:count]
+        front = np.array(non_dominated(objectives), dtype=np.int64)
+        return front[np.argsort(objectives[front, 1], kind="stable")]
+
+    def _known(self, count: int, front: IndexArray) -> IndexArray:
+        """Positions of the results that the model is fitted to, those with the least excess over the front first."""
+        errors, costs = self._objectives.array[:count].T
+        least = errors[front][np.searchsorted(costs[front], costs, side="right") - 1]
+        return np.argsort(errors / least, kind="stable")[:LEARNED]
+
+    def _likeliest(self, count: int) -> Kernel:
+        """The kernel under which the first `count` results are likeliest."""
+        if self._kernel is None or self._kernel[0] != count:
+            known = self._known(count, self._front(count))
+            inputs, values = self._values(known, _Columns([self._points[index] for index in known]))
+            kernel = max(KERNELS, key=lambda kernel: _Model(inputs, values, kernel).likelihood)
+            self._kernel = (count, kernel)
+        return self._kernel[1]
+
+    def _values(self, known: IndexArray, columns: _Columns) -> tuple[Floats, Floats]:
+        """Inputs and values of the model, shapes `(N, D)` and `(N,)`."""
+        errors, costs = self._objectives.array[known].T
+        settings = columns.of([self._points[index] for index in known])
+        return _inputs(np.log(costs), self._logs.array[known], settings), np.log(errors)
+
+    def _predict(self, fit: _Fit, inputs: Floats, pending: Sequence[Point]) -> tuple[Floats, Floats, Floats]:
+        """Mean and deviation of children, and the front with the predicted results of the pending proposals."""
+        assert fit.model is not None
+        objectives = self._objectives.array[fit.front]
+        if not pending:
+            return *fit.model.predict(inputs), objectives
+        costs = np.array([point.fraction(self._cost) for point in pending])
+        under_way = _inputs(np.log(costs), _logs(pending, self._groups), fit.columns.of(pending))
+        mean, deviation, errors = fit.model.predict_beside(inputs, under_way)
+        predicted = np.column_stack([np.exp(errors).clip(LEAST, 1.0), costs])
+        together = np.vstack([objectives, predicted])
+        front = together[non_dominated(together)]
+        return mean, deviation, front[np.argsort(front[:, 1], kind="stable")]
+
+
+def nearest_to(costs: Floats, target: float) -> IndexArray:
+    """Positions of the `PARENTS` costs that are nearest to `target` on a logarithmic scale, the nearest first."""
+    return np.argsort(abs(np.log(costs / target)), kind="stable")[:PARENTS]
 
 
 def targets_in(lowest: float, highest: float, *, generator: np.random.Generator) -> list[float]:
     """`TARGETS` costs that cover the range evenly on a logarithmic scale, in random order."""
     places = (generator.permutation(TARGETS) + generator.random(TARGETS)) / TARGETS
-    # Rounded, here and below: a resumed search on another machine has to find the same.
+    # Rounded, here and below, for a store that people can read.
     targets = (lowest * (highest / lowest) ** places).round(6).clip(lowest, highest)
     return [float(target) for target in targets]
 
 
-def child_of(
-    points: Sequence[Point],
-    targets: Sequence[float],
-    *,
-    cost: str = "flops",
-    highest: float,
-    generator: np.random.Generator,
-    pending: Sequence[Point] = (),
-) -> Point:
-    """The child, for one of `targets`, by which the front of `points` is expected to gain the largest area.
-
-    `points` are one result or more, with the ratios that their candidates came to. `targets` are fractions of the cost
-    `cost`, and the front counts up to `highest`. `pending` are predicted results of proposals under way. With fewer
-    than `ENOUGH` results the first child for the first target is returned.
-
-    The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its cost.
-    """
-    front = front_of(points, cost)
-    names = list(points[0].keep_ratios)
-    parents: list[Point] = []
-    children: list[Floats] = []
-    for target in targets:
-        nearest = parents_of(front, target, cost)
-        parents += [nearest[index % len(nearest)] for index in range(CHILDREN)]
-        children.append(_changed(nearest, names, generator))
-    logs, costs = np.vstack(children), np.repeat(targets, CHILDREN)
-    best, accuracy = 0, parents[0].accuracy
-    if len(points) >= ENOUGH:
-        known = [*_by_excess(points, front, cost)[:LEARNED], *pending]
-        settings = _numbers([{**one.settings, "": one.method} for one in [*known, *parents]])
-        model = _Model(
-            _inputs(np.log([one.fraction(cost) for one in known]), _logs(known, names), settings[: len(known)]),
-            np.log(_errors(known)),
-        )
-        mean, deviation = model.predict(_inputs(np.log(costs), logs, settings[len(known) :]))
-        expected = front_of([*front, *pending], cost)
-        gains = expected_gains(expected, costs, mean, deviation, highest=highest, cost=cost)
-        best = int(gains.round(9).argmax())
-        accuracy = 1.0 - min(1.0, round(float(np.exp(mean[best])), 6))
-    parent = parents[best]
-    child = Point(
-        trial_id="",
-        state=TrialState.WAITING,
-        method=parent.method,
-        settings=parent.settings,
-        keep_ratios={name: round(float(np.exp(log)), 6) for name, log in zip(names, logs[best], strict=True)},
-        accuracy=accuracy,
-    )
-    return child.with_fraction(cost, float(costs[best]))
-
-
-def expected_gains(
-    front: Sequence[Point], costs: Floats, mean: Floats, deviation: Floats, *, highest: float, cost: str = "flops"
-) -> Floats:
+def expected_gains(front: Floats, costs: Floats, mean: Floats, deviation: Floats, *, highest: float) -> Floats:
     """Expected growth of the area under the `front` by one more result at each of `costs`, shape `(N,)`.
 
-    `front` is sorted, cheapest first. The area reaches up to error 1 and the cost `highest`. The logarithm of the
-    result's error is normal, with `mean` and `deviation` of shape `(N,)`. Between the costs of two members of the front
-    the gain is the difference to the error of the cheaper member.
+    `front` has rows of error and cost, the cheapest first. The area reaches up to error 1 and the cost `highest`. The
+    logarithm of the result's error is normal, with `mean` and `deviation` of shape `(N,)`. Between the costs of two
+    members of the front the gain is the difference to the error of the cheaper member.
     """
-    edges = np.array([0.0, *(point.fraction(cost) for point in front), np.inf]).clip(max=highest)
-    errors = np.array([1.0, *_errors(front)])
+    edges = np.array([0.0, *front[:, 1], np.inf]).clip(max=highest)
+    errors = np.array([1.0, *front[:, 0].clip(min=LEAST)])
     widths = (edges[1:] - np.maximum(edges[:-1], costs[:, None])).clip(min=0.0)
-    deviation = np.maximum(deviation, 1e-6)[:, None]
-    far = (np.log(errors) - mean[:, None]) / deviation
-    below = errors * _normal(far) - np.exp(mean[:, None] + deviation**2 / 2) * _normal(far - deviation)
-    return np.asarray((widths * below.clip(min=0.0)).sum(axis=1))
+    # Half of the pairs have no width.
+    child, member = np.nonzero(widths)
+    deviation = np.maximum(deviation, 1e-6)[child]
+    error, mean = errors[member], mean[child]
+    far = (np.log(error) - mean) / deviation
+    below = error * _normal(far) - np.exp(mean + deviation**2 / 2) * _normal(far - deviation)
+    gains = widths[child, member] * below.clip(min=0.0)
+    return np.asarray(np.bincount(child, weights=gains, minlength=len(costs)), dtype=np.float64)
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_GRID = np.linspace(-9.0, 9.0, 4609)
+_ON_GRID = np.array([(1.0 + math.erf(value / math.sqrt(2.0))) / 2.0 for value in _GRID])
+_SLOPES = np.exp(-(_GRID**2) / 2) / math.sqrt(2 * math.pi)
 
 
 def _normal(values: Floats) -> Floats:
-    """The distribution function of the standard normal."""
-    return np.asarray((1.0 + _erf(values / math.sqrt(2.0))) / 2.0)
+    """The distribution function of the standard normal, by cubic interpolation: the error is below 1e-12.
+
+    NumPy has no error function, and Python's takes ten times as long for an array.
+    """
+    step = _GRID[1] - _GRID[0]
+    place = (values.clip(_GRID[0], _GRID[-1] - 1e-9) - _GRID[0]) / step
+    left = place.astype(np.int64)
+    t = place - left
+    u = 1.0 - t
+    ends = u**2 * (1.0 + 2.0 * t) * _ON_GRID[left] + t**2 * (1.0 + 2.0 * u) * _ON_GRID[left + 1]
+    return np.asarray(ends + step * t * u * (u * _SLOPES[left] - t * _SLOPES[left + 1]))
 
 
-def _errors(points: Sequence[Point]) -> Floats:
-    """Errors of the points, at least `LEAST`, shape `(N,)`."""
-    return np.maximum([1.0 - point.accuracy for point in points], LEAST)
-
-
-def _by_excess(points: Sequence[Point], front: Sequence[Point], cost: str) -> list[Point]:
-    """The points by the ratio of their error to the front's least error at no more cost, the smallest ratio first."""
-    edges = [point.fraction(cost) for point in front]
-    least = _errors(front)[np.searchsorted(edges, [point.fraction(cost) for point in points], side="right") - 1]
-    ratios = _errors(points) / least
-    return [points[index] for index in np.argsort(ratios, kind="stable")]
-
-
-def _changed(parents: Sequence[Point], names: Sequence[str], generator: np.random.Generator) -> Floats:
+def _changed(parents: Floats, generator: np.random.Generator) -> Floats:
     """Logarithms of the ratios of `CHILDREN` children, of the `parents` in turn, shape `(CHILDREN, groups)`."""
-    changes = generator.normal(0.0, STEP, (CHILDREN, len(names)))
+    count, groups = CHILDREN, parents.shape[1]
+    changes = generator.normal(0.0, STEP, (count, groups))
     changes *= generator.random(changes.shape) < CHANGED
     # At least one group changes.
     unchanged = np.flatnonzero(~changes.any(axis=1))
-    changes[unchanged, generator.integers(len(names), size=len(unchanged))] = STEP
-    own = _logs(parents, names)[np.arange(CHILDREN) % len(parents)]
-    return np.asarray(np.clip(own + changes, np.log(LOWEST), 0.0))
+    changes[unchanged, generator.integers(groups, size=len(unchanged))] = STEP
+    return np.asarray(np.clip(parents[np.arange(count) % len(parents)] + changes, np.log(LOWEST), 0.0))
 
 
-def _logs(points: Sequence[Point], names: Sequence[str]) -> Floats:
+def _logs(points: Sequence[Point], groups: Sequence[str]) -> Floats:
     """Logarithms of the points' ratios, shape `(N, groups)`."""
-    return np.asarray(np.log([[max(point.keep_ratios[name], LOWEST) for name in names] for point in points]))
+    return np.asarray(np.log([[max(point.keep_ratios[name], LOWEST) for name in groups] for point in points]))
+
+
+class _Rows:
+    """Rows of numbers to which others are appended, in constant time on average."""
+
+    def __init__(self, columns: int) -> None:
+        self._buffer = np.zeros((64, columns))
+        self._count = 0
+
+    def append(self, row: Sequence[float] | Floats) -> None:
+        if self._count == len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.zeros_like(self._buffer)])
+        self._buffer[self._count] = row
+        self._count += 1
+
+    @property
+    def array(self) -> Floats:
+        """All rows, shape `(N, columns)`."""
+        return self._buffer[: self._count]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The front of some results, and the model of the best of them; no model while there are too few."""
+
+    front: IndexArray
+    columns: _Columns
+    model: _Model | None
 
 
 class _Model:
-    """A Gaussian process: a plane and a smooth remainder, whose size, length scale and noise are the likeliest ones."""
+    """A Gaussian process: a plane and a smooth remainder, with a given kernel. It predicts results without noise."""
 
-    def __init__(self, inputs: Floats, values: Floats) -> None:
-        self._inputs, self._mean = inputs, float(values.mean())
-        likeliest = -np.inf
-        for length, bend, noise in product(_LENGTHS, _BENDS, _NOISES):
-            covariance = _covariance(inputs, inputs, length, bend)
-            covariance[np.diag_indices_from(covariance)] += noise**2
-            lower = np.linalg.cholesky(covariance)
-            whitened = np.linalg.solve(lower, values - self._mean)
-            likelihood = -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
-            if likelihood > likeliest:
-                likeliest = likelihood
-                self._length, self._bend, self._lower, self._whitened = length, bend, lower, whitened
+    def __init__(self, inputs: Floats, values: Floats, kernel: Kernel) -> None:
+        self._inputs, self._kernel, self._mean = inputs, kernel, float(values.mean())
+        self._lower = np.linalg.cholesky(self._noisy(inputs))
+        self._whitened = _forward(self._lower, (values - self._mean)[:, None])[:, 0]
+
+    @property
+    def likelihood(self) -> float:
+        """Logarithm of the likelihood of the values, but for a constant."""
+        return -0.5 * float(self._whitened @ self._whitened) - float(np.log(np.diag(self._lower)).sum())
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
-        """Return mean and standard deviation of results without noise, each `(N,)`, for inputs `(N, D)`."""
-        across = np.linalg.solve(self._lower, _covariance(self._inputs, inputs, self._length, self._bend))
-        before = _LEVEL**2 + _SLOPE**2 * (inputs**2).sum(axis=1) + self._bend**2
-        left = np.maximum(before - (across**2).sum(axis=0), 0.0)
-        return np.asarray(self._mean + across.T @ self._whitened), np.asarray(np.sqrt(left))
+        """Mean and standard deviation, each `(N,)`, for inputs `(N, D)`."""
+        across = self._across(inputs)
+        return self._means(across), np.sqrt(np.maximum(self._prior(inputs) - (across**2).sum(axis=0), 0.0))
+
+    def predict_beside(self, inputs: Floats, under_way: Floats) -> tuple[Floats, Floats, Floats]:
+        """As `predict`, once there are results at `under_way` that are as predicted; and these predictions.
+
+        Such results leave the mean as it is and lower the deviation near them.
+        """
+        across, beside = self._across(inputs), self._across(under_way)
+        lower = np.linalg.cholesky(self._noisy(under_way) - beside.T @ beside)
+        more = _forward(lower, _covariance(under_way, inputs, self._kernel) - beside.T @ across)
+        left = self._prior(inputs) - (across**2).sum(axis=0) - (more**2).sum(axis=0)
+        return self._means(across), np.sqrt(np.maximum(left, 0.0)), self._means(beside)
+
+    def _across(self, inputs: Floats) -> Floats:
+        return _forward(self._lower, _covariance(self._inputs, inputs, self._kernel))
+
+    def _means(self, across: Floats) -> Floats:
+        return np.asarray(self._mean + across.T @ self._whitened)
+
+    def _prior(self, inputs: Floats) -> Floats:
+        return np.asarray(_LEVEL**2 + _SLOPE**2 * (inputs**2).sum(axis=1) + self._kernel.bend**2)
+
+    def _noisy(self, inputs: Floats) -> Floats:
+        covariance = _covariance(inputs, inputs, self._kernel)
+        covariance[np.diag_indices_from(covariance)] += self._kernel.noise**2
+        return covariance
 
 
-def _covariance(one: Floats, other: Floats, length: float, bend: float) -> Floats:
+def _forward(lower: npt.NDArray[np.floating[Any]], right: Floats) -> Floats:
+    """The solution of `lower @ x = right` with a lower triangle `(N, N)` and `right` of shape `(N, K)`.
+
+    By blocks, as NumPy has no triangular solve: a general one takes more than twice as long.
+    """
+    solution = np.empty_like(right)
+    for begin in range(0, len(lower), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        known = right[block] - lower[block, :begin] @ solution[:begin]
+        solution[block] = np.linalg.solve(lower[block, block], known)
+    return solution
+
+
+def _covariance(one: Floats, other: Floats, kernel: Kernel) -> Floats:
+    """Covariance of the results at inputs `(N, D)` and `(M, D)`, shape `(N, M)`."""
     products = one @ other.T
     distances = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * products
-    smooth = bend**2 * np.exp(-np.maximum(distances, 0.0) / (2 * length**2))
+    smooth = kernel.bend**2 * np.exp(-np.maximum(distances, 0.0) / (2 * kernel.length**2))
     return np.asarray(_LEVEL**2 + _SLOPE**2 * products + smooth)
 
 
@@ -216,16 +380,34 @@ def _inputs(cost: Floats, ratios: Floats, settings: Floats) -> Floats:
     return np.column_stack([cost, ratios - ratios.mean(axis=1, keepdims=True), settings])
 
 
-def _numbers(settings: Sequence[Mapping[str, Setting]]) -> Floats:
-    """Hyper-parameters as columns: numbers scaled to [0, 1], 0.5 where missing; an indicator for each other value."""
-    columns: list[Floats] = [np.zeros((len(settings), 0))]
-    for name in sorted({name for one in settings for name in one}):
-        values = [one.get(name) for one in settings]
-        if all(value is None or isinstance(value, int | float) for value in values):
-            numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-            numbers -= np.nanmin(numbers)
-            columns.append(np.nan_to_num(numbers / max(float(np.nanmax(numbers)), 1e-12), nan=0.5)[:, None])
-        else:
-            kinds = sorted({str(value) for value in values})
-            columns.append(np.array([[float(str(value) == kind) for kind in kinds] for value in values]))
-    return np.column_stack(columns)
+class _Columns:
+    """Methods and hyper-parameters as columns: numbers scaled to [0, 1], 0.5 where missing; an indicator for each other
+    value. Range and values are those of `points`."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        recipes = [_recipe(point) for point in points]
+        self._ranges: dict[str, tuple[float, float]] = {}
+        self._kinds: dict[str, list[str]] = {}
+        for name in sorted({name for recipe in recipes for name in recipe}):
+            values = [recipe[name] for recipe in recipes if name in recipe]
+            numbers = [float(value) for value in values if isinstance(value, int | float)]
+            if len(numbers) == len(values):
+                self._ranges[name] = (min(numbers), max(max(numbers) - min(numbers), 1e-12))
+            else:
+                self._kinds[name] = sorted({str(recipe.get(name)) for recipe in recipes})
+
+    def of(self, points: Sequence[Point]) -> Floats:
+        """The columns of points, shape `(N, columns)`."""
+        recipes = [_recipe(point) for point in points]
+        columns: list[list[float]] = []
+        for name, (lowest, extent) in self._ranges.items():
+            values = [recipe.get(name) for recipe in recipes]
+            columns.append([(v - lowest) / extent if isinstance(v, int | float) else 0.5 for v in values])
+        for name, kinds in self._kinds.items():
+            told = [str(recipe.get(name)) for recipe in recipes]
+            columns += [[float(value == kind) for value in told] for kind in kinds]
+        return np.array(columns, dtype=np.float64).reshape(-1, len(points)).T
+
+
+def _recipe(point: Point) -> dict[str, Setting]:
+    return {**point.settings, "": point.method}

@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from raprune.pareto import crowding, ranks, spread
+from raprune.pareto import Fronts, crowding, ranks, spread
 from raprune.records import TrialState
 from raprune.sampling.point import Point
 from raprune.spec.budget import Budget
 
 
-def goes_on(points: Sequence[tuple[float, float]], keep: float) -> bool:
-    """True if the last of `points`, the candidates that reached a rung in order, goes on to the next rung.
+def goes_on(fronts: Fronts, objectives: tuple[float, float], keep: float) -> bool:
+    """Add a candidate to the candidates that reached a rung before it; true if it goes on to the next rung.
 
-    It goes on if it is among the best `keep` of them, at least one. They are ordered by their front, and within a front
-    by their crowding distance, the largest first. Candidates are decided one after another, so that none waits for a
-    whole cohort. `points` are to be minimised.
+    It goes on if it is among the best `keep` of all of them, at least one. They are ordered by their front, and within
+    a front by their crowding distance, the largest first. Candidates are decided one after another, so that none waits
+    for a whole cohort. `objectives` are to be minimised. The time grows with the size of a front, not with the number
+    of candidates.
 
     Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA, 2020), for the halving; Deb et
     al., "NSGA-II" (2002), for the order.
     """
-    rank = ranks(points)
-    ahead = int((rank < rank[-1]).sum())
-    level = [i for i, r in enumerate(rank) if r == rank[-1]]
-    distances = crowding([points[i] for i in level])
+    rank = fronts.add(objectives)
+    distances = crowding(fronts.front(rank))
     # Of two equal distances the earlier candidate is ahead.
-    ahead += int((distances[:-1] >= distances[-1]).sum())
-    return ahead < max(1, math.ceil(keep * len(points) - 1e-9))
+    ahead = fronts.num_before(rank) + int((distances[:-1] >= distances[-1]).sum())
+    return ahead < max(1, math.ceil(keep * len(fronts) - 1e-9))
 
 
 def choose_finalists(
@@ -51,7 +50,7 @@ def choose_finalists(
     remaining = _eligible(points, budget)
     above = [point for point in remaining if floor is None or point.accuracy >= floor]
     chosen = _spread_over_fronts(above, count, cost)
-    below = [point for point in remaining if point not in above]
+    below = [point for point in remaining if floor is not None and not point.accuracy >= floor]
     chosen += _spread_over_fronts(below, count - len(chosen), cost)
     if each_method and count:
         methods = {point.method for point in remaining if point.trial_id in chosen}
@@ -65,6 +64,8 @@ def _spread_over_fronts(points: Sequence[Point], count: int, cost: str) -> list[
     rank = ranks([point.objectives(cost) for point in points])
     chosen: list[str] = []
     for level in range(int(rank.max(initial=-1)) + 1):
+        if len(chosen) >= count:
+            break
         front = [point for point, r in zip(points, rank, strict=True) if r == level]
         # On a logarithmic scale of the cost: each halving counts the same.
         scaled = [(error, math.log(max(fraction, 1e-12))) for error, fraction in (p.objectives(cost) for p in front)]

@@ -1,5 +1,11 @@
 """The search's proposals: ask and tell in a fixed order. Knows no Ray.
 
+A stored proposal is the truth: a resumed search takes it as it is, tells it to the sources as if they had made it, and
+asks them only for the numbers that are not stored. What a source proposes for a number is a function of the seed, the
+number, the proposals before it and the results that it may use, so that an interrupted search goes on as if it had not
+been interrupted. On another kind of CPU the last digits of a number may differ, and the search then continues with
+other proposals than it would have had there, from the same facts.
+
 Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed and a
 lookahead give the same search, for any number of workers and any order in which trials end.
 """
@@ -7,27 +13,38 @@ lookahead give the same search, for any number of workers and any order in which
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from raprune.errors import StoreError
 from raprune.records import Proposal, Stage, Trial
 from raprune.sampling.halving import SuccessiveHalving
 from raprune.sampling.point import Point
-from raprune.sampling.sources import Asked, Turn, make_sources
+from raprune.sampling.sources import Asked, Turn, make_sources, trial_seed
 from raprune.sampling.space import SearchSpace
 from raprune.sampling.warm_start import Earlier
 from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec
-from raprune.store.rows import target_columns
+
+
+class StopRule(Protocol):
+    """A rule that ends the search. It hears the results that a proposal may use, and is then asked."""
+
+    def hear(self, point: Point) -> None:
+        """Take the next result, in the order of proposal."""
+        ...
+
+    def __call__(self) -> bool:
+        """True once nothing new should be proposed."""
+        ...
 
 
 class Proposals:
     """The search's proposals, one after another. A stored trial is told in its turn, and its proposal is not run again.
 
-    Results of `earlier` runs come before everything except the baselines. `enough` is true once the search should end;
-    it is called before each proposal that is not stored, with the results that this proposal may use, in the order of
-    proposal.
+    Results of `earlier` runs come before everything except the baselines. `enough` is asked before each proposal that
+    is not stored.
     """
 
     def __init__(
@@ -38,13 +55,14 @@ class Proposals:
         seed: int,
         stored: Sequence[Trial] = (),
         earlier: Earlier | None = None,
-        enough: Callable[[Sequence[Point]], bool] = lambda points: False,
+        enough: StopRule | None = None,
     ) -> None:
         self._enough = enough
         self._space = space
         # A run has decided on its lookahead; without a run there is one worker.
         self._lookahead = spec.lookahead_for(1)
         self._limit = spec.trials
+        self._seed = seed
         searched = [trial for trial in stored if trial.proposal.stage is Stage.SEARCH and trial.proposal.step is None]
         self._stored = {trial.trial_id: trial for trial in searched}
         if any(trial.proposal.stage is Stage.FINETUNE for trial in stored):
@@ -87,14 +105,13 @@ class Proposals:
         """The next proposal to run; None while it waits for a result, or when there is none.
 
         Raises:
-            StoreError: if a stored trial is not what this search proposes in its place.
+            StoreError: if a stored trial belongs to a search with another seed.
         """
         while (proposal := self._made_next()) is not None:
             self.proposals[proposal.trial_id] = proposal
-            trial = self._stored.get(proposal.trial_id)
+            trial = self._stored.pop(proposal.trial_id, None)
             if trial is None:
                 return proposal
-            _check_same(trial.proposal, proposal)
             self.tell(proposal.number, Point.of(trial))
         return None
 
@@ -119,24 +136,35 @@ class Proposals:
         heard = max(0, number - self._lookahead + 1)
         if number >= self._limit or any(asked.point is None for asked in self._asked[self._learned : heard]):
             return None
-        if search_id(number) not in self._stored:
-            points = [asked.point for asked in self._asked[:heard] if asked.point is not None]
-            if self._enough(points):
-                self.stop()
-                return None
-        return self._ask(Turn(number=number, rank=number - self._baselines.before(number), heard=heard))
+        self._learn(heard)
+        stored = self._stored.get(search_id(number))
+        if stored is None and self._enough is not None and self._enough():
+            self.stop()
+            return None
+        turn = Turn(number=number, rank=number - self._baselines.before(number), heard=heard)
+        return self._ask(turn, None if stored is None else stored.proposal)
 
-    def _ask(self, turn: Turn) -> Proposal:
-        for asked in self._asked[self._learned : turn.heard]:
+    def _learn(self, heard: int) -> None:
+        """Tell the sources and the stop rule the results of the numbers below `heard`."""
+        for asked in self._asked[self._learned : heard]:
             for source in self._sources:
                 source.learn(asked)
-        self._learned = max(self._learned, turn.heard)
-        for source in self._sources:
+            if self._enough is not None and asked.point is not None:
+                self._enough.hear(asked.point)
+        self._learned = max(self._learned, heard)
+
+    def _ask(self, turn: Turn, stored: Proposal | None) -> Proposal:
+        """The proposal of a number: the stored one, else one by the first source that owns the number."""
+        # The sampler, the last source, owns every number.
+        source = next(source for source in self._sources if source.owns(turn))
+        if stored is None:
             proposal = source.propose(turn)
-            if proposal is not None:
-                self._asked.append(Asked(proposal=proposal, source=source))
-                return proposal
-        raise AssertionError("the sampler, the last source, proposes for every number")
+        else:
+            _check_seed(stored, self._seed)
+            proposal = stored
+            source.recall(turn, stored)
+        self._asked.append(Asked(proposal=proposal, source=source))
+        return proposal
 
 
 def search_id(number: int) -> str:
@@ -144,16 +172,11 @@ def search_id(number: int) -> str:
     return Proposal(number=number, method="", allocation="", target=Budget()).trial_id
 
 
-def _check_same(stored: Proposal, proposal: Proposal) -> None:
-    for name in ("method", "allocation", "target", "settings", "keep_ratios", "seed"):
-        before, now = getattr(stored, name), getattr(proposal, name)
-        if name == "target":
-            before, now = target_columns(before), target_columns(now)
-        if (dict(before) if isinstance(before, Mapping) else before) != (
-            dict(now) if isinstance(now, Mapping) else now
-        ):
-            raise StoreError(
-                f"{proposal.trial_id}: the run's store has {name} {before!r}, and this search proposes {now!r}.",
-                hint="The code, Optuna or the job changed since the run began. Resume with the versions that run.json "
-                "names, or begin a new run with another --output.",
-            )
+def _check_seed(stored: Proposal, seed: int) -> None:
+    own = trial_seed(seed, stored.number)
+    if stored.seed != own:
+        raise StoreError(
+            f"{stored.trial_id}: the run's store has seed {stored.seed}, and this search has seed {own} for it.",
+            hint="The job's seed changed since the run began. Resume with the seed that run.json names, or begin a new "
+            "run with another --output.",
+        )

@@ -6,10 +6,12 @@ of proposal, and learns from the results that it can use.
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from raprune.records import Proposal, Setting, TrialState
-from raprune.sampling.mutation import child_of, targets_in
+from raprune.sampling.mutation import Mutator, targets_in
 from raprune.sampling.point import Point
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.sampling.warm_start import Earlier
@@ -35,6 +37,10 @@ _BASELINE_EVERY = 4
 _WARM_TURNS = 3
 _SAMPLED_EVERY = 6
 """In a `mixed` search, one in six proposals after the warm starts is TPE's; the others are mutations of the front."""
+_KERNEL_EVERY = 16
+"""Number of proposals after which the mutations' kernel is fitted again."""
+_DELAY = 8
+"""Mutations share a model for at most this part of the lookahead: each may miss the results that came meanwhile."""
 _STARTUP = 16
 """Random draws after the warm starts, at most: the number of trials is no guide if a time limit ends the search."""
 
@@ -68,8 +74,16 @@ class ProposalSource(ABC):
     """True if the sampler may learn from the results of these proposals."""
 
     @abstractmethod
-    def propose(self, turn: Turn) -> Proposal | None:
-        """Return the proposal for a number; None leaves the number to the next source."""
+    def owns(self, turn: Turn) -> bool:
+        """True if the proposal for this number is the source's, unless a source before it owns the number."""
+
+    @abstractmethod
+    def propose(self, turn: Turn) -> Proposal:
+        """Return the proposal for a number that the source owns."""
+
+    def recall(self, turn: Turn, proposal: Proposal) -> None:
+        """Take the stored proposal for a number that the source owns, as if the source had just proposed it."""
+        return  # Most sources do not depend on their own proposals.
 
     def learn(self, asked: Asked) -> None:
         """Take a result. Results come in the order of proposal, each before the first turn that may depend on it."""
@@ -99,11 +113,12 @@ class Baselines(ProposalSource):
         """Number of baselines before `number`."""
         return sum(own < number for own in self._by_number)
 
-    def propose(self, turn: Turn) -> Proposal | None:
-        values = self._by_number.get(turn.number)
-        if values is None:
-            return None
-        return _to_proposal(optuna.trial.FixedTrial(values), self._space, number=turn.number, seed=self._seed)
+    def owns(self, turn: Turn) -> bool:
+        return turn.number in self._by_number
+
+    def propose(self, turn: Turn) -> Proposal:
+        trial = optuna.trial.FixedTrial(self._by_number[turn.number])
+        return _to_proposal(trial, self._space, number=turn.number, seed=self._seed)
 
 
 class EarlierFronts(ProposalSource):
@@ -112,9 +127,10 @@ class EarlierFronts(ProposalSource):
     def __init__(self, space: SearchSpace, points: Sequence[Point], *, seed: int) -> None:
         self._space, self._points, self._seed = space, points, seed
 
-    def propose(self, turn: Turn) -> Proposal | None:
-        if turn.rank >= len(self._points):
-            return None
+    def owns(self, turn: Turn) -> bool:
+        return turn.rank < len(self._points)
+
+    def propose(self, turn: Turn) -> Proposal:
         known = self._points[turn.rank]
         # Slightly above the cost of the widths, since the fraction may be rounded down.
         target = min(self._space.highest, known.fraction(self._space.target) * (1 + 1e-12))
@@ -139,20 +155,45 @@ class Sampler(ProposalSource):
     def __init__(self, space: SearchSpace, spec: SamplerSpec, *, seed: int, num_warm: int, after: int) -> None:
         simple = space.simple if mutates(space, spec) else ()
         self._space = replace(space, allocations=simple) if simple else space
-        self._study = _make_study(spec, seed, num_warm=num_warm)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(directions=["minimize", "minimize"])
+        self._make_sampler = partial(SAMPLERS[spec.sampler], spec, num_warm=num_warm)
         self._seed, self._after = seed, after
         self._trials: dict[int, optuna.Trial] = {}
 
-    def propose(self, turn: Turn) -> Proposal | None:
+    def owns(self, turn: Turn) -> bool:
+        return True
+
+    def propose(self, turn: Turn) -> Proposal:
         # The range of targets is covered evenly.
         place = float(np.random.default_rng(self._seed).random()) + _GOLDEN * (turn.rank - self._after)
         return self.propose_fixed(turn, {"target": self._space.at(place)})
 
     def propose_fixed(self, turn: Turn, values: Mapping[str, Any]) -> Proposal:
         """Return the sampler's proposal, with these values."""
+        # A stream of random numbers for each proposal, so that a resumed search need not repeat earlier draws.
+        sampler = self._make_sampler(seed=_stream(self._seed, turn.number))
+        return self._ask(turn.number, values, sampler)
+
+    def recall(self, turn: Turn, proposal: Proposal) -> None:
+        self.recall_fixed(turn, proposal)
+        if turn.number in self._trials:
+            # Optuna's genetic sampler notes the generation of a trial when it draws values for it.
+            _ = self._trials[turn.number].relative_params
+
+    def recall_fixed(self, turn: Turn, proposal: Proposal) -> None:
+        """Take the stored proposal for a number, all of it fixed."""
+        values = self._values_of(pending_point(proposal, self._space))
+        if self._drawn(values) is not None:
+            sampler = self._make_sampler(seed=0)
+            # Others than the genetic sampler have nothing to note, and take long to draw.
+            self._ask(turn.number, values, sampler if isinstance(sampler, NSGAIISampler) else RandomSampler(seed=0))
+
+    def _ask(self, number: int, values: Mapping[str, Any], sampler: BaseSampler) -> Proposal:
+        self._study.sampler = sampler
         self._study.enqueue_trial(dict(values))
-        trial = self._trials[turn.number] = self._study.ask()
-        return _to_proposal(trial, self._space, number=turn.number, seed=self._seed)
+        trial = self._trials[number] = self._study.ask()
+        return _to_proposal(trial, self._space, number=number, seed=self._seed)
 
     def learn(self, asked: Asked) -> None:
         point = asked.point
@@ -168,34 +209,43 @@ class Sampler(ProposalSource):
             self.observe(point)
 
     def observe(self, point: Point) -> None:
-        """Tell the sampler a result that it did not propose itself, if the recipe is in its search space.
+        """Tell the sampler a result that it did not propose itself, if the recipe is in its search space."""
+        trial = self._drawn(self._values_of(point))
+        if trial is not None:
+            values = point.objectives(self._space.cost)
+            self._study.add_trial(
+                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, values=values)
+            )
 
-        Ratios within a block may differ: their mean counts.
-        """
-        ratios = point.keep_ratios
-        kept = [np.mean([ratios[name] for name in block]) for block in self._space.blocks if ratios]
-        trial = optuna.trial.FixedTrial(
-            {
-                "method": point.method,
-                "allocation": point.allocation,
-                # 0 is in no range of targets.
-                "target": point.target or 0.0,
-                **{f"keep.{i}": max(_LOWEST_RATIO, float(ratio)) for i, ratio in enumerate(kept)},
-                **{f"{point.method}.{name}": value for name, value in point.settings.items()},
-            }
-        )
+    def _values_of(self, point: Point) -> dict[str, Any]:
+        """The recipe of a point as the sampler's parameters. Ratios within a block may differ: their mean counts."""
+        space, ratios = self._space, point.keep_ratios
+        blocks = [[ratios[name] for name in block] for block in space.blocks if ratios]
+        kept = [block[0] if min(block) == max(block) else float(np.mean(block)) for block in blocks]
+        return {
+            "method": point.method,
+            "allocation": point.allocation,
+            # 0 is in no range of targets.
+            "target": _into(point.target or 0.0, space.lowest, space.highest),
+            **{f"keep.{i}": _into(max(_LOWEST_RATIO, ratio), _LOWEST_RATIO, 1.0) for i, ratio in enumerate(kept)},
+            **{f"{point.method}.{name}": value for name, value in point.settings.items()},
+        }
+
+    def _drawn(self, values: Mapping[str, Any]) -> optuna.trial.FixedTrial | None:
+        """The parameters as a trial of the sampler's search space; None if they are not in it."""
+        if values["method"] not in self._space.methods or values["allocation"] not in self._space.allocations:
+            return None
+        trial = optuna.trial.FixedTrial(dict(values))
         with warnings.catch_warnings():
             # Optuna warns of values outside their range.
             warnings.simplefilter("error")
             try:
                 as_proposed = _to_proposal(trial, self._space, number=0, seed=0)
             except (UserWarning, ValueError, KeyError):
-                return
-        if dict(as_proposed.settings) == dict(point.settings):
-            values = point.objectives(self._space.cost)
-            self._study.add_trial(
-                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, values=values)
-            )
+                return None
+        method = values["method"]
+        given = {name.removeprefix(f"{method}."): v for name, v in values.items() if name.startswith(f"{method}.")}
+        return trial if dict(as_proposed.settings) == given else None
 
 
 class WarmStarts(ProposalSource):
@@ -221,34 +271,41 @@ class WarmStarts(ProposalSource):
         count = min(_WARM_TURNS * len(combined), max(1, trials // 4))
         return [{"target": space.at(-_GOLDEN * i), **combined[i % len(combined)]} for i in range(count)]
 
-    def propose(self, turn: Turn) -> Proposal | None:
-        own = turn.rank - self._after
-        return self._sampler.propose_fixed(turn, self._fixed[own]) if own < len(self._fixed) else None
+    def owns(self, turn: Turn) -> bool:
+        return turn.rank - self._after < len(self._fixed)
+
+    def propose(self, turn: Turn) -> Proposal:
+        return self._sampler.propose_fixed(turn, self._fixed[turn.rank - self._after])
+
+    def recall(self, turn: Turn, proposal: Proposal) -> None:
+        self._sampler.recall_fixed(turn, proposal)
 
 
 class Mutations(ProposalSource):
     """Mutations of the front, for the cost at which the front gains most (`raprune.sampling.mutation`)."""
 
-    def __init__(self, space: SearchSpace, *, seed: int, after: int) -> None:
+    def __init__(self, space: SearchSpace, *, seed: int, after: int, lookahead: int) -> None:
         self._space, self._seed, self._after = space, seed, after
-        self._points: list[Point] = []
-        self._expected: dict[int, Point] = {}
-        """Number of a mutation -> its predicted result."""
+        self._mutator = Mutator(tuple(space.channels), cost=space.target, highest=space.highest)
+        self._fit_every = min(_KERNEL_EVERY, max(1, lookahead // _DELAY))
+        self._counts = [0]
+        """Number of heard results -> number of those that mutations start from, with those of earlier runs."""
+        self._pending: dict[int, Point] = {}
+        """Number of a mutation -> its point, until its result is heard."""
 
-    def propose(self, turn: Turn) -> Proposal | None:
-        if (turn.rank - self._after) % _SAMPLED_EVERY == 0 or not self._points:
-            return None
+    def owns(self, turn: Turn) -> bool:
+        return (turn.rank - self._after) % _SAMPLED_EVERY != 0 and len(self._mutator) > 0
+
+    def propose(self, turn: Turn) -> Proposal:
         generator = np.random.default_rng([self._seed, turn.number])
-        child = child_of(
-            self._points,
+        child = self._mutator.child(
             targets_in(self._space.lowest, self._space.highest, generator=generator),
-            cost=self._space.target,
-            highest=self._space.highest,
             generator=generator,
-            pending=[self._expected[n] for n in range(turn.heard, turn.number) if n in self._expected],
+            pending=list(self._pending.values()),
+            count=self._count_at(turn, every=self._fit_every) or len(self._mutator),
+            count_of_kernel=self._count_at(turn, every=_KERNEL_EVERY),
         )
-        self._expected[turn.number] = child
-        return Proposal(
+        proposal = Proposal(
             number=turn.number,
             method=child.method,
             allocation=RATIOS,
@@ -257,16 +314,33 @@ class Mutations(ProposalSource):
             keep_ratios=child.keep_ratios,
             seed=trial_seed(self._seed, turn.number),
         )
+        self.recall(turn, proposal)
+        return proposal
+
+    def recall(self, turn: Turn, proposal: Proposal) -> None:
+        if proposal.keep_ratios.keys() >= self._space.channels.keys():
+            target = self._space.target_of(proposal)
+            self._pending[turn.number] = pending_point(proposal, self._space).with_fraction(self._space.target, target)
 
     def learn(self, asked: Asked) -> None:
+        self._pending.pop(asked.proposal.number, None)
         if asked.point is not None and asked.point.state is TrialState.COMPLETE:
-            self.observe(asked.point)
+            self._add(asked.point)
+        self._counts.append(len(self._mutator))
 
     def observe(self, point: Point) -> None:
-        """Let mutations start from a result, if its method is one of the search's."""
+        """Let mutations start from a result of an earlier run, before any result of this one."""
+        self._add(point)
+        self._counts = [len(self._mutator)]
+
+    def _add(self, point: Point) -> None:
         if point.method in self._space.methods:
             # The ratios that the candidate came to, after the projection onto its target.
-            self._points.append(replace(point, keep_ratios=self._space.ratios_of(point.widths)))
+            self._mutator.learn(replace(point, keep_ratios=self._space.ratios_of(point.widths)))
+
+    def _count_at(self, turn: Turn, *, every: int) -> int:
+        """Number of results that the last number divisible by `every` might use, not after this one."""
+        return self._counts[max(0, turn.heard - turn.number % every)]
 
 
 def mutates(space: SearchSpace, spec: SamplerSpec) -> bool:
@@ -282,7 +356,8 @@ def make_sources(
     after = len(earlier.first)
     warm = WarmStarts.values_in(space, trials=spec.trials) if spec.warm_starts else []
     sampler = Sampler(space, spec, seed=seed, num_warm=len(warm), after=after)
-    mutations = Mutations(space, seed=seed, after=after) if mutates(space, spec) else None
+    lookahead = spec.lookahead_for(1)
+    mutations = Mutations(space, seed=seed, after=after, lookahead=lookahead) if mutates(space, spec) else None
     for known in earlier.observed:
         if mutations is not None:
             mutations.observe(known)
@@ -296,40 +371,33 @@ def _defaults(space: SearchSpace, method: str) -> dict[str, Setting]:
     return {f"{method}.{name}": options["default"] for name, options in space.settings.get(method, {}).items()}
 
 
-def _make_study(spec: SamplerSpec, seed: int, *, num_warm: int) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        # Options of the sampler that older Optuna calls experimental.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.create_study(
-            directions=["minimize", "minimize"],
-            sampler=SAMPLERS[spec.sampler](spec, seed, num_warm),
-        )
+class _Tpe(TPESampler):
+    """TPE that knows a pending trial by its parameters alone, which a resumed search knows too."""
+
+    def _get_params(self, trial: optuna.trial.FrozenTrial, *_: object) -> dict[str, Any]:
+        return trial.params
 
 
-def _tpe(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
+def _tpe(spec: SamplerSpec, *, seed: int, num_warm: int) -> BaseSampler:
     # Warm starts have no ratios: without random draws after them the sampler would hardly ever try ratios. A `mixed`
     # search leaves ratios to the mutations. One joint density for all dimensions is three times as fast as one for each
     # (9 ms a proposal at 32 ratios).
     startup = num_warm + (0 if spec.sampler == "mixed" and num_warm else min(_STARTUP, max(8, spec.trials // 8)))
-    return TPESampler(
-        seed=seed,
-        n_startup_trials=startup,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-    )
+    with warnings.catch_warnings():
+        # Optuna calls some of these options experimental.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _Tpe(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
 
 
-def _nsga2(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
+def _nsga2(spec: SamplerSpec, *, seed: int, num_warm: int) -> BaseSampler:
     return NSGAIISampler(seed=seed, population_size=max(8, min(50, spec.trials // 4)))
 
 
-def _random(spec: SamplerSpec, seed: int, num_warm: int) -> BaseSampler:
+def _random(spec: SamplerSpec, *, seed: int, num_warm: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-SAMPLERS: dict[str, Callable[[SamplerSpec, int, int], BaseSampler]] = {
+SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "mixed": _tpe,
     "tpe": _tpe,
     "nsga2": _nsga2,
@@ -362,9 +430,26 @@ def _to_proposal(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: i
     )
 
 
+def pending_point(proposal: Proposal, space: SearchSpace) -> Point:
+    """The point of a proposal whose trial has not ended."""
+    point = Point(trial_id=proposal.trial_id, state=TrialState.WAITING, method=proposal.method)
+    return point.with_recipe(proposal, target=space.target_of(proposal))
+
+
 def trial_seed(seed: int, number: int) -> int:
     """A seed for each trial, in [0, 2**31)."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
+
+
+def _stream(seed: int, number: int) -> int:
+    """The seed of the sampler for one proposal, another one than that of its trial, in [0, 2**31)."""
+    return int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0] >> 1)
+
+
+def _into(value: float, lowest: float, highest: float) -> float:
+    """The value, moved into a range that it misses by rounding alone: another CPU may have computed it."""
+    near = float(np.clip(value, lowest, highest))
+    return near if math.isclose(value, near, rel_tol=1e-9) else value
 
 
 def _suggest(trial: optuna.trial.BaseTrial, name: str, options: Mapping[str, Any]) -> Setting:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from raprune.pareto import Fronts
 from raprune.records import Proposal, TrialState
 from raprune.sampling.halving import RungDecision, SuccessiveHalving
 from raprune.sampling.point import Point
-from raprune.sampling.promotion import goes_on
+from raprune.sampling.promotion import goes_on as goes_on_with
 from raprune.sampling.proposals import Proposals
 from raprune.spec.job import SamplerSpec
-from tests.factories import SPACE
+from tests.factories import SPACE, goes_on_by_definition
 
 
 def outcome(number: int, rung: int, accuracy: float, flops: float, state: TrialState) -> Point:
     return Point(
         trial_id=f"search-{number:05d}", state=state, rung=rung, accuracy=accuracy, flops_fraction=flops, candidate="c"
     )
+
+
+def goes_on(points: Sequence[tuple[float, float]], keep: float) -> bool:
+    """True if the last of the candidates that came to a rung goes on, by adding one after another."""
+    fronts = Fronts()
+    return [goes_on_with(fronts, point, keep) for point in points][-1]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +49,16 @@ def test_the_best_share_by_front_rank_and_loneliness_goes_on(
     points: list[tuple[float, float]], keep: float, expected: bool
 ) -> None:
     assert goes_on(points, keep) is expected
+
+
+coordinates = st.one_of(st.integers(0, 6).map(lambda i: i / 4), st.floats(0.0, 2.0, width=32), st.just(math.nan))
+
+
+@given(st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=40), st.sampled_from([0.1, 1 / 3, 0.5, 0.9]))
+def test_decisions_one_by_one_are_those_of_the_definition(points: list[tuple[float, float]], keep: float) -> None:
+    fronts = Fronts()
+    found = [goes_on_with(fronts, point, keep) for point in points]
+    assert found == [goes_on_by_definition(points[: n + 1], keep) for n in range(len(points))]
 
 
 def climb(count: int, keep: float, order: random.Random, *, failing: int = -1) -> dict[int, int]:

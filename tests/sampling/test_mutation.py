@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from raprune.pareto import hypervolume
+from raprune.pareto import hypervolume, non_dominated
 from raprune.records import Proposal, Setting, TrialState
 from raprune.sampling.mutation import (
     ENOUGH,
     LOWEST,
     PARENTS,
+    PENDING,
     TARGETS,
-    child_of,
+    Mutator,
+    _forward,
+    _normal,
     expected_gains,
-    front_of,
-    parents_of,
+    nearest_to,
     targets_in,
 )
 from raprune.sampling.point import Point
@@ -46,19 +48,28 @@ def result(
     )
 
 
-def test_the_parents_are_of_the_front_and_nearest_to_the_target() -> None:
-    front, beaten = [seen(0.4, 0.1), seen(0.2, 0.2), seen(0.1, 0.4)], [seen(0.3, 0.3), seen(0.2, 0.5)]
-    assert front_of([*beaten, *front]) == front[::-1]
-    assert parents_of(front_of([*beaten, *front]), 0.31) == front, "0.2 is farther off as a ratio"
-    assert parents_of(front, 0.21) == [front[1], front[0], front[2]]
-    assert parents_of(front, 0.01)[0] == front[2]
-    assert parents_of([], 0.3) == []
-    many = [seen(0.1 + 0.05 * i, 0.5 - 0.05 * i) for i in range(9)]
-    assert len(parents_of(many, 0.3)) == PARENTS
+def front(results: Sequence[Point], target: float) -> list[Point]:
+    """The members of the front that children for a target are made of."""
+    best = [results[index] for index in non_dominated([one.objectives() for one in results])]
+    return [best[index] for index in nearest_to(np.array([one.flops_fraction for one in best]), target)]
 
 
-def child(results: list[Point], targets: list[float], seed: int = 0, *, pending: Sequence[Point] = ()) -> Point:
-    return child_of(results, targets, highest=0.5, generator=np.random.default_rng(seed), pending=pending)
+def child(results: Sequence[Point], targets: list[float], seed: int = 0, *, pending: Sequence[Point] = ()) -> Point:
+    mutator = Mutator(NAMES, cost="flops", highest=0.5)
+    for one in results:
+        mutator.learn(one)
+    return mutator.child(targets, generator=np.random.default_rng(seed), pending=pending)
+
+
+def test_parents_are_the_members_of_the_front_nearest_to_the_target() -> None:
+    costs = np.array([0.1, 0.2, 0.4])
+    assert nearest_to(costs, 0.31).tolist() == [2, 1, 0], "0.2 is farther off as a ratio"
+    assert nearest_to(costs, 0.21).tolist() == [1, 2, 0]
+    assert nearest_to(costs, 0.01)[0] == 0
+    assert len(nearest_to(np.linspace(0.1, 0.5, 9), 0.3)) == PARENTS
+    best = [seen(0.4, 0.1), seen(0.2, 0.2), seen(0.1, 0.4)]
+    beaten = [replace(seen(0.3, 0.3), method="l2"), replace(seen(0.2, 0.5), method="l2")]
+    assert {child([*beaten, *best], [target], seed).method for seed in range(9) for target in (0.3, 0.2)} == {"l1"}
 
 
 def test_targets_cover_the_range() -> None:
@@ -102,7 +113,7 @@ def test_results_tell_which_child_is_worth_a_trial() -> None:
     other = [
         replace(one, method="l2", settings={"ridge": 0.1}, accuracy=max(0.0, 2 * one.accuracy - 1)) for one in results
     ]
-    parents = parents_of(front_of([*results, *other]), 0.3)
+    parents = front([*results, *other], 0.3)
     children = [child([*results, *other], [0.3], seed) for seed in range(50)]
     assert {one.method for one in children} == {"l1"}
 
@@ -134,7 +145,7 @@ def test_the_model_sees_where_the_best_widths_lie_though_settings_matter_more() 
 
 
 def test_gains_are_the_area_that_is_expected_to_be_added() -> None:
-    front = [seen(0.1, 0.5), seen(0.3, 0.2)]
+    front = np.array([[0.5, 0.1], [0.2, 0.3]])
     mean, deviation = np.log([0.3, 0.3, 0.1, 0.9, 0.6]), np.full(5, 1e-9)
     gains = expected_gains(front, np.array([0.2, 0.35, 0.4, 0.2, 0.05]), mean, deviation, highest=0.5)
     by_hand = [0.1 * 0.2, 0.0, 0.1 * 0.1, 0.0, 0.05 * 0.4]
@@ -159,6 +170,45 @@ def test_a_child_is_made_for_the_cost_at_which_the_front_gains_most() -> None:
         for seed, one in enumerate(chosen)
     ]
     assert min(apart) > 0.1
+
+
+def test_a_child_is_the_same_in_a_search_that_was_interrupted() -> None:
+    """The model of a number of results is the same, whether others came before or after it was asked for."""
+    results = made_up(60, lambda _, __, cost: 0.05 / cost)
+    targets = targets_in(0.1, 0.5, generator=np.random.default_rng(0))
+    pending = [child(results, targets, seed) for seed in range(3)]
+    through, resumed = (Mutator(NAMES, cost="flops", highest=0.5) for _ in range(2))
+    for number, one in enumerate(results):
+        through.learn(one)
+        resumed.learn(one)
+        if number >= ENOUGH:
+            through.child(targets, generator=np.random.default_rng(number), count=number - 3)
+    children = [
+        mutator.child(targets, generator=np.random.default_rng(1), pending=pending, count=50, count_of_kernel=40)
+        for mutator in (through, resumed)
+    ]
+    assert children[0] == children[1] != child(results, targets, 1, pending=pending)
+
+
+def test_only_the_last_pending_proposals_count() -> None:
+    results = made_up(60, lambda _, __, cost: 0.05 / cost)
+    targets = targets_in(0.1, 0.5, generator=np.random.default_rng(0))
+    first, last = child(results, targets), made_up(PENDING, lambda _, __, cost: 0.05 / cost)
+    assert child(results, targets, pending=[first]) != first, "it would fill the same gap"
+    assert child(results, targets, pending=[first, *last]) == child(results, targets, pending=last)
+
+
+def test_normal_distribution_is_that_of_the_error_function() -> None:
+    values = np.linspace(-12, 12, 3001)
+    exact = np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in values])
+    assert np.abs(_normal(values) - exact).max() < 1e-12
+
+
+def test_triangular_solve_is_that_of_numpy() -> None:
+    generator = np.random.default_rng(0)
+    lower = np.tril(generator.normal(size=(200, 200))) + 20 * np.eye(200)
+    right = generator.normal(size=(200, 7))
+    assert np.allclose(_forward(lower, right), np.linalg.solve(lower, right), rtol=1e-12, atol=1e-14)
 
 
 def test_hyper_parameters_become_numbers() -> None:

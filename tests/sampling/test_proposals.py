@@ -101,14 +101,38 @@ def test_a_budget_of_parameters_is_sampled_in_their_place() -> None:
     assert proposal is not None and proposal.target == Budget(flops=0.5, params=0.4)
 
 
-def test_a_resumed_search_runs_what_is_missing_and_goes_on_as_if_never_stopped() -> None:
-    spec = SamplerSpec(trials=30, lookahead=4)
+@pytest.mark.parametrize("sampler", ["mixed", "tpe", "nsga2", "random"])
+@pytest.mark.parametrize(("kept", "missing"), [(17, (11, 14)), (26, (23,))])
+def test_a_resumed_search_runs_what_is_missing_and_goes_on_as_if_never_stopped(
+    sampler: str, kept: int, missing: tuple[int, ...]
+) -> None:
+    spec = SamplerSpec.model_validate({"trials": 40, "lookahead": 4, "sampler": sampler})
     whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))
-    kept = [trial_of(p) for p in whole[:17] if p.number not in (11, 14)]
-    resumed = Proposals(SPACE, spec, seed=1, stored=kept)
+    stored = [trial_of(p) for p in whole[:kept] if p.number not in missing]
+    resumed = Proposals(SPACE, spec, seed=1, stored=stored)
     again = drive(resumed, workers=3, order=random.Random(5))
-    assert again == [whole[11], whole[14], *whole[17:]]
-    assert [o.trial_id for o in resumed.points] == [p.trial_id for p in whole]
+    assert again == [*(whole[number] for number in missing), *whole[kept:]]
+    assert [point.trial_id for point in resumed.points] == [p.trial_id for p in whole]
+
+
+@pytest.mark.parametrize("sampler", ["mixed", "tpe", "nsga2", "random"])
+def test_a_stored_proposal_that_differs_in_the_last_digit_is_taken_as_it_is(sampler: str) -> None:
+    """Another kind of CPU computes other last digits."""
+    spec = SamplerSpec.model_validate({"trials": 40, "lookahead": 4, "sampler": sampler})
+    whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))
+    other = [
+        replace(
+            proposal,
+            target=Budget(flops=math.nextafter(flops_of(proposal), math.inf)),
+            keep_ratios={name: math.nextafter(ratio, 0.0) for name, ratio in proposal.keep_ratios.items()},
+        )
+        for proposal in whole[:25]
+    ]
+    resumed = Proposals(SPACE, spec, seed=1, stored=[trial_of(proposal) for proposal in other])
+    again = drive(resumed, workers=2, order=random.Random(0))
+    assert [proposal.number for proposal in again] == list(range(25, 40))
+    assert list(resumed.proposals.values())[:25] == other, "the store is the truth"
+    assert [(p.method, p.allocation) for p in again] == [(p.method, p.allocation) for p in whole[25:]]
 
 
 def test_a_store_of_another_search_is_refused() -> None:

@@ -146,7 +146,7 @@ def test_widths_are_proposed_exactly_and_results_are_told() -> None:
     assert third.allocation == "uniform" and third.target.flops == 0.5, "then the warm starts of every search"
     told = [one for one in source_of(proposals, Sampler)._study.trials if one.state.is_finished()]
     assert len(told) == 2 + 1, "both results, and that of the third: widths as such are not its business"
-    assert len(source_of(proposals, Mutations)._points) == 2 + 3, "changes of widths learn from those as well"
+    assert len(source_of(proposals, Mutations)._mutator) == 2 + 3, "changes of widths learn from those as well"
     assert drive(taken, 12)[1] == drive(taken, 12)[1] != drive(None, 12)[1]
     assert drive(taken, 12, warm_starts=False)[1] == drive(None, 12, warm_starts=False)[1]
 
