@@ -18,7 +18,8 @@ Busy is counted from the moment at which the last worker has begun until nothing
 time, each worker is up from the start, and no network is stored.
 
 A setting ends early after `--limit` real seconds; then its row says how many trials it got through, and the busy share
-is that of those. The table is written only if all settings were run with Ray's part.
+is that of those. Rows are kept in `--results`, and those of this commit are not run again. The table is written only
+once all settings were run at one commit with Ray's part.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import argparse
 import asyncio
 import heapq
 import itertools
+import json
 import logging
 import os
 import random
@@ -39,7 +41,7 @@ import urllib.request
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -94,6 +96,8 @@ PROGRESS_S = 1.0
 STORED_RUN = RunRecord.model_validate(
     {"spec": {"budget_flops": 0.5, "search": {"trials": 20}}, "dense": {"val_accuracy": 0.93}, "started_at": 0.0}
 )
+Setting = tuple[int, float, str]
+"""Workers, seconds of a trial, store."""
 PARTS = ("searcher", "scheduler", "Tune", "Ray", "record", "store", "progress")
 
 
@@ -107,6 +111,10 @@ class RayCost:
     """For an answer."""
     wait: Mapping[int, float] = field(default_factory=dict)
     """Number of tasks under way -> for one `ray.wait`."""
+
+    def wait_among(self, tasks: int) -> float:
+        """For one `ray.wait` with so many tasks under way."""
+        return float(np.interp(tasks, list(self.wait), list(self.wait.values()))) if self.wait else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +141,38 @@ class Row:
     """Part -> its seconds, in CPU time of the driver or wall time of the coordinator, a trial."""
 
 
+class Results:
+    """A file of lines of JSON: what Ray takes, and the rows by their commits."""
+
+    def __init__(self, path: Path, commit: str) -> None:
+        self.commit = commit
+        self._path = path
+        self._lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def rows(self) -> dict[Setting, Row]:
+        """The rows of this commit."""
+        rows = [Row(**line["row"]) for line in self._lines if line.get("commit") == self.commit]
+        return {(row.workers, row.seconds, row.store): row for row in rows}
+
+    def ray(self, measure: Callable[[], RayCost]) -> RayCost:
+        """What Ray takes: measured once."""
+        found = [line["ray"] for line in self._lines if "ray" in line]
+        if found:
+            waits = {int(count): seconds for count, seconds in found[-1]["wait"].items()}
+            return RayCost(**(found[-1] | {"wait": waits}))
+        cost = measure()
+        self._write({"ray": asdict(cost)})
+        return cost
+
+    def keep(self, row: Row) -> None:
+        self._write({"commit": self.commit, "row": asdict(row)})
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="default 10 100 1000")
@@ -140,7 +180,8 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES, help="default disk s3")
     parser.add_argument("--trials", type=int, help="of a setting (default: 4 a worker, 400 at least)")
     parser.add_argument("--limit", type=float, default=120.0, help="real seconds of a setting (default 120)")
-    parser.add_argument("--without-ray", action="store_true", help="start no Ray, and charge nothing for its part")
+    parser.add_argument("--without-ray", action="store_true", help="start no Ray, charge nothing for it, keep no rows")
+    parser.add_argument("--results", type=Path, default=Path("runs/scale.jsonl"), help="a line a setting")
     parser.add_argument("--serve-s3", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_s3:
@@ -150,18 +191,31 @@ def main() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    cost = RayCost() if arguments.without_ray else measured_ray(sorted(set(arguments.workers)))
-    rows = []
+    results = Results(arguments.results, commit())
+    cost = RayCost() if arguments.without_ray else results.ray(measured_ray)
+    known = {} if arguments.without_ray else results.rows()
     with s3_server() if "s3" in arguments.stores else ExitStack() as s3:
-        for workers, seconds, store in itertools.product(arguments.workers, arguments.seconds, arguments.stores):
+        for setting in itertools.product(arguments.workers, arguments.seconds, arguments.stores):
+            if setting in known:
+                continue
+            workers, seconds, store = setting
             trials = arguments.trials or max(400, 4 * workers)
             row = simulated(workers, seconds, store, trials=trials, cost=cost, s3=s3, limit_s=arguments.limit)
-            rows.append(row)
             print(told(row), flush=True)
-    show_bars(rows)
-    complete = {(row.workers, row.seconds, row.store) for row in rows}
-    if complete >= set(itertools.product(WORKERS, SECONDS, STORES)) and not arguments.without_ray:
-        TABLE.write_text(table(rows, cost))
+            known[setting] = row
+            if not arguments.without_ray:
+                results.keep(row)
+    show_bars(known)
+    settings = list(itertools.product(WORKERS, SECONDS, STORES))
+    if not arguments.without_ray and set(known) >= set(settings):
+        TABLE.write_text(table([known[setting] for setting in settings], cost, results.commit))
+        print(f"wrote {TABLE.name}")
+
+
+def commit() -> str:
+    """The commit of these sources, with `-dirty` if they were changed since."""
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def simulated(workers: int, seconds: float, store: str, *, trials: int, cost: RayCost, s3: Any, limit_s: float) -> Row:
@@ -300,7 +354,7 @@ class World:
         """`ray.wait` of the driver for one answer."""
         assert num_returns == 1
         self._charge()
-        self._ray(self._cost.wait.get(self._workers, 0.0))
+        self._ray(self._cost.wait_among(self._workers))
         until = self.now + (float("inf") if timeout is None else timeout)
         while (ready := next((answer for answer in answers if answer.is_ready), None)) is None:
             if not self._events or self._events[0][0] > until:
@@ -687,7 +741,7 @@ def serve_s3() -> None:
 # Ray's part
 
 
-def measured_ray(workers: Sequence[int]) -> RayCost:
+def measured_ray() -> RayCost:
     """What Ray takes of the driver's thread: a task with an assignment, an answer, and the wait for one of many."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", "a" * 64)
@@ -712,8 +766,8 @@ def measured_ray(workers: Sequence[int]) -> RayCost:
             began = time.thread_time()
             ray.get(answer)
             fetched.append(time.thread_time() - began)
-        hanging = [actor.hang.remote() for _ in range(max(workers))]
-        wait = {count: _wait_s(actor, hanging[: count - 1]) for count in workers}
+        hanging = [actor.hang.remote() for _ in range(max(WORKERS))]
+        wait = {count: _wait_s(actor, hanging[: count - 1]) for count in WORKERS}
         return RayCost(send=statistics.median(sent), fetch=statistics.median(fetched), wait=wait)
     finally:
         ray.shutdown()
@@ -753,9 +807,8 @@ def told(row: Row) -> str:
     )
 
 
-def show_bars(rows: Sequence[Row]) -> None:
+def show_bars(found: Mapping[Setting, Row]) -> None:
     """The bars of the settings that were run."""
-    found = {(row.workers, row.seconds, row.store): row for row in rows}
     for workers, seconds, bar in ((100, 2.0, 0.95), (1000, 20.0, 0.9)):
         disk, s3 = (found.get((workers, seconds, store)) for store in STORES)
         name = f"{workers} workers, {seconds:g} s a trial"
@@ -766,10 +819,8 @@ def show_bars(rows: Sequence[Row]) -> None:
             show(f"{name}: less busy on S3 by", figure=lost, bar=0.05, unit="of the time", more_is_better=False)
 
 
-def table(rows: Sequence[Row], cost: RayCost) -> str:
+def table(rows: Sequence[Row], cost: RayCost, commit: str) -> str:
     """The Markdown file."""
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     waits = ", ".join(f"{1000 * seconds:.2f} ms of {count}" for count, seconds in cost.wait.items())
     lines = [
         "# How busy a search keeps its workers: ResNet-56, simulated",
