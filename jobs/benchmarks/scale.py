@@ -65,9 +65,11 @@ from raprune.cost.flops import CostModel
 from raprune.methods import method_named, searched_settings
 from raprune.models import build_model
 from raprune.orchestration import coordinator as coordinators
+from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.connect import SETTINGS, machine
+from raprune.orchestration.cluster.time_limit import TimeLimit
 from raprune.orchestration.coordinator import Coordinator
-from raprune.orchestration.scheduler import KeepWorkers
+from raprune.orchestration.scheduler import KeepWorkers, WorkerResources
 from raprune.orchestration.searcher import CandidateSearcher
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report
 from raprune.pruning.allocate import ALLOCATIONS
@@ -269,6 +271,7 @@ class World:
             spend=enough.spend,
             chosen=lambda number: None,
             grouped=lambda networks: False,
+            attempts=Attempts(TimeLimit(None, None), seat_of=lambda trial_id: None, nodes=list, say=lambda text: None),
             workers=workers,
             stages=Stages(),
         )
@@ -427,7 +430,7 @@ class World:
         )
         search = SearchGenerator(self._searcher)
         search.add_configurations([experiment])
-        scheduler = TimedScheduler(self._workers)
+        scheduler = TimedScheduler(self._workers, WorkerResources({"CPU": 1.0}, set()))
         scheduler.world = self
         return TuneController(
             search_alg=search,

@@ -20,6 +20,7 @@ from raprune.errors import RapruneError
 from raprune.orchestration.gauges import Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Lease, LeaseAnswer
 from raprune.orchestration.remote import answer
+from raprune.orchestration.seats import Seat, Seated, Seats
 from raprune.records import Trial
 from raprune.results.progress import Progress, progress
 from raprune.results.stages import Work
@@ -45,6 +46,7 @@ class Coordinator:
         self._run = self._store.record()
         self._trials = {trial.trial_id: trial for trial in self._store.trials()}
         self._workers: dict[str, set[str]] = {}
+        self._seats = Seats()
         self._works: dict[str, Work] = {}
         self._lease = Lease(heard_at=time.monotonic())
         self._running, self._running_at = 0, 0.0
@@ -96,8 +98,29 @@ class Coordinator:
         self._workers.setdefault(session, set()).add(worker)
         return len(self._workers[session])
 
+    def sit(self, seat: Seat, trial_id: str, *, is_up: bool) -> None:
+        """Note that a worker has this task now; `is_up`: as `Seats.take`."""
+        self._seats.take(seat, trial_id, is_up=is_up)
+
+    def fault(self, worker: str, text: str) -> None:
+        """Note why a worker ends itself."""
+        self._seats.fault(worker, text)
+
+    def seats(self) -> list[Seated]:
+        """The seats of the tasks that workers have, or had last."""
+        return self._seats.all()
+
+    def seat(self, trial_id: str) -> Seated | None:
+        """The seat that had this task last, if its worker has no other one."""
+        return self._seats.last(trial_id)
+
+    def actor(self, worker: str) -> Any:
+        """Handle of a worker's actor."""
+        return self._seats.actor(worker)
+
     def tell(self, key: str, work: Work) -> None:
         """Note the progress of a piece of work: of a trial, by its id, or of another task, by its own name."""
+        self._seats.hear(key)
         with self._lock:
             if key not in self._trials:
                 self._works[key] = work

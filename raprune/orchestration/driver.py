@@ -23,9 +23,11 @@ from ray.actor import ActorHandle
 
 from raprune.data.dataset import Dataset
 from raprune.methods import method_named, searched_settings
+from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.connect import node_resources
-from raprune.orchestration.cluster.placement import Placement, TrainPlacement, place_again
+from raprune.orchestration.cluster.placement import Placement, TrainPlacement, has_room, place_again
 from raprune.orchestration.cluster.preflight import preflight
+from raprune.orchestration.cluster.time_limit import TimeLimit
 from raprune.orchestration.coordinator import ask, find_coordinator
 from raprune.orchestration.final_front import evaluate_finalists, plan_tests
 from raprune.orchestration.gauges import see_off
@@ -40,13 +42,14 @@ from raprune.orchestration.run import (
     finish,
     keep_table,
     note_finetunings,
+    note_left_out,
     place_group,
     say_latency,
     say_statistics,
     store_dense,
     stored_weights,
 )
-from raprune.orchestration.scheduler import KeepWorkers
+from raprune.orchestration.scheduler import KeepWorkers, WorkerResources
 from raprune.orchestration.searcher import CandidateSearcher
 from raprune.orchestration.tasks import CandidateTask, Dense, Shared
 from raprune.orchestration.workers.dense import prepare_dense
@@ -263,9 +266,11 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
         cost=spec.budget.cost,
         already=run.store.record().stopped,
     )
-    searcher = _searcher(driven, known, enough)
+    attempts = _attempts(driven)
+    searcher = _searcher(driven, known, enough, attempts)
     with tempfile.TemporaryDirectory(prefix="raprune-", ignore_cleanup_errors=True) as folder:
-        _run_tune(driven, known.shared, searcher, folder)
+        _run_tune(driven, known.shared, searcher, attempts, folder)
+    note_left_out(run, attempts.told)
     if searcher.failure is not None:
         raise searcher.failure
     if enough.reason is not None:
@@ -343,7 +348,21 @@ def _space(run: Run) -> SearchSpace:
     return search_space(run.spec, run.prepared.cost, allocations=tuple(ALLOCATIONS), settings=settings)
 
 
-def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough) -> CandidateSearcher:
+def _attempts(driven: DrivenRun) -> Attempts:
+    """Counts the losses of the run's workers, with the time limit of its trials."""
+    run, placement = driven.run, driven.placement
+    seat: Any = driven.coordinator.seat
+    pace = run.store.record().pace
+    epoch_s = None if pace is None else pace.step_s * run.prepared.data.num_train
+    return Attempts(
+        TimeLimit(run.spec.resources.trial_timeout_s, epoch_s),
+        seat_of=lambda trial_id: ask(seat.remote(trial_id)),
+        nodes=lambda: [n["NodeID"] for n in ray.nodes() if n["Alive"] and has_room(n["Resources"], placement)],
+        say=lambda text: run.console.print(text, style="yellow", markup=False, highlight=False),
+    )
+
+
+def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough, attempts: Attempts) -> CandidateSearcher:
     """The searcher of the run, which records what no worker could and hears from the stop rule."""
     run, spec, coordinator = driven.run, driven.run.spec, driven.coordinator
     record: Any = coordinator.record
@@ -357,6 +376,7 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough) -> Can
         spend=enough.spend,
         chosen=partial(_note_finetunings, run, coordinator),
         grouped=partial(_are_grouped, run),
+        attempts=attempts,
         workers=driven.placement.workers,
         stages=run.stages,
         floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.record().dense_accuracy),
@@ -368,18 +388,19 @@ def _note_finetunings(run: Run, coordinator: Any, number: int) -> None:
     ask(coordinator.reread.remote())
 
 
-def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, folder: str) -> None:
+def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, attempts: Attempts, folder: str) -> None:
     """One run of Tune: its workers take the searcher's tasks. `folder`: for Tune's own state, which nobody reads."""
     run, placement = driven.run, driven.placement
     progress: Any = driven.coordinator.progress
     works: Any = driven.coordinator.works
+    seats: Any = driven.coordinator.seats
+    actor: Any = driven.coordinator.actor
+    resources = WorkerResources(placement.resources, attempts.left_out)
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(CandidateTrial, shared=shared), {"cpu": placement.cpus, "gpu": placement.gpus}
-        ),
+        tune.with_resources(tune.with_parameters(CandidateTrial, shared=shared), resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=KeepWorkers(placement.workers),
+            scheduler=KeepWorkers(placement.workers, resources),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"task-{trial.trial_id}",
@@ -399,6 +420,8 @@ def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, fo
     def look() -> None:
         run.stages.stand(read())
         searcher.hear(ray.get(works.remote()))
+        for worker in searcher.overdue(ray.get(seats.remote())):
+            ray.kill(ray.get(actor.remote(worker)))
 
     run.stages.begin(SEARCH, total=run.spec.search.trials, unit="trials", limit_s=run.spec.search.time_limit_s)
     try:

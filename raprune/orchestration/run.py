@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -277,6 +278,12 @@ def say_statistics(run: Run, gathered: Any) -> None:
 def note_finetunings(run: Run, number: int) -> None:
     """Write the number of all fine-tunings, once the finalists are chosen."""
     run.store.note({"finetunings": number})
+
+
+def note_left_out(run: Run, told: Sequence[str]) -> None:
+    """Write a sentence for each node that was given no further workers; the sentences of earlier drivers stay."""
+    if told:
+        run.store.note({"left_out": [*run.store.record().left_out, *told]})
 
 
 def finish(run: Run, accuracies: SplitAccuracies) -> None:

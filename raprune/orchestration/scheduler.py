@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler
+from ray.util.placement_group import PlacementGroup, placement_group
 
 from raprune.orchestration.ray_private import has_actor, keep_idle_actors
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
+
+
+NODE_ID = "ray.io/node-id"
+"""Label that Ray gives each node: its id."""
+
+
+class WorkerResources(PlacementGroupFactory):
+    """Resources of a worker, on any node but those that are left out when the worker is placed.
+
+    Equal to the same resources without nodes that are left out, so that Tune uses its living workers on.
+    """
+
+    def __init__(self, resources: dict[str, float], left_out: set[str]) -> None:
+        """`left_out`: ids of nodes. The set may change."""
+        super().__init__([resources])
+        self.left_out = left_out
+
+    def to_placement_group(self) -> PlacementGroup:
+        """Ask Ray for the resources."""
+        if not self.left_out:
+            return super().to_placement_group()
+        elsewhere = {NODE_ID: f"!in({','.join(sorted(self.left_out))})"}
+        return placement_group(self.bundles, strategy=self.strategy, bundle_label_selector=[elsewhere])
 
 
 class KeepWorkers(FIFOScheduler):
@@ -19,13 +44,16 @@ class KeepWorkers(FIFOScheduler):
     worker to an idle one, and ends the new one before it ever ran; here a task without a worker comes first.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, resources: WorkerResources) -> None:
         super().__init__()
         self._workers = workers
+        self._resources = resources
         self._told = False
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         super().on_trial_add(tune_controller, trial)
+        # Tune makes copies of the resources that it is given with the trainable.
+        trial.update_resources(self._resources)
         if not self._told:
             self._told = True
             keep_idle_actors(tune_controller, trial, self._workers)

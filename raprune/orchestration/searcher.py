@@ -6,14 +6,17 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from raprune.errors import RapruneError
+from raprune.methods import method_named
+from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.failures import Action, Failure, decide, hopeless
+from raprune.orchestration.seats import Seated
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task, TestTask
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
@@ -28,23 +31,13 @@ REPEATS_APART = 1_000_003
 """Distance between the seeds of one finalist's repeats, so that they differ from those of other searches."""
 
 
-@dataclass
-class Losses:
-    """Numbers of lost workers since a task lost its first one."""
-
-    attempts: int = 0
-    """Workers that this task lost."""
-    elsewhere: int = 0
-    """Workers that other tasks lost."""
-
-
 class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
     `record` writes a trial that no worker could write; `plan_test` makes the tasks of the last phase; `spend` is called
     with every result of the search; `chosen` is called with the number of all fine-tunings; `grouped` is true if a
-    group is to train this number of finalists; at most `workers` tasks run at a time; finalists that keep the accuracy
-    `floor` come first. `stages` is kept up to date: search, fine-tuning, test.
+    group is to train this number of finalists; `attempts` decides about lost workers; at most `workers` tasks run at a
+    time; finalists that keep the accuracy `floor` come first. `stages` is kept up to date: search, fine-tuning, test.
     """
 
     def __init__(
@@ -58,6 +51,7 @@ class CandidateSearcher(Searcher):
         spend: Callable[[Point], None],
         chosen: Callable[[int], None],
         grouped: Callable[[int], bool],
+        attempts: Attempts,
         workers: int,
         stages: Stages,
         floor: float | None = None,
@@ -85,7 +79,11 @@ class CandidateSearcher(Searcher):
         self._begun = False
         self._together = 0
         self._running: dict[str, Task] = {}
-        self._losses: dict[str, Losses] = {}
+        self._attempts = attempts
+        self._again: deque[Task] = deque()
+        """Tasks whose worker was lost."""
+        self._is_proven = False
+        """True if a worker has ended a task since the last loss, and asks for the next one."""
         self._finalists: list[CandidateTask] | None = None
         self._num_finalists = 0
         self._finetuned: dict[str, Point] = {}
@@ -106,6 +104,11 @@ class CandidateSearcher(Searcher):
                 return Searcher.FINISHED
             if len(self._running) >= self._workers:
                 return None
+            if self._again and (self._is_proven or not self._running):
+                # Not for the worker that replaces a lost one: it may have the same broken device.
+                self._is_proven = False
+                self._running[trial_id] = self._again.popleft()
+                return Assignment(self._running[trial_id]).to_config()
             if not self._begun:
                 self._begun = True
                 self._together = len(self._ahead)
@@ -134,6 +137,13 @@ class CandidateSearcher(Searcher):
             # Epochs are the unit of fine-tuning alone: the test split is counted in tasks.
             finetuned = 0 if self._tests is not None else self._finetuned_here
             self._stages.hear(running, done_before=finetuned * self._epochs)
+
+    def overdue(self, seats: Sequence[Seated]) -> list[str]:
+        """Workers that are to be ended, because their trial makes no progress."""
+        with self._lock:
+            # The networks of a `TestTask` have been evaluated before.
+            running = [(t.trial_id, _trains(t)) for t in self._running.values() if isinstance(t, CandidateTask)]
+            return self._attempts.overdue(seats, running)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the store holds the state of the search, and Tune's state is thrown away."""
@@ -205,7 +215,8 @@ class CandidateSearcher(Searcher):
         ]
 
     def _done(self, task: Task, report: Report) -> None:
-        self._losses.pop(task.trial_id, None)
+        self._attempts.finished(task.trial_id)
+        self._is_proven = True
         if report.setup_error is not None:
             decision = decide(Failure.SETUP)
             raise RapruneError(f"{decision.reason}: {report.setup_error}", hint="Nothing was recorded.")
@@ -224,6 +235,8 @@ class CandidateSearcher(Searcher):
             self._stages.update(done=self._finetuned_here * self._epochs)
             return
         self._spend(point)
+        if point.state is not TrialState.FAILED and point.rung == 0:
+            self._attempts.limit.finished(point.seconds)
         self._proposals.tell(task.proposal.number, point)
         self._stages.update(done=len(self._proposals.points), total=self._proposals.total)
         # Baselines may work where the methods of the job do not.
@@ -235,16 +248,10 @@ class CandidateSearcher(Searcher):
             )
 
     def _lost(self, task: Task) -> None:
-        self._losses.setdefault(task.trial_id, Losses())
-        for trial_id, losses in self._losses.items():
-            if trial_id == task.trial_id:
-                losses.attempts += 1
-            else:
-                losses.elsewhere += 1
-        losses = self._losses[task.trial_id]
-        decision = decide(Failure.LOST, attempts=losses.attempts, elsewhere=losses.elsewhere)
+        decision = self._attempts.lost(task.trial_id)
+        self._is_proven = False
         if decision.action is Action.RETRY:
-            self._ahead.appendleft(task)
+            self._again.append(task)
         elif isinstance(task, TestTask):
             raise RapruneError(
                 f"The networks of the front could not be stored and measured: {decision.reason}.",
@@ -256,6 +263,11 @@ class CandidateSearcher(Searcher):
             )
             self._record(failed)
             self._take(task, Point.of(failed))
+
+
+def _trains(task: CandidateTask) -> bool:
+    """True if the task trains a network."""
+    return task.parent is not None or method_named(task.proposal.method).has_path()
 
 
 def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> CandidateTask:

@@ -9,6 +9,7 @@ No Ray: `raprune prune` runs this in one process, and every trial of a search ru
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -69,6 +70,12 @@ class Pruner:
         self._search = spec.search
         self.phases = Phases(workload, graph, spec, self.statistics, on_work=on_work)
         self.scoring = Scoring(workload, graph, spec, self.statistics, self.phases, on_work=on_work)
+
+    def evaluating(self, batch_size: int) -> Pruner:
+        """This pruner with other batches of evaluation. It shares everything else, scores included."""
+        other = copy.copy(self)
+        other._search = self._search.model_copy(update={"eval_batch_size": batch_size})
+        return other
 
     def prune(self, proposal: Proposal) -> Result:
         """The proposal's network, cut and repaired, and its trial.

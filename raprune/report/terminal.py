@@ -83,6 +83,8 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
             if row.starred:
                 console.print(summary(row, run, times), highlight=False, markup=False)
         console.print(render_rows(rows, run, test, times=times, width=console.width))
+        for sentence in run.left_out:
+            console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
         _print_next(store, console, next((row.candidate for row in rows if row.starred), None))
 
 

@@ -342,6 +342,10 @@ class ResourceSpec(Part):
     """Number of CPUs of each process of such a group."""
     gpus_per_train_worker: Annotated[float, Field(ge=0.0)] | None = None
     """Number of GPUs of each process of such a group. Default: one where the cluster has GPUs, else none."""
+    trial_timeout_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds without progress after which a trial is ended and recorded as failed. The scores of each group and each
+    epoch of a training are progress; a trial that trains has 20 epochs of the dense network more.
+    Default: 20 times the median of 8 or more trials, at least 120; 4 hours until then."""
     store_patience_s: Annotated[float, Field(ge=0.0)] = 300.0
     """Seconds to wait for an unreachable filesystem of the run's folder. The run then ends and can be resumed."""
 

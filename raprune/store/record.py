@@ -163,6 +163,8 @@ class RunRecord(_Part):
     pace: PaceRecord | None = None
     """None in runs of versions that did not measure it."""
     warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """A sentence for each node that was given no further workers, because it lost too many."""
     finetunings: int | None = None
     """Number of fine-tunings in all, once the finalists are chosen."""
     # JSON that `raprune.results.stages` types.

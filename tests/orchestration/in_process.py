@@ -12,12 +12,12 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 import ray
@@ -28,10 +28,13 @@ from ray.tune.utils import flatten_dict
 
 from raprune.orchestration import coordinator, gauges
 from raprune.orchestration.tasks import Assignment
-from raprune.orchestration.workers import latency
+from raprune.orchestration.workers import latency, trials
 from raprune.orchestration.workers.trials import CandidateTrial
 
 NODE = "0" * 56
+
+BROKEN = "RAPRUNE_TEST_BROKEN"
+"""Variable that is `yes` while a worker runs that is one of `Executor.broken`."""
 
 
 @dataclass
@@ -50,7 +53,11 @@ class Executor:
     named: dict[str, Handle] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     """Ids of the trials in the order in which their tasks ended."""
+    broken: frozenset[int] = frozenset()
+    """Numbers of the workers, from 1, whose device is broken."""
     workers_started: int = 0
+    workers_ended: int = 0
+    """Number of workers that ended themselves."""
 
     def put(self, value: Any) -> Reference:
         return self.keep(copied(value))
@@ -198,10 +205,23 @@ class InProcessTuner:
                 executor.losses[trial_id] -= 1
                 self._searcher.on_trial_complete(name, error=True)
                 continue
-            result = worker.step(config)
+            try:
+                result = worker.step(config)
+            except WorkerEnded:
+                executor.workers_ended += 1
+                self._searcher.on_trial_complete(name, error=True)
+                continue
             executor.done.append(trial_id)
             idle.append(worker)
             self._searcher.on_trial_complete(name, result=flatten_dict(result))
+
+
+class WorkerEnded(BaseException):
+    """Stands for the end of a worker's process."""
+
+
+def end_worker() -> NoReturn:
+    raise WorkerEnded
 
 
 class Worker:
@@ -212,7 +232,9 @@ class Worker:
         executor.workers_started += 1
         self._trial = CandidateTrial.__new__(CandidateTrial)
         self._trial.setup(copied(config), shared=copied(shared))
+        self._is_broken = executor.workers_started in executor.broken
         self._trial._name = f"worker:{executor.workers_started}"
+        self._trial._seat = replace(self._trial._seat, worker=self._trial._name)
         # The first tasks wait until all workers have joined; here the tasks run one after another.
         self._trial._shared.coordinator.join.remote(shared.session, self._trial._name)
 
@@ -220,13 +242,20 @@ class Worker:
         self._trial.reset_config(copied(config))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_JOB_ID", "in-process")
+            patch.setenv(BROKEN, "yes" if self._is_broken else "no")
             return cast(dict[str, Any], copied(self._trial.step()))
 
 
 @contextmanager
-def in_process(*, cpus: float = 3.0, order: int = 0, losses: Mapping[str, int] | None = None) -> Iterator[Executor]:
+def in_process(
+    *,
+    cpus: float = 3.0,
+    order: int = 0,
+    losses: Mapping[str, int] | None = None,
+    broken: Collection[int] = (),
+) -> Iterator[Executor]:
     """Run the searches of this process on an executor with `cpus` CPUs; the seed `order` draws which task ends next."""
-    executor = Executor(cpus, random.Random(order), dict(losses or {}))
+    executor = Executor(cpus, random.Random(order), dict(losses or {}), broken=frozenset(broken))
     context = SimpleNamespace(get_node_id=lambda: NODE, current_actor=None)
     threads = torch.get_num_threads()
     _running.append(executor)
@@ -241,6 +270,7 @@ def in_process(*, cpus: float = 3.0, order: int = 0, losses: Mapping[str, int] |
             patch.setattr(tune, "Tuner", InProcessTuner)
             patch.setattr(tune, "with_parameters", lambda trainable, *, shared: lambda config: Worker(config, shared))
             patch.setattr(tune, "with_resources", lambda trainable, resources: trainable)
+            patch.setattr(trials, "end_process", end_worker)
             # Nothing is exported to Prometheus, and the actor ends with the executor.
             patch.setattr(coordinator, "Heart", lambda run, read: None)
             patch.setattr(coordinator.Coordinator, "_end_when_orphaned", lambda self, after_s: None)

@@ -10,7 +10,9 @@ from ray.tune.search import Searcher
 
 from raprune.errors import RapruneError, StoreError
 from raprune.orchestration import tasks
+from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.failures import FAILURES_IN_A_ROW, RETRIES_AFTER_LOSS
+from raprune.orchestration.cluster.time_limit import TimeLimit
 from raprune.orchestration.searcher import CandidateSearcher
 from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report, Task
 from raprune.records import Proposal, Trial, TrialState
@@ -50,6 +52,11 @@ class Recorded:
         return list(self.tests)
 
 
+def no_nodes() -> Attempts:
+    """Attempts of workers that told nobody of their nodes."""
+    return Attempts(TimeLimit(None, None), seat_of=lambda trial_id: None, nodes=list, say=lambda text: None)
+
+
 def searcher_of(recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = False) -> CandidateSearcher:
     stages = Stages()
     stages.begin(SEARCH, total=6, unit="trials")
@@ -62,6 +69,7 @@ def searcher_of(recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = 
         spend=lambda spent: recorded.spent.append(spent.trial_id),
         chosen=recorded.chosen.append,
         grouped=lambda networks: grouped,
+        attempts=no_nodes(),
         workers=2,
         stages=stages,
     )
@@ -185,6 +193,30 @@ def test_lost_worker_has_its_task_tried_again_and_at_last_recorded_as_failed() -
     assert all(task == tried[0] for task in tried) and searcher.failure is None
     assert [trial.trial_id for trial in recorded.failed] == [tried[0].trial_id]
     assert "lost on each of 3 attempts" in str(recorded.failed[0].error)
+
+
+def test_lost_task_waits_for_a_worker_that_has_just_ended_a_task() -> None:
+    """The worker that replaces a lost one may have the same broken GPU."""
+    further = SPEC.model_copy(update={"search": SamplerSpec(trials=6, lookahead=4)})
+    searcher = searcher_of(Recorded(), spec=further)
+    lost, kept = (Assignment.of(searcher.suggest(name)).task for name in "ab")
+    searcher.on_trial_complete("a", None, error=True)
+    replacement = Assignment.of(searcher.suggest("c")).task
+    assert replacement not in (lost, kept)
+    searcher.on_trial_complete("b", right(kept).to_result())
+    assert Assignment.of(searcher.suggest("d")).task == lost
+    searcher.on_trial_complete("c", right(replacement).to_result())
+    searcher.on_trial_complete("d", right(lost).to_result())
+    assert len(carry_out(searcher)) == 3 + 2 + 2, "the rest of the search, finalists, tests"
+
+
+def test_lost_task_is_tried_at_once_where_no_other_task_runs() -> None:
+    searcher = searcher_of(Recorded())
+    tasks_begun = [Assignment.of(searcher.suggest(name)).task for name in "ab"]
+    for name in "ab":
+        searcher.on_trial_complete(name, None, error=True)
+    again = Assignment.of(searcher.suggest("c")).task
+    assert again == tasks_begun[0]
 
 
 def test_first_tasks_are_assigned_together() -> None:

@@ -173,6 +173,11 @@ def missing(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> list[di
     return [{"CPU": cpus, "GPU": gpus} if gpus > 0 else {"CPU": cpus} for _ in range(asked)]
 
 
+def has_room(node: Mapping[str, float], placement: Placement) -> bool:
+    """True if a worker of the placement fits on a node with these resources."""
+    return _fits(node, placement.cpus, placement.gpus) > 0
+
+
 def capacity(nodes: Sequence[Mapping[str, float]], spec: ResourceSpec) -> int:
     """Number of trials that fit at the same time."""
     cpus, gpus = _trial(nodes, spec)

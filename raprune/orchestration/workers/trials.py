@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import ray
 import torch
@@ -15,10 +16,17 @@ from ray import tune
 from torch import nn
 
 from raprune.errors import RapruneError, StoreError
-from raprune.orchestration.cluster.failures import error_text
+from raprune.orchestration.cluster.failures import (
+    DeviceAction,
+    decide_on_device,
+    device_error,
+    error_text,
+)
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.progress import Teller
+from raprune.orchestration.seats import Seat
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, TestTask
+from raprune.orchestration.workers.device import end_process, works
 from raprune.orchestration.workers.scores import statistics_store
 from raprune.orchestration.workers.streaming import RayReader
 from raprune.pruning import artifact
@@ -36,6 +44,9 @@ from raprune.store.scores import Statistics
 from raprune.training.checkpoint import StoreCheckpoints
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks
+
+TELLING_S = 10.0
+"""Maximum time in which a worker that ends tells the coordinator why."""
 
 MEETING_S = 30.0
 """Time for which the workers of a node wait, at most, for workers that do not come up on another node."""
@@ -58,6 +69,10 @@ class Equipment:
             workload, shared.graph, shared.spec, statistics=statistics, latency=shared.latency, on_work=on_work
         )
         return cls(shared, workload, pruner)
+
+    def evaluating(self, batch_size: int) -> Equipment:
+        """The same equipment with other batches of evaluation."""
+        return replace(self, pruner=self.pruner.evaluating(batch_size))
 
     def recorded(self, proposal: Proposal) -> Trial:
         """The trial of a proposal that is recorded."""
@@ -169,9 +184,16 @@ class CandidateTrial(tune.Trainable):
         shared = replace(shared, store=shared.store.told(lambda why: wait.remote(self._name, why)))
         self._shared = shared
         self._setup_error: str | None = None
+        context = ray.get_runtime_context()
+        self._seat = Seat(
+            worker=self._name, node=context.get_node_id(), host=socket.gethostname(), actor=context.current_actor
+        )
+        self._sit(Assignment.of(config), is_up=False)
         try:
             self._held = Equipment.of(shared, on_work=self._tell)
         except Exception as error:
+            if self._action(error, is_smaller=True) is DeviceAction.END:
+                self._end(error)
             # An error raised here would be raised again for every candidate.
             self._setup_error = error_text(error)
 
@@ -190,6 +212,7 @@ class CandidateTrial(tune.Trainable):
         self._teller = Teller(self._shared.coordinator, task.trial_id, title=task.trial_id)
         if assignment.together > 1:
             self._meet(assignment.together)
+        self._sit(assignment, is_up=True)
         try:
             if isinstance(task, TestTask):
                 return Report(test=self._held.test(task))
@@ -206,6 +229,25 @@ class CandidateTrial(tune.Trainable):
     def _tell(self, work: Work) -> None:
         self._teller(work)
 
+    def _sit(self, assignment: Assignment, *, is_up: bool) -> None:
+        """Tell the coordinator that this worker has the task, without waiting for an answer."""
+        sit: Any = self._shared.coordinator.sit
+        sit.remote(self._seat, assignment.task.trial_id, is_up=is_up)
+
+    def _action(self, error: Exception, *, is_smaller: bool) -> DeviceAction:
+        """The answer to an error on the device of this worker; `is_smaller` as for `decide_on_device`."""
+        # Its frames hold the tensors that did not fit.
+        error.__traceback__ = None
+        gc.collect()
+        is_well = works(torch.device(self._shared.placement.device))
+        return decide_on_device(device_error(error), works=is_well, is_smaller=is_smaller)
+
+    def _end(self, error: Exception) -> NoReturn:
+        """End this process, so that its task is tried by another one; tell the coordinator why."""
+        fault: Any = self._shared.coordinator.fault
+        ray.wait([fault.remote(self._name, error_text(error))], timeout=TELLING_S)
+        end_process()
+
     def _meet(self, workers: int) -> None:
         """Wait for so many workers, or for the time in which a worker should have come up."""
         until = time.monotonic() + MEETING_S
@@ -217,7 +259,7 @@ class CandidateTrial(tune.Trainable):
         """The trials of the task: first those on its path, then its own."""
         started_at, began = time.time(), time.perf_counter()
         try:
-            trials = self._run(task)
+            trials = self._try_on_device(task)
         except StoreError:
             # The candidate is not the cause.
             raise
@@ -233,20 +275,42 @@ class CandidateTrial(tune.Trainable):
         gpus = self._shared.placement.gpus
         return [replace(trial, gpu_seconds=trial.seconds * gpus, worker=self._name) for trial in trials]
 
-    def _run(self, task: CandidateTask) -> list[Trial]:
+    def _try_on_device(self, task: CandidateTask) -> list[Trial]:
+        """`_run`, once more with half the batches of evaluation if the memory of the GPU was too small.
+
+        If the error is the device's, this process ends.
+
+        Raises:
+            Exception: the error of the candidate.
+        """
+        held = self._held
+        for batch_size in (None, max(1, self._shared.spec.search.eval_batch_size // 2)):
+            try:
+                return self._run(task, held if batch_size is None else held.evaluating(batch_size))
+            except StoreError:
+                raise
+            except Exception as error:
+                action = self._action(error, is_smaller=batch_size is not None)
+                if action is DeviceAction.END:
+                    self._end(error)
+                if action is DeviceAction.RECORD:
+                    raise
+        raise AssertionError("the second attempt returns or raises")
+
+    def _run(self, task: CandidateTask, held: Equipment) -> list[Trial]:
         shared = self._shared
         if task.parent is not None:
             began = time.perf_counter()
-            recorded = self._held.recorded(task.parent)
-            start = self._held.start(task.parent, recorded)
+            recorded = held.recorded(task.parent)
+            start = held.start(task.parent, recorded)
             making_s = time.perf_counter() - began
-            kept = self._held.checkpoints(task.proposal.trial_id)
-            trial = self._held.finetune(task.proposal, task.parent, recorded, start, checkpoints=kept)
+            kept = held.checkpoints(task.proposal.trial_id)
+            trial = held.finetune(task.proposal, task.parent, recorded, start, checkpoints=kept)
             return [replace(trial, seconds=trial.seconds + making_s)]
         trials: list[Trial] = []
-        for result in self._held.pruner.results(task.proposal):
+        for result in held.pruner.results(task.proposal):
             if is_trained(task.proposal):
-                self._held.save(f"{MODELS}/{network_name(result.trial)}", result.model, result.trial)
+                held.save(f"{MODELS}/{network_name(result.trial)}", result.model, result.trial)
             trials.append(of_rung(result.trial, shared.spec.search))
         return trials
 
