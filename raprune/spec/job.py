@@ -346,6 +346,9 @@ class ResourceSpec(Part):
     """Seconds without progress after which a trial is ended and recorded as failed. The scores of each group and each
     epoch of a training are progress; a trial that trains has 20 epochs of the dense network more.
     Default: 20 times the median of 8 or more trials, at least 120; 4 hours until then."""
+    checkpoint_every_s: Annotated[float, Field(ge=0.0)] = 60.0
+    """Minimum number of seconds between two checkpoints of a training; the last epoch is always stored. A lost worker
+    repeats what it trained since its last checkpoint. 0: after every epoch."""
     store_patience_s: Annotated[float, Field(ge=0.0)] = 300.0
     """Seconds to wait for an unreachable filesystem of the run's folder. The run then ends and can be resumed."""
 

@@ -1,7 +1,7 @@
 """The only training loop: for dense networks, sparsity phases, and the fine-tuning of finalists.
 
 SGD with Nesterov momentum under a one-cycle learning rate; cross-entropy with label smoothing, and distillation if
-there is a teacher (distillation.py). One process or several (distributed.py), with a checkpoint after every epoch.
+there is a teacher (distillation.py). One process or several (distributed.py), with checkpoints after epochs.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def train(
             epoch = tally.epoch(len(course.history) + 1, spec, lr, started, ranks)
             _check_finite(epoch, spec)
             course.end_epoch(epoch, ranks)
-            if checkpoints is not None and ranks.rank == 0:
+            if checkpoints is not None and ranks.rank == 0 and (course.step == total or checkpoints.is_due()):
                 checkpoints.save(course.content())
             if on_epoch is not None:
                 on_epoch(epoch)

@@ -358,6 +358,9 @@ class Kept:
     def load(self) -> bytes | None:
         return self.content
 
+    def is_due(self) -> bool:
+        return True
+
     def save(self, content: bytes) -> None:
         self.content = content
 

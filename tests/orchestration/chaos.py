@@ -266,7 +266,7 @@ def small_job(
         "[dense]\nepochs = 2\nlr = 0.1\n"
         f"[search]\ntrials = {trials}\nlookahead = 4\ncalibration_images = 64\nrungs = [0, 0.25]\nkeep = 0.5\n"
         "[finalists]\ncount = 2\neach_method = false\ntrain = { epochs = 4, lr = 0.05 }\n"
-        f"[resources]\nworkers = {workers}\ntrain_workers = {train_workers}\n{at}"
+        f"[resources]\nworkers = {workers}\ntrain_workers = {train_workers}\ncheckpoint_every_s = 0\n{at}"
     )
     return [str(job)]
 

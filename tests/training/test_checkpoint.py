@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from raprune.data import load_data
 from raprune.data.batches import DeviceSplit
+from raprune.errors import StoreError
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
 from raprune.store.folder import Store
@@ -25,6 +27,9 @@ class Memory:
 
     def load(self) -> bytes | None:
         return self.saved[-1] if self.saved else None
+
+    def is_due(self) -> bool:
+        return True
 
     def save(self, content: bytes) -> None:
         self.saved.append(content)
@@ -51,7 +56,7 @@ def net(seed: int = 0) -> nn.Module:
 SPEC = TrainSpec(epochs=2.5, batch_size=32)
 
 
-def test_tensors_and_progress_come_back_also_where_two_names_share_memory() -> None:
+def test_unpacked_checkpoint_has_the_packed_tensors_also_where_two_share_memory() -> None:
     weight = torch.randn(3, 4)
     tensors, progress = unpack(pack({"a": weight, "b": weight.t(), "c": weight}, {"step": 3, "history": [0.1]}))
     assert torch.equal(tensors["a"], weight) and torch.equal(tensors["b"], weight.t())
@@ -59,12 +64,78 @@ def test_tensors_and_progress_come_back_also_where_two_names_share_memory() -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0not JSON", pack({}, {})[:-1]])
-def test_damaged_content_is_a_value_error(content: bytes) -> None:
+def test_unpacking_damaged_content_raises_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match="not a checkpoint"):
         unpack(content)
 
 
-def test_the_store_keeps_the_last_one_until_it_is_removed(tmp_path: Path) -> None:
+class SlowStore(Store):
+    """A store whose writes wait until a test lets them go on, or fail."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.may_write = threading.Event()
+        self.fails = False
+
+    def write_bytes(self, rel: str, content: bytes) -> None:
+        assert self.may_write.wait(60.0)
+        if self.fails:
+            raise StoreError("no space left")
+        super().write_bytes(rel, content)
+
+
+def test_checkpoint_is_due_once_in_the_interval(tmp_path: Path) -> None:
+    now = [0.0]
+    checkpoints = StoreCheckpoints(Store(tmp_path), "c", every_s=60.0, clock=lambda: now[0])
+    due = []
+    for now[0] in (4.0, 59.0, 61.0):
+        due.append(checkpoints.is_due())
+    checkpoints.save(b"one")
+    for now[0] in (119.0, 121.0):
+        due.append(checkpoints.is_due())
+    assert due == [False, False, True, False, True]
+
+
+def test_checkpoint_that_is_written_slowly_does_not_hold_the_training_up(tmp_path: Path) -> None:
+    store = SlowStore(tmp_path)
+    checkpoints = StoreCheckpoints(store, "c")
+    checkpoints.save(b"one")
+    assert not store.exists("c"), "the training continues meanwhile"
+    store.may_write.set()
+    checkpoints.save(b"two")
+    checkpoints.wait()
+    assert store.read_bytes("c") == b"two"
+
+
+def test_checkpoint_that_is_being_written_is_removed_after_it(tmp_path: Path) -> None:
+    store = SlowStore(tmp_path)
+    checkpoints = StoreCheckpoints(store, "c")
+    checkpoints.save(b"one")
+    threading.Timer(0.05, store.may_write.set).start()
+    checkpoints.remove()
+    assert not store.exists("c")
+
+
+def test_checkpoint_that_cannot_be_written_is_an_error_of_the_next_one(tmp_path: Path) -> None:
+    store = SlowStore(tmp_path)
+    store.fails = True
+    store.may_write.set()
+    checkpoints = StoreCheckpoints(store, "c")
+    checkpoints.save(b"one")
+    with pytest.raises(StoreError, match="no space left"):
+        checkpoints.save(b"two")
+    checkpoints.wait()
+
+
+def test_training_stores_a_checkpoint_after_its_last_epoch_though_none_is_due(tmp_path: Path) -> None:
+    checkpoints = StoreCheckpoints(Store(tmp_path), "c", every_s=3600.0)
+    train(net(), digits(), SPEC, augment="none", seed=0, checkpoints=checkpoints)
+    content = checkpoints.load()
+    assert content is not None
+    assert len(unpack(content)[1]["history"]) == 3
+
+
+def test_store_keeps_the_last_checkpoint_until_it_is_removed(tmp_path: Path) -> None:
     checkpoints = StoreCheckpoints(Store(tmp_path), "checkpoints/finetune-00003-s1.safetensors")
     assert checkpoints.load() is None
     checkpoints.remove()
@@ -82,7 +153,7 @@ def test_the_store_keeps_the_last_one_until_it_is_removed(tmp_path: Path) -> Non
     [{}, {"ema": 0.9}, {"accumulate": 2}, {"distillation": 0.5}, {"momentum": 0.0}, {"precision": "float16"}],
     ids=lambda changes: ",".join(changes) or "plain",
 )
-def test_a_resumed_training_gives_the_same_weights_bit_for_bit(changes: dict[str, float | str], after: int) -> None:
+def test_training_resumed_after_any_epoch_gives_the_same_weights(changes: dict[str, float | str], after: int) -> None:
     spec, split = SPEC.model_copy(update=changes), digits()
 
     def trained(model: nn.Module, memory: Memory, stop: Callable[[Epoch], None] | None = None) -> list[Epoch]:
@@ -108,7 +179,7 @@ def test_a_resumed_training_gives_the_same_weights_bit_for_bit(changes: dict[str
         assert torch.equal(value, expected[key]), key
 
 
-def test_resume_with_frozen_parameters_or_another_memory_format() -> None:
+def test_resume_with_frozen_parameters_in_another_memory_format_gives_the_same_weights() -> None:
     def build(seed: int) -> nn.Module:
         model = net(seed)
         next(model.parameters()).requires_grad_(False)

@@ -83,6 +83,9 @@ class Memory:
     def load(self) -> bytes | None:
         return self.content
 
+    def is_due(self) -> bool:
+        return True
+
     def save(self, content: bytes) -> None:
         self.content = content
         self.saved.append(content)

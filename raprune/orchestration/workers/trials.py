@@ -121,7 +121,8 @@ class Equipment:
 
     def checkpoints(self, name: str) -> StoreCheckpoints:
         """Checkpoints of the training of this name; the worker removes them once the result is stored."""
-        return StoreCheckpoints(self.shared.store, f"checkpoints/{name}.safetensors")
+        every_s = self.shared.spec.resources.checkpoint_every_s
+        return StoreCheckpoints(self.shared.store, f"checkpoints/{name}.safetensors", every_s=every_s)
 
     def load(self, folder: str) -> nn.Module:
         """The network that a folder of the run holds."""
@@ -306,6 +307,8 @@ class CandidateTrial(tune.Trainable):
             making_s = time.perf_counter() - began
             kept = held.checkpoints(task.proposal.trial_id)
             trial = held.finetune(task.proposal, task.parent, recorded, start, checkpoints=kept)
+            # Written before the result is recorded, after which whoever records it removes the checkpoint.
+            kept.wait()
             return [replace(trial, seconds=trial.seconds + making_s)]
         trials: list[Trial] = []
         for result in held.pruner.results(task.proposal):

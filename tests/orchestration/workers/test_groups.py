@@ -54,6 +54,7 @@ def spec_of(folder: Path, **changes: Any) -> SearchSpec:
         "search": {"trials": 3, "calibration_images": 64},
         "settings": {"slimming": {"sparse_epochs": 1.0}},
         "finalists": {"count": 2, "train": {"epochs": 2, "lr": 0.02}},
+        "resources": {"checkpoint_every_s": 0},
         "output": str(folder / "run"),
     }
     return SearchSpec.model_validate({**part, **changes})
@@ -195,7 +196,7 @@ def test_run_whose_driver_is_killed_while_its_group_trains_resumes_at_the_last_e
         f'[model]\nname = "digits-net"\nweights = "{tmp_path}/dense.safetensors"\n'
         '[data]\nname = "digits"\nmax_images = 400\n[search]\ntrials = 3\ncalibration_images = 64\n'
         f"[finalists]\ncount = 1\neach_method = false\ntrain = {{ epochs = {epochs}, lr = {train['lr']} }}\n"
-        "[resources]\nworkers = 1\ntrain_workers = 2\n"
+        "[resources]\nworkers = 1\ntrain_workers = 2\ncheckpoint_every_s = 0\n"
     )
     store, mark = Store(tmp_path / "run"), str(tmp_path)
     driver = start(mark, "search", str(job))
