@@ -16,7 +16,7 @@ from raprune.orchestration.cluster.connect import cluster, node_resources
 from raprune.orchestration.cluster.placement import Placement, place, place_resumed
 from raprune.orchestration.cluster.scaling import with_room
 from raprune.orchestration.run import Run, check_group, check_unchanged, describe, identity, say_job, under_way
-from raprune.pruning.preparation import InStages, check_output, prepare
+from raprune.pruning.preparation import InStages, check_output, prepare, with_fast_widths
 from raprune.report.display import shown
 from raprune.report.terminal import print_front
 from raprune.results.stages import START_RAY, Stages
@@ -37,7 +37,7 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
     store = Store(spec.output)
     check_output(store)
     with shown(console, stages) as stages:
-        prepared = prepare(spec, InStages(stages))
+        asked, prepared = spec, prepare(spec, InStages(stages))
         say_job(console, spec, prepared)
         spec = prepared.spec
         run = Run(spec, store, prepared, console, stages)
@@ -52,7 +52,7 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
             from raprune.orchestration import driver
 
             driver.check_nodes(run)
-            run = driver.with_latency(_with_lookahead(run, placement), placement)
+            run = driver.with_latency(_as_placed(run, asked, placement), placement)
             store.create(describe(run))
             with store.locked():
                 driver.carry_out(under_way(run), placement)
@@ -146,10 +146,10 @@ def _differing(begun: SearchSpec, now: SearchSpec) -> list[str]:
     ]
 
 
-def _with_lookahead(run: Run, placement: Placement) -> Run:
-    """The run with its lookahead decided, so that a resumed run is the same on any number of workers."""
-    lookahead = run.spec.search.lookahead_for(placement.workers)
-    return replace(run, spec=_looking_ahead(run.spec, lookahead))
+def _as_placed(run: Run, asked: SearchSpec, placement: Placement) -> Run:
+    """The run with all that its placement decides, so that a resumed run is the same on any other workers."""
+    spec = with_fast_widths(asked, run.spec, run.prepared.cost) if placement.gpus else run.spec
+    return replace(run, spec=_looking_ahead(spec, spec.search.lookahead_for(placement.workers)))
 
 
 def _looking_ahead(spec: SearchSpec, lookahead: int | None) -> SearchSpec:

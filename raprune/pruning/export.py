@@ -14,7 +14,16 @@ from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table, table_key
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.pruning.artifact import provenance, save, trial_provenance
-from raprune.pruning.preparation import DENSE, InStages, Prepared, check_writable, prepare, stored_table, with_table
+from raprune.pruning.preparation import (
+    DENSE,
+    InStages,
+    Prepared,
+    check_writable,
+    prepare,
+    stored_table,
+    with_fast_widths,
+    with_table,
+)
 from raprune.pruning.prune import Pruner, Result
 from raprune.pruning.record import check_not_trained
 from raprune.pruning.workload import Workload, build_workload, train_dense
@@ -65,11 +74,11 @@ def prune_once(
         if store.exists(RECIPE):
             raise StoreError(f"{store.name} holds a {RECIPE} already.", hint="Give another folder.")
         check_writable(store)
-    spec = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
-    stages = stages or Stages()
-    prepared, statistics = prepare(spec, InStages(stages)), _statistics(spec)
-    spec = prepared.spec
-    workload = build_workload(spec, data=prepared.data, device=_device(), weights=prepared.weights)
+    asked = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
+    stages, device = stages or Stages(), _device()
+    prepared, statistics = prepare(asked, InStages(stages)), _statistics(asked)
+    spec = prepared.spec if device == "cpu" else with_fast_widths(asked, prepared.spec, prepared.cost)
+    workload = build_workload(spec, data=prepared.data, device=device, weights=prepared.weights)
     if spec.budget.limits_latency:
         stages.begin(LAYER_TIMES)
         spec, prepared = with_table(spec, prepared, _table(workload, prepared, spec, statistics))

@@ -18,7 +18,7 @@ from raprune.cost.latency import TABLE, LatencyTable
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.data.normalisation import Normalisation
-from raprune.errors import ModelError, StoreError, UsageError
+from raprune.errors import BudgetError, ModelError, StoreError, UsageError
 from raprune.methods import method_named
 from raprune.models.normalisation import usual_normalisation
 from raprune.pruning.allocate import ALLOCATIONS, check_reachable
@@ -127,6 +127,22 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
     _check_budget(cost, spec)
     steps.reached(cost)
     return Prepared(spec, data, workload.weights(), proof, cost)
+
+
+def with_fast_widths(asked: SearchSpec, spec: SearchSpec, cost: CostModel) -> SearchSpec:
+    """The job `spec` where its trials run on GPUs: with widths in multiples of 8 if `asked` leaves that open.
+
+    The convolutions of GPUs are made for such widths, and a search on few different widths meets few shapes that their
+    libraries do not know yet. Unchanged where the budget is out of reach in steps of 8.
+    """
+    if asked.search.multiple_of is not None:
+        return spec
+    fast = spec.model_copy(update={"search": spec.search.model_copy(update={"multiple_of": automatic.FAST_MULTIPLE})})
+    try:
+        _check_budget(cost, fast)
+    except BudgetError:
+        return spec
+    return fast
 
 
 def job_data(spec: SearchSpec, recorded: RunRecord | None = None) -> Dataset:

@@ -273,7 +273,8 @@ class SamplerSpec(Part):
     """Minimum number of channels that stay in every group."""
     multiple_of: PositiveInt | None = None
     """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
-    multiples of 8. Default: 8 where every group has 32 channels or more, else 1."""
+    multiples of 8. Where these miss the budget, GPUs get any widths, too. Default: 8 on GPUs, and on CPUs where every
+    group has 32 channels or more; else 1."""
     calibration_images: Annotated[int, Field(ge=2)] | None = None
     """Number of training images for batch-norm re-estimation and for methods that use activations.
     Default: a sixteenth of them, but 256 to 1,024."""
