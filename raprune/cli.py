@@ -1,4 +1,4 @@
-"""The command line: flags become a `SearchSpec`, one function is called, and a failure becomes one screen and a code.
+"""The command line: flags become a `SearchSpec`, one function is called, and an error becomes one screen and a code.
 
 Exit codes: 0 done, 1 a failure, 2 a request that cannot be right, 130 interrupted, 143 terminated.
 """
@@ -43,7 +43,7 @@ TRACEBACK = "RAPRUNE_TRACEBACK"
 
 
 class Commands(TyperGroup):
-    """Commands whose failures are one screen each."""
+    """Group of commands that prints each error on one screen."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         with _told(None):
@@ -56,7 +56,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _told(ctx: Any) -> Iterator[None]:
-    """Inside, a failure or an interruption is printed and becomes an exit code."""
+    """Print an error or an interruption within the context, and turn it into an exit code."""
     try:
         yield
         return
@@ -122,7 +122,7 @@ RESULTS = "Results of a run"
 ONE_NETWORK = "One network"
 CLUSTERS = "Ray clusters"
 REFERENCE = "Reference"
-"""Groups of commands in `raprune --help`, in the order in which a newcomer reads them."""
+"""Groups of commands in `raprune --help`, in the order in which a newcomer needs them."""
 
 NETWORK = "Network and data"
 BUDGET = "Budget and accuracy"
@@ -194,7 +194,7 @@ Download = Annotated[
     bool | None,
     typer.Option("--download", help="Let torchvision download the data set.", metavar="", rich_help_panel=NETWORK),
 ]
-# The job reads the fractions, so that a number is checked in one place, with one message.
+# These are texts: the job checks every fraction in one place, with one message.
 BudgetFlops = Annotated[
     str | None,
     typer.Option(
@@ -453,9 +453,7 @@ def resume(ctx: typer.Context, run: RunPath) -> None:
 
 @app.command(rich_help_panel=RESULTS)
 def runs(
-    folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="Folder of runs, a path or a URI; the folder of one run lists it.")
-    ] = "runs",
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder that holds runs: a path or a URI.")] = "runs",
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder, newest first: state, trials, budget, best network."""
@@ -480,10 +478,10 @@ def front(
         bool, typer.Option("--all", help="Print dominated networks and networks over the budget as well.", metavar="")
     ] = False,
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="Print the methods side by side instead of the front.", metavar="")
+        bool, typer.Option("--ablation", help="Print the comparison of the methods instead of the front.", metavar="")
     ] = False,
 ) -> None:
-    """Print the Pareto front of a run."""
+    """Print the Pareto front of a run, or the comparison of its methods."""
     from raprune.report.terminal import print_ablation, print_front
 
     if ablation:
@@ -681,7 +679,8 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen at; an address beyond this machine needs a token.", metavar="HOST")
+        str,
+        typer.Option(help="Address to listen at; an address that other machines reach needs a token.", metavar="HOST"),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free port.", metavar="PORT")] = 8501,
     token_file: Annotated[
@@ -689,7 +688,7 @@ def serve(
         typer.Option(metavar="FILE", help="File that holds the token of the page. (default: RAPRUNE_PAGE_TOKEN)"),
     ] = None,
 ) -> None:
-    """Serve a web page of a run, live while the search runs, or of all runs in a folder; Ctrl-C ends it."""
+    """Serve a web page of a run, or of all runs in a folder, until Ctrl-C; the page shows a search live."""
     from raprune.page.serve import serve as run_serve
 
     run_serve(run, host=host, port=port, token_file=token_file, console=_console())
@@ -934,12 +933,12 @@ def _parsed_as_search(ctx: typer.Context) -> typer.Context:
 
 
 def _given(ctx: typer.Context, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Field of the spec -> value, for the flags that the command was given; fields in `but` are left out."""
+    """Field of the spec -> value, for the flags of the command line; fields in `but` are left out."""
     from raprune.spec.job import FLAGS
 
     readers = {"methods": _names, "search.rungs": _names, "search.time_limit_s": _seconds}
     given = {field: ctx.params.get(flag[2:].replace("-", "_")) for field, flag in FLAGS.items() if field not in but}
-    # A repeatable flag that was not given is empty.
+    # A repeatable flag that was not given is an empty list.
     return {
         field: readers[field](value) if field in readers else value
         for field, value in given.items()
@@ -958,7 +957,7 @@ def _spec(job: Path | None, assignments: list[str] | None, fields: dict[str, Any
 
 
 def _overrides(assignments: list[str] | None, fields: dict[str, Any]) -> dict[str, Any]:
-    """Field -> value, of --set and of the flags; flags win."""
+    """Field -> value, from --set and from the flags; a flag overrides --set."""
     given = dict(_assignment(text) for text in assignments or [])
     return given | fields
 
@@ -967,7 +966,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     """The field and the value of `field=value`; the value is TOML, or a string without quotes."""
     field, equals, value = text.partition("=")
     if not equals or not field.strip():
-        raise UsageError(f"--set {text}: not FIELD=VALUE.", hint="For example --set finalists.train.lr=0.02")
+        raise UsageError(f"--set {text}: not FIELD=VALUE.", hint="For example: --set finalists.train.lr=0.02")
     try:
         return field.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -977,7 +976,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _seconds(duration: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", duration.strip())
     if match is None:
-        raise UsageError(f"--time-limit {duration}: not a duration.", hint="For example 90, 90s, 10m or 2h.")
+        raise UsageError(f"--time-limit {duration}: not a duration.", hint="For example: 90, 90s, 10m or 2h.")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
@@ -985,7 +984,7 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    # Rich would wrap output to a file or a pipe at eighty columns.
+    # Rich wraps the output to a file or a pipe at 80 columns.
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=140)
 
 
@@ -1009,11 +1008,11 @@ def _how_to_resume(output: str) -> str:
         recorded = True
     if not recorded:
         return "Nothing was recorded yet: start the search again."
-    return f"Resume it: raprune resume {public_address(output)}"
+    return f"To resume the run: raprune resume {public_address(output)}"
 
 
 def _tell(message: str, hint: str) -> None:
-    """Write an error to stderr: what went wrong, and what to do."""
+    """Write an error to stderr: what was wrong, and what to do."""
     coloured = sys.stderr.isatty()
     typer.echo(f"{typer.style('Error:', fg='red', bold=True) if coloured else 'Error:'} {message}", err=True)
     if hint:

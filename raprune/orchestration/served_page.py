@@ -1,8 +1,8 @@
 """The page of a run: one small Ray Serve application for each run, in the dashboard's Serve tab.
 
-It reads the store as `raprune serve` does, and asks the run's coordinator if it is alive. It outlives its driver, so
-that a run that has ended or was killed can still be looked at, and removes itself once nobody has for a while. Serve is
-started on loopback if it does not run yet, and keeps running: others may be using it by then.
+The page reads the store as `raprune serve` does, and asks the run's coordinator if it is alive. It outlives its driver,
+so that people can look at a run that has ended or was killed, and it removes itself when nobody has opened it for a
+while. Ray Serve is started on loopback if it does not run yet, and keeps running, because others may use it by then.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from raprune.store.address import last_part
 from raprune.store.folder import Store
 
 _PATIENCE_S = 5.0
-"""Time for which the search waits for its page, which may come later, or not at all."""
+"""Seconds that the search waits for its page, which may come up later or never."""
 _PROXY_S = 30.0
 _GRACE_S = 60.0
-"""Time without a driver after which a page that its driver removes at the end removes itself."""
+"""Seconds without a driver after which a page removes itself if its driver should have removed it."""
 _CHECK_S = 10.0
 _ASK_S = 2.0
 
 _REQUESTS = 512
-"""Maximum number of requests at a time: each open page holds one."""
+"""Maximum number of requests at a time; each open page holds one."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A page that is up."""
+    """A page that runs."""
 
     app: str
     """The application's name in the Serve tab."""
     address: str
-    """As the head node sees it."""
+    """Address of the page on the head node."""
     head: str
     """The head node's name."""
     token: str | None
@@ -65,7 +65,7 @@ class Shown:
 
 
 class Opening:
-    """Starts the page of a run in a thread: the search continues meanwhile, and also if the page does not start."""
+    """Start of the page of a run in a thread: the search continues meanwhile, and also if the page does not start."""
 
     def __init__(self, store: Store, spec: PageSpec, console: Console) -> None:
         self._store, self._spec, self._console = store, spec, console
@@ -91,12 +91,12 @@ class Opening:
 
     def _open(self) -> None:
         try:
-            # Without patience: a page shows that the store is away.
+            # Without patience: the page itself reports an unreachable store.
             shown = show(Store(self._store.uri), self._spec)
         except Exception as error:
             if not self._ended:
                 why = error.message if isinstance(error, RapruneError) else f"{type(error).__name__}: {error}"
-                hint = f" `raprune serve {self._store.name}` shows it."
+                hint = f" `raprune serve {self._store.name}` shows the same page."
                 self._say(f"The run has no page of its own: {why.rstrip('.')}.{hint}")
             return
         self._shown = shown
@@ -110,9 +110,10 @@ class Opening:
 
 @contextlib.contextmanager
 def page_of_run(store: Store, spec: PageSpec, console: Console) -> Iterator[Callable[[], None]]:
-    """Show the page of the run in `store` during the block, and as long after it as the job says.
+    """Show the page of the run in `store` within the context, and as long after it as the job says.
 
-    Yields a function that writes the address of the page into `run.json`: call it where nobody else writes that file.
+    Yields a function that writes the address of the page into `run.json`. Call it only where no one else writes this
+    file.
     """
     opening = Opening(store, spec, console)
     try:
@@ -123,10 +124,10 @@ def page_of_run(store: Store, spec: PageSpec, console: Console) -> Iterator[Call
 
 
 def show(store: Store, spec: PageSpec) -> Shown:
-    """Have Ray Serve show the page of the run in `store`; returns when it is up.
+    """Let Ray Serve show the page of the run in `store`; return when the page runs.
 
     Raises:
-        RapruneError: if it does not come up.
+        RapruneError: if the page does not come up.
     """
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
     try:
@@ -148,12 +149,12 @@ def show(store: Store, spec: PageSpec) -> Shown:
 
 
 def remove(app: str) -> None:
-    """Remove this application, and no other; it may be gone already."""
+    """Remove this application and no other; it may have been removed already."""
     serve.delete(app)
 
 
 class PageApplication:
-    """The web application of one run's page, in a replica. It pickles: each replica opens the store again."""
+    """The web application of one run's page, in a replica. It can be pickled: each replica opens the store again."""
 
     def __init__(self, store: Store, rule: Access, name: str, app: str, linger_s: float) -> None:
         self._settings = (store, rule, name, app, linger_s)
@@ -184,11 +185,11 @@ class PageApplication:
         return make_app(feed, rule, name=name)
 
     def _leave_in_time(self, app: str, linger_s: float) -> None:
-        """Remove the application once no process works on the run, and nobody has opened it for `linger_s`."""
+        """Remove the application once no process works on the run and nobody has opened the page for `linger_s`."""
         last = time.monotonic()
         while time.monotonic() - last < linger_s:
             time.sleep(min(_CHECK_S, linger_s / 4))
-            # Its deployer waits until it is up, without end if it is removed before that.
+            # The deployer waits until the application runs, and for ever if it is removed before.
             if self._open or not _is_up(app) or _pulse(self._store).live:
                 last = time.monotonic()
             last = max(last, self._closed_at)
@@ -212,7 +213,7 @@ def _pulse(store: Store) -> Pulse:
     except ValueError:
         return Pulse(live=False)
     except Exception:
-        # It is restarting, or waits for the store.
+        # The coordinator restarts, or waits for the store.
         return Pulse(live=True)
 
 
@@ -224,11 +225,11 @@ def _start_serve(spec: PageSpec) -> tuple[str, int, str]:
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": spec.host, "port": port},
-            # An address may hold a token.
+            # An address may contain a token.
             logging_config={"enable_access_log": False},
         )
         options = serve_http_options() or {}
-    # An unknown host counts as open to all.
+    # An unknown host counts as reachable by all machines.
     return options.get("host") or "0.0.0.0", int(options.get("port") or spec.port), options.get("root_path") or ""
 
 
@@ -248,7 +249,7 @@ _PREFIX = "raprune-"
 def _names(store: Store) -> tuple[str, str]:
     """The names of the run's application and of its deployment.
 
-    Another run that is called the same keeps its own: the deployment tells them apart.
+    Another run of the same name keeps its application: the name of the deployment distinguishes the runs.
     """
     mark = hashlib.sha256(store.uri.encode()).hexdigest()[:8]
     short = re.sub(r"[^A-Za-z0-9_-]+", "-", last_part(store.name)).strip("-")[:48] or "run"
@@ -267,7 +268,7 @@ def _deploy(ingress: PageApplication, app: str, name: str, route: str, store: St
         name=name,
         num_replicas=1,
         max_ongoing_requests=_REQUESTS,
-        # Trials keep all CPUs and GPUs.
+        # The page takes no CPU or GPU from the trials.
         ray_actor_options={"num_cpus": 0, "resources": {_place(store): 0.001}},
         graceful_shutdown_timeout_s=1.0,
         graceful_shutdown_wait_loop_s=0.2,
@@ -288,8 +289,8 @@ def _await_proxy(port: int) -> None:
             return
         time.sleep(0.2)
     raise RapruneError(
-        f"Ray Serve's proxy does not come up at port {port}; does another program listen there?",
-        hint="Give another one: --set page.port=8001",
+        f"Ray Serve's proxy does not come up at port {port}; another program may use this port.",
+        hint="Give another port: --set page.port=8001",
     )
 
 

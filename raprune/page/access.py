@@ -1,8 +1,8 @@
-"""Who may see the page. Pure: the facts of a request -> let in, sent on, or refused with a reason.
+"""Access to the page. Pure: the facts of a request give a decision to admit, redirect or refuse it, with a reason.
 
-With a token, a request must bring it: as `Authorization: Bearer TOKEN`, or once as `?token=TOKEN`, which gives a
-cookie. Without one, the page is for this machine alone: the request must have been made for a loopback address, so
-that no website can reach the page under a name of its own (DNS rebinding). Only the token's digest is held.
+If the page has a token, a request must carry the token: as `Authorization: Bearer TOKEN`, or once as `?token=TOKEN`,
+which sets a cookie. A page without a token serves this machine only: the request must name a loopback address as its
+host, so that no website can reach the page under its own name (DNS rebinding). Only the token's digest is stored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, urlencode
 
 MIN_TOKEN = 16
-"""Characters of a token: what is shorter can be guessed."""
+"""Minimum number of characters of a token; shorter tokens can be guessed."""
 
 METHODS = ("GET", "HEAD")
 MAX_PATH = 512
@@ -27,13 +27,13 @@ MAX_HEADERS = 16 * 1024
 
 @dataclass(frozen=True)
 class Request:
-    """The facts of a request that decide."""
+    """The facts of a request on which the decision depends."""
 
     method: str
     path: str
-    """Decoded, from the root of the page: "/" is the page itself, "" the same without the slash."""
+    """Decoded path from the root of the page: "/" is the page itself, "" the page without the slash."""
     last: str
-    """The last part of the whole decoded path."""
+    """Last part of the whole decoded path."""
     query: str
     headers: Sequence[tuple[str, str]]
     """Names in lower case."""
@@ -42,19 +42,19 @@ class Request:
         return [value for key, value in self.headers if key == name]
 
     def one(self, name: str) -> str | None:
-        """The header's value where there is exactly one."""
+        """Return the value of the header; None unless the request has it exactly once."""
         found = self.all(name)
         return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """Let in."""
+    """Decision to admit the request."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Sent on to another address of the page, relative to this one; with a cookie where a token was brought."""
+    """Decision to redirect to another address of the page, relative to this one; with a cookie if a token was given."""
 
     location: str
     cookie: str | None = None
@@ -62,7 +62,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Refused:
-    """Not let in."""
+    """Decision to refuse the request."""
 
     status: int
     error: str
@@ -74,12 +74,12 @@ AccessDecision = Admitted | Moved | Refused
 
 @dataclass(frozen=True)
 class Access:
-    """The rule of one page."""
+    """The rule of access of one page."""
 
     digest: str | None = None
-    """SHA-256 of the token, hexadecimal. None: no token, and only under loopback names."""
+    """SHA-256 of the token, hexadecimal. None if the page has no token and serves loopback names only."""
     page: str = "page"
-    """Tells this page's cookie from those of others on the same machine."""
+    """Name that distinguishes this page's cookie from the cookies of other pages on the same machine."""
 
     @classmethod
     def of(cls, token: str | None, page: str) -> Access:
@@ -100,7 +100,7 @@ class Access:
 
     @property
     def _cookie(self) -> str:
-        """Opens this page, and tells nobody the token."""
+        """Value of the cookie that opens this page; the token cannot be derived from it."""
         assert self.digest is not None
         return hmac.new(self.digest.encode(), f"cookie {self.page}".encode(), "sha256").hexdigest()
 
@@ -137,11 +137,11 @@ class Access:
 
 _HOW = "Open the page once as its address with ?token=TOKEN, or send the header Authorization: Bearer TOKEN."
 _MISSING = Refused(401, "This page needs its token.", _HOW)
-_WRONG = Refused(401, "That is not this page's token.", _HOW)
+_WRONG = Refused(401, "The token is not this page's token.", _HOW)
 
 
 def digest_of(token: str) -> str:
-    """Return the digest of a token, which is kept instead of the token."""
+    """Return the digest of a token, which is stored instead of the token."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -158,7 +158,7 @@ def is_loopback(host: str) -> bool:
 
 def _malformed(request: Request) -> Refused | None:
     if request.method not in METHODS:
-        return Refused(405, f"{request.method[:16]}: the page is only read.", f"Use {' or '.join(METHODS)}.")
+        return Refused(405, f"{request.method[:16]}: the page is read-only.", f"Use {' or '.join(METHODS)}.")
     if len(request.path) > MAX_PATH or len(request.query) > MAX_QUERY:
         return Refused(
             414, "The address is too long.", f"At most {MAX_PATH} characters of path and {MAX_QUERY} of query."
@@ -166,35 +166,37 @@ def _malformed(request: Request) -> Refused | None:
     if sum(len(name) + len(value) for name, value in request.headers) > MAX_HEADERS:
         return Refused(431, "The request's headers are too large.", f"At most {MAX_HEADERS} bytes.")
     if request.all("transfer-encoding") or any(length.strip() != "0" for length in request.all("content-length")):
-        return Refused(413, "The request has a body.", "The page is only read: send none.")
+        return Refused(413, "The request has a body.", "The page is read-only: send no body.")
     parts = request.path.split("/")
     if any(part in (".", "..") for part in parts) or "" in parts[1:-1] or re.search(r"[\x00-\x1f\x7f\\]", request.path):
-        return Refused(400, "That is no address of the page.", "Its addresses have no dots, backslashes or blanks.")
+        return Refused(
+            400, "The page has no such address.", "Its addresses have no dots, backslashes or control characters."
+        )
     return None
 
 
 def _named(request: Request) -> Refused | None:
-    """Refuse what was not asked for at a loopback address."""
+    """Refuse a request whose host is not a loopback address."""
     host = request.one("host") or ""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/@]+)(:\d{1,5})?", host.strip())
     if match is not None and is_loopback(match[1]):
         return None
     return Refused(
         403,
-        "This page is for the machine that it runs on: ask for it as localhost.",
+        "This page serves only the machine that it runs on: open it as localhost.",
         "From elsewhere: ssh -L PORT:127.0.0.1:PORT HOST, or serve it with a token.",
     )
 
 
 def _foreign(request: Request) -> Refused | None:
-    """Refuse what another website's page loads; a link from there may be followed."""
+    """Refuse requests that another website's page makes; following a link from there is allowed."""
     if request.one("sec-fetch-site") == "cross-site" and request.one("sec-fetch-mode") != "navigate":
-        return Refused(403, "Another website asks for this.", "Open the page itself.")
+        return Refused(403, "Another website made this request.", "Open the page itself.")
     return None
 
 
 def _at_root(request: Request) -> AccessDecision:
-    """Addresses in the page are relative to its root, which ends in a slash."""
+    """Admit the request, or redirect to the root with its slash: addresses in the page are relative to it."""
     return Admitted() if request.path else Moved(_here(request) + (f"?{request.query}" if request.query else ""))
 
 

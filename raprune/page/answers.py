@@ -1,6 +1,6 @@
 """Answers of the page: plain data from the known state of a run. Pure: nothing is read here.
 
-Numbers that are no numbers (a training that diverged) are None: JSON has no word for them.
+NaN and infinity (of a training that diverged) become None, because JSON has neither.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ _LIMITS = {
     "latency": "budget.latency",
     "min_accuracy": "min_accuracy",
 }
-"""Question to `pick_row` -> the field of a job that says the same."""
+"""Parameter of `pick_row` -> the field of a job with the same meaning."""
 
 
 def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *, name: str) -> Answer:
-    """The run: what was asked, what the dense network is, how far it is."""
+    """The run: its job, its dense network and its progress."""
     run, budget = known.run, known.budget
     dense = {} if run.dense is None else run.dense.to_json()
     answer = {
@@ -123,11 +123,11 @@ def list_fronts(run: ListedRun, run_id: str) -> Answer:
 
 
 def describe_progress(known: KnownRun) -> Answer:
-    """How far the run is: `raprune.results.front.Progress`, and what is recorded."""
+    """The progress of the run (`raprune.results.progress.Progress`) and the number of recorded trials."""
     now: Progress = known.progress
     best = now.best
     if best is not None:
-        # The same with what its whole network takes.
+        # The same row with the measured times of its network.
         best = next((row for row in known.rows if row.candidate == best.candidate), best)
     return dict(
         plain(now.to_json() | {"best": None if best is None else best.to_json(), "recorded": len(known.trials)})
@@ -135,12 +135,12 @@ def describe_progress(known: KnownRun) -> Answer:
 
 
 def describe_stages(stages: RunStages | None) -> Answer:
-    """The stages as `raprune.results.stages.RunStages`; none where nobody told of them."""
+    """The stages as `raprune.results.stages.RunStages`; no stages if none were written."""
     return dict(without_secrets(plain((stages or RunStages()).to_json())))
 
 
 def list_trials(known: KnownRun, after: int) -> Answer:
-    """The trials from number `after` of the order of their records on, by column."""
+    """The trials by column, from position `after` in the order of their records."""
     rows = [describe_trial(trial, known) for trial in known.trials[after:]]
     return {
         "generation": known.generation,
@@ -250,8 +250,8 @@ def relatives(trial: Trial, trials: Sequence[Trial]) -> list[tuple[Trial, str]]:
 def list_rows(known: KnownRun) -> Answer:
     """The candidates by column, by ascending FLOPs; a trial is its position in the order of the records.
 
-    `trial` stands for the candidate, `repeats` are the trials behind its accuracies. `on_front` names the costs on
-    whose front within the run's budget the candidate is. What a row shares with its trial is in `list_trials`.
+    `trial` represents the candidate; `repeats` are the trials behind its accuracies. `on_front` names each cost for
+    which the candidate is on the front within the run's budget. `list_trials` has the other values of the trials.
     """
     fronts = {cost: {row.candidate for row in front_of(known.rows, known.budget, cost=cost)} for cost in COSTS}
     return {
@@ -282,11 +282,13 @@ def list_ablation(known: KnownRun) -> Answer:
 
 
 def pick_row(known: KnownRun, wanted: Mapping[str, str]) -> Answer:
-    """The row that `raprune pick` gives. `wanted`: `flops`, `params`, `latency`, `min_accuracy` as text; empty is none.
+    """The row that `raprune pick` prints. `wanted` maps `flops`, `params`, `latency` and `min_accuracy` to text.
+
+    An empty text sets no limit.
 
     Raises:
-        UsageError: if one is not understood.
-        RapruneError: if nothing fits.
+        UsageError: if a text is not a valid limit.
+        RapruneError: if no network is within the limits.
     """
     given = {field: text for name, field in _LIMITS.items() if (text := wanted.get(name, "").strip())}
     limits = load_limits(given)
@@ -297,7 +299,7 @@ def pick_row(known: KnownRun, wanted: Mapping[str, str]) -> Answer:
 def find_trial(known: KnownRun, name: str) -> Trial | None:
     """The trial of that id, or the one whose network has that name; None if there is none.
 
-    The name is looked up, never made a path of.
+    The name is looked up and never becomes a path.
     """
     position = known.positions.get(name)
     if position is not None:
@@ -306,7 +308,7 @@ def find_trial(known: KnownRun, name: str) -> Trial | None:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON knows it."""
+    """The value as JSON data: NaN and infinity become None, tuples become lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,7 +1,6 @@
-"""The web application of a run's page: addresses, headers, events. Reads one store, and writes nothing.
+"""The web application of a run's page: addresses, headers, events. It reads one store and writes nothing.
 
-Nothing in the page's answers comes from elsewhere, and nothing that a request says becomes a path: names are looked up
-among those that are recorded, or that the package holds.
+No text of a request becomes a path: names are looked up among the recorded names and the files of the package.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ from raprune.store.learning_curves import read_curve
 from raprune.store.networks import PLAIN_NAME, WEIGHTS, find_network
 
 MAX_STREAMS = 64
-"""Pages that are pushed to at a time."""
+"""Maximum number of event streams at a time."""
 _STEP_S = 0.25
 _HEARTBEAT_S = 15.0
 _FIRST_S = 20.0
 _FRESH_S = 1.0
-"""How long an answer waits for a look at the store, when there is something to answer already."""
+"""Seconds that an answer waits for a look at the store if an earlier state is known already."""
 
 
 def make_app(feed: Feed, rule: Access, *, name: str, is_closing: Callable[[], bool] = lambda: False) -> ASGIApp:
-    """The page of the run of `feed`, called `name`; event streams end once `is_closing` says so."""
+    """The page of the run of `feed` under the title `name`; event streams end once `is_closing` returns True."""
     return Guarded(run_page(feed, name, is_closing), rule)
 
 
 def run_page(feed: Feed, name: str, is_closing: Callable[[], bool], *, is_listed: bool = False) -> Starlette:
-    """The page of one run without a guard; `is_listed` if it lies below the page of a list of runs, at `../../`."""
+    """The page of one run without a guard. `is_listed` is True if the page of a list of runs is at `../../`."""
     page = PageHandlers(feed, name, is_closing, is_listed=is_listed)
     routes = [
         *package_routes("index.html"),
@@ -93,7 +92,7 @@ class PageHandlers:
     async def trials(self, request: Request) -> Response:
         text = request.query_params.get("after") or "0"
         if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise UsageError(f"after={text[:32]}: not a number of trials.", hint="For example after=0")
+            raise UsageError(f"after={text[:32]}: not a number of trials.", hint="For example: after=0")
         known = await self._fresh()
         if int(text) == 0:
             return await self._kept(request, "trials", known, lambda: answers.list_trials(known, 0))
@@ -103,7 +102,7 @@ class PageHandlers:
         known = await self._fresh()
         position = known.positions.get(request.path_params["trial"])
         if position is None:
-            raise MissingError("The run has no trial of that id.", hint="./api/trials lists those that are recorded.")
+            raise MissingError("The run has no trial with this id.", hint="./api/trials lists the recorded trials.")
         trial = known.trials[position]
         return send(request, await run_in_threadpool(lambda: json_answer(self._detail(trial, known))))
 
@@ -138,7 +137,7 @@ class PageHandlers:
             return Response(media_type="text/event-stream")
         if self._streams >= MAX_STREAMS:
             raise StoreError(
-                f"{self._streams} pages are open already.", hint="Close one, or ask ./api/trials now and then."
+                f"{self._streams} pages are open already.", hint="Close one, or request ./api/trials repeatedly."
             )
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
@@ -179,14 +178,14 @@ class PageHandlers:
         raise StoreError("The run is still being read.", hint="Ask again in a moment.")
 
     async def _look(self, patience_s: float) -> KnownRun | None:
-        """Look if it is due; what is known once that is done, or after `patience_s`."""
+        """Look at the store if a look is due; return the known state after the look, or after `patience_s`."""
         if self._feed.is_due and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(run_in_threadpool(self._feed.look))
         until = time.monotonic() + patience_s
         while self._looking is not None and not self._looking.done() and time.monotonic() < until:
             await asyncio.wait({self._looking}, timeout=0.05)
             if self._feed.known is not None and not self._feed.known.complete:
-                # The first look at thousands of trials takes seconds: what it has read by now will do.
+                # The first look at thousands of trials takes seconds: the trials read so far are enough for an answer.
                 break
         return self._feed.known
 
@@ -212,7 +211,7 @@ class PageHandlers:
             self._streams -= 1
 
     def _news(self) -> dict[str, str]:
-        """Event -> its data, as of now; made once for all who are pushed to."""
+        """Event -> its data at this moment, made once for all streams."""
         now = (self._feed.known, self._feed.away, self._feed.stages)
         if self._told is None or self._told[0] != now:
             self._told = (now, _events_of(*now))
@@ -227,11 +226,11 @@ class PageHandlers:
         return answers.detail_trial(trial, known, curves=kept, folder=folder, size=size)
 
     def _curve(self, name: str) -> list[Any]:
-        """The training of that name, if it was kept."""
+        """The learning curve of that name; empty if none was stored."""
         return read_curve(self._feed.store, name) if PLAIN_NAME.fullmatch(name) else []
 
     async def _kept(self, request: Request, what: str, known: KnownRun, make: Callable[[], Any]) -> Response:
-        """An answer that is made once for each version of what is known."""
+        """Send an answer that is made once for each version of the known state."""
         version, packed = self._answers.get(what, (-1, None))
         if packed is None or version != known.version:
             packed = await run_in_threadpool(lambda: json_answer(make()))
@@ -248,7 +247,7 @@ class PageHandlers:
         if request.method == "HEAD":
             return Response(media_type=kind, headers=headers)
         pieces = store.chunks(f"{folder}/{file}")
-        # What cannot be opened is told before the answer begins.
+        # A file that cannot be opened is an error of its own only before the answer begins.
         first = await run_in_threadpool(next, pieces, b"")
         return StreamingResponse(itertools.chain([first], pieces), media_type=kind, headers=headers)
 
@@ -275,7 +274,7 @@ def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | No
             sort_keys=True,
             default=str,
         )
-        # A change of any of these is one of the run.
+        # A change of any of them is a change of the run.
         version = hashlib.sha256(written.encode()).hexdigest()[:8]
         news |= {
             "run": state | {"version": version},
@@ -287,9 +286,9 @@ def _events_of(known: KnownRun | None, away: Away | None, stages: RunStages | No
 
 def _not_stored(place: str, name: str) -> MissingError:
     return MissingError(
-        "No network is stored under that name.",
-        hint=f"A run keeps the networks that were trained and, once it ends, those of the front; any other is made "
-        f"again by: raprune export {place} NETWORK FOLDER",
+        "No network is stored under this name.",
+        hint=f"A run stores the networks that were trained and, at its end, those of the front. To make any other "
+        f"network again: raprune export {place} NETWORK FOLDER",
     )
 
 

@@ -1,6 +1,6 @@
-"""The page's knowledge of a run: the store is read as often as somebody looks, each trial once, without its channels.
+"""The known state of a run for its page: the store is read whenever a page is open, each trial once, without channels.
 
-What goes wrong is kept beside what was known before.
+An error is kept beside the state known before it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Away:
-    """Why the store cannot be read, and since when (seconds since the epoch)."""
+    """The reason why the store cannot be read, and the time since when (seconds since the epoch)."""
 
     error: str
     hint: str
@@ -46,17 +46,17 @@ class Away:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRun(RunResults):
-    """All that is known of a run at one moment."""
+    """The known state of a run at one moment."""
 
     history: Sequence[HistoryPoint]
-    """One for each trial."""
+    """One point for each trial."""
     complete: bool
     """True if all existing parts were read."""
     generation: str
-    """Another one where another run lies in the folder."""
+    """Mark of the run; it changes if another run is stored in the folder."""
     pulse: Pulse
     version: int
-    """Higher whenever anything else is."""
+    """Number that grows with every change of the other fields."""
 
     @cached_property
     def progress(self) -> Progress:
@@ -64,7 +64,7 @@ class KnownRun(RunResults):
 
     @cached_property
     def counting(self) -> frozenset[str]:
-        """Ids of the trials that stand for their candidates, each repeat of a fine-tuning among them."""
+        """Ids of the trials that represent their candidates, including each repeat of a fine-tuning."""
         return frozenset(trial_id for row in self.rows for trial_id in row.trials)
 
     @cached_property
@@ -78,18 +78,18 @@ class HistoryPoint:
     """The progress of a run at the time when a trial was recorded."""
 
     t_s: float
-    """Since the run began."""
+    """Seconds since the run began."""
     gpu_hours: float
     hours: float
     """Worker-hours."""
     hypervolume: float
     """As in `raprune.results.front.Progress`."""
     best: float | None
-    """Validation accuracy of the best within the budget."""
+    """Validation accuracy of the best network within the budget."""
 
 
 class RunHistory:
-    """The points of a run, one trial after another."""
+    """The history of a run, one trial after another."""
 
     def __init__(self, budget: Budget, started_at: float) -> None:
         self.budget = budget
@@ -114,7 +114,7 @@ class RunHistory:
 class Feed:
     """The known state of the run in `store`, kept up to date by looking at the store.
 
-    `pulse` says whether something works on the run; without it that is judged by what is recorded. All methods may be
+    `pulse` tells if a driver works on the run; without `pulse` the feed judges by the records. All methods may be
     called by several threads.
     """
 
@@ -128,9 +128,9 @@ class Feed:
         self.store = store
         self.away: Away | None = None
         self.stages: RunStages | None = None
-        """The run's stages, as its driver said last; None where it says nothing."""
+        """The run's stages as its driver wrote them last; None if it wrote none."""
         self._pulse = pulse
-        # Each look at an object store is paid for.
+        # Each request to an object store costs money.
         self._every_s = every_s if every_s is not None else 2.0 if "://" in store.uri else 0.5
         self._known: KnownRun | None = None
         self._working = threading.Lock()
@@ -155,7 +155,7 @@ class Feed:
         return time.monotonic() - self._looked_at >= self._every_s
 
     def look(self) -> None:
-        """Read what is new, unless another thread does or it was done just now. What fails is kept in `away`."""
+        """Read the new records, unless another thread is reading or no look is due. An error is kept in `away`."""
         if not self.is_due or not self._working.acquire(blocking=False):
             return
         try:
@@ -164,7 +164,7 @@ class Feed:
         except RapruneError as error:
             self._note(error.message, error.hint)
         except Exception as error:
-            # A run that another version wrote. The page goes on with what it has.
+            # A run that another version wrote. The page keeps showing the state known before.
             self._note(f"{self.store.name} is not understood: {type(error).__name__}: {error}", "See the page's log.")
             traceback.print_exc()
         finally:
@@ -177,11 +177,11 @@ class Feed:
 
     def _look(self) -> None:
         run = self.store.record()
-        # Apart from all else that is known: they change every second, and nothing is computed from them.
+        # The stages are kept apart: they change every second, and nothing is computed from them.
         self.stages = read_stages(self.store, run)
         parts = self.store.parts()
         if run.created_at != self._run.created_at or not self._reader.covers(parts):
-            # Another run, or one of which parts were taken away.
+            # Another run, or a run whose parts were removed.
             self._forget()
         if run != self._run:
             self._begin(run)

@@ -1,4 +1,4 @@
-"""The guard of the page: each request meets the rule of access, each answer gets the headers that keep it to itself."""
+"""The guard of the page: it checks each request by the rule of access, and adds security headers to each answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""All comes from the package."""
+"""Content security policy: every script, style and image comes from the package."""
 
 HEADERS = {
     "content-security-policy": POLICY,
@@ -45,7 +45,7 @@ HEADERS = {
 
 
 class Guarded:
-    """The application behind its rule of access; every answer gets the headers that keep it to itself."""
+    """The application behind its rule of access; every answer gets the security headers."""
 
     def __init__(self, app: ASGIApp, rule: Access) -> None:
         self._app = app
@@ -56,7 +56,7 @@ class Guarded:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            # A browser opens WebSockets across origins: there are none here.
+            # A browser opens WebSockets across origins; the page has none.
             await send({"type": "websocket.close", "code": 1000})
             return
 
@@ -71,7 +71,7 @@ class Guarded:
 
 
 def error_answer(status: int, error: str, hint: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer that says what is wrong and what to do, as JSON."""
+    """An error as JSON: what is wrong, and what to do."""
     content = json.dumps({"error": error, "hint": hint}).encode()
     return Response(content, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json")
 
@@ -107,6 +107,6 @@ def _answer_to(decision: Moved | Refused, scope: Scope, cookie_name: str) -> Res
 _DOOR = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>raprune</title>
 <style>{DOOR_STYLE}</style></head><body><h1>This page needs its token</h1>
-<p>Open its address once with <code>?token=TOKEN</code> behind it. The run's log says where the token is.</p>
-<p>You have been here before? <a href="./">Open the page</a>.</p></body></html>
+<p>Add <code>?token=TOKEN</code> to the address once. The log of the run names the file of the token.</p>
+<p>If you opened the page before: <a href="./">open it again</a>.</p></body></html>
 """

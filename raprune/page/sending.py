@@ -30,11 +30,11 @@ KINDS = {
     ".png": "image/png",
     ".woff2": "font/woff2",
 }
-"""Files of the package that are handed out."""
+"""Suffix of the package's files that are sent -> their media type."""
 
 
 class MissingError(RapruneError):
-    """Something that is asked for and is not there."""
+    """The requested run, trial, network or file does not exist."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Packed:
 
     content: bytes
     packed: bytes
-    """The same under gzip."""
+    """The same content compressed by gzip; the content itself if it is short."""
     etag: str
 
     @classmethod
@@ -82,7 +82,7 @@ class PackageFiles:
     async def _file(self, request: Request, name: str) -> Response:
         path = _package_files().get(name)
         if path is None:
-            raise MissingError("The page has no such file.", hint="Its files are those of the package.")
+            raise MissingError("The page has no such file.", hint="The page has only the files of the package.")
         changed = path.stat().st_mtime_ns
         known = self._packed.get(path)
         if known is None or known[0] != changed:
@@ -116,12 +116,12 @@ def _refuse(request: Request, error: RapruneError) -> Response:
 
 
 def _no_such_address(request: Request, error: HTTPException) -> Response:
-    return error_answer(error.status_code, "The page has no such address.", "./ is the page, ./api/run what is known.")
+    return error_answer(error.status_code, "The page has no such address.", "./ is the page itself.")
 
 
 def _broken(request: Request, error: Exception) -> Response:
-    # Its text may hold anything; the log has it.
-    return error_answer(500, "The page failed at this.", "Its log says why.")
+    # The text of the error may hold a secret, so only the log has it.
+    return error_answer(500, "The page failed to answer.", "The log of its server names the error.")
 
 
 def _package_files() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""`raprune serve`: the page of a run in a process of its own, from its store alone. No Ray."""
+"""`raprune serve`: the page of a run, or of a list of runs, in a process of its own, from the store alone. No Ray."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CONNECTIONS = 256
 
 @dataclass(frozen=True)
 class Token:
-    """The token that opens a page, and its place."""
+    """The token that opens a page, and the place where it is stored."""
 
     text: str
     place: str
@@ -52,7 +52,7 @@ def serve(uri: str, *, host: str, port: int, token_file: str | None = None, cons
     store = Store(uri)
     is_one = store.is_run()
     if is_one:
-        # A run that cannot be read is told here, and not on its page.
+        # An unreadable run is an error of the command, not of the page.
         store.record()
     elif not find_runs(store):
         raise no_runs(store)
@@ -68,31 +68,31 @@ def serve(uri: str, *, host: str, port: int, token_file: str | None = None, cons
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         lines = [f"The page of {'' if is_one else 'the runs in '}{store.name}: {address}"]
         if token is not None:
-            lines.append(f"Its token is in {token.place}; open it once as {address}?token=TOKEN")
+            lines.append(f"The token is in {token.place}. Open the page once as {address}?token=TOKEN")
         console.print("\n".join([*lines, "Ctrl-C ends it."]), markup=False, highlight=False, soft_wrap=True)
         run_server(app, listener, closing)
 
 
 def run_server(app: ASGIApp, listener: socket.socket, closing: threading.Event) -> None:
-    """Serve `app` until a signal comes, of which `closing` tells the streams; returns when all has ended."""
+    """Serve `app` until a signal arrives, which sets `closing` for the streams; return when all requests have ended."""
     try:
         _Server(config_of(app), closing).run(sockets=[listener])
     except KeyboardInterrupt:
-        # The way to end it.
+        # Ctrl-C is the usual end.
         return
 
 
 def config_of(app: ASGIApp) -> uvicorn.Config:
-    """How `app` is served."""
+    """The configuration of the server of `app`."""
     return uvicorn.Config(
         app,
-        # Its parser bounds what it holds of a request.
+        # The parser of h11 limits the size of a request in memory.
         http="h11",
         h11_max_incomplete_event_size=32 * 1024,
         ws="none",
         lifespan="off",
         log_level="warning",
-        # An address may hold the token.
+        # An address may contain the token.
         access_log=False,
         server_header=False,
         limit_concurrency=_CONNECTIONS,
@@ -111,14 +111,14 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free.
+    """A socket that listens at `host` and `port`; port 0 takes any free port.
 
     Raises:
-        UsageError: if there is no such host on this machine, or no such port.
-        RapruneError: if the port is taken.
+        UsageError: if the host or the port is not valid on this machine.
+        RapruneError: if another program uses the port.
     """
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: a port is a number from 0 to 65535.", hint="For example --port 8501")
+        raise UsageError(f"--port {port}: a port is a number from 0 to 65535.", hint="For example: --port 8501")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
@@ -127,22 +127,24 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise RapruneError(
-                f"--port {port}: something listens there already.",
-                hint=f"Give another one: --port {port + 1}   Or any that is free: --port 0",
+                f"--port {port}: another program uses this port.",
+                hint=f"Give another port: --port {port + 1}   Or take any free port: --port 0",
             ) from None
         if error.errno == errno.EACCES:
-            raise UsageError(f"--port {port}: this user may not.", hint="Ports from 1024 on are free to use.") from None
+            raise UsageError(
+                f"--port {port}: this user may not use this port.", hint="Give a port from 1024 to 65535."
+            ) from None
         raise UsageError(f"--host {host}: {error.strerror or error}.", hint=_HOSTS) from None
 
 
-_HOSTS = "127.0.0.1 is this machine alone, 0.0.0.0 all its addresses."
+_HOSTS = "127.0.0.1 serves this machine only; 0.0.0.0 listens at all its addresses."
 
 
 def page_token(file: str | None, *, needed: bool) -> Token | None:
-    """The token of a file or of the environment; if none is given but one is `needed`, this user's own, made once.
+    """The token of a file or of the environment, else this user's own token if one is `needed`, which is made once.
 
     Raises:
-        UsageError: if it cannot be read, is too short, or holds what an address cannot.
+        UsageError: if the token cannot be read, is too short, or has characters that an address cannot contain.
     """
     if file is not None:
         try:
@@ -155,13 +157,13 @@ def page_token(file: str | None, *, needed: bool) -> Token | None:
     return _own_token() if needed else None
 
 
-_MAKE = "Make one: openssl rand -hex 24 > FILE && chmod 600 FILE"
+_MAKE = "Make a token: openssl rand -hex 24 > FILE && chmod 600 FILE"
 
 
 def _checked(token: str, whence: str) -> str:
     if len(token) < MIN_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise UsageError(
-            f"{whence}: a token has {MIN_TOKEN} characters or more, of letters, digits and . _ ~ - (this one has "
+            f"{whence}: a token has {MIN_TOKEN} characters or more: letters, digits and . _ ~ - (this one has "
             f"{len(token)}).",
             hint=_MAKE,
         )
@@ -169,7 +171,7 @@ def _checked(token: str, whence: str) -> str:
 
 
 def _own_token() -> Token:
-    """This user's token, in a file that nobody else can read."""
+    """This user's token, stored in a file that no other user can read."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     file = Path(state).expanduser() / "raprune" / "page-token"
     try:
@@ -180,8 +182,8 @@ def _own_token() -> Token:
         pass
     except OSError as error:
         raise RapruneError(
-            f"{file}: no token can be kept there: {error.strerror}.", hint=f"Set {TOKEN}, or give --token-file."
+            f"{file}: the token cannot be stored here: {error.strerror}.", hint=f"Set {TOKEN}, or give --token-file."
         ) from None
     if file.stat().st_mode & 0o077:
-        raise UsageError(f"{file}: others can read this token.", hint=f"chmod 600 {file}")
+        raise UsageError(f"{file}: other users can read this token.", hint=f"chmod 600 {file}")
     return Token(_checked(file.read_text().strip(), str(file)), str(file))

@@ -1,7 +1,7 @@
-"""Display of stages while they go on: one block that renews itself, or a line now and then.
+"""Display of the stages of a command while they run: one block that is redrawn, or single lines.
 
-On a terminal: the current stage as a bar, what the trials have come to, the whole run as a bar. In a pipe, a file or
-the log of a job: a line when a stage has begun, and at least one every few seconds while anything goes on.
+On a terminal the block shows the current stage as a bar, the progress of the trials, and the whole run as a bar. In a
+pipe, a file or the log of a job, a line is printed when a stage begins, and then every few seconds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from raprune.results.progress import Progress
 from raprune.results.stages import RunStage, RunStages, Stages
 
 REFRESH_S = 0.5
-"""Between two drawings of the block, or two looks whether a line is due."""
+"""Seconds between two drawings of the block, or between two checks if a line is due."""
 LINE_S = 8.0
-"""Longest silence where lines are printed."""
+"""Maximum time in seconds between two lines."""
 BRIEF_S = 1.0
-"""A stage that is over sooner has no line of its own."""
+"""Minimum duration in seconds of a stage that has its own line."""
 
 _NAME_COLUMNS = 22
 _TEXT_COLUMNS = 42
@@ -35,9 +35,9 @@ _WIDEST_BAR = 40
 
 @contextmanager
 def shown(console: Console, stages: Stages | None = None) -> Iterator[Stages]:
-    """Shows stages for the time of the block. Given ones are shown by somebody already, and come back as they are.
+    """Show stages within the context. Given `stages` are displayed by the caller already, and are returned unchanged.
 
-    Drawing happens in a thread of its own; what goes wrong there is not shown and harms nothing.
+    A thread of its own draws them; an error in this thread ends the display and nothing else.
     """
     if stages is not None:
         yield stages
@@ -54,14 +54,14 @@ def shown(console: Console, stages: Stages | None = None) -> Iterator[Stages]:
 
 
 def is_redrawn(console: Console) -> bool:
-    """True if the console can draw over what it drew before."""
+    """True if the console can redraw a block of lines."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 def render_stages(now: RunStages, standing: Progress | None = None, *, width: int = 80) -> RenderableType:
     """The block: a few lines, whatever the number of stages and trials."""
     grid = Table.grid(padding=(0, 1))
-    # The name never changes its width from stage to stage: bars stay where they are.
+    # The column of names has the same width in every stage, so that the bars do not move.
     grid.add_column(no_wrap=True, width=_NAME_COLUMNS)
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, overflow="ellipsis")
@@ -90,7 +90,7 @@ def render_stages(now: RunStages, standing: Progress | None = None, *, width: in
 
 
 def line(now: RunStages, standing: Progress | None = None) -> str:
-    """The same as one line of plain text."""
+    """The current stage and the standing of the trials as one line of plain text."""
     stage = now.current
     if stage is None:
         return ""
@@ -111,14 +111,14 @@ def line(now: RunStages, standing: Progress | None = None) -> str:
 
 
 class Lines:
-    """Decides when a line is due: once for a stage that is not brief, then every `LINE_S`."""
+    """Decision when a line is due: once for each stage that lasts `BRIEF_S`, then every `LINE_S`."""
 
     def __init__(self) -> None:
         self._stage = -1
         self._said_at = float("-inf")
 
     def due(self, now: RunStages) -> bool:
-        """True if a line is to be printed at this moment, which is then remembered."""
+        """True if a line is due now; the line then counts as printed."""
         stage = now.current
         if stage is None:
             return False
@@ -144,7 +144,7 @@ def _how_far(stage: RunStage) -> str:
 
 
 def _rate(stage: RunStage) -> str:
-    """Units a second, or seconds for each."""
+    """Units per second, or seconds per unit if one unit takes longer."""
     assert stage.rate
     return f"{stage.rate:.1f}/s" if stage.rate >= 1 else f"{duration(1 / stage.rate)} each"
 

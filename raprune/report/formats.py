@@ -28,7 +28,7 @@ def moment(seconds: float) -> str:
 
 
 def count(number: int) -> str:
-    """Three figures and the unit: 52.6 M."""
+    """A number with three significant digits and its unit: 52.6 M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"
@@ -36,7 +36,7 @@ def count(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Time that has passed: 43 s, 12 min 5 s, 3 h 20 min."""
+    """A measured time: 43 s, 12 min 5 s, 3 h 20 min."""
     if seconds < 1:
         return f"{max(0.0, seconds):.1f} s"
     whole = round(seconds)
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """Time since something, for a column of a list: just now, 5 min ago, 3 h ago, 12 days ago, 14 months ago."""
+    """The time since an event, in its largest unit: just now, 5 min ago, 3 h ago, 12 days ago, 14 months ago."""
     if seconds < 60:
         return "just now"
     for size, unit in ((365.25 * 86400, "year"), (30.4 * 86400, "month"), (86400, "day"), (3600, "h"), (60, "min")):
@@ -60,7 +60,7 @@ def ago(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """Time that is estimated, in no finer steps than an estimate deserves: 5 s, 50 s, 2 min, 1.5 h."""
+    """An estimated time, rounded coarsely: 5 s, 50 s, 2 min, 1.5 h."""
     if seconds < 10:
         return f"{max(1, math.ceil(seconds))} s"
     if seconds < 90:
@@ -80,12 +80,12 @@ def accuracy(share: float | None, interval: float | None = None) -> str:
 
 
 def times_as_fast(speedup: float | None) -> str:
-    """Two or three figures and an x: 1.06x, 2.3x; empty where it was not measured."""
+    """A speedup with two or three digits: 1.06x, 2.3x; empty if it was not measured."""
     return "" if speedup is None else f"{speedup:.2f}x" if speedup < 2 else f"{speedup:.1f}x"
 
 
 def latency_share(row: CandidateRow) -> str:
-    """Percent of the dense network's latency under the budget's conditions: measured whole, or, marked, predicted."""
+    """Percent of the dense network's latency under the budget's conditions: measured, or predicted and marked by ~."""
     if row.measured_latency_fraction is not None:
         return percent(row.measured_latency_fraction)
     return "" if row.latency_fraction is None else f"~{percent(row.latency_fraction)}"

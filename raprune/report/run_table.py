@@ -15,14 +15,14 @@ _COLUMNS = ("run", "state", "began", "trials", "budget", "best, val %", "network
 _RIGHT = ("trials",)
 _GAP = 2
 _STYLES = {"searching": "green", "idle": "yellow", "unreadable": "red"}
-"""State -> its colour; a finished run has none."""
+"""State -> its colour; `finished` has no colour."""
 
 
 def render_runs(runs: Sequence[ListedRun], *, now: float, width: int) -> Text:
     """The table of the runs; `now` is in seconds since the epoch.
 
-    The name of a run is what people copy, so it is never cut. Where a row with its name is wider than `width`, the name
-    has a line of its own above the row, in all rows alike.
+    People copy the name of a run, so it is never cut. If a row with its name is wider than `width`, every name has a
+    line of its own above its row.
     """
     rows = [_cells(run, now) for run in runs]
     widths = [max(map(cell_len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
@@ -63,7 +63,7 @@ def _cells(run: ListedRun, now: float) -> tuple[str, ...]:
 
 
 def budget_in_words(budget: Budget) -> str:
-    """The limits of a budget, short: `30% FLOPs, 20% params`."""
+    """The limits of a budget in few words: `30% FLOPs, 20% params`."""
     limits = [(budget.flops, "FLOPs"), (budget.params, "params"), (budget.latency, "latency")]
     said = [f"{100 * limit:.3g}% {cost}" for limit, cost in limits if limit is not None]
     if budget.latency_ms is not None:

@@ -1,4 +1,4 @@
-"""The result of a run as a person would say it. No torch, no ray."""
+"""The result of a run in one sentence. No torch, no ray."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from raprune.store.record import RunRecord
 
 
 def summary(row: CandidateRow, run: RunRecord, times: Times) -> str:
-    """A sentence on the network of the starred row beside the dense one: its cost, speed and accuracy.
+    """A sentence that compares the network of the starred row with the dense network: cost, speed and accuracy.
 
-    Accuracy is that on the test split where it was measured. A second sentence says
-    if the network has not the accuracy that was asked for.
+    The accuracy is measured on the test split if the run did so, else on the validation split. A second sentence says
+    if no network has the required accuracy.
     """
     parts = [part for part in (_kept(row, run), _speed(row, times), _accuracy(row, run)) if part]
     said = f"The chosen network, {row.candidate} by {row.method}, {', '.join(parts[:-1])} and {parts[-1]}."
     floor = floor_of(run)
     if floor is not None and row.val_accuracy < floor:
-        said += f" None has the accuracy asked for, {_percent(floor)} on the validation split."
+        said += f" No network has the required accuracy, {_percent(floor)} on the validation split."
     return said
 
 
@@ -54,12 +54,12 @@ def _accuracy(row: CandidateRow, run: RunRecord) -> str:
 
 
 def _percent(fraction: float) -> str:
-    """Two figures, or three from 100 % on: 29 %, 2.9 %."""
+    """A fraction in percent, with two significant digits: 29 %, 2.9 %."""
     return f"{100 * fraction:.0f} %" if fraction >= 0.1 else f"{100 * fraction:.2g} %"
 
 
 def forecast_told(seconds: Mapping[str, float]) -> str:
-    """The forecast as a sentence: all of it, and the stages that are most of it."""
+    """The forecast as a sentence: the whole duration, and the three longest stages."""
     largest = sorted(seconds.items(), key=lambda item: -item[1])[:3]
     most = ", ".join(f"{_WORDS.get(name, name)} {about(value)}" for name, value in largest)
     return f"This will take about {about(sum(seconds.values()))}: {most}."

@@ -1,4 +1,4 @@
-"""A run on the screen: the status block, the front and the methods as tables."""
+"""Results of a run in the terminal: the status block, and the front and the methods as tables."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from raprune.results.timings import Times, Timing, measured_at, slow
 from raprune.store.record import DenseRecord, LatencyRecord, RunRecord
 
 WIDE = 118
-"""Columns of a terminal that show the whole table of most runs."""
+"""Width of a terminal, in characters, that shows the whole table of most runs."""
 
 GIVE_WAY = (
     *("MACs", "FLOPs count", "params count", "interval", "params", "nonzero", "latency", "faster alone"),
     *("method", "epochs", "drop", "faster"),
 )
-"""Columns of the front, from the least important on: they give way where a terminal is too narrow for all. `method` is
-shortened. The star, the candidate's id, its fraction of the FLOPs and its accuracies never give way."""
+"""Columns of the front, the least important first, that are left out in this order if the terminal is too narrow.
+`method` is shortened instead. Star, candidate, fraction of the FLOPs and accuracies always stay."""
 
 _SHORTEST_METHOD = 8
-"""Characters that are left of a method's name."""
+"""Minimum number of characters of a method's name."""
 
 
 _EDGES = 2
-"""Characters of a table's left and right edge."""
+"""Number of characters of a table's left and right edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,12 @@ class _Column:
     header: str
     cells: list[str]
     name: str
-    """Entry of GIVE_WAY; empty for what never gives way."""
+    """Entry of GIVE_WAY; empty for a column that always stays."""
     width: int
 
 
 def render_progress(now: Progress) -> RenderableType:
-    """The block that says how far a run is: a few lines, whatever the number of trials."""
+    """The status block of a run: a few lines, whatever the number of trials."""
     grid = render_standing(now)
     left = "" if now.left_s is None else f", about {formats.duration(now.left_s)} of search left" if now.left_s else ""
     spent = f", {now.gpu_hours:.2f} GPU-hours" if now.gpu_hours else ""
@@ -60,7 +60,7 @@ def render_progress(now: Progress) -> RenderableType:
 
 
 def render_standing(now: Progress) -> Table:
-    """Standing of the trials."""
+    """The standing of the trials: states, front, best network."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
@@ -81,7 +81,7 @@ def render_standing(now: Progress) -> Table:
 
 
 def finetuned_of(now: Progress) -> str:
-    """The number of networks that were fine-tuned, of all that are to be, where that is known."""
+    """The number of finished fine-tunings, and of all fine-tunings if this number is known."""
     return f"{now.finetuned}" if now.finetunings is None else f"{now.finetuned} of {now.finetunings}"
 
 
@@ -93,10 +93,10 @@ def render_rows(
     times: Times | None = None,
     width: int = WIDE,
 ) -> RenderableType:
-    """The table of the rows beside the dense network; the `starred` one has a star.
+    """The table of the rows and of the dense network; the `starred` row has a star.
 
-    The drop is that of the test accuracy where it was measured, else of the validation accuracy, in points, with the
-    standard error of a share of so many images (two networks on the same images differ by less than it tells).
+    The drop is the difference in test accuracy if it was measured, else in validation accuracy, in points. Its standard
+    error is that of one accuracy on this number of images; two networks on the same images differ by less.
     """
     if not rows:
         return "No candidate is on the front yet."
@@ -136,7 +136,7 @@ def render_rows(
 
 
 def _columns(rows: list[CandidateRow], dense: DenseRecord | None, test: SplitAccuracies, times: Times) -> list[_Column]:
-    """All columns of the front; the last cell of each is the dense network's, where it is known."""
+    """All columns of the front; the last cell of each is the dense network's, if it is known."""
 
     def column(header: str, cells: Iterable[str], of_dense: str, name: str = "") -> _Column:
         found = [*cells, *([of_dense] if dense is not None else [])]
@@ -177,7 +177,7 @@ def _columns(rows: list[CandidateRow], dense: DenseRecord | None, test: SplitAcc
 
 
 def _fitting(columns: list[_Column], width: int) -> list[_Column]:
-    """The columns that fit into `width` with a space between two of them; the least important give way."""
+    """The columns that fit into `width` with a space between two of them; the least important are left out."""
     (whole,) = (column.width for column in columns if column.name == "method")
     for name in GIVE_WAY:
         if _table_width(columns, gap=1) <= width:
@@ -197,7 +197,7 @@ def _table_width(columns: list[_Column], *, gap: int) -> int:
 def how_timed(
     rows: Sequence[CandidateRow], run: RunRecord, timings: Sequence[Timing], *, has_latency: bool
 ) -> list[str]:
-    """Sentences on the conditions of the times that a table shows, and of the latency that a budget is of."""
+    """Sentences on the conditions of the times in a table, and of the latency in the budget."""
     sentences = [f"Faster: the dense network's time over the network's, for {measured_at(timings)}."] if timings else []
     if has_latency:
         what = "Latency: fraction of the dense network's under the conditions of the budget"
@@ -214,14 +214,14 @@ def latency_conditions(latency: LatencyRecord) -> str:
 
 
 def render_ablation(rows: list[AblationRow], run: RunRecord, *, width: int = WIDE) -> RenderableType:
-    """The methods side by side: tables for the repaired networks, and for each number of epochs of fine-tuning."""
+    """The comparison of the methods: a table of the repaired networks, and one for each number of epochs."""
     if not rows:
         return "The run has no complete trial within its budget yet."
     dense = run.dense_accuracy
     notes = (
-        "[dim]Of each method the network with the best validation accuracy within the budget: that accuracy in %, at "
-        "its share of the dense network's cost. Epochs: of training since the dense network, what the method trains by "
-        f"itself among them.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
+        "[dim]For each method, the network with the best validation accuracy within the budget: its accuracy in %, at "
+        "its fraction of the dense network's cost. Epochs: of training since the dense network, including the method's "
+        f"own training.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
     )
     finetunings = dict.fromkeys(r.finetuning_epochs for r in rows)
     tables = [
@@ -233,12 +233,12 @@ def render_ablation(rows: list[AblationRow], run: RunRecord, *, width: int = WID
 
 
 def _compared(rows: list[AblationRow], width: int) -> list[Table]:
-    """The methods at each budget; in several tables where not all budgets fit into `width`."""
+    """The methods at each budget, in several tables if not all budgets fit into `width`."""
     cost = rows[0].cost
     headers = {row.limit: f"up to {row.limit:.1%} {row.cost_in_words}" for row in rows}
     trained = {row.method: _trained([r for r in rows if r.method == row.method]) for row in rows}
     cell, epochs = max(map(len, headers.values())), max(len("epochs"), *map(len, trained.values()))
-    # A long name gives way where not one budget fits beside it. Three columns lie between two texts.
+    # A long name is shortened if not even one budget fits beside it. Three characters separate two columns.
     method = min(max(len("method"), *map(len, trained)), max(_SHORTEST_METHOD, width - epochs - cell - 6 - _EDGES))
     together = max(1, (width - method - epochs - 3 - _EDGES) // (cell + 3))
     tables = []
@@ -267,21 +267,21 @@ def _compared(rows: list[AblationRow], width: int) -> list[Table]:
 
 
 def _trained(rows: list[AblationRow]) -> str:
-    """Least and most epochs of training of the rows."""
+    """Minimum and maximum epochs of training of the rows."""
     epochs = sorted({r.best.epochs for r in rows})
     return " to ".join(f"{e:g}" for e in (epochs[0], epochs[-1])[: len(epochs)])
 
 
 def why_starred(rows: list[CandidateRow], run: RunRecord) -> str:
-    """A sentence on why the starred row has the star; empty if none has it."""
+    """A sentence that explains the star; empty if no row has it."""
     chosen, floor = next((row for row in rows if row.starred), None), floor_of(run)
     if chosen is None:
         return ""
     if floor is not None and chosen.val_accuracy >= floor:
-        return f"★ cheapest with the validation accuracy that was asked for, {floor:.2%}."
+        return f"★ cheapest with the required validation accuracy, {floor:.2%}."
     sentences = ["★ most accurate on the validation split within the budget."]
     if floor is not None:
-        sentences.append(f"None has the validation accuracy asked for, {floor:.2%}.")
+        sentences.append(f"No network has the required validation accuracy, {floor:.2%}.")
     baselines = {row.method for row in rows if is_baseline(row, run)}
     ahead = {row.method for row in rows if row.val_accuracy > chosen.val_accuracy} & baselines
     if chosen.method in baselines:
@@ -292,7 +292,7 @@ def why_starred(rows: list[CandidateRow], run: RunRecord) -> str:
 
 
 def drop(row: CandidateRow, dense: DenseRecord | None, test: SplitAccuracies) -> str:
-    """How many points the row's network is better (+) or worse (-) than the dense one, with its standard error."""
+    """The difference in accuracy to the dense network in points, + if better, with its standard error."""
     if row.test_accuracy is not None and row.dense_test_accuracy is not None:
         accuracy, reference, images = row.test_accuracy, row.dense_test_accuracy, test.images
     elif dense is not None and dense.val_accuracy is not None:

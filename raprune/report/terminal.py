@@ -1,4 +1,4 @@
-"""A run on the screen: how far it is, its front, its methods side by side. No torch, no ray."""
+"""Commands that print a run: status, front, comparison of methods, pick, list of runs. No torch, no ray."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from raprune.store.record import DenseRecord, RunRecord
 
 
 def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
-    """Prints how far the run is."""
+    """Print the progress of the run."""
     store = Store(uri)
     run = store.record()
     now, stages = progress(run, store.trials()), read_stages(store, run)
@@ -42,10 +42,10 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
     console.print(render_progress(now))
     if stages is not None and stages.current is not None:
         ago = max(0.0, time.time() - stages.written_at)
-        console.print(f"{line(stages)}  (said {duration(ago)} ago)", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{line(stages)}  (reported {duration(ago)} ago)", markup=False, highlight=False, soft_wrap=True)
     if run.state is not None and not run.finished:
         console.print(
-            f"Not finished. If nothing works on it any more: raprune resume {store.name}",
+            f"Not finished. To resume it if no process works on it: raprune resume {store.name}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -53,7 +53,7 @@ def print_status(uri: str, *, console: Console, as_json: bool = False) -> None:
 
 
 def print_runs(uri: str, *, console: Console, as_json: bool = False) -> None:
-    """Prints the runs in a folder, newest first."""
+    """Print the runs in a folder, newest first."""
     runs = list_runs(uri)
     if as_json:
         console.out(json.dumps([run.to_json() for run in runs], indent=2), highlight=False)
@@ -62,14 +62,16 @@ def print_runs(uri: str, *, console: Console, as_json: bool = False) -> None:
     lines = [f"{run.name}: not readable: {run.error} {run.hint}".rstrip() for run in runs if run.error is not None]
     idle = next((run for run in runs if run.state == "idle"), None)
     if idle is not None:
-        lines.append(f"idle: not finished, and nothing works on it. Resume such a run: raprune resume {idle.place}")
-    lines.append(f"Their fronts in one chart: raprune serve {public_address(uri)}")
+        lines.append(
+            f"idle: not finished, and no process works on it. To resume such a run: raprune resume {idle.place}"
+        )
+    lines.append(f"To see their fronts in one chart: raprune serve {public_address(uri)}")
     for told in lines:
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_front(uri: str, *, console: Console, as_json: bool = False, everything: bool = False) -> None:
-    """Prints the front within the run's budget, or every candidate."""
+    """Print the front within the run's budget, or every candidate."""
     store = Store(uri)
     run, trials = store.record(), store.trials()
     test, times = read_test(store, trials), read_times(store, trials)
@@ -89,7 +91,7 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
 
 
 def print_ablation(uri: str, *, console: Console, as_json: bool = False) -> None:
-    """Prints the methods side by side: the best of each at each budget, after equal fine-tuning."""
+    """Print the comparison of the methods: the best network of each at each budget, after equal fine-tuning."""
     store = Store(uri)
     run, trials = store.record(), store.trials()
     rows = ablation(trials, budget_of(run), test=read_test(store, trials))
@@ -107,7 +109,7 @@ def print_pick(
     min_accuracy: float | None = None,
     as_json: bool = False,
 ) -> None:
-    """Prints the candidate of the run that fits best; nothing is computed anew."""
+    """Print the best candidate of the run under another budget, without new work."""
     store = Store(uri)
     run, trials = store.record(), store.trials()
     test, times = read_test(store, trials), read_times(store, trials)
@@ -117,14 +119,14 @@ def print_pick(
         console.out(json.dumps(row.to_json(), indent=2), highlight=False)
         return
     console.print(render_rows([row], run, test, times=times, width=console.width))
-    hint = f"Export it: raprune export {store.name} {row.candidate} FOLDER"
+    hint = f"To export it: raprune export {store.name} {row.candidate} FOLDER"
     console.print(hint, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_single(
     trial: Trial, spec: SearchSpec, *, dense_accuracy: float, console: Console, warnings: Sequence[str] = ()
 ) -> None:
-    """Prints one network that was made without a search, beside the dense one, after warnings about that."""
+    """Print one network that was pruned without a search, and the dense network with its `warnings`."""
     print_warnings(warnings, console=console)
     assert trial.metrics is not None
     dense = DenseRecord(
@@ -137,18 +139,18 @@ def print_single(
 
 
 def print_warnings(warnings: Sequence[str], *, console: Console) -> None:
-    """Prints warnings about a dense network, one sentence or more each."""
+    """Print warnings about a dense network."""
     for sentence in warnings:
         console.print(f"Warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_next(store: Store, console: Console, network: str | None) -> None:
-    """Prints the run's place and the commands that come next; `network` is the one with the star."""
+    """Print the run's folder and the next commands; `network` is the name of the starred network."""
     lines = [f"Run: {store.name}"]
     if store.exists("report/front.html"):
         lines.append(f"Page: {store.name}/report/front.html")
     if network is not None:
-        lines.append(f"Export the starred network: raprune export {store.name} {network} DIR")
-    lines.append(f"The methods side by side: raprune front {store.name} --ablation")
-    lines.append(f"Another budget, without new work: raprune pick {store.name} --budget-flops 0.2")
+        lines.append(f"To export the starred network: raprune export {store.name} {network} DIR")
+    lines.append(f"To compare the methods: raprune front {store.name} --ablation")
+    lines.append(f"To pick under another budget, without new work: raprune pick {store.name} --budget-flops 0.2")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -202,7 +202,11 @@ class SummaryReader:
             "\n".join([str(VERSION), *(part.name for part in parts)]).encode() + written
         ).hexdigest()
         if self._summary is None or digest != self._digest:
-            self._run = self.store.record()
+            run = self.store.record()
+            if run.created_at != self._run.created_at:
+                # Another run in the same folder, whose parts may have the same names.
+                self._reader.forget()
+            self._run = run
             kept = self._kept(digest) if self._summary is None else None
             if kept is None:
                 kept = summarize(self._run, self._all_of(parts))
@@ -213,7 +217,7 @@ class SummaryReader:
     def _all_of(self, parts: Sequence[TrialFile]) -> Sequence[Trial]:
         """The trials of the run; only those are read that were not read before."""
         if not self._reader.covers(parts):
-            # Another run, or one of which parts were taken away.
+            # A run whose parts were removed.
             self._reader.forget()
         for _ in self._reader.read_new(parts):
             pass

@@ -91,7 +91,8 @@ def opener(browser: Browser, server: Server) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert {urlsplit(url).netloc for url in asked} <= {f"127.0.0.1:{server.port}"}
-    assert complaints == []
+    # Helpers have no rewritten asserts: the message is given.
+    assert not complaints, complaints
 
 
 def reached_by_tab(page: Page, presses: int) -> set[str]:
@@ -122,5 +123,6 @@ def brightness(page: Page) -> float:
 
 
 def _complains(told: ConsoleMessage) -> bool:
-    # A server that is stopped, or a store that is moved away, is meant to be missed.
-    return told.type in ("error", "warning") and "Failed to load resource" not in told.text
+    # Tests stop the server and move the store away; on a busy machine a preloaded answer may be used late.
+    expected = ("Failed to load resource", "was preloaded using link preload")
+    return told.type in ("error", "warning") and not any(part in told.text for part in expected)

@@ -26,7 +26,7 @@ from raprune.store.folder import Store
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """The answer to a request."""
 
     status: int
     headers: Mapping[str, str]
@@ -38,7 +38,7 @@ class Answer:
 
 
 class Served:
-    """A page that is served; ask it."""
+    """A served page that answers requests."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -54,7 +54,7 @@ class Served:
             connection.close()
 
     def raw(self, request: bytes, *, patience_s: float = 20.0) -> bytes:
-        """All that comes back for bytes that need not be HTTP, until the server ends it or is silent for so long."""
+        """The answer to any bytes, until the server closes the connection or is silent for `patience_s`."""
         parts: list[bytes] = []
         with socket.create_connection((self.host, self.port), timeout=patience_s) as connection:
             try:
@@ -101,7 +101,7 @@ def _listening(app: ASGIApp, closing: threading.Event) -> Iterator[int]:
 
 
 def wait_until(holds: Callable[[], Any], seconds: float = 20.0) -> bool:
-    """Whether it holds before the time is over."""
+    """True if `holds` gives a true value within `seconds`."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if holds():

@@ -1,4 +1,4 @@
-"""Who may see the page: pure decisions."""
+"""Access to the page: pure decisions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cookie(rule: Access) -> str:
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:8501", "127.8.0.1", "[::1]:80", "LOCALHOST"])
-def test_without_a_token_this_machine_is_let_in(host: str) -> None:
+def test_page_without_a_token_admits_loopback_names(host: str) -> None:
     assert status(LOCAL, request(host=host)) == 200
 
 
@@ -52,11 +52,11 @@ def test_without_a_token_this_machine_is_let_in(host: str) -> None:
         "127.1",
     ],
 )
-def test_another_name_is_refused(host: str) -> None:
+def test_page_without_a_token_refuses_any_other_host(host: str) -> None:
     assert status(LOCAL, request(host=host)) == 403
 
 
-def test_two_hosts_are_refused() -> None:
+def test_request_with_two_hosts_is_refused() -> None:
     asked = Request("GET", "/", "", "", [("host", "localhost"), ("host", "evil.example")])
     assert status(LOCAL, asked) == 403
 
@@ -84,7 +84,7 @@ def test_two_hosts_are_refused() -> None:
         (request(path="/api/trials/a\nb"), 400),
     ],
 )
-def test_what_is_malformed_is_refused_before_all_else(rule: Access, asked: Request, wanted: int) -> None:
+def test_malformed_request_is_refused_before_the_token_is_checked(rule: Access, asked: Request, wanted: int) -> None:
     assert status(rule, asked) == wanted
 
 
@@ -115,34 +115,34 @@ def test_what_is_malformed_is_refused_before_all_else(rule: Access, asked: Reque
         request(authorization="Bearer \udc80\udcff"),
     ],
 )
-def test_without_the_token_nobody_is_let_in(asked: Request) -> None:
+def test_request_without_the_right_token_is_refused(asked: Request) -> None:
     assert status(CLOSED, asked) == 401
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_the_token_is_taken_as_a_header(scheme: str) -> None:
+def test_token_in_a_header_admits_the_request(scheme: str) -> None:
     assert isinstance(CLOSED.decide(request(authorization=f"{scheme} {TOKEN}", host="any.example")), Admitted)
 
 
-def test_two_authorizations_are_refused() -> None:
+def test_request_with_two_authorizations_is_refused() -> None:
     headers = [("host", "x"), ("authorization", f"Bearer {TOKEN}"), ("authorization", f"Bearer {TOKEN}")]
     assert status(CLOSED, Request("GET", "/", "", "", headers)) == 401
 
 
-def test_the_token_in_the_address_becomes_a_cookie_and_is_gone() -> None:
+def test_token_in_the_address_becomes_a_cookie_and_leaves_the_address() -> None:
     decision = CLOSED.decide(request("/api/pick", f"flops=0.3&token={TOKEN}&params=", last="pick"))
     assert isinstance(decision, Moved) and decision.location == "./pick?flops=0.3&params="
     assert decision.cookie is not None and TOKEN not in decision.cookie and digest_of(TOKEN) not in decision.cookie
     assert status(CLOSED, request(cookie=f"a=b; {cookie(CLOSED)}")) == 200
 
 
-def test_a_cookie_is_of_one_page_alone() -> None:
+def test_cookie_opens_one_page_only() -> None:
     other = Access.of(TOKEN, "another")
     assert other.cookie_name != CLOSED.cookie_name
     assert cookie(other).partition("=")[2] != cookie(CLOSED).partition("=")[2]
 
 
-def test_the_root_without_its_slash_is_sent_on_within_the_page() -> None:
+def test_root_without_its_slash_redirects_within_the_page() -> None:
     for rule, more in ((LOCAL, {}), (CLOSED, {"authorization": f"Bearer {TOKEN}"})):
         decision = rule.decide(request("", "a=b", last="my run", **more))
         assert isinstance(decision, Moved) and decision.location == "./my%20run/?a=b" and decision.cookie is None
@@ -151,14 +151,14 @@ def test_the_root_without_its_slash_is_sent_on_within_the_page() -> None:
 
 
 @pytest.mark.parametrize("last", ["//evil.example", "\r\nset-cookie: a=b", "a?b#c"])
-def test_where_one_is_sent_stays_on_the_page(last: str) -> None:
+def test_redirect_of_a_hostile_name_stays_on_the_page(last: str) -> None:
     decision = CLOSED.decide(request("/x", f"token={TOKEN}", last=last))
     assert isinstance(decision, Moved) and decision.location.startswith("./")
     assert not set(decision.location) & set("\r\n?#: ")
 
 
 @pytest.mark.parametrize(("mode", "wanted"), [("navigate", 200), ("no-cors", 403), ("cors", 403), ("-", 403)])
-def test_another_website_may_link_and_no_more(mode: str, wanted: int) -> None:
+def test_request_from_another_website_is_refused_unless_it_follows_a_link(mode: str, wanted: int) -> None:
     for rule, more in ((LOCAL, {}), (CLOSED, {"cookie": cookie(CLOSED)})):
         assert status(rule, request(sec_fetch_site="cross-site", sec_fetch_mode=mode, **more)) == wanted
         assert status(rule, request(sec_fetch_site="same-origin", sec_fetch_mode=mode, **more)) == 200
@@ -178,5 +178,5 @@ def test_another_website_may_link_and_no_more(mode: str, wanted: int) -> None:
         ("example.com", False),
     ],
 )
-def test_what_is_this_machine_alone(host: str, local: bool) -> None:
+def test_loopback_names_are_told_from_others(host: str, local: bool) -> None:
     assert is_loopback(host) is local

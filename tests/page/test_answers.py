@@ -1,4 +1,4 @@
-"""What the page answers, from what is known."""
+"""Answers of the page from the known state of a run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_rows_of_the_page_are_those_of_the_command_line(store: Store, known: Kno
     assert on_front == {row["trial_id"] for row in front if row["on_front"]} and len(on_front) > 1
 
 
-def test_fronts_of_the_page_are_told_for_each_cost(known: KnownRun) -> None:
+def test_rows_of_the_page_name_the_fronts_of_each_cost(known: KnownRun) -> None:
     rows = answers.list_rows(known)
     assert set(itertools.chain(*rows["on_front"])) == set(COSTS)
     for cost in COSTS:
@@ -96,7 +96,7 @@ def test_fronts_of_the_page_are_told_for_each_cost(known: KnownRun) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"flops": "0.2"}, {"params": "0.15"}, {"min_accuracy": "0.85"}, {}])
-def test_the_pick_is_that_of_the_command_line(store: Store, known: KnownRun, asked: dict[str, str]) -> None:
+def test_pick_of_the_page_is_that_of_the_command_line(store: Store, known: KnownRun, asked: dict[str, str]) -> None:
     flags = [f"--{name if name == 'min_accuracy' else f'budget-{name}'}".replace("_", "-") for name in asked]
     words = [word for pair in zip(flags, asked.values(), strict=True) for word in pair]
     printed = json.loads(CliRunner().invoke(app, ["pick", store.uri, "--json", *words]).output)
@@ -111,19 +111,19 @@ def test_warnings_of_the_run_are_told_without_secrets(known: KnownRun) -> None:
 
 @pytest.mark.parametrize("text", ["x", "0", "1.1", "-0.3", "nan", "inf", "1e400", "0,3"])
 @pytest.mark.parametrize("name", ["flops", "params", "min_accuracy"])
-def test_a_pick_that_is_no_fraction_is_refused(known: KnownRun, name: str, text: str) -> None:
+def test_pick_by_an_invalid_limit_is_refused(known: KnownRun, name: str, text: str) -> None:
     with pytest.raises(UsageError, match=name):
         answers.pick_row(known, {name: text})
 
 
-def test_a_pick_that_nothing_fits_names_the_nearest(known: KnownRun) -> None:
+def test_pick_without_a_fitting_network_names_the_nearest(known: KnownRun) -> None:
     with pytest.raises(RapruneError, match="the smallest"):
         answers.pick_row(known, {"flops": "0.001"})
     with pytest.raises(RapruneError, match="knows no latencies"):
         answers.pick_row(known, {"latency": "3ms"})
 
 
-def test_columns_are_of_one_length_and_go_on_where_they_ended(known: KnownRun) -> None:
+def test_columns_after_a_position_continue_the_earlier_ones(known: KnownRun) -> None:
     whole = answers.list_trials(known, 0)
     columns = whole["columns"]
     assert list(columns) == list(answers.COLUMNS) == list(answers.describe_trial(known.trials[0], known))
@@ -135,7 +135,7 @@ def test_columns_are_of_one_length_and_go_on_where_they_ended(known: KnownRun) -
     assert list(beyond) == list(columns) and not any(beyond.values())
 
 
-def test_a_row_says_what_may_count(known: KnownRun) -> None:
+def test_row_of_a_trial_says_if_it_may_count(known: KnownRun) -> None:
     columns = answers.list_trials(known, 0)["columns"]
     rows = {name: dict(zip(columns, values, strict=True)) for name, *values in zip(
         columns["trial_id"], *columns.values(), strict=True)}  # fmt: skip
@@ -148,7 +148,7 @@ def test_a_row_says_what_may_count(known: KnownRun) -> None:
     assert {"finetune-00000", "search-00004", "search-00000"} <= counting
 
 
-def test_no_answer_holds_a_credential(known: KnownRun, store: Store) -> None:
+def test_answers_hold_no_credential(known: KnownRun, store: Store) -> None:
     told = json.dumps(everything(known, store))
     assert SECRET not in told and "secret_key" not in told
     assert "s3://bucket/train" in told and "s3://bucket is <b>away</b>" in told
@@ -164,12 +164,12 @@ def test_no_answer_holds_a_credential(known: KnownRun, store: Store) -> None:
         ("no address at all: a@b?c", "no address at all: a@b?c"),
     ],
 )
-def test_credentials_are_taken_out_of_addresses(text: str, shown: str) -> None:
+def test_credentials_in_addresses_are_removed(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
     assert without_secrets({"a": [text]}) == {"a": [shown]}
 
 
-def test_what_is_no_number_is_none(tmp_path: Path) -> None:
+def test_nan_and_infinity_become_none(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     store.create(RunRecord.model_validate(RUN))
     lost = trial(0, accuracy=float("nan"))
@@ -181,7 +181,7 @@ def test_what_is_no_number_is_none(tmp_path: Path) -> None:
     assert columns["val_accuracy"] == columns["val_loss"] == [None]
 
 
-def test_the_history_of_a_trial() -> None:
+def test_history_of_a_trial_lists_its_relatives_in_order() -> None:
     first = trial(0)
     rung = replace(first, proposal=replace(first.proposal, rung=1, parent=first.trial_id), trial_id="search-00000-r1")
     step = replace(first, proposal=replace(first.proposal, step=0), trial_id="search-00000.0")
@@ -210,12 +210,12 @@ def test_the_history_of_a_trial() -> None:
     assert told(other) == [("search-00001", "self")]
 
 
-def test_a_history_that_bites_its_tail_ends() -> None:
+def test_history_with_a_circle_ends() -> None:
     a, b = (replace(trial(n), proposal=replace(trial(n).proposal, parent=f"search-{1 - n:05d}")) for n in range(2))
     assert {t.trial_id for t, _ in answers.relatives(a, [a, b])} == {"search-00000", "search-00001"}
 
 
-def test_a_trial_is_found_by_its_id_or_the_name_of_its_network(known: KnownRun) -> None:
+def test_trial_is_found_by_its_id_or_the_name_of_its_network(known: KnownRun) -> None:
     best = known.trials[-1].candidate
     assert best is not None
     named = {best.id: "search-00004", f"{best.id}-ft": "finetune-00000", f"{best.id}-ft-s1": "finetune-00000-s1"}
@@ -228,7 +228,7 @@ def test_a_trial_is_found_by_its_id_or_the_name_of_its_network(known: KnownRun) 
 
 
 @pytest.mark.parametrize("hostile", ["../../etc/passwd", "..", ".hidden", "a/b", "a\\b", "a b", "", "x" * 300, "a\n"])
-def test_a_name_that_a_hostile_store_recorded_is_no_path(known: KnownRun, hostile: str) -> None:
+def test_hostile_name_in_the_store_becomes_no_path(known: KnownRun, hostile: str) -> None:
     class Watched(Store):
         def exists(self, rel: str) -> bool:
             assert re.fullmatch(r"models/[\w-]+/recipe.json", rel)
@@ -241,7 +241,7 @@ def test_a_name_that_a_hostile_store_recorded_is_no_path(known: KnownRun, hostil
     assert find_network(Watched("nowhere"), replace(planted, candidate=candidate)) is None
 
 
-def test_a_detail_says_all(store: Store, known: KnownRun) -> None:
+def test_detail_of_a_trial_holds_recipe_history_curve_and_links(store: Store, known: KnownRun) -> None:
     tuned = known.trials[-1]
     assert tuned.proposal.stage is Stage.FINETUNE and tuned.candidate is not None
     folder = f"models/{tuned.network}"

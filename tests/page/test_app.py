@@ -56,7 +56,7 @@ def closed(store: Store) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_address_answers_with_its_guards(page: Served, path: str) -> None:
+def test_address_of_the_page_answers_with_security_headers(page: Served, path: str) -> None:
     answer = page.get(path)
     assert answer.status == 200 and answer.body
     for name, value in HEADERS.items():
@@ -69,14 +69,14 @@ def test_every_address_answers_with_its_guards(page: Served, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_has_not_changed_is_not_sent_again(page: Served, path: str) -> None:
+def test_unchanged_answer_is_not_sent_again(page: Served, path: str) -> None:
     first = page.get(path)
     again = page.get(path, if_none_match=first.headers["etag"])
     assert again.status == 304 and not again.body
     assert again.headers["x-content-type-options"] == "nosniff"
 
 
-def test_answers_are_packed_for_who_takes_it(page: Served) -> None:
+def test_answer_is_compressed_if_the_client_accepts_gzip(page: Served) -> None:
     plain, packed = page.get("/api/trials"), page.get("/api/trials", accept_encoding="br, gzip")
     assert packed.headers["content-encoding"] == "gzip" and gzip.decompress(packed.body) == plain.body
     assert len(packed.body) < len(plain.body) and "accept-encoding" in plain.headers["vary"]
@@ -84,12 +84,12 @@ def test_answers_are_packed_for_who_takes_it(page: Served) -> None:
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/api/events", "/download/finetune-00000/weights.safetensors"])
-def test_head_has_no_body(page: Served, path: str) -> None:
+def test_head_request_has_no_body(page: Served, path: str) -> None:
     assert page.get(path, "HEAD").status == 200
     assert page.get(path, "HEAD").body == b""
 
 
-def test_all_files_of_the_page_are_there(page: Served) -> None:
+def test_files_of_the_page_are_all_served(page: Served) -> None:
     names = [path.name for path in STATIC.iterdir()]
     assert "index.html" in names
     for name in names:
@@ -98,7 +98,7 @@ def test_all_files_of_the_page_are_there(page: Served) -> None:
     assert page.get("/").body == (STATIC / "index.html").read_bytes()
 
 
-def test_networks_are_handed_out_as_they_are_stored(page: Served, store: Store) -> None:
+def test_download_of_a_stored_network_has_its_bytes(page: Served, store: Store) -> None:
     candidate = page.get("/api/pick").json["candidate"]
     for name, repeat in ((candidate, 0), ("finetune-00000", 0), ("finetune-00000-s1", 1)):
         weights = page.get(f"/download/{name}/weights.safetensors")
@@ -116,7 +116,7 @@ def test_networks_are_handed_out_as_they_are_stored(page: Served, store: Store) 
             assert archive.read(f"{folder}/recipe.json") == store.read_bytes(f"models/{folder}/recipe.json")
 
 
-def test_a_candidate_that_is_not_stored_says_how_it_is_made(page: Served) -> None:
+def test_download_of_a_network_that_is_not_stored_names_the_export_command(page: Served) -> None:
     for path in ("search-00000/recipe.json", "search-00000.zip", "nobody/weights.safetensors"):
         answer = page.get(f"/download/{path}")
         assert answer.status == 404 and "raprune export" in answer.json["hint"]
@@ -173,7 +173,7 @@ SECRETS = ("root:", "hush-hush", "created_at", "weights_hash")
         "/-/routes",
     ],
 )
-def test_no_path_leads_out_of_the_page(page: Served, path: str) -> None:
+def test_hostile_path_leads_nowhere(page: Served, path: str) -> None:
     answer = raw_get(page, path)
     assert 400 <= answer.status < 500, answer
     assert not any(secret in answer.body.decode("utf-8", "replace") for secret in SECRETS)
@@ -227,21 +227,21 @@ HOST = b"Host: localhost\r\n"
         (b"GET /api/pick?flops=__import__('os') HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     ],
 )
-def test_what_is_malformed_is_refused_and_harms_nothing(page: Served, request_: bytes, status: int) -> None:
+def test_malformed_request_is_refused_and_the_server_continues(page: Served, request_: bytes, status: int) -> None:
     came = page.raw(request_.replace(b"\r\n" + HOST, b"\r\nConnection: close\r\n" + HOST, 1))
     assert came.startswith(b"HTTP/1.1 %d " % status), came[:300]
     assert b"Traceback" not in came
     assert page.get("/api/rows").status == 200
 
 
-def test_a_websocket_is_not_opened(page: Served) -> None:
+def test_websocket_request_is_not_upgraded(page: Served) -> None:
     upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n"
     came = page.raw(b"GET /api/nothing HTTP/1.1\r\n" + HOST + upgrade + b"\r\n", patience_s=1.0)
     assert b" 101 " not in came.split(b"\r\n")[0]
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/api/events", "/download/finetune-00000.zip", "/nothing", "/api/trials/x"])
-def test_with_a_token_every_address_is_closed(closed: Served, path: str) -> None:
+def test_page_with_a_token_closes_every_address(closed: Served, path: str) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"cookie": f"{Access(page='run').cookie_name}=wrong"}):
         answer = closed.get(path, **headers)
         assert answer.status == 401 and set(answer.json) == {"error", "hint"}
@@ -249,7 +249,7 @@ def test_with_a_token_every_address_is_closed(closed: Served, path: str) -> None
         assert answer.headers["content-security-policy"]
 
 
-def test_a_token_opens_by_header_and_by_cookie(closed: Served, capfd: pytest.CaptureFixture[str]) -> None:
+def test_token_opens_the_page_by_header_and_by_cookie(closed: Served, capfd: pytest.CaptureFixture[str]) -> None:
     assert closed.get("/api/run", authorization=f"Bearer {TOKEN}").status == 200
     sent_on = closed.get("/?" + urlencode({"token": TOKEN}))
     assert sent_on.status == 303 and sent_on.headers["location"] == "./" and not sent_on.body
@@ -267,7 +267,7 @@ def test_a_token_opens_by_header_and_by_cookie(closed: Served, capfd: pytest.Cap
     assert TOKEN not in out + err
 
 
-def test_a_browser_without_the_token_is_told_in_words(closed: Served) -> None:
+def test_browser_without_the_token_gets_an_explanation(closed: Served) -> None:
     answer = closed.get("/", accept="text/html,*/*")
     assert answer.status == 401 and b"?token=TOKEN" in answer.body and b"<script" not in answer.body
     assert answer.headers["content-type"].startswith("text/html")
@@ -292,7 +292,7 @@ def stream(page: Served) -> tuple[http.client.HTTPConnection, Iterator[tuple[str
     return connection, events()
 
 
-def test_a_growing_run_is_pushed(tmp_path: Path) -> None:
+def test_events_of_a_growing_run_are_pushed(tmp_path: Path) -> None:
     store = make_run(tmp_path / "run")
     with served(store) as page:
         connection, events = stream(page)
@@ -332,7 +332,7 @@ def test_stages_are_pushed_as_the_driver_writes_them(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_a_store_that_goes_away_is_said_and_the_page_goes_on(tmp_path: Path) -> None:
+def test_page_of_an_unreachable_store_says_so_and_keeps_its_state(tmp_path: Path) -> None:
     store = make_run(tmp_path / "run")
     away = tmp_path / "away"
     with served(store) as page:
@@ -353,7 +353,7 @@ def test_a_store_that_goes_away_is_said_and_the_page_goes_on(tmp_path: Path) -> 
         connection.close()
 
 
-def test_a_store_that_was_never_there_is_503_until_it_is(tmp_path: Path) -> None:
+def test_page_of_a_missing_run_answers_503_until_the_run_exists(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     with served(store) as page:
         for path in ("/api/run", "/api/trials", "/api/pick", "/download/x.zip"):
@@ -364,7 +364,7 @@ def test_a_store_that_was_never_there_is_503_until_it_is(tmp_path: Path) -> None
         assert wait_until(lambda: page.get("/api/run").status == 200)
 
 
-def test_streams_are_bounded_and_let_go(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_streams_are_limited_and_released(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raprune.page.app.MAX_STREAMS", 2)
     connections = [stream(page)[0] for _ in range(2)]
     assert wait_until(lambda: page.get("/api/events").status == 503)

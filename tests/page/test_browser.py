@@ -110,7 +110,7 @@ def _set(slider: Locator, value: float) -> None:
     )
 
 
-def test_the_head_says_how_far_the_run_is(page: Page, store: Store) -> None:
+def test_head_shows_the_progress_of_the_run(page: Page, store: Store) -> None:
     trials = store.trials()
     now = progress(store.record(), trials)
     figures = page.locator("#figures")
@@ -126,7 +126,7 @@ def test_the_head_says_how_far_the_run_is(page: Page, store: Store) -> None:
     )
 
 
-def test_the_stages_are_listed_with_bar_and_time_left(open_page: Open, store: Store) -> None:
+def test_stages_are_listed_with_bar_and_time_left(open_page: Open, store: Store) -> None:
     stages = Stages()
     stages.begin(SCORES, total=55, unit="groups")
     stages.expect({SEARCH: 40.0, FINETUNE: 240.0})
@@ -142,7 +142,7 @@ def test_the_stages_are_listed_with_bar_and_time_left(open_page: Open, store: St
         expect(items.nth(1)).to_contain_text("search-00012, scores: group 3 of 9")
         expect(page.locator("#stages progress")).to_have_attribute("value", "12")
         expect(items.nth(2)).to_contain_text("about 4 min")
-        expect(page.locator("#figures")).to_contain_text("of the whole run, about; now: search")
+        expect(page.locator("#figures")).to_contain_text("about, of the whole run; now: search")
     finally:
         store.remove(FILE)
 
@@ -193,7 +193,7 @@ def test_page_decides_nothing_about_the_front_by_itself() -> None:
     assert [script.name for script in scripts if rules.search(script.read_text())] == []
 
 
-def test_a_point_shows_its_recipe_under_the_pointer_and_its_details_when_clicked(page: Page, store: Store) -> None:
+def test_point_of_the_front_shows_its_recipe_when_hovered_and_details_when_clicked(page: Page, store: Store) -> None:
     rows = front(store.trials(), budget_of(store.record()))
     page.locator("#front-chart").focus()
     page.keyboard.press("Home")
@@ -216,7 +216,7 @@ def test_a_point_shows_its_recipe_under_the_pointer_and_its_details_when_clicked
     expect(tip).to_be_hidden()
 
 
-def test_arrow_keys_walk_along_the_front(page: Page, store: Store) -> None:
+def test_arrow_keys_in_the_chart_move_along_the_front(page: Page, store: Store) -> None:
     rows = front(store.trials(), budget_of(store.record()))
     page.locator("#front-chart").focus()
     said = page.locator("#front-said")
@@ -235,7 +235,7 @@ def test_arrow_keys_walk_along_the_front(page: Page, store: Store) -> None:
     expect(page.locator("#front-chart .tip")).to_be_hidden()
 
 
-def test_the_chart_switches_its_axes_and_its_colours(page: Page) -> None:
+def test_switches_of_the_chart_change_axes_and_colours(page: Page) -> None:
     axes = page.locator("#front-chart svg.axes")
     expect(axes).to_contain_text("FLOPs, % of the dense network")
     expect(axes).to_contain_text("budget 50 %")
@@ -257,7 +257,7 @@ def test_the_chart_switches_its_axes_and_its_colours(page: Page) -> None:
     expect(legend).to_contain_text("taylor")
 
 
-def test_a_dragged_rectangle_is_looked_at_more_closely(page: Page) -> None:
+def test_dragged_rectangle_zooms_the_chart(page: Page) -> None:
     whole = page.locator("#front-zoom-out")
     chart = page.locator("#front-chart").bounding_box()
     assert chart is not None
@@ -278,7 +278,7 @@ def test_a_dragged_rectangle_is_looked_at_more_closely(page: Page) -> None:
     expect(whole).to_be_hidden()
 
 
-def test_the_details_hold_widths_history_training_and_what_to_take_along(page: Page, store: Store) -> None:
+def test_details_of_a_trial_hold_widths_history_curve_and_downloads(page: Page, store: Store) -> None:
     best = _best(store)
     expect(_of(page, best.trial_id)).to_be_visible()
     widths = page.locator(".widths tbody tr")
@@ -331,7 +331,7 @@ def test_sliders_pick_at_a_budget(page: Page, store: Store) -> None:
     expect(result).to_contain_text("No candidate is within 1.0% of the dense network's FLOPs")
 
 
-def test_the_search_is_shown_over_time_and_over_gpu_hours(page: Page, store: Store) -> None:
+def test_progress_is_shown_over_time_and_over_gpu_hours(page: Page, store: Store) -> None:
     _see(page, "#trend-chart")
     axes = page.locator("#trend-chart svg.axes")
     expect(axes).to_contain_text("hypervolume")
@@ -347,7 +347,7 @@ def test_the_search_is_shown_over_time_and_over_gpu_hours(page: Page, store: Sto
     expect(page.locator("#trend-chart .tip")).to_contain_text("hypervolume")
 
 
-def test_settings_are_compared_and_ranges_kept(page: Page) -> None:
+def test_ranges_of_settings_filter_the_trials(page: Page) -> None:
     _see(page, "#parallel-chart")
     page.locator("#parallel-method").select_option("reconstruction")
     axes = page.locator("#parallel-chart svg.axes")
@@ -380,7 +380,7 @@ def test_settings_are_compared_and_ranges_kept(page: Page) -> None:
     expect(axes).not_to_contain_text("ridge")
 
 
-def test_methods_stand_side_by_side(page: Page, store: Store) -> None:
+def test_methods_are_compared_in_a_table(page: Page, store: Store) -> None:
     rows = sorted(ablation(store.trials(), budget_of(store.record())), key=lambda row: -row.finetuning_epochs)
     shown = page.locator("#ablation-table tbody tr:not(.group)")
     expect(shown).to_have_count(len(rows))
@@ -390,7 +390,7 @@ def test_methods_stand_side_by_side(page: Page, store: Store) -> None:
     expect(_of(page, rows[-1].best.trial_id)).to_be_visible()
 
 
-def test_the_table_is_sorted_filtered_and_walked(page: Page, store: Store) -> None:
+def test_table_of_trials_is_sorted_and_moved_through_by_keys(page: Page, store: Store) -> None:
     trials = store.trials()
     _see(page, "#trials-scroll")
     table, rows = page.locator("#trials-table"), _rows(page)
@@ -415,7 +415,7 @@ def test_the_table_is_sorted_filtered_and_walked(page: Page, store: Store) -> No
     assert rows.count() < 60
 
 
-def test_the_filter_takes_words_states_stages_methods_and_the_front(page: Page, store: Store) -> None:
+def test_filter_selects_by_words_state_stage_method_and_front(page: Page, store: Store) -> None:
     trials = store.trials()
     counted, table = page.locator("#filter-count"), page.locator("#trials-table")
 
@@ -443,7 +443,7 @@ def test_the_filter_takes_words_states_stages_methods_and_the_front(page: Page, 
     expect(page.locator("#trials-empty")).to_have_text("No trial passes the filter.")
 
 
-def test_what_a_trial_says_is_never_markup(page: Page, store: Store) -> None:
+def test_text_of_a_trial_never_becomes_markup(page: Page, store: Store) -> None:
     failed = next(t for t in store.trials() if t.state is TrialState.FAILED)
     _see(page, "#trials-scroll")
     page.locator("#filter-text").fill(failed.trial_id)
@@ -454,7 +454,7 @@ def test_what_a_trial_says_is_never_markup(page: Page, store: Store) -> None:
     assert page.evaluate("window.hacked") is None
 
 
-def test_an_address_opens_its_trial(open_page: Open, store: Store) -> None:
+def test_address_with_a_trial_selects_it(open_page: Open, store: Store) -> None:
     trial = store.trials()[5].trial_id
     expect(_of(open_page(at=f"#trial={trial}"), trial)).to_be_visible()
     # One that is not there shows the best, and an address cannot bring markup along.
@@ -465,7 +465,7 @@ def test_an_address_opens_its_trial(open_page: Open, store: Store) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW])
-def test_axe_finds_nothing_serious(open_page: Open, scheme: str, size: tuple[int, int]) -> None:
+def test_page_has_no_accessibility_violation(open_page: Open, scheme: str, size: tuple[int, int]) -> None:
     page = open_page(size=size, scheme=scheme)
     _see(page, "#trials-scroll")
     expect(_rows(page).first).to_be_visible()
@@ -474,7 +474,7 @@ def test_axe_finds_nothing_serious(open_page: Open, scheme: str, size: tuple[int
     assert [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found] == []
 
 
-def test_the_theme_is_the_systems_until_one_is_chosen(open_page: Open) -> None:
+def test_theme_follows_the_system_until_one_is_chosen(open_page: Open) -> None:
     page = open_page(scheme="dark")
     assert brightness(page) < 40
     page.locator("#theme").select_option("light")
@@ -488,7 +488,7 @@ def test_the_theme_is_the_systems_until_one_is_chosen(open_page: Open) -> None:
     assert brightness(page) > 200
 
 
-def test_a_narrow_window_shows_all_of_it(open_page: Open, store: Store) -> None:
+def test_narrow_window_shows_every_part(open_page: Open, store: Store) -> None:
     page = open_page(size=NARROW)
     for part in (
         "#front-chart",
@@ -511,7 +511,7 @@ def test_a_narrow_window_shows_all_of_it(open_page: Open, store: Store) -> None:
     expect(page.locator("#trials-scroll")).to_be_in_viewport()
 
 
-def test_all_of_it_is_reached_by_keys(page: Page) -> None:
+def test_controls_are_all_reached_by_keys(page: Page) -> None:
     # What was never in sight is not drawn yet.
     _see(page, "#parallel-chart")
     expect(page.locator("#parallel-chart .handle").first).to_be_visible()
@@ -526,13 +526,13 @@ def test_all_of_it_is_reached_by_keys(page: Page) -> None:
     assert {*controls, "skip", "widths"} - reached == set()
 
 
-def test_nothing_moves_for_those_who_ask_for_that(open_page: Open) -> None:
+def test_animations_stop_if_the_reader_prefers_reduced_motion(open_page: Open) -> None:
     page = open_page(motion="reduce")
     page.evaluate("document.getElementById('run-state').className = 'badge live'")
     assert page.evaluate("getComputedStyle(document.getElementById('run-state'), '::before').animationName") == "none"
 
 
-def test_new_trials_appear_while_it_is_open(page: Page, store: Store) -> None:
+def test_new_trials_appear_in_an_open_page(page: Page, store: Store) -> None:
     trials = store.trials()
     page.locator("#filter-text").fill("pushed_method")
     expect(page.locator("#filter-count")).to_contain_text(f"0 of {len(trials)}")
@@ -554,21 +554,21 @@ def _renamed(trial: Trial, number: int, method: str) -> Trial:
     return replace(trial, trial_id=proposal.trial_id, proposal=proposal, candidate=candidate)
 
 
-def test_a_store_that_is_away_is_told_and_comes_back(page: Page, store: Store) -> None:
-    expect(page.locator("#run-state")).not_to_have_text("store away")
+def test_unreachable_store_is_reported_until_it_is_back(page: Page, store: Store) -> None:
+    expect(page.locator("#run-state")).not_to_have_text("store unreachable")
     place = Path(store.uri)
     place.rename(place.with_name("elsewhere"))
     try:
-        expect(page.locator("#run-state")).to_have_text("store away")
+        expect(page.locator("#run-state")).to_have_text("store unreachable")
         expect(page.locator("#notice")).to_be_visible()
         expect(page.locator("#figures")).to_contain_text("Hypervolume")
     finally:
         place.with_name("elsewhere").rename(place)
-    expect(page.locator("#run-state")).not_to_have_text("store away")
+    expect(page.locator("#run-state")).not_to_have_text("store unreachable")
     expect(page.locator("#notice")).to_be_hidden()
 
 
-def test_a_server_that_is_gone_is_told_and_caught_up_with(page: Page, server: Server, store: Store) -> None:
+def test_stopped_server_is_reported_and_missed_trials_are_loaded(page: Page, server: Server, store: Store) -> None:
     expect(page.locator("#run-state")).not_to_have_text("connection lost")
     before = len(store.trials())
     server.stop()
@@ -581,7 +581,7 @@ def test_a_server_that_is_gone_is_told_and_caught_up_with(page: Page, server: Se
     expect(page.locator("#run-state")).not_to_have_text("connection lost")
 
 
-def test_another_run_in_the_folder_is_shown_anew(page: Page, store: Store) -> None:
+def test_other_run_in_the_folder_replaces_the_first(page: Page, store: Store) -> None:
     """The last test: it takes the run away."""
     expect(page.locator("#detail-body h3")).to_be_visible()
     shutil.rmtree(store.uri)

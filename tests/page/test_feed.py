@@ -1,4 +1,4 @@
-"""What the page knows of a run, while that grows, is away, or is another one."""
+"""The known state of a run on its page while the run grows, is unreachable, or is replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def looked(feed: Feed) -> KnownRun:
     return feed.known
 
 
-def test_the_rows_are_those_that_the_whole_trials_give(store: Store) -> None:
+def test_rows_without_channels_are_those_of_the_whole_trials(store: Store) -> None:
     known = looked(Feed(store, every_s=0.0))
     assert candidates(known.trials) == candidates(store.trials())
     assert [t.trial_id for t in known.trials] == [t.trial_id for t in store.trials()]
@@ -40,7 +40,7 @@ def test_the_rows_are_those_that_the_whole_trials_give(store: Store) -> None:
     assert isinstance(first, CandidateOutline) and first.widths == {"conv1": 1, "conv2": 1, "conv<b>3": 1}
 
 
-def test_a_part_is_read_once(store: Store) -> None:
+def test_part_of_the_store_is_read_once(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
     Path(store.uri, "trials", store.parts()[0].name).write_bytes(b"no longer Parquet")
@@ -51,7 +51,7 @@ def test_a_part_is_read_once(store: Store) -> None:
     assert after.trials[0] is before.trials[0]
 
 
-def test_nothing_new_is_the_same_version(store: Store) -> None:
+def test_look_without_news_keeps_the_version(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
     assert looked(feed) is before
@@ -59,14 +59,14 @@ def test_nothing_new_is_the_same_version(store: Store) -> None:
     assert looked(feed).version > before.version
 
 
-def test_a_look_that_is_not_due_does_nothing(store: Store) -> None:
+def test_look_before_it_is_due_reads_nothing(store: Store) -> None:
     feed = Feed(store, every_s=60.0)
     before = looked(feed)
     store.append([trial(77)])
     assert not feed.is_due and looked(feed) is before
 
 
-def test_the_last_point_is_where_the_run_stands(store: Store) -> None:
+def test_last_point_of_the_history_is_the_progress_of_the_run(store: Store) -> None:
     known = looked(Feed(store, every_s=0.0))
     run, trials, last = store.record(), store.trials(), known.history[-1]
     now = progress(run, trials)
@@ -79,7 +79,7 @@ def test_the_last_point_is_where_the_run_stands(store: Store) -> None:
     assert volumes == sorted(volumes) and volumes[0] < volumes[-1]
 
 
-def test_a_trial_over_the_budget_or_without_an_accuracy_enlarges_nothing(tmp_path: Path) -> None:
+def test_trial_over_the_budget_or_without_an_accuracy_enlarges_no_front(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     store.create(RunRecord.model_validate(RUN))
     store.append([trial(0, fraction=0.2, accuracy=0.5), trial(1, fraction=0.4, accuracy=0.99)])
@@ -89,7 +89,7 @@ def test_a_trial_over_the_budget_or_without_an_accuracy_enlarges_nothing(tmp_pat
     assert known.history[-1].best == 0.5
 
 
-def test_a_store_that_goes_away_is_told_of_and_comes_back(store: Store, tmp_path: Path) -> None:
+def test_unreachable_store_is_noted_until_it_is_back(store: Store, tmp_path: Path) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
     Path(store.uri).rename(tmp_path / "elsewhere")
@@ -104,7 +104,7 @@ def test_a_store_that_goes_away_is_told_of_and_comes_back(store: Store, tmp_path
     assert feed.away is None
 
 
-def test_a_damaged_part_is_named_and_waited_for(store: Store) -> None:
+def test_damaged_part_is_named_until_it_is_repaired(store: Store) -> None:
     part = Path(store.uri, "trials", "part-000099.parquet")
     part.write_bytes(b"half of it")
     feed = Feed(store, every_s=0.0)
@@ -116,7 +116,7 @@ def test_a_damaged_part_is_named_and_waited_for(store: Store) -> None:
     assert feed.away is None
 
 
-def test_what_another_version_wrote_is_told_of(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_of_an_unknown_version_is_reported(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
     run = Path(store.uri, RUN_FILE)
@@ -126,7 +126,7 @@ def test_what_another_version_wrote_is_told_of(store: Store, capsys: pytest.Capt
     capsys.readouterr()
 
 
-def test_another_run_in_the_folder_is_another_generation(store: Store) -> None:
+def test_other_run_in_the_folder_has_another_generation(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
     for part in store.parts():
@@ -138,7 +138,7 @@ def test_another_run_in_the_folder_is_another_generation(store: Store) -> None:
     assert [t.trial_id for t in after.trials] == ["search-00003"] and len(after.history) == 1
 
 
-def test_a_part_that_was_taken_away_begins_anew(store: Store) -> None:
+def test_removed_part_makes_the_feed_read_everything_again(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     before = looked(feed)
     Path(store.uri, "trials", store.parts()[-1].name).unlink()
@@ -147,7 +147,7 @@ def test_a_part_that_was_taken_away_begins_anew(store: Store) -> None:
     assert len(after.trials) == len(after.history) == len(before.trials) - 1
 
 
-def test_test_figures_come_with_the_end(store: Store) -> None:
+def test_test_accuracies_are_read_when_the_run_ends(store: Store) -> None:
     feed = Feed(store, every_s=0.0)
     assert not looked(feed).test
     best = looked(feed).front[-1].candidate
@@ -159,7 +159,7 @@ def test_test_figures_come_with_the_end(store: Store) -> None:
     assert not after.pulse.live and after.progress.finished
 
 
-def test_a_run_that_records_nothing_for_long_is_at_rest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_new_trials_for_long_is_not_live(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     last = max(t.started_at + t.seconds for t in store.trials())
     monkeypatch.setattr("time.time", lambda: last + 60)
     assert looked(Feed(store, every_s=0.0)).pulse.live
@@ -167,7 +167,7 @@ def test_a_run_that_records_nothing_for_long_is_at_rest(store: Store, monkeypatc
     assert not looked(Feed(store, every_s=0.0)).pulse.live
 
 
-def test_a_run_whose_driver_told_of_its_stages_just_now_is_live(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_with_fresh_stages_is_live(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of a large network take longer than the silence after which a run is at rest."""
     last = max(t.started_at + t.seconds for t in store.trials())
     stages = Stages(wall_clock=lambda: last + 3590)
@@ -180,7 +180,7 @@ def test_a_run_whose_driver_told_of_its_stages_just_now_is_live(store: Store, mo
     assert not looked(Feed(store, every_s=0.0)).pulse.live
 
 
-def test_stages_that_change_are_no_new_version(store: Store) -> None:
+def test_change_of_stages_keeps_the_version(store: Store) -> None:
     """All answers would be made again every second."""
     feed, stages = Feed(store, every_s=0.0), Stages()
     before = looked(feed)
@@ -189,7 +189,7 @@ def test_stages_that_change_are_no_new_version(store: Store) -> None:
     assert looked(feed) is before and feed.stages is not None
 
 
-def test_parts_of_many_trials_are_shown_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_parts_are_published_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raprune.store.new_trials.BATCH", 2)
     store = make_run(tmp_path / "run")
     seen: list[tuple[int, bool]] = []
@@ -204,7 +204,7 @@ def test_parts_of_many_trials_are_shown_as_they_are_read(tmp_path: Path, monkeyp
     assert seen == [(2, False), (4, False), (6, False), (8, True)]
 
 
-def test_figures_of_a_run_of_before_are_those_of_its_fine_tuned_networks(store: Store) -> None:
+def test_figures_of_an_older_run_are_those_of_its_fine_tuned_networks(store: Store) -> None:
     tuned = looked(Feed(store, every_s=0.0)).front[-1]
     assert tuned.candidate == f"{tuned.parent}-ft"
     assert tuned.parent is not None

@@ -1,4 +1,4 @@
-"""The page of a run on S3: it grows, its server goes away and comes back, and no credential is shown."""
+"""The page of a run on S3: the run grows, its server stops and starts again, and no credential is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.page.served import served, wait_until
 from tests.store.s3_server import CREDENTIALS, SECRET, Bucket
 
 
-def test_a_run_on_s3_is_shown_while_it_grows_and_when_it_is_away(
+def test_run_on_s3_is_shown_while_it_grows_and_when_it_is_unreachable(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in CREDENTIALS.items():

@@ -58,7 +58,7 @@ def test_address_of_the_list_or_of_a_run_answers_with_its_guards(page: Served, p
     assert page.get(path, if_none_match=answer.headers["etag"]).status == 304
 
 
-def test_list_tells_each_run_and_why_one_is_not_readable(page: Served, folder: Path) -> None:
+def test_list_holds_each_run_and_the_reason_of_an_unreadable_one(page: Served, folder: Path) -> None:
     answer = page.get("/api/runs").json
     runs = {run["name"]: run for run in answer["runs"]}
     assert answer["name"] == str(folder) and answer["away"] is None

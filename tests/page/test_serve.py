@@ -1,4 +1,4 @@
-"""`raprune serve` in a process of its own, as a user meets it."""
+"""`raprune serve` in a process of its own."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def serving(store: Store) -> Iterator[Serving]:
         serving.end(signal.SIGKILL)
 
 
-def test_it_serves_until_ctrl_c_also_while_somebody_watches(serving: Serving, store: Store) -> None:
+def test_server_with_an_open_page_ends_at_ctrl_c(serving: Serving, store: Store) -> None:
     assert f"The page of {store.name}: http://127.0.0.1:{serving.port}/" in serving.said
     assert serving.get("/api/run")[0] == 200
     watching = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=20)
@@ -96,7 +96,7 @@ def test_it_serves_until_ctrl_c_also_while_somebody_watches(serving: Serving, st
     watching.close()
 
 
-def test_a_page_for_others_has_a_token_that_nobody_else_reads(store: Store, state: Path) -> None:
+def test_page_for_other_machines_has_a_token_that_no_other_user_reads(store: Store, state: Path) -> None:
     serving = Serving(store.uri, "--port", "0", "--host", "0.0.0.0")
     try:
         token = state.read_text().strip()
@@ -113,7 +113,7 @@ def test_a_page_for_others_has_a_token_that_nobody_else_reads(store: Store, stat
     assert again is not None and again.text == token
 
 
-def test_a_token_may_be_given(store: Store, tmp_path: Path) -> None:
+def test_token_of_a_file_opens_the_page(store: Store, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     serving = Serving(store.uri, "--port", "0", "--token-file", str(tmp_path / "token"))
     try:
@@ -124,22 +124,22 @@ def test_a_token_may_be_given(store: Store, tmp_path: Path) -> None:
     assert TOKEN not in serving.said and str(tmp_path / "token") in serving.said
 
 
-def test_the_environment_gives_a_token(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_of_the_environment_is_taken(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page_token(None, needed=False) is None and not state.exists()
     monkeypatch.setenv("RAPRUNE_PAGE_TOKEN", TOKEN)
     token = page_token(None, needed=False)
     assert token is not None and token.text == TOKEN and TOKEN not in token.place
 
 
-def test_a_token_that_others_can_read_is_refused(state: Path) -> None:
+def test_token_that_other_users_can_read_is_refused(state: Path) -> None:
     assert page_token(None, needed=True) is not None
     state.chmod(0o644)
-    with pytest.raises(UsageError, match="others can read"):
+    with pytest.raises(UsageError, match="other users can read"):
         page_token(None, needed=True)
 
 
 @pytest.mark.parametrize("text", ["", "short", "a b c d e f g h i j k", "0123456789abcdef\n0123456789abcdef", "ü" * 20])
-def test_a_token_that_is_none_is_refused_and_not_repeated(tmp_path: Path, text: str) -> None:
+def test_invalid_token_is_refused_and_not_repeated(tmp_path: Path, text: str) -> None:
     (tmp_path / "token").write_text(text)
     with pytest.raises(UsageError) as refused:
         page_token(str(tmp_path / "token"), needed=False)
@@ -160,7 +160,7 @@ def test_a_token_that_is_none_is_refused_and_not_repeated(tmp_path: Path, text: 
         (["no-such-scheme://bucket/run"], 1, "no filesystem opens this"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_screen(
+def test_serve_of_an_impossible_request_is_an_error_of_one_screen(
     store: Store, tmp_path: Path, words: list[str], code: int, said: str
 ) -> None:
     places = {"RUN": store.uri, "EMPTY": str(tmp_path)}
@@ -169,15 +169,15 @@ def test_what_cannot_be_served_is_told_in_one_screen(
     assert said in ended.output and "Traceback" not in ended.output and len(ended.output.splitlines()) < 8
 
 
-def test_a_port_that_is_taken_is_named_with_another(store: Store) -> None:
+def test_port_in_use_is_an_error_that_names_another_port(store: Store) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         ended = CliRunner().invoke(app, ["serve", store.uri, "--port", str(port)])
     assert ended.exit_code == 1
-    assert f"--port {port}: something listens there already" in ended.output and f"--port {port + 1}" in ended.output
+    assert f"--port {port}: another program uses this port" in ended.output and f"--port {port + 1}" in ended.output
 
 
-def test_it_listens_on_ipv6_too() -> None:
+def test_server_listens_on_ipv6() -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     try:
@@ -187,7 +187,7 @@ def test_it_listens_on_ipv6_too() -> None:
         pytest.skip("no IPv6 here")
 
 
-def test_it_needs_neither_torch_nor_ray() -> None:
+def test_serve_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys\nimport raprune.page.serve\n"
         "print([name for name in ('torch', 'ray', 'matplotlib', 'plotly', 'optuna') if name in sys.modules])"

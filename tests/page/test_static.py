@@ -53,13 +53,13 @@ def test_markup_holds_no_script_and_no_style(page: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_make_no_markup_of_data(path: Path) -> None:
+def test_scripts_never_turn_data_into_markup(path: Path) -> None:
     forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser|srcdoc"
     assert re.findall(forbidden, path.read_text()) == []
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_say_what_they_are_in_lines_of_the_house(path: Path) -> None:
+def test_scripts_begin_with_a_comment_and_have_short_lines(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0].startswith("/*")
     assert [number for number, line in enumerate(lines, start=1) if len(line) > 120] == []

@@ -1,4 +1,4 @@
-"""What a terminal and a pipe show of stages."""
+"""Display of the stages on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_line_is_due_for_each_stage_that_is_not_brief_and_then_every_few_seconds
     assert due(LINE_S + 1, 3.5 + LINE_S, before=1)
 
 
-def test_something_is_said_at_least_every_few_seconds_whatever_goes_on() -> None:
+def test_lines_are_printed_at_least_every_few_seconds() -> None:
     """Seen: 20 minutes without a word while a network was scored."""
     lines, silent, longest = Lines(), 0.0, 0.0
     for half_seconds in range(2400):
@@ -108,7 +108,7 @@ def test_something_is_said_at_least_every_few_seconds_whatever_goes_on() -> None
     assert longest < 10
 
 
-def test_stages_that_are_shown_already_are_passed_on() -> None:
+def test_given_stages_are_returned_without_a_display() -> None:
     given = Stages()
     with shown(Console(file=io.StringIO()), given) as passed:
         assert passed is given

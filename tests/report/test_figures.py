@@ -37,13 +37,13 @@ def files(results: RunResults) -> dict[str, bytes]:
     return dict(figures.files(results))
 
 
-def test_every_figure_is_there_for_a_column_and_for_a_page(files: dict[str, bytes]) -> None:
+def test_figures_exist_for_a_column_and_for_a_page(files: dict[str, bytes]) -> None:
     names = {f"{name}{wide}.{kind}" for name in figures.FIGURES for wide in ("", "-wide") for kind in KINDS}
     assert files.keys() == names and {"front.pdf", "widths-wide.svg", "ablation.png", "cost.pdf"} <= names
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_run_gives_the_same_bytes(results: RunResults, files: dict[str, bytes], kind: str) -> None:
+def test_figures_of_the_same_run_have_the_same_bytes(results: RunResults, files: dict[str, bytes], kind: str) -> None:
     with canvas(COLUMN_IN, figures.front.height_in(results, wide=False)) as again:
         figures.front.draw(again, results)
         assert save(again, kind) == files[f"front.{kind}"]
@@ -72,7 +72,7 @@ def test_figures_are_as_wide_as_text(files: dict[str, bytes]) -> None:
             assert found is not None and float(found[1]) == pytest.approx(72 * width_in)
 
 
-def test_text_of_a_drawing_needs_no_font(files: dict[str, bytes]) -> None:
+def test_text_of_an_svg_needs_no_font(files: dict[str, bytes]) -> None:
     assert b"<text" not in files["front.svg"]
 
 
@@ -87,7 +87,7 @@ def drawn(name: str, results: RunResults, width_in: float) -> tuple[Figure, str]
 
 @pytest.mark.parametrize("width_in", [COLUMN_IN, PAGE_IN])
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_nothing_that_is_written_leaves_the_figure(results: RunResults, name: str, width_in: float) -> None:
+def test_text_of_a_figure_stays_inside_it(results: RunResults, name: str, width_in: float) -> None:
     figure, _ = drawn(name, results, width_in)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     width, height = figure.canvas.get_width_height()
@@ -98,7 +98,7 @@ def test_nothing_that_is_written_leaves_the_figure(results: RunResults, name: st
                 assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text
 
 
-def test_the_front_shows_the_budget_the_dense_network_and_the_test_split(results: RunResults) -> None:
+def test_figure_of_the_front_shows_budget_dense_network_and_test_accuracies(results: RunResults) -> None:
     figure, words = drawn("front", results, PAGE_IN)
     assert "FLOPs, % of the dense network" in words and "budget 30 %" in words and "test accuracy" in words
     (axes,) = figure.axes
@@ -124,7 +124,7 @@ def test_intervals_of_several_seeds_are_drawn(results: RunResults) -> None:
     assert "95 % interval" in words and "95 % interval" not in drawn("front", results, COLUMN_IN)[1]
 
 
-def test_a_run_for_latency_is_drawn_over_latency(tmp_path: Path) -> None:
+def test_front_of_a_latency_budget_is_drawn_over_latency(tmp_path: Path) -> None:
     store = make_run(tmp_path)
     run = store.run()
     run["spec"] |= {"budget_flops": None, "budget_latency": 0.6}
@@ -151,14 +151,14 @@ def test_widths_are_fractions_of_the_dense_network(results: RunResults) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 200])
-def test_networks_of_any_depth_can_be_drawn(results: RunResults, number: int) -> None:
+def test_widths_of_networks_of_any_depth_are_drawn(results: RunResults, number: int) -> None:
     groups = {f"a.rather.long.name.of.a.layer.in.block.{place}": 8 for place in range(number)}
     deep = replace(results, run=results.run.model_copy(update={"graph": GraphRecord(groups=groups)}))
     _, words = drawn("widths", deep, COLUMN_IN)
     assert 1 <= words.count("layer.in.block") <= 22
 
 
-def test_the_methods_stand_from_the_best_to_the_worst(results: RunResults) -> None:
+def test_methods_are_drawn_from_the_best_to_the_worst(results: RunResults) -> None:
     figure, words = drawn("ablation", results, PAGE_IN)
     assert len(figure.axes) == 3 and all(f"up to {share} % of the FLOPs" in words for share in ("30", "20", "15"))
     best = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -166,7 +166,7 @@ def test_the_methods_stand_from_the_best_to_the_worst(results: RunResults) -> No
     assert best == sorted(at_all, key=lambda method: -at_all[method]) and set(best) == {"l1", "l2", "random"}
 
 
-def test_the_work_is_drawn_to_its_end(results: RunResults) -> None:
+def test_progress_over_time_is_drawn_to_its_end(results: RunResults) -> None:
     figure, words = drawn("cost", results, COLUMN_IN)
     assert "worker-minutes" in words and "first fine-tuned" in words
     steps = figure.axes[0].get_lines()[0]
@@ -176,19 +176,19 @@ def test_the_work_is_drawn_to_its_end(results: RunResults) -> None:
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_a_run_without_trials_gives_empty_figures(tmp_path: Path, name: str) -> None:
+def test_figures_of_a_run_without_trials_are_empty(tmp_path: Path, name: str) -> None:
     Store(tmp_path).create(RunRecord())
     drawn(name, read_run_results(Store(tmp_path)), COLUMN_IN)
 
 
-def test_many_candidates_become_one_picture_inside_the_figure(results: RunResults) -> None:
+def test_many_candidates_become_one_image_inside_the_figure(results: RunResults) -> None:
     rows = [replace(row, candidate=f"{row.candidate}-{copy}") for row in results.rows for copy in range(40)]
     with canvas(COLUMN_IN, 3.0) as made:
         figures.FIGURES["front"].draw(made, with_these(results, rows=rows))
         assert len(save(made, "svg")) < 300_000
 
 
-def test_methods_differ_in_shape_and_colour() -> None:
+def test_marks_of_methods_differ_in_shape_and_colour() -> None:
     known = marks([*(f"method{number}" for number in range(20)), "random"])
     assert len({(mark.colour, mark.marker) for mark in known.values()}) == 21
     assert len({mark.marker for mark in list(known.values())[:7]}) == 7
@@ -198,7 +198,7 @@ def test_methods_differ_in_shape_and_colour() -> None:
     ("smallest", "largest", "some"),
     [(8, 24, {10: "90", 20: "80"}), (0.05, 100, {0.1: "99.9", 1: "99", 10: "90"}), (1.0, 3.0, {1: "99", 2: "98"})],
 )
-def test_an_axis_of_accuracies_has_a_few_round_ones(smallest: float, largest: float, some: dict[float, str]) -> None:
+def test_axis_of_accuracies_has_a_few_round_ticks(smallest: float, largest: float, some: dict[float, str]) -> None:
     ticks = accuracy_ticks(smallest, largest)
     assert 3 <= len(ticks) <= 7 and some.items() <= ticks.items()
     assert all(smallest <= error <= largest for error in ticks)
@@ -208,7 +208,7 @@ def test_labels_are_thinned_evenly() -> None:
     assert thinned(list("abcdef"), 3) == {0: "a", 2: "c", 4: "e"} and thinned(["a"], 3) == {0: "a"}
 
 
-def test_a_figure_in_a_page_has_the_pages_colours_and_links_to_its_rows(results: RunResults) -> None:
+def test_inline_figure_has_the_colours_of_the_page_and_links_to_its_rows(results: RunResults) -> None:
     row = results.front[0]
     svg = figures.element("front", results, label='a "<b>"', hovers={row.candidate: "says <script>"})
     root = ElementTree.fromstring(svg)

@@ -109,7 +109,7 @@ class Parsed(HTMLParser):
             self._caption = ""
 
 
-def test_the_page_fetches_nothing_and_runs_nothing(page: str) -> None:
+def test_report_loads_no_file_and_runs_no_script(page: str) -> None:
     parsed = Parsed(page)
     assert "script" not in parsed.tags and "default-src 'none'" in page
     assert all(reference.startswith("#") for reference in parsed.referred)
@@ -119,20 +119,20 @@ def test_the_page_fetches_nothing_and_runs_nothing(page: str) -> None:
     assert not re.search(r"url\((?!#)|@import", page)
 
 
-def test_the_page_is_small_enough_to_send(page: str) -> None:
+def test_report_is_small_enough_to_send(page: str) -> None:
     assert len(page.encode()) < 400_000
 
 
-def test_the_page_says_all_that_was_asked_for(page: str) -> None:
+def test_report_holds_every_section(page: str) -> None:
     parsed = Parsed(page)
     assert parsed.headings == [
-        "What was asked for",
+        "The request",
         "The front",
         "The chosen network",
         "Widths by layer",
         "The methods side by side",
-        "What the work bought",
-        "To repeat it",
+        "Progress over compute time",
+        "Reproduction",
     ]
     words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     assert "keeps 30 % of the FLOPs and has 97.6 % test accuracy against 97.8 % of the dense network. What was" in words
@@ -141,7 +141,7 @@ def test_the_page_says_all_that_was_asked_for(page: str) -> None:
     assert "python 3.12.1, raprune 0.1.0" in words
 
 
-def test_a_network_that_was_trained_on_validation_is_told_with_its_normalisation(tmp_path: Path) -> None:
+def test_report_of_a_network_trained_on_validation_has_a_notice_and_the_normalisation(tmp_path: Path) -> None:
     store = make_run(tmp_path / "run")
     described = store.run()
     described["spec"]["model"]["weights"] = "given.safetensors"
@@ -154,7 +154,7 @@ def test_a_network_that_was_trained_on_validation_is_told_with_its_normalisation
     assert "mean (0.485), std (0.229) (given)" in page
 
 
-def test_the_tables_hold_the_figures(run: Store, page: str) -> None:
+def test_tables_of_the_report_hold_the_figures(run: Store, page: str) -> None:
     tables = Parsed(page).tables
     front = tables["The networks of the front"][1:]
     assert [cells[1] for cells in front] == [row["candidate"] for row in run.read_json("report/front.json")]
@@ -168,25 +168,25 @@ def test_the_tables_hold_the_figures(run: Store, page: str) -> None:
     assert beside["test accuracy, % (360 images)"] == ["97.78", "97.60", "-0.18 ± 0.81 points"]
 
 
-def test_an_error_is_text(page: str) -> None:
+def test_error_of_a_trial_is_text_in_the_report(page: str) -> None:
     assert Parsed(page).tables["1 failed trials"][1:] == [["1", "<script>boom</script>"]]
 
 
-def test_no_secret_is_told(run: Store, page: str, tmp_path: Path) -> None:
+def test_report_holds_no_secret(run: Store, page: str, tmp_path: Path) -> None:
     assert "hunter2" not in page and "s3://bucket/train.parquet" in page
 
 
-def test_a_point_of_the_figure_leads_to_its_row(run: Store, page: str) -> None:
+def test_point_of_the_figure_links_to_its_row(run: Store, page: str) -> None:
     for row in run.read_json("report/front.json"):
         name = row["candidate"]
         assert f'<a href="#candidate-{name}"' in page and f'<tr id="candidate-{name}"' in page
 
 
-def test_the_same_run_gives_the_same_page(run: Store, page: str) -> None:
+def test_report_of_the_same_run_is_the_same_page(run: Store, page: str) -> None:
     assert html(read_run_results(run)) == page
 
 
-def test_measured_times_are_told(tmp_path: Path) -> None:
+def test_report_shows_measured_times(tmp_path: Path) -> None:
     store = make_run(tmp_path)
     rows = read_run_results(store).front
     timing = TIMED | {"batch_size": 64, "dense_ms": 4.0, "candidates": {row.candidate: 3.6 for row in rows}}
@@ -206,13 +206,13 @@ def test_measured_times_are_told(tmp_path: Path) -> None:
     assert "hardly faster than the dense network at batch 64" in page and "float32 on AMD EPYC, 2 threads" in page
 
 
-def test_the_picture_is_a_picture(run: Store) -> None:
+def test_image_of_the_front_is_a_png(run: Store) -> None:
     with Image.open(io.BytesIO(run.read_bytes("report/front.png"))) as picture:
         assert picture.width == 2070
         assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
 
 
-def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+def test_report_of_an_unfinished_run_says_so(tmp_path: Path) -> None:
     store = make_run(tmp_path, tested=False)
     page = html(read_run_results(store))
     assert "This run is not finished" in page and "40 of 40 candidates were searched, 4 of 4 fine-tuned." in page
@@ -223,7 +223,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     "described",
     [{}, {"state": "searching", "dense": {"val_accuracy": None, "flops": 2, "params": 1}, "spec": {}}],
 )
-def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, described: dict[str, Any]) -> None:
+def test_report_of_a_run_that_has_just_begun_is_written(tmp_path: Path, described: dict[str, Any]) -> None:
     Store(tmp_path).create(RunRecord.model_validate(described))
     write_report(Store(tmp_path))
     assert Store(tmp_path).read_json("report/front.json") == []
@@ -232,7 +232,7 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, described: dict[
     Parsed(page)
 
 
-def test_the_job_of_the_page_is_the_job_of_the_run(tmp_path: Path) -> None:
+def test_job_in_the_report_is_the_job_of_the_run(tmp_path: Path) -> None:
     spec = load_spec(Path("jobs/resnet56_cifar10.toml"))
     path = tmp_path / "job.toml"
     path.write_text(text := job_of(spec.model_dump(mode="json")))
@@ -242,12 +242,12 @@ def test_the_job_of_the_page_is_the_job_of_the_run(tmp_path: Path) -> None:
     assert len(text.splitlines()) < 30
 
 
-def test_no_run_no_report(tmp_path: Path) -> None:
+def test_report_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         report(str(tmp_path / "none"), console=Console(file=io.StringIO()))
 
 
-def test_a_laptop_writes_the_report_where_it_is_told_without_torch_and_ray(run: Store, tmp_path: Path) -> None:
+def test_report_into_another_folder_needs_neither_torch_nor_ray(run: Store, tmp_path: Path) -> None:
     sent = tmp_path / "sent"
     program = (
         "import sys\nfrom raprune.cli import app\n"
@@ -274,7 +274,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_can_be_read_by_everybody(browser: Browser, run: Store, scheme: Literal["light", "dark"]) -> None:
+def test_report_has_no_accessibility_violation(browser: Browser, run: Store, scheme: Literal["light", "dark"]) -> None:
     """The page is opened from the disk and scanned by axe: no finding, and no other request."""
     shown = browser.new_page(bypass_csp=True, color_scheme=scheme)
     asked: list[str] = []
@@ -286,7 +286,7 @@ def test_the_page_can_be_read_by_everybody(browser: Browser, run: Store, scheme:
     shown.close()
 
 
-def test_a_point_is_reached_by_keys_and_leads_to_its_row(browser: Browser, run: Store) -> None:
+def test_point_of_the_figure_is_reached_by_keys_and_links_to_its_row(browser: Browser, run: Store) -> None:
     shown = browser.new_page()
     said: list[str] = []
     shown.on("console", lambda message: said.append(message.text))
@@ -300,7 +300,7 @@ def test_a_point_is_reached_by_keys_and_leads_to_its_row(browser: Browser, run: 
     shown.close()
 
 
-def test_it_prints_on_a_few_pages_of_a4(browser: Browser, run: Store) -> None:
+def test_report_prints_on_a_few_pages_of_a4(browser: Browser, run: Store) -> None:
     shown = browser.new_page()
     shown.goto(f"file://{run.uri}/report/front.html")
     content = shown.pdf(prefer_css_page_size=True)

@@ -1,4 +1,4 @@
-"""The sentence on a network that a run ends with."""
+"""The sentence on the chosen network at the end of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def said(*, dense_ms: float | None = 230.0, run: dict[str, Any] = RUN, threads: 
     return summary(measured, RunRecord.model_validate(run), times)
 
 
-def test_the_summary_is_what_a_person_would_say() -> None:
+def test_summary_of_the_chosen_network_is_one_sentence() -> None:
     assert said() == (
         "The chosen network, 0123456789ab by reconstruction, keeps 29 % of the FLOPs, is 2.3x faster at batch 64 on 2 "
         "CPU threads and has 99.1 % test accuracy against 99.2 % of the dense network."
@@ -58,9 +58,9 @@ def test_the_summary_is_what_a_person_would_say() -> None:
         ({"run": {"spec": {"budget_params": 0.05}}}, "keeps 29 % of the FLOPs and 4.2 % of the parameters, is"),
         (
             {"run": {"spec": {"min_accuracy": 0.99}}},
-            "the dense network. None has the accuracy asked for, 99 % on the validation split.",
+            "the dense network. No network has the required accuracy, 99 % on the validation split.",
         ),
     ],
 )
-def test_the_summary_says_what_is_known(changes: dict[str, Any], part: str) -> None:
+def test_summary_with_changed_values_states_them(changes: dict[str, Any], part: str) -> None:
     assert part in said(**changes)

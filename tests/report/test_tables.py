@@ -99,7 +99,7 @@ def test_front_cuts_nothing_but_names_of_methods(run: Store, width: int) -> None
         assert all(METHOD.startswith(word.removesuffix("…")) and len(word) >= 8 for word in cut), line
 
 
-def test_columns_give_way_in_the_order_that_is_stated(run: Store) -> None:
+def test_columns_are_left_out_in_the_stated_order(run: Store) -> None:
     rows, times = widest_rows(run)
     headers = {"MACs", "nonzero", "latency", "faster@1", "epochs", "drop", "faster@64"}
     named = {"faster alone": "faster@1", "faster": "faster@64"}
@@ -119,7 +119,7 @@ def head(what: RenderableType) -> list[str]:
     return next(line for line in printed(what, 240).splitlines() if "candidate" in line).split()
 
 
-def test_notes_speak_of_the_columns_that_are_shown(run: Store) -> None:
+def test_notes_explain_only_the_columns_shown(run: Store) -> None:
     rows, times = widest_rows(run)
     narrow = printed(render_rows(rows, run.record(), TEST, times=times, width=60), 500)
     wide = printed(render_rows(rows, run.record(), TEST, times=times, width=240), 500)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -156,6 +157,19 @@ def test_run_that_is_compacted_gives_the_same_summary(tmp_path: Path) -> None:
     before = runs.look()
     assert store.compact(above=1) == 2
     assert [run.summary for run in runs.look()] == [run.summary for run in before]
+
+
+def test_other_run_in_the_same_folder_is_read_from_its_beginning(tmp_path: Path) -> None:
+    store = make_short_run(tmp_path / "runs" / "run")
+    runs = RunList(Store(tmp_path / "runs"))
+    runs.look()
+    shutil.rmtree(store.uri)
+    store = Store(store.uri)
+    store.create(RunRecord.model_validate(LIVE_RUN | {"created_at": 1_800_001_000.0}))
+    store.append([live_trial(3, fraction=0.1, accuracy=0.7)])
+    (run,) = runs.look()
+    assert run.summary is not None and run.summary.searched == 1
+    assert run.summary.best is not None and run.summary.best.val_accuracy == 0.7
 
 
 def test_run_that_comes_and_a_run_that_goes_are_seen(tmp_path: Path) -> None:

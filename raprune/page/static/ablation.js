@@ -1,4 +1,4 @@
-/** The methods side by side: the best of each within shares of the budget, after equal fine-tuning. */
+/** The comparison of the methods: the best network of each within fractions of the budget, after equal fine-tuning. */
 
 import { element, named, refill } from "./dom.js";
 import { count, known, percent, settingsText } from "./format.js";
@@ -20,7 +20,7 @@ export class Ablation {
       const key = `${row.finetuning_epochs} ${row.share}`;
       alike.set(key, [...(alike.get(key) ?? []), row]);
     }
-    // What was trained the most is what is handed on: it comes first.
+    // The networks with the most fine-tuning come first, because people export those.
     const groups = [...alike.values()].sort((a, b) => b[0].finetuning_epochs - a[0].finetuning_epochs);
     const lowest = Math.min(...rows.map((row) => row.val_accuracy));
     const highest = Math.max(...rows.map((row) => row.val_accuracy));

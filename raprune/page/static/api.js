@@ -1,4 +1,4 @@
-/** What the server is asked. Every path is relative to the page, wherever it is served. */
+/** Requests to the server. Every path is relative to the address of the page. */
 
 export class Refused extends Error {
   constructor(status, { error, hint }) {
@@ -14,23 +14,23 @@ export async function ask(path) {
   try {
     answer = await fetch(`./api/${path}`);
   } catch {
-    throw new Refused(0, { error: "The page's server does not answer.", hint: "It is tried again by itself." });
+    throw new Refused(0, { error: "The server of the page does not answer.", hint: "The page tries again by itself." });
   }
   if (answer.ok) return answer.json();
   let told = {};
   try {
     told = await answer.json();
   } catch {
-    // A proxy in between answered, not the page.
+    // The answer came from a proxy, not from the page.
   }
   throw new Refused(answer.status, { error: told.error ?? `The server answered ${answer.status}.`, hint: told.hint });
 }
 
 /**
- * Calls `heard[event](data)` for what the server pushes, and `heard.connected(true | false)` as the line comes and
- * goes.
+ * Calls `heard[event](data)` for each event of the server, and `heard.connected(true | false)` when the connection
+ * opens or breaks.
  *
- * The browser takes up a lost line by itself, but for an answer that it takes for final: that is done here.
+ * The browser reconnects by itself, except after an answer that it takes as final; then this function reconnects.
  */
 export function listen(heard) {
   let source = null;

@@ -1,8 +1,8 @@
-/** What the charts share: a canvas for many marks under an SVG for few, axes, colours of the theme. */
+/** Parts that the charts share: a canvas for many marks, an SVG above it for few, axes, colours of the theme. */
 
 import { element, refill, shape } from "./dom.js";
 
-/** A drawing area in a host element that keeps its size: marks on `canvas`, axes and the selection on `svg`. */
+/** A drawing area with the size of its host element: marks on `canvas`, axes and the selection on `svg`. */
 export class Area {
   constructor(host, { height, margin, redraw, min = 160 }) {
     this.host = host;
@@ -18,7 +18,7 @@ export class Area {
     }).observe(host);
   }
 
-  /** Takes the host's size; whether it has changed. */
+  /** Takes the host's size; returns true if it has changed. */
   measure() {
     const width = Math.max(this.min, this.host.clientWidth);
     const height = typeof this.wanted === "function" ? this.wanted(width) : this.wanted;
@@ -91,7 +91,7 @@ export function axes(area, { x, y }) {
   return group;
 }
 
-/** A front as steps through its places [x, y], by ascending x, and on to `end`: at a cost, the accuracy to be had. */
+/** A front as steps through `places` [x, y], by ascending x, that ends at x = `end`: the best accuracy at each cost. */
 export function staircase(places, end) {
   let path = "";
   let best = null;
@@ -103,7 +103,7 @@ export function staircase(places, end) {
   return `${path}H${end.toFixed(1)}`;
 }
 
-/** The theme's colours by the names that page.css gives them. */
+/** The theme's colours, by their names in page.css. */
 export function palette() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(`--${name}`).trim();
@@ -118,7 +118,7 @@ export function palette() {
   };
 }
 
-/** Adds the outline of a mark to the path: each kind has its own shape as well as its own colour. */
+/** Adds the outline of a mark to the path; each kind has its own shape and its own colour. */
 export function trace(path, kind, x, y, size) {
   if (kind === "tuned") {
     const reach = size * 1.3;
@@ -138,7 +138,7 @@ export function trace(path, kind, x, y, size) {
   }
 }
 
-/** The same mark as a small picture, for legends and lists; "failed" has none in the charts, and is a cross. */
+/** The same mark as a small image for legends and lists; "failed", a cross, occurs only there. */
 export function glyph(kind, colourClass = "") {
   const outline = {
     tuned: "M7 1.4L12.6 7L7 12.6L1.4 7Z",

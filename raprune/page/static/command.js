@@ -1,4 +1,4 @@
-/** A command line to take along. */
+/** A command line that can be copied. */
 
 import { element } from "./dom.js";
 
@@ -11,7 +11,7 @@ export function command(text) {
       await navigator.clipboard.writeText(text);
       said.textContent = "copied";
     } catch {
-      // Without https only this machine's own pages may write: then the text is selected for the keyboard.
+      // Without https only pages of this machine may write to the clipboard; elsewhere the text is selected.
       getSelection().selectAllChildren(code);
       said.textContent = "selected: copy it with Ctrl+C";
     }

@@ -1,4 +1,4 @@
-/** How a network trained, epoch by epoch, from its first training to its last. */
+/** The learning curve of a network, epoch by epoch, over all its trainings. */
 
 import { axes } from "./chart.js";
 import { element, shape } from "./dom.js";
@@ -15,7 +15,7 @@ const SHOWN = 2;
 const WIDTH = 330;
 const HEIGHT = 132;
 
-/** A section with the curves of trainings that went on from each other, first to last; null if none is known. */
+/** A section with the curves of consecutive trainings, from the first to the last; null if none is known. */
 export function curveSection(trainings) {
   const { epochs, joints } = joined(trainings.filter((training) => training.length));
   if (!epochs.length) return null;
@@ -32,7 +32,7 @@ export function curveSection(trainings) {
   );
 }
 
-/** One line from the first training to the last: the epochs go on counting, and `joints` are where one ended. */
+/** One line over all trainings: epochs are counted through, and `joints` are the ends of the trainings. */
 function joined(trainings) {
   const epochs = [];
   const joints = [];

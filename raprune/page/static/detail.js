@@ -1,4 +1,4 @@
-/** One trial: its recipe, its widths, where it comes from, how it trained, how to take it along. */
+/** One trial: its recipe, widths, origin, learning curve, downloads and commands. */
 
 import { ask } from "./api.js";
 import { glyph } from "./chart.js";
@@ -17,7 +17,7 @@ export class Detail {
     this.host = named("detail-body");
     this.told = null;
     view.on(["selected"], () => this.#load());
-    // Another network may have been stored, or a test figure measured.
+    // Another network may have been stored, or a test accuracy measured.
     view.on(["run"], () => this.told && this.#load());
     this.#load();
     named("detail-back").addEventListener("click", () => {
@@ -37,7 +37,7 @@ export class Detail {
     if (this.told?.trial.trial_id !== id) this.#show(i, element("p", { class: "quiet" }, "Loading…"));
     try {
       const told = await ask(`trials/${encodeURIComponent(id)}`);
-      // Meanwhile another one may have been selected.
+      // Another trial may have been selected meanwhile.
       if (this.view.get("selected") !== i) return;
       this.told = told;
       this.#show(i, this.#sections(told), told);
@@ -48,7 +48,7 @@ export class Detail {
     }
   }
 
-  /** What the page knows of the trial already, and below it `rest`. */
+  /** The known values of the trial, and `rest` below them. */
   #show(i, rest, told = null) {
     const trials = this.view.get("trials");
     const [state, error] = [trials.get(i, "state").toLowerCase(), trials.get(i, "error")];
@@ -90,12 +90,12 @@ export class Detail {
     ];
   }
 
-  /** [term, text], with text null where it is not known. */
+  /** [term, text] of each value; the text is null if the value is not known. */
   #facts(i, told) {
     const trials = this.view.get("trials");
     const run = this.view.get("run");
     const get = (name) => trials.get(i, name);
-    // The row has the means of the repeats; it is this trial's if it stands for them.
+    // The row has the means of the repeats; it belongs to this trial if the trial represents them.
     const row = told?.row?.trial_id === get("trial_id") ? told.row : null;
     const accuracy = row?.val_accuracy ?? get("val_accuracy");
     const zeros = get("zeros") > 0.01 * get("params") ? `, ${count(get("zeros"))} of them zero` : "";
@@ -119,7 +119,7 @@ export class Detail {
   }
 }
 
-/** Links to what is stored of the network, and the commands that give it. */
+/** Links to the stored files of the network, and the commands that export it. */
 function takeAlong({ download, trial, export: line }) {
   const files = [
     [download?.recipe, "recipe.json"],
@@ -127,17 +127,17 @@ function takeAlong({ download, trial, export: line }) {
     [download?.zip, "both, as .zip"],
   ].filter(([path]) => path);
   const links = files.map(([path, text]) => {
-    // Only below the page: whatever the server says, a link leads nowhere else.
+    // Links lead below the page only, whatever the server sends.
     const href = `./${String(path).replace(/^[./]+/, "")}`;
     return element("li", {}, element("a", { href, download: "" }, text));
   });
   const none = trial.candidate
-    ? "Its weights are not stored: the command makes them again from the dense network."
-    : "There is no network to take along.";
+    ? "The weights are not stored: the command makes them again from the dense network."
+    : "The trial has no network to export.";
   return element(
     "section",
     {},
-    element("h4", {}, "Take it along"),
+    element("h4", {}, "Download and export"),
     links.length ? element("ul", { class: "downloads" }, links) : element("p", { class: "quiet" }, none),
     line && trial.candidate ? [command(line), command('small = raprune.load(MyNet(), "FOLDER")')] : null,
   );

@@ -1,4 +1,4 @@
-/** Elements with text, never with markup: what a run recorded (names, settings, errors) is shown as it is. */
+/** Elements that hold text, never markup: recorded names, settings and errors are shown as they are. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -12,7 +12,7 @@ export function shape(tag, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** Puts the children in the place of all that the node holds. */
+/** Replaces the content of the node by the children. */
 export function refill(node, ...children) {
   node.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
 }

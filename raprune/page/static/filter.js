@@ -1,4 +1,4 @@
-/** Which trials are looked at: one filter for the chart, the parallel coordinates and the table. */
+/** One filter of the trials for the chart, the parallel coordinates and the table. */
 
 import { element, named, refill } from "./dom.js";
 import { count } from "./format.js";
@@ -12,7 +12,7 @@ export class Filter {
     this.form.addEventListener("submit", (event) => event.preventDefault());
     this.form.addEventListener("reset", () => {
       view.set({ brushes: null });
-      // The fields are empty after this event, not yet within it.
+      // The fields become empty only after this event.
       setTimeout(() => this.#changed());
     });
     view.derive(["rows", "filter", "brushes", "front"], () => this.apply());
@@ -20,7 +20,7 @@ export class Filter {
     view.on(["visible", "rows"], () => this.#told());
   }
 
-  /** Shows only this method's trials, or those of all with "". */
+  /** Shows only the trials of this method, or of all methods with "". */
   method(name) {
     this.lists.method.value = name;
     this.#changed();
@@ -38,7 +38,7 @@ export class Filter {
     });
   }
 
-  /** Puts 1 for each trial that passes into `visible`; null if nothing is filtered. */
+  /** Sets `visible` to 1 for each trial that passes the filter; null if there is no filter. */
   apply() {
     const started = performance.now();
     const { view } = this;

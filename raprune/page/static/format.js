@@ -1,10 +1,10 @@
-/** Numbers as people read them. Accuracies and fractions come in [0, 1] and go out in percent. */
+/** Numbers as text. Accuracies and fractions in [0, 1] become percent. */
 
 const COUNT = new Intl.NumberFormat("en");
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 const NOTHING = "–";
 
-/** 0.9876 -> "98.76 %"; what is not known is a dash. */
+/** 0.9876 -> "98.76 %"; an unknown value is a dash. */
 export function percent(fraction, digits = 2) {
   return known(fraction) ? `${(100 * fraction).toFixed(digits)} %` : NOTHING;
 }

@@ -28,7 +28,7 @@ export class FrontChart {
     this.#listen();
     const looks = ["rows", "front", "cost", "theme", "colouring", "run"];
     view.on(["cost"], () => {
-      // A part of another axis.
+      // The zoom belongs to another axis.
       this.zoom = null;
     });
     view.on(looks, () => {
@@ -40,7 +40,7 @@ export class FrontChart {
     this.stale = true;
   }
 
-  /** Draws it anew; a filter changes neither places nor looks, only which points stand out. */
+  /** Draws the chart; a filter changes only the opacity of the points. */
   draw() {
     const started = performance.now();
     if (!this.view.get("run")) return;
@@ -55,7 +55,7 @@ export class FrontChart {
     performance.measure("front", { start: started });
   }
 
-  /** One point a candidate, and one for each network that ended below the last rung. */
+  /** One point for each candidate, and one for each network that ended below the last rung. */
   #points() {
     const trials = this.view.get("trials");
     const cost = this.view.get("cost");
@@ -294,7 +294,7 @@ export class FrontChart {
     return nodes;
   }
 
-  /** The front as steps: at a cost, the accuracy that is to be had for it. */
+  /** The front as steps: the best accuracy at each cost. */
   #line() {
     const points = this.points.filter((point) => point.onFront).sort((a, b) => a.x - b.x);
     if (!points.length) return [];
@@ -372,7 +372,7 @@ export class FrontChart {
     let least = REACH * REACH;
     for (const point of this.points) {
       if (!point.shown) continue;
-      // On the front is what people look for: it wins over what lies under it.
+      // People look for points on the front, so these win over others nearby.
       const distance = ((point.px - x) ** 2 + (point.py - y) ** 2) * (point.onFront ? 0.5 : 1);
       if (distance < least) {
         least = distance;
@@ -391,7 +391,7 @@ export class FrontChart {
     } else if (trial === null && at) this.tip.show(null);
   }
 
-  /** What there is to say about a trial in one look, as lines of a tip. */
+  /** A summary of a trial as lines of a tip. */
   recipe(trial) {
     const trials = this.view.get("trials");
     const row = this.view.get("rows").find((one) => one.trial === trial);
@@ -442,7 +442,7 @@ export class FrontChart {
     else if (event.key === "Enter" || event.key === " ") {
       if (this.hovered === null) return;
       this.view.set({ selected: this.hovered });
-      this.said.textContent = "Selected; its details follow the chart.";
+      this.said.textContent = "Selected; the details follow the chart.";
       event.preventDefault();
       return;
     } else if (event.key === "+" || event.key === "=") this.#zoomBy(0.6);

@@ -170,7 +170,7 @@ export class FrontsChart {
     return group;
   }
 
-  /** The run that is pointed at stands out. */
+  /** Fades all runs but the one under the pointer. */
   #emphasise() {
     const pointed = this.hovered?.run.id ?? this.view.get("pointed");
     const groups = [...this.area.svg.querySelectorAll(".front-of-run")];
@@ -192,7 +192,7 @@ export class FrontsChart {
     refill(named("fronts-legend"), entries);
   }
 
-  /** Says what must not be compared. */
+  /** Warns of comparisons that mean nothing. */
   #note() {
     const drawn = this.shown.filter((run) => run.points.length);
     const notes = [];

@@ -1,4 +1,4 @@
-/** The head of the page: whose run this is, how far it has come, and whether what is shown is still true. */
+/** The head of the page: the run, its progress, and a notice if the shown data may be old. */
 
 import { element, named, refill } from "./dom.js";
 import { count, duration, known, percent } from "./format.js";
@@ -28,7 +28,7 @@ export class Header {
       [
         "Fine-tuned",
         known(now.finetunings) ? `${count(now.finetuned)} of ${count(now.finetunings)}` : count(now.finetuned),
-        "networks taken to the end",
+        "finished fine-tunings",
       ],
       ["On the front", count(now.front), "within the budget"],
       ["Hypervolume", known(now.hypervolume) ? now.hypervolume.toFixed(4) : "–", "of the budget's area"],
@@ -59,7 +59,7 @@ export class Header {
     refill(named("warnings"), items);
   }
 
-  /** For those who do not see the figures change: at most once in twenty seconds, and at the end. */
+  /** Tells screen readers the progress, at most once in twenty seconds, and at the end. */
   #said(now, run) {
     const ended = run.state === "finished";
     if (!ended && this.saidAt && performance.now() - this.saidAt < 20000) return;
@@ -72,7 +72,7 @@ export class Header {
     this.saidAt = performance.now();
   }
 
-  /** Whether it is live, and what is wrong, if something is. */
+  /** Draws the state of the run, and the notice if something is wrong. */
   #line() {
     const run = this.view.get("run");
     const badge = named("run-state");
@@ -82,18 +82,18 @@ export class Header {
     const notice = named("notice");
     const state = run ? (STATES[run.state] ?? String(run.state ?? "unknown")) : "loading";
     let [kind, text] = run?.state === "finished" ? ["done", state] : [this.view.get("live") ? "live" : "idle", state];
-    if (kind === "idle" && run) text = `${state}, nothing works on it`;
+    if (kind === "idle" && run) text = `${state}, no process works on it`;
     if (run && !this.view.get("complete")) [kind, text] = ["idle", "reading the store"];
     let told = run?.stopped ? [String(run.stopped), ""] : null;
     if (failure) [kind, text, told] = ["lost", "error", [failure.message, failure.hint]];
     else if (connected === false) {
       [kind, text] = ["lost", "connection lost"];
       told = [
-        "The page's server does not answer; what is shown may be old.",
-        "It is tried again by itself. Does `raprune serve`, or the cluster, still run?",
+        "The server of the page does not answer; the data shown may be old.",
+        "The page tries again by itself. Check that `raprune serve`, or the cluster, still runs.",
       ];
     } else if (away) {
-      [kind, text] = ["lost", "store away"];
+      [kind, text] = ["lost", "store unreachable"];
       told = [away.error, away.hint ?? ""];
     }
     badge.className = `badge ${kind}`;
@@ -104,12 +104,12 @@ export class Header {
   }
 }
 
-/** Of the whole run where its driver forecast every stage; never of a part that looks like the whole. */
+/** The time left of the whole run if its driver forecast every stage; never the time left of one stage. */
 function timeLeft(now, run, stages) {
   if (now.finished || run.state === "finished") return ["Time left", "none", "the run has ended"];
   const current = stages?.stages.find((stage) => stage.state === "running")?.name;
   if (!known(stages?.left_s)) return ["Time left", "–", current ?? "not known"];
-  return ["Time left", duration(stages.left_s), `of the whole run, about; now: ${current ?? "between stages"}`];
+  return ["Time left", duration(stages.left_s), `about, of the whole run; now: ${current ?? "between stages"}`];
 }
 
 /** "digits-net on digits: at most 30 % of the FLOPs". */

@@ -1,10 +1,10 @@
-/** Where a trial comes from and what became of it: parents, rungs, repeats, what goes on from it. */
+/** The origin of a trial and the trials that continue it: parents, rungs, repeats. */
 
 import { glyph } from "./chart.js";
 import { element } from "./dom.js";
 import { known, percent } from "./format.js";
 
-/** A section with the steps of the server's `history`; `open(id)` gives what shows a trial, or null if none does. */
+/** A section with the steps of the server's `history`; `open(id)` returns a function that shows a trial, or null. */
 export function lineageSection(history, open) {
   if (!history?.length) return null;
   const steps = history.map((one) => step(one, one.relation === "self" ? null : open(one.trial_id)));

@@ -1,4 +1,4 @@
-/** The page of a run: asks the server, hears what it pushes, and hands what it knows to the parts that draw. */
+/** The page of a run: requests data from the server, listens to its events, passes the data to charts and lists. */
 
 import { ask, listen } from "./api.js";
 import { Ablation } from "./ablation.js";
@@ -18,7 +18,7 @@ import { COSTS, rowsOf, Trials } from "./trials.js";
 import { choice, View } from "./view.js";
 
 const SLOW_MS = 3000;
-/* History and ablation are looked at now and then, not with every trial. */
+/* History and ablation are requested at most this often, not with every trial. */
 
 const view = new View({
   run: null,
@@ -65,7 +65,7 @@ let loading = null;
 let again = false;
 let measured = null;
 
-/** Asks for what came since; one request at a time, one more if something came meanwhile. */
+/** Requests new trials; one request at a time, and one more if trials came meanwhile. */
 function catchUp() {
   if (loading) {
     again = true;
@@ -104,7 +104,7 @@ async function nextTrials() {
   view.set({ failure: null });
 }
 
-/** The candidates of all that is recorded, as the server counts them. */
+/** Requests the candidates of all recorded trials, as the server counts them. */
 async function recount(trials) {
   const rows = rowsOf(trials, await ask("rows"));
   const methods = [...new Set(trials.columns.method ?? [])].sort();
@@ -117,7 +117,7 @@ function onFront(rows) {
   return rows.filter((row) => row.onFront.includes(cost));
 }
 
-/** Another run lies in the folder now: nothing that is shown is true any more. */
+/** Starts again with another run that is now stored in the folder. */
 function startAnew() {
   measured = null;
   view.set({
@@ -139,9 +139,9 @@ async function loadRun() {
   try {
     const run = await ask("run");
     const first = view.get("run") === null;
-    // What `raprune front` sets accuracy against.
+    // The cost that `raprune front` compares accuracy with.
     if (first) view.set({ cost: run.cost ?? "flops" });
-    // The first event only repeats what was asked for.
+    // The first event repeats the data of the request.
     const apart = { progress: null, stages: null };
     const same = JSON.stringify({ ...run, ...apart }) === JSON.stringify({ ...view.get("run"), ...apart });
     const { progress, live, stages } = run;
@@ -179,7 +179,7 @@ function slowly() {
   }, Math.max(0, slowAt + SLOW_MS - performance.now()));
 }
 
-/** Shows a switch only for what is known of this run. */
+/** Enables the switches whose data this run has. */
 function offer(run) {
   if (!run) return;
   const trials = view.get("trials");
@@ -196,7 +196,7 @@ function offer(run) {
   named("over-hours").parentElement.hidden = gpus;
 }
 
-/** `#trial=ID` opens that trial, so that an address says what it is about; without one the best is shown at first. */
+/** `#trial=ID` in the address selects this trial; without it the starred network is selected at first. */
 function fromAddress() {
   if (view.get("selected") !== null) return;
   const positions = view.get("trials").positions;
@@ -221,7 +221,7 @@ themes(() => view.touch("theme"));
 view.derive(["cost"], () => view.set({ front: onFront(view.get("rows")) }));
 view.on(["selected"], toAddress);
 view.on(["revealed"], () => {
-  // Where the details are not beside the table they would change out of sight.
+  // If the details are not beside the table, they would change out of sight.
   if (matchMedia("(max-width: 1179px)").matches) {
     named("detail").scrollIntoView();
     named("detail").focus({ preventScroll: true });
@@ -240,7 +240,7 @@ requestAnimationFrame(() => {
 });
 listen({
   connected: (connected) => {
-    // What was pushed while the line was away is asked for.
+    // Requests the events that were missed while the connection was broken.
     if (connected && view.get("connected") === false) loadRun().then(catchUp);
     view.set({ connected });
   },

@@ -1,4 +1,4 @@
-/** Parallel coordinates: what settings the trials of a method had, and what came of them. */
+/** Parallel coordinates: the settings of a method's trials, and their results. */
 
 import { Area, palette } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
@@ -7,7 +7,7 @@ import { linear } from "./scale.js";
 import { whenSeen } from "./view.js";
 
 const SLICE_MS = 9;
-/* Lines are drawn for so long, then the browser gets its turn: thousands of them never hold up a key. */
+/* Milliseconds of drawing before the browser handles events: thousands of lines must not delay a key. */
 const ALWAYS = [
   { key: "allocation", title: "widths by" },
   { key: "epochs", title: "epochs" },
@@ -21,7 +21,7 @@ const ALWAYS = [
 const NOT_AT_FIRST = ["params_fraction", "accuracy_after_cut", "accuracy_after_repair", "epochs"];
 const MOST_AT_FIRST = 7;
 
-/** Ranges on the axes, which the page's filter asks. */
+/** Ranges on the axes, which the filter of the page applies. */
 class Brushes {
   constructor(lines, ranges) {
     this.lines = lines;
@@ -98,7 +98,7 @@ export class Parallel {
     performance.measure("parallel", { start: started });
   }
 
-  /** Which trials are lines, on which axes, and where on them, each in [0, 1]. */
+  /** Chooses the trials and the axes; each value becomes a position in [0, 1] on its axis. */
   #prepare() {
     const trials = this.view.get("trials");
     const method = this.list.value;
@@ -144,7 +144,7 @@ export class Parallel {
       ) => (typeof trials.get(i, axis.key) === "number" ? factor * trials.get(i, axis.key) : trials.get(i, axis.key));
       axes.push(scaled(axis, this.members, value));
     }
-    // An axis on which all are the same says nothing, but for what people look for: what it cost and what it gave.
+    // An axis of one value tells nothing, except for cost and accuracy, which people look for.
     return axes.filter((axis) => axis.distinct > 1 || ["flops_fraction", "val_accuracy"].includes(axis.key));
   }
 
@@ -174,7 +174,7 @@ export class Parallel {
     refill(area.svg, this.shown.map((axis, k) => this.#axis(axis, k)));
     area.svg.setAttribute("aria-hidden", "false");
     area.svg.setAttribute("role", "group");
-    area.svg.setAttribute("aria-label", "Axes; each has two handles that keep a range");
+    area.svg.setAttribute("aria-label", "Axes; each has two handles that select a range");
     if (focus) area.svg.querySelector(`[data-handle="${CSS.escape(focus)}"]`)?.focus();
     named("parallel-clear").disabled = this.ranges.size === 0;
     named("parallel-count").textContent = this.members.length
@@ -286,7 +286,7 @@ export class Parallel {
     const range = this.ranges.get(axis.key) ?? [0, 1];
     const handle = event.target.dataset?.handle;
     const at = (one) => this.y.back(one.clientY - box.top);
-    // From a handle that end moves; from anywhere else on the axis a new range begins.
+    // A drag from a handle moves this end; a drag from elsewhere on the axis begins a new range.
     const fixed = handle ? (handle.endsWith("1") ? range[0] : range[1]) : at(event);
     const move = (one) => {
       this.#range(axis, [Math.min(fixed, at(one)), Math.max(fixed, at(one))]);
@@ -322,7 +322,7 @@ export class Parallel {
     const faint = [];
     for (const i of this.members) (this.#bright(i) ? bright : faint).push(i);
     bright.sort((a, b) => this.bin(a) - this.bin(b));
-    // So many lines would hide each other and the order of what they gave.
+    // Thousands of opaque lines would hide each other and the order of their accuracies.
     const clarity = Math.min(0.6, Math.max(0.12, 400 / bright.length));
     const selected = this.view.get("selected");
     const order = [...faint, ...bright];
@@ -366,7 +366,7 @@ export class Parallel {
   }
 }
 
-/** An axis for these values: numbers in proportion (by magnitude where they span more than two), others by rank. */
+/** An axis of these values: numbers in proportion (by logarithm over more than two decades), others by rank. */
 function scaled(axis, members, value) {
   const values = members.map(value).filter(known);
   const distinct = [...new Set(values)];
@@ -390,7 +390,7 @@ function scaled(axis, members, value) {
   return made;
 }
 
-/** Three digits: the labels of an axis stand among the lines. */
+/** Formats with three digits, because the labels of an axis are among the lines. */
 function brief(value) {
   return number(Number(value.toPrecision(3)));
 }

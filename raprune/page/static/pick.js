@@ -1,4 +1,4 @@
-/** "Pick at this budget": what `raprune pick` gives, asked of the server as the sliders move. */
+/** "Pick at this budget": the answer of `raprune pick`, requested from the server as the sliders move. */
 
 import { ask } from "./api.js";
 import { element, named, refill } from "./dom.js";
@@ -61,7 +61,7 @@ export class Picker {
     this.view.set({ wanted: { budget, floor: Number.isFinite(floor) ? floor / 100 : null } });
   }
 
-  /** Asks for the pick; of several questions under way only the answer to the last one counts. */
+  /** Requests the pick; of several open requests only the answer to the last one counts. */
   async #pick() {
     const wanted = this.view.get("wanted");
     if (!wanted) return;
@@ -115,7 +115,7 @@ export class Picker {
     ];
   }
 
-  /** Why there is no pick, in the server's words. */
+  /** The server's reason if there is no pick. */
   #nothing() {
     return this.refusal ? [`${this.refusal.message} ${this.refusal.hint}`] : [];
   }

@@ -14,7 +14,7 @@ const COLUMNS = [
   { key: "began", title: "began", value: (run) => run.started_at ?? run.created_at, number: true, wide: true },
 ];
 const STATES = {
-  idle: "Not finished, and nothing works on it: raprune resume takes it up again.",
+  idle: "Not finished, and no process works on it: raprune resume resumes it.",
   unreadable: "Its folder holds a run that cannot be read.",
 };
 const TICK_MS = 30000;
@@ -36,7 +36,7 @@ export class RunTable {
       this.view.set({ chosen: [...new Set([...(this.view.get("chosen") ?? []), ...listed])] });
     });
     named("runs-none").addEventListener("click", () => this.view.set({ chosen: [] }));
-    // "5 min ago" goes on by itself.
+    // The times since the beginnings of the runs grow without news from the server.
     setInterval(() => this.draw(), TICK_MS);
   }
 
@@ -63,7 +63,7 @@ export class RunTable {
       })
       .map((run) => [value(run), run])
       .sort(([x, a], [y, b]) => {
-        // What is not known stands last either way.
+        // Unknown values are last in both directions.
         if (!known(x) || !known(y)) return known(x) ? -1 : known(y) ? 1 : a.name.localeCompare(b.name);
         return x === y ? a.name.localeCompare(b.name) : x < y ? -sign : sign;
       })
@@ -125,7 +125,7 @@ export class RunTable {
 
   #name(run) {
     if (run.error !== null) {
-      // Without a page of its own.
+      // An unreadable run has no page of its own.
       return [run.name, element("span", { class: "about reason" }, `${run.error} ${run.hint}`.trim())];
     }
     const what = [run.network, run.dataset].filter(Boolean).join(" on ");

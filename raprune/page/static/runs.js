@@ -1,4 +1,4 @@
-/** The page of a list of runs: asks for the list now and then, and for the fronts of the runs that are chosen. */
+/** The page of a list of runs: asks for the list every few seconds, and for the fronts of the chosen runs. */
 
 import { ask } from "./api.js";
 import { element, named, refill } from "./dom.js";
@@ -123,7 +123,7 @@ view.derive(["chosen"], () => {
 });
 view.on(["name", "runs", "away", "failure"], head);
 view.on(["chosen", "cost", "unit"], toAddress);
-// What the address asks for is drawn as if it had just been chosen.
+// A choice that the address holds is drawn like any other.
 view.touch("chosen", "cost", "unit");
 
 async function again() {

@@ -1,6 +1,6 @@
-/** From values to pixels and back, and where the ticks of an axis stand. */
+/** Scales from values to pixels and back, and the ticks of an axis. */
 
-/** `domain` values to `range` pixels, in proportion. */
+/** A linear scale from `domain` values to `range` pixels. */
 export function linear([low, high], [start, end]) {
   const factor = high === low ? 0 : (end - start) / (high - low);
   const scale = (value) => start + (value - low) * factor;
@@ -10,9 +10,9 @@ export function linear([low, high], [start, end]) {
 }
 
 /**
- * Accuracies by the logarithm of their error, so that 99.0 and 99.5 % stand as far apart as 90 and 95 %.
+ * A scale of accuracies by the logarithm of their error: 99.0 and 99.5 % are as far apart as 90 and 95 %.
  *
- * `least` is the error that counts as none: an accuracy of 1 has no logarithm of its own.
+ * `least` is the smallest error that is shown, because the error 0 has no logarithm.
  */
 export function byError([low, high], [start, end], least) {
   const height = (accuracy) => -Math.log(Math.max(1 - accuracy, least));

@@ -1,4 +1,4 @@
-/** The stages of the run: those that ended with their time, the one under way with its bar, those to come. */
+/** The stages of the run: ended ones with their time, the current one with its bar, and those to come. */
 
 import { element, named, refill } from "./dom.js";
 import { duration, known, number } from "./format.js";
@@ -17,7 +17,7 @@ export class StageList {
 }
 
 function item(stage, live) {
-  // A driver that was killed leaves a stage under way, on which nobody works.
+  // A killed driver leaves a stage that is still marked as running.
   const state = stage.state === "running" && !live ? "stopped" : stage.state;
   const parts = [element("strong", {}, stage.name)];
   if (state === "running" && known(stage.total)) {
@@ -27,12 +27,12 @@ function item(stage, live) {
     );
   }
   parts.push(element("span", { class: "quiet" }, timeOf(stage, state)));
-  // There without a word too: what is below does not move as details come and go.
+  // The element exists without text too, so that the page does not move when details come and go.
   if (state === "running") parts.push(element("span", { class: "quiet detail" }, stage.detail));
   return element("li", { class: state, "aria-current": state === "running" ? "step" : null }, ...parts);
 }
 
-/** What is said of a stage's time. */
+/** The time of a stage in words. */
 function timeOf(stage, state) {
   if (state === "waiting") return known(stage.expected_s) ? `about ${duration(stage.expected_s)}` : "";
   if (state === "stopped") return `stopped after ${duration(stage.seconds)}`;

@@ -1,4 +1,4 @@
-/** All trials as a table that is sorted, filtered and walked by keys. Only the rows in sight are in the document. */
+/** All trials as a table with sorting, filter and keys. Only the rows in sight are in the document. */
 
 import { element, named, refill } from "./dom.js";
 import { count, duration, known, percent, settingsText } from "./format.js";
@@ -30,7 +30,7 @@ const COLUMNS = [
 ];
 const RARE = ["test_accuracy", "latency_fraction"];
 const OF_NETWORK = ["val_accuracy", "test_accuracy", "flops_fraction", "params_fraction", "latency_fraction", "epochs"];
-/* What a trial that failed has not: there stands why. */
+/* Columns in whose place a failed trial shows its error. */
 
 export class TrialTable {
   constructor(view) {
@@ -114,7 +114,7 @@ export class TrialTable {
     const column = this.view.get("trials").columns[key] ?? [];
     this.order.sort((a, b) => {
       const [x, y] = [column[a], column[b]];
-      // What is not known stands last either way.
+      // Unknown values are last in both directions.
       if (!known(x) || !known(y)) return known(x) ? -1 : known(y) ? 1 : a - b;
       return x === y ? a - b : x < y ? -sign : sign;
     });
@@ -129,7 +129,7 @@ export class TrialTable {
     const body = this.table.tBodies[0];
     const focused = body.contains(document.activeElement);
     const rows = [];
-    // One row takes the focus, also when the keyboard's own place is out of sight.
+    // One row takes the focus, even if the active row is out of sight.
     const stop = this.active >= from && this.active < to ? this.active : from;
     for (let at = from; at < to; at += 1) rows.push(this.#row(at, at === stop));
     refill(body, this.#gap(from), rows, this.#gap(this.order.length - to));

@@ -1,4 +1,4 @@
-/* Before the first paint, so that nobody sees the other theme flash. Not a module: those wait for the document. */
+/* Runs before the first paint, so that the other theme does not flash. Not a module: modules wait for the document. */
 
 /** Shows the page in this theme, "dark" or "light"; whatever else is chosen, in the system's. */
 function applyTheme(chosen) {
@@ -10,6 +10,6 @@ function applyTheme(chosen) {
 try {
   applyTheme(localStorage.getItem("raprune-theme") ?? "");
 } catch {
-  // Storage is off: the system's theme it is.
+  // Storage is off: the page uses the system's theme.
   applyTheme("");
 }

@@ -1,4 +1,4 @@
-/** What the search has come to so far: hypervolume and the best within the budget, over time or GPU-hours. */
+/** The progress of the search: hypervolume and best network within the budget, over time or GPU-hours. */
 
 import { Area, axes, Tip } from "./chart.js";
 import { named, refill, shape } from "./dom.js";
@@ -136,7 +136,7 @@ export class Trend {
     return lines;
   }
 
-  /** The arrow keys go from one improvement to the next. */
+  /** The arrow keys move from one change to the next. */
   #key(event) {
     if (!this.panels) return;
     const changed = this.values.map((_, i) => i).filter((i) =>
@@ -161,10 +161,10 @@ export class Trend {
   }
 }
 
-/** What the records stand over: [values, title of the axis, text of a tick]. */
+/** The horizontal axis: [values, title of the axis, text of a tick]. */
 function abscissa(history, over) {
   if (over === "gpu_hours") return [rising(history.gpu_hours), "GPU-hours", number];
-  if (over === "hours") return [rising(history.hours), "hours of workers", number];
+  if (over === "hours") return [rising(history.hours), "worker-hours", number];
   const seconds = rising(history.t_s);
   const end = seconds[seconds.length - 1];
   const [unit, name] = end > 3 * 86400
@@ -177,13 +177,13 @@ function abscissa(history, over) {
   return [seconds.map((value) => value / unit), `${name} since the search began`, number];
 }
 
-/** Trials end in another order than they are recorded; what stood after a record stood at the latest end so far. */
+/** Trials end in another order than they are recorded, so a record counts at the latest end so far. */
 function rising(values) {
   let highest = 0;
   return values.map((value) => (highest = Math.max(highest, value ?? 0)));
 }
 
-/** A line of steps, without the records that change nothing. */
+/** A line of steps, without records that change nothing. */
 function steps(values, series, x, y) {
   let path = "";
   let before = null;

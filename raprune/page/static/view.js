@@ -1,4 +1,4 @@
-/** What the page shows at the moment, and who draws it anew when a part of it changes. */
+/** The state of the page, and the functions that draw its parts when they change. */
 
 export class View {
   #values;
@@ -15,7 +15,7 @@ export class View {
     return this.#values[name];
   }
 
-  /** Changes values; whoever draws from them is called once, before the next frame. */
+  /** Changes values; each function that draws from them is called once, before the next frame. */
   set(changes) {
     for (const [name, value] of Object.entries(changes)) {
       if (Object.is(this.#values[name], value)) continue;
@@ -25,18 +25,18 @@ export class View {
     this.#schedule();
   }
 
-  /** Says that what a value holds has changed, though it is the same object. */
+  /** Marks values as changed although they are the same objects. */
   touch(...names) {
     for (const name of names) this.#dirty.add(name);
     this.#schedule();
   }
 
-  /** Calls `derive`, which sets values that follow from these, when one of them changes; before anything is drawn. */
+  /** Calls `derive` when one of these values changes, before anything is drawn; it sets values that depend on them. */
   derive(names, derive) {
     this.#derivers.push([names, derive]);
   }
 
-  /** Calls `draw` whenever one of the values changes; in the order in which the drawers came. */
+  /** Calls `draw` when one of the values changes, in the order of the calls of `on`. */
   on(names, draw) {
     this.#drawers.push([names, draw]);
   }
@@ -44,7 +44,7 @@ export class View {
   #schedule() {
     if (this.#waiting || this.#dirty.size === 0) return;
     this.#waiting = true;
-    // A hidden tab has no frames, and must not gather work for hours.
+    // A hidden tab has no frames, and must not collect changes for hours.
     if (document.hidden) setTimeout(() => this.#flush(), 1000);
     else requestAnimationFrame(() => this.#flush());
   }
@@ -52,7 +52,7 @@ export class View {
   #flush() {
     const started = performance.now();
     const dirty = new Set();
-    // What follows from a change is drawn with it, in this frame and once.
+    // Derived values are drawn once, in the same frame as the change.
     while (this.#dirty.size) {
       const changed = this.#dirty;
       this.#dirty = new Set();
@@ -69,7 +69,7 @@ export class View {
   }
 }
 
-/** Calls `draw` when the host has come into sight since the last call of the function that this gives back. */
+/** Returns a function that calls `draw` at once if the host is in sight, else when it comes into sight. */
 export function whenSeen(host, draw) {
   let stale = false;
   let seen = false;

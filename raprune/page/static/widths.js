@@ -1,9 +1,9 @@
-/** A network's widths: every group of channels, as the dense network has it and as this one does. */
+/** The widths of a network: the channels of each group, in this network and in the dense network. */
 
 import { element } from "./dom.js";
 import { percent } from "./format.js";
 
-/** A section with one bar a group, from {group: channels} of this network and of the dense one; null without groups. */
+/** A section with one bar per group, from {group: channels} of this and of the dense network; null without groups. */
 export function widthsSection(widths, dense, order) {
   const groups = (order?.length ? order : Object.keys(dense)).filter((group) => dense[group]);
   if (!widths || !groups.length) return null;

@@ -38,7 +38,7 @@ def draw(figure: Figure, results: RunResults) -> None:
 
 
 def _up_to(row: AblationRow) -> str:
-    """The budget that a row of the ablation is within."""
+    """Return the budget of a row of the ablation in words."""
     return f"up to {100 * row.limit:.3g} % of the {row.cost_in_words}"
 
 

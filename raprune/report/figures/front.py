@@ -150,7 +150,7 @@ def _legend(figure: Figure, axes: Axes, results: RunResults, known: dict[str, Ma
     if results.test.dense is not None:
         sign("", FAINT, "dense, test", line=(0, (1, 3)))
     if results.floor is not None:
-        sign("", FAINT, "accuracy asked for", line="-.")
+        sign("", FAINT, "required accuracy", line="-.")
     if any(row.val_interval for row in results.front):
         sign("|", FAINT, "95 % interval")
     figure.legend(handles=handles, loc="outside lower center", ncols=5 if is_wide(figure) else 3)

@@ -62,13 +62,13 @@ def asked(results: RunResults) -> str:
     splits = [f"{size:,} {name}" for name, size in sizes if size]
     entries = {
         "Dense network": f"{job.model.name or ''}{_whence(job.model.weights)}",
-        "Its cost": network,
-        "Its accuracy": ", ".join(accuracies),
+        "Dense cost": network,
+        "Dense accuracy": ", ".join(accuracies),
         "Channels": f"{sum(groups.values()):,} in {len(groups)} groups that can be cut" if groups else "",
         "Images": ", ".join(splits),
         "Normalisation": _normalisation(run.data),
         "Budget": _budget(results),
-        "Accuracy to keep": "" if results.floor is None else f"{results.floor:.2%} on the validation split",
+        "Required accuracy": "" if results.floor is None else f"{results.floor:.2%} on the validation split",
         "Methods": ", ".join(job.methods),
         "Search": "" if job.search.trials is None else f"{job.search.trials} candidates",
         "Fine-tuning": f"{finalists.count} finalists, {tuned:g} epochs, {finalists.seeds} seed"
@@ -76,7 +76,7 @@ def asked(results: RunResults) -> str:
         if finalists.count is not None and tuned is not None
         else "",
     }
-    return section("What was asked for", facts(entries))
+    return section("The request", facts(entries))
 
 
 def _normalisation(data: DataRecord) -> str:
@@ -170,8 +170,8 @@ def chosen(results: RunResults) -> str:
         "Validation accuracy": _way(row),
         "Seeds": f"{len(row.repeats)}: mean, ± half the 95 % interval" if len(row.repeats) > 1 else "",
         "Measured for": measured_at(results.times.conditions),
-        "To have it": f"raprune export {results.name} {row.candidate} FOLDER",
-        "To load it": "raprune.load(YourNet(), 'FOLDER')",
+        "Export": f"raprune export {results.name} {row.candidate} FOLDER",
+        "Load": "raprune.load(YourNet(), 'FOLDER')",
     }
     return section(
         "The chosen network",
@@ -203,7 +203,7 @@ def widths(results: RunResults) -> str:
         "Widths by layer",
         figure(drawn, "Channels that stayed in each group, in the network's order; grey is the dense network."),
         table("Channels in each group", head, cells),
-        paragraph(f"Whole in every candidate: {'; '.join(stays)}." if stays else ""),
+        paragraph(f"Unpruned in every candidate: {'; '.join(stays)}." if stays else ""),
     )
 
 
@@ -251,7 +251,7 @@ def cost(results: RunResults) -> str:
     failed = sum(results.errors.values())
     errors = [[str(number), formats.shortened(text)] for text, number in results.errors.most_common(MOST_ERRORS)]
     return section(
-        "What the work bought",
+        "Progress over compute time",
         figure(drawn, f"The front within the budget over the {unit} of all trials, also failed and stopped ones."),
         paragraph(
             at_all,
@@ -277,7 +277,7 @@ def repeat(results: RunResults) -> str:
     }
     job = job_of(run.spec)
     return section(
-        "To repeat it",
+        "Reproduction",
         facts(entries),
         paragraph("The job's fields that differ from the defaults; run.json has every field.") if job else "",
         listing(f"# raprune search job.toml\n{job}") if job else "",
