@@ -36,6 +36,10 @@ def main() -> int:
     began = time.monotonic()
     options = parsed(sys.argv[1:])
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.dry and options.device == "cpu":
+        # Threads cost more than they gain at these sizes; processes that sections start read the variable.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="raprune-acceptance-") as work:
         # Graphs that an earlier version traced must not decide anything here.
         os.environ.setdefault("RAPRUNE_CACHE", str(Path(work) / "cache"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from importlib import metadata
@@ -46,7 +47,7 @@ def commit() -> str:
     try:
         head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
         changed = bool(_output("git", "-C", str(ROOT), "status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         if not COMMIT.is_file():
             return "unknown"
         noted = json.loads(COMMIT.read_text())
@@ -58,17 +59,17 @@ def processes_on_card() -> dict[int, int]:
     """Return the MiB of each process on the card by its id; nothing where the driver does not show processes."""
     try:
         text = _output("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return {}
-    rows = [line.split(",") for line in text.splitlines() if line.strip()]
-    # A driver that does not tell the memory writes [N/A].
-    return {int(pid): int(memory) if memory.strip().isdigit() else 0 for pid, memory in rows}
+    # A driver that does not tell something writes a word in brackets instead.
+    rows = re.findall(r"^(\d+), *(\d+|\[.*\])$", text, re.MULTILINE)
+    return {int(pid): int(memory) if memory.isdigit() else 0 for pid, memory in rows}
 
 
 def _driver() -> str:
     try:
         return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
+    except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
 
 

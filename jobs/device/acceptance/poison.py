@@ -19,8 +19,7 @@ MARK = "RAPRUNE_ACCEPTANCE_MARK"
 class Poisoned(L2):
     """`l2`, but the first repair of all reads beyond the end of a tensor on the GPU.
 
-    After such an error every call of CUDA in the process fails. On a CPU the process ends, as an actor with such an
-    error has to.
+    After such an error every call of CUDA in the process fails. On a CPU it only raises the error.
     """
 
     def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
@@ -40,7 +39,7 @@ def _first(mark: str) -> bool:
 
 def _break(device: torch.device) -> None:
     if device.type != "cuda":
-        os._exit(1)
+        raise RuntimeError("CUDA error: device-side assert triggered")
     four = torch.zeros(4, device=device)
     _ = four[torch.tensor([9], device=device)]
     torch.cuda.synchronize(device)

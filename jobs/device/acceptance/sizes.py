@@ -39,8 +39,12 @@ class Sizes:
     """Widths of each operation for the latency table."""
     narrowed: int
     """Networks whose latency is compared with the prediction."""
+    steps_watched: int
+    """Steps of the training whose waits for the GPU are counted."""
+    searched: tuple[str, ...]
+    """Methods of the search on Ray, beside the one that breaks an actor."""
     trials: int
-    """Candidates of each search on Ray."""
+    """Candidates of the search on Ray."""
     search_images: int | None
     search_epochs: float
     """Epochs of the finalist of a search."""
@@ -71,6 +75,8 @@ REAL = Sizes(
     repeats=20,
     widths=6,
     narrowed=4,
+    steps_watched=100,
+    searched=("reconstruction",),
     trials=24,
     search_images=None,
     search_epochs=1.0,
@@ -95,7 +101,9 @@ DRY = Sizes(
     repeats=1,
     widths=2,
     narrowed=1,
-    trials=4,
+    steps_watched=4,
+    searched=(),
+    trials=6,
     search_images=300,
     search_epochs=0.05,
 )

@@ -35,9 +35,6 @@ def run(bench: Bench) -> None:
             bench.at_least(name, rate, RATE, "a second")
         else:
             bench.record(name, rate, "a second")
-    reconstruction = Reconstruction(sensitivity=0.0)
-    seconds = bench.seconds(lambda: subject.pruner.scoring.scores(reconstruction, 0))
-    bench.record("scores by reconstruction, without sensitivities", seconds, "s")
     seconds = bench.seconds(lambda: subject.pruner.scoring.scores(Reconstruction(), 0))
     bench.record("scores by reconstruction", seconds, "s")
     rate = candidates_a_second(bench, subject, "reconstruction", MULTIPLES[-1])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import nn
 
 from acceptance.bench import Bench
@@ -72,17 +76,31 @@ def _evaluated_a_second(bench: Bench, subject: Subject, model: nn.Module, precis
 
 
 def _images_a_second(bench: Bench, subject: Subject, model: nn.Module) -> float:
+    """Return the images a second of the second of two epochs, with cuDNN's choices of a long training."""
     epochs: list[Epoch] = []
-    train(
-        model,
-        subject.workload.training,
-        TrainSpec(epochs=2, batch_size=bench.sizes.imagenet_batch, lr=0.001),
-        augment="crop-flip",
-        seed=0,
-        teacher=subject.workload.model,
-        on_epoch=epochs.append,
-    )
+    # A training as long as a job's lets cuDNN time its algorithms; two epochs here are too few for that.
+    with _timed_algorithms():
+        train(
+            model,
+            subject.workload.training,
+            TrainSpec(epochs=2, batch_size=bench.sizes.imagenet_batch, lr=0.001),
+            augment="crop-flip",
+            seed=0,
+            teacher=subject.workload.model,
+            on_epoch=epochs.append,
+        )
     return len(subject.workload.training) / epochs[-1].seconds
+
+
+@contextmanager
+def _timed_algorithms() -> Iterator[None]:
+    """Let cuDNN time its algorithms for each shape within the context."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _half(subject: Subject, scores: Scores, multiple_of: int) -> Candidate:

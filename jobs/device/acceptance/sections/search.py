@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,22 +13,23 @@ from acceptance.machine import processes_on_card
 from acceptance.networks import MEAN, RESNET56, STD, WEIGHTS
 from acceptance.poison import MARK, Poisoned
 from acceptance.processes import environment, watch
+from raprune.errors import RapruneError
 from raprune.records import Stage, TrialState
 from raprune.store.folder import Store
 
 WORKERS = 2
-LIMIT_S = 200.0
-"""Seconds after which a search is ended."""
+LIMIT_S, DRY_LIMIT_S = 200.0, 600.0
+"""Seconds after which a search is ended. A dry run may be on a machine that has other work."""
 SETTLED = 4
 """Recorded trials after which only the actors of the search may be on the card."""
-METHODS = ("reconstruction", "taylor")
 POISONED = f"{Poisoned.__module__}:{Poisoned.__name__}"
 
 
 def run(bench: Bench) -> None:
     """Run a search of which one actor is broken; where that fails, also one that nothing disturbs, to tell the two."""
-    if not _search(bench, "with one broken actor", (*METHODS, POISONED)) and bench.left_s > LIMIT_S / 2:
-        _search(bench, "undisturbed", METHODS)
+    methods = bench.sizes.searched
+    if not _search(bench, "with one broken actor", (*methods, POISONED)) and bench.left_s > LIMIT_S / 2:
+        _search(bench, "undisturbed", methods or ("l2",))
 
 
 @dataclass
@@ -43,7 +45,10 @@ class CardWatch:
 
     def look(self) -> None:
         """Count the processes that came since the search began, while only its actors should be there."""
-        trials = len(self.store.rows(["stage"])) if self.store.is_run() else 0
+        trials = 0
+        # The search writes meanwhile; the next look counts again.
+        with suppress(RapruneError, OSError):
+            trials = len(self.store.rows(["stage"])) if self.store.is_run() else 0
         if self.bench.on_gpu and SETTLED <= trials < self.bench.sizes.trials:
             there = set(processes_on_card())
             self.seen = self.seen or bool(there)
@@ -59,12 +64,12 @@ def _search(bench: Bench, name: str, methods: tuple[str, ...]) -> bool:
         search_command(bench, folder, methods),
         log,
         environment=environment(bench, **{MARK: str(mark)}),
-        limit_s=min(LIMIT_S, bench.left_s),
+        limit_s=min(DRY_LIMIT_S if bench.sizes.dry else LIMIT_S, bench.left_s),
         look=watching.look,
     )
     bench.check(f"{name}: exit code 0", code == 0, "" if code == 0 else _end_of(log, code))
-    broken = POISONED not in methods or mark.exists()
-    bench.check(f"{name}: as intended", broken, "" if broken else "no repair of the broken method was run")
+    if POISONED in methods:
+        bench.check(f"{name}: an actor was broken", mark.exists())
     if not Store(folder).is_run():
         return False
     trials = [trial for trial in Store(folder).trials() if trial.proposal.stage is Stage.SEARCH]

@@ -16,7 +16,6 @@ from raprune.training.loop import Epoch, train
 RATE = 30_000.0
 """Distilled images a second at a batch of 128, on an H100."""
 JUDGED_BATCH = 128
-SYNCHRONISED_STEPS = 20
 
 
 def run(bench: Bench) -> None:
@@ -36,8 +35,8 @@ def run(bench: Bench) -> None:
             graphed = _by_hand(bench, subject, batch, graphed=True)
             bench.record(f"by hand as a CUDA graph, batch {batch}", graphed, "images/s")
     if bench.on_gpu:
-        count = _synchronising_calls(subject)
-        bench.record(f"waits for the GPU in {SYNCHRONISED_STEPS} steps and an epoch's ends", count, "waits")
+        count = _synchronising_calls(bench, subject)
+        bench.record(f"waits for the GPU in a training of {bench.sizes.steps_watched} steps", count, "waits")
 
 
 def images_a_second(bench: Bench, subject: Subject, batch: int, distillation: float) -> float:
@@ -62,9 +61,10 @@ def _by_hand(bench: Bench, subject: Subject, batch: int, *, graphed: bool = Fals
     return loop.images_a_second(bench.sizes.steps * (2 if graphed else 1))
 
 
-def _synchronising_calls(subject: Subject) -> int:
+def _synchronising_calls(bench: Bench, subject: Subject) -> int:
     """Return how often a short training waits for the GPU, as PyTorch's debug mode counts it."""
-    spec = TrainSpec(epochs=SYNCHRONISED_STEPS * JUDGED_BATCH / len(subject.workload.training), batch_size=JUDGED_BATCH)
+    batch, images = bench.sizes.batches[0], len(subject.workload.training)
+    spec = TrainSpec(epochs=bench.sizes.steps_watched * batch / images, batch_size=batch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

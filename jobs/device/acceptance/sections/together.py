@@ -30,7 +30,7 @@ def _group(bench: Bench, backend: str, size: int) -> list[str]:
         processes = [
             subprocess.Popen(
                 [*command, str(rank), str(size), backend, bench.device, str(Path(folder) / "group")],
-                env=environment(bench),
+                env=environment(bench, GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo"),
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
