@@ -73,6 +73,8 @@ class Card:
         """Largest value of `used` since the card exists, or since it was last set."""
         self.recording: list[Callable[[], None]] | None = None
         """Operations of the graph that is being captured."""
+        self.written: dict[int, tuple[Tensor, Tensor]] | None = None
+        """Tensors that the capture has changed, and their values before it, by the place of their memory."""
         self._live: dict[int, tuple[int, int]] = {}
 
     @contextmanager
@@ -243,6 +245,13 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _computed(card: Card, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run the operation on the tensors' values, and record it if a graph is being captured."""
+    if card.written is not None:
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            # The schemas of batch norms do not say that they change their running statistics.
+            running = argument.name.startswith("running_")
+            if running or (argument.alias_info is not None and argument.alias_info.is_write):
+                for tensor in tree_leaves(value):
+                    card.written.setdefault(tensor.data_ptr(), (tensor, tensor.clone()))
     found = func(*args, **kwargs)
     if card.recording is not None:
         arguments = {id(leaf) for leaf in tree_leaves((args, kwargs))}
@@ -315,13 +324,17 @@ class _Graph:
 
 @contextmanager
 def _captured(graph: _Graph, **kwargs: Any) -> Iterator[None]:
-    """`torch.cuda.graph`. As on a GPU, a capture records without computing; here it computes and undoes nothing."""
-    card = _present()
-    card.recording = graph.operations
+    """`torch.cuda.graph`. A capture changes no tensor from before it; here it computes, and takes the changes back."""
+    card, written = _present(), dict[int, tuple[Tensor, Tensor]]()
+    state = torch.get_rng_state()
+    card.recording, card.written = graph.operations, written
     try:
         yield
     finally:
-        card.recording = None
+        card.recording = card.written = None
+        torch.set_rng_state(state)
+        for tensor, before in written.values():
+            tensor.copy_(before)
 
 
 class _Stream:
@@ -418,6 +431,8 @@ def pretend_cuda(
         "torch.cuda.manual_seed_all": lambda seed: None,
         "torch.cuda.is_bf16_supported": lambda including_emulation=True: bfloat16,
         "torch.cuda.mem_get_info": lambda device=None: (memory - card.used, memory),
+        "torch.cuda.memory_reserved": lambda device=None: card.used,
+        "torch.cuda.memory_allocated": lambda device=None: card.used,
         "torch.cuda.synchronize": lambda device=None: card.wait("synchronize"),
         "torch.cuda.empty_cache": lambda: None,
         "torch.cuda.CUDAGraph": _Graph,

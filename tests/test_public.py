@@ -112,7 +112,7 @@ HOOKS = {
 """Hook that a user's own method may define -> its signature."""
 
 GIVEN = {
-    "Cut": "(dense: 'nn.Module', graph: 'ChannelGraph', kept: 'Kept') -> None",
+    "Cut": "(dense: 'nn.Module', graph: 'ChannelGraph', kept: 'Kept', room: 'int | None' = None) -> None",
     "Network": "(model: 'nn.Module', graph: 'ChannelGraph', kept: 'Kept') -> None",
     "Regularizer": "(*, epochs: 'float', lr: 'float') -> None",
     "Step": (

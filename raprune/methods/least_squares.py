@@ -18,12 +18,14 @@ in a forward pass or not on whole images keep their weights.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import dropwhile
+from functools import cache, partial
+from itertools import count, dropwhile
 from types import TracebackType
 from typing import Any, cast
 
@@ -39,7 +41,12 @@ from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 from raprune.methods.patches import CHUNK, Patches
 
 LARGEST = 2**32
-"""Maximum bytes of the largest layer input or output for all images together; of more images the first are used."""
+"""Maximum bytes of the largest layer input or output for all images together; of more images the first are used. The
+limit does not depend on the device, so that a network is refitted on the same images everywhere."""
+LIVE = 4
+"""Activations as large as the largest that a forward pass holds at once. Counted for ResNet-50: 3.4."""
+
+_LOG = logging.getLogger(__name__)
 
 
 def refit(model: nn.Module, batches: Batches, cut: Cut, *, asymmetric: bool = True, ridge: float = 1e-6) -> None:
@@ -52,14 +59,27 @@ def refit(model: nn.Module, batches: Batches, cut: Cut, *, asymmetric: bool = Tr
 
     Batch norms keep the dense network's variance; their means absorb the shift of a refit. Measured: after an
     asymmetric refit, re-estimation loses one to three points of accuracy.
+
+    Images that do not fit into `cut.room` together pass in chunks, which takes a forward pass up to each layer;
+    the sums over them are the same. More images than `LARGEST` allows are left out, which is logged.
     """
     if all(len(channels) == cut.graph.by_name[name].num_channels for name, channels in cut.kept.items()):
         return
     with evaluating(model), evaluating(cut.dense), torch.no_grad():
-        parts = [images for images, _ in batches()]
-        layers, parts = _layers(model, cut, parts)
+        layers, images, size, largest = _layers(model, cut, [images for images, _ in batches()])
+        parts = images.split(size)
         if asymmetric:
-            _refit_front_to_back(model, cut.dense, parts, layers, ridge)
+            needs = _Needs.of(layers, images, largest)
+            if cut.room is None or needs.whole <= cut.room:
+                _refit_front_to_back(model, cut.dense, images, parts, layers, ridge)
+            else:
+                chunks = images.split(needs.images_in(cut.room))
+                on_host = not needs.samples_fit(cut.room)
+                _say(
+                    f"Refit layer by layer: {needs.images} images in {len(chunks)} chunks, because all at once need "
+                    f"{needs.whole / 2**20:,.0f} MiB and {cut.room / 2**20:,.0f} MiB are free."
+                )
+                _refit_in_chunks(model, cut.dense, chunks, layers, ridge, on_host=on_host)
         else:
             _refit_against_dense(cut.dense, parts, layers, ridge)
     if not asymmetric:
@@ -88,32 +108,19 @@ def refit_bytes(dense: nn.Module, image: Tensor, images: int, *, each: float) ->
 
 
 def _refit_front_to_back(
-    model: nn.Module, dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, _Layer], ridge: float
+    model: nn.Module,
+    dense: nn.Module,
+    images: Tensor,
+    parts: Sequence[Tensor],
+    layers: Mapping[str, _Layer],
+    ridge: float,
 ) -> None:
     """Sample the dense network's outputs, then run the cut network once and refit each layer in this pass.
 
     A layer is refitted when its inputs arrive, or, at the end of a residual branch, when its output is added to the
     stream.
     """
-    samples: dict[str, list[Tensor]] = {name: [] for name in layers}
-    first = 0
-
-    def sample(name: str, y: Tensor) -> None:
-        samples[name].append(layers[name].patches.of_output(y, first)[:, layers[name].outputs])
-
-    def sample_output(name: str, x: Tensor, y: Tensor) -> None:
-        if not layers[name].added:
-            sample(name, y)
-
-    def sample_sum(name: str, own: Tensor, other: Tensor) -> None:
-        if layers[name].added:
-            sample(name, own + other)
-
-    with LayerObserver(dense, list(layers), after=sample_output, added=sample_sum):
-        for images in parts:
-            dense(images)
-            first += len(images)
-
+    samples = _dense_samples(dense, parts, layers, parts[0].device)
     inputs: dict[str, Tensor] = {}
 
     def refit_layer(name: str, x: Tensor) -> None:
@@ -127,14 +134,101 @@ def _refit_front_to_back(
         if not layer.added:
             return
         x = inputs.pop(name)
-        wanted = torch.cat(samples.pop(name)).double() - layer.patches.of_output(other).double()
-        layer.fit(x, layer.before_norm(wanted, x), ridge)
+        layer.fit(x, layer.wanted_before(other, torch.cat(samples.pop(name)), x), ridge)
         # `forward` skips the hooks: for the rest of the network this is the same call.
         y = layer.module.forward(x)
         own.copy_(y if layer.norm is None else layer.norm.forward(y))
 
     with LayerObserver(model, list(layers), before=refit_layer, added=refit_branch):
-        model(torch.cat(list(parts)))
+        model(images)
+
+
+def _refit_in_chunks(
+    model: nn.Module,
+    dense: nn.Module,
+    chunks: Sequence[Tensor],
+    layers: Mapping[str, _Layer],
+    ridge: float,
+    *,
+    on_host: bool,
+) -> None:
+    """Refit as `_refit_front_to_back` does, with the activations of one chunk of images in memory at a time.
+
+    Layers are refitted one after another, in the order of that pass; for each, every chunk passes the network up to
+    the layer. The samples of the dense network are kept in the memory of the CPU if `on_host`.
+    """
+    device = chunks[0].device
+    samples = _dense_samples(dense, chunks, layers, torch.device("cpu") if on_host else device)
+    for name, layer in sorted(layers.items(), key=lambda item: item[1].turn):
+        sums, first = layer.moments(), 0
+        for images, of_dense in zip(chunks, samples.pop(name), strict=True):
+            x, other = _arriving(model, layers, name, images)
+            if x is not None:
+                wanted = of_dense.to(device)
+                if layer.added and other is not None:
+                    wanted = layer.wanted_before(other, wanted, x, first)
+                layer.add(sums, x, wanted, first)
+            first += len(images)
+        if sums.count > 0:
+            layer.update(sums, ridge)
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer that it is run for."""
+
+
+def _arriving(
+    model: nn.Module, layers: Mapping[str, _Layer], wanted: str, images: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the input of the layer `wanted`, and the tensor that its output is added to if it ends a branch.
+
+    The network runs no further than it has to. Each is None if the network does not get there.
+    """
+    found: dict[str, Tensor] = {}
+
+    def before(name: str, x: Tensor) -> None:
+        if name == wanted:
+            found["input"] = x
+            if not layers[name].added:
+                raise _ReachedError
+
+    def added(name: str, own: Tensor, other: Tensor) -> None:
+        if name == wanted:
+            found["other"] = other
+            raise _ReachedError
+
+    # All layers are observed, because the first operand of a sum decides whose output it is.
+    with suppress(_ReachedError), LayerObserver(model, list(layers), before=before, added=added):
+        model(images)
+    return found.get("input"), found.get("other")
+
+
+def _dense_samples(
+    dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, _Layer], place: torch.device
+) -> dict[str, list[Tensor]]:
+    """Return for each layer and part of the images the outputs that it should have at its patches, on `place`.
+
+    At the end of a residual branch these are the sums that the layer's output is a part of.
+    """
+    samples: dict[str, list[Tensor]] = {name: [] for name in layers}
+    first = 0
+
+    def sample(name: str, y: Tensor) -> None:
+        samples[name].append(layers[name].patches.of_output(y, first)[:, layers[name].outputs].to(place))
+
+    def sample_output(name: str, x: Tensor, y: Tensor) -> None:
+        if not layers[name].added:
+            sample(name, y)
+
+    def sample_sum(name: str, own: Tensor, other: Tensor) -> None:
+        if layers[name].added:
+            sample(name, own + other)
+
+    with LayerObserver(dense, list(layers), after=sample_output, added=sample_sum):
+        for images in parts:
+            dense(images)
+            first += len(images)
+    return samples
 
 
 def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, _Layer], ridge: float) -> None:
@@ -155,7 +249,7 @@ def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapp
 
 
 class Moments:
-    """Sums over patches x and residuals r: `x^T x`, `x^T r`, and both means, in float64.
+    """Sums over patches x and residuals r: `x^T x`, `x^T r`, and both means, in float64 whatever their type is.
 
     The leading axis of all tensors is the groups of a convolution.
     """
@@ -165,8 +259,10 @@ class Moments:
         self._sums: list[Tensor] = []
 
     def add(self, read_GNP: Tensor, rest_GNM: Tensor) -> None:
-        sums = [read_GNP.mT @ read_GNP, read_GNP.mT @ rest_GNM, read_GNP.sum(1), rest_GNM.sum(1)]
-        sums.append(rest_GNM.square().sum())
+        products = [read_GNP.mT @ read_GNP, read_GNP.mT @ rest_GNM]
+        sums = [product.double() for product in products]
+        sums += [values.sum(1, dtype=torch.float64) for values in (read_GNP, rest_GNM)]
+        sums.append(rest_GNM.square().sum(dtype=torch.float64))
         self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
         self.count += read_GNP.shape[1]
 
@@ -242,6 +338,8 @@ class _Layer:
     is_whole: bool
     """True if the layer reads all channels that the dense layer reads."""
     patches: Patches
+    turn: int
+    """Place in the order in which the layers are refitted."""
 
     @property
     def _centred(self) -> bool:
@@ -257,12 +355,13 @@ class _Layer:
         return Moments()
 
     def add(self, sums: Moments, x: Tensor, wanted: Tensor, first: int = 0) -> None:
-        weight = self._weight()
+        dtype = self.patches.dtype
+        weight = self._weight().to(dtype)
         for part, read in self.patches.of_input(x, first):
             now = read @ weight
             if self.module.bias is not None:
-                now += self.module.bias.double().reshape(len(weight), 1, -1)
-            wanted_GNM = wanted[part].double().unflatten(1, (len(weight), -1)).transpose(0, 1)
+                now += self.module.bias.to(dtype).reshape(len(weight), 1, -1)
+            wanted_GNM = wanted[part].to(dtype).unflatten(1, (len(weight), -1)).transpose(0, 1)
             sums.add(read, wanted_GNM - now)
 
     def update(self, sums: Moments, ridge: float) -> None:
@@ -272,7 +371,11 @@ class _Layer:
             mean_x, mean_r = sums.means
             self._shift((mean_r - (mean_x[:, None, :] @ change)[:, 0]).reshape(-1))
 
-    def before_norm(self, y: Tensor, x: Tensor) -> Tensor:
+    def wanted_before(self, other: Tensor, total: Tensor, x: Tensor, first: int = 0) -> Tensor:
+        """Return the outputs, `(N, M)`, for which the end of a branch adds up to `total` with the stream `other`."""
+        return self.before_norm(total.double() - self.patches.of_output(other, first).double(), x, first)
+
+    def before_norm(self, y: Tensor, x: Tensor, first: int = 0) -> Tensor:
         """Return the outputs of the layer, `(N, M)`, for which its batch norm gives `y`.
 
         For a channel whose scale in the batch norm is nearly 0, return the present output, because it has no effect.
@@ -285,7 +388,7 @@ class _Layer:
         if self.norm.affine:
             scale, offset = scale * self.norm.weight.double(), offset * self.norm.weight.double() + self.norm.bias
         cut_off = scale.abs() <= 1e-3 * scale.abs().max()
-        now = self.patches.of_output(self.module.forward(x)).double() if cut_off.any() else y
+        now = self.patches.of_output(self.module.forward(x), first).double() if cut_off.any() else y
         return torch.where(cut_off, now, (y - offset) / torch.where(cut_off, 1.0, scale))
 
     def staying_inputs(self, x: Tensor) -> Tensor:
@@ -305,10 +408,62 @@ class _Layer:
             cast(Tensor, self.module.bias).add_(shift)
 
 
-def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, _Layer], list[Tensor]]:
-    """Return the layers behind the first cut in the order in which they run, and the images that fit into memory."""
+@dataclass(frozen=True)
+class _Needs:
+    """The memory that a refit needs, in bytes."""
+
+    images: int
+    samples: int
+    """Samples of the dense network's outputs, for all layers."""
+    products: int
+    """Patches and Gram matrices of the layer that needs most, and the images."""
+    an_image: int
+    """Activations of one image, and the outputs at its patches that a layer is fitted to."""
+
+    @classmethod
+    def of(cls, layers: Mapping[str, _Layer], images: Tensor, largest: int) -> _Needs:
+        """Return the needs for `layers` on `images`; `largest` are the bytes of the largest activation of an image."""
+        size = images.element_size()
+        samples = sum(layer.patches.chosen.numel() * len(layer.outputs) * size for layer in layers.values())
+        products = max((layer.patches.needed_bytes for layer in layers.values()), default=0)
+        targets = max((layer.patches.chosen.shape[1] * len(layer.outputs) * 8 for layer in layers.values()), default=0)
+        return cls(len(images), samples, products + images.numel() * size, LIVE * (largest + targets))
+
+    @property
+    def whole(self) -> int:
+        """Bytes for all images at once."""
+        return self.samples + self.products + self.images * self.an_image
+
+    def samples_fit(self, room: int) -> bool:
+        """True if the samples take at most half of `room` bytes."""
+        return 2 * self.samples <= room
+
+    def images_in(self, room: int) -> int:
+        """Return the number of images of a chunk for `room` bytes, at least 1."""
+        samples = self.samples if self.samples_fit(room) else 0
+        return max(1, (room - samples - self.products) // self.an_image)
+
+
+@cache
+def _say(message: str) -> None:
+    """Log the message once in this process: every candidate may need the same."""
+    _LOG.warning(message)
+
+
+def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, _Layer], Tensor, int, int]:
+    """Return the layers behind the first cut in the order in which they run, and the images that `LARGEST` allows.
+
+    Then the size of a batch of `parts`, and the bytes of a layer's largest input or output for one image.
+    """
     ran, largest = structure_of(cut.dense, parts[0][:2])
-    images = torch.cat(parts)[: max(1, LARGEST // largest)]
+    images = torch.cat(parts)
+    most = max(1, LARGEST // largest)
+    if len(images) > most:
+        _say(
+            f"Refit: {most} of {len(images)} calibration images are used, the others are left out: the largest layer "
+            f"has {largest / 2**20:.1f} MiB an image, of at most {LARGEST / 2**30:.0f} GiB for all images."
+        )
+        images = images[:most]
     modules, dense = dict(model.named_modules()), dict(cut.dense.named_modules())
     stays = KeptPositions(cut.graph, cut.kept)
     sliced = set(stays.sliced)
@@ -325,10 +480,10 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
         norm = None if here.norm is None else cast(nn.BatchNorm2d, modules[here.norm])
         patches = Patches.drawn(module, here.output, len(images), seed)
         is_whole = len(inputs) == shape[1]
-        layers[name] = _Layer(module, norm, here.added, inputs, outputs, is_whole, patches)
+        layers[name] = _Layer(module, norm, here.added, inputs, outputs, is_whole, patches, here.turn)
     # Layers before the first missing channel have the same outputs as in the dense network.
     behind = dropwhile(lambda item: item[1].is_whole, layers.items())
-    return dict(behind), list(images.split(len(parts[0])))
+    return dict(behind), images, len(parts[0]), largest
 
 
 @dataclass
@@ -336,6 +491,8 @@ class ObservedLayer:
     """Observation of a layer in one forward pass: its output, its batch norm, and its role in a residual branch."""
 
     output: Tensor
+    turn: int
+    """Number of the event at which its refit is due: its run, or, if it ends a branch, the sum that ends the branch."""
     norm: str | None = None
     added: bool = False
 
@@ -351,6 +508,8 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLa
     ran: dict[str, ObservedLayer] = {}
     left_out: set[str] = set()
     sums: list[str] = []
+    turns = count()
+    sum_turns: dict[str, int] = {}
     largest = 1
 
     def after(name: str, x: Tensor, y: Tensor) -> None:
@@ -358,7 +517,7 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLa
         # For example, windows of an image count as images for the layer: its rows do not belong to whole images.
         if name in ran or len(y) != len(images):
             left_out.add(name)
-        ran[name] = ObservedLayer(y)
+        ran[name] = ObservedLayer(y, next(turns))
         largest = max(largest, *(tensor.numel() * tensor.element_size() // len(images) for tensor in (x, y)))
 
     def normed(name: str, norm: str) -> None:
@@ -366,11 +525,13 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLa
 
     def added(name: str, own: Tensor, other: Tensor) -> None:
         sums.append(name)
+        sum_turns[name] = next(turns)
 
     with LayerObserver(model, names, after=after, normed=normed, added=added):
         model(images)
     for name in sums:
-        ran[name].added = sums.count(name) == 1
+        if sums.count(name) == 1:
+            ran[name].added, ran[name].turn = True, sum_turns[name]
     return {name: here for name, here in ran.items() if name not in left_out}, largest
 
 

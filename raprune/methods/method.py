@@ -52,6 +52,8 @@ class Cut:
     """Graph of `dense`."""
     kept: Kept
     """Channels of `dense` that stay; a group that is not named is whole."""
+    room: int | None = None
+    """Bytes of the device's memory that a repair may take; None: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,10 @@ class Regularizer(ABC):
 
     The fields alone must determine the training.
     """
+
+    capturable: ClassVar[bool] = False
+    """True if each call does the same work on the gradients, without a wait for the device, so that a CUDA graph can
+    replay it."""
 
     epochs: float
     lr: float

@@ -21,6 +21,22 @@ PATCHES_A_WEIGHT = 40
 """Minimum number of patches per weight of a filter."""
 CHUNK = 2**24
 """Maximum number of entries of patches in memory at a time."""
+ROWS = 4096
+"""Maximum number of patches in a product of float32; the sums over products are in float64."""
+SAMPLES_A_COLUMN = 4
+"""Number of patches per weight of a filter below which products are in float64 on every device."""
+
+
+def products_in(device: torch.device, samples: int, columns: int) -> torch.dtype:
+    """Return the type in which products of patches are computed: float64, or float32 on CUDA if samples are many.
+
+    GPUs multiply float64 at a half to a 64th of the speed of float32. Measured for the refit of ResNet-56 at 50 % of
+    the FLOPs, 512 images: products in float32 and sums in float64 give the same accuracy on 2,400 images, 0.8917, and
+    weights that differ by 3e-4. With fewer samples than columns the two differ wildly, because a ridge of 1e-6 is as
+    small as the rounding of float32.
+    """
+    many = samples >= SAMPLES_A_COLUMN * columns
+    return torch.float32 if device.type == "cuda" and many else torch.float64
 
 
 class PatchReader:
@@ -90,6 +106,8 @@ class Patches:
         self.chosen = chosen
         """Chosen positions of the output for each image, shape `(images, positions)`, with the last axis fastest."""
         self._sizes = sizes
+        self.dtype = products_in(chosen.device, chosen.numel(), cast(Tensor, module.weight)[0].numel())
+        """Type of the patches of the input."""
 
     @classmethod
     def drawn(cls, module: nn.Module, output: Tensor, total: int, seed: int) -> Patches:
@@ -118,6 +136,15 @@ class Patches:
     def groups(self) -> int:
         return cast(int, getattr(self.module, "groups", 1))
 
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes that reading the patches and solving for the weights takes at most."""
+        columns = cast(Tensor, self.module.weight)[0].numel()
+        # An entry is gathered by an index, moved to its group, and converted.
+        read = min(CHUNK, self.chosen.numel() * columns) * 4 * 8
+        # Sums, their scaled copies, the factor, and the products that are being added.
+        return read + 6 * self.groups * columns**2 * 8
+
     def of_output(self, y: Tensor, first: int = 0) -> Tensor:
         """Return the outputs at the positions, `(N, channels)`; `y` is the output for the images from `first` on."""
         rows = (
@@ -126,15 +153,17 @@ class Patches:
         return rows[self._places(first, len(y))]
 
     def of_input(self, x: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """Yield parts of 0..N and their patches, shape `(groups, part, weights of a filter)`, float64."""
+        """Yield parts of 0..N and their patches, shape `(groups, part, weights of a filter)`, in `dtype`."""
         images, places = self._places(first, len(x))
         reader = PatchReader(self.module, x, self._sizes)
         step = max(1, CHUNK // reader.entries)
+        if self.dtype == torch.float32:
+            step = min(step, ROWS)
         for start in range(0, len(images), step):
             part = slice(start, min(start + step, len(images)))
             read_NTC = reader.read(images[part], places[part])
             read_GNP = read_NTC.unflatten(2, (self.groups, -1)).permute(2, 0, 3, 1).flatten(2)
-            yield part, read_GNP.double()
+            yield part, read_GNP.to(self.dtype)
 
     def _places(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         chosen = self.chosen[first : first + count]

@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from raprune.channels.cut import cut, rebuild
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.maxout import inserted
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable
-from raprune.methods import Cut, Method, Network, Scores, Step
+from raprune.methods import Cut, Kept, Method, Network, Scores, Step
 from raprune.pruning.allocate import Target, allocate, select
 from raprune.pruning.phases import Phases, telling
 from raprune.pruning.record import Pruned, check_not_trained, method_of, record
+from raprune.pruning.room import repair_room
 from raprune.pruning.scoring import Scoring
 from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload
@@ -154,7 +156,7 @@ class Pruner:
         candidate = self._candidate(proposal, method, scores)
         model = cut(base, self.graph, candidate)
         after_cut = self._evaluate(model).accuracy if judge_cut else None
-        method.repair(model, self.scoring.batches, Cut(base, self.graph, candidate.kept))
+        method.repair(model, self.scoring.batches, self._cut(base, candidate.kept))
         return Pruned(model, candidate, epochs, after_cut)
 
     def repaired_again(self, trial: Trial) -> nn.Module:
@@ -167,8 +169,11 @@ class Pruner:
         method = method_of(trial.proposal)
         base, _ = self.phases.base(method)
         model = cut(base, self.graph, trial.channels)
-        method.repair(model, self.scoring.batches, Cut(base, self.graph, trial.channels.kept))
+        method.repair(model, self.scoring.batches, self._cut(base, trial.channels.kept))
         return model
+
+    def _cut(self, base: nn.Module, kept: Kept) -> Cut:
+        return Cut(base, self.graph, kept, repair_room(self.workload.device))
 
     def made_again(self, parent: Proposal) -> Pruned:
         """The network that a search trial came to, before any fine-tuning."""
@@ -250,16 +255,24 @@ class Pruner:
         return record(proposal, pruned, result, self.workload, self.cost, started=started, after_repair=repaired)
 
 
-def keep_zeros(model: nn.Module) -> Callable[[nn.Module], None] | None:
-    """Return a function that keeps zero weights at zero in training, by their gradients; None if there are none."""
-    masks = {name: p.detach() != 0 for name, p in model.named_parameters() if p.ndim > 1}
-    masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-    if not masks:
-        return None
+@dataclass(frozen=True)
+class ZeroKeeper:
+    """Function that sets the gradients of zero weights to zero, so that training keeps these weights."""
 
-    def mask_gradients(model: nn.Module) -> None:
+    capturable: ClassVar[bool] = True
+    masks: Mapping[str, Tensor]
+    """False for each weight that is zero, by parameter."""
+
+    def __call__(self, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
-            if name in masks and parameter.grad is not None:
-                parameter.grad *= masks[name]
+            if name in self.masks and parameter.grad is not None:
+                parameter.grad *= self.masks[name]
 
-    return mask_gradients
+
+def keep_zeros(model: nn.Module) -> ZeroKeeper | None:
+    """Return a function that keeps zero weights at zero in training; None if there are none."""
+    masks = {name: p.detach() != 0 for name, p in model.named_parameters() if p.ndim > 1}
+    # One transfer for all parameters.
+    whole = torch.stack([mask.all() for mask in masks.values()]).tolist() if masks else []
+    masks = {name: mask for (name, mask), is_whole in zip(masks.items(), whole, strict=True) if not is_whole}
+    return ZeroKeeper(masks) if masks else None

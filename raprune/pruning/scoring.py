@@ -16,6 +16,7 @@ from raprune.channels.graph import ChannelGraph, Group
 from raprune.methods import Cut, Method, Scores
 from raprune.pruning.keys import score_key
 from raprune.pruning.phases import Phases
+from raprune.pruning.room import repair_room
 from raprune.pruning.workload import Workload
 from raprune.records import Candidate
 from raprune.results.stages import OnWork, Work
@@ -53,6 +54,7 @@ class Scoring:
         self._statistics = statistics
         self._phases = phases
         self._on_work = on_work
+        self._room = repair_room(workload.device)
         generator = torch.Generator().manual_seed(spec.seed)
         self._calibration = workload.sample(spec.search.calibration, generator)
 
@@ -97,7 +99,7 @@ class Scoring:
             best = np.argsort(-scores, kind="stable")[: group.num_channels - gone]
             kept = {group.name: tuple(sorted(best.tolist()))}
             model = cut(dense, graph, Candidate("priced", kept))
-            repairing.repair(model, partial(self._first, PRICED), Cut(dense, graph, kept))
+            repairing.repair(model, partial(self._first, PRICED), Cut(dense, graph, kept, self._room))
             prices[gone] = divergence(dense, model, self._first(PRICED))
         return prices
 

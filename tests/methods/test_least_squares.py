@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 from raprune.records import Candidate
 from tests.channels.networks import build
 from tests.channels.proved import proved
+from tests.pretend_cuda import pretend_cuda
 
 
 class Chain(nn.Module):
@@ -300,3 +302,48 @@ def test_modes_and_hooks_are_left_as_they_were(dtype: torch.dtype) -> None:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
         assert all(module.training is (network is small) for module in modules)
     assert all(value.dtype == dtype and value.isfinite().all() for value in small.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "room"),
+    [("Branch", 1), *((n, 500_000) for n in ("Chain", "Branch", "Residual", "Grouped", "DenseBlock", "FlattenLinear"))],
+)
+def test_refit_in_chunks_of_images_gives_the_weights_of_all_images_at_once(
+    network: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raprune.methods.patches.CHUNK", 2**14)
+    own = {"Chain": Chain, "Branch": Branch}
+    dense, graph = made(own[network]) if network in own else (build(network).double(), proved(network)[1])
+    kept = {group.name: tuple(range(max(1, 3 * group.num_channels // 4))) for group in graph.groups}
+    whole, how = cut_to(dense, graph, kept)
+    chunked = copy.deepcopy(whole)
+    refit(whole, in_batches(images()), how)
+    refit(chunked, in_batches(images()), replace(how, room=room))
+    for name, value in chunked.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], atol=1e-10, rtol=0)
+
+
+def test_refit_in_chunks_of_images_stays_within_its_room_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raprune.methods.patches.CHUNK", 2**15)
+    dense, graph = made(Branch)
+    peaks, most = [], 5 * 2**19
+    for room in (None, most):
+        small, how = cut_to(dense, graph, {"one": (1, 4)})
+        with pretend_cuda() as card:
+            on_card = replace(how, dense=copy.deepcopy(dense).to("cuda:0"), room=room)
+            small, x = small.to("cuda:0"), images(200).to("cuda:0")
+            before = card.used
+            card.peak = before
+            refit(small, in_batches(x), on_card)
+            peaks.append(card.peak - before)
+    assert peaks[1] <= most < peaks[0]
+
+
+def test_images_that_a_refit_leaves_out_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raprune.methods.least_squares.LARGEST", 10 * 6 * 8 * 8 * 8)
+    dense, graph = made(Branch)
+    small, how = cut_to(dense, graph, {"one": (1, 4)})
+    refit(small, in_batches(images()), how)
+    assert "10 of 24 calibration images are used, the others are left out" in caplog.text
