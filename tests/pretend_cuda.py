@@ -439,6 +439,7 @@ def pretend_cuda(
         "torch.cuda.graph": _captured,
         "torch.cuda.Stream": _Stream,
         "torch.cuda.stream": lambda stream: nullcontext(),
+        "torch.cuda.set_stream": lambda stream: None,
         "torch.cuda.current_stream": lambda device=None: _Stream(),
         "torch.cuda.Event": _Event,
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 @dataclass(frozen=True, kw_only=True)
 class SparseGamma(Regularizer):
     """An L1 penalty on the scale of every normalisation layer."""
+
+    capturable: ClassVar[bool] = True
 
     strength: float
     """s, the weight of the penalty."""

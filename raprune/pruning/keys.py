@@ -35,7 +35,7 @@ def base_key(method: Method, network: Mapping[str, Any], spec: SearchSpec, *, au
     content = {
         **network,
         "regularizer": [f"{type(regularizer).__module__}.{type(regularizer).__qualname__}", asdict(regularizer)],
-        "training": phase_spec(spec, regularizer).model_dump(mode="json"),
+        "training": phase_spec(spec, regularizer).model_dump(mode="json", exclude={"cuda_graph"}),
         "augment": augment,
         "seed": spec.seed,
     }
@@ -53,7 +53,7 @@ def score_key(
         **network,
         "base": base,
         "groups": graph.widths,
-        "calibration": None if method.data_free else [images, spec.search.eval_batch_size, spec.seed],
+        "calibration": None if method.data_free else [images, spec.search.batch_size, spec.seed],
         # A user's method may have the name of another.
         "method": f"{type(method).__module__}.{type(method).__qualname__}",
         "settings": method.behind_scores(),

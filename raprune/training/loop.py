@@ -7,6 +7,7 @@ there is a teacher (distillation.py). One process or several (distributed.py), w
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 import warnings
@@ -30,6 +31,12 @@ from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import pack, unpack
 from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss, teacher_in
+from raprune.training.step import FEWEST_STEPS, BatchStep, GraphedStep
+
+BENCHMARK_FROM = 500
+"""Number of steps from which cuDNN times its algorithms: for a few steps the timings take longer than they save."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class TrainingSplit(Protocol):
@@ -135,17 +142,30 @@ def train(
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
         objective = stack.enter_context(_objective(model, teacher, channels, spec, half, split, ranks))
+        tally = _Tally(split.device)
+
+        def step(x: Tensor, y: Tensor) -> None:
+            _backward(objective, scaler, x, y, sizes[course.step % len(sizes)], ranks, tally)
+            course.unscale()
+            if regularize is not None:
+                regularize(model)
+            course.update()
+
+        take_step: BatchStep = step
+        if split.device.type == "cuda" and spec.cuda_graph:
+            take_step = _replayed(step, course, sizes[0], split.device, ranks, regularize, steps=total - course.step)
+        if split.device.type == "cuda" and total > BENCHMARK_FROM:
+            stack.enter_context(_benchmarking())
         while course.step < total:
             torch.manual_seed(_epoch_seed(seed, ranks.rank, len(course.history)))
-            started, tally = time.perf_counter(), _Tally(split.device)
+            started = time.perf_counter()
+            tally.clear()
             for x, y in split.shuffled(spec.batch_size, course.generator, augment, ranks):
-                count = sizes[course.step % len(sizes)]
-                _backward(objective, scaler, x.contiguous(memory_format=layout), y, count, ranks, tally)
-                course.unscale()
-                if regularize is not None:
-                    regularize(model)
                 lr = spec.lr * one_cycle(course.step, total, spec.warm_up)
-                course.take_step(lr)
+                course.set_lr(lr)
+                take_step(x.contiguous(memory_format=layout), y)
+                tally.count += sizes[course.step % len(sizes)]
+                course.end_step()
                 if course.step == total:
                     break
             epoch = tally.epoch(len(course.history) + 1, spec, lr, started, ranks)
@@ -160,6 +180,42 @@ def train(
     model.zero_grad(set_to_none=True)
     model.eval()
     return course.history
+
+
+def _replayed(
+    step: BatchStep,
+    course: _TrainingState,
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks,
+    regularize: Callable[[nn.Module], None] | None,
+    *,
+    steps: int,
+) -> BatchStep:
+    """Return `step`, replayed as a CUDA graph where that is possible and pays."""
+    reasons = {
+        f"{steps} steps are too few": steps < FEWEST_STEPS,
+        "several processes train together": ranks.size > 1,
+        "float16 may leave steps out": course.scales,
+        # A regulariser that counts its calls, for example, does other work in each of them.
+        "the regulariser's work may change": regularize is not None and not getattr(regularize, "capturable", False),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            _LOG.info("Training step is not replayed as a CUDA graph: %s.", reason)
+            return step
+    return GraphedStep(step, batch_size=batch_size, device=device, forget=course.forget_gradients)
+
+
+@contextmanager
+def _benchmarking() -> Iterator[None]:
+    """Let cuDNN time its algorithms for each shape within the context, and take the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def one_cycle(step: int, total: int, warm_up: float) -> float:
@@ -183,20 +239,39 @@ class _TrainingState:
         self._scaler = scaler
         self._of = of
         self._optimizer = _optimizer(model, spec)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
+        device = next(model.parameters()).device
+        # On CUDA a tensor, which a captured step reads anew each time.
+        self._lr = torch.zeros((), device=device) if device.type == "cuda" else None
         self._average = _Average(model, spec.ema) if spec.ema > 0 else None
 
     def unscale(self) -> None:
         """Give the gradients their own size, if the loss was scaled."""
         self._scaler.unscale_(self._optimizer)
 
-    def take_step(self, lr: float) -> None:
+    @property
+    def scales(self) -> bool:
+        """True if the loss is scaled."""
+        return self._scaler.is_enabled()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        if self._lr is not None:
+            self._lr.fill_(lr)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr if self._lr is None else self._lr
+
+    def update(self) -> None:
+        """Change the weights by their gradients."""
         # Without a scale this is the optimiser's step; with one, a step whose gradients overflowed is left out.
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
+
+    def end_step(self) -> None:
         if self._average is not None:
             self._average.add(self._model, self.step)
         self.step += 1
@@ -378,7 +453,6 @@ def _backward(
             weight = factor * len(labels) / len(y)
             scaler.scale(loss if weight == 1 else loss * weight).backward()
         tally.add(loss, logits, labels, weight * count / ranks.size)
-    tally.count += count
 
 
 def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
@@ -400,6 +474,12 @@ class _Tally:
         self.correct = torch.zeros((), dtype=torch.float64, device=device)
         self.count = 0
         """Number of images of all processes."""
+
+    def clear(self) -> None:
+        """Begin an epoch with the same tensors, which a captured step adds to."""
+        self.loss.zero_()
+        self.correct.zero_()
+        self.count = 0
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor, images: float) -> None:
         """Add the mean loss of a part that represents `images` images."""
@@ -435,7 +515,8 @@ def _description(model: nn.Module, split: TrainingSplit, spec: TrainSpec, augmen
     return {
         "network": hashlib.sha256(shapes.encode()).hexdigest()[:16],
         "images": len(split),
-        "spec": spec.model_dump(mode="json"),
+        # A graph changes nothing but the speed.
+        "spec": spec.model_dump(mode="json", exclude={"cuda_graph"}),
         "augment": augment,
         "seed": seed,
     }
