@@ -102,7 +102,7 @@ def _finetune(workload: Workload, model: torch.nn.Module) -> None:
     )
     print(f"trained {finetuning.epochs:g} epochs more: validation {_validation(workload, model):.2%}")
     if workload.test is not None:
-        size = spec.search.eval_batch_size
+        size = spec.search.batch_size
         dense, found = (evaluate(m, workload.test, batch_size=size).accuracy for m in (workload.model, model))
         print(f"test: {found:.2%}, dense {dense:.2%}, {100 * (found - dense):+.2f} points")
 

@@ -85,7 +85,7 @@ def worker_memory(workload: Workload, graph: ChannelGraph, spec: SearchSpec) -> 
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     methods = [method_named(name)(**spec.settings.get(name, {})) for name in {*BASELINES, *spec.methods}]
     with torch.random.fork_rng(devices=[]):
-        batch = min(spec.search.eval_batch_size, len(data.validation))
+        batch = min(spec.search.batch_size, len(data.validation))
         evaluation = evaluation_bytes(model, image, batch)
         scores = max(_scores_bytes(method, workload, graph, spec, image) for method in methods)
         trained = spec.finalists.count > 0 or len(spec.search.rungs) > 1

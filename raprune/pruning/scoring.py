@@ -33,7 +33,7 @@ With 64 the refit of layers of 576 weights a filter fits noise, and widths come 
 def scoring_batch(spec: SearchSpec) -> int:
     """Number of calibration images in each batch that methods look at."""
     # Two at least: batch statistics of one image are none (methods/method.py).
-    return max(2, min(spec.search.eval_batch_size, 256))
+    return max(2, min(spec.search.batch_size, 256))
 
 
 class Scoring:

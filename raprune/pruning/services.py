@@ -42,7 +42,7 @@ class WorkloadServices:
         return self._calibration()
 
     def training(self) -> Iterable[tuple[Tensor, Tensor]]:
-        return self._workload.training.batches(self._spec.search.eval_batch_size)
+        return self._workload.training.batches(self._spec.search.batch_size)
 
     def train(
         self,
@@ -80,7 +80,7 @@ class WorkloadServices:
             forward_in(search.eval_precision, split.device),
             torch.inference_mode(),
         ):
-            parts = [model(x).argmax(1) == y for x, y in split.batches(search.eval_batch_size)]
+            parts = [model(x).argmax(1) == y for x, y in split.batches(search.batch_size)]
         return torch.cat(parts).cpu()
 
     def cut(self, network: Network, kept: Kept) -> Network:

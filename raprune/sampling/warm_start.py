@@ -159,7 +159,7 @@ def _check_same(run: EarlierRun, now: Identity) -> None:
 
 def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
     """True if a trial of one search would give the same result in the other."""
-    fields = ("rungs", "calibration_images", "eval_batch_size", "min_channels", "multiple_of")
+    fields = ("rungs", "calibration_images", "batch_size", "min_channels", "multiple_of")
     same = all(getattr(its.search, name) == getattr(ours.search, name) for name in fields)
     trained = its.finalists.train == ours.finalists.train or ours.search.rungs[-1] == 0
     return same and trained and its.seed == ours.seed and its.exclude == ours.exclude

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,12 @@ LARGEST_ON_CPU = 128
 long per image, a batch of 1024 twice as long."""
 
 
+BATCHES_ON_GPU = (512, 2500)
+"""Smallest and largest number of images per batch: in batches of few small images a GPU waits for its launches."""
+PIXELS_ON_GPU = 2500 * 32**2
+"""Pixels per batch, between these two numbers of images."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Top-1 accuracy in [0, 1], and mean cross-entropy."""
@@ -27,14 +34,22 @@ class Evaluation:
     loss: float
 
 
+def fitting_batch(sizes: Sequence[int]) -> int:
+    """Return the number of images of these sizes, `(H, W)`, in a batch of an evaluation on a GPU."""
+    least, most = BATCHES_ON_GPU
+    return min(most, max(least, PIXELS_ON_GPU // math.prod(sizes)))
+
+
 def evaluate(
-    model: nn.Module, split: ImageSplit, *, batch_size: int = 512, precision: Precision = "float32"
+    model: nn.Module, split: ImageSplit, *, batch_size: int | None = None, precision: Precision = "float32"
 ) -> Evaluation:
     """Measure accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
 
     The default precision is exact on every device; a search evaluates candidates in `search.eval_precision`. NaN
-    logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images.
+    logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images; without `batch_size` they have as many
+    images elsewhere as `fitting_batch` says.
     """
+    batch_size = batch_size or fitting_batch(split.images.shape[2:])
     if split.device.type == "cpu":
         batch_size = min(batch_size, LARGEST_ON_CPU)
     correct = torch.zeros((), dtype=torch.int64, device=split.device)

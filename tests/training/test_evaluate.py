@@ -11,7 +11,7 @@ from torch.nn import functional
 from raprune.data import Split
 from raprune.data.batches import DeviceSplit
 from raprune.models.lenet import LeNet5
-from raprune.training.evaluate import evaluate
+from raprune.training.evaluate import evaluate, fitting_batch
 
 
 def split(count: int = 50) -> DeviceSplit:
@@ -31,6 +31,11 @@ def test_accuracy_and_loss_equal_those_of_one_batch() -> None:
     result = evaluate(model, data, batch_size=7)
     assert result.accuracy == (logits.argmax(1) == y).sum().item() / 50
     assert result.loss == pytest.approx(functional.cross_entropy(logits, y).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(28, 2500), (32, 2500), (48, 1111), (224, 512)])
+def test_batch_on_a_gpu_has_more_images_the_smaller_they_are(size: int, wanted: int) -> None:
+    assert fitting_batch((size, size)) == wanted
 
 
 def test_evaluation_computes_in_the_precision_that_is_asked_for() -> None:

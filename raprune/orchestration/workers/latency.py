@@ -116,7 +116,7 @@ def _measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> T
         device=subject.placement.device,
         # A container or a batch system may give fewer than the node has.
         threads=min(subject.placement.threads, usable_cpus()),
-        largest=spec.search.eval_batch_size,
+        largest=spec.search.batch_size,
         budgeted=spec.budget.limits_latency,
     )
 

@@ -285,7 +285,7 @@ class CandidateTrial(tune.Trainable):
             Exception: the error of the candidate.
         """
         held = self._held
-        for batch_size in (None, max(1, self._shared.spec.search.eval_batch_size // 2)):
+        for batch_size in (None, max(1, self._shared.spec.search.batch_size // 2)):
             try:
                 return self._run(task, held if batch_size is None else held.evaluating(batch_size))
             except StoreError:
