@@ -136,10 +136,8 @@ class Mutator:
         logs, costs = np.vstack(children), np.repeat(targets, CHILDREN)
         best, error = 0, 1.0 - self._points[fit.front[parents[0]]].accuracy
         if fit.model is not None:
-            columns = fit.columns.of([self._points[index] for index in fit.front])
-            mean, deviation, expected = self._predict(
-                fit, _inputs(np.log(costs), logs, columns[parents]), pending[-PENDING:]
-            )
+            inputs = _inputs(np.log(costs), logs, fit.settings[parents])
+            mean, deviation, expected = self._predict(fit, inputs, pending[-PENDING:])
             gains = expected_gains(expected, costs, mean, deviation, highest=self._highest)
             # Rounded, so that the order of a sum rarely decides.
             best = int(gains.round(9).argmax())
@@ -169,7 +167,8 @@ class Mutator:
                 kernel = self._likeliest(count_of_kernel)
                 columns = _Columns([self._points[index] for index in known])
                 model = _Model(*self._values(known, columns), kernel)
-            self._fitted = (key, _Fit(front, columns, model))
+            settings = columns.of([self._points[index] for index in front])
+            self._fitted = (key, _Fit(front, columns, settings, model))
         return self._fitted[1]
 
     def _front(self, count: int) -> IndexArray:
@@ -279,7 +278,8 @@ def _changed(parents: Floats, generator: np.random.Generator) -> Floats:
 
 def _logs(points: Sequence[Point], groups: Sequence[str]) -> Floats:
     """Logarithms of the points' ratios, shape `(N, groups)`."""
-    return np.asarray(np.log([[max(point.keep_ratios[name], LOWEST) for name in groups] for point in points]))
+    ratios = np.array([[point.keep_ratios[name] for name in groups] for point in points])
+    return np.asarray(np.log(np.maximum(ratios, LOWEST)))
 
 
 class _Rows:
@@ -307,6 +307,8 @@ class _Fit:
 
     front: IndexArray
     columns: _Columns
+    settings: Floats
+    """The columns of the front."""
     model: _Model | None
 
 

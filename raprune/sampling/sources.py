@@ -210,7 +210,8 @@ class Sampler(ProposalSource):
 
     def observe(self, point: Point) -> None:
         """Tell the sampler a result that it did not propose itself, if the recipe is in its search space."""
-        trial = self._drawn(self._values_of(point))
+        is_near = point.method in self._space.methods and point.allocation in self._space.allocations
+        trial = self._drawn(self._values_of(point)) if is_near else None
         if trial is not None:
             values = point.objectives(self._space.cost)
             self._study.add_trial(
@@ -219,7 +220,7 @@ class Sampler(ProposalSource):
 
     def _values_of(self, point: Point) -> dict[str, Any]:
         """The recipe of a point as the sampler's parameters. Ratios within a block may differ: their mean counts."""
-        space, ratios = self._space, point.keep_ratios
+        space, ratios = self._space, dict(point.keep_ratios)
         blocks = [[ratios[name] for name in block] for block in space.blocks if ratios]
         kept = [block[0] if min(block) == max(block) else float(np.mean(block)) for block in blocks]
         return {
@@ -233,8 +234,6 @@ class Sampler(ProposalSource):
 
     def _drawn(self, values: Mapping[str, Any]) -> optuna.trial.FixedTrial | None:
         """The parameters as a trial of the sampler's search space; None if they are not in it."""
-        if values["method"] not in self._space.methods or values["allocation"] not in self._space.allocations:
-            return None
         trial = optuna.trial.FixedTrial(dict(values))
         with warnings.catch_warnings():
             # Optuna warns of values outside their range.
@@ -433,7 +432,9 @@ def _to_proposal(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: i
 def pending_point(proposal: Proposal, space: SearchSpace) -> Point:
     """The point of a proposal whose trial has not ended."""
     point = Point(trial_id=proposal.trial_id, state=TrialState.WAITING, method=proposal.method)
-    return point.with_recipe(proposal, target=space.target_of(proposal))
+    point = point.with_recipe(proposal, target=space.target_of(proposal))
+    # A stored proposal has its ratios packed, and looks each one up.
+    return replace(point, keep_ratios=dict(proposal.keep_ratios))
 
 
 def trial_seed(seed: int, number: int) -> int:
