@@ -53,6 +53,8 @@ PENDING = 64
 """Maximum number of pending proposals that the model takes for results: the last ones."""
 ENOUGH = 8
 """Number of results from which on children are compared by the model."""
+FEW = 64
+"""Number of results below which each model has a kernel of its own, fitted to all of them at little cost."""
 LEAST = 1e-4
 """Smallest error that is told apart."""
 
@@ -118,9 +120,9 @@ class Mutator:
         """The child, for one of `targets`, by which the front is expected to gain the largest area.
 
         The first `count` results are used (one or more; all by default), and the kernel is fitted to the first
-        `count_of_kernel` of them. The model of one pair of counts is computed once. Of `pending`, proposals under way
-        whose `accuracy` is ignored, the last `PENDING` count. With fewer than `ENOUGH` results the first child for the
-        first target is returned.
+        `count_of_kernel` of them, or to all if these are fewer than `FEW`. The model of one pair of counts is computed
+        once. Of `pending`, proposals under way whose `accuracy` is ignored, the last `PENDING` count. With fewer than
+        `ENOUGH` results the first child for the first target is returned.
 
         The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its
         cost.
@@ -157,7 +159,7 @@ class Mutator:
 
     def _fit(self, count: int, count_of_kernel: int | None) -> _Fit:
         """The front and the model of the first `count` results, kept until another one is asked for."""
-        if count_of_kernel is None or count_of_kernel < ENOUGH:
+        if count_of_kernel is None or count_of_kernel < FEW:
             count_of_kernel = count
         key = (count, count_of_kernel)
         if self._fitted is None or self._fitted[0] != key:

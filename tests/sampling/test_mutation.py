@@ -174,7 +174,7 @@ def test_a_child_is_made_for_the_cost_at_which_the_front_gains_most() -> None:
 
 def test_a_child_is_the_same_in_a_search_that_was_interrupted() -> None:
     """The model of a number of results is the same, whether others came before or after it was asked for."""
-    results = made_up(60, lambda _, __, cost: 0.05 / cost)
+    results = made_up(90, lambda _, __, cost: 0.05 / cost)
     targets = targets_in(0.1, 0.5, generator=np.random.default_rng(0))
     pending = [child(results, targets, seed) for seed in range(3)]
     through, resumed = (Mutator(NAMES, cost="flops", highest=0.5) for _ in range(2))
@@ -184,7 +184,7 @@ def test_a_child_is_the_same_in_a_search_that_was_interrupted() -> None:
         if number >= ENOUGH:
             through.child(targets, generator=np.random.default_rng(number), count=number - 3)
     children = [
-        mutator.child(targets, generator=np.random.default_rng(1), pending=pending, count=50, count_of_kernel=40)
+        mutator.child(targets, generator=np.random.default_rng(1), pending=pending, count=80, count_of_kernel=70)
         for mutator in (through, resumed)
     ]
     assert children[0] == children[1] != child(results, targets, 1, pending=pending)

@@ -89,7 +89,7 @@ def test_the_first_proposals_take_every_method_and_cover_the_range() -> None:
     places = sorted([0.0, *(math.log(t / 0.1) / math.log(3) for t in targets)])
     assert max(b - a for a, b in pairwise(places)) < 0.34
     targets = sorted(flops_of(p) for p in done[16:])
-    assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.03
+    assert max(b - a for a, b in zip([0.1, *targets], [*targets, 0.3], strict=True)) < 0.04, "a fifth of the range"
 
 
 def test_a_budget_of_parameters_is_sampled_in_their_place() -> None:
