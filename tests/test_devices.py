@@ -16,6 +16,8 @@ import torch
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
+from raprune.cost.flops import CostModel
+from raprune.cost.measure import measure_table
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.methods import METHODS
@@ -29,6 +31,7 @@ from raprune.spec.job import (
     DataSpec,
     FinalistSpec,
     FinetuneSpec,
+    LatencySpec,
     ModelSpec,
     SamplerSpec,
     SearchSpec,
@@ -198,6 +201,14 @@ def test_seconds_of_an_epoch_include_the_work_that_the_card_still_has_to_do(
     monkeypatch.setattr("raprune.training.loop.time", clock)
     history = train(dense.model, dense.training, TRAINING, augment="none", seed=0)
     assert [epoch.seconds for epoch in history] == [1.0]
+
+
+def test_latency_table_on_cuda_predicts_the_dense_network(card: Card) -> None:
+    dense, cost = workload("cuda:0").model, CostModel(graph())
+    spec = LatencySpec(repeats=1, widths=2, precision="auto")
+    table = measure_table(dense, graph(), spec, device="cuda:0")
+    assert (table.device, table.precision) == ("pretend", "bfloat16")
+    assert math.isfinite(table.predict(cost.sizes(cost.num_channels)))
 
 
 def test_artifact_of_a_network_on_cuda_loads_on_the_cpu_and_on_cuda(card: Card, tmp_path: Path) -> None:
