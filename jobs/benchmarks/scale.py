@@ -10,8 +10,10 @@ Virtual time passes for a worker while it waits, and for the driver and the coor
 * the driver is one thread. Its CPU time is charged to the searcher (`suggest`, `on_trial_complete`), to the scheduler
   or else to Tune's controller; what Ray takes for its part of a trial (sending two tasks, waiting for one of so many
   answers, fetching it) is measured first on a real Ray, with as many tasks under way, and charged to Ray;
-* the coordinator writes one record after another, and its wall time is charged, to the store or else to the record;
-  every virtual second it also answers the driver's question for the progress.
+* the coordinator takes as many records at once as its actor does, then those that came meanwhile. Its store is charged
+  by the clock, less what its thread waits for a CPU, so that it may be run on a busy machine (that of S3 is a process
+  of its own, whose wait is not known); the rest, and the progress that the driver asks for every virtual second, by CPU
+  time.
 
 A worker is busy while its trial runs; it loses the time in which it waits for its record, and then for its next task.
 Busy is counted from the moment at which the last worker has begun until nothing is left to propose. Messages take no
@@ -32,6 +34,7 @@ import json
 import logging
 import os
 import random
+import secrets
 import statistics
 import subprocess
 import sys
@@ -40,12 +43,13 @@ import time
 import urllib.request
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import numpy as np
@@ -91,6 +95,8 @@ SECONDS = (0.15, 2.0, 20.0)
 STORES = ("disk", "s3")
 REQUEST_S = 0.02
 """Time that the server of S3 waits before each answer."""
+SENDERS = 1
+"""Records that the coordinator takes at once, as its actor does."""
 SPREAD = 0.2
 """Trials take up to this fraction more or less than their mean."""
 PROGRESS_S = 1.0
@@ -113,6 +119,12 @@ class RayCost:
     """For an answer."""
     wait: Mapping[int, float] = field(default_factory=dict)
     """Number of tasks under way -> for one `ray.wait`."""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """The cost that was written as JSON, whose keys are texts."""
+        waits = {int(count): seconds for count, seconds in content["wait"].items()}
+        return cls(send=content["send"], fetch=content["fetch"], wait=waits)
 
     def wait_among(self, tasks: int) -> float:
         """For one `ray.wait` with so many tasks under way."""
@@ -140,7 +152,7 @@ class Row:
     coordinator: float
     """Fraction of the time in which the coordinator wrote records."""
     parts: Mapping[str, float]
-    """Part -> its seconds, in CPU time of the driver or wall time of the coordinator, a trial."""
+    """Part -> its seconds a trial."""
 
 
 class Results:
@@ -160,8 +172,7 @@ class Results:
         """What Ray takes: measured once."""
         found = [line["ray"] for line in self._lines if "ray" in line]
         if found:
-            waits = {int(count): seconds for count, seconds in found[-1]["wait"].items()}
-            return RayCost(**(found[-1] | {"wait": waits}))
+            return RayCost.of(found[-1])
         cost = measure()
         self._write({"ray": asdict(cost)})
         return cost
@@ -185,7 +196,11 @@ def main() -> None:
     parser.add_argument("--without-ray", action="store_true", help="start no Ray, charge nothing for it, keep no rows")
     parser.add_argument("--results", type=Path, default=Path("runs/scale.jsonl"), help="a line a setting")
     parser.add_argument("--serve-s3", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure-ray", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure_ray:
+        print(json.dumps(asdict(measure_ray())))
+        return
     if arguments.serve_s3:
         serve_s3()
         return
@@ -576,6 +591,12 @@ class TimedScheduler(KeepWorkers):
             return super().choose_trial_to_run(tune_controller)
 
 
+def undisturbed() -> float:
+    """A clock for this thread that stands while the thread waits for a CPU that other processes have, in seconds."""
+    _, waited_ns, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    return time.perf_counter() - int(waited_ns) / 1e9
+
+
 class TimedStore(Store):
     """The store of the coordinator, with the time that it took."""
 
@@ -585,13 +606,13 @@ class TimedStore(Store):
         return self
 
     def append(self, trials: Sequence[Trial]) -> None:
-        began = time.perf_counter()
+        began = undisturbed()
         super().append(trials)
-        self.taken_s += time.perf_counter() - began
+        self.taken_s += undisturbed() - began
 
 
 class Writer:
-    """The coordinator, which takes one call after another."""
+    """The coordinator, which takes up to `SENDERS` records that wait, then those that came meanwhile."""
 
     def __init__(self, world: World, store: Store) -> None:
         store.create(STORED_RUN)
@@ -604,48 +625,54 @@ class Writer:
             # Untyped: to mypy, a method that Ray is told of can only be called by `remote`.
             self._coordinator: Any = Coordinator(self._store)
         self._world = world
-        self._calls: deque[Callable[[], Callable[[], None]]] = deque()
+        self._senders = ThreadPoolExecutor(SENDERS)
+        self._waiting: deque[tuple[Trial, Callable[[], None]]] = deque()
+        self._looks: deque[int] = deque()
         self._is_busy = False
 
     def take(self, trial: Trial, then: Callable[[], None]) -> None:
         """Write a record in its turn; `then` is called once it is durable."""
-
-        def record() -> Callable[[], None]:
-            began, before = time.perf_counter(), self._store.taken_s
-            self._coordinator.record([trial])
-            stored = self._store.taken_s - before
-            self._world.parts["store"] += stored
-            self._world.parts["record"] += time.perf_counter() - began - stored
-            return then
-
-        self._calls.append(record)
+        self._waiting.append((trial, then))
         self._serve()
 
     def look(self, running: int) -> None:
         """Tell the progress in its turn."""
-
-        def progress() -> Callable[[], None]:
-            began = time.perf_counter()
-            self._coordinator.progress(running)
-            self._world.parts["progress"] += time.perf_counter() - began
-            return lambda: None
-
-        self._calls.append(progress)
+        self._looks.append(running)
         self._serve()
 
     def _serve(self) -> None:
-        if self._is_busy or not self._calls:
+        if self._is_busy or not (self._waiting or self._looks):
             return
         self._is_busy = True
-        began = time.perf_counter()
-        then = self._calls.popleft()()
+        if self._looks:
+            began = time.thread_time()
+            self._coordinator.progress(self._looks.popleft())
+            seconds = time.thread_time() - began
+            self._world.parts["progress"] += seconds
+        else:
+            seconds = self._write([self._waiting.popleft() for _ in range(min(len(self._waiting), SENDERS))])
+        self._world.at(self._world.now + seconds, self._next)
 
-        def done() -> None:
-            self._is_busy = False
-            then()
-            self._serve()
+    def _next(self) -> None:
+        self._is_busy = False
+        self._serve()
 
-        self._world.at(self._world.now + time.perf_counter() - began, done)
+    def _write(self, records: Sequence[tuple[Trial, Callable[[], None]]]) -> float:
+        """Have as many senders record at once; seconds until all are done."""
+
+        def record(trial: Trial) -> float:
+            began = time.thread_time()
+            self._coordinator.record([trial])
+            return time.thread_time() - began
+
+        before = self._store.taken_s
+        sent = sum(self._senders.map(record, [trial for trial, _ in records]))
+        stored = self._store.taken_s - before
+        for _, then in records:
+            self._world.at(self._world.now + sent + stored, then)
+        self._world.parts["store"] += stored
+        self._world.parts["record"] += sent
+        return sent + stored
 
 
 class Resnet:
@@ -745,9 +772,15 @@ def serve_s3() -> None:
 
 
 def measured_ray() -> RayCost:
+    """What Ray takes, measured by a process of its own, as Ray reads its token when it is imported."""
+    tokens = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = [sys.executable, __file__, "--measure-ray"]
+    measured = subprocess.run(command, env={**os.environ, **tokens}, stdout=subprocess.PIPE, text=True, check=True)
+    return RayCost.of(json.loads(measured.stdout.splitlines()[-1]))
+
+
+def measure_ray() -> RayCost:
     """What Ray takes of the driver's thread: a task with an assignment, an answer, and the wait for one of many."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", "a" * 64)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         remote: Any = ray.remote
