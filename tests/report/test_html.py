@@ -135,7 +135,9 @@ def test_report_holds_every_section(page: str) -> None:
         "Reproduction",
     ]
     words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    assert "keeps 30 % of the FLOPs and has 97.6 % test accuracy against 97.8 % of the dense network. The request" in words
+    assert (
+        "keeps 30 % of the FLOPs and has 97.6 % test accuracy against 97.8 % of the dense network. The request" in words
+    )
     assert "at most 30 % of the FLOPs (1,023,600)" in words and "1,006 train, 251 validation, 540 test" in words
     assert "1.5e-16 of their size" in words and "linear: the network&#x27;s output" in words
     assert "python 3.12.1, raprune 0.1.0" in words
