@@ -140,6 +140,9 @@ class Handle:
 
     def _call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
         executor = _running[-1]
+        if self.number not in executor.actors:
+            # As Ray does: a thread may ask just when the actor has been ended.
+            return executor.keep(Raised(ray.exceptions.RayActorError()))
         actor, lock = executor.actors[self.number]
         with lock:
             return executor.call(getattr(actor, name), args, kwargs)
