@@ -92,12 +92,9 @@ def test_sections_fit_into_the_time_that_the_readme_gives_them() -> None:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
-    """A pretend GPU that tells its memory."""
+def card() -> Iterator[Card]:
+    """A pretend GPU."""
     with pretend_cuda() as card:
-        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: card.peak)
-        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: card.used)
         yield card
 
 
