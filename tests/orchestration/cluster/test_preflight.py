@@ -23,6 +23,9 @@ from raprune.orchestration.cluster.preflight import (
     Question,
     Room,
     gather,
+    listen,
+    look,
+    looked_for,
     preflight,
     problems,
     question,
@@ -62,7 +65,7 @@ def test_nothing_stands_in_the_way_of_equal_nodes() -> None:
         (room(SMALLEST_ROOM - 1), "256 MiB are needed"),
     ],
 )
-def test_what_stands_in_the_way_names_node_and_field(facts: NodeFacts, text: str) -> None:
+def test_problem_of_a_node_names_the_node_and_the_field(facts: NodeFacts, text: str) -> None:
     (found,) = told(facts)
     assert found[0] == "node b" and text in found[1] and found[2]
     (problem,) = problems([HERE, facts], asked())
@@ -75,7 +78,7 @@ def test_networks_of_timm_are_no_function_that_nodes_look_for() -> None:
     assert asked(spec).code == {"methods[0]": "own.methods:Mine"}
 
 
-def test_a_streamed_split_that_a_node_cannot_read_is_a_problem() -> None:
+def test_streamed_split_that_a_node_cannot_read_is_a_problem() -> None:
     spec = SearchSpec.model_validate({"data": {"name": "parquet", "train": "/data/train.parquet", "stream": True}})
     assert asked(spec).data == {"data.train": "/data/train.parquet"}
     read_by_driver = asked(spec.model_copy(update={"data": spec.data.model_copy(update={"stream": False})}))
@@ -84,7 +87,7 @@ def test_a_streamed_split_that_a_node_cannot_read_is_a_problem() -> None:
     assert text == "data.train /data/train.parquet: not there." and fatal
 
 
-def test_little_room_is_a_warning() -> None:
+def test_disk_with_little_room_is_a_warning() -> None:
     ((_, text, fatal),) = told(room(LOW_ROOM - 1))
     assert "only 4,096 MiB free" in text and not fatal
     ((_, text, fatal),) = told(room(TIB, what=TEMPORARY))
@@ -92,13 +95,31 @@ def test_little_room_is_a_warning() -> None:
     assert told(room(TIB, what=TEMPORARY, size=2 * TIB)) == []
 
 
-def test_only_code_of_the_users_own_is_asked_for() -> None:
+def test_question_asks_for_code_of_the_users_own_alone() -> None:
     spec = SearchSpec.model_validate({"model": {"name": "my.nets:small"}, "methods": ["l1", "my.methods:Best"]})
     assert asked(spec).code == {"model.name": "my.nets:small", "methods[1]": "my.methods:Best"}
 
 
+def test_nodes_look_for_two_files_each_in_the_mean() -> None:
+    nodes = [f"node {number}" for number in range(125)]
+    writers = {"output": nodes, "statistics": nodes[1:]}
+    asked_for = [looked_for(node, writers) for node in nodes]
+    assert sum(len(found) for one in asked_for for found in one.values()) == (125 + 124) + (124 + 124)
+    assert asked_for[0]["output"] == nodes and asked_for[1]["output"] == ["node 0"]
+    assert asked_for[0]["statistics"] == ["node 1"], "the driver's node could not write there"
+
+
+def test_node_sees_the_files_of_those_that_share_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raprune.orchestration.cluster.preflight.SEEN_S", 0.0)
+    question = asked(SearchSpec.model_validate({"output": str(tmp_path / "run")}))
+    look(question, "node a", str(tmp_path))
+    names = {where: ["node a", "node b"] for where in question.places}
+    assert listen(question, names) == dict.fromkeys(question.places, ("node b",))
+    assert listen(question, {where: ["node a"] for where in question.places}) == {}
+
+
 @pytest.mark.ray
-def test_one_node_answers_in_this_process_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+def test_single_node_answers_in_this_process_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
     spec = SearchSpec.model_validate({"output": str(tmp_path / "runs" / "run")})
     started = time.monotonic()
     (facts,) = gather(asked(spec))
@@ -109,7 +130,7 @@ def test_one_node_answers_in_this_process_and_leaves_nothing(ray_cluster: None, 
 
 
 @pytest.mark.ray
-def test_a_job_that_cannot_be_done_is_refused_with_nothing_written(ray_cluster: None, tmp_path: Path) -> None:
+def test_job_that_cannot_be_done_is_refused_with_nothing_written(ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     changes = {"statistics": str(tmp_path / "file" / "x"), "model": {"name": "nowhere.nets:small"}}
     spec = SearchSpec.model_validate({"output": str(tmp_path / "run"), **changes})
@@ -173,7 +194,7 @@ def buckets() -> Iterator[list[str]]:
 
 @pytest.mark.nightly
 @pytest.mark.ray
-def test_nodes_that_differ_are_found_and_named(tmp_path: Path, buckets: list[str]) -> None:
+def test_nodes_with_other_storage_or_versions_are_named(tmp_path: Path, buckets: list[str]) -> None:
     """Three nodes. One sees another storage under the same URI, and has another Optuna installed."""
     other = tmp_path / "site" / "optuna-0.1.dist-info"
     other.mkdir(parents=True)
