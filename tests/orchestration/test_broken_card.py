@@ -63,7 +63,7 @@ def test_candidate_out_of_gpu_memory_is_tried_once_more_with_half_the_batch(
         return evaluate(*args, batch_size=batch_size, **kwargs)
 
     monkeypatch.setattr(EVALUATE, evaluate_in_little_memory)
-    search = {"trials": 3, "lookahead": 4, "calibration_images": 64}
+    search = {"trials": 3, "lookahead": 4, "calibration_images": 64, "eval_batch_size": 512}
     spec = small_search(tmp_path / "run", search=search, finalists={"count": 0}, resources={"workers": 1})
     with in_process() as executor:
         run(spec)
