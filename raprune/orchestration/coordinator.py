@@ -45,7 +45,6 @@ class Coordinator:
         self._store = store.told(lambda why: self.wait("coordinator", why))
         self._run = self._store.record()
         self._trials = {trial.trial_id: trial for trial in self._store.trials()}
-        self._workers: dict[str, set[str]] = {}
         self._seats = Seats()
         self._works: dict[str, Work] = {}
         self._lease = Lease(heard_at=time.monotonic())
@@ -92,11 +91,6 @@ class Coordinator:
                 self._outages.pop(who, None)
             else:
                 self._outages[who] = why
-
-    def join(self, session: str, worker: str) -> int:
-        """Number of workers of this driver's session that have started, including `worker`."""
-        self._workers.setdefault(session, set()).add(worker)
-        return len(self._workers[session])
 
     def sit(self, seat: Seat, trial_id: str, *, is_up: bool) -> None:
         """Note that a worker has this task now; `is_up`: as `Seats.take`."""

@@ -55,6 +55,7 @@ from raprune.orchestration.tasks import CandidateTask, Dense, Shared
 from raprune.orchestration.workers.dense import prepare_dense
 from raprune.orchestration.workers.groups import GroupStages, train_together
 from raprune.orchestration.workers.latency import Subject, latency_table, measure_front
+from raprune.orchestration.workers.meeting import start_meeting
 from raprune.orchestration.workers.scores import Inputs, gather, missing, named, phases, warm_up
 from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining, Training
 from raprune.orchestration.workers.trials import CandidateTrial
@@ -268,8 +269,12 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
     )
     attempts = _attempts(driven)
     searcher = _searcher(driven, known, enough, attempts)
+    meeting = start_meeting(driven.placement.workers)
     with tempfile.TemporaryDirectory(prefix="raprune-", ignore_cleanup_errors=True) as folder:
-        _run_tune(driven, known.shared, searcher, attempts, folder)
+        try:
+            _run_tune(driven, replace(known.shared, meeting=meeting), searcher, attempts, folder)
+        finally:
+            ray.kill(meeting)
     note_left_out(run, attempts.told)
     if searcher.failure is not None:
         raise searcher.failure

@@ -8,6 +8,8 @@ like the executor (`test_search_on_ray.py`), and that processes end.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import itertools
 import os
 import random
@@ -75,7 +77,8 @@ class Executor:
         """
         args, kwargs = copied((list(args), dict(kwargs)))
         try:
-            return self.keep(copied(work(*map(self._value, args), **{k: self._value(v) for k, v in kwargs.items()})))
+            result = work(*map(self._value, args), **{k: self._value(v) for k, v in kwargs.items()})
+            return self.keep(copied(asyncio.run(result) if inspect.iscoroutine(result) else result))
         except Exception as error:
             return self.keep(Raised(error))
 
@@ -239,7 +242,9 @@ class Worker:
         self._trial._name = f"worker:{executor.workers_started}"
         self._trial._seat = replace(self._trial._seat, worker=self._trial._name)
         # The first tasks wait until all workers have joined; here the tasks run one after another.
-        self._trial._shared.coordinator.join.remote(shared.session, self._trial._name)
+        meeting = self._trial._shared.meeting
+        assert meeting is not None, "given by the driver"
+        meeting.come.remote(self._trial._name)
 
     def step(self, config: dict[str, Any]) -> dict[str, Any]:
         self._trial.reset_config(copied(config))

@@ -10,7 +10,7 @@ Nothing here can lock up, for these reasons:
 * Within a kind all bundles are equal and each is on one node, so wherever Ray puts the first ones, the last one fits:
   after k of them a node still has room for floor(node / bundle) - k.
 * No holder of resources waits for one that does not have its own yet. Workers that meet before the first trial continue
-  without those that are late (`trials.MEETING_S`), and a group gets all its bundles or none.
+  without those that are late (`meeting.MEETING_S`), and a group gets all its bundles or none.
 * A whole node, for timings, may never be free where others use the cluster as well: after a while a task of the size of
   a trial does instead.
 """

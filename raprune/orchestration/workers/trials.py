@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
@@ -27,6 +28,7 @@ from raprune.orchestration.progress import Teller
 from raprune.orchestration.seats import Seat
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, TestTask
 from raprune.orchestration.workers.device import end_process, works
+from raprune.orchestration.workers.meeting import MEETING_S
 from raprune.orchestration.workers.scores import statistics_store
 from raprune.orchestration.workers.streaming import RayReader
 from raprune.pruning import artifact
@@ -47,9 +49,6 @@ from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks
 
 TELLING_S = 10.0
 """Maximum time in which a worker that ends tells the coordinator why."""
-
-MEETING_S = 30.0
-"""Time for which the workers of a node wait, at most, for workers that do not come up on another node."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +250,11 @@ class CandidateTrial(tune.Trainable):
 
     def _meet(self, workers: int) -> None:
         """Wait for so many workers, or for the time in which a worker should have come up."""
-        until = time.monotonic() + MEETING_S
-        join: Any = self._shared.coordinator.join
-        while ask(join.remote(self._shared.session, self._name)) < workers and time.monotonic() < until:
-            time.sleep(0.05)
+        meeting: Any = self._shared.meeting
+        assert meeting is not None, "given by the driver of a search"
+        with contextlib.suppress(ray.exceptions.RayError):
+            # Without the meeting workers begin one after another, which is slower and nothing else.
+            ray.get(meeting.wait.remote(self._name, workers), timeout=2 * MEETING_S)
 
     def _try(self, task: CandidateTask) -> list[Trial]:
         """The trials of the task: first those on its path, then its own."""
