@@ -120,9 +120,9 @@ class GroupRatios(Mapping[str, float]):
 class Candidate:
     """A sub-network: a method, its settings, and the channels that stay in each group.
 
-    `kept` maps a group's name to the ascending indices of its channels that stay, each in
-    `[0, group.num_channels)`; a group that is not named stays whole. Two candidates are equal when method,
-    settings and kept channels are, whoever proposed them.
+    `kept` maps a group's name to the indices of its channels that stay, in any order, each once and in
+    `[0, group.num_channels)`; a group that is not named stays whole. Other indices are left for the cut to refuse. Two
+    candidates are equal when method, settings and kept channels are, whoever proposed them.
     """
 
     method: str
@@ -130,7 +130,7 @@ class Candidate:
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kept", KeptChannels.of(self.kept))
+        object.__setattr__(self, "kept", _packed(self.kept))
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     @classmethod
@@ -151,7 +151,9 @@ class Candidate:
     @property
     def widths(self) -> dict[str, int]:
         """Group name -> number of channels that stay."""
-        return KeptChannels.of(self.kept).widths
+        if isinstance(self.kept, KeptChannels):
+            return self.kept.widths
+        return {name: len(channels) for name, channels in self.kept.items()}
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -313,6 +315,17 @@ class Trial:
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
     """The first tuple that was equal to this one: all trials of a network name the same groups."""
     return names
+
+
+def _packed(kept: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """The packed form of a user's or a method's indices; indices that no network has stay as they are."""
+    if isinstance(kept, KeptChannels):
+        return kept
+    ascending = {name: sorted(channels) for name, channels in kept.items()}
+    for channels in ascending.values():
+        if channels and (channels[0] < 0 or len(set(channels)) < len(channels)):
+            return dict(kept)
+    return KeptChannels.of(ascending)
 
 
 def _pack(channels: Sequence[int]) -> bytes:
