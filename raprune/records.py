@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from itertools import compress
@@ -289,6 +289,15 @@ class Trial:
     def counts(self) -> bool:
         """True if the trial ended with a network that may stand on the front."""
         return self.state is TrialState.COMPLETE and self.candidate is not None and self.metrics is not None
+
+    @property
+    def outline(self) -> Trial:
+        """The trial without its channel indices, for a reader of many trials."""
+        made = self.candidate
+        if not isinstance(made, Candidate):
+            return self
+        outline = CandidateOutline(id=made.id, method=made.method, settings=dict(made.settings), widths=made.widths)
+        return replace(self, candidate=outline)
 
     @property
     def channels(self) -> Candidate:

@@ -16,9 +16,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raprune.errors import RapruneError
-from raprune.orchestration.gauges import Facts, Heart
+from raprune.errors import RapruneError, StoreError
+from raprune.orchestration.gauges import RESTED, Facts, Heart
 from raprune.orchestration.lease import ORPHANED_S, Lease, LeaseAnswer
+from raprune.orchestration.recorder import Recorder
 from raprune.orchestration.remote import answer
 from raprune.orchestration.seats import Seat, Seated, Seats
 from raprune.records import Trial
@@ -28,6 +29,9 @@ from raprune.store.folder import Store
 
 NAMESPACE = "raprune"
 
+SENDERS = 64
+"""Records that may wait for one part; further ones wait for the next."""
+
 _RUNNING_S = 10.0
 """Time for which the number of running trials that a driver told stays valid."""
 
@@ -35,8 +39,8 @@ _RUNNING_S = 10.0
 class Coordinator:
     """The actor of the module. Get it by `find_coordinator`.
 
-    A thread of its own writes the records, in their order; other calls are answered while it waits for a store that is
-    away.
+    `Recorder` writes the records, all that wait together; other calls are answered while it waits for a store that is
+    unavailable.
     """
 
     def __init__(self, store: Store, orphaned_s: float = ORPHANED_S) -> None:
@@ -44,7 +48,9 @@ class Coordinator:
         self._outages: dict[str, str] = {}
         self._store = store.told(lambda why: self.wait("coordinator", why))
         self._run = self._store.record()
-        self._trials = {trial.trial_id: trial for trial in self._store.trials()}
+        self._recorder = Recorder(self._store, check=self._check_session)
+        self._progress: Progress | None = None
+        self._progress_due = 0.0
         self._seats = Seats()
         self._works: dict[str, Work] = {}
         self._lease = Lease(heard_at=time.monotonic())
@@ -54,24 +60,13 @@ class Coordinator:
 
     @ray.method(concurrency_group="records")
     def record(self, trials: Sequence[Trial], session: str | None = None) -> None:
-        """Write the trials of one task, all or none; they are durable when this returns.
-
-        A recorded trial is never replaced: a worker that was lost right after its trial was written runs it again, and
-        so does a task whose coordinator was lost before it could answer.
+        """Record the trials of one task, all or none; they are durable when this returns. See `Recorder.record`.
 
         Raises:
             RapruneError: if the run is another driver's session by now.
             StoreError: if they could not be written.
         """
-        if session is not None and self._lease.holder not in (None, session):
-            raise RapruneError(
-                f"{self._store.name}: another driver took this run over.",
-                hint="The run continues there; this driver ends.",
-            )
-        new = [trial for trial in trials if trial.trial_id not in self._trials]
-        self._store.append(new)
-        # A new dictionary: other threads read the old one.
-        self._trials = self._trials | {trial.trial_id: trial for trial in new}
+        self._recorder.record(trials, session)
         with self._lock:
             for trial in trials:
                 self._works.pop(trial.trial_id, None)
@@ -116,7 +111,7 @@ class Coordinator:
         """Note the progress of a piece of work: of a trial, by its id, or of another task, by its own name."""
         self._seats.hear(key)
         with self._lock:
-            if key not in self._trials:
+            if not self._recorder.is_recorded(key):
                 self._works[key] = work
 
     def works(self) -> dict[str, Work]:
@@ -126,20 +121,54 @@ class Coordinator:
 
     def has(self, trial_id: str) -> bool:
         """True if the trial is recorded."""
-        return trial_id in self._trials
+        return self._recorder.is_recorded(trial_id)
 
     def trial(self, trial_id: str) -> Trial:
-        """One recorded trial."""
-        return self._trials[trial_id]
+        """One trial with its channels, recorded or about to be.
+
+        Raises:
+            StoreError: if nobody has sent it.
+        """
+        found = self._recorder.find(trial_id)
+        if found is None:
+            raise StoreError(
+                f"{self._store.name}: trial {trial_id} is not recorded.",
+                hint="`raprune resume` resumes the run from what is recorded.",
+            )
+        return found
+
+    def missing(self, trial_ids: Sequence[str]) -> list[str]:
+        """Those of the trials that are neither recorded nor about to be."""
+        return self._recorder.missing(trial_ids)
 
     def trials(self) -> list[Trial]:
-        """All recorded trials, in the order of their records."""
-        return list(self._trials.values())
+        """All recorded trials, in the order of their records, without the channels that stay."""
+        return [trial.outline for trial in self._recorder.trials]
 
-    def progress(self, running: int = 0) -> Progress:
-        """The state of the run, with `running` trials under way."""
-        self._running, self._running_at = running, time.monotonic()
-        return progress(self._run, self.trials(), running=running, live=True)
+    def progress(self, running: int = 0, *, exact: bool = True) -> Progress:
+        """The state of the run, with `running` trials under way.
+
+        Unless it is to be `exact`, the state may be older than the last records: in a run of 100,000 trials it takes a
+        second to compute, and is asked for every second. So it is computed in a twentieth of the time at most.
+        """
+        now = time.monotonic()
+        self._running, self._running_at = running, now
+        if exact or self._progress is None or now >= self._progress_due:
+            self._progress = progress(self._run, self._recorder.trials, running=running, live=True)
+            self._progress_due = time.monotonic() + RESTED * (time.monotonic() - now)
+        return self._progress
+
+    def _check_session(self, session: str | None) -> None:
+        """Refuse the records of a driver's session that has lost the run to another driver.
+
+        Raises:
+            RapruneError: if so.
+        """
+        if session is not None and self._lease.holder not in (None, session):
+            raise RapruneError(
+                f"{self._store.name}: another driver took this run over.",
+                hint="The run continues there; this driver ends.",
+            )
 
     def _end_when_orphaned(self, after_s: float) -> None:
         while not self._lease.is_orphaned(time.monotonic(), after_s):
@@ -157,7 +186,7 @@ class Coordinator:
     def _facts(self) -> Facts:
         return Facts(
             run=self._run,
-            trials=self._trials,
+            trials=self._recorder.trials,
             running=self.running(),
             silent_s=time.monotonic() - self._lease.heard_at,
             store_waits=len(self._outages),
@@ -174,7 +203,7 @@ def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHa
         StoreError: if the store cannot be read.
     """
     remote: Any = ray.remote
-    actor = remote(concurrency_groups={"records": 1})(Coordinator)
+    actor = remote(concurrency_groups={"records": SENDERS})(Coordinator)
     handle: ActorHandle[Any] = actor.options(
         name=coordinator_name(store.uri),
         namespace=NAMESPACE,

@@ -98,7 +98,7 @@ class DrivenRun:
     """Without the test split."""
 
     def trials(self) -> list[Trial]:
-        """All recorded trials."""
+        """All recorded trials, without the channels that stay."""
         recorded: Any = self.coordinator.trials
         return ask(recorded.remote())
 
@@ -420,7 +420,7 @@ def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, at
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    read = telling(lambda: ray.get(progress.remote(searcher.num_running)))
+    read = telling(lambda: ray.get(progress.remote(searcher.num_running, exact=False)))
 
     def look() -> None:
         run.stages.stand(read())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter as Multiset
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ray.util.metrics import Counter, Gauge
@@ -187,7 +187,7 @@ class Facts:
     """Sources of a run's metrics. A source that did not change is the same object."""
 
     run: RunRecord
-    trials: Mapping[str, Trial]
+    trials: Sequence[Trial]
     running: int
     silent_s: float
     store_waits: int
@@ -219,7 +219,7 @@ class Heart:
         while True:
             began, facts = time.monotonic(), self._read()
             if began >= self._rested_at and (self._known is None or not _same(self._known, facts)):
-                measured = measure(facts.run, list(facts.trials.values()), running=facts.running)
+                measured = measure(facts.run, facts.trials, running=facts.running)
                 self._known, self._measured_at = facts, time.monotonic()
                 self._rested_at = self._measured_at + RESTED * (self._measured_at - began)
             self._exporter.set(measured.gauges)

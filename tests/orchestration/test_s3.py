@@ -108,7 +108,8 @@ def test_a_record_that_was_written_and_not_acknowledged_is_not_written_twice(ray
         assert ray.wait([record], timeout=0)[0] == [], "killed before it could answer"
         ray.get(record)
         ray.get(coordinator.record.remote([second]))
-        assert direct.trials() == [first, second] == ray.get(coordinator.trials.remote())
+        assert direct.trials() == [first, second]
+        assert ray.get(coordinator.trials.remote()) == [first.outline, second.outline]
         assert pid_of(coordinator) != pid
     finally:
         ray.kill(coordinator)

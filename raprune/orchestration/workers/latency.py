@@ -91,8 +91,7 @@ def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> No
     """Write `report/latency.json`, unless it is there: the `Times` of the networks of `front.listed`."""
     rows = listed(candidates(trials), store.record())
     if rows and not store.exists(LATENCY_FILE):
-        known = {trial.trial_id: trial for trial in trials}
-        shown = [known[row.trial_id] for row in rows]
+        shown = store.trials({row.trial_id for row in rows})
         times: Times = _run_alone(_measure_front, subject, store, shown)
         store.write_json(LATENCY_FILE, times.to_json())
 
