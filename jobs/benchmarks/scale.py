@@ -282,6 +282,7 @@ class World:
             Proposals(self._network.space(spec), spec.search, seed=spec.seed, enough=enough),
             (),
             record=lambda trial: None,
+            missing=lambda trial_ids: [],
             plan_test=list,
             spend=enough.spend,
             chosen=lambda number: None,

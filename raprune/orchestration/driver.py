@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -82,6 +83,9 @@ from raprune.sampling.stopping import Enough
 from raprune.spec.budget import accuracy_floor
 from raprune.store.folder import Store
 from raprune.training.loop import Epoch
+
+ARRIVAL_S = 5.0
+"""Time in which a record that a worker has sent reaches the coordinator, if its worker lives."""
 
 SharedWeights = ray.ObjectRef[WeightArrays]
 """Reference to the dense network's weights."""
@@ -377,6 +381,7 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough, attemp
         Proposals(known.space, spec.search, seed=spec.seed, stored=known.stored, earlier=earlier, enough=enough),
         known.stored,
         record=lambda trial: ask(record.remote([trial], run.session)),
+        missing=partial(_missing, coordinator),
         plan_test=lambda: plan_tests(run, driven.placement, driven.trials()),
         spend=enough.spend,
         chosen=partial(_note_finetunings, run, coordinator),
@@ -386,6 +391,16 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough, attemp
         stages=run.stages,
         floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.record().dense_accuracy),
     )
+
+
+def _missing(coordinator: Any, trial_ids: Sequence[str]) -> list[str]:
+    """Those of the trials that the coordinator does not get, after the time in which a record on its way arrives."""
+    until = time.monotonic() + ARRIVAL_S
+    missing: list[str] = ask(coordinator.missing.remote(trial_ids))
+    while missing and time.monotonic() < until:
+        time.sleep(ARRIVAL_S / 20)
+        missing = ask(coordinator.missing.remote(missing))
+    return missing
 
 
 def _note_finetunings(run: Run, coordinator: Any, number: int) -> None:

@@ -16,6 +16,7 @@ from raprune.errors import RapruneError
 from raprune.methods import method_named
 from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.failures import Action, Failure, decide, hopeless
+from raprune.orchestration.reported import ReportedTasks
 from raprune.orchestration.seats import Seated
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task, TestTask
 from raprune.records import Proposal, Stage, Trial, TrialState
@@ -34,10 +35,11 @@ REPEATS_APART = 1_000_003
 class CandidateSearcher(Searcher):
     """Phases in one Tune run, so that the same workers serve all: search, fine-tuning, the test split.
 
-    `record` writes a trial that no worker could write; `plan_test` makes the tasks of the last phase; `spend` is called
-    with every result of the search; `chosen` is called with the number of all fine-tunings; `grouped` is true if a
-    group is to train this number of finalists; `attempts` decides about lost workers; at most `workers` tasks run at a
-    time; finalists that keep the accuracy `floor` come first. `stages` is kept up to date: search, fine-tuning, test.
+    `record` writes a trial that no worker could write; `missing` is that of `ReportedTasks`; `plan_test` makes the
+    tasks of the last phase; `spend` is called with every result of the search; `chosen` is called with the number of
+    all fine-tunings; `grouped` is true if a group is to train this number of finalists; `attempts` decides about lost
+    workers; at most `workers` tasks run at a time; finalists that keep the accuracy `floor` come first. `stages` is
+    kept up to date: search, fine-tuning, test.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class CandidateSearcher(Searcher):
         stored: Sequence[Trial],
         *,
         record: Callable[[Trial], None],
+        missing: Callable[[Sequence[str]], list[str]],
         plan_test: Callable[[], list[TestTask]],
         spend: Callable[[Point], None],
         chosen: Callable[[int], None],
@@ -66,6 +69,7 @@ class CandidateSearcher(Searcher):
         self._proposals = proposals
         self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.FINETUNE}
         self._record = record
+        self._reported = ReportedTasks(missing)
         self._plan_test = plan_test
         self._spend = spend
         self._chosen = chosen
@@ -167,6 +171,8 @@ class CandidateSearcher(Searcher):
             return CandidateTask(proposal, self._proposals.proposals[proposal.parent] if proposal.parent else None)
         if not self._proposals.over:
             return None
+        if self._finalists is None and not self._reported.all_recorded():
+            return self._reported.next()
         finalist = self._next_finalist()
         if finalist is not None:
             return finalist
@@ -233,6 +239,8 @@ class CandidateSearcher(Searcher):
             self._finetuned[point.trial_id] = point
             self._finetuned_here += 1
             self._stages.update(done=self._finetuned_here * self._epochs)
+            return
+        if not self._reported.add(task):
             return
         self._spend(point)
         if point.state is not TrialState.FAILED and point.rung == 0:

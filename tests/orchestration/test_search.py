@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from rich.console import Console
 from raprune.data.batches import DeviceSplit
 from raprune.errors import BudgetError, ModelError, RapruneError, StoreError, UsageError
 from raprune.models import build_model
+from raprune.orchestration.coordinator import Coordinator
 from raprune.orchestration.search import resume, search
 from raprune.pruning.artifact import load
 from raprune.pruning.export import export
 from raprune.pruning.preparation import Prepared, Steps, prepare
-from raprune.records import Stage, TrialState
+from raprune.records import Stage, Trial, TrialState
 from raprune.report.terminal import print_front
 from raprune.results.ablation import to_be_tested
 from raprune.results.front import front
@@ -151,6 +153,27 @@ def test_search_whose_tasks_end_in_another_order_finds_the_same(finished: Store,
         run(spec_of(tmp_path / "run"))
     searched = [name for name in executor.done if name.startswith("search")]
     assert searched != sorted(searched), "tasks were meant to overtake each other"
+    assert facts(Store(tmp_path / "run").trials()) == facts(finished.trials())
+
+
+def test_search_that_loses_records_on_their_way_finds_the_same(
+    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a worker dies after its trial was reported, and before its record has reached the coordinator."""
+    lost = {"search-00003", "search-00007"}
+    record: Any = Coordinator.record
+
+    def lossy(self: Coordinator, trials: Sequence[Trial], session: str | None = None) -> None:
+        if {trial.trial_id for trial in trials} & lost:
+            lost.difference_update(trial.trial_id for trial in trials)
+            return
+        record(self, trials, session)
+
+    monkeypatch.setattr(Coordinator, "record", lossy)
+    monkeypatch.setattr("raprune.orchestration.driver.ARRIVAL_S", 0.0)
+    with in_process() as executor:
+        run(spec_of(tmp_path / "run"))
+    assert lost == set() and executor.done.count("search-00003") == executor.done.count("search-00007") == 2
     assert facts(Store(tmp_path / "run").trials()) == facts(finished.trials())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +47,13 @@ class Recorded:
         self.spent: list[str] = []
         self.planned = 0
         self.failed: list[Trial] = []
+        self.lost: set[str] = set()
+
+    def missing(self, trial_ids: Sequence[str]) -> list[str]:
+        """Those of `lost`, each once: the second record arrives."""
+        found = [trial_id for trial_id in trial_ids if trial_id in self.lost]
+        self.lost -= set(found)
+        return found
 
     def plan_test(self) -> list[tasks.TestTask]:
         self.planned += 1
@@ -65,6 +73,7 @@ def searcher_of(recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = 
         Proposals(SPACE, spec.search, seed=0),
         [],
         record=recorded.failed.append,
+        missing=recorded.missing,
         plan_test=recorded.plan_test,
         spend=lambda spent: recorded.spent.append(spent.trial_id),
         chosen=recorded.chosen.append,
@@ -143,6 +152,17 @@ def test_search_goes_through_its_phases_in_order() -> None:
     assert searcher.test == SplitAccuracies(candidates={"0/network": 0.5, "1/network": 0.6})
     assert recorded.chosen == [2] and recorded.planned == 1
     assert recorded.spent == [task.trial_id for task in done[:6]]
+
+
+def test_search_tries_a_trial_again_that_was_reported_and_never_recorded() -> None:
+    recorded, plain = Recorded(), Recorded()
+    undisturbed = carry_out(searcher_of(plain))
+    recorded.lost = {undisturbed[1].trial_id, undisturbed[4].trial_id}
+    done = carry_out(searcher_of(recorded))
+    ids = [task.trial_id for task in undisturbed]
+    assert [task.trial_id for task in done] == [*ids[:6], ids[1], ids[4], *ids[6:]]
+    assert recorded.spent == plain.spent, "its result is told once"
+    assert recorded.lost == set()
 
 
 def test_finalists_wait_for_a_group_and_nothing_is_tested() -> None:

@@ -7,7 +7,8 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Self
 
@@ -46,6 +47,9 @@ from raprune.store.scores import Statistics
 from raprune.training.checkpoint import StoreCheckpoints
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks
+
+RECORDS_AHEAD = 2
+"""Records of a worker that may be on their way while it goes to its next task."""
 
 TELLING_S = 10.0
 """Maximum time in which a worker that ends tells the coordinator why."""
@@ -183,6 +187,7 @@ class CandidateTrial(tune.Trainable):
         wait: Any = shared.coordinator.wait
         shared = replace(shared, store=shared.store.told(lambda why: wait.remote(self._name, why)))
         self._shared = shared
+        self._sent: deque[Any] = deque()
         self._setup_error: str | None = None
         context = ray.get_runtime_context()
         self._seat = Seat(
@@ -215,16 +220,34 @@ class CandidateTrial(tune.Trainable):
         self._sit(assignment, is_up=True)
         try:
             if isinstance(task, TestTask):
+                self._wait_for_records(left=0)
                 return Report(test=self._held.test(task))
             trials = self._try(task)
-            # All trials at once: a task that is cut off leaves no half of its path behind.
-            ask(self._shared.coordinator.record.remote(trials, self._shared.session))
+            self._record(task, trials)
             if task.parent is not None:
                 self._held.checkpoints(task.proposal.trial_id).remove()
         except RapruneError as error:
             # An error of the run, not of the candidate.
             return Report(failure=error)
         return Report(point=Point.of(trials[-1]))
+
+    def _record(self, task: CandidateTask, trials: Sequence[Trial]) -> None:
+        """Send the trials of a task, and wait until they are durable if other trials may continue them.
+
+        Any other record is on its way while the worker takes its next tasks; its error is raised by a later record.
+
+        Raises:
+            RapruneError: if these trials, or those of a task before, could not be recorded.
+        """
+        # All trials at once: a task that is cut off leaves no half of its path behind.
+        self._sent.append(self._shared.coordinator.record.remote(list(trials), self._shared.session))
+        may_be_continued = len(self._shared.spec.search.rungs) > 1 or is_trained(task.proposal)
+        self._wait_for_records(left=0 if task.parent is not None or may_be_continued else RECORDS_AHEAD)
+
+    def _wait_for_records(self, *, left: int) -> None:
+        """Wait until all but the last `left` records are durable."""
+        while len(self._sent) > left:
+            ask(self._sent.popleft())
 
     def _tell(self, work: Work) -> None:
         self._teller(work)
@@ -245,7 +268,9 @@ class CandidateTrial(tune.Trainable):
     def _end(self, error: Exception) -> NoReturn:
         """End this process, so that its task is tried by another one; tell the coordinator why."""
         fault: Any = self._shared.coordinator.fault
-        ray.wait([fault.remote(self._name, error_text(error))], timeout=TELLING_S)
+        # Records on their way would be tried again; they are good, as the device failed after them.
+        told = [fault.remote(self._name, error_text(error)), *self._sent]
+        ray.wait(told, num_returns=len(told), timeout=TELLING_S)
         end_process()
 
     def _meet(self, workers: int) -> None:
