@@ -35,7 +35,7 @@ from bar import show
 from long_run import groups
 
 from raprune.orchestration.recorder import Recorder
-from raprune.records import Candidate, Metrics, Proposal, Trial, TrialState
+from raprune.records import Candidate, KeptChannels, Metrics, Proposal, Trial, TrialState
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
@@ -217,7 +217,11 @@ def trials(count: int) -> Iterator[Trial]:
     channels = groups()
     for number in range(count):
         ratios = {group: draw.uniform(0.3, 0.7) for group in channels}
-        kept = {group: tuple(sorted(draw.sample(range(n), round(n * ratios[group])))) for group, n in channels.items()}
+        # One bit a channel, as `KeptChannels` packs them, of which half are set.
+        bits = b"".join(
+            (n // 8).to_bytes(2, "little") + draw.getrandbits(n).to_bytes(n // 8, "little") for n in channels.values()
+        )
+        kept = KeptChannels(tuple(channels), bits)
         proposal = Proposal(
             number=number,
             method="reconstruction",
@@ -232,7 +236,7 @@ def trials(count: int) -> Iterator[Trial]:
             trial_id=proposal.trial_id,
             proposal=proposal,
             state=TrialState.COMPLETE,
-            candidate=Candidate("reconstruction", kept, proposal.settings),
+            candidate=Candidate.recorded("reconstruction", kept, proposal.settings, candidate_id=f"{number:012x}"),
             metrics=Metrics(
                 accuracy=draw.random(),
                 loss=draw.random(),
