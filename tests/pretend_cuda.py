@@ -437,6 +437,7 @@ def pretend_cuda(
         "torch.cuda.empty_cache": lambda: None,
         "torch.cuda.CUDAGraph": _Graph,
         "torch.cuda.graph": _captured,
+        "torch.cuda.graph_pool_handle": lambda: (0, 0),
         "torch.cuda.Stream": _Stream,
         "torch.cuda.stream": lambda stream: nullcontext(),
         "torch.cuda.set_stream": lambda stream: None,

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel
-from raprune.cost.measure import measure_table
+from raprune.cost.measure import Repeats, measure_table, measure_whole
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.methods import METHODS
@@ -209,6 +209,22 @@ def test_latency_table_on_cuda_predicts_the_dense_network(card: Card) -> None:
     table = measure_table(dense, graph(), spec, device="cuda:0")
     assert (table.device, table.precision) == ("pretend", "bfloat16")
     assert math.isfinite(table.predict(cost.sizes(cost.num_channels)))
+
+
+def test_latency_on_cuda_is_of_replayed_graphs_unless_eager_is_asked_for(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As long as the clock says, however many calls that takes.
+    monkeypatch.setattr("raprune.cost.measure.WARM_UP_S", 0.0)
+    dense, launches = workload("cuda:0").model, {}
+    often = Repeats(most=40, least=40, limit_s=1e-9)
+    modes: tuple[Literal["graph", "eager"], ...] = ("graph", "eager")
+    for mode in modes:
+        with card.counted() as counts:
+            measure_whole([dense], dense, graph(), LatencySpec(mode=mode), device="cuda:0", repeats=often)
+        launches[mode] = counts.launches
+    # Of some twenty launches a forward pass, a replay is one.
+    assert launches["graph"] < launches["eager"] / 4
 
 
 def test_artifact_of_a_network_on_cuda_loads_on_the_cpu_and_on_cuda(card: Card, tmp_path: Path) -> None:

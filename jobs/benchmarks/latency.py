@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=(1, 32), help="default 1 32")
     parser.add_argument("--widths", type=int, default=6, help="widths of a layer that are timed (default 6)")
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (default float32)")
+    parser.add_argument("--mode", choices=("graph", "eager"), help="default: graph on a GPU, eager on a CPU")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +71,9 @@ def main() -> None:
             model, size = build(name)
             model = model.to(device).eval()
             graph = trace(model, torch.randn(1, 3, size, size, device=device))
-            spec = LatencySpec(batch_size=batch_size, widths=arguments.widths, precision=arguments.precision)
+            spec = LatencySpec(
+                batch_size=batch_size, widths=arguments.widths, precision=arguments.precision, mode=arguments.mode
+            )
             started = time.perf_counter()
             table = measure_table(model, graph, spec, device=device)
             seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import statistics
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,14 +21,16 @@ from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.cost.flops import CostModel, Counts
 from raprune.cost.latency import KINDS, Floats, LatencyTable, PredictionError, fitted, monotone
-from raprune.cost.operations import SizedCall, calls, follow
-from raprune.errors import ModelError
+from raprune.cost.operations import SizedCall, calls, filled, follow
+from raprune.errors import ModelError, UsageError
 from raprune.models.memory_format import layout_for
 from raprune.models.precision import half_precision
 from raprune.records import Candidate
 from raprune.results.timings import Times, Timing
 from raprune.spec.job import LatencySpec
 from raprune.store.scores import key_of
+
+_LOG = logging.getLogger(__name__)
 
 PROBES = 5
 """Number of networks of other widths that show which sizes follow which axes."""
@@ -40,6 +43,13 @@ MATRIX = ("addmm", "baddbmm", "bmm", "convolution", "mm", "scaled_dot")
 
 _OPERATION_S, _NETWORK_S = 0.1, 3.0
 """Maximum time for all timings of one size of an operation, and of one network."""
+
+WARM_UP_S = 0.5
+"""Time for which a GPU works before it is timed."""
+COPIES = 20
+"""Number of runs of an operation in one CUDA graph: one alone takes less time than the events around it."""
+UNCAPTURED = 3
+"""Number of runs of a call before its capture."""
 
 FILLING = {"cpu": 64, "cuda": 256}
 """Maximum number of images in a batch that fills a device."""
@@ -58,12 +68,65 @@ class Repeats:
 
 
 @dataclass(frozen=True)
+class CapturedCall:
+    """A call as a CUDA graph, whose kernels run without waiting for Python."""
+
+    graph: torch.cuda.CUDAGraph
+    call: Callable[[], object]
+    """The captured call: it keeps the memory alive that the graph reads."""
+    copies: int
+    """Number of times that the graph runs the call."""
+
+    @classmethod
+    def of(cls, call: Callable[[], object], *, copies: int, pool: Any = None) -> Self:
+        """Capture `call` so many times. Graphs whose outputs nobody reads may share the memory `pool`.
+
+        Raises:
+            ModelError: if an operation of the call cannot be captured.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Libraries choose their kernels and allocate workspaces in the first calls.
+            for _ in range(UNCAPTURED):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                for _ in range(copies):
+                    call()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ModelError(
+                f"The network cannot be timed as a CUDA graph: {error}",
+                hint='It waits for the GPU within its forward pass. Set latency.mode = "eager".',
+            ) from error
+        return cls(graph, call, copies)
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+@dataclass(frozen=True)
 class Stopwatch:
     """Stopwatch for calls on a device, with as many CPU threads as `torch.set_num_threads` has set."""
 
     device: torch.device
     clock: Callable[[], float] | None = None
     """Clock for a CPU, in seconds. None: the clock that `milliseconds` chooses."""
+    mode: str = "eager"
+    """`graph`: calls are captured and replayed as CUDA graphs; else `eager`."""
+    strict: bool = False
+    """True: a call that cannot be captured is an error; else it is timed eagerly."""
+
+    def warm_up(self, call: Callable[[], object]) -> None:
+        """Run a call on a GPU until its clock has risen; an idle GPU runs at a fraction of it."""
+        until = time.perf_counter() + WARM_UP_S
+        while self.device.type == "cuda" and time.perf_counter() < until:
+            call()
+            torch.cuda.synchronize(self.device)
 
     def milliseconds(self, call: Callable[[], object]) -> float:
         """Return the milliseconds of one call: by events on a GPU, by CPU time for one CPU thread, else by wall time.
@@ -84,16 +147,31 @@ class Stopwatch:
 
     def median(self, call: Callable[[], object], *, repeats: int) -> float:
         """Return the median milliseconds of at most `repeats` calls; two untimed calls go first."""
+        [timed] = self._ready([call], copies=COPIES)
+        copies = timed.copies if isinstance(timed, CapturedCall) else 1
         for _ in range(2):
-            call()
-        return statistics.median(self._timings([call], Repeats(most=repeats, limit_s=_OPERATION_S))[0])
+            timed()
+        return statistics.median(self._timings([timed], Repeats(most=repeats, limit_s=_OPERATION_S))[0]) / copies
 
     def medians(self, several: Sequence[Callable[[], object]], repeats: Repeats) -> Floats:
         """Return the median milliseconds of each call. Calls take turns, so that other load affects all calls alike."""
-        for call in several:
+        timed = self._ready(several, copies=1)
+        for call in timed:
             call()
-        timings = self._timings(several, repeats)
+        timings = self._timings(timed, repeats)
         return np.array([statistics.median(of_one) for of_one in timings])
+
+    def _ready(self, several: Sequence[Callable[[], object]], *, copies: int) -> Sequence[Callable[[], object]]:
+        if self.mode != "graph":
+            return several
+        pool = torch.cuda.graph_pool_handle()
+        try:
+            return [CapturedCall.of(call, copies=copies, pool=pool) for call in several]
+        except ModelError as error:
+            if self.strict:
+                raise
+            _LOG.info("Timing without CUDA graphs: %s", error)
+            return several
 
     def _timings(self, several: Sequence[Callable[[], object]], repeats: Repeats) -> list[list[float]]:
         timings: list[list[float]] = [[] for _ in several]
@@ -114,7 +192,7 @@ class TimedNetwork:
         self.precision = precision_of(spec, self.device)
         self._dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         self._model = model
-        x = torch.ones(spec.batch_size, *graph.input_shape, device=self.device)
+        x = filled((spec.batch_size, *graph.input_shape), torch.float32, self.device)
         self._layout = layout_for(model, x[:1])
         self.x = x.to(self._dtype).contiguous(memory_format=self._layout)
 
@@ -171,7 +249,8 @@ def measure_whole(
         subject = TimedNetwork(model, graph, spec, device=device)
         timed = [subject.call(subject.placed(one)) for one in (*models, model)]
         with torch.inference_mode():
-            stopwatch = stopwatch or Stopwatch(subject.device)
+            stopwatch = stopwatch or stopwatch_of(spec, subject.device)
+            stopwatch.warm_up(timed[-1])
             repeats = repeats or Repeats(most=spec.repeats, limit_s=_NETWORK_S)
             return [float(ms) for ms in stopwatch.medians(timed, repeats)]
     finally:
@@ -196,7 +275,7 @@ def measure_reported(
     `budgeted` they include the times under the conditions of `spec`, which are those of the latency table. A batch
     size that is chosen here is at most `largest`.
     """
-    watch = stopwatch or Stopwatch(torch.device(device), clock=time.perf_counter)
+    watch = stopwatch or replace(stopwatch_of(spec, torch.device(device)), clock=time.perf_counter)
     # A front has a dozen networks or more, and other load of the machine comes in bursts: time short calls often.
     often = Repeats(most=10 * spec.repeats, least=7, limit_s=0.1)
 
@@ -260,12 +339,37 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
         "architecture": graph.architecture,
         "factors": [[factor.constant, dict(factor.coefficients)] for factor in graph.factors],
         # The batch of the report does not affect the table.
-        "spec": spec.model_dump(mode="json", exclude={"report_batch"}),
+        "spec": spec.model_dump(mode="json", exclude={"report_batch", "mode"}),
         "device": device_name(torch.device(device)),
         "torch": torch.__version__,
         "seed": seed,
     }
+    if torch.device(device).type == "cuda":
+        content |= {"mode": mode_of(spec, torch.device(device)), "libraries": _gpu_libraries()}
     return key_of("latency", content)
+
+
+def stopwatch_of(spec: LatencySpec, device: torch.device) -> Stopwatch:
+    """Return the stopwatch of the latency table.
+
+    Raises:
+        UsageError: as `mode_of`.
+    """
+    return Stopwatch(device, mode=mode_of(spec, device), strict=spec.mode == "graph")
+
+
+def mode_of(spec: LatencySpec, device: torch.device) -> str:
+    """Return how networks are timed on `device`: `graph` or `eager`.
+
+    Raises:
+        UsageError: if the job asks for CUDA graphs on a CPU.
+    """
+    if spec.mode == "graph" and device.type != "cuda":
+        raise UsageError(
+            f'latency.mode is "graph", but latency is measured on the {device.type.upper()}, which has no CUDA graphs.',
+            hint='Remove latency.mode or set it to "eager"; or give trials a GPU (resources.gpus_per_trial).',
+        )
+    return spec.mode or ("graph" if device.type == "cuda" else "eager")
 
 
 def precision_of(spec: LatencySpec, device: torch.device) -> str:
@@ -273,6 +377,16 @@ def precision_of(spec: LatencySpec, device: torch.device) -> str:
     if spec.precision == "auto":
         return "bfloat16" if half_precision(device) is torch.bfloat16 else "float32"
     return spec.precision
+
+
+def _gpu_libraries() -> list[str]:
+    """Return the versions of what chooses and runs the kernels: CUDA, cuDNN and the driver."""
+    driver = Path("/proc/driver/nvidia/version")
+    return [
+        str(torch.version.cuda),
+        str(torch.backends.cudnn.version()),
+        driver.read_text().partition("\n")[0] if driver.exists() else "",
+    ]
 
 
 def device_name(device: torch.device) -> str:
@@ -295,7 +409,7 @@ def usable_cpus() -> int:
 def _operation_times(subject: TimedNetwork, cost: CostModel, spec: LatencySpec, seed: int) -> LatencyTable:
     """Measure the times of all operations: the table before the calibration."""
     operations = _sized(subject, cost, seed)
-    stopwatch = Stopwatch(subject.device)
+    stopwatch = stopwatch_of(spec, subject.device)
     dense = cost.sizes(cost.num_channels)
     known: dict[tuple[Any, ...], int] = {}
     grids: list[list[Floats]] = []
@@ -396,7 +510,7 @@ def _calibrated(
     vectors = np.stack([cost.smallest(), *(_some_widths(cost, generator) for _ in range(FITTED - 1 + HELD_OUT))])
     models = [subject.narrowed(cost, widths) for widths in (*vectors, cost.num_channels)]
     with torch.inference_mode():
-        measured = Stopwatch(subject.device).medians(
+        measured = stopwatch_of(spec, subject.device).medians(
             [subject.call(m) for m in models], Repeats(most=spec.repeats, limit_s=_NETWORK_S)
         )
     dense_ms = float(measured[-1])

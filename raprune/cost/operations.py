@@ -55,13 +55,24 @@ class TensorTemplate:
         )
 
     def make(self, shape: Sequence[int]) -> Tensor:
-        """Make a tensor of this template. The values are ones, which no repeated operation in place makes denormal."""
+        """Make a tensor of this template; its values are those of `filled`."""
         if self.value is not None:
             is_same = tuple(shape) == self.shape
             return self.value if is_same else torch.zeros(tuple(shape), dtype=self.dtype, device=self.device)
         stored = [1 if one else size for size, one in zip(shape, self.expanded, strict=True)]
-        laid = torch.ones([stored[axis] for axis in self.order], dtype=self.dtype, device=self.device)
+        laid = filled([stored[axis] for axis in self.order], self.dtype, self.device)
         return laid.permute([self.order.index(axis) for axis in range(len(stored))]).expand(tuple(shape))
+
+
+def filled(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor to be timed with: ones on a CPU, random numbers in [0.5, 1.5) on a GPU.
+
+    No operation in place makes ones denormal, however often it is repeated; CPUs are slow with denormal numbers. A GPU
+    is not, but takes less power for equal numbers, and then runs at a higher clock. All are valid variances.
+    """
+    if device.type == "cpu" or not dtype.is_floating_point:
+        return torch.ones(tuple(shape), dtype=dtype, device=device)
+    return torch.rand(tuple(shape), dtype=dtype, device=device) + 0.5
 
 
 @dataclass(frozen=True)

@@ -393,6 +393,11 @@ class LatencySpec(Part):
     """Number of widths at which each layer is timed. Those between are interpolated."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the forward pass. `auto` is bfloat16 on GPUs that have it."""
+    mode: Literal["graph", "eager"] | None = None
+    """How networks are run: by CUDA graphs or call by call. Default: `graph` on GPUs, `eager` on CPUs.
+
+    A replayed graph runs without waiting for Python, as a deployed network does; eager calls of small layers take
+    longer than their kernels."""
     threads: PositiveInt = 1
     """Number of CPU threads, where the device is the CPU."""
     report_batch: PositiveInt | None = None

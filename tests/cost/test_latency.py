@@ -28,6 +28,7 @@ from raprune.cost.measure import (
     measure_reported,
     measure_table,
     measure_whole,
+    mode_of,
     table_key,
 )
 from raprune.errors import BudgetError, UsageError
@@ -288,6 +289,14 @@ def test_the_table_depends_on_network_device_and_conditions_alone() -> None:
     assert table_key(frozen, BATCH, device="cpu") != key
     assert table_key(graph, BATCH.model_copy(update={"report_batch": 7}), device="cpu") == key
     assert conditions(LatencySpec(precision="auto"), device="cpu")["precision"] == "float32"
+
+
+def test_mode_of_the_timings_on_a_cpu_is_eager_and_a_graph_is_refused_by_its_field() -> None:
+    assert mode_of(LatencySpec(), torch.device("cpu")) == "eager"
+    model, graph = proved("Residual")
+    with pytest.raises(UsageError, match=r"latency\.mode") as caught:
+        measure_table(model, graph, LatencySpec(mode="graph"), device="cpu")
+    assert "eager" in str(caught.value.hint)
 
 
 def test_threads_are_as_they_were() -> None:
