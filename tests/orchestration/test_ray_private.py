@@ -23,7 +23,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "ray_privat
 def private_names(source: str) -> set[str]:
     """Private attributes, imports, arguments and module names that a source takes from Ray or from any foreign object.
 
-    A private attribute counts unless its object is `self`, `cls` or a name that holds an instance of torch's modules.
+    A private attribute counts unless its object is `self` or `cls`; `os._exit` is documented and none.
     """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -35,7 +35,7 @@ def private_names(source: str) -> set[str]:
             found |= {part for part in parts if part.startswith("_")}
         elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = ast.unparse(node.value)
-            if owner not in ("self", "cls"):
+            if owner not in ("self", "cls") and ast.unparse(node) != "os._exit":
                 found.add(f"{owner}.{node.attr}")
         elif isinstance(node, ast.keyword) and (node.arg or "").startswith("_"):
             found.add(str(node.arg))

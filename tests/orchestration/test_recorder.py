@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -52,7 +53,7 @@ def in_threads(acts: list[Callable[[], None]], begin: Callable[[], None]) -> lis
 def all_waiting(recorder: Recorder, trials: list[Trial]) -> Callable[[], None]:
     def wait() -> None:
         while recorder.missing([trial.trial_id for trial in trials]):
-            pass
+            time.sleep(0.001)
 
     return wait
 
@@ -103,6 +104,8 @@ def test_trial_that_is_sent_twice_is_recorded_once(store: Gated) -> None:
 def test_session_that_is_refused_takes_no_other_record_with_it(store: Gated) -> None:
     def check(session: str | None) -> None:
         if session == "old":
+            # Not before all wait: a refused record waits no longer.
+            assert store.gate.wait(30)
             raise RapruneError("another driver took this run over")
 
     writer = Recorder(store, check=check)
