@@ -83,21 +83,14 @@ print(json.dumps({"seconds": time.perf_counter() - began, "trials": len(trials)}
 """
 
 _HOLD = """
-import json, os, resource, sys
+import json, re, sys
 from raprune.orchestration.recorder import Recorder
 from raprune.store.folder import Store
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def held():
-    return int(open("/proc/self/statm").read().split()[1]) * PAGE / 2**20
-
-
-empty = held()
 recorder = Recorder(Store(sys.argv[1]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"trials": len(recorder.trials), "empty": empty, "held": held(), "peak": peak}))
+status = open("/proc/self/status").read()
+held, peak = (int(re.search(rf"{name}:\\s+(\\d+) kB", status)[1]) / 1024 for name in ("VmRSS", "VmHWM"))
+print(json.dumps({"trials": len(recorder.trials), "held": held, "peak": peak}))
 """
 
 

@@ -36,6 +36,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ from raprune.store.parts import (
 )
 from raprune.store.record import RecordedJob, RunRecord
 from raprune.store.retry import AT_ONCE, Patience, hint_of, passes
-from raprune.store.rows import OUTLINE, SCHEMA, Row, from_row, to_row
+from raprune.store.rows import OUTLINE, SCHEMA, Row, from_rows, to_row
 
 RUN_FILE = "run.json"
 TRIALS = "trials"
@@ -73,7 +74,7 @@ LOCK = ".lock"
 READERS = 8
 """Parts that are read at once."""
 ROWS = 4096
-"""Trials that are unpacked at once."""
+"""Trials in a row group of a file, which are unpacked at once."""
 
 T = TypeVar("T")
 
@@ -235,6 +236,8 @@ class Store:
         self._claim_run()
         trials = self.trials(channels=channels)
         self._ids = {trial.trial_id for trial in trials}
+        # A writer lives as long as its run; Arrow would keep what it read the files into, half a gigabyte of 100,000.
+        pa.default_memory_pool().release_unused()
         return trials
 
     def append(self, trials: Sequence[Trial]) -> None:
@@ -292,10 +295,18 @@ class Store:
 
         Without `channels` the channels that stay are left in the store, which is nine tenths of the bytes.
         """
-        table = self.table(None if channels else OUTLINE)
-        if only is not None:
-            table = table.filter(pc.is_in(table["trial_id"], value_set=pa.array(sorted(only), pa.string())))
-        return [from_row(row) for row in _rows(table)]
+        wanted = SCHEMA if channels else pa.schema([SCHEMA.field(name) for name in OUTLINE])
+        ids = None if only is None else pa.array(sorted(only), pa.string())
+
+        def read(parts: Sequence[TrialFile]) -> list[Trial]:
+            found: list[Trial] = []
+            for table in self._tables(parts, wanted):
+                if ids is not None:
+                    table = table.filter(pc.is_in(table["trial_id"], value_set=ids))
+                found += from_rows(_rows(table))
+            return found
+
+        return self._read_listed(read)
 
     def rows(self, columns: Sequence[str] | None = None, parts: Sequence[TrialFile] | None = None) -> list[Row]:
         """The recorded trials as rows of `SCHEMA`, or of some columns of it, in the order of their records."""
@@ -310,14 +321,7 @@ class Store:
         wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
         if parts is not None:
             return self._read_parts(parts, wanted)
-        listed = self.parts()
-        while True:
-            try:
-                return self._read_parts(listed, wanted)
-            except MissingFileError:
-                before, listed = listed, self.parts()
-                if before == listed:
-                    raise
+        return self._read_listed(lambda listed: self._read_parts(listed, wanted))
 
     def parts(self) -> list[TrialFile]:
         """The files that hold each recorded trial once, in the order of their records; none is ever changed."""
@@ -481,6 +485,48 @@ class Store:
                 hint=f"See how far it is: raprune status {self.name}   What it records stays; this process ends.",
             )
 
+    def _read_listed(self, read: Callable[[Sequence[TrialFile]], T]) -> T:
+        """Result of `read` for the files that count; it is called again if one of them was compacted meanwhile."""
+        listed = self.parts()
+        while True:
+            try:
+                return read(listed)
+            except MissingFileError:
+                before, listed = listed, self.parts()
+                if before == listed:
+                    raise
+
+    def _tables(self, parts: Sequence[TrialFile], wanted: pa.Schema) -> Iterator[pa.Table]:
+        """The trials of these files, some thousands at a time: as one table they take more memory than their trials."""
+        if overlap(parts):
+            yield self._read_parts(parts, wanted)
+            return
+        for is_compact, some in groupby(parts, key=lambda part: part.is_compact):
+            files = list(some)
+            if is_compact:
+                for part in files:
+                    yield from self._row_groups(part, wanted)
+            else:
+                for start in range(0, len(files), READERS):
+                    yield self._read_parts(files[start : start + READERS], wanted)
+
+    def _row_groups(self, part: TrialFile, wanted: pa.Schema) -> Iterator[pa.Table]:
+        """The trials of a compact file, `ROWS` at a time."""
+        content = self._try("read", TRIALS, lambda: self._content(f"{TRIALS}/{part.name}"))
+
+        def opened() -> pq.ParquetFile:
+            return _parquet(part.name, lambda: pq.ParquetFile(pa.BufferReader(content)))
+
+        file = self._try("read", TRIALS, opened)
+        names = [name for name in wanted.names if name in file.schema_arrow.names]
+        for number in range(file.num_row_groups):
+
+            def group(number: int = number) -> pa.Table:
+                return _parquet(part.name, lambda: file.read_row_group(number, columns=names))
+
+            table = self._try("read", TRIALS, group)
+            yield pa.concat_tables([wanted.empty_table(), table], promote_options="default").select(wanted.names)
+
     def _read_parts(self, parts: Sequence[TrialFile], wanted: pa.Schema) -> pa.Table:
         """The trials of these files as one table, each once."""
         twice = overlap(parts)
@@ -488,11 +534,7 @@ class Store:
 
         def part(name: str) -> pa.Table:
             content = self._content(f"{TRIALS}/{name}")
-            try:
-                return pq.ParquetFile(pa.BufferReader(content)).read(columns=names)
-            except (OSError, ValueError, pa.ArrowException) as error:
-                # Not the filesystem's failure, whatever pyarrow calls it: the content is here.
-                raise pa.ArrowInvalid(f"{name}: {error}") from error
+            return _parquet(name, lambda: pq.ParquetFile(pa.BufferReader(content)).read(columns=names))
 
         def read() -> pa.Table:
             # Not by pyarrow.dataset, which loads pandas: half a second of every command that reads a run.
@@ -509,7 +551,7 @@ class Store:
 
     def _write_table(self, rel: str, table: pa.Table) -> None:
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS)
         self.write_bytes(rel, buffer.getvalue())
 
     def _delete(self, parts: Sequence[TrialFile]) -> None:
@@ -591,6 +633,15 @@ class Store:
         for secret in sorted({part for found in secrets for part in (found, *found.split(":")) if part}, key=len)[::-1]:
             text = text.replace(secret, "***")
         return text
+
+
+def _parquet(name: str, read: Callable[[], T]) -> T:
+    """Result of reading the content of the file `name`."""
+    try:
+        return read()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        # Not the filesystem's failure, whatever pyarrow calls it: the content is here.
+        raise pa.ArrowInvalid(f"{name}: {error}") from error
 
 
 def _rows(table: pa.Table) -> Iterator[Row]:

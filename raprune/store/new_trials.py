@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from raprune.records import Trial
 from raprune.store.folder import MissingFileError, Store
 from raprune.store.parts import TrialFile
-from raprune.store.rows import OUTLINE, from_row
+from raprune.store.rows import OUTLINE, from_rows
 
 BATCH = 256
 """Files that are read before their trials are given out."""
@@ -55,7 +55,7 @@ class TrialReader:
     def _take(self, parts: Sequence[TrialFile]) -> list[Trial]:
         rows = self._store.rows(OUTLINE, parts)
         # A compact file may hold trials that were read from its parts.
-        trials = [from_row(row) for row in rows if row["trial_id"] not in self._ids]
+        trials = from_rows(row for row in rows if row["trial_id"] not in self._ids)
         self._numbers.update(number for part in parts for number in part.numbers)
         self._ids.update(trial.trial_id for trial in trials)
         self.trials += trials
