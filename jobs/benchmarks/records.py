@@ -163,7 +163,7 @@ def holding(folder: Path) -> list[Figure]:
     figures = [
         Figure(f"memory of the coordinator, {found['trials']:,.0f} trials{when}", found[key], "MiB", 1024)
         for found in (small, large)
-        for key, when in (("held", ""), ("peak", ", at most"))
+        for key, when in (("held", ""), ("peak", ", peak while it reads"))
     ]
     return [*figures, Figure("memory of a trial", each, "KiB", 8)]
 
