@@ -1,4 +1,4 @@
-"""The methods side by side: the best candidate of each within the budget and two parts of it."""
+"""Comparison of the methods: the best candidate of each within the budget and two parts of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AblationRow:
 
     best: CandidateRow
     finetuning_epochs: float
-    """Epochs of fine-tuning, without those that the method trains by itself; 0: only repaired."""
+    """Epochs of fine-tuning, without the epochs that the method itself trains; 0: only repaired."""
     share: float
     """Part of the user's budget, one of `SHARES`."""
     budget: Budget
@@ -60,10 +60,10 @@ _WORDS = {"flops": "FLOPs", "params": "params", "latency": "latency"}
 
 
 def ablation(trials: Sequence[Trial], budget: Budget, *, test: SplitAccuracies = UNTESTED) -> list[AblationRow]:
-    """The methods side by side: the best of each within each of `SHARES` of the budget, after equal fine-tuning.
+    """The best candidate of each method within each of `SHARES` of the budget, after equal fine-tuning.
 
-    A method that has nothing so small has no row there. Ordered by epochs of fine-tuning, then by falling share, then
-    by falling accuracy on the validation split, which the choice looks at.
+    A method without so small a network has no row there. Rows are ordered by ascending epochs of fine-tuning, then by
+    descending share, then by descending validation accuracy, which is also the criterion of the choice.
     """
     known = {trial.trial_id: trial for trial in trials}
     tried: dict[float, dict[str, list[CandidateRow]]] = {}
@@ -83,7 +83,7 @@ def ablation(trials: Sequence[Trial], budget: Budget, *, test: SplitAccuracies =
 
 
 def to_be_tested(trials: Sequence[Trial], run: RunRecord) -> list[CandidateRow]:
-    """The rows whose networks are evaluated on the test split: those of `listed`, and the best of each method's.
+    """The rows whose networks are evaluated on the test split: those of `listed`, and the best row of each method.
 
     To compare the methods, a repaired network that was fine-tuned is represented by
     the fine-tuned one.
@@ -96,12 +96,12 @@ def to_be_tested(trials: Sequence[Trial], run: RunRecord) -> list[CandidateRow]:
 
 
 def _finetuning(trial: Trial, known: Mapping[str, Trial]) -> float:
-    """Epochs of fine-tuning, without those that the method itself trained."""
+    """Epochs of fine-tuning, without the epochs that the method itself trained."""
     return round(trial.epochs - _own_epochs(trial, known), 6)
 
 
 def _own_epochs(trial: Trial, known: Mapping[str, Trial]) -> float:
-    """Epochs that the method trained before any fine-tuning: those of the trial that the others continue."""
+    """Epochs that the method trained before any fine-tuning: those of the first trial of the chain."""
     while (parent := known.get(trial.proposal.parent or "")) is not None:
         trial = parent
     return trial.epochs if trial.proposal.stage is Stage.SEARCH and trial.proposal.rung == 0 else 0.0

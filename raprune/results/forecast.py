@@ -1,6 +1,6 @@
-"""How long a search will take, said before it begins: from measured speeds and the size of the job. Pure.
+"""Forecast of the duration of a search before it begins, from measured speeds and the size of the job. Pure.
 
-The aim is a factor of two. `run.json` keeps under "stages" what each took beside what was forecast.
+The aim is a factor of two. `run.json` has the measured and the forecast seconds of each stage under "stages".
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
 
 WORKERS_START_S = 6.0
-"""Until the search's workers have imported PyTorch and hold network and data."""
+"""Seconds until the search's workers have imported PyTorch and hold network and data."""
 GROUP_START_S = 20.0
-"""Until a group of Ray Train has come up."""
+"""Seconds until a group of Ray Train has started."""
 REPORT_S = 4.0
-"""Figures and tables: Matplotlib's import is most of it."""
+"""Seconds for figures and tables, most of them for the import of Matplotlib."""
 LATENCY_S = 1.5
-"""Measuring one network whole takes no longer."""
+"""Maximum seconds to measure one whole network."""
 FILLING_S = 0.5
-"""A batch that fills the device takes the dense network no longer."""
+"""Maximum seconds of the dense network for a batch that fills the device."""
 FILLING_IMAGES = 64
 """Images of that batch."""
 FIXED = 0.25
 """Fraction of the dense network's time that does not shrink with the FLOPs: calls, memory, augmentation."""
 TRIAL_S = 0.05
-"""A trial without any network run: proposing, choosing widths, surgery, recording."""
+"""Seconds of a trial besides running networks: proposing, choosing widths, surgery, recording."""
 
 REESTIMATION = 1.0
 """Forward passes of the cut network over the calibration images that re-estimating batch norms takes."""
@@ -46,7 +46,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Size of a job: what is still to be done, in numbers."""
+    """Size of a job: the numbers of the remaining work."""
 
     workers: int
     train_images: int
@@ -59,7 +59,7 @@ class Plan:
     refits: float
     """Fraction of the trials that are repaired by least squares."""
     trial_epochs: float = 0.0
-    """Epochs of training in the mean trial: rungs, methods that train while they cut."""
+    """Mean epochs of training in a trial: of rungs, and of methods that train while they cut."""
     limit_s: float | None = None
     """Time limit of the search."""
     phase_epochs: float = 0.0
@@ -69,16 +69,16 @@ class Plan:
     priced: int = 0
     """Networks that are cut and repaired to measure how sensitive groups are."""
     rescored: int = 0
-    """Methods that are scored again in a trial, as the sampler comes upon other settings of them."""
+    """Methods that are scored again in a trial, because the sampler proposes other settings of them."""
     repriced: int = 0
-    """Networks that are then cut and repaired for it."""
+    """Networks that are then cut and repaired to measure how sensitive groups are."""
     priced_images: int = 256
     finetunings: int = 0
     finetuning_epochs: float = 0.0
     teacher: bool = True
     """True if fine-tuning runs the dense network too."""
     latency_repeats: int = 20
-    """Times that each network of the front is timed."""
+    """Number of timings of each network of the front."""
     grouped: bool = False
     """True if a group of Ray Train fine-tunes, one network after another on all workers."""
 
@@ -92,7 +92,7 @@ def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
     epoch_s = plan.train_images * (teacher_s + smaller * (pace.step_s - teacher_s))
     repair_s = plan.calibration_images * (plan.refits * refit_s + (1 - plan.refits) * REESTIMATION * cut_s)
     trial_s = TRIAL_S + repair_s + plan.validation_images * cut_s + plan.trial_epochs * epoch_s
-    # What is behind a group is repaired: half of the network in the mean. Its predictions are compared.
+    # The layers behind a group are repaired, half of the network in the mean. Then predictions are compared.
     price_s = plan.priced_images * (refit_s / 2 + 2 * pace.forward_s)
     one_s = plan.calibration_images * SCORING * pace.forward_s
     search_s = _shared(plan.trials, side_by_side) * trial_s

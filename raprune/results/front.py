@@ -20,15 +20,15 @@ from raprune.store.record import RunRecord
 def front(
     trials: Sequence[Trial], budget: Budget | None = None, *, test: SplitAccuracies = UNTESTED
 ) -> list[CandidateRow]:
-    """The rows within the budget that no other row beats in both accuracy and FLOPs, by ascending FLOPs.
+    """The rows within the budget that no other row dominates in accuracy and FLOPs, by ascending FLOPs.
 
-    Where weights were pruned one by one, which saves no FLOPs, the fraction of the weights that is left counts too.
+    If weights were pruned one by one, which saves no FLOPs, the fraction of remaining weights is compared as well.
     """
     return front_of(candidates(trials, test=test), budget or Budget())
 
 
 def front_of(rows: Sequence[CandidateRow], budget: Budget, *, cost: str | None = None) -> list[CandidateRow]:
-    """`front` of rows of `candidates`; `cost` (one of `COSTS`) is set against accuracy, by default the budget's."""
+    """`front` of rows of `candidates`, in accuracy and `cost` (one of `COSTS`; by default the budget's)."""
     admitted = within(rows, budget)
     return [replace(admitted[index], on_front=True) for index in non_dominated(admitted, cost or budget.cost)]
 
@@ -42,7 +42,7 @@ def starred(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
 def listed(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
     """The front of rows of `candidates` within the run's budget and the starred row, by ascending FLOPs.
 
-    The starred row is off the front where a baseline dominates it by less than the accuracies can tell.
+    The starred row is off the front if a baseline dominates it by less than the standard error of the accuracies.
     """
     marked, budget = starred(rows, run), budget_of(run)
     on_front = {row.candidate: row for row in front_of(marked, budget)}
@@ -64,11 +64,11 @@ def within(rows: Sequence[CandidateRow], budget: Budget) -> list[CandidateRow]:
 
 
 def choose(rows: Sequence[CandidateRow], run: RunRecord) -> CandidateRow | None:
-    """The row that gets the star in the run `run`; None where none is within the budget.
+    """The row that gets the star in the run `run`; None if no row is within the budget.
 
-    That is the most accurate row within the budget; or, if an accuracy was asked for and any row has it, the cheapest
-    that has it. A baseline that was not asked for as a method gets the star only if no other row has the accuracy asked
-    for, or if it is ahead of every other row by more than its standard error on the validation images.
+    The star goes to the most accurate row within the budget or, if the job asks for an accuracy and a row has it, to
+    the cheapest such row. A baseline that is not a method of the job gets the star only if no other row has the
+    requested accuracy, or if it exceeds every other row by more than its standard error on the validation images.
     """
     admitted, floor = within(rows, budget_of(run)), floor_of(run)
     others = [row for row in admitted if not is_baseline(row, run)]
@@ -96,10 +96,10 @@ def standard_error(accuracy: float, images: int | None) -> float:
 
 
 def pick(rows: Sequence[CandidateRow], budget: Budget, *, min_accuracy: float | None = None) -> CandidateRow:
-    """The most accurate row within the budget; with `min_accuracy`, the cheapest that is at least so accurate.
+    """The most accurate row within the budget; with `min_accuracy`, the cheapest row that is at least so accurate.
 
-    Accuracy is that on the validation split, which the choice may look at. Of equally accurate rows the cheapest is
-    picked. A baseline is picked like any other: the star is what the run recommends, a pick is what fits.
+    The accuracy is that on the validation split. Of equally accurate rows the cheapest is picked. A baseline is picked
+    like any other row: the star is a recommendation, a pick is any network that fits.
 
     Raises:
         RapruneError: if there is no such row; the message names the nearest.
@@ -151,7 +151,7 @@ def measured_in(budget: Budget, run: RunRecord) -> Budget:
 
 
 def floor_of(run: RunRecord) -> float | None:
-    """The validation accuracy that was asked for in a run; None where nothing was."""
+    """The validation accuracy that the job of a run asks for; None if it asks for none."""
     return accuracy_floor(run.job.min_accuracy, run.job.max_drop, run.dense_accuracy)
 
 

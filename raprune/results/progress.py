@@ -1,4 +1,4 @@
-"""Progress of a run: how far it is, and how its front grew with the work that was spent.
+"""Progress of a run, and the growth of its front with the work that was spent.
 
 Numbers and records only.
 """
@@ -23,12 +23,12 @@ from raprune.store.record import RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     states: dict[str, int]
-    """State -> number of trials that were asked for; what is not yet recorded is WAITING or RUNNING."""
+    """State -> number of the trials that were asked for; trials that are not yet recorded are WAITING or RUNNING."""
     steps: int
-    """Networks that were met on the way to those."""
+    """Networks on the paths to those trials."""
     searched: int
     """Search trials that have ended."""
     trials: int
@@ -48,7 +48,7 @@ class Progress:
     dense_accuracy: float | None
     elapsed_s: float
     left_s: float | None
-    """Estimate for the search trials still to come. None: not known yet."""
+    """Estimated seconds for the search trials to come. None: not known yet."""
     gpu_hours: float
     finished: bool = False
     """True if the run has ended with its report."""
@@ -74,7 +74,7 @@ def progress(
     finetuned = sum(trial.proposal.stage is Stage.FINETUNE for trial in asked_for)
     rows = candidates(trials)
     admitted = front_of(rows, budget)
-    # A candidate that went on to the next rung counts where it came to.
+    # A candidate that was continued on the next rung counts with its last trial.
     states = Counter(trial.state.value for trial in asked_for if trial.trial_id not in continued)
     states[TrialState.RUNNING.value] += running
     states[TrialState.WAITING.value] += max(0, asked - len(searched) - running)
@@ -91,7 +91,7 @@ def progress(
         searched=len(searched),
         trials=asked,
         finetuned=finetuned,
-        # Runs of before this was written have ended with all of theirs.
+        # A finished run of a version without this field has ended with all of its fine-tunings.
         finetunings=run.finetunings if run.finetunings is not None or not run.finished else finetuned,
         front=len(admitted),
         hypervolume=_hypervolume([point for trial in trials if (point := _point(trial, budget))], budget),
@@ -105,20 +105,20 @@ def progress(
 
 
 class Growth:
-    """The front within a budget as networks come in, one after another."""
+    """The front within a budget as networks are added, one after another."""
 
     def __init__(self, budget: Budget) -> None:
         self.hypervolume = 0.0
         """As in `Progress`."""
         self.best: float | None = None
-        """Validation accuracy of the best candidate within the budget: of several seeds the mean so far."""
+        """Validation accuracy of the best candidate within the budget; of several seeds their mean so far."""
         self.points: list[tuple[float, float]] = []
-        """Error and cost of the networks on it."""
+        """Error and cost of the networks on the front."""
         self._budget = budget
         self._accuracies: dict[str, list[float]] = {}
 
     def add(self, trial: Trial) -> bool:
-        """Take a trial in; True if it enlarged the front."""
+        """Add a trial; True if it enlarged the front."""
         point = _point(trial, self._budget)
         if point is None or trial.metrics is None:
             return False
@@ -171,7 +171,7 @@ class SpentRow:
 
 
 def spent(trials: Sequence[Trial], budget: Budget) -> list[SpentRow]:
-    """The growth of the front with the work: one row for each trial that enlarged it, by the time it ended."""
+    """The growth of the front with the work: one row for each trial that enlarged it, ordered by the trials' ends."""
     growth = Growth(budget)
     gpu_s = worker_s = 0.0
     table: list[SpentRow] = []

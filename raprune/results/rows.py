@@ -19,7 +19,7 @@ COSTS = ("flops", "params", "latency")
 """Costs that a budget can limit, each a fraction of the dense network's."""
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last for all further ones, which is wider."""
+"""97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last one is an upper bound for all further."""
 
 _PRUNED_WEIGHTS = 0.01
 """Fraction of the parameters that are zero beyond which weights were pruned one by one."""
@@ -90,7 +90,7 @@ class CandidateRow:
     starred: bool = False
     """True for the candidate that the run recommends."""
     measured: MeasuredSpeed | None = None
-    """None as long as nobody has read the measured times."""
+    """None if the measured times were not read."""
 
     @property
     def macs(self) -> int:
@@ -123,7 +123,7 @@ class CandidateRow:
 
     # A JSON edge: the keys are the contract of `raprune front --json`.
     def to_json(self) -> dict[str, Any]:
-        """Plain data under the keys that `raprune front --json` prints; measured times only where they were read."""
+        """Plain data under the keys that `raprune front --json` prints; with measured times if they were read."""
         row = {name: getattr(self, name) for name in _KEYS}
         row |= {"settings": dict(self.settings), "widths": dict(self.widths), "stage": self.stage.value}
         row |= {"repeats": list(self.repeats), "trials": list(self.trials)}
@@ -143,15 +143,15 @@ _KEYS = (
 def candidates(trials: Sequence[Trial], *, test: SplitAccuracies = UNTESTED) -> list[CandidateRow]:
     """One row for each candidate of a complete trial, repaired and fine-tuned ones apart, by ascending FLOPs.
 
-    A candidate that several search trials came to counts as the most accurate of them; one that was fine-tuned by
-    several seeds counts by their mean.
+    A candidate of several search trials has the results of the most accurate one; a candidate that was fine-tuned with
+    several seeds has their means.
     """
     named: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.counts:
             named.setdefault(trial.name, []).append(trial)
     rows = [_row_of(alike, test=test) for alike in named.values()]
-    # Of equally good ones the first stays on a front: the one that was trained the least.
+    # Of equally good rows the first stays on a front: the row that was trained the least.
     rows.sort(key=lambda row: (row.flops, -row.val_accuracy, row.epochs, row.candidate))
     for index in non_dominated(rows, "flops"):
         rows[index] = replace(rows[index], on_front=True)
@@ -159,9 +159,9 @@ def candidates(trials: Sequence[Trial], *, test: SplitAccuracies = UNTESTED) -> 
 
 
 def non_dominated(rows: Sequence[CandidateRow], cost: str) -> list[int]:
-    """Positions of the rows that no other beats in both accuracy and `cost`.
+    """Positions of the rows that no other row dominates in accuracy and `cost`.
 
-    Where weights were pruned one by one, which saves no FLOPs, the fraction of the weights that is left counts too.
+    If weights were pruned one by one, which saves no FLOPs, the fraction of remaining weights is compared as well.
     """
     return pareto.non_dominated([(*_point(row, cost), _density(row)) for row in rows])
 
@@ -175,7 +175,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def error_of(trial: Trial) -> float:
-    """Fraction of the validation images that are wrong; that of a training which diverged is above all others."""
+    """Fraction of the validation images that are misclassified; infinite for a training that diverged."""
     accuracy = trial.metrics.accuracy if trial.metrics is not None else math.nan
     return math.inf if math.isnan(accuracy) else 1.0 - accuracy
 
@@ -235,7 +235,7 @@ def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
 
 
 def _point(row: CandidateRow, cost: str) -> tuple[float, float]:
-    # A latency that is not known counts as the dense network's.
+    # An unknown latency counts as the dense network's.
     fraction = row.fraction(cost)
     return 1.0 - row.val_accuracy, 1.0 if fraction is None else fraction
 

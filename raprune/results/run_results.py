@@ -21,7 +21,7 @@ from raprune.store.record import DenseRecord, RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults:
-    """A run under way has them too: of what was recorded so far. What follows from the records is worked out once."""
+    """The results of a run, of one under way from the trials so far. Each derived value is computed once."""
 
     name: str
     """Address of the run, without parts that may hold a secret."""
@@ -56,12 +56,12 @@ class RunResults:
 
     @cached_property
     def front(self) -> list[CandidateRow]:
-        """Those of the front within the budget."""
+        """The rows on the front within the budget."""
         return front_of(self.rows, self.budget)
 
     @cached_property
     def listed(self) -> list[CandidateRow]:
-        """Those that a table shows: `front.listed`."""
+        """The rows that a table shows: `front.listed`."""
         return listed(self.rows, self.run)
 
     @cached_property
@@ -96,7 +96,7 @@ class RunResults:
         return max((trial.started_at + trial.seconds for trial in self.trials), default=0.0)
 
     def error(self, accuracy: float) -> float:
-        """The error in percent, at least that of half a wrong validation image: what a logarithm can show."""
+        """The error in percent, at least that of half a wrong validation image, so that its logarithm is finite."""
         images = self.run.val_images
         return max(100 * (1 - accuracy), 50 / images if images else 0.01)
 
@@ -107,7 +107,7 @@ class RunResults:
 
     @cached_property
     def spread(self) -> list[CandidateRow]:
-        """The chosen network, the smallest one of the front and one between, by falling FLOPs."""
+        """The chosen network, the smallest network of the front and one between, by descending FLOPs."""
         if self.chosen is None:
             return []
         others = [row for row in self.front if row.candidate != self.chosen.candidate]
@@ -117,7 +117,7 @@ class RunResults:
 
 
 def read_run_results(store: Store, *, run: RunRecord | None = None) -> RunResults:
-    """Reads the run once; `run` is taken in place of its record.
+    """Read the run once; `run` replaces its record.
 
     Raises:
         StoreError: if the folder holds no run, or cannot be read.

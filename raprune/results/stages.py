@@ -1,7 +1,7 @@
-"""The stages of a run: what goes on, how far it is, how long the rest takes. `display` draws them.
+"""The stages of a run: their names, their progress, the time to their end. `display` draws them.
 
 One process (the driver, or a command that works alone) goes from stage to stage. Other processes tell it of their
-`Work`. No time is shown for the run that leaves out a stage still to come: without a forecast there is none.
+`Work`. Without a forecast of all stages to come, no time to the end of the run is given.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ STOP_RAY = "stop Ray"
 EXPORT = "export"
 
 FILE = "progress.json"
-"""In the run's folder, while a driver works on it: the stages, for who looks from elsewhere."""
+"""File of the stages in the run's folder while a driver works on it, for other processes."""
 
 FRESH_S = 60.0
-"""For this long after it was written, `progress.json` says that a driver works on the run."""
+"""Seconds after it was written for which `progress.json` shows that a driver works on the run."""
 _QUIET_S = 180.0
 """A run that is not finished and records nothing for so long, and for three times its longest trial, is at rest."""
 
 _MARKS = 16
-"""Latest steps forward over which the rate of a stage is taken."""
+"""Number of latest steps over which the rate of a stage is computed."""
 _FEWEST_MARKS = 3
-"""Two workers that end together make two steps in no time: no rate is taken of fewer."""
+"""Minimum number of steps for a rate: two workers that end together make two steps in no time."""
 _LATE = 0.25
-"""A stage that takes longer than was forecast is said to need this fraction of its time so far."""
+"""A stage that takes longer than forecast is estimated to need this fraction of its time so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Work:
     """One piece of work in some process: the epochs of a training, the groups of a method's scores."""
 
     what: str
-    """Name of the method or the trial; empty where the process has one piece of work alone."""
+    """Name of the method or the trial; empty in a process with only one piece of work."""
     done: float
     total: float
     unit: str
@@ -107,7 +107,7 @@ class RunStage:
         if self.rate and self.total is not None:
             left: float | None = (self.total - self.done) / self.rate
         elif self.expected_s is not None:
-            # What is not done yet takes its part of the forecast, however long the rest took.
+            # The remaining units take their part of the forecast, however long the others took.
             undone = 0.0 if self.total is None else self.expected_s * (1 - self.done / self.total)
             left = max(self.expected_s - self.seconds, undone, _LATE * self.seconds)
         else:
@@ -124,7 +124,7 @@ class RunStages:
     stages: Sequence[RunStage] = ()
     elapsed_s: float = 0.0
     left_s: float | None = None
-    """Estimated seconds to the end of the run. None: not known, as long as any stage's are not."""
+    """Estimated seconds to the end of the run. None: not known, because those of a stage are not."""
     written_at: float = 0.0
 
     @property
@@ -147,7 +147,7 @@ class RunStages:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunStages:
-        """As `to_json` gave it."""
+        """The stages that `to_json` wrote."""
         stages = tuple(
             RunStage(**{name: value for name, value in stage.items() if name != "left_s"})
             for stage in content.get("stages", [])
@@ -156,7 +156,7 @@ class RunStages:
 
 
 class Stages:
-    """The stages of this process, one after another; any thread may tell of them and look at them."""
+    """The stages of this process, one after another; any thread may update and read them."""
 
     def __init__(
         self, *, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
@@ -174,7 +174,7 @@ class Stages:
     def stage(
         self, name: str, *, total: float | None = None, unit: str = "", limit_s: float | None = None
     ) -> Iterator[None]:
-        """One stage for the time of the block; stages that begin inside end it earlier."""
+        """One stage during the block; a stage that begins inside the block ends this one."""
         self.begin(name, total=total, unit=unit, limit_s=limit_s)
         try:
             yield
@@ -182,7 +182,7 @@ class Stages:
             self.end()
 
     def begin(self, name: str, *, total: float | None = None, unit: str = "", limit_s: float | None = None) -> None:
-        """Enter a stage of `total` units, of which none is done; the stage before it has ended."""
+        """Begin a stage of `total` units, of which none is done, and end the stage before it."""
         with self._lock:
             self._end()
             expected_s = None
@@ -208,7 +208,7 @@ class Stages:
             self._end()
 
     def update(self, *, done: float | None = None, total: float | None = None, detail: str | None = None) -> None:
-        """Say how far the current stage is, and what goes on in it; what was done is never less than it was."""
+        """Update the progress and the detail of the current stage; the number of units done never falls."""
         with self._lock:
             if self._current is None:
                 return
@@ -227,7 +227,7 @@ class Stages:
         self.update(done=done + 1)
 
     def hear(self, works: Sequence[Work], *, done_before: float = 0.0) -> None:
-        """Take what processes are at, counted in the unit of the current stage, beside what was done before."""
+        """Take the progress of processes in the unit of the current stage; `done_before` units were done before."""
         with self._lock:
             unit = None if self._current is None else self._current.stage.unit
         done = done_before + sum(work.done for work in works if work.unit == unit)
@@ -235,22 +235,22 @@ class Stages:
         self.update(done=done, detail="; ".join(open_ones[:2]) + (", ..." if len(open_ones) > 2 else ""))
 
     def expect(self, forecast: Mapping[str, float]) -> None:
-        """Take a forecast: seconds of all stages still to come, in their order."""
+        """Take a forecast: seconds of all stages to come, in their order."""
         with self._lock:
             self._expected = dict(forecast)
 
     def stand(self, standing: Progress | None) -> None:
-        """Take what the trials have come to."""
+        """Take the progress of the trials."""
         with self._lock:
             self._standing = standing
 
     @property
     def standing(self) -> Progress | None:
-        """Latest standing of the trials."""
+        """Latest progress of the trials."""
         return self._standing
 
     def now(self) -> RunStages:
-        """All of it at this moment."""
+        """All stages at this moment."""
         with self._lock:
             now = self._clock()
             current = None if self._current is None else self._current.at(now)
@@ -288,8 +288,8 @@ class _Current:
     def at(self, now: float) -> RunStage:
         rate = None
         if len(self.marks) >= _FEWEST_MARKS:
-            # From the first step, not from the stage's start: workers come up before it. To this moment, not to the
-            # last step: a stage that stands still becomes slower.
+            # From the first step, not from the stage's start, as workers start before it. To this moment, not to the
+            # last step, so that the rate of a stage without progress falls.
             began, before = self.marks[0]
             rate = (self.stage.done - before) / max(now - began, 1e-9)
         return replace(self.stage, seconds=now - self.began, rate=rate)
@@ -311,14 +311,14 @@ def is_live(
 
 
 def read_stages(store: Store, run: RunRecord) -> RunStages | None:
-    """The stages of the run `run`: its record when it has ended, else its driver's news.
+    """The stages of the run `run`: from its record once it has ended, else from `progress.json`.
 
-    None where nobody wrote any. News that cannot be read are none.
+    None if no stages were written, or `progress.json` cannot be read.
     """
     if run.finished:
         return None if run.stages is None else RunStages.from_json({"stages": run.stages})
     try:
         return RunStages.from_json(store.read_json(FILE)) if store.exists(FILE) else None
     except (StoreError, TypeError, AttributeError):
-        # Damaged, or of a version whose stages are others.
+        # Damaged, or written by a version with other stages.
         return None

@@ -1,4 +1,4 @@
-"""Measured times of whole networks, and how many times faster than the dense network they make a candidate.
+"""Measured times of whole networks, and the speedups of candidates over the dense network.
 
 No torch, no ray.
 """
@@ -17,11 +17,11 @@ from raprune.store.networks import named_as_today
 LATENCY_FILE = "report/latency.json"
 
 NOT_FASTER = 0.95
-"""A network that takes more than this fraction of the dense network's time is not called faster."""
+"""Fraction of the dense network's time above which a network is not called faster."""
 HARDLY_FASTER = 1 / 3
-"""A network that saves less than this fraction of its saved FLOPs in time is called hardly faster."""
+"""Fraction of the saved FLOPs that a network must save in time, or it is called hardly faster."""
 _WORTH_MENTIONING = 0.1
-"""Fraction of the FLOPs that a network must have saved for its time to be remarked on."""
+"""Minimum fraction of saved FLOPs for a remark on a network's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Timing:
     """Network (`Trial.network`) -> milliseconds a batch."""
 
     def speedup(self, candidate: str) -> float | None:
-        """How many times as fast as the dense network the candidate is; None if it was not timed."""
+        """The dense network's time over the candidate's; None if the candidate was not timed."""
         time_ms = self.candidates.get(candidate)
         return None if time_ms is None else self.dense_ms / time_ms
 
@@ -51,12 +51,12 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """All that was measured of a run's networks; empty until then."""
+    """All measured times of a run's networks; empty until they are measured."""
 
     conditions: tuple[Timing, ...] = ()
-    """By ascending batch size: one image, and a batch that fills the device, on all threads that a user has there."""
+    """By ascending batch size: one image, and a batch that fills the device, on all threads of the machine."""
     budget: Timing | None = None
-    """Under the conditions of the latency budget, where the run has one."""
+    """Times under the conditions of the latency budget; None in a run without one."""
 
     @property
     def single(self) -> Timing | None:
@@ -78,14 +78,14 @@ class Times:
 
 
 def read_times(store: Store, trials: Sequence[Trial]) -> Times:
-    """Times of the networks of a run of these trials as stored; none where they have not been measured."""
+    """Stored times of the networks of a run with these trials; empty if they were not measured."""
     return times_from(store.read_json(LATENCY_FILE), trials) if store.exists(LATENCY_FILE) else Times()
 
 
 def times_from(content: Mapping[str, Any], trials: Sequence[Trial] = ()) -> Times:
     """Times from the content of `report/latency.json`.
 
-    Earlier versions wrote one timing with nothing around it, by the names of before (`raprune.store.networks`).
+    Earlier versions wrote a single timing, under the former names of networks (`raprune.store.networks`).
     """
     if "conditions" not in content:
         return Times(conditions=(_timing(named_as_today(content, trials)),))
@@ -103,7 +103,7 @@ def _timing(entry: Mapping[str, Any]) -> Timing:
 
 
 def with_times(rows: Sequence[CandidateRow], times: Times) -> list[CandidateRow]:
-    """The rows with what was measured of them."""
+    """The rows with their measured times."""
     return [replace(row, measured=_measured(row.candidate, times)) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Addresses of runs and files as they may be shown: without what may be a secret."""
+"""Addresses of runs and files without credentials, fit to be shown."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def public_address(place: str) -> str:
-    """A URI without what may hold a secret: user and query; a path as it is."""
+    """A URI without its user and query, which may hold credentials; a path unchanged."""
     return re.sub(r"(?<=://)[^/@]*@|\?.*$", "", place) if "://" in place else place
 
 
 def without_secrets(value: Any) -> Any:
-    """The value, a text or what holds texts, with all that may be a credential taken out of its URIs."""
+    """The value (a text, or mappings and lists of texts) without the credentials in its URIs."""
     if isinstance(value, str):
         if re.fullmatch(r"[\w+.-]+://\S*", value):
             return public_address(value)
-        # In a sentence a URI ends before these.
+        # In a sentence, a URI ends before these characters.
         text = re.sub(r"://[^/@\s]*@", "://", value)
         return re.sub(r"(://[^\s?]*)\?[^\s'\",;)]*", r"\1", text)
     if isinstance(value, Mapping):

@@ -88,9 +88,9 @@ class Store:
 
     Opening does not touch the folder. It pickles: each process opens the filesystem anew.
 
-    With `patience`, that of a run under way, a filesystem that is away is waited for, and the folder has to be there:
-    one on a disk that is no longer mounted must not be begun anew beside it. `on_wait` is told why it waits, and None
-    once it goes on; it does not pickle.
+    With the `patience` of a run under way, calls wait for a filesystem that is unavailable, and the folder must exist:
+    where its disk is no longer mounted, no new folder may be made below it. `on_wait` is called with the reason of a
+    wait, and with None when the wait ends; it does not pickle.
 
     Raises:
         StoreError: if the URI names no filesystem; from every method, if the folder cannot be read or written.
@@ -107,7 +107,7 @@ class Store:
         # A worker on this node may have another working folder.
         self.uri = text if "://" in text else os.path.abspath(os.path.expanduser(text))
         self.name = public_address(self.uri)
-        """The URI without what may hold a secret: fit for messages."""
+        """The URI without credentials, for messages."""
         self.small_parts = 0
         """Parts of this writer's run that are not compacted."""
         self._patience = patience
@@ -124,23 +124,23 @@ class Store:
         return f"Store({self.name!r})"
 
     def patient(self, patience: Patience, on_wait: Callable[[str | None], None] | None = None) -> Store:
-        """The same folder for a run under way."""
+        """The same folder for a run under way, with this patience."""
         return Store(self.uri, patience=patience, on_wait=on_wait)
 
     def told(self, on_wait: Callable[[str | None], None]) -> Store:
-        """The same folder with the same patience, which tells of its waiting."""
+        """The same folder with the same patience, which reports its waits to `on_wait`."""
         return Store(self.uri, patience=self._patience, on_wait=on_wait)
 
     def make(self) -> None:
-        """Makes the folder, if it is not there."""
+        """Make the folder, if it does not exist."""
         if "://" not in self.uri:
             Store(self.uri)._try("write", "", lambda: Path(self.uri).mkdir(parents=True, exist_ok=True))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder for this process alone, for the time of the block; the system lets go when the process dies.
+        """Lock the folder for this process during the block; the system unlocks it when the process dies.
 
-        Only folders of a disk, or of a network's filesystem that has locks; object stores have none.
+        Folders of a disk, or of a network filesystem with locks, are locked; object stores have no locks.
 
         Raises:
             StoreError: if another process has it.
@@ -154,7 +154,7 @@ class Store:
             except BlockingIOError:
                 file.seek(0)
                 raise StoreError(
-                    f"{self.name}: another process works on this run ({file.read().strip() or 'it did not say who'}).",
+                    f"{self.name}: another process works on this run ({file.read().strip() or 'unknown'}).",
                     hint=f"See how far it is: raprune status {self.name}   End it before you resume the run.",
                 ) from None
             except OSError:
@@ -167,7 +167,7 @@ class Store:
             yield
 
     def create(self, run: RunRecord) -> None:
-        """Makes the folder and writes `run.json`.
+        """Make the folder and write `run.json`.
 
         Raises:
             StoreError: if a run is there already.
@@ -220,7 +220,7 @@ class Store:
             ) from None
 
     def note(self, changes: Mapping[str, object]) -> None:
-        """Writes these fields of `run.json`, each plain data; the others stay.
+        """Write these fields of `run.json`, each plain data; the other fields stay.
 
         Raises:
             StoreError: if the folder holds no run.
@@ -362,7 +362,7 @@ class Store:
         return self._try("read", "", read)
 
     def names(self, rel: str) -> list[str]:
-        """The names of files and folders in the folder `rel`, sorted; none if it is not there."""
+        """The names of files and folders in the folder `rel`, sorted; none if it does not exist."""
 
         def read() -> list[str]:
             selector = pafs.FileSelector(f"{self._path}/{rel}", allow_not_found=True)
@@ -379,7 +379,7 @@ class Store:
         return self._try("read", rel, lambda: self._content(rel))
 
     def size(self, rel: str) -> int | None:
-        """Bytes of the file `rel`; None if it is not there."""
+        """Bytes of the file `rel`; None if it does not exist."""
 
         def read() -> int | None:
             found = self._filesystem.get_file_info(f"{self._path}/{rel}")
@@ -395,7 +395,7 @@ class Store:
                 yield piece
 
     def write_bytes(self, rel: str, content: bytes) -> None:
-        """Writes the file `rel`, whole or not at all; a file of that name is replaced."""
+        """Write the file `rel`, whole or not at all; a file of that name is replaced."""
 
         def write() -> None:
             if isinstance(self._filesystem, pafs.LocalFileSystem):
@@ -406,7 +406,7 @@ class Store:
         self._try("write", rel, write)
 
     def remove(self, rel: str) -> None:
-        """Deletes the file `rel`, if it is there."""
+        """Delete the file `rel`, if it exists."""
 
         def remove() -> None:
             if self._filesystem.get_file_info(f"{self._path}/{rel}").type == pafs.FileType.File:
@@ -415,7 +415,7 @@ class Store:
         self._try("remove", rel, remove)
 
     def remove_folder(self, rel: str) -> None:
-        """Deletes the folder `rel` with all that is in it, if it is there."""
+        """Delete the folder `rel` with its content, if it exists."""
 
         def remove() -> None:
             path = f"{self._path}/{rel}"
@@ -432,12 +432,12 @@ class Store:
             raise StoreError(f"{self.name}/{rel}: damaged: {error}", hint="Restore it from a backup.") from None
 
     def write_json(self, rel: str, content: Any) -> None:
-        """Writes plain data as the JSON file `rel`."""
+        """Write plain data as the JSON file `rel`."""
         self.write_bytes(rel, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @property
     def location(self) -> tuple[pafs.FileSystem, str]:
-        """The filesystem, and the folder's path on it: for others that write there."""
+        """The filesystem, and the folder's path on it."""
         return self._opened
 
     @cached_property

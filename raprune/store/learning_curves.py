@@ -1,4 +1,4 @@
-"""How trainings went, epoch by epoch: `RUN/curves/<trial id>.json`, and `dense.json`, each written once, at the end."""
+"""Learning curves: `RUN/curves/<trial id>.json` and `dense.json`, each written once, at the end of its training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_curve(store: Store, name: str, epochs: Sequence[Mapping[str, float]]) 
 
 # A JSON edge: the epochs as they were written.
 def read_curve(store: Store, name: str) -> list[dict[str, Any]]:
-    """The epochs of the training `name`; none where it was not kept.
+    """The epochs of the training `name`; an empty list if the run has no curve of it.
 
     Raises:
         StoreError: if it cannot be read.

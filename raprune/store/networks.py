@@ -1,10 +1,10 @@
-"""The networks that a run keeps: their folders, and their names in its reports, in runs of before as well.
+"""Networks that a run keeps: their folders, and their names in the reports of this and earlier versions.
 
     models/<trial id>/   a network that a trial of the search trained, written as the trial ends
     models/<network>/    one that was fine-tuned; once the run ends, every one of the front (`Trial.network`)
 
-A recipe says which trial made its network, so that one is never taken for another. Runs of before the names were
-unique kept the fine-tuned network under its candidate's id, where the repaired one of the front lies today.
+A recipe names the trial that made its network, so that one network is never taken for another. Earlier versions stored
+the fine-tuned network under its candidate's id, where the repaired network of the front is stored today.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RECIPE = "recipe.json"
 WEIGHTS = "weights.safetensors"
 
 NAMES = {"names": 2}
-"""Mark of a report whose names are those of `Trial.network`; reports of before have none."""
+"""Mark of a report whose names are those of `Trial.network`; reports of earlier versions have no mark."""
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Pattern of the names of files and folders in the store that are opened, whoever wrote them there."""
@@ -49,7 +49,7 @@ def copy_network(store: Store, folder: str, target: Store, into: str) -> None:
 
 
 def rename_finetuned(store: Store, trials: Iterable[Trial]) -> None:
-    """Copy the fine-tuned networks of a run that was begun before the names were unique to where they lie today."""
+    """Copy the fine-tuned networks of a run of an earlier version to the folders of today."""
     for trial in trials:
         if trial.counts and trial.proposal.stage is Stage.FINETUNE:
             wanted, found = f"{MODELS}/{trial.network}", find_network(store, trial)
@@ -59,9 +59,9 @@ def rename_finetuned(store: Store, trials: Iterable[Trial]) -> None:
 
 # A JSON edge: reports on networks.
 def named_as_today(report: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, Any]:
-    """A report on networks (`{"candidates": {name: ...}, ...}`) with the names of today, whenever it was written.
+    """A report on networks (`{"candidates": {name: ...}, ...}`) with the names of today, of whichever version it is.
 
-    Before, a name stood for the network that was fine-tuned, if one was.
+    In earlier versions a candidate's name stood for its fine-tuned network, if there was one.
     """
     if not report or report.get("names") == NAMES["names"]:
         return dict(report)
@@ -74,7 +74,7 @@ def named_as_today(report: Mapping[str, Any], trials: Sequence[Trial]) -> dict[s
 
 
 def _folders(trial: Trial) -> Iterator[str]:
-    """Folders that may hold the network, the likeliest first."""
+    """Folders that may hold the network, the most likely one first."""
     if trial.candidate is None:
         return
     names = [_former_name(trial)] if trial.proposal.stage is Stage.FINETUNE else [trial.trial_id]

@@ -1,4 +1,4 @@
-"""Retries of a filesystem: which failures pass by themselves, and how long to wait. Pure: facts in, a decision out."""
+"""Retries of a filesystem: failures that pass without help, and the time to wait. Pure: facts in, a decision out."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _PASSING_TEXT = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for a filesystem that is away: ever longer, up to a limit."""
+    """Times to wait for a filesystem that is unavailable: longer after each failure, up to a limit."""
 
     total_s: float
-    """Seconds after the first failure from which on the next one is the last. 0: the first one is."""
+    """Seconds after the first failure; a failure after that is the last one. 0: the first failure is the last one."""
     first_s: float = 0.5
-    """Seconds to wait after the first failure; twice as many after each further one."""
+    """Seconds to wait after the first failure; doubled after each further failure."""
     longest_s: float = 15.0
 
     def wait_s(self, failures: int, passed_s: float) -> float | None:
-        """Seconds to wait after so many failures, the first of them `passed_s` ago; None: enough has been waited."""
+        """Seconds to wait after N `failures`, the first of them `passed_s` ago; None to give up."""
         left_s = self.total_s - passed_s
         if left_s <= 0:
             return None
@@ -57,7 +57,7 @@ class Patience:
 
 
 AT_ONCE = Patience(total_s=0.0)
-"""No patience: for commands that somebody waits for, and that are easily given again."""
+"""No waiting: for commands that a user waits for and can repeat."""
 
 
 def passes(error: BaseException) -> bool:
@@ -70,13 +70,13 @@ def hint_of(error: BaseException, verb: str) -> str:
     """The remedy for a filesystem error; `verb` is what was tried: read, write or remove."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "There is no room left. Free some, then `raprune resume` the run; what is recorded stays."
+        return "There is no room left. Free some, then `raprune resume` the run; recorded trials stay."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "This user may not. Give another --output, or change the folder's permissions."
+        return "Permission is denied. Give another --output, or change the folder's permissions."
     if number in (errno.ENOTDIR, errno.EEXIST):
         return "A file stands where a folder is needed. Give another --output."
     if number == errno.ENOENT:
         return "The run's folder lacks this file; it may have been moved while it was in use."
     if verb == "read" and isinstance(error, pa.ArrowInvalid):
         return "The file is damaged. Move it out of the folder; `raprune resume` then tries its trials again."
-    return "Check that the place is there, that credentials are set, and that this machine reaches it."
+    return "Check that the place exists, that credentials are set, and that this machine reaches it."

@@ -1,7 +1,7 @@
 """Statistics that many candidates share: computed once, kept under a digest of all their inputs.
 
-Scores and removal orders, and sparsity-trained networks. They lie in one folder for all runs beside each other, as
-safetensors; what is there is never computed again.
+Scores, removal orders and sparsity-trained networks, as safetensors in one folder for all runs of a parent folder. A
+statistic that is stored there is never computed again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raprune.store.folder import Store
 Arrays = dict[str, npt.NDArray[Any]]
 
 FORMAT = 2
-"""Raised when a method comes to compute something else under the same settings."""
+"""Version of the content: increase it when a method computes something else from the same settings."""
 
 
 class Statistics:
@@ -37,7 +37,7 @@ class Statistics:
         self._writes = writes
         self._memory: dict[str, Arrays] = dict(known or {})
         self.computed: list[str] = []
-        """Keys of what was computed here, in the order of its computation."""
+        """Keys of the statistics that were computed here, in their order."""
 
     def get(self, key: str) -> Arrays | None:
         """Return the arrays that are kept under `key`, or None if there are none or they cannot be read."""
@@ -45,7 +45,7 @@ class Statistics:
             try:
                 self._memory[key] = load(self._store.read_bytes(_file(key)))
             except SafetensorError:
-                # Damaged: it is computed again, and written over.
+                # Damaged: computed again, and overwritten.
                 return None
         return self._memory.get(key)
 
@@ -66,7 +66,7 @@ class Statistics:
 
 
 def key_of(kind: str, content: Mapping[str, Any]) -> str:
-    """The key of a statistic: its kind, and a digest of all that it depends on (plain data)."""
+    """The key of a statistic: its kind, and a digest of its inputs (plain data)."""
     text = json.dumps({"format": FORMAT, **content}, sort_keys=True)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
