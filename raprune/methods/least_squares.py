@@ -102,8 +102,8 @@ def refit_bytes(dense: nn.Module, image: Tensor, images: int, *, each: float) ->
         rows, entries = Patches.rows(module, here.output, images), module.weight[0].numel()
         samples += rows * module.weight.shape[0] * 4
         part, longest = max(part, min(CHUNK, rows * entries)), max(longest, entries)
-    # A layer's padded input, a part of its patches (as read, in order, in float64), and the matrices that are solved.
-    work = largest * images + part * (4 + 4 + 8) + 4 * longest**2 * 8
+    # A layer's padded input, a part of its patches (as read and in order; float32 on GPUs), and the solved matrices.
+    work = largest * images + part * (4 + 4) + 4 * longest**2 * 8
     return round(each * images) + samples + work
 
 
