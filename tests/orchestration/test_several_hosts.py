@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 
+from raprune.errors import StoreError
 from raprune.orchestration.search import search
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
@@ -83,7 +84,14 @@ def under_way(cluster: Cluster, folder: Path, store: Store, *, output: str | Non
 
 def await_first_trial(run: Run) -> None:
     """Wait until the search has begun: its first candidates that are trained take seconds, as all workers import."""
-    assert wait_until(run.snapshot, seconds=run.patience_s, every=0.05), run.said()
+
+    def seen() -> bool:
+        # The test's S3 server shares its memory with the run's and may answer while that one writes: look again.
+        with suppress(StoreError):
+            return bool(run.snapshot())
+        return False
+
+    assert wait_until(seen, seconds=run.patience_s, every=0.05), run.said()
     assert run.phase() is Phase.SEARCH
 
 
