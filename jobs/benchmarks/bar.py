@@ -1,10 +1,12 @@
-"""One line a bar, and times that a busy machine does not bend: two sides by turns, medians."""
+"""One line a bar; times that a busy machine does not bend, by turns and medians; the commit of a table."""
 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 Action = Callable[[], object]
 
@@ -35,6 +37,12 @@ def times_by_turns(sides: Sequence[Action], *, repeats: int, warm_up: int = 1) -
 def medians(seconds: Sequence[Sequence[float]]) -> list[float]:
     """The median of each side."""
     return [statistics.median(runs) for runs in seconds]
+
+
+def commit() -> str:
+    """Return the commit of these sources, with `-dirty` if they were changed since."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _number(value: float) -> str:

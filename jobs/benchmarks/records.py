@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from bar import show
+from bar import commit, show
 from long_run import groups
 
 from raprune.orchestration.recorder import Recorder
@@ -273,12 +273,11 @@ def table(figures: list[Figure]) -> str:
     """The Markdown file."""
     from raprune.orchestration.cluster.connect import machine
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     lines = [
         "# Records of a search at scale",
         "",
         f"Made by `jobs/benchmarks/records.py`, whose docstring says what is measured. Commit "
-        f"{commit.stdout.strip() or 'unknown'}, {date.today()}, {machine()}, load {os.getloadavg()[0]:.1f}.",
+        f"{commit()}, {date.today()}, {machine()}, load {os.getloadavg()[0]:.1f}.",
         "",
         "| what | figure | bar |",
         "| --- | --- | --- |",

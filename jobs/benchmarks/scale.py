@@ -55,7 +55,7 @@ from unittest import mock
 import numpy as np
 import ray
 import torch
-from bar import show
+from bar import commit, show
 from ray.air.execution import AcquiredResources, ResourceManager, ResourceRequest
 from ray.train._internal import storage
 from ray.tune import CheckpointConfig
@@ -227,12 +227,6 @@ def main() -> None:
     if not arguments.without_ray and set(known) >= set(settings):
         TABLE.write_text(table([known[setting] for setting in settings], cost, results.commit))
         print(f"wrote {TABLE.name}")
-
-
-def commit() -> str:
-    """The commit of these sources, with `-dirty` if they were changed since."""
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def simulated(workers: int, seconds: float, store: str, *, trials: int, cost: RayCost, s3: Any, limit_s: float) -> Row:

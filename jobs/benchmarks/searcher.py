@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from bar import show
+from bar import commit, show
 
 from raprune.methods import method_named, searched_settings
 from raprune.pareto import Fronts
@@ -206,12 +205,11 @@ def _drawn(options: Mapping[str, object], generator: np.random.Generator) -> Set
 
 def table(rows: Sequence[tuple[str, str, float, str]]) -> str:
     """The Markdown file."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     lines = [
         "# The searcher's own time, as searches and clusters grow",
         "",
         "Made by `jobs/benchmarks/searcher.py`, whose docstring says what the figures are. CPU time of one thread; "
-        f"commit {commit.strip()}, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} CPUs.",
+        f"commit {commit()}, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} CPUs.",
         "",
         "| what | trials or results | CPU time |",
         "| --- | --- | --- |",

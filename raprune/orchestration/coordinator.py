@@ -196,7 +196,7 @@ class Coordinator:
 def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHandle[Any]:
     """The coordinator of the run in `store`, ready: the living one, else a new one on the node of this process.
 
-    On another node, it could be cut off together with workers: it would go on recording there, while Ray starts a
+    On another node, it could be cut off together with workers: it would continue to record there, while Ray starts a
     second one for the driver. A new one ends by itself `orphaned_s` after the last heartbeat of a driver (see `lease`).
 
     Raises:

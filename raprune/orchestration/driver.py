@@ -260,7 +260,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
     """Try candidates until the search has had enough; then fine-tune and test, unless a group is to fine-tune.
 
     Raises:
-        RapruneError: if the search cannot go on; finished trials are recorded.
+        RapruneError: if the search cannot continue; finished trials are recorded.
     """
     run, spec = driven.run, driven.run.spec
     enough = Enough(

@@ -1,6 +1,6 @@
 """Decisions on what a job leaves open, from its network and data: methods, widths, the length of fine-tuning.
 
-A decision is made once, before the search; `run.json` records it, so that a resumed run goes on with it. No torch.
+A decision is made once, before the search; `run.json` records it, so that a resumed run uses it again. No torch.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def train(
         if split.device.type == "cuda" and spec.cuda_graph:
             take_step = _replayed(step, course, sizes[0], split.device, ranks, regularize, steps=total - course.step)
         if split.device.type == "cuda" and total > BENCHMARK_FROM:
-            stack.enter_context(_benchmarking())
+            stack.enter_context(timed_algorithms())
         while course.step < total:
             torch.manual_seed(_epoch_seed(seed, ranks.rank, len(course.history)))
             started = time.perf_counter()
@@ -208,7 +208,7 @@ def _replayed(
 
 
 @contextmanager
-def _benchmarking() -> Iterator[None]:
+def timed_algorithms() -> Iterator[None]:
     """Let cuDNN time its algorithms for each shape within the context, and take the fastest."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True

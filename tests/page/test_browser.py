@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 import raprune.page
 from raprune.records import Stage, Trial, TrialState
@@ -28,7 +28,7 @@ from raprune.results.rows import CandidateRow, candidates
 from raprune.results.stages import FILE, FINETUNE, SCORES, SEARCH, Stages
 from raprune.spec.budget import Budget
 from raprune.store.folder import Store
-from tests.page.browsing import NARROW, WIDE, Open, Server, brightness, chromium, opener, reached_by_tab
+from tests.page.browsing import NARROW, WIDE, Open, Server, brightness, reached_by_tab
 
 NUM_TRIALS = 700
 HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script> & "quoted" </td>"""
@@ -69,23 +69,6 @@ def server(store: Store) -> Iterator[Server]:
     served.start()
     yield served
     served.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def open_page(browser: Browser, server: Server) -> Iterator[Open]:
-    with opener(browser, server) as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(open_page: Open) -> Page:
-    return open_page()
 
 
 def _best(store: Store) -> CandidateRow:

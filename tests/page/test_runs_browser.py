@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from raprune.page.overview import id_of
 from raprune.results.run_list import ListedRun
 from raprune.store.folder import RUN_FILE, Store
 from tests.factories import LIVE_RUN, live_trial, make_short_run
-from tests.page.browsing import NARROW, WIDE, Open, Server, brightness, chromium, opener, reached_by_tab
+from tests.page.browsing import NARROW, WIDE, Open, Server, brightness, reached_by_tab
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -47,23 +47,6 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     yield served
     served.stop()
     del os.environ["XDG_CACHE_HOME"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def open_page(browser: Browser, server: Server) -> Iterator[Open]:
-    with opener(browser, server) as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(open_page: Open) -> Page:
-    return open_page()
 
 
 def box(page: Page, name: str) -> Locator:

@@ -242,8 +242,6 @@ def test_two_groups_side_by_side_train_each_finalist_once(ray_cluster: None, tmp
         ]
         tuned = [trial for trial in job.store.trials() if trial.proposal.stage is Stage.FINETUNE]
         assert [trial.state for trial in tuned] == [TrialState.COMPLETE] * 4
-        # A group that is up first may take them all.
-        assert 1 <= len({trial.worker for trial in tuned}) <= 2
         assert job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
 
 

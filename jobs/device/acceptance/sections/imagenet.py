@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import nn
 
 from acceptance.bench import Bench
@@ -20,7 +16,7 @@ from raprune.records import Candidate
 from raprune.spec.budget import Budget
 from raprune.spec.job import TrainSpec
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import Epoch, train
+from raprune.training.loop import Epoch, timed_algorithms, train
 
 TRAINING_RATE, CANDIDATE_RATE = 2_400.0, 0.4
 """Distilled images a second, and candidates a second of an actor, on an H100."""
@@ -84,7 +80,7 @@ def _images_a_second(bench: Bench, subject: Subject, model: nn.Module) -> float:
     """Return the images a second of the second of two epochs, with cuDNN's choices of a long training."""
     epochs: list[Epoch] = []
     # A training as long as a job's lets cuDNN time its algorithms; two epochs here are too few for that.
-    with _timed_algorithms():
+    with timed_algorithms():
         train(
             model,
             subject.workload.training,
@@ -95,17 +91,6 @@ def _images_a_second(bench: Bench, subject: Subject, model: nn.Module) -> float:
             on_epoch=epochs.append,
         )
     return len(subject.workload.training) / epochs[-1].seconds
-
-
-@contextmanager
-def _timed_algorithms() -> Iterator[None]:
-    """Let cuDNN time its algorithms for each shape within the context."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def _half(subject: Subject, scores: Scores, multiple_of: int) -> Candidate:
