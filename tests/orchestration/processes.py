@@ -1,12 +1,32 @@
-"""The processes below one that a test has started, found and ended."""
+"""The processes that a test starts: their ports; those below one, found and ended."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody has, on any address.
+
+    Below those that Linux gives to whoever asks for any: another test's connection cannot take one before the server
+    that is started next has it. Each process of tests looks from another place.
+    """
+    for first in range(20_000 + 40 * (os.getpid() % 250), 32_000, 10):
+        held: list[socket.socket] = []
+        try:
+            held += (socket.create_server(("", first + number)) for number in range(count))
+            return first
+        except OSError:
+            continue
+        finally:
+            for one in held:
+                one.close()
+    raise AssertionError("no free ports")
 
 
 def below(pid: int) -> list[int]:

@@ -37,6 +37,7 @@ from raprune.orchestration.jobs.metadata import PAGE, RUN
 from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
 from tests.orchestration.chaos import AGENTS, MARK, wait_until, wait_until_gone
+from tests.orchestration.processes import free_ports
 from tests.tools import require
 
 ROOT = Path(__file__).parents[2]
@@ -170,21 +171,6 @@ class Forward:
                     if not content:
                         return
                     ends[one].sendall(content)
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody has."""
-    for first in range(20_000 + 7 * (os.getpid() % 1000), 60_000, 10):
-        held = []
-        try:
-            held = [socket.create_server(("127.0.0.1", first + number)) for number in range(count)]
-            return first
-        except OSError:
-            continue
-        finally:
-            for one in held:
-                one.close()
-    raise AssertionError("no free ports")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestration.processes import alive, below, left_after
+from tests.orchestration.processes import alive, below, free_ports, left_after
 
 SCRIPT = Path(__file__).parents[3] / "cluster" / "local.sh"
 
@@ -51,18 +51,6 @@ def hesitant_ray(folder: Path) -> str:
     return f"{script.parent}:{own}:{os.environ['PATH']}"
 
 
-def free_port() -> int:
-    """One of three in a row that nobody has."""
-    for first in range(21_000 + 9 * (os.getpid() % 1000), 60_000, 9):
-        try:
-            for port in range(first, first + 3):
-                socket.create_server(("", port)).close()
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
-
-
 def own_address() -> str:
     """Of this machine, as others see it; no packet is sent for it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
@@ -73,7 +61,7 @@ def own_address() -> str:
 @pytest.mark.nightly
 @pytest.mark.ray
 def test_a_local_cluster_comes_up_with_its_dashboard_on_loopback_and_goes_without_a_trace(folder: Path) -> None:
-    port, token = free_port(), secrets.token_hex(32)
+    port, token = free_ports(3), secrets.token_hex(32)
     settings = {"PORT": str(port), "DASHBOARD": "1", "DASHBOARD_PORT": str(port + 2), "WORKERS": "1"}
     settings["PATH"] = hesitant_ray(folder)
     show = 'echo "at $RAY_ADDRESS $RAY_API_SERVER_ADDRESS mode $RAY_AUTH_MODE"'

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import pytest
 
 from raprune.orchestration.cluster.placement import capacity, missing, place
 from raprune.spec.job import ResourceSpec
-from tests.orchestration.processes import below, kill
+from tests.orchestration.processes import below, free_ports, kill
 
 HEAD = {"CPU": 0.0}
 BOX = {"CPU": 8.0, "GPU": 1.0}
@@ -35,7 +34,7 @@ BOX = {"CPU": 8.0, "GPU": 1.0}
         ([HEAD, BOX], {"workers": 8, "gpus_per_trial": 0}, []),
     ],
 )
-def test_what_an_autoscaler_is_asked_for(
+def test_autoscaler_is_asked_for_the_missing_workers(
     nodes: list[dict[str, float]], resources: dict[str, float], asked: list[dict[str, float]]
 ) -> None:
     spec = ResourceSpec.model_validate(resources)
@@ -50,9 +49,8 @@ def growing() -> Iterator[dict[str, str]]:
 
     By Ray's autoscaler (v1, that of `ray up`), whose nodes are processes here.
     """
-    free = socket.create_server(("", 0))
-    port = free.getsockname()[1]
-    free.close()
+    # Ray's second port, of its client's server, must be free as well: where it is not, the head ends.
+    port = free_ports(2)
     # Sockets lie below it: short.
     folder = Path(tempfile.mkdtemp(prefix="rap", dir="/tmp"))
     host = subprocess.run(
@@ -79,7 +77,7 @@ def growing() -> Iterator[dict[str, str]]:
         while "Ray runtime started" not in (folder / "head.log").read_text():
             assert head.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
             time.sleep(0.2)
-        yield environment | {"RAY_ADDRESS": f"{host}:{port}"}
+        yield environment | {"RAY_ADDRESS": f"{host}:{port}", "HEAD_LOG": str(folder / "head.log")}
     finally:
         started = below(head.pid)
         head.terminate()
@@ -145,6 +143,6 @@ with cluster("auto"):
 @pytest.mark.ray
 def test_a_cluster_grows_for_a_search_that_lets_it_shrink_again(growing: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", GROW], env=growing, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr + Path(growing["HEAD_LOG"]).read_text()
     assert "Cluster scaling up: waiting up to 120 s for 2 x 1 CPU." in done.stdout
     assert "Cluster scaled up: 2 workers available after" in done.stdout

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from raprune.errors import RapruneError, UsageError
 from raprune.orchestration.jobs.grafana import UID, install, source
 from raprune.results.front import budget_of, front
 from raprune.store.folder import Store
-from tests.orchestration.processes import below, kill
+from tests.orchestration.processes import below, free_ports, kill
 from tests.tools import require
 
 ROOT = Path(__file__).parents[3]
@@ -162,7 +161,7 @@ def test_another_grafana_gets_a_provider_that_names_the_folder(tmp_path: Path, m
     assert one["type"] == "file" and one["options"]["path"] == str(tmp_path / "etc" / "raprune")
 
 
-def test_what_is_no_grafana_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_is_no_grafana_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_METRICS_OUTPUT_ROOT", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(UsageError, match="session_latest/metrics/grafana: not there") as caught:
@@ -212,7 +211,7 @@ def watched() -> Iterator[Watched]:
     binary = require("prometheus")
     # Short: sockets lie below it.
     folder = Path(tempfile.mkdtemp(prefix="rp", dir="/tmp"))
-    ports = dict(zip(("ray", "client", "dashboard", "prometheus"), free_ports(4), strict=True))
+    ports = dict(zip(("ray", "client", "dashboard", "prometheus"), itertools.count(free_ports(4)), strict=False))
     grafana = http.server.HTTPServer(("127.0.0.1", 0), Healthy)
     threading.Thread(target=grafana.serve_forever, daemon=True).start()
     prometheus = f"http://127.0.0.1:{ports['prometheus']}"
@@ -286,16 +285,6 @@ class Healthy(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def wait_for(is_there: Any, what: str, log: Path, timeout_s: float = 120.0) -> None:
