@@ -88,7 +88,8 @@ def test_a_second_driver_of_a_run_is_refused_and_the_first_goes_on(nodes: Nodes,
     run = Run(Store(uri), job, str(tmp_path / "driver"), nodes=nodes)
     first = run.start()
     try:
-        assert wait_until(lambda: run.phase() is not None, seconds=run.patience_s)
+        # Its folder is there before the run is its own: on a slow machine the second took the run in between.
+        assert wait_until(lambda: bool(run.snapshot()), seconds=run.patience_s), run.said()
         second, third = tmp_path / "second.log", tmp_path / "third.log"
         by_uri = run.raprune("resume", uri, log=second)
         with Store(tmp_path / "run").locked():
