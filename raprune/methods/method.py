@@ -164,18 +164,18 @@ class Method:
         """
         raise TypeError(f"{type(self).__name__} has no score")
 
-    def priced_at(self, num_channels: int) -> tuple[int, ...]:
-        """Return the numbers of removals in a group at which `priced` needs the measured sensitivity; default: none.
+    def measured_at(self, num_channels: int) -> tuple[int, ...]:
+        """Return the numbers of removals in a group at which `rescaled` needs the measured sensitivity; default: none.
 
         For the measurement the lowest-scored channels of this group alone are cut and the network is repaired.
         """
         return ()
 
-    def priced(self, scores: npt.NDArray[np.float64], prices: Mapping[int, float]) -> npt.NDArray[np.float64]:
+    def rescaled(self, scores: npt.NDArray[np.float64], divergences: Mapping[int, float]) -> npt.NDArray[np.float64]:
         """Return a group's scores, shape `(num_channels,)`, in the same order, from the measured sensitivity.
 
-        `prices` maps a number of removed channels to the mean Kullback-Leibler divergence of the predictions from the
-        dense network's, in nats.
+        `divergences` maps a number of removed channels to the mean Kullback-Leibler divergence, in nats, of the
+        predictions from the dense network's.
         """
         return scores
 

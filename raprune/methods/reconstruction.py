@@ -44,7 +44,7 @@ Curve = npt.NDArray[np.float64]
 
 BLOCK = 4608
 """Weights per filter above which the map form is used; its matrix is smaller by the squared kernel size."""
-PRICED_AT = (0.4, 0.8)
+MEASURED_AT = (0.4, 0.8)
 """Fractions of removed channels of a group at which the sensitivity is measured; it is interpolated between them."""
 
 
@@ -87,15 +87,15 @@ class Reconstruction(Method):
             scores[group.name][order] = errors
         return scores
 
-    def priced_at(self, num_channels: int) -> tuple[int, ...]:
+    def measured_at(self, num_channels: int) -> tuple[int, ...]:
         if self.sensitivity == 0:
             return ()
-        return tuple(sorted({round(fraction * num_channels) for fraction in PRICED_AT} - {0, num_channels}))
+        return tuple(sorted({round(fraction * num_channels) for fraction in MEASURED_AT} - {0, num_channels}))
 
-    def priced(self, scores: Curve, prices: Mapping[int, float]) -> Curve:
+    def rescaled(self, scores: Curve, divergences: Mapping[int, float]) -> Curve:
         order = np.argsort(scores, kind="stable")
         found = np.empty(len(scores))
-        found[order] = _in_units_of(scores[order], prices, self.sensitivity)
+        found[order] = _in_units_of(scores[order], divergences, self.sensitivity)
         return found
 
     def damage(self, scores: Scores) -> Scores:
@@ -223,9 +223,9 @@ class ReaderProblem:
         return Solution(gram, weight, self.columns, ridge=ridge, unit=torch.where(energy > 0, 1 / energy, 0.0))
 
 
-def _in_units_of(errors: Curve, prices: Mapping[int, float], sensitivity: float) -> Curve:
+def _in_units_of(errors: Curve, divergences: Mapping[int, float], sensitivity: float) -> Curve:
     """Multiply the errors after each removal by the measured sensitivity, interpolated between; the result ascends."""
-    rates = {gone: price / errors[gone - 1] for gone, price in sorted(prices.items()) if errors[gone - 1] > 0}
+    rates = {gone: nats / errors[gone - 1] for gone, nats in sorted(divergences.items()) if errors[gone - 1] > 0}
     if not rates:
         return errors
     between = np.interp(np.arange(1, len(errors) + 1), list(rates), np.clip(list(rates.values()), 1e-9, None))

@@ -14,7 +14,7 @@ from raprune.methods import Method
 from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.run import Run
 from raprune.orchestration.workers.scores import Missing, epochs_of, named
-from raprune.pruning.scoring import PRICED
+from raprune.pruning.scoring import MEASURED_IMAGES
 from raprune.records import Stage, Trial
 from raprune.report.summary import forecast_told
 from raprune.results.forecast import Pace, Plan, forecast
@@ -95,10 +95,10 @@ def plan_of(
         limit_s=spec.search.time_limit_s,
         phase_epochs=sum(epochs_of(method) for method in lacking.phases),
         scored=len(looking),
-        priced=sum(_prices(method, graph) for method in lacking.scores.values()),
+        measured=sum(_measurements(method, graph) for method in lacking.scores.values()),
         rescored=sum(again.values()),
-        repriced=sum(count * _prices(methods[number], graph) for number, count in again.items()),
-        priced_images=min(PRICED, spec.search.calibration, len(data.train)),
+        remeasured=sum(count * _measurements(methods[number], graph) for number, count in again.items()),
+        measured_images=min(MEASURED_IMAGES, spec.search.calibration, len(data.train)),
         finetunings=max(0, finalists * spec.finalists.seeds - tuned),
         finetuning_epochs=train.epochs,
         teacher=train.distillation > 0 or train.features > 0,
@@ -107,9 +107,9 @@ def plan_of(
     )
 
 
-def _prices(method: Method, graph: ChannelGraph) -> int:
+def _measurements(method: Method, graph: ChannelGraph) -> int:
     """Networks that are cut and repaired to measure how sensitive the groups are to the method."""
-    return sum(len(method.priced_at(group.num_channels)) for group in graph.groups)
+    return sum(len(method.measured_at(group.num_channels)) for group in graph.groups)
 
 
 def _other_scores(method: Method) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,42 +22,42 @@ from raprune.store.scores import Arrays, Statistics
 from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks, train
 
 
+@dataclass(frozen=True)
+class DenseInputs:
+    """The dense network with all that is computed of it before a candidate is cut: training phases and scores."""
+
+    workload: Workload
+    graph: ChannelGraph
+    spec: SearchSpec
+    statistics: Statistics
+    on_work: OnWork | None = None
+    """Hears how far the training of a method and the scores of groups are; None if nobody listens."""
+
+
 class Phases:
     """The dense networks of one workload as each method scores and cuts them."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        graph: ChannelGraph,
-        spec: SearchSpec,
-        statistics: Statistics,
-        *,
-        on_work: OnWork | None = None,
-    ) -> None:
-        self._workload = workload
-        self._graph = graph
-        self._spec = spec
-        self._statistics = statistics
-        self._on_work = on_work
+    def __init__(self, inputs: DenseInputs) -> None:
+        self._inputs = inputs
         self._bases: dict[Regularizer, nn.Module] = {}
 
     def key(self, method: Method) -> str:
         """Key of the weights that the method's training phase gives."""
-        return base_key(method, self.network, self._spec, augment=self._workload.augment)
+        return base_key(method, self.network, self._inputs.spec, augment=self._inputs.workload.augment)
 
     @cached_property
     def network(self) -> dict[str, Any]:
         """The dense network and its data, as the part of a key."""
-        return network_content(self._workload, self._graph)
+        return network_content(self._inputs.workload, self._inputs.graph)
 
     def base(self, method: Method) -> tuple[nn.Module, float]:
         """The network that the method scores and cuts, trained for it where it asks for that; and for how long."""
         regularizer = method.regularize()
         if regularizer is None:
-            return self._workload.model, 0.0
+            return self._inputs.workload.model, 0.0
         if regularizer not in self._bases:
-            weights = self._statistics.once(self.key(method), lambda: self.train(method))
-            model = rebuild(self._workload.model, lambda name, tensor: tensor.clone())
+            weights = self._inputs.statistics.once(self.key(method), lambda: self.train(method))
+            model = rebuild(self._inputs.workload.model, lambda name, tensor: tensor.clone())
             model.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
             self._bases[regularizer] = model.eval()
         return self._bases[regularizer], regularizer.epochs
@@ -76,17 +77,17 @@ class Phases:
         """
         regularizer = method.regularize()
         assert regularizer is not None, "the method asks for no training"
-        model = rebuild(self._workload.model, lambda name, tensor: tensor.clone())
+        model = rebuild(self._inputs.workload.model, lambda name, tensor: tensor.clone())
         train(
             model,
-            self._workload.training,
-            phase_spec(self._spec, regularizer),
-            augment=self._workload.augment,
-            seed=self._spec.seed,
+            self._inputs.workload.training,
+            phase_spec(self._inputs.spec, regularizer),
+            augment=self._inputs.workload.augment,
+            seed=self._inputs.spec.seed,
             regularize=regularizer,
             ranks=ranks,
             checkpoints=checkpoints,
-            on_epoch=on_epoch or telling(self._on_work, type(method).__name__.lower()),
+            on_epoch=on_epoch or telling(self._inputs.on_work, type(method).__name__.lower()),
         )
         return {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
 

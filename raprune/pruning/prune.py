@@ -25,7 +25,7 @@ from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable
 from raprune.methods import Cut, Kept, Method, Network, Scores, Step
 from raprune.pruning.allocate import Target, allocate, select
-from raprune.pruning.phases import Phases, telling
+from raprune.pruning.phases import DenseInputs, Phases, telling
 from raprune.pruning.record import Pruned, check_not_trained, method_of, record
 from raprune.pruning.room import repair_room
 from raprune.pruning.scoring import Scoring
@@ -70,8 +70,9 @@ class Pruner:
         self.statistics = statistics or Statistics()
         self._spec = spec
         self._search = spec.search
-        self.phases = Phases(workload, graph, spec, self.statistics, on_work=on_work)
-        self.scoring = Scoring(workload, graph, spec, self.statistics, self.phases, on_work=on_work)
+        inputs = DenseInputs(workload, graph, spec, self.statistics, on_work)
+        self.phases = Phases(inputs)
+        self.scoring = Scoring(inputs, self.phases)
 
     def evaluating(self, batch_size: int) -> Pruner:
         """This pruner with other batches of evaluation. It shares everything else, scores included."""

@@ -270,27 +270,27 @@ def test_the_map_form_of_a_layer_by_hand() -> None:
 
 
 def test_sensitivity_is_measured_at_two_fractions_of_a_group() -> None:
-    assert Reconstruction().priced_at(64) == (26, 51)
-    assert Reconstruction().priced_at(2) == (1,)
-    assert Reconstruction().priced_at(1) == ()
-    assert Reconstruction(sensitivity=0.0).priced_at(64) == ()
+    assert Reconstruction().measured_at(64) == (26, 51)
+    assert Reconstruction().measured_at(2) == (1,)
+    assert Reconstruction().measured_at(1) == ()
+    assert Reconstruction(sensitivity=0.0).measured_at(64) == ()
 
 
 def test_errors_with_measured_sensitivity_equal_the_measurements() -> None:
     """Errors are exact where they were measured, proportional between, and keep their order."""
     errors = np.array([0.4, 0.1, 0.2, 0.8, 1.6])
-    priced = Reconstruction().priced(errors, {2: 0.6, 4: 8.0})
+    rescaled = Reconstruction().rescaled(errors, {2: 0.6, 4: 8.0})
     # After 2 removals the rate is 3, after 4 it is 10.
-    np.testing.assert_allclose(priced[[1, 2, 0, 3, 4]], [0.3, 0.6, 0.4 * 6.5, 8.0, 16.0])
-    half = Reconstruction(sensitivity=0.5).priced(errors, {2: 0.6, 4: 8.0})
-    np.testing.assert_allclose(half, np.sqrt(priced * errors))
+    np.testing.assert_allclose(rescaled[[1, 2, 0, 3, 4]], [0.3, 0.6, 0.4 * 6.5, 8.0, 16.0])
+    half = Reconstruction(sensitivity=0.5).rescaled(errors, {2: 0.6, 4: 8.0})
+    np.testing.assert_allclose(half, np.sqrt(rescaled * errors))
 
 
 def test_sensitivity_that_falls_keeps_the_order() -> None:
     errors = np.array([0.1, 0.2, 0.2, 0.4])
-    priced = Reconstruction().priced(errors, {1: 10.0, 3: 0.002})
-    assert priced[0] < priced[1] == priced[2] < priced[3]
-    assert np.array_equal(Reconstruction().priced(np.zeros(3), {1: 0.5}), np.zeros(3))
+    rescaled = Reconstruction().rescaled(errors, {1: 10.0, 3: 0.002})
+    assert rescaled[0] < rescaled[1] == rescaled[2] < rescaled[3]
+    assert np.array_equal(Reconstruction().rescaled(np.zeros(3), {1: 0.5}), np.zeros(3))
 
 
 def test_error_budget_limits_the_removals_of_a_group() -> None:

@@ -146,7 +146,7 @@ def test_a_long_front_is_bounded_and_its_ends_are_kept() -> None:
     assert {name_of(trials[0]), name_of(trials[-1])} <= set(gauges["raprune_front_accuracy"])
 
 
-def test_what_is_measured_is_declared() -> None:
+def test_every_measured_metric_is_declared() -> None:
     measured = measure(RunRecord.model_validate(RUN), [trial(0, 0.7, latency=0.3), trial(1, None)])
     all_values = measured.gauges | signs_of_life(measured, now=1.0, silent_s=2.0, store_waits=3)
     assert set(all_values) == set(GAUGES) and set(measured.counters) == set(COUNTERS)

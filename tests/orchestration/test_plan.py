@@ -50,11 +50,11 @@ def planned(*stored: Trial) -> Plan:
     )
 
 
-def test_plan_counts_trials_prices_epochs_and_finalists() -> None:
+def test_plan_counts_trials_measurements_epochs_and_finalists() -> None:
     plan = planned()
     assert (plan.workers, plan.trials, plan.calibration_images) == (2, 20, 64)
     # Three groups, each cut at two widths; l2 looks at no images.
-    assert (plan.scored, plan.priced, plan.rescored, plan.repriced) == (1, 6, 1, 6)
+    assert (plan.scored, plan.measured, plan.rescored, plan.remeasured) == (1, 6, 1, 6)
     # The front's four and the best of four methods, by two seeds each.
     assert (plan.finetunings, plan.finetuning_epochs) == (16, 3.0)
     assert plan.trial_epochs == 2 * 0.5 + 4 * 0.25

@@ -281,7 +281,7 @@ def test_a_time_limit_ends_the_proposals_and_the_run_still_ends_well(tmp_path: P
         ({"model": {"name": "digits-net", "weights": "/nowhere.safetensors"}}, UsageError, "nowhere"),
     ],
 )
-def test_what_cannot_be_right_is_refused_before_any_work(
+def test_impossible_job_is_refused_before_any_work(
     tmp_path: Path, changes: dict[str, Any], error: type[RapruneError], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -71,7 +71,7 @@ def test_folders_inside_a_store(tmp_path: Path) -> None:
     assert torch.equal(outputs(load(Residual(), str(tmp_path / "run" / folder)), image()), outputs(smaller, image()))
 
 
-def test_what_a_recipe_says(tmp_path: Path) -> None:
+def test_recipe_names_its_method_widths_and_versions(tmp_path: Path) -> None:
     exported(tmp_path)
     recipe = read_recipe(Store(str(tmp_path)), "")
     _, graph = proved("Residual")

@@ -175,7 +175,7 @@ def test_trials_cross_process_borders() -> None:
     assert pickle.loads(pickle.dumps(trial)) == trial
 
 
-def test_what_cannot_be_done_is_told() -> None:
+def test_impossible_proposal_ends_in_an_error_that_says_why() -> None:
     with pytest.raises(UsageError, match="no such method"):
         pruner().prune(proposal(method="l3"))
     with pytest.raises(BudgetError, match="out of reach"):

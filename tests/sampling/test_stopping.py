@@ -74,7 +74,7 @@ def test_stagnation_one_by_one_is_that_of_two_hypervolumes(points: list[tuple[fl
     assert stagnates(points, patience) == expected
 
 
-def test_what_a_driver_before_this_one_spent_counts() -> None:
+def test_time_spent_by_an_earlier_driver_counts() -> None:
     stored = [
         Trial(
             trial_id=f"search-{number:05d}",

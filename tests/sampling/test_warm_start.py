@@ -83,7 +83,7 @@ def test_results_count_where_the_same_trial_would_give_them_now() -> None:
         assert observed(run, spec=SPEC.model_copy(update={"search": SPEC.search.model_copy(update=change)})) == []
 
 
-def test_what_was_taken_reads_back() -> None:
+def test_warm_start_that_was_stored_reads_back_equal() -> None:
     run = run_of(trial(0, 0.4, 0.9, settings={"ridge": 0.5}, method="l2"), trial(1, 0.3, 0.95))
     taken = reused([run], SPEC, SPACE, HERE)
     assert taken.first and taken.observed
@@ -164,6 +164,6 @@ def test_a_folder_in_a_job_is_relative_to_it(tmp_path: Path) -> None:
     assert load_spec(tmp_path / "job.toml").warm_start == (str(tmp_path / "runs/a"), "s3://bucket/b")
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"warm_start \(--warm-start\) .*not the folder of a run"):
         read([str(tmp_path)], HERE)

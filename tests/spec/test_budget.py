@@ -12,7 +12,7 @@ def test_equality_is_within() -> None:
     assert not budget.admits(flops_fraction=0.1, params_fraction=0.5001)
 
 
-def test_what_is_not_named_is_free() -> None:
+def test_budget_leaves_a_cost_that_is_not_named_free() -> None:
     assert Budget().admits(flops_fraction=1.0, params_fraction=1.0)
     assert Budget(params=0.2).admits(flops_fraction=1.0, params_fraction=0.2)
 

@@ -415,7 +415,7 @@ def test_a_broken_image_is_refused(pattern: str, other: str, reason: str, tmp_pa
     assert times and any(reason in found for found in docker_says(text, tmp_path / "Dockerfile"))
 
 
-def test_what_the_package_is_built_of_goes_into_the_image() -> None:
+def test_image_gets_the_files_that_the_package_is_built_of() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     hatch = project["tool"]["hatch"]
     wheel = hatch["build"]["targets"]["wheel"]

@@ -113,7 +113,7 @@ def test_a_link_to_a_folder_is_followed_but_not_in_circles(folder: Path, tmp_pat
     assert not [name for name in names if "up/" in name or name == "dangling"]
 
 
-def test_what_did_not_change_is_not_sent_again(folder: Path, tmp_path: Path) -> None:
+def test_unchanged_files_are_not_sent_again(folder: Path, tmp_path: Path) -> None:
     first = pack(folder, tmp_path / "1.zip").path.read_bytes()
     os.utime(folder / "mynets.py", (1, 1))
     assert pack(folder, tmp_path / "2.zip").path.read_bytes() == first
@@ -278,7 +278,7 @@ def test_the_environment_names_the_dashboard(nothing_set: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("given", ["ray://head:10001", "http://", "head:port", "http://head:99999", "file:///x", "h:0"])
-def test_what_is_no_address(nothing_set: Path, given: str) -> None:
+def test_invalid_address_is_refused(nothing_set: Path, given: str) -> None:
     with pytest.raises(UsageError) as error:
         dashboard_url(given)
     assert given in error.value.message and "8265" in error.value.hint
@@ -348,7 +348,7 @@ def answering(status: int, body: str = "", location: str = "") -> Iterator[tuple
         (503, "", None, "(HTTP 503)"),
     ],
 )
-def test_what_answers_is_told(
+def test_error_says_what_answered_instead(
     nothing_set: Path, monkeypatch: pytest.MonkeyPatch, status: int, body: str, token: str | None, said: str
 ) -> None:
     if token:

@@ -74,7 +74,7 @@ def test_who_holds_all_processors_is_given_what_threads_would_read(ray_cluster: 
     ray.kill(greedy)
 
 
-def test_what_a_task_could_not_read_is_told_as_it_is(ray_cluster: None, tmp_path: Path) -> None:
+def test_read_error_of_a_task_reaches_the_user_unchanged(ray_cluster: None, tmp_path: Path) -> None:
     rows = digits().to_pylist()
     rows[500]["image"]["bytes"] = rows[500]["image"]["bytes"][:60]
     train = write_parts(tmp_path, pa.Table.from_pylist(rows, schema=digits().schema))
