@@ -121,7 +121,7 @@ class Candidate:
     """A sub-network: a method, its settings, and the channels that stay in each group.
 
     `kept` maps a group's name to the indices of its channels that stay, in any order, each once and in
-    `[0, group.num_channels)`; a group that is not named stays whole. Other indices are left for the cut to refuse. Two
+    `[0, group.num_channels)`; a group that is not named stays whole. The cut refuses other indices. Two
     candidates are equal when method, settings and kept channels are, whoever proposed them.
     """
 
@@ -181,8 +181,8 @@ class CandidateOutline:
 class TrialState(StrEnum):
     """The state of a trial. A trial is stopped early; only channels are pruned.
 
-    What ended below the last rung of successive halving is STOPPED, whether or not a trial of the next rung continues
-    it: its accuracy is none that counts.
+    A trial that ended below the last rung of successive halving is STOPPED, even if a trial of the next rung continues
+    it: its accuracy does not count.
     """
 
     WAITING = "WAITING"
@@ -204,13 +204,13 @@ class Proposal:
     """A proposal of the searcher. The channels that stay are known once the method has scored them.
 
     `allocation` is a name of `raprune.pruning.allocate.ALLOCATIONS`: how scores become widths. `keep_ratios` maps a
-    group's name to the share of its channels to keep, in (0, 1], before the projection onto the target; groups that
-    are not named use 1. `target` holds the fractions of the dense network that the candidate must come up to and never
-    pass; a cost without a value has no limit.
+    group's name to the fraction of its channels to keep, in (0, 1], before the projection onto the target; groups that
+    are not named use 1. `target` holds the fractions of the dense network that the candidate should reach and must not
+    exceed; a cost without a value has no limit.
     """
 
     number: int
-    """Position in the search, from 0. Results are told in this order."""
+    """Position in the search, from 0. The sampler hears of results in this order."""
     method: str
     allocation: str
     target: Budget
@@ -307,7 +307,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Name of the candidate as it was taken so far: its id, followed by `-ft` once it was fine-tuned.
+        """Name of the candidate at this stage: its id, followed by `-ft` after fine-tuning.
 
         Fine-tunings of one candidate by several seeds share it. Only trials with a candidate have one.
         """
@@ -322,7 +322,7 @@ class Trial:
 
 @lru_cache(maxsize=256)
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The first tuple that was equal to this one: all trials of a network name the same groups."""
+    """Return the first tuple that was equal to this one, because all trials of a network name the same groups."""
     return names
 
 

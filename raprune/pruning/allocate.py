@@ -1,8 +1,8 @@
-"""Scores and a target -> how many channels stay in each group, and which.
+"""Allocations: from scores and a target to the number of channels that stay in each group, and their indices.
 
-Every allocation gives a width vector that comes up to the target and never passes it (within 0.5 % of it where the
-network's channels are fine enough). How widths are found and how channels are rated are separate, so that any method
-can be set against any other on equal terms.
+Every allocation gives a width vector close to the target and never above it (within 0.5 % of it where the network's
+channels are fine enough). Finding widths and scoring channels are separate, so that all methods can be compared with
+equal widths.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raprune.spec.budget import Budget
 MOVES = 128
 """Maximum number of moves in `least_damage`."""
 SIDES = 32
-"""Groups' steps, each way, that are tried against one another for a move."""
+"""Maximum number of narrowing and of widening steps that are tried against one another for a move."""
 
 ScoresByGroup = Mapping[str, npt.NDArray[np.float64]]
 """Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
@@ -48,7 +48,7 @@ class _Step:
     change: float
     """Change of the damage."""
     rate: float
-    """The change, divided by how much of the target's cost the move takes or gives."""
+    """Change of the damage, divided by the fraction of the target's cost that the move takes or gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +143,11 @@ def global_rank(
 def least_damage(
     cost: CostModel, target: Target, scores: ScoresByGroup, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
-    """The widths with the least predicted damage, summed over the layers, or nearly so.
+    """Return widths with nearly the least predicted damage, summed over the layers.
 
-    From the whole network on, each group gives up what does least damage for its cost, at the other groups' present
-    widths; then channels that still fit come back, and groups trade, as long as that lowers the sum.
+    Starting from the dense network, each group gives up the channels that do least damage for their cost, at the
+    other groups' present widths. Then channels that still fit come back, and groups trade channels as long as that
+    lowers the sum.
     """
     if _fits(cost, target, cost.num_channels):
         return cost.num_channels.copy()
@@ -157,7 +158,7 @@ def least_damage(
     ]
     equal = uniform(cost, target, scores, keep_ratios, damage)
     at_equal = [int(np.flatnonzero(c.widths == width)[0]) for c, width in zip(choices, equal, strict=True)]
-    # Trades end where no single one helps, so two places to begin at are better than one.
+    # Trades end in a local optimum, so they start from two places.
     found = [_traded(cost, target, choices, at) for at in (_narrowed(cost, target, choices), at_equal)]
     at = min(found, key=lambda at: sum(float(c.damage[place]) for c, place in zip(choices, at, strict=True)))
     return _widths(choices, at)
@@ -202,7 +203,7 @@ def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[
 
 
 def _loads_of_a_channel(cost: CostModel, target: Target, choices: list[_Choices], widths: Counts) -> list[float]:
-    """For each group, which share of the target's cost a channel takes, with the other groups as they are now."""
+    """Return for each group the fraction of the target's cost that one channel takes at the present widths."""
     narrowest = np.repeat(widths[None], len(widths), axis=0)
     spans = np.ones(len(widths))
     for group, choice in enumerate(choices):
@@ -218,7 +219,7 @@ def _loads_of_a_channel(cost: CostModel, target: Target, choices: list[_Choices]
 
 
 def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> list[int]:
-    """Widen groups, narrowing another where that makes room, always by the best such move, until none helps."""
+    """Widen groups, and narrow others to make room, always by the best such move, until no move helps."""
     at, widths = list(at), _widths(choices, at)
     for _ in range(MOVES):
         wider = _steps(cost, target, choices, at, widths, up=True)
@@ -251,7 +252,7 @@ def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[i
 def _steps(
     cost: CostModel, target: Target, choices: list[_Choices], at: list[int], widths: Counts, *, up: bool
 ) -> list[_Step]:
-    """Moves of one group by 1, 2, 4 ... of its choices, those first that do most for what they cost."""
+    """Return the moves of one group by 1, 2, 4 ... of its choices, ordered by their gain per cost."""
     found = []
     for group, (choice, here) in enumerate(zip(choices, at, strict=True)):
         for distance in (1, 2, 4, 8, 16):
@@ -271,7 +272,7 @@ def _steps(
 
 
 def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tuple[Counts | Floats, float]]:
-    """For each limit of the target, the costs at these widths and what they may be.
+    """Return for each limit of the target the costs at these widths, and the limit.
 
     FLOPs without a limit still weigh in against the dense network's: of two moves that save as many parameters, the one
     that saves more FLOPs comes first.
@@ -298,7 +299,7 @@ ALLOCATIONS: dict[str, Allocation] = {
     "global_rank": global_rank,
     "least_damage": least_damage,
 }
-"""Name -> how widths are found."""
+"""Name of each allocation -> the function that finds the widths."""
 
 
 def list_allocations() -> dict[str, str]:
@@ -395,7 +396,7 @@ def _scaled(cost: CostModel, target: Target, wanted: npt.NDArray[np.float64]) ->
 
 
 def _next_in_turn(channels: npt.NDArray[np.float64], scale: float, multiple_of: int) -> Iterator[int]:
-    """Groups in the order in which a growing scale would widen them, one round."""
+    """Return the groups in the order in which a growing scale would widen each of them by one step."""
     steps = channels * scale / multiple_of
     until_next = (np.floor(steps + 1e-9) + 1 - steps) / np.maximum(channels, 1e-12)
     yield from np.argsort(until_next, kind="stable").tolist()

@@ -112,7 +112,7 @@ def load_from(model: ModuleT, store: Store, folder: str) -> ModuleT:
         ) from None
     insert(smaller, recipe.get("maxout", {}))
     structure, _, graph = recipe["architecture"].partition("-")
-    # A recipe without the digest of a graph is from before, and has the text of the code in its only digest.
+    # An older recipe has no digest of the graph; its only digest covers the text of the code.
     now = (structure_hash if graph else code_hash)(model, tuple(recipe["input_shape"]))
     if now != structure:
         warnings.warn(
@@ -153,7 +153,7 @@ def provenance(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
     """Return the recipe's description of the job that made its network."""
     return {
         "model": spec.model.model_dump(mode="json"),
-        # Whoever loads the network has to normalise its images so: (pixel / 255 - mean) / std.
+        # The network needs images that are normalised like this: (pixel / 255 - mean) / std.
         "data": {
             "name": spec.data.name,
             "fingerprint": data.fingerprint,
@@ -200,7 +200,7 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 def _kept_in(
     model: nn.Module, graph: ChannelGraph, candidate: Candidate, maxout: Mapping[str, int]
 ) -> dict[str, dict[int, IndexArray]]:
-    """`kept_positions` in the condensed `model`: what stands behind a maximum has one position a unit, its first's."""
+    """Return `kept_positions` for the condensed `model`: a maxout unit has one position, that of its first channel."""
     before = kept_positions(graph, candidate.kept)
     if not maxout:
         return before

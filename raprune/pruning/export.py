@@ -1,4 +1,4 @@
-"""One network without a search: `raprune prune` makes it, `raprune export` hands out one that a run found. No Ray."""
+"""One network without Ray: `raprune prune` makes it, `raprune export` writes one that a run found."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages:
         )
     weights = dict(load_arrays(store.read_bytes(DENSE)))
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
-    # Beside the run where it lies now; it may be another's, and read only.
+    # Beside the run at its present place; another user may own that, and it may be read-only.
     here = spec.model_copy(update={"output": store.uri})
     statistics = Statistics(Store(here.statistics_folder), writes=False)
     table = stored_table(store)
@@ -234,7 +234,7 @@ def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages:
 
 
 def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics: Statistics) -> LatencyTable:
-    """Measured here, unless the folder of statistics has it."""
+    """Fingerprint from the folder of statistics, else computed here."""
     device = workload.device.type
     arrays = statistics.once(
         table_key(prepared.graph, spec.latency, device=device),
@@ -244,7 +244,7 @@ def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics:
 
 
 def _statistics(spec: SearchSpec) -> Statistics:
-    """In memory, unless the job names a folder: one network writes nothing that it was not asked for."""
+    """Statistics in memory, unless the job names a folder: nothing is written that nobody asked for."""
     return Statistics(Store(spec.statistics) if spec.statistics else None)
 
 

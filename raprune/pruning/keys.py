@@ -1,6 +1,6 @@
 """Keys of what a method computes once for a network: its scores, and the weights of its own training phase.
 
-Whoever changes what a score or a weight depends on changes its key here: the statistics are shared by runs.
+Runs share the statistics under these keys, so a change of what a score depends on must change its key here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def phase_spec(spec: SearchSpec, regularizer: Regularizer) -> TrainSpec:
 
 
 def network_content(workload: Workload, graph: ChannelGraph) -> dict[str, Any]:
-    """The dense network and its data, as the part of a key; all weights are read for it."""
+    """Return the part of a key that identifies the dense network and its data; it reads all weights."""
     data = workload.data.fingerprint
     return {"weights": workload.weights_hash, "architecture": graph.architecture, "data": data}
 
@@ -54,7 +54,7 @@ def score_key(
         "base": base,
         "groups": graph.widths,
         "calibration": None if method.data_free else [images, spec.search.batch_size, spec.seed],
-        # A user's method may have the name of another.
+        # The methods of two users may have the same name.
         "method": f"{type(method).__module__}.{type(method).__qualname__}",
         "settings": method.behind_scores(),
     }

@@ -47,13 +47,13 @@ class WorkerMemory:
     repair: int
     """Peak of the least-squares repair; 0 without a method that has one."""
     training: int
-    """A step of fine-tuning the dense network: activations, gradients, momentum, and the trained copy."""
+    """Peak of a step of fine-tuning the dense network: activations, gradients, momentum, and the trained copy."""
     images: int
     """Training images; 0 where they are streamed, or where nothing is trained."""
 
     @property
     def always(self) -> int:
-        """Bytes that are held all the time."""
+        """Bytes that are held permanently."""
         return CONTEXT + self.calibration + self.validation + self.weights
 
     @property

@@ -1,4 +1,4 @@
-"""How fast the dense network runs and trains here: a second or two of measuring, for the forecast of a search."""
+"""Speed of the dense network on this machine, measured for a second or two, for the forecast of a search."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from raprune.training.evaluate import evaluate
 from raprune.training.loop import train
 
 _AIM_S = 0.2
-"""Time that each of the two measurements is sized for."""
+"""Seconds that each of the two measurements should take."""
 _FEWEST = 8
-"""Images that are measured at least: one alone is mostly the overhead of calls."""
+"""Minimum number of images of a measurement: with one image, the overhead of calls dominates."""
 _TRAINING = 4.0
 """Time of training on an image in units of a forward pass: forward and backward pass, and the teacher's pass."""
 
 
 def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
-    """Seconds an image of the workload's network, evaluated and fine-tuned as the job says; it is left as it is."""
+    """Seconds per image of evaluating and of fine-tuning the network as the job says; the network is not changed."""
     model, search = workload.model, spec.search
     judged = partial(evaluate, model, batch_size=search.eval_batch_size, precision=search.eval_precision)
     few = workload.validation.take(_FEWEST, torch.Generator())

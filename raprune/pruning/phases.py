@@ -51,7 +51,7 @@ class Phases:
         return network_content(self._inputs.workload, self._inputs.graph)
 
     def base(self, method: Method) -> tuple[nn.Module, float]:
-        """The network that the method scores and cuts, trained for it where it asks for that; and for how long."""
+        """Return the network that the method scores and cuts, after the method's training phase; and its epochs."""
         regularizer = method.regularize()
         if regularizer is None:
             return self._inputs.workload.model, 0.0
@@ -70,7 +70,7 @@ class Phases:
         checkpoints: Checkpoints | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> Arrays:
-        """The weights of the dense network after the method's own training phase. Of several `ranks` each calls this.
+        """Return the dense network's weights after the method's training phase. With several `ranks`, each calls this.
 
         Raises:
             ModelError: if the training diverges.

@@ -61,26 +61,26 @@ class Steps:
     """The steps of `prepare`, told one by one as soon as each holds. A subclass does what it wants with them."""
 
     def named(self, spec: SearchSpec) -> None:
-        """Methods, their settings and allocations exist."""
+        """Called once the methods, their settings and the allocations are known to exist."""
 
     def loaded(self, data: Dataset) -> None:
-        """The data can be read."""
+        """Called once the data has been read."""
 
     def built(self, workload: Workload) -> None:
-        """The network takes the data, with its weights."""
+        """Called once the network, with its weights, has run on an image of the data."""
 
     def traced(self, proof: Proof) -> None:
-        """Some channels of the network can go."""
+        """Called once the network is traced and has channels that can be removed."""
 
     def decided(self, spec: SearchSpec) -> None:
-        """Every field that the job left open is decided."""
+        """Called once every field that the job left open is decided."""
 
     def reached(self, cost: CostModel) -> None:
-        """The budget is within reach."""
+        """Called once the budget is known to be within reach."""
 
 
 class InStages(Steps):
-    """Steps as stages of a run."""
+    """Steps of the preparation, shown as stages of a run."""
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
@@ -186,7 +186,11 @@ def _check_budget(cost: CostModel, spec: SearchSpec) -> None:
 
 
 def _check_names(spec: SearchSpec) -> None:
-    """Names of methods, their settings and allocations: looked up before any work."""
+    """Look up the names of methods, their settings and allocations, before any work.
+
+    Raises:
+        UsageError: if one does not exist or is not valid.
+    """
     for name in spec.methods:
         method_named(name)
     if spec.budget.limits_latency and "maxout" in spec.methods:
@@ -233,7 +237,7 @@ def check_output(store: Store) -> None:
     if store.is_run():
         raise StoreError(
             f"{store.name}: holds a run already.",
-            hint=f"Go on with it: raprune resume {store.name}   Or give a new one another --output.",
+            hint=f"Resume it: raprune resume {store.name}   Or give a new one another --output.",
         )
     check_writable(store)
 

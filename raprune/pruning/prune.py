@@ -75,7 +75,7 @@ class Pruner:
         self.scoring = Scoring(inputs, self.phases)
 
     def evaluating(self, batch_size: int) -> Pruner:
-        """This pruner with other batches of evaluation. It shares everything else, scores included."""
+        """Return a copy of this pruner with another batch size of evaluation; it shares all else, also the scores."""
         other = copy.copy(self)
         other._search = self._search.model_copy(update={"eval_batch_size": batch_size})
         return other
@@ -91,7 +91,7 @@ class Pruner:
         return last
 
     def results(self, proposal: Proposal) -> Iterator[Result]:
-        """`prune`, after the networks on the way to it where the method trains while it cuts."""
+        """Yield the result of `prune`, after those of the networks before it if the method trains while it cuts."""
         if method_of(proposal).has_path():
             yield from self._walk(proposal)
             return
@@ -111,10 +111,10 @@ class Pruner:
         checkpoints: Checkpoints | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> Result:
-        """The network of `parent`, made again unless it is given, and fine-tuned with the dense network as teacher.
+        """Fine-tune the network of `parent`, with the dense network as teacher; it is made again unless it is given.
 
-        Weights that were pruned one by one stay zero. Of several `ranks` each calls this, and has the result. The
-        trial's seconds include those of epochs that a checkpoint was resumed after.
+        Weights that were pruned one by one stay zero. With several `ranks`, each calls this and gets the result. The
+        trial's seconds include the epochs before the checkpoint that it was resumed from.
 
         Raises:
             ModelError: if the training diverges.
@@ -161,10 +161,10 @@ class Pruner:
         return Pruned(model, candidate, epochs, after_cut)
 
     def repaired_again(self, trial: Trial) -> nn.Module:
-        """The network of a recorded trial that trained nothing: its channels are known, so that none is scored.
+        """Make the network of a recorded trial that trained nothing. Its channels are known, so nothing is scored.
 
         Raises:
-            ModelError: if the network was trained: its weights are in the run, or lost.
+            ModelError: if the network was trained: its weights are stored in the run, or they are lost.
         """
         check_not_trained(trial)
         method = method_of(trial.proposal)
@@ -177,7 +177,7 @@ class Pruner:
         return Cut(base, self.graph, kept, repair_room(self.workload.device))
 
     def made_again(self, parent: Proposal) -> Pruned:
-        """The network that a search trial came to, before any fine-tuning."""
+        """Return the network of a search trial before any fine-tuning."""
         if not method_of(parent).has_path():
             return self.cut_and_repair(parent, judge_cut=True)
         return next(pruned for here, pruned, _ in self._path(replace(parent, step=None)) if here == parent)
@@ -207,9 +207,9 @@ class Pruner:
             yield Result(self._record(here, pruned, result, started), pruned.model)
 
     def _path(self, proposal: Proposal) -> Iterator[tuple[Proposal, Pruned, float]]:
-        """The networks of the method's path to the widths that its scores and the allocation give.
+        """Yield the networks of the method's path to the widths that its scores and the allocation give.
 
-        Each with its own proposal (the last has `proposal` itself), and the seconds that its making took.
+        Each comes with its own proposal (the last one with `proposal` itself) and the seconds that it took.
         """
         method, started = method_of(proposal), time.time()
         goal = self._candidate(proposal, method, self.scoring.scores(method, proposal.seed))
@@ -230,7 +230,7 @@ class Pruner:
             number += 1
 
     def _channels(self, pruned: Pruned) -> ChannelMap | None:
-        """Which of the dense network's channels are left; None where maxout units stand between the two."""
+        """Return the kept channels of the dense network; None where maxout units stand between the two networks."""
         if inserted(pruned.model):
             return None
         kept = pruned.candidate.kept
@@ -251,7 +251,7 @@ class Pruner:
         *,
         after_repair: float | None = None,
     ) -> Trial:
-        """The trial of a network that came to `result`: its accuracy after repair, unless it was fine-tuned."""
+        """Return the trial of a network with this `result`, its accuracy after repair unless it was fine-tuned."""
         repaired = result.accuracy if after_repair is None else after_repair
         return record(proposal, pruned, result, self.workload, self.cost, started=started, after_repair=repaired)
 

@@ -21,16 +21,16 @@ from raprune.training.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class Pruned:
-    """A network that was cut and repaired, on its way to being judged."""
+    """A network that was cut and repaired, before it is evaluated."""
 
     model: nn.Module
     candidate: Candidate
     epochs: float = 0.0
     """Epochs of training since the dense network."""
     after_cut: float | None = None
-    """Validation accuracy before the repair, where it was asked for."""
+    """Validation accuracy before the repair; None if it was not measured."""
     accuracy: float | None = None
-    """Validation accuracy of `model`, where it is recorded."""
+    """Validation accuracy of `model`; None if it was not measured."""
 
 
 def record(
@@ -43,7 +43,7 @@ def record(
     started: float,
     after_repair: float,
 ) -> Trial:
-    """The trial of `proposal`, whose network `pruned` came to `result`; it began at `started`, and ends now."""
+    """Return the trial of `proposal`, with the `result` of its network `pruned`; it began at `started` and ends now."""
     flops, params = _costs(pruned, workload, cost)
     latency_ms = _latency_ms(pruned, cost)
     seconds = time.time() - started
@@ -79,7 +79,7 @@ def _zeros(model: nn.Module) -> int:
 
 
 def _costs(pruned: Pruned, workload: Workload, cost: CostModel) -> tuple[int, int]:
-    """FLOPs and parameters. The closed form knows no maximum over channels: with one they are counted."""
+    """Return FLOPs and parameters. Networks with maxout units are counted, as the closed form has no such units."""
     if inserted(pruned.model):
         return measured(pruned.model, workload.example_input())
     widths = cost.vector(pruned.candidate.widths)
@@ -87,7 +87,7 @@ def _costs(pruned: Pruned, workload: Workload, cost: CostModel) -> tuple[int, in
 
 
 def _latency_ms(pruned: Pruned, cost: CostModel) -> float | None:
-    """As the run's table predicts; None without one, or with a maximum over channels, which no table knows."""
+    """Return the latency that the run's table predicts; None without a table, and for networks with maxout units."""
     if cost.table is None or inserted(pruned.model):
         return None
     return float(cost.latency_ms(cost.vector(pruned.candidate.widths)))
@@ -99,7 +99,7 @@ def method_of(proposal: Proposal) -> Method:
 
 
 def is_trained(proposal: Proposal) -> bool:
-    """True if the proposal's network is trained after it was cut: too expensive to be made again, it is stored."""
+    """True if the proposal's network is trained after the cut. It is stored, as it is expensive to make again."""
     return proposal.stage is Stage.FINETUNE or proposal.rung > 0 or method_of(proposal).has_path()
 
 

@@ -106,7 +106,7 @@ class Workload:
 
     @property
     def weights_hash(self) -> str:
-        """As `hash_of`."""
+        """Hash of the dense network's weights, as `hash_of` computes it."""
         return hash_of(self.weights())
 
     def place(self, split: Split) -> DeviceSplit:
@@ -174,7 +174,7 @@ def train_dense(
 ) -> list[Epoch]:
     """Train the dense network in place by `spec.dense` on the training split, and leave it in evaluation mode.
 
-    What each epoch came to.
+    Returns the results of each epoch.
     """
     return train(
         workload.model,

@@ -1,4 +1,4 @@
-"""Decisions on what a job leaves open, from its network and data: methods, widths, the length of fine-tuning.
+"""Decisions on the fields that a job leaves open, from its network and data: methods, widths, fine-tuning.
 
 A decision is made once, before the search; `run.json` records it, so that a resumed run uses it again. No torch.
 """
@@ -18,17 +18,17 @@ METHODS = ("reconstruction", "taylor", "activation", "fpgm", "l2")
 the distance and by the size of the filters."""
 
 FAST_MULTIPLE = 8
-"""Widths that the convolutions of CPUs and GPUs are made for: of a ResNet with 30 % of its FLOPs, a batch took 0.33 of
-the dense network's time at multiples of 8, and 0.54 at any widths (two CPU cores, batch of 64)."""
+"""Widths that the convolutions of CPUs and GPUs are made for. A ResNet at 30 % of its FLOPs took 0.33 of the dense
+network's time for a batch at multiples of 8, and 0.54 at any widths (two CPU cores, batch of 64)."""
 NARROWEST = 32
-"""Channels of the narrowest group from which such widths are fine enough."""
+"""Minimum number of channels of the narrowest group for which such widths are fine enough."""
 
 CALIBRATION, LEAST_CALIBRATION, MOST_CALIBRATION = 1 / 16, 256, 1024
-"""Fraction of the training images that methods look at, and the bounds of their number. A least-squares repair takes as
-long as it has images: of MNIST's sample, 500 gave the same accuracies as 1,000 in half the time."""
+"""Fraction of the training images that methods look at, and the bounds of their number. A least-squares repair takes
+longer with more images: of MNIST's sample, 500 gave the accuracies of 1,000 in half the time."""
 
 IMAGES = 3_000
-"""Images of fine-tuning for a network of which everything is cut off."""
+"""Number of images of fine-tuning if everything were cut off."""
 LEAST_EPOCHS, MOST_EPOCHS = 0.25, 20.0
 LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))
 """Minimum number of optimiser steps for each learning rate. A short training has no time to recover from the damage of
@@ -36,7 +36,7 @@ a high rate to weights that were trained and repaired before."""
 
 
 def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> SearchSpec:
-    """The job with every field that it left open decided.
+    """Return the job with every field decided that it left open.
 
     `num_train` is the number of training images, `widths` are the channels of each group of the dense network.
     """
@@ -56,7 +56,7 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> S
 
 
 def decided_as(spec: SearchSpec, begun: SearchSpec) -> SearchSpec:
-    """The job with every field that it left open as the run `begun` has it."""
+    """Return the job with every field that it left open set as in the run `begun`."""
     return _filled(
         spec,
         methods=begun.methods,
@@ -87,7 +87,7 @@ def _with(part: OpenSpecT, **values: float | None) -> OpenSpecT:
 
 
 def told(asked: SearchSpec, spec: SearchSpec) -> dict[str, str]:
-    """Subject -> what was decided where `asked` left it open, and why."""
+    """Return for each field that `asked` left open the decision and its reason."""
     decisions = {}
     if not asked.methods:
         decisions["methods"] = f"{', '.join(spec.methods)}, which need no training; random and l1 as baselines"

@@ -21,14 +21,14 @@ EARLIER = {
     "budget_params": "budget.params",
     "budget_latency": "budget.latency",
 }
-"""Field of jobs and runs from before the table `[budget]` -> the field that says the same now."""
+"""Field of jobs and runs before the table `[budget]` existed -> the field that replaced it."""
 
 _TIME = re.compile(r"([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)")
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 class Budget(Part):
-    """The largest part of the dense network that may remain. A cost without a value has no limit."""
+    """The largest fraction of the dense network that may remain. A cost without a value has no limit."""
 
     flops: Fraction | None = None
     """Fraction of the dense network's FLOPs that may remain. Default: no limit; 0.3 if the job asks for no budget and

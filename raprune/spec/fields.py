@@ -1,4 +1,4 @@
-"""The fields of a pydantic model in words: their meaning, valid values and default, and what is wrong with a value."""
+"""The fields of a pydantic model in words: meaning, valid values, default, and sentences about invalid values."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class DescribedField:
     valid: str
     """Its valid values: `a number above 0 and at most 1`."""
     default: str
-    """Its default as code, or, where that is no value, what holds then."""
+    """Its default as code; for a field without one, a phrase that says what holds then."""
     meaning: str
-    """Its docstring on one line, without what holds by default."""
+    """Its docstring on one line, without the sentence on the default."""
 
     @property
     def summary(self) -> str:

@@ -31,7 +31,7 @@ Settings = Annotated[
 ]
 
 BUNDLED_NETWORK, BUNDLED_DATA = "mnist-resnet", "mnist-sample"
-"""The job of whoever names nothing: a trained network and its images, both in the package."""
+"""Job of a user who names nothing: a trained network and its images, both in the package."""
 
 PATHS = ("model.weights", "data.train", "data.validation", "data.test", "warm_start")
 """Fields that hold a path or URI to read, or several."""
@@ -232,9 +232,9 @@ class FinetuneSpec(_Training):
     steps on."""
 
     def decided(self, *, epochs: float | None = None, lr: float | None = None) -> TrainSpec:
-        """The training as it is carried out; `epochs` and `lr` come before the fields of the same name.
+        """Return the training with these `epochs` and `lr`, which override the fields of the same name.
 
-        What is still open (`raprune.spec.automatic` decides it) is as in `TrainSpec`.
+        A field that is still open (`raprune.spec.automatic` decides it) has the default of `TrainSpec`.
         """
         given = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
         return TrainSpec.model_validate(self.model_dump(exclude_none=True) | given)
@@ -488,6 +488,6 @@ class SearchSpec(Limits):
         place, question, query = self.output.partition("?")
         parent, slash, _ = place.rstrip("/").rpartition("/")
         if parent.endswith((":/", "://")):
-            # The run is a whole bucket: there is nothing beside it.
+            # The run is a whole bucket, and has no folder beside it.
             parent = place.rstrip("/")
         return f"{parent}{slash}statistics{question}{query}"

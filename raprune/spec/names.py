@@ -1,6 +1,6 @@
 """Names of networks, methods, data sets and runs, for lists, for completion and for suggestions.
 
-They are read from the source of the registries: to import torchvision and timm takes up to 20 seconds.
+They are read from the source of the registries, because importing torchvision and timm takes up to 20 seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ METHODS_GROUP = "raprune.methods"
 _HERE = Path(__file__).parents[1]
 
 _REGISTERED = re.compile(r"^@register_model\b(?:\((?:name=)?[\"'](\w+)[\"']\))?.*?^def (\w+)", re.MULTILINE | re.DOTALL)
-"""A function that torchvision or timm registers, and the name that it is given where that is another."""
+"""A function that torchvision or timm registers, and its registered name if that differs."""
 
 _DEPRECATED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}", re.MULTILINE | re.DOTALL)
 """timm's old names of networks, which it does not list."""
@@ -54,7 +54,7 @@ def timm_models() -> list[str]:
 
 
 def list_datasets() -> list[str]:
-    """Data sets that `DataSpec.name` takes, but for functions of the user's."""
+    """Data sets that `DataSpec.name` takes, without functions of the user's."""
     return _keys("data/__init__.py", "DATASETS")
 
 
@@ -65,24 +65,24 @@ def method_names() -> list[str]:
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Networks whose name begins so. timm's are left out: a colon ends the word for bash."""
+    """Networks whose name begins with this text. timm's are left out, because a colon ends a word in bash."""
     return [name for name in (*own_models(), *torchvision_models()) if name.startswith(incomplete)]
 
 
 def complete_dataset(incomplete: str) -> list[str]:
-    """Data sets whose name begins so."""
+    """Data sets whose name begins with this text."""
     return [name for name in list_datasets() if name.startswith(incomplete)]
 
 
 def complete_methods(incomplete: str) -> list[str]:
-    """Lists of methods, separated by commas, whose last name begins so."""
+    """Lists of methods, separated by commas, whose last name begins with this text."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
     return [f"{before}{comma}{name}" for name in method_names() if name.startswith(last) and name not in given]
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """Folders of runs below the working folder whose path begins so."""
+    """Folders of runs below the working folder whose path begins with this text."""
     found = sorted(str(path.parent) for pattern in ("*/run.json", "*/*/run.json") for path in Path().glob(pattern))
     return [path for path in found if path.startswith(incomplete)]
 

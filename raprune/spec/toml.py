@@ -43,7 +43,7 @@ def load_limits(values: Mapping[str, Any]) -> Limits:
     """The limits of these fields of a job: dotted field -> value, as `load_spec` takes its overrides.
 
     Raises:
-        UsageError: if a value is out of range, as `load_spec` says it.
+        UsageError: if a value is out of range, with the text of `load_spec`.
     """
     nested: dict[str, Any] = {}
     for given, value in values.items():
@@ -106,7 +106,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _resolved(value: Any, folder: Path) -> Any:
-    """Paths of a field resolved; what is none is left for the check of its type."""
+    """Resolve the paths of a field; other values are left for the check of their type."""
     if isinstance(value, list | tuple):
         return [_resolved(one, folder) for one in value]
     return _resolve_path(value, folder) if isinstance(value, str) else value
