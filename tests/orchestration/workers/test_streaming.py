@@ -34,7 +34,11 @@ def load(train: str, name: str = "parquet", **fields: Any) -> Dataset:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> StreamSource:
-    stream = load(write_parts(tmp_path_factory.mktemp("digits"), digits())).stream
+    return stream_of(write_parts(tmp_path_factory.mktemp("digits"), digits()), "parquet")
+
+
+def stream_of(train: str, name: str) -> StreamSource:
+    stream = load(train, name).stream
     assert stream is not None
     return stream
 
@@ -63,11 +67,14 @@ def call(greedy: Any, name: str, *arguments: Any, **order: int) -> Any:
     return ray.get(getattr(greedy, name).remote(*arguments, **order), timeout=120)
 
 
-def test_who_holds_all_processors_is_given_what_threads_would_read(ray_cluster: None, source: StreamSource) -> None:
+def test_who_holds_all_processors_is_given_what_threads_would_read(
+    ray_cluster: None, source: StreamSource, tmp_path: Path
+) -> None:
     remote: Any = Greedy
     greedy = remote.remote()
-    for order in ({"seed": 0, "rank": 0, "size": 1}, {"seed": 3, "rank": 1, "size": 2}):
-        by_ray, by_threads = call(greedy, "read", source, **order), joined(ThreadReader().blocks(source, **order))
+    images = stream_of(write_images(tmp_path / "images", digits()), "imagefolder")
+    for read, order in ((source, {"seed": 0, "rank": 0, "size": 1}), (images, {"seed": 3, "rank": 1, "size": 2})):
+        by_ray, by_threads = call(greedy, "read", read, **order), joined(ThreadReader().blocks(read, **order))
         assert np.array_equal(by_ray.images, by_threads.images) and by_ray.images.dtype == np.uint8
         assert np.array_equal(by_ray.labels, by_threads.labels) and by_ray.labels.dtype == np.int64
     assert call(greedy, "begin_and_leave", source) < 10
@@ -91,13 +98,11 @@ def test_a_task_reads_enough_pieces() -> None:
     assert np.array_equal(np.concatenate([piece for task in tasks for piece in task]), np.arange(3000))
 
 
-def job(folder: Path, kind: str) -> SearchSpec:
-    train, test = folder / "data" / "train", folder / "data" / "test"
-    write = write_parts if kind == "parquet" else write_images
+def job(folder: Path) -> SearchSpec:
     data = {
-        "name": kind,
-        "train": write(train, digits().slice(0, 700)),
-        "test": write(test, digits("test")),
+        "name": "parquet",
+        "train": write_parts(folder / "data" / "train", digits().slice(0, 700)),
+        "test": write_parts(folder / "data" / "test", digits("test")),
         "stream": True,
         "resident_images": 100,
     }
@@ -115,11 +120,9 @@ def job(folder: Path, kind: str) -> SearchSpec:
     )
 
 
-@pytest.mark.parametrize("kind", [pytest.param("parquet", marks=pytest.mark.nightly), "imagefolder"])
-def test_a_search_trains_on_a_stream_and_goes_on_after_it_was_cut_off(
-    ray_cluster: None, tmp_path: Path, kind: str
-) -> None:
-    spec = job(tmp_path, kind)
+@pytest.mark.nightly
+def test_search_that_trains_on_a_stream_resumes_after_it_was_cut_off(ray_cluster: None, tmp_path: Path) -> None:
+    spec = job(tmp_path)
     search(spec, console=Console(file=io.StringIO()))
     store = Store(spec.output)
     trials, described = {t.trial_id: t for t in store.trials()}, store.run()
@@ -127,11 +130,10 @@ def test_a_search_trains_on_a_stream_and_goes_on_after_it_was_cut_off(
     assert described["data"]["train"] > 400, "what is trained on, not the sample"
     assert described["dense"]["val_accuracy"] > 0.5
     assert len(trials) == 7 and all(t.state is TrialState.COMPLETE for t in trials.values())
-    if kind == "parquet":
-        shutil.rmtree(tmp_path / "run" / "report")
-        for part in sorted((tmp_path / "run" / "trials").iterdir())[3:]:
-            part.unlink()
-        (tmp_path / "run" / "run.json").write_text(json.dumps(described | {"state": "searching"}))
-        resume(spec.output, console=Console(file=io.StringIO()))
-        again = {t.trial_id: t for t in Store(spec.output).trials()}
-        assert {t: again[t].metrics for t in again} == {t: trials[t].metrics for t in trials}
+    shutil.rmtree(tmp_path / "run" / "report")
+    for part in sorted((tmp_path / "run" / "trials").iterdir())[3:]:
+        part.unlink()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(described | {"state": "searching"}))
+    resume(spec.output, console=Console(file=io.StringIO()))
+    again = {t.trial_id: t for t in Store(spec.output).trials()}
+    assert {t: again[t].metrics for t in again} == {t: trials[t].metrics for t in trials}
