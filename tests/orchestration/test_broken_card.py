@@ -95,10 +95,10 @@ def test_worker_on_a_broken_card_ends_again_and_again_and_loses_no_trial(ray_clu
 def test_trial_that_hangs_fails_by_the_time_limit_and_the_search_ends(ray_cluster: None, tmp_path: Path) -> None:
     mark = tmp_path / "hangs"
     # Far more than any other trial takes, on a busy machine too.
-    resources = {"workers": 2, "trial_timeout_s": 30.0}
+    resources = {"workers": 2, "trial_timeout_s": 20.0}
     settings = {HANGING: {"mark": str(mark)}}
     spec = small_search(tmp_path / "run", methods=[HANGING], settings=settings, resources=resources)
     run(spec)
     failed = [trial for trial in Store(spec.output).trials() if trial.state is not TrialState.COMPLETE]
     assert [trial.proposal.method for trial in failed] == [HANGING] and mark.exists()
-    assert "over resources.trial_timeout_s (30)" in (failed[0].error or "")
+    assert "over resources.trial_timeout_s (20)" in (failed[0].error or "")

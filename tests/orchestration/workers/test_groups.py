@@ -182,7 +182,7 @@ def test_group_whose_worker_is_killed_resumes_at_the_last_epoch(ray_cluster: Non
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_run_whose_driver_is_killed_while_its_group_trains_resumes_at_the_last_epoch(tmp_path: Path) -> None:
-    epochs = 12
+    epochs = 6
     train = {"epochs": epochs, "lr": 0.02}
     prepared = prepare(spec_of(tmp_path))
     workload = build_workload(spec_of(tmp_path), data=prepared.data, device="cpu", weights=prepared.weights)
