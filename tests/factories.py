@@ -92,7 +92,7 @@ def widths_of(proposal: Proposal) -> dict[str, int]:
     }
 
 
-def goes_on_by_definition(points: Sequence[tuple[float, float]], keep: float) -> bool:
+def promoted_by_definition(points: Sequence[tuple[float, float]], keep: float) -> bool:
     """True if the last of `points` is among the best `keep` of them: by rank, then by crowding, then the first."""
     rank = ranks(points)
     ahead = int((rank < rank[-1]).sum())

@@ -29,7 +29,7 @@ from raprune.methods import method_named, searched_settings
 from raprune.pareto import Fronts
 from raprune.records import Candidate, Metrics, Proposal, Setting, Trial, TrialState
 from raprune.sampling.point import Point
-from raprune.sampling.promotion import goes_on
+from raprune.sampling.promotion import is_promoted
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.sources import trial_seed
 from raprune.sampling.space import RATIOS, SearchSpace, make_blocks
@@ -118,7 +118,7 @@ def halving(points: Sequence[tuple[float, float]]) -> Callable[[tuple[float, flo
     fronts = Fronts()
     for point in points:
         fronts.add(point)
-    return lambda point: goes_on(fronts, point, 1 / 3)
+    return lambda point: is_promoted(fronts, point, 1 / 3)
 
 
 def patience(points: Sequence[tuple[float, float]]) -> Callable[[tuple[float, float]], object]:

@@ -51,7 +51,7 @@ class Scoring:
         return score_key(method, self._phases.network, self._inputs.graph, self._inputs.spec, base=base, images=images)
 
     def scores(self, method: Method, seed: int) -> Scores:
-        """Scores of all groups, computed once for each method and setting; of a seeded method anew for each seed."""
+        """Scores of all groups, computed once for each method and setting; for a seeded method once for each seed."""
         if method.seeded:
             return self.part(method, self._inputs.graph, seed)
         return self._inputs.statistics.once(self.key(method), lambda: self.part(method, self._inputs.graph, seed))

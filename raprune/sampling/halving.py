@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from raprune.pareto import Fronts
 from raprune.records import TrialState
 from raprune.sampling.point import Point
-from raprune.sampling.promotion import goes_on
+from raprune.sampling.promotion import is_promoted
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Rung:
 
 
 class SuccessiveHalving:
-    """`count` rungs; the best fraction `keep` of each goes on to the next. With one rung, every candidate ends there.
+    """`count` rungs; the best fraction `keep` of each is promoted to the next. With one rung, all candidates end there.
 
     `cost` is the cost that accuracy is set against.
     """
@@ -73,6 +73,6 @@ class SuccessiveHalving:
     def _judged(self, rung: _Rung, level: int, point: Point) -> RungDecision:
         onward = False
         if point.state is not TrialState.FAILED:
-            onward = goes_on(rung.fronts, point.objectives(self._cost), self._keep)
+            onward = is_promoted(rung.fronts, point.objectives(self._cost), self._keep)
         rung.went_on[rung.next] = onward
         return RungDecision(rung.next, point, level + 1 if onward else None)

@@ -11,16 +11,14 @@ from raprune.sampling.point import Point
 from raprune.spec.budget import Budget
 
 
-def goes_on(fronts: Fronts, objectives: tuple[float, float], keep: float) -> bool:
-    """Add a candidate to the candidates that reached a rung before it; true if it goes on to the next rung.
+def is_promoted(fronts: Fronts, objectives: tuple[float, float], keep: float) -> bool:
+    """Add a candidate to the candidates that reached a rung before it; true if it is promoted to the next rung.
 
-    It goes on if it is among the best `keep` of all of them, at least one. They are ordered by their front, and within
-    a front by their crowding distance, the largest first. Candidates are decided one after another, so that none waits
-    for a whole cohort. `objectives` are to be minimised. The time grows with the size of a front, not with the number
-    of candidates.
-
-    Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA, 2020), for the halving; Deb et
-    al., "NSGA-II" (2002), for the order.
+    It is promoted if it is among the best `keep` of all of them, at least one. They are ordered by their front, and
+    within a front by their crowding distance, the largest first. Candidates are decided one after another, so that none
+    waits for a whole cohort. `objectives` are to be minimised. The time grows with the size of a front, not with the
+    number of candidates. Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA, 2020), for
+    the halving; Deb et al., "NSGA-II" (2002), for the order.
     """
     rank = fronts.add(objectives)
     distances = crowding(fronts.front(rank))

@@ -2,9 +2,9 @@
 
 A stored proposal is the truth: a resumed search takes it as it is, tells it to the sources as if they had made it, and
 asks them only for the numbers that are not stored. What a source proposes for a number is a function of the seed, the
-number, the proposals before it and the results that it may use, so that an interrupted search goes on as if it had not
-been interrupted. On another kind of CPU the last digits of a number may differ, and the search then continues with
-other proposals than it would have had there, from the same facts.
+number, the proposals before it and the results that it may use, so that a resumed search proposes what it would have
+proposed without the interruption. On another kind of CPU the last digits of a number may differ, and the search then
+continues with other proposals than it would have had there, from the same facts.
 
 Proposal n is asked when exactly the results 0 to n - lookahead have been told, in that order, so that a seed and a
 lookahead give the same search, for any number of workers and any order in which trials end.

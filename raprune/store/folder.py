@@ -86,7 +86,7 @@ class MissingFileError(StoreError):
 class Store:
     """The folder of one run. `uri` is a path, or the URI of a pyarrow filesystem (`s3://bucket/run`, `gs://...`).
 
-    Opening does not touch the folder. It pickles: each process opens the filesystem anew.
+    Opening does not touch the folder. It pickles: each process opens the filesystem for itself.
 
     With the `patience` of a run under way, calls wait for a filesystem that is unavailable, and the folder must exist:
     where its disk is no longer mounted, no new folder may be made below it. `on_wait` is called with the reason of a

@@ -241,7 +241,7 @@ class _TrainingState:
         self._optimizer = _optimizer(model, spec)
         self.forget_gradients()
         device = next(model.parameters()).device
-        # On CUDA a tensor, which a captured step reads anew each time.
+        # On CUDA a tensor, which a captured step reads again each time.
         self._lr = torch.zeros((), device=device) if device.type == "cuda" else None
         self._average = _Average(model, spec.ema) if spec.ema > 0 else None
 

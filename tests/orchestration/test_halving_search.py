@@ -20,7 +20,7 @@ from raprune.sampling.point import Point
 from raprune.spec.job import ModelSpec
 from raprune.store.folder import Store
 from tests.factories import SMALL_SEARCH as SMALL
-from tests.factories import goes_on_by_definition
+from tests.factories import promoted_by_definition
 from tests.factories import small_search as spec_of
 from tests.orchestration.in_process import in_process
 from tests.orchestration.whole_search import facts, run
@@ -48,7 +48,7 @@ def test_only_the_last_rung_counts(climbed: Store) -> None:
     for below, above in ((0, 1), (1, 2)):
         came = sorted(by_rung[below], key=lambda trial: trial.proposal.number)
         points = [Point.of(trial).objectives() for trial in came]
-        onward = {t.proposal.number for i, t in enumerate(came, 1) if goes_on_by_definition(points[:i], keep=0.5)}
+        onward = {t.proposal.number for i, t in enumerate(came, 1) if promoted_by_definition(points[:i], keep=0.5)}
         assert onward == {trial.proposal.number for trial in by_rung[above]} != set()
     for rung, trials in by_rung.items():
         assert {t.epochs for t in trials} == {(0, 0.25, 1)[rung]}

@@ -14,10 +14,10 @@ from raprune.pareto import Fronts
 from raprune.records import Proposal, TrialState
 from raprune.sampling.halving import RungDecision, SuccessiveHalving
 from raprune.sampling.point import Point
-from raprune.sampling.promotion import goes_on as goes_on_with
+from raprune.sampling.promotion import is_promoted
 from raprune.sampling.proposals import Proposals
 from raprune.spec.job import SamplerSpec
-from tests.factories import SPACE, goes_on_by_definition
+from tests.factories import SPACE, promoted_by_definition
 
 
 def outcome(number: int, rung: int, accuracy: float, flops: float, state: TrialState) -> Point:
@@ -26,10 +26,10 @@ def outcome(number: int, rung: int, accuracy: float, flops: float, state: TrialS
     )
 
 
-def goes_on(points: Sequence[tuple[float, float]], keep: float) -> bool:
+def last_is_promoted(points: Sequence[tuple[float, float]], keep: float) -> bool:
     """True if the last of the candidates that came to a rung goes on, by adding one after another."""
     fronts = Fronts()
-    return [goes_on_with(fronts, point, keep) for point in points][-1]
+    return [is_promoted(fronts, point, keep) for point in points][-1]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def goes_on(points: Sequence[tuple[float, float]], keep: float) -> bool:
         ([(0.6, 0.6), (0.5, 0.7), (0.4, 0.4)], 1 / 3, True),
     ],
 )
-def test_the_best_share_by_front_rank_and_loneliness_goes_on(
+def test_best_fraction_by_front_rank_and_crowding_is_promoted(
     points: list[tuple[float, float]], keep: float, expected: bool
 ) -> None:
-    assert goes_on(points, keep) is expected
+    assert last_is_promoted(points, keep) is expected
 
 
 coordinates = st.one_of(st.integers(0, 6).map(lambda i: i / 4), st.floats(0.0, 2.0, width=32), st.just(math.nan))
@@ -57,8 +57,8 @@ coordinates = st.one_of(st.integers(0, 6).map(lambda i: i / 4), st.floats(0.0, 2
 @given(st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=40), st.sampled_from([0.1, 1 / 3, 0.5, 0.9]))
 def test_decisions_one_by_one_are_those_of_the_definition(points: list[tuple[float, float]], keep: float) -> None:
     fronts = Fronts()
-    found = [goes_on_with(fronts, point, keep) for point in points]
-    assert found == [goes_on_by_definition(points[: n + 1], keep) for n in range(len(points))]
+    found = [is_promoted(fronts, point, keep) for point in points]
+    assert found == [promoted_by_definition(points[: n + 1], keep) for n in range(len(points))]
 
 
 def climb(count: int, keep: float, order: random.Random, *, failing: int = -1) -> dict[int, int]:
@@ -85,7 +85,7 @@ def test_the_order_of_completion_does_not_matter() -> None:
     points = [(truth.random(), truth.random()) for _ in range(20)]
     one_by_one, members = dict.fromkeys(range(20), 0), list(range(20))
     for rung in (1, 2):
-        members = [n for i, n in enumerate(members) if goes_on([points[m] for m in members[: i + 1]], 0.4)]
+        members = [n for i, n in enumerate(members) if last_is_promoted([points[m] for m in members[: i + 1]], 0.4)]
         one_by_one |= dict.fromkeys(members, rung)
     expected = climb(3, 0.4, random.Random(0))
     assert expected == one_by_one and set(expected.values()) == {0, 1, 2}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import secrets
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from raprune.errors import RapruneError, Terminated, UsageError
 from raprune.orchestration.interruption import hear, heard
@@ -84,19 +82,15 @@ def node_resources() -> list[Mapping[str, float]]:
 
 def machine() -> str:
     """The CPUs and GPUs of this machine, in words, for the record of a run."""
+    # Torch takes seconds to load, and most commands that connect need none.
     import torch
 
+    from raprune.cost.measure import device_name
+
+    cpu = device_name(torch.device("cpu"))
     gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    parts = [f"{os.cpu_count()} x {_cpu_model()}", *(f"{count} x {name}" for name, count in gpus.items())]
+    parts = [f"{os.cpu_count()} x {cpu}", *(f"{count} x {name}" for name, count in gpus.items())]
     return ", ".join(parts)
-
-
-def _cpu_model() -> str:
-    # On Linux `platform.processor` gives the architecture at best.
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def connect(address: str | None, *, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
