@@ -66,6 +66,8 @@ _BENDS = (0.1, 0.3)
 """Sizes of the smooth remainder: standard deviations of the logarithm of the error."""
 _NOISES = (0.02, 0.05)
 """Noise of the images and the calibration: with 5,000 images and an error of 40 %, two percent of the error."""
+_SAME_COST, _ROUNDED = 1e-9, 1e-4
+"""Maximum differences of a child and of its proposal, which was rounded: of the cost, relative; of a logarithm."""
 _BLOCK = 64
 """Rows of a block of a triangular solve."""
 
@@ -108,24 +110,19 @@ class Mutator:
         error, cost = point.objectives(self._cost)
         self._objectives.append([max(error, LEAST), cost])
 
-    def child(
+    def litter(
         self,
         targets: Sequence[float],
         *,
         generator: np.random.Generator,
-        pending: Sequence[Point] = (),
         count: int | None = None,
         count_of_kernel: int | None = None,
-    ) -> Point:
-        """The child, for one of `targets`, by which the front is expected to gain the largest area.
+    ) -> Litter:
+        """`CHILDREN` children for each of `targets`, with the predictions of their results.
 
         The first `count` results are used (one or more; all by default), and the kernel is fitted to the first
         `count_of_kernel` of them, or to all if these are fewer than `FEW`. The model of one pair of counts is computed
-        once. Of `pending`, proposals under way whose `accuracy` is ignored, the last `PENDING` count. With fewer than
-        `ENOUGH` results the first child for the first target is returned.
-
-        The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its
-        cost.
+        once.
         """
         fit = self._fit(len(self) if count is None else count, count_of_kernel)
         front_logs, front_costs = self._logs.array[fit.front], self._objectives.array[fit.front, 1]
@@ -136,26 +133,52 @@ class Mutator:
             parents += [int(nearest[index % len(nearest)]) for index in range(CHILDREN)]
             children.append(_changed(front_logs[nearest], generator))
         logs, costs = np.vstack(children), np.repeat(targets, CHILDREN)
-        best, error = 0, 1.0 - self._points[fit.front[parents[0]]].accuracy
+        predictions = None
         if fit.model is not None:
-            inputs = _inputs(np.log(costs), logs, fit.settings[parents])
-            mean, deviation, expected = self._predict(fit, inputs, pending[-PENDING:])
-            gains = expected_gains(expected, costs, mean, deviation, highest=self._highest)
-            # Rounded, so that the order of a sum rarely decides.
-            best = int(gains.round(9).argmax())
-            error = min(1.0, float(np.exp(mean[best])))
-        parent = self._points[fit.front[parents[best]]]
+            predictions = fit.model.predictions(_inputs(np.log(costs), logs, fit.settings[parents]))
+        return Litter(fit, tuple(parents), logs, costs, predictions)
+
+    def child(self, litter: Litter, *, pending: Sequence[Point] = ()) -> Point:
+        """The child of a litter by which the front is expected to gain the largest area.
+
+        Of `pending`, proposals under way whose `accuracy` is ignored, the last `PENDING` count; a child that is one of
+        them is not chosen again. With fewer than `ENOUGH` results the first of the other children is returned.
+
+        The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its
+        cost.
+        """
+        fit, pending = litter.fit, pending[-PENDING:]
+        gains = np.zeros(len(litter.costs))
+        if litter.predictions is not None:
+            deviation, expected = self._predict(litter, pending)
+            gains = expected_gains(expected, litter.costs, litter.predictions.mean, deviation, highest=self._highest)
+        gains[self._taken(litter, pending)] = -1.0
+        # Rounded, so that the order of a sum rarely decides.
+        best = int(gains.round(9).argmax())
+        parent = self._points[fit.front[litter.parents[best]]]
+        error = 1.0 - parent.accuracy
+        if litter.predictions is not None:
+            error = min(1.0, float(np.exp(litter.predictions.mean[best])))
         child = Point(
             trial_id="",
             state=TrialState.WAITING,
             method=parent.method,
             settings=parent.settings,
             keep_ratios={
-                name: round(float(np.exp(log)), 6) for name, log in zip(self._groups, logs[best], strict=True)
+                name: round(float(np.exp(log)), 6) for name, log in zip(self._groups, litter.logs[best], strict=True)
             },
             accuracy=1.0 - error,
         )
-        return child.with_fraction(self._cost, float(costs[best]))
+        return child.with_fraction(self._cost, float(litter.costs[best]))
+
+    def _taken(self, litter: Litter, pending: Sequence[Point]) -> IndexArray:
+        """Positions of the children that are pending."""
+        if not pending:
+            return np.empty(0, dtype=np.int64)
+        costs = np.array([point.fraction(self._cost) for point in pending])
+        which, children = np.nonzero(abs(litter.costs / costs[:, None] - 1.0) < _SAME_COST)
+        far = abs(litter.logs[children] - _logs(pending, self._groups)[which]).max(axis=1)
+        return np.asarray(children[far < _ROUNDED])
 
     def _fit(self, count: int, count_of_kernel: int | None) -> _Fit:
         """The front and the model of the first `count` results, kept until another one is asked for."""
@@ -200,19 +223,20 @@ class Mutator:
         settings = columns.of([self._points[index] for index in known])
         return _inputs(np.log(costs), self._logs.array[known], settings), np.log(errors)
 
-    def _predict(self, fit: _Fit, inputs: Floats, pending: Sequence[Point]) -> tuple[Floats, Floats, Floats]:
-        """Mean and deviation of children, and the front with the predicted results of the pending proposals."""
-        assert fit.model is not None
+    def _predict(self, litter: Litter, pending: Sequence[Point]) -> tuple[Floats, Floats]:
+        """Deviation of children, and the front with the predicted results of the pending proposals."""
+        fit, predictions = litter.fit, litter.predictions
+        assert fit.model is not None and predictions is not None
         objectives = self._objectives.array[fit.front]
         if not pending:
-            return *fit.model.predict(inputs), objectives
+            return np.sqrt(np.maximum(predictions.variance, 0.0)), objectives
         costs = np.array([point.fraction(self._cost) for point in pending])
         under_way = _inputs(np.log(costs), _logs(pending, self._groups), fit.columns.of(pending))
-        mean, deviation, errors = fit.model.predict_beside(inputs, under_way)
+        deviation, errors = fit.model.beside(predictions, under_way)
         predicted = np.column_stack([np.exp(errors).clip(LEAST, 1.0), costs])
         together = np.vstack([objectives, predicted])
         front = together[non_dominated(together)]
-        return mean, deviation, front[np.argsort(front[:, 1], kind="stable")]
+        return deviation, front[np.argsort(front[:, 1], kind="stable")]
 
 
 def nearest_to(costs: Floats, target: float) -> IndexArray:
@@ -314,6 +338,34 @@ class _Fit:
     model: _Model | None
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted results at some inputs, by one model."""
+
+    inputs: Floats
+    """Shape `(N, D)`."""
+    across: Floats
+    """Their covariance with the results that the model is fitted to, whitened, shape `(results, N)`."""
+    mean: Floats
+    variance: Floats
+    """Shape `(N,)`, as the mean."""
+
+
+@dataclass(frozen=True)
+class Litter:
+    """Children of one front, of which several are tried one after another."""
+
+    fit: _Fit
+    parents: tuple[int, ...]
+    """Position of each child's parent on the front."""
+    logs: Floats
+    """Logarithms of the ratios, shape `(N, groups)`."""
+    costs: Floats
+    """Targets of the children, shape `(N,)`."""
+    predictions: Predictions | None
+    """None while there are too few results for a model."""
+
+
 class _Model:
     """A Gaussian process: a plane and a smooth remainder, with a given kernel. It predicts results without noise."""
 
@@ -327,21 +379,22 @@ class _Model:
         """Logarithm of the likelihood of the values, but for a constant."""
         return -0.5 * float(self._whitened @ self._whitened) - float(np.log(np.diag(self._lower)).sum())
 
-    def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation, each `(N,)`, for inputs `(N, D)`."""
+    def predictions(self, inputs: Floats) -> Predictions:
+        """Predictions for inputs `(N, D)`."""
         across = self._across(inputs)
-        return self._means(across), np.sqrt(np.maximum(self._prior(inputs) - (across**2).sum(axis=0), 0.0))
+        return Predictions(inputs, across, self._means(across), self._prior(inputs) - (across**2).sum(axis=0))
 
-    def predict_beside(self, inputs: Floats, under_way: Floats) -> tuple[Floats, Floats, Floats]:
-        """As `predict`, once there are results at `under_way` that are as predicted; and these predictions.
+    def beside(self, predictions: Predictions, under_way: Floats) -> tuple[Floats, Floats]:
+        """Standard deviation, `(N,)`, once there are results at `under_way` that are as predicted; and these results.
 
         Such results leave the mean as it is and lower the deviation near them.
         """
-        across, beside = self._across(inputs), self._across(under_way)
+        beside = self._across(under_way)
         lower = np.linalg.cholesky(self._noisy(under_way) - beside.T @ beside)
-        more = _forward(lower, _covariance(under_way, inputs, self._kernel) - beside.T @ across)
-        left = self._prior(inputs) - (across**2).sum(axis=0) - (more**2).sum(axis=0)
-        return self._means(across), np.sqrt(np.maximum(left, 0.0)), self._means(beside)
+        covariance = _covariance(under_way, predictions.inputs, self._kernel)
+        more = _forward(lower, covariance - beside.T @ predictions.across)
+        left = predictions.variance - (more**2).sum(axis=0)
+        return np.sqrt(np.maximum(left, 0.0)), self._means(beside)
 
     def _across(self, inputs: Floats) -> Floats:
         return _forward(self._lower, _covariance(self._inputs, inputs, self._kernel))

@@ -19,7 +19,7 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from raprune.records import Proposal, Setting, TrialState
-from raprune.sampling.mutation import Mutator, targets_in
+from raprune.sampling.mutation import Litter, Mutator, targets_in
 from raprune.sampling.point import Point
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.sampling.warm_start import Earlier
@@ -40,7 +40,8 @@ _SAMPLED_EVERY = 6
 _KERNEL_EVERY = 16
 """Number of proposals after which the mutations' kernel is fitted again."""
 _DELAY = 8
-"""Mutations share a model for at most this part of the lookahead: each may miss the results that came meanwhile."""
+"""Mutations share a model and a litter for at most this part of the lookahead: each may miss the results that came
+meanwhile."""
 _STARTUP = 16
 """Random draws after the warm starts, at most: the number of trials is no guide if a time limit ends the search."""
 
@@ -291,19 +292,14 @@ class Mutations(ProposalSource):
         """Number of heard results -> number of those that mutations start from, with those of earlier runs."""
         self._pending: dict[int, Point] = {}
         """Number of a mutation -> its point, until its result is heard."""
+        self._litter: tuple[tuple[int, int, int], Litter] | None = None
+        """The last litter, by its first number and the counts of its model."""
 
     def owns(self, turn: Turn) -> bool:
         return (turn.rank - self._after) % _SAMPLED_EVERY != 0 and len(self._mutator) > 0
 
     def propose(self, turn: Turn) -> Proposal:
-        generator = np.random.default_rng([self._seed, turn.number])
-        child = self._mutator.child(
-            targets_in(self._space.lowest, self._space.highest, generator=generator),
-            generator=generator,
-            pending=list(self._pending.values()),
-            count=self._count_at(turn, every=self._fit_every) or len(self._mutator),
-            count_of_kernel=self._count_at(turn, every=_KERNEL_EVERY),
-        )
+        child = self._mutator.child(self._litter_at(turn), pending=list(self._pending.values()))
         proposal = Proposal(
             number=turn.number,
             method=child.method,
@@ -336,6 +332,20 @@ class Mutations(ProposalSource):
         if point.method in self._space.methods:
             # The ratios that the candidate came to, after the projection onto its target.
             self._mutator.learn(replace(point, keep_ratios=self._space.ratios_of(point.widths)))
+
+    def _litter_at(self, turn: Turn) -> Litter:
+        """The children among which the numbers that share a model choose, made once."""
+        first = turn.number - turn.number % self._fit_every
+        count = self._count_at(turn, every=self._fit_every) or len(self._mutator)
+        key = (first, count, self._count_at(turn, every=_KERNEL_EVERY))
+        if self._litter is None or self._litter[0] != key:
+            generator = np.random.default_rng([self._seed, first])
+            targets = targets_in(self._space.lowest, self._space.highest, generator=generator)
+            self._litter = (
+                key,
+                self._mutator.litter(targets, generator=generator, count=count, count_of_kernel=key[2]),
+            )
+        return self._litter[1]
 
     def _count_at(self, turn: Turn, *, every: int) -> int:
         """Number of results that the last number divisible by `every` might use, not after this one."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from raprune.pareto import hypervolume, non_dominated
 from raprune.records import Proposal, Setting, TrialState
@@ -58,7 +59,7 @@ def child(results: Sequence[Point], targets: list[float], seed: int = 0, *, pend
     mutator = Mutator(NAMES, cost="flops", highest=0.5)
     for one in results:
         mutator.learn(one)
-    return mutator.child(targets, generator=np.random.default_rng(seed), pending=pending)
+    return mutator.child(mutator.litter(targets, generator=np.random.default_rng(seed)), pending=pending)
 
 
 def test_parents_are_the_members_of_the_front_nearest_to_the_target() -> None:
@@ -182,12 +183,27 @@ def test_a_child_is_the_same_in_a_search_that_was_interrupted() -> None:
         through.learn(one)
         resumed.learn(one)
         if number >= ENOUGH:
-            through.child(targets, generator=np.random.default_rng(number), count=number - 3)
-    children = [
-        mutator.child(targets, generator=np.random.default_rng(1), pending=pending, count=80, count_of_kernel=70)
-        for mutator in (through, resumed)
-    ]
+            through.child(through.litter(targets, generator=np.random.default_rng(number), count=number - 3))
+    children = []
+    for mutator in (through, resumed):
+        litter = mutator.litter(targets, generator=np.random.default_rng(1), count=80, count_of_kernel=70)
+        children.append(mutator.child(litter, pending=pending))
     assert children[0] == children[1] != child(results, targets, 1, pending=pending)
+
+
+@pytest.mark.parametrize("results", [3, 60])
+def test_children_of_one_litter_that_are_tried_in_a_row_are_different_and_spread(results: int) -> None:
+    mutator = Mutator(NAMES, cost="flops", highest=0.5)
+    for one in made_up(results, lambda _, __, cost: 0.05 / cost):
+        mutator.learn(one)
+    generator = np.random.default_rng(0)
+    litter = mutator.litter(targets_in(0.1, 0.5, generator=generator), generator=generator)
+    chosen: list[Point] = []
+    for _ in range(16):
+        chosen.append(mutator.child(litter, pending=chosen))
+    assert len({tuple(one.keep_ratios.values()) for one in chosen}) == 16
+    if results > ENOUGH:
+        assert len({one.flops_fraction for one in chosen}) > 4, "a child that is under way fills its gap"
 
 
 def test_only_the_last_pending_proposals_count() -> None:
