@@ -77,6 +77,7 @@ from raprune.results.stages import (
     TRAIN_DENSE,
 )
 from raprune.results.test_split import SplitAccuracies
+from raprune.sampling.ahead import ProposalsAhead, depth_for
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.space import SearchSpace, search_space
 from raprune.sampling.stopping import Enough
@@ -278,6 +279,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
         try:
             _run_tune(driven, replace(known.shared, meeting=meeting), searcher, attempts, folder)
         finally:
+            searcher.close()
             ray.kill(meeting)
     note_left_out(run, attempts.told)
     if searcher.failure is not None:
@@ -376,9 +378,10 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough, attemp
     run, spec, coordinator = driven.run, driven.run.spec, driven.coordinator
     record: Any = coordinator.record
     earlier = earlier_trials(run, known.space)
+    proposals = Proposals(known.space, spec.search, seed=spec.seed, stored=known.stored, earlier=earlier, enough=enough)
     return CandidateSearcher(
         spec,
-        Proposals(known.space, spec.search, seed=spec.seed, stored=known.stored, earlier=earlier, enough=enough),
+        ProposalsAhead(proposals, depth=depth_for(driven.placement.workers)),
         known.stored,
         record=lambda trial: ask(record.remote([trial], run.session)),
         missing=partial(_missing, coordinator),

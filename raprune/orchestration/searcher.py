@@ -22,9 +22,9 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task,
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
 from raprune.results.test_split import UNTESTED
+from raprune.sampling.ahead import ProposalsAhead
 from raprune.sampling.point import Point
 from raprune.sampling.promotion import choose_finalists
-from raprune.sampling.proposals import Proposals
 from raprune.sampling.sources import trial_seed
 from raprune.spec.job import SearchSpec
 
@@ -45,7 +45,7 @@ class CandidateSearcher(Searcher):
     def __init__(
         self,
         spec: SearchSpec,
-        proposals: Proposals,
+        ahead: ProposalsAhead,
         stored: Sequence[Trial],
         *,
         record: Callable[[Trial], None],
@@ -66,7 +66,8 @@ class CandidateSearcher(Searcher):
         self.waiting: list[CandidateTask] = []
         """Finalists that a group of workers is to train after this run of Tune has released its resources."""
         self._spec = spec
-        self._proposals = proposals
+        self._proposals = ahead.of
+        self._proposals_ahead = ahead
         self._stored = {trial.trial_id: trial for trial in stored if trial.proposal.stage is Stage.FINETUNE}
         self._record = record
         self._reported = ReportedTasks(missing)
@@ -100,14 +101,14 @@ class CandidateSearcher(Searcher):
         with self._lock:
             if self.failure is not None:
                 return Searcher.FINISHED
+            if len(self._running) >= self._workers:
+                return None
             try:
-                # The first tasks are made together; later ones are made one ahead, while all workers are busy.
+                # The first tasks are made together.
                 self._make(1 if self._begun else self._workers)
             except RapruneError as error:
                 self.failure = error
                 return Searcher.FINISHED
-            if len(self._running) >= self._workers:
-                return None
             if self._again and (self._is_proven or not self._running):
                 # Not for the worker that replaces a lost one: it may have the same broken device.
                 self._is_proven = False
@@ -149,6 +150,10 @@ class CandidateSearcher(Searcher):
             running = [(t.trial_id, _trains(t)) for t in self._running.values() if isinstance(t, CandidateTask)]
             return self._attempts.overdue(seats, running)
 
+    def close(self) -> None:
+        """End the thread that makes proposals."""
+        self._proposals_ahead.close()
+
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the store holds the state of the search, and Tune's state is thrown away."""
         Path(checkpoint_path).touch()
@@ -166,7 +171,7 @@ class CandidateSearcher(Searcher):
             self._ahead.append(task)
 
     def _next(self) -> Task | None:
-        proposal = self._proposals.next()
+        proposal = self._proposals_ahead.next()
         if proposal is not None:
             return CandidateTask(proposal, self._proposals.proposals[proposal.parent] if proposal.parent else None)
         if not self._proposals.over:
@@ -245,11 +250,13 @@ class CandidateSearcher(Searcher):
         self._spend(point)
         if point.state is not TrialState.FAILED and point.rung == 0:
             self._attempts.limit.finished(point.seconds)
-        self._proposals.tell(task.proposal.number, point)
-        self._stages.update(done=len(self._proposals.points), total=self._proposals.total)
+        self._proposals_ahead.tell(task.proposal.number, point)
+        self._stages.update(done=self._proposals.num_ended, total=self._proposals.total)
+        if point.state is not TrialState.FAILED:
+            return
         # Baselines may work where the methods of the job do not.
         own = [point.state for point in self._proposals.points if point.method in self._spec.methods]
-        if point.state is TrialState.FAILED and hopeless(own):
+        if hopeless(own):
             self.failure = RapruneError(
                 f"All {len(own)} candidates so far failed, the last with: {point.error}",
                 hint="The cause is in the job rather than in a candidate. `raprune prune` tries one without Ray.",

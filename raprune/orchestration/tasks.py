@@ -111,6 +111,14 @@ class Assignment:
     task: Task
     together: int = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Tune copies each configuration twice, which takes as long as the rest of its work for a trial.
+        return self
+
+    def __str__(self) -> str:
+        # Tune makes a name of it.
+        return self.task.trial_id
+
     def to_config(self) -> dict[str, Self]:
         """The assignment as a configuration of Tune."""
         return {_ASSIGNMENT: self}

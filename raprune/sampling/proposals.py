@@ -12,6 +12,7 @@ lookahead give the same search, for any number of workers and any order in which
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,7 +45,7 @@ class Proposals:
     """The search's proposals, one after another. A stored trial is told in its turn, and its proposal is not run again.
 
     Results of `earlier` runs come before everything except the baselines. `enough` is asked before each proposal that
-    is not stored.
+    is not stored. One thread may call `next` while another one calls everything else.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Proposals:
         """Number of results, from the first on, that the sources have learned from."""
         self._ended = 0
         """Number of candidates that have ended: they go on to no further rung."""
+        self._telling = threading.Lock()
         self.proposals: dict[str, Proposal] = {}
         """Trial id -> every proposal so far, stored ones included."""
 
@@ -86,6 +88,11 @@ class Proposals:
     def points(self) -> list[Point]:
         """The last result of every candidate that has ended, in the order of proposal."""
         return [asked.point for asked in self._asked if asked.point is not None]
+
+    @property
+    def num_ended(self) -> int:
+        """Number of `points`."""
+        return self._ended
 
     @property
     def over(self) -> bool:
@@ -118,15 +125,17 @@ class Proposals:
     def tell(self, number: int, point: Point) -> None:
         """Take the result of a proposal on its rung; the sources learn the last result of a candidate in its turn."""
         assert self._asked[number].point is None, f"proposal {number} was told twice"
-        for decision in self._rungs.tell(number, point):
-            if decision.next_rung is None:
-                asked = self._asked[decision.number]
-                target = self._space.target_of(asked.proposal)
-                asked.point = decision.point.with_recipe(asked.proposal, target=target)
-                self._ended += 1
-            else:
-                before = self.proposals[decision.point.trial_id]
-                self._onward.append(replace(before, rung=decision.next_rung, parent=before.trial_id))
+        # `next` tells stored trials.
+        with self._telling:
+            for decision in self._rungs.tell(number, point):
+                if decision.next_rung is None:
+                    asked = self._asked[decision.number]
+                    target = self._space.target_of(asked.proposal)
+                    asked.point = decision.point.with_recipe(asked.proposal, target=target)
+                    self._ended += 1
+                else:
+                    before = self.proposals[decision.point.trial_id]
+                    self._onward.append(replace(before, rung=decision.next_rung, parent=before.trial_id))
 
     def _made_next(self) -> Proposal | None:
         # Higher rungs come first: new proposals wait for their results.

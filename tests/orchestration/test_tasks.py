@@ -19,6 +19,7 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report,
 from raprune.records import Proposal, Trial, TrialState
 from raprune.results.stages import SEARCH, Stages
 from raprune.results.test_split import UNTESTED, SplitAccuracies
+from raprune.sampling.ahead import ProposalsAhead
 from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
 from raprune.spec.budget import Budget
@@ -70,7 +71,7 @@ def searcher_of(recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = 
     stages.begin(SEARCH, total=6, unit="trials")
     return CandidateSearcher(
         spec,
-        Proposals(SPACE, spec.search, seed=0),
+        ProposalsAhead(Proposals(SPACE, spec.search, seed=0), depth=1),
         [],
         record=recorded.failed.append,
         missing=recorded.missing,
