@@ -1,0 +1,1 @@
+"""A search in virtual time: driver, coordinator and store are real, workers and Ray are not. See `scale.py`."""
