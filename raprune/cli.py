@@ -35,6 +35,7 @@ from raprune.store.address import public_address
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from raprune.results.exports import ExportProof
     from raprune.results.stages import Stages
     from raprune.spec.job import SearchSpec
 
@@ -142,6 +143,20 @@ RunPath = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", metavar="")]
+
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        help="Format to write: recipe, torch, onnx or huggingface. Repeatable. (default: recipe)",
+        metavar="FORMAT",
+    ),
+]
+
+Quantize = Annotated[
+    str | None,
+    typer.Option(help="Also write the ONNX file in this precision: int8.", metavar="PRECISION"),
+]
 
 Job = Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="Job file; options override its fields.")]
 Model = Annotated[
@@ -645,6 +660,8 @@ def prune(
         str | None,
         typer.Option(help="Folder for recipe.json and weights.safetensors.", metavar="FOLDER", rich_help_panel=JOB),
     ] = None,
+    formats: Formats = None,
+    quantize: Quantize = None,
     seed: Seed = None,
     assignments: Assignments = None,
 ) -> None:
@@ -661,11 +678,14 @@ def prune(
             method=method,
             allocation=allocation,
             folder=output,
+            formats=_formats(formats),
+            quantize=quantize,
             finetune=finetune,
             stages=stages,
             examine=examine,
         )
     print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console, warnings=made.warnings)
+    _print_proof(made.proof, console)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -703,18 +723,39 @@ def export(
             metavar="NETWORK", help="Name of a network, as `raprune front RUN` prints it, or id of a trial."
         ),
     ],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for recipe.json and weights.safetensors.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for the files of the network.")],
+    formats: Formats = None,
+    quantize: Quantize = None,
 ) -> None:
-    """Export a network of a run as a recipe and weights that load into plain PyTorch."""
+    """Export a network of a run: a recipe and weights for PyTorch, a torch.export program, or ONNX.
+
+    recipe: recipe.json and weights.safetensors, for your own network class. torch: model.pt2, a program that needs no
+    code. onnx: model.onnx. huggingface: config.json, model.safetensors and a model card. Programs are compared with
+    PyTorch on validation images of the run and timed beside the dense network.
+    """
     console = _console()
     with _loading(console) as stages:
+        from raprune.pruning.delivery import RECIPE_FORMAT
         from raprune.pruning.export import export as run_export
 
-        made = run_export(run, network, folder, stages=stages, tell=lambda text: console.print(text, markup=False))
+        wanted = _formats(formats)
+        made = run_export(
+            run,
+            network,
+            folder,
+            formats=wanted,
+            quantize=quantize,
+            stages=stages,
+            tell=lambda text: console.print(text, markup=False),
+        )
+    *others, last = made.files
+    files = f"{', '.join(others)} and {last}" if others else last
+    loads = f" raprune.load(model, {folder!r}) reads them." if wanted == [RECIPE_FORMAT] else ""
     typer.echo(
-        f"Wrote {folder}/recipe.json and weights.safetensors: network {made.network}, trial {made.trial_id}, "
-        f"validation accuracy {made.val_accuracy:.2%}. raprune.load(model, {folder!r}) reads them."
+        f"Wrote {files} to {folder}: network {made.network}, trial {made.trial_id}, "
+        f"validation accuracy {made.val_accuracy:.2%}.{loads}"
     )
+    _print_proof(made.proof, console)
 
 
 @app.command(rich_help_panel=CLUSTERS, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -944,6 +985,19 @@ def _given(ctx: typer.Context, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
         for field, value in given.items()
         if value not in (None, [], ())
     }
+
+
+def _formats(given: list[str] | None) -> list[str]:
+    """The formats of an export; one option may name several, separated by commas."""
+    return [name for text in given or ["recipe"] for name in _names(text)]
+
+
+def _print_proof(proof: ExportProof | None, console: Console) -> None:
+    """Print the table of exported programs, if there are any."""
+    if proof is not None:
+        from raprune.report.exports import render_exports
+
+        console.print(render_exports(proof))
 
 
 def _names(text: str) -> list[str]:

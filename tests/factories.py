@@ -15,6 +15,7 @@ import numpy as np
 
 from raprune.pareto import crowding, ranks
 from raprune.records import Candidate, Metrics, Proposal, Setting, Stage, Trial, TrialState
+from raprune.results.exports import BatchTimes, ExportProof, ProvedFile
 from raprune.results.rows import CandidateRow
 from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
@@ -397,3 +398,41 @@ def candidate_row(**changes: Any) -> CandidateRow:
         "trial_id": "search-00000",
     }
     return CandidateRow(**fields | changes)
+
+
+def export_proof(network: str) -> ExportProof:
+    """The proof of a network's ONNX file in float32 and in int8."""
+    exact = ProvedFile(
+        file="model.onnx",
+        format="onnx",
+        precision="float32",
+        runtime="ONNX Runtime 1.22.0",
+        opset=20,
+        size_bytes=200_000,
+        dense_bytes=800_000,
+        max_difference=2e-6,
+        relative_difference=1e-7,
+        equal_top1=400,
+        accuracy=0.9375,
+        times=[
+            BatchTimes(batch_size=1, dense_ms=0.8, network_ms=0.5),
+            BatchTimes(batch_size=32, dense_ms=20.0, network_ms=8.0),
+        ],
+    )
+    rounded = replace(
+        exact,
+        file="model-int8.onnx",
+        precision="int8",
+        size_bytes=60_000,
+        max_difference=0.8,
+        relative_difference=0.04,
+        equal_top1=391,
+        accuracy=0.925,
+        times=[
+            BatchTimes(batch_size=1, dense_ms=0.8, network_ms=0.25),
+            BatchTimes(batch_size=32, dense_ms=20.0, network_ms=5.0),
+        ],
+    )
+    return ExportProof(
+        network=network, images=400, accuracy=0.9375, device="AMD EPYC", threads=2, files=[exact, rounded]
+    )

@@ -244,6 +244,7 @@ RULES: list[tuple[str, Check, str]] = [
         is_parsed,
         "there is no such bucket: tests/page and tests/store run on one",
     ),
+    (r"uv run raprune export .*--format", is_parsed, "seconds of exporters: tests/pruning/test_export.py runs it"),
     (r"uv run raprune runs$", is_list_of_runs, ""),
     (r"(uv run )?raprune (submit|jobs|logs|stop)\b", is_parsed, "needs a cluster: tests/orchestration runs it on one"),
     (
@@ -439,8 +440,8 @@ def test_every_error_of_the_documents_has_a_cause_and_a_remedy() -> None:
         )
 
 
-FOREIGN = {"--dashboard-host", "--head", "--temp-dir"}
-"""Flags of `ray start` that errors name."""
+FOREIGN = {"--dashboard-host", "--head", "--temp-dir", "--extra"}
+"""Flags of `ray start` and `uv sync` that errors name."""
 
 
 def flags() -> set[str]:
@@ -471,12 +472,16 @@ def test_every_flag_of_the_documents_is_a_flag() -> None:
     assert len(named) > 15 and named <= flags(), named - flags()
 
 
+EXPORTED = {"model.onnx", "model.pt2", "model.safetensors"}
+"""Files of `raprune export`, whose names look like fields."""
+
+
 def test_every_field_of_the_documents_is_a_field() -> None:
     text = "\n".join(path.read_text() for path in documents())
     named = {
         *re.findall(r"--set ([\w.]+)=", text),
         *re.findall(r"`((?:model|dense|finalists|search|resources|data|latency|page)\.[\w.]+)`", text),
-    }
+    } - EXPORTED
     assert len(named) > 8
     for field in named:
         known: Any = SearchSpec

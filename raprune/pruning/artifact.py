@@ -32,7 +32,7 @@ from raprune.errors import RecipeError
 from raprune.records import Candidate, Trial
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
-from raprune.store.networks import RECIPE, WEIGHTS
+from raprune.store.networks import HUB_WEIGHTS, RECIPE, WEIGHTS
 
 FORMAT = 1
 
@@ -91,15 +91,16 @@ def load_from(model: ModuleT, store: Store, folder: str) -> ModuleT:
     prefix = f"{folder}/" if folder else ""
     recipe = read_recipe(store, folder)
     smaller = slice_parameters(model, _kept(model, recipe))
-    if not store.exists(prefix + WEIGHTS):
+    file = next((name for name in (WEIGHTS, HUB_WEIGHTS) if store.exists(prefix + name)), None)
+    if file is None:
         raise RecipeError(
             f"{store.name}/{prefix}{WEIGHTS} is not there, though its recipe is.",
             hint="Copy recipe.json and weights.safetensors together.",
         )
-    content = store.read_bytes(prefix + WEIGHTS)
+    content = store.read_bytes(prefix + file)
     if hashlib.sha256(content).hexdigest() != recipe["weights_sha256"]:
         raise RecipeError(
-            f"{store.name}/{prefix}{WEIGHTS} is not the file that the recipe was written with.",
+            f"{store.name}/{prefix}{file} is not the file that the recipe was written with.",
             hint="Copy recipe.json and weights.safetensors together.",
         )
     try:
@@ -107,7 +108,7 @@ def load_from(model: ModuleT, store: Store, folder: str) -> ModuleT:
         smaller.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise RecipeError(
-            f"{store.name}/{prefix}{WEIGHTS} does not fit the network: {_first_lines(error)}",
+            f"{store.name}/{prefix}{file} does not fit the network: {_first_lines(error)}",
             hint="Pass the dense network that the recipe was made from.",
         ) from None
     insert(smaller, recipe.get("maxout", {}))

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from safetensors.numpy import load as load_arrays
 
 from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table, table_key
+from raprune.data.dataset import Dataset
 from raprune.errors import RapruneError, StoreError, UsageError
-from raprune.pruning.artifact import provenance, save, trial_provenance
+from raprune.pruning.artifact import load_from, provenance, save, trial_provenance
+from raprune.pruning.delivery import RECIPE_FORMAT, check_free, checked, deliver, write_wanted
+from raprune.pruning.hugging_face import CardFigures
 from raprune.pruning.preparation import (
     DENSE,
     InStages,
     Prepared,
     check_writable,
+    job_data,
     prepare,
     stored_table,
     with_fast_widths,
@@ -28,11 +34,23 @@ from raprune.pruning.prune import Pruner, Result
 from raprune.pruning.record import check_not_trained
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.records import Candidate, Proposal, Stage, Trial
+from raprune.results.exports import ExportProof, keep_proof
 from raprune.results.rows import candidates
-from raprune.results.stages import FINETUNE, JUDGE_DENSE, LAYER_TIMES, PRUNE, TRAIN_DENSE, Stages
+from raprune.results.stages import (
+    EXPORT,
+    FINETUNE,
+    JUDGE_DENSE,
+    LAYER_TIMES,
+    LOAD_DATA,
+    LOAD_NETWORK,
+    PRUNE,
+    TRAIN_DENSE,
+    Stages,
+)
+from raprune.results.test_split import read_test
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
-from raprune.store.networks import RECIPE, copy_network, find_network
+from raprune.store.networks import RECIPE, WEIGHTS, copy_network, find_network
 from raprune.store.record import RunRecord
 from raprune.store.scores import Statistics
 from raprune.training.evaluate import Evaluation, evaluate
@@ -48,6 +66,8 @@ class Single:
     """Validation accuracy of the dense network."""
     warnings: tuple[str, ...] = ()
     """Warnings about the dense network, one sentence or more each."""
+    proof: ExportProof | None = None
+    """The proof of the exported programs; None if there are none."""
 
 
 def prune_once(
@@ -56,24 +76,31 @@ def prune_once(
     method: str,
     allocation: str,
     folder: str | None = None,
+    formats: Sequence[str] = (RECIPE_FORMAT,),
+    quantize: str | None = None,
     finetune: bool = False,
     stages: Stages | None = None,
     examine: Callable[[Workload, Evaluation], Sequence[str]] | None = None,
 ) -> Single:
-    """Prune the network of `spec` once, to its budget; with `folder`, write recipe and weights there.
+    """Prune the network of `spec` once, to its budget; with `folder`, write it there in each of `formats`;
+    with `quantize`, ONNX in this precision as well.
 
     A network without weights is trained first. `stages` follows. `examine` gives the warnings about the dense network,
     from its evaluation on the validation split.
 
     Raises:
         UsageError: if a name or a setting is wrong or the budget is out of reach; nothing was trained then.
-        StoreError: if `folder` holds a recipe already or cannot be written.
+        StoreError: if `folder` holds an exported network already or cannot be written.
+        ModelError: if a format does not take the network.
     """
-    store = None if folder is None else Store(folder)
+    store, wanted = None if folder is None else Store(folder), checked(formats, quantize)
     if store is not None:
-        if store.exists(RECIPE):
-            raise StoreError(f"{store.name} holds a {RECIPE} already.", hint="Give another folder.")
+        check_free(store, wanted)
         check_writable(store)
+    elif wanted.files != (WEIGHTS, RECIPE):
+        raise UsageError(
+            f"--format {', '.join(formats)}: there is no folder to write to.", hint="Give one: --output FOLDER"
+        )
     asked = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
     stages, device = stages or Stages(), _device()
     prepared, statistics = prepare(asked, InStages(stages)), _statistics(asked)
@@ -118,10 +145,19 @@ def prune_once(
         result = pruner.finetune(proposal, proposal, train, start=start, on_epoch=tell)
     else:
         result = pruner.prune(proposal)
+    proof = None
     if store is not None:
-        _save(store, result, pruner, spec)
+        if wanted.needs_data:
+            stages.begin(EXPORT)
+        with tempfile.TemporaryDirectory(prefix="raprune-export-") as temporary:
+            _save(Store(temporary), result, pruner, spec)
+            figures = CardFigures(dense_validation=dense.accuracy)
+            proof = write_wanted(
+                wanted, Path(temporary), model=result.model, workload=workload, of=result.trial, figures=figures
+            )
+            deliver(Path(temporary), store, wanted)
     stages.end()
-    return Single(result.trial, dense.accuracy, warnings)
+    return Single(result.trial, dense.accuracy, warnings, proof)
 
 
 def _tell_epoch(stages: Stages, epoch: Epoch) -> None:
@@ -139,43 +175,86 @@ class Exported:
     """Accuracy of this network on the validation split, as the run recorded it."""
     is_stored: bool
     """True if the run has its weights; else they were made again."""
+    files: tuple[str, ...]
+    """Names of the files in the folder."""
+    proof: ExportProof | None
+    """The proof of the exported programs; None if there are none."""
 
 
 def export(
-    run: str, name: str, folder: str, *, stages: Stages | None = None, tell: Callable[[str], None] = print
+    run: str,
+    name: str,
+    folder: str,
+    *,
+    formats: Sequence[str] = (RECIPE_FORMAT,),
+    quantize: str | None = None,
+    stages: Stages | None = None,
+    tell: Callable[[str], None] = print,
 ) -> Exported:
-    """Write `recipe.json` and `weights.safetensors` of one network of a run to `folder`.
+    """Write one network of a run to `folder`, in each of `formats`.
 
     `name` is the network's, its unambiguous beginning, or a trial's id. A network whose weights are in the run is
     copied; a repaired one without them is made again from the dense network, which gives the same weights. `tell`
-    hears of that before it begins, and `stages` follows.
+    hears of that before it begins, and `stages` follows. `recipe` is `recipe.json` and `weights.safetensors`; `torch`
+    and `onnx` are programs, which are proved on validation images and described in `export.json`; `quantize` adds the
+    ONNX program in `int8`. `huggingface` is the layout of its Hub. Files appear in `folder` once all are written and
+    proved; the proof is also kept in the run, for its report.
 
     Raises:
-        UsageError: if the run has no such network, or several that begin so.
-        StoreError: if the run cannot be read, or `folder` holds a recipe already.
-        RapruneError: if the network has to be made again, and data or dense network are not there any more.
+        UsageError: if the run has no such network, or several that begin so; if a format is unknown or its libraries
+            are not installed.
+        StoreError: if the run cannot be read, or `folder` holds such a file already.
+        ModelError: if a format does not take the network.
+        RapruneError: if data or dense network are needed, and they are not there any more.
     """
-    source, target = Store(run), Store(folder)
+    source, target, wanted = Store(run), Store(folder), checked(formats, quantize)
     described, trials = source.record(), source.trials()
-    if target.exists(RECIPE):
-        raise StoreError(f"{target.name} holds a {RECIPE} already.", hint="Give another folder.")
+    check_free(target, wanted)
     trial = _find(source, trials, name)
-    found = find_network(source, trial)
-    if found is not None:
-        copy_network(source, found, target, "")
-    else:
-        check_not_trained(trial)
-        tell(
-            f"Making {trial.network} again from the dense network (trial {trial.trial_id}, {trial.proposal.method}): "
-            "its weights are not stored in the run."
-        )
-        _make_again(source, described, trial, target, stages or Stages())
+    found, stages = find_network(source, trial), stages or Stages()
+    proof = None
+    with tempfile.TemporaryDirectory(prefix="raprune-export-") as temporary:
+        made, workload = Store(temporary), None
+        if found is not None:
+            copy_network(source, found, made, "")
+        else:
+            check_not_trained(trial)
+            tell(
+                f"Making {trial.network} again from the dense network (trial {trial.trial_id}, "
+                f"{trial.proposal.method}): its weights are not stored in the run."
+            )
+            workload = _make_again(source, described, trial, made, stages)
+        if wanted.needs_data:
+            workload = workload or _workload_of_run(source, described, trial, stages)
+            stages.begin(EXPORT)
+            model = load_from(workload.model, made, "")
+            figures = _figures(source, described, trials, trial)
+            proof = write_wanted(wanted, Path(temporary), model=model, workload=workload, of=trial, figures=figures)
+        files = deliver(Path(temporary), target, wanted)
+    if proof is not None:
+        try:
+            keep_proof(source, proof)
+        except StoreError as error:
+            tell(f"The report of the run will not show this export: {error.message}")
     assert trial.metrics is not None, "a complete trial has metrics"
     return Exported(
         network=trial.network,
         trial_id=trial.trial_id,
         val_accuracy=trial.metrics.accuracy,
         is_stored=found is not None,
+        files=files,
+        proof=proof,
+    )
+
+
+def _figures(store: Store, described: RunRecord, trials: Sequence[Trial], trial: Trial) -> CardFigures:
+    """Accuracies of the network and the dense network, as the run recorded them."""
+    test = read_test(store, trials)
+    return CardFigures(
+        dense_validation=None if described.dense is None else described.dense.val_accuracy,
+        test=test.candidates.get(trial.network),
+        dense_test=test.dense,
+        test_images=test.images,
     )
 
 
@@ -199,8 +278,8 @@ def _find(store: Store, trials: Sequence[Trial], wanted: str) -> Trial:
     )
 
 
-def _make_again(store: Store, described: RunRecord, trial: Trial, target: Store, stages: Stages) -> None:
-    """Write the network of a repaired candidate, made from the dense network once more."""
+def _make_again(store: Store, described: RunRecord, trial: Trial, target: Store, stages: Stages) -> Workload:
+    """Write the network of a repaired candidate, made from the dense network once more; return the run's workload."""
     spec = SearchSpec.model_validate(described.spec)
     try:
         pruner = _pruner_of_run(store, spec, described, stages)
@@ -212,16 +291,29 @@ def _make_again(store: Store, described: RunRecord, trial: Trial, target: Store,
             hint=f"{error.hint} The networks in {store.name}/models need no data.",
         ) from error
     _save(target, Result(trial, model), pruner, spec)
+    return pruner.workload
+
+
+def _workload_of_run(store: Store, described: RunRecord, trial: Trial, stages: Stages) -> Workload:
+    """Dense network and data of a run, for the proof of a program of its network."""
+    spec = SearchSpec.model_validate(described.spec)
+    try:
+        stages.begin(LOAD_DATA)
+        data = job_data(spec, described)
+        _check_same_data(data, described)
+        stages.begin(LOAD_NETWORK)
+        weights = dict(load_arrays(store.read_bytes(DENSE)))
+        return build_workload(spec, data=data, device=_device(), weights=weights)
+    except RapruneError as error:
+        raise RapruneError(
+            f"{trial.network} cannot be exported with its data: {error.message}",
+            hint=f"{error.hint} --format recipe needs no data.",
+        ) from error
 
 
 def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages: Stages) -> Pruner:
     prepared = prepare(spec, InStages(stages), recorded=described)
-    now, before = prepared.data.fingerprint, described.data.fingerprint
-    if before not in (None, now):
-        raise StoreError(
-            f"the data changed since the run began (fingerprint {before}, now {now}).",
-            hint="Bring the data back as they were.",
-        )
+    _check_same_data(prepared.data, described)
     weights = dict(load_arrays(store.read_bytes(DENSE)))
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
     # Beside the run at its present place; another user may own that, and it may be read-only.
@@ -231,6 +323,15 @@ def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages:
     return Pruner(
         workload, prepared.graph, spec, statistics=statistics, latency=table, on_work=lambda work: stages.hear([work])
     )
+
+
+def _check_same_data(data: Dataset, described: RunRecord) -> None:
+    now, before = data.fingerprint, described.data.fingerprint
+    if before not in (None, now):
+        raise StoreError(
+            f"the data changed since the run began (fingerprint {before}, now {now}).",
+            hint="Bring the data back as they were.",
+        )
 
 
 def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics: Statistics) -> LatencyTable:

@@ -19,6 +19,8 @@ from raprune.store.folder import Store
 MODELS = "models"
 RECIPE = "recipe.json"
 WEIGHTS = "weights.safetensors"
+HUB_WEIGHTS = "model.safetensors"
+"""Name of the same file in a folder in the layout of the Hugging Face Hub."""
 
 NAMES = {"names": 2}
 """Mark of a report whose names are those of `Trial.network`; reports of earlier versions have no mark."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml  # type: ignore[import-untyped]  # it has no types
+from rich.console import Console
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save_file
 from torch import nn
@@ -22,6 +27,8 @@ from raprune.pruning.preparation import DENSE, prepare
 from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload, train_dense
 from raprune.records import Proposal, Stage, Trial
+from raprune.report.exports import render_exports
+from raprune.results.exports import read_proofs
 from raprune.results.stages import FINETUNE, JUDGE_DENSE, LOAD_DATA, LOAD_NETWORK, PROVE, PRUNE, TRAIN_DENSE, Stages
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
@@ -223,3 +230,137 @@ def test_settings_of_the_job_are_those_of_the_network() -> None:
     made = prune_once(spec, method="binary_search", allocation="uniform")
     assert dict(made.trial.proposal.settings) == {"norm": "l2", "finetune_epochs": 0.0}
     assert made.trial.epochs == 0.0
+
+
+def outputs(model: nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and the model's outputs for them."""
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
+    with torch.no_grad():
+        return images, model(images)
+
+
+def test_a_torch_program_of_a_run_gives_the_outputs_of_its_network_for_any_batch(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path
+) -> None:
+    store, trial, model = run
+    made = export(store.uri, trial.trial_id, str(tmp_path), formats=["torch", "recipe"], tell=lambda text: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(made.files)
+    assert sorted(made.files) == ["export.json", "model.pt2", "recipe.json", "weights.safetensors"]
+    facts = {"classes.txt": "", "network.txt": ""}
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=facts).module()
+    for count in (1, 2, 37):
+        images, wanted = outputs(model, count)
+        with torch.no_grad():
+            assert torch.allclose(program(images), wanted, atol=1e-5)
+    assert json.loads(facts["classes.txt"]) == [str(digit) for digit in range(10)]
+    assert facts["network.txt"] == trial.network
+    assert made.proof is not None
+    written = json.loads((tmp_path / "export.json").read_text())
+    assert read_proofs(store) == {trial.network: made.proof}
+    assert written == json.loads(json.dumps(made.proof.to_json()))
+    (file,) = written["files"]
+    assert written["images"] == file["equal_top1"] == 251
+    assert trial.metrics is not None
+    assert file["accuracy"] == written["accuracy"] == trial.metrics.accuracy
+    assert file["relative_difference"] < 1e-5
+    assert 0 < file["size_bytes"] < file["dense_bytes"]
+    assert [times["batch_size"] for times in file["times"]] == [1, 32]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_exports(made.proof))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80 and any("model.pt2" in line and "251/251" in line for line in lines)
+
+
+def test_an_unknown_format_is_refused_with_those_there_are(run: tuple[Store, Trial, nn.Module], tmp_path: Path) -> None:
+    store, trial, _ = run
+    with pytest.raises(UsageError, match="--format coreml: no such format") as caught:
+        export(store.uri, trial.trial_id, str(tmp_path), formats=["recipe", "coreml"])
+    assert "recipe, torch, onnx, huggingface" in caught.value.hint
+
+
+def test_a_format_whose_libraries_are_missing_is_refused_with_the_command_that_installs_them(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, trial, _ = run
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name))
+    with pytest.raises(UsageError, match="--format onnx needs onnx, onnxscript, onnxruntime, which are not") as caught:
+        export(store.uri, trial.trial_id, str(tmp_path / "out"), formats=["onnx"])
+    assert 'pip install "raprune[export]"' in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_program_that_cannot_be_made_leaves_nothing_behind(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, trial, _ = run
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("No ONNX function found for <OpOverload(op='aten.special_bessel_j0', overload='default')>.")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(ModelError, match=r"the exporter stops at aten\.special_bessel_j0") as caught:
+        export(store.uri, trial.trial_id, str(tmp_path / "out"), formats=["recipe", "torch"], tell=lambda text: None)
+    assert len(str(caught.value).splitlines()) < 8
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_an_exported_program_is_not_overwritten(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path
+) -> None:
+    store, trial, _ = run
+    (tmp_path / "model.pt2").write_bytes(b"mine")
+    with pytest.raises(StoreError, match=r"holds a model\.pt2 already"):
+        export(store.uri, trial.trial_id, str(tmp_path), formats=["torch"])
+    assert (tmp_path / "model.pt2").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("quantize", "said"),
+    [("int4", "--quantize int4: no such precision"), ("int8", "--quantize int8 quantises an ONNX file")],
+)
+def test_a_precision_that_cannot_be_is_refused(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path, quantize: str, said: str
+) -> None:
+    store, trial, _ = run
+    with pytest.raises(UsageError, match=said):
+        export(store.uri, trial.trial_id, str(tmp_path), formats=["torch"], quantize=quantize)
+
+
+def test_prune_with_a_format_but_no_folder_is_refused() -> None:
+    with pytest.raises(UsageError, match="--format torch: there is no folder"):
+        prune_once(SPEC, method="l2", allocation="uniform", formats=["torch"])
+
+
+def test_a_folder_for_the_hugging_face_hub_loads_and_its_card_has_the_figures_of_the_run(
+    run: tuple[Store, Trial, nn.Module], tmp_path: Path
+) -> None:
+    store, trial, model = run
+    shutil.copytree(store.uri, tmp_path / "run")
+    source = Store(tmp_path / "run")
+    source.write_json("report/test.json", {"names": 2, "dense": 0.875, "candidates": {trial.network: 0.8125}})
+    out = tmp_path / "hub"
+    made = export(source.uri, trial.trial_id, str(out), formats=["huggingface"], tell=lambda text: None)
+    assert made.proof is None
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "recipe.json",
+    ]
+    images, wanted = outputs(model, 4)
+    with torch.no_grad():
+        assert torch.equal(load(dense(SPEC), str(out))(images), wanted)
+    config = json.loads((out / "config.json").read_text())
+    assert config["id2label"] == {str(digit): str(digit) for digit in range(10)}
+    assert (config["num_channels"], config["image_size"]) == (1, [8, 8])
+    _, header, text = (out / "README.md").read_text().split("---\n", 2)
+    described = yaml.safe_load(header)
+    assert trial.metrics is not None
+    results = described["model-index"][0]["results"]
+    assert [(r["dataset"]["split"], r["metrics"][0]["value"]) for r in results] == [
+        ("validation", trial.metrics.accuracy),
+        ("test", 0.8125),
+    ]
+    assert "| test accuracy | 81.25% | 87.50% |" in text
+    assert f"| FLOPs for one image | {trial.metrics.flops:,} |" in text
