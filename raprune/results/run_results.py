@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from raprune.records import Trial, TrialState
 from raprune.results.ablation import AblationRow, ablation
+from raprune.results.exports import ExportProof, read_proofs
 from raprune.results.front import budget_of, floor_of, front_of, listed, starred
 from raprune.results.progress import Progress, SpentRow, progress, spent
 from raprune.results.rows import CandidateRow, candidates
@@ -31,6 +32,8 @@ class RunResults:
     """Measured times of whole networks."""
     trials: Sequence[Trial]
     """In the order of their records."""
+    exports: Mapping[str, ExportProof] = field(default_factory=dict)
+    """Network -> the proof of its latest export as a program."""
 
     @property
     def dense(self) -> DenseRecord | None:
@@ -129,6 +132,7 @@ def read_run_results(store: Store, *, run: RunRecord | None = None) -> RunResult
         test=read_test(store, trials),
         times=read_times(store, trials),
         trials=trials,
+        exports=read_proofs(store),
     )
 
 

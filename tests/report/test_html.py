@@ -21,11 +21,12 @@ from rich.console import Console
 from raprune.errors import StoreError
 from raprune.report.html import html, report, write_report
 from raprune.report.html.job import job_of
+from raprune.results.exports import keep_proof, read_proofs
 from raprune.results.run_results import read_run_results
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
-from tests.factories import GROUPS, TIMED, failed_trial, make_run
+from tests.factories import GROUPS, TIMED, export_proof, failed_trial, make_run
 from tests.tools import require
 
 KEPT_SECRET = "s3://key:hunter2@bucket/train.parquet?token=hunter2"
@@ -206,6 +207,27 @@ def test_report_shows_measured_times(tmp_path: Path) -> None:
     _, *lines = Parsed(page).tables["The networks of the front"]
     assert all(line.count("1.11x") == 2 for line in lines)
     assert "hardly faster than the dense network at batch 64" in page and "float32 on AMD EPYC, 2 threads" in page
+
+
+def test_report_shows_the_int8_file_of_the_chosen_network_beside_float32(tmp_path: Path) -> None:
+    store = make_run(tmp_path)
+    chosen = read_run_results(store).chosen
+    assert chosen is not None
+    proof = export_proof(chosen.candidate)
+    keep_proof(store, proof)
+    assert read_proofs(store) == {chosen.candidate: proof}
+    assert Parsed(html(read_run_results(store))).tables["Exported as a program"][1:] == [
+        ["model.onnx", "float32", "0.2", "93.75", "2.0e-06", "0.5 (1.60x)", "8 (2.5x)"],
+        ["model-int8.onnx", "int8", "0.06", "92.50", "8.0e-01", "0.25 (3.2x)", "5 (4.0x)"],
+    ]
+
+
+def test_proof_of_a_later_version_with_more_fields_is_read(tmp_path: Path) -> None:
+    store, proof = make_run(tmp_path), export_proof("c1")
+    content = proof.to_json() | {"later": 1}
+    content["files"][0] |= {"later": 1}
+    store.write_json("report/exports/c1.json", content)
+    assert read_proofs(store) == {"c1": proof}
 
 
 def test_image_of_the_front_is_a_png(run: Store) -> None:

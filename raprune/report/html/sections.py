@@ -8,6 +8,7 @@ from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.report.summary import summary
 from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
+from raprune.results.exports import ExportProof
 from raprune.results.rows import CandidateRow
 from raprune.results.run_results import RunResults
 from raprune.results.timings import measured_at, slow
@@ -177,7 +178,32 @@ def chosen(results: RunResults) -> str:
         "The chosen network",
         table("Comparison with the dense network", ["network", "#dense", "#chosen", "#of dense, %"], cells),
         facts(steps),
+        _exported(results.exports.get(row.candidate)),
         _proof(results),
+    )
+
+
+def _exported(proof: ExportProof | None) -> str:
+    """Return the table of the programs that the network was exported to; empty if it was not."""
+    if proof is None:
+        return ""
+    sizes = [times.batch_size for times in proof.files[0].times]
+    head = ["file", "precision", "#MB", "#top-1 %", "#largest difference", *(f"#ms, batch of {n}" for n in sizes)]
+    cells = [
+        [
+            file.file,
+            file.precision,
+            f"{file.size_bytes / 1e6:.3g}",
+            formats.accuracy(file.accuracy),
+            f"{file.max_difference:.1e}",
+            *(f"{times.network_ms:.3g} ({formats.times_as_fast(times.speedup)})" for times in file.times),
+        ]
+        for file in proof.files
+    ]
+    threads = f"{proof.threads} thread{'s' * (proof.threads != 1)}"
+    return table("Exported as a program", head, cells) + paragraph(
+        f"Compared with PyTorch on {proof.images:,} validation images, on which it has {proof.accuracy:.2%} top-1. In "
+        f"brackets: how much faster than the dense network in float32, exported alike; on {proof.device}, {threads}."
     )
 
 
