@@ -283,8 +283,9 @@ def test_details_of_a_trial_hold_widths_history_curve_and_downloads(page: Page, 
         page.get_by_role("link", name="recipe.json").click()
     assert json.loads(recipe.value.path().read_bytes()) == {"trial_id": best.trial_id}
     expect(page.locator("#detail-body code").first).to_have_text(
-        re.compile(rf"raprune export \S+ {best.candidate} FOLDER")
+        re.compile(rf"raprune export \S+ {best.candidate} FOLDER$")
     )
+    expect(page.locator("#detail-body code").last).to_have_text(re.compile(r"FOLDER --format onnx$"))
     history.nth(1).get_by_role("button").click()
     expect(page.locator(".history [aria-current]")).to_contain_text("rung 1")
 

@@ -139,7 +139,9 @@ function takeAlong({ download, trial, export: line }) {
     {},
     element("h4", {}, "Download and export"),
     links.length ? element("ul", { class: "downloads" }, links) : element("p", { class: "quiet" }, none),
-    line && trial.candidate ? [command(line), command('small = raprune.load(MyNet(), "FOLDER")')] : null,
+    line && trial.candidate
+      ? [command(line), command('small = raprune.load(MyNet(), "FOLDER")'), command(`${line} --format onnx`)]
+      : null,
   );
 }
 
