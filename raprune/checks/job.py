@@ -17,7 +17,7 @@ from raprune.checks.inspect import Inspection
 from raprune.checks.memory import described, too_small, workers_a_card
 from raprune.checks.symptoms import cannot_classify
 from raprune.cost.flops import CostModel
-from raprune.data import ignored
+from raprune.data import ignored, sorted_stream
 from raprune.data.dataset import Dataset
 from raprune.data.residence import device_memory
 from raprune.data.standard import stand_in
@@ -73,6 +73,7 @@ class _Printed(Steps):
         self._print("data", _describe(data))
         self._print("normalisation", str(data.normalisation))
         self._warn(ignored(self._spec.data, data))
+        self._warn(sorted_stream(data))
 
     def built(self, workload: Workload) -> None:
         self._workload = workload

@@ -6,6 +6,7 @@ Imports `results` and the rooms above it. Open `dataset.py` first; `stream.py` r
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,9 +17,10 @@ from raprune.data.dataset import Dataset
 from raprune.data.division import carve
 from raprune.data.normalisation import Normalisation, measure, resolve
 from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
+from raprune.data.shuffle import pool_size
 from raprune.data.source import EncodedSource, Source, Sources
 from raprune.data.split import stratified
-from raprune.data.stream import VALIDATION_IMAGES
+from raprune.data.stream import VALIDATION_IMAGES, classes_in_pool
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
@@ -26,7 +28,7 @@ from raprune.plugins import check_name_form, is_user_function
 from raprune.spec.job import DataSpec
 from raprune.store.scores import Statistics
 
-__all__ = ["DATASETS", "Dataset", "Normalisation", "Split", "ignored", "load_data"]
+__all__ = ["DATASETS", "Dataset", "Normalisation", "Split", "ignored", "load_data", "sorted_stream"]
 
 DATASETS: dict[str, Callable[[DataSpec], Sources]] = {
     "mnist-sample": open_mnist_sample,
@@ -45,6 +47,9 @@ AUGMENT = {"cifar10": "shift-flip", "cifar100": "shift-flip", "imagefolder": "cr
 letter may be another class."""
 
 STANDARD_SIZE = {"imagenet": 224}
+
+MIXING = 0.5
+"""Fraction of the classes of random images below which a stream is said to be sorted."""
 
 FROM_FILES = ("parquet", "imagefolder", "imagenet")
 """Data sets in the user's files: each split has a path of its own, and the training split can be streamed."""
@@ -89,9 +94,11 @@ def load_data(
             seed=seed,
             statistics=statistics or Statistics(),
         )
+        mixing = classes_in_pool(source.files, source.labels, capacity=pool_size(math.prod(shape), 0))
     else:
         train_rows, validation_rows = _divide(source, spec, fraction, seed)
         train, validation, stream = read(source, train_rows), read(source, validation_rows), None
+        mixing = 1.0
     if own is not None:
         most = min(spec.max_images or VALIDATION_IMAGES, VALIDATION_IMAGES) if spec.stream else spec.max_images
         validation = read(own, _draw(own.labels, most, seed))
@@ -109,6 +116,7 @@ def load_data(
         origin=figures.origin,
         augment=AUGMENT.get(spec.name, "shift") if spec.augment == "auto" else spec.augment,
         stream=stream,
+        mixing=mixing,
     )
 
 
@@ -119,6 +127,17 @@ def ignored(spec: DataSpec, data: Dataset) -> str | None:
     return (
         f"data.validation_fraction {spec.validation_fraction:g} is ignored: the data set has its own validation "
         f"split of {len(data.validation):,} images."
+    )
+
+
+def sorted_stream(data: Dataset) -> str | None:
+    """Return a warning about streamed files whose order leaves few classes in a batch, or None if the classes mix."""
+    if data.mixing >= MIXING:
+        return None
+    return (
+        f"The training files are sorted by class: {pool_size(math.prod(data.image_shape), 0):,} images that the stream "
+        f"mixes hold {data.mixing:.0%} of the classes of as many random images. Batches of few classes train badly: "
+        f"write the rows in random order, or in smaller row groups."
     )
 
 

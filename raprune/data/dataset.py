@@ -39,6 +39,8 @@ class Dataset:
     """Training augmentation that suits these images; see `raprune.data.augment`."""
     stream: StreamSource | None = None
     """The whole training split, if it is not held in memory."""
+    mixing: float = 1.0
+    """Classes in a pool of the stream, as a fraction of those of random images (`classes_in_pool`); 1 if all mix."""
 
     @property
     def image_shape(self) -> ImageShape:

@@ -33,6 +33,9 @@ would only slow down every candidate."""
 PIECES_A_RANK = 64
 """Minimum number of pieces per rank to give each rank whole pieces; fewer pieces would give the ranks unequal rows."""
 
+POOLS = 4
+"""Number of pools whose classes are counted."""
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -108,6 +111,27 @@ class StreamSource:
             where=self.files.where,
         )
         return Split(images, encoded.labels[chosen])
+
+
+def classes_in_pool(files: EncodedFiles, labels: LabelArray, *, capacity: int) -> float:
+    """Return how many classes a pool of `capacity` images holds, as a fraction of those that random images hold.
+
+    The pool is filled piece by piece as in an epoch. The fraction is 1 if the rows are in random order, and near 0 if
+    they are sorted by class in pieces as large as the pool. `labels`: of all rows.
+    """
+    if capacity >= len(labels):
+        return 1.0
+    found = expected = 0
+    for seed in range(POOLS):
+        generator, taken, rows = np.random.default_rng(seed), 0, list[LabelArray]()
+        for piece in files.pieces(generator):
+            rows.append(piece[: capacity - taken])
+            taken += len(rows[-1])
+            if taken == capacity:
+                break
+        found += len(np.unique(labels[np.concatenate(rows)]))
+        expected += len(np.unique(labels[generator.choice(len(labels), capacity, replace=False)]))
+    return found / expected
 
 
 class StreamReader(Protocol):

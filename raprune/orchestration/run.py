@@ -12,7 +12,7 @@ from rich.console import Console
 
 from raprune.checks.symptoms import symptoms
 from raprune.cost.latency import TABLE, LatencyTable
-from raprune.data import ignored
+from raprune.data import ignored, sorted_stream
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import StoreError
 from raprune.orchestration.cluster.connect import machine, node_resources
@@ -248,9 +248,9 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
         highlight=False,
     )
     console.print(f"Normalisation: {prepared.data.normalisation}.", markup=False, highlight=False)
-    unused = ignored(spec.data, prepared.data)
-    if unused is not None:
-        console.print(f"Warning: {unused}", style="yellow", markup=False, highlight=False)
+    for warning in (ignored(spec.data, prepared.data), sorted_stream(prepared.data)):
+        if warning is not None:
+            console.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False)
     for subject, decision in automatic.told(spec, prepared.spec).items():
         console.print(f"{subject.capitalize()}: {decision}.", markup=False, highlight=False)
 

@@ -77,9 +77,12 @@ def allocate(
 
     Raises:
         BudgetError: if even the narrowest network is above the target.
+        FloatingPointError: if scores or damage are not finite.
     """
     check_reachable(cost, target.budget, min_channels=target.min_channels, multiple_of=target.multiple_of)
+    _check_finite("scores", scores)
     damage = damage or {group: _sum_of_lowest(values) for group, values in scores.items()}
+    _check_finite("predicted damage", damage)
     return ALLOCATIONS[name](cost, target, scores if comparable else _by_mean(scores), keep_ratios, damage)
 
 
@@ -178,7 +181,8 @@ def _choices(damage: npt.NDArray[np.float64], lowest: int, multiple_of: int) -> 
 def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[int]:
     """A choice for each group, within the target: groups give what is worth its cost, at a price that rises."""
     at, widths, price = [0] * len(choices), cost.num_channels.copy(), 0.0
-    while True:
+    # Each round narrows a group by at least one of its choices, and the narrowest network fits.
+    for _ in range(sum(len(choice.widths) for choice in choices)):
         offers = []
         for group, load in enumerate(_loads_of_a_channel(cost, target, choices, widths)):
             choice, here = choices[group], at[group]
@@ -200,6 +204,7 @@ def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[
                         at[group] = nearest
                         return at
             at[group] = place
+    raise AssertionError("the narrowest network is within the target")
 
 
 def _loads_of_a_channel(cost: CostModel, target: Target, choices: list[_Choices], widths: Counts) -> list[float]:
@@ -285,6 +290,15 @@ def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tup
     if budget.latency is not None:
         found.append((cost.latency_ms(widths), budget.latency * cost.dense_latency_ms))
     return found
+
+
+def _check_finite(what: str, by_group: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    for name, values in by_group.items():
+        if not np.isfinite(values).all():
+            raise FloatingPointError(
+                f"Group {name}: the {what} are not all finite, so its channels cannot be compared with others. The "
+                f"method may divide by zero, or activations overflow on the calibration images."
+            )
 
 
 def _by_mean(scores: ScoresByGroup) -> ScoresByGroup:

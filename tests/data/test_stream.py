@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from raprune.checks.job import check
-from raprune.data import Dataset, load_data
+from raprune.data import Dataset, load_data, shuffle, sorted_stream
 from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
 from raprune.data.ranks import Ranks
@@ -218,6 +218,18 @@ def test_other_files_give_another_fingerprint(tmp_path: Path) -> None:
     known.add(load(write_parts(tmp_path / "e", labels)).fingerprint)
     known.add(load(str(tmp_path / "a"), seed=1).fingerprint)
     assert len(known) == 5
+
+
+@pytest.mark.parametrize(("is_sorted", "row_group", "mixes"), [(False, 70, True), (True, 500, False), (True, 10, True)])
+def test_files_sorted_by_class_in_pieces_as_large_as_the_pool_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sorted: bool, row_group: int, mixes: bool
+) -> None:
+    monkeypatch.setattr(shuffle, "POOL_IMAGES", 100)
+    table = digits().sort_by("label") if is_sorted else digits()
+    data = load(write_parts(tmp_path / "train", table, row_group=row_group))
+    said = sorted_stream(data)
+    assert (data.mixing > 0.7, said is None) == (mixes, mixes)
+    assert mixes or (said or "").startswith("The training files are sorted by class: 100 images that the stream mixes")
 
 
 def test_places_are_uniform_and_depend_on_the_seed() -> None:

@@ -270,3 +270,17 @@ def test_least_damage_by_hand() -> None:
     want = np.array([8, 1])
     target = Target(budget=Budget(flops=int(cost.flops(want)) / cost.dense_flops))
     assert allocate("least_damage", cost, target, scores={}, keep_ratios={}, damage=damage).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("wrong", ["scores", "damage"])
+def test_allocations_of_values_that_are_not_finite_end_with_the_group(wrong: str, value: float) -> None:
+    """A predicted damage that is no number once kept `least_damage` busy for ever."""
+    cost = cost_of("Residual")
+    scores, damage = random_scores(cost, 0), curves(cost, 0)
+    group = cost.group_names[-1]
+    (scores if wrong == "scores" else damage)[group][-1] = value
+    target = Target(budget=Budget(flops=0.5))
+    for name in ALLOCATIONS:
+        with pytest.raises(FloatingPointError, match=f"Group {group}: the .*{wrong} are not all finite"):
+            allocate(name, cost, target, scores=scores, keep_ratios={}, damage=damage)
