@@ -25,9 +25,12 @@ from raprune.orchestration.seats import Seat, Seated, Seats
 from raprune.records import Trial
 from raprune.results.progress import Progress, progress
 from raprune.results.stages import Work
-from raprune.store.folder import Store
+from raprune.store.folder import RUN_FILE, Store
 
 NAMESPACE = "raprune"
+
+COORDINATOR = "coordinator"
+"""Name under which the coordinator itself waits for a filesystem."""
 
 SENDERS = 64
 """Records that may wait for one part; further ones wait for the next."""
@@ -46,12 +49,12 @@ class Coordinator:
     def __init__(self, store: Store, orphaned_s: float = ORPHANED_S) -> None:
         self._lock = threading.Lock()
         self._outages: dict[str, str] = {}
-        self._store = store.told(lambda why: self.wait("coordinator", why))
+        self._seats = Seats()
+        self._store = store.told(lambda why: self.wait(COORDINATOR, why))
         self._run = self._store.record()
         self._recorder = Recorder(self._store, check=self._check_session)
         self._progress: Progress | None = None
         self._progress_due = 0.0
-        self._seats = Seats()
         self._works: dict[str, Work] = {}
         self._lease = Lease(heard_at=time.monotonic())
         self._running, self._running_at = 0, 0.0
@@ -86,6 +89,16 @@ class Coordinator:
                 self._outages.pop(who, None)
             else:
                 self._outages[who] = why
+        # Workers wait for the records that the coordinator has not written.
+        self._seats.wait(None if who == COORDINATOR else who, waits=why is not None)
+
+    @ray.method(concurrency_group="records")
+    def reaches_store(self) -> bool:
+        """True if the run's folder answers here, at this moment."""
+        try:
+            return Store(self._store.uri).exists(RUN_FILE)
+        except StoreError:
+            return False
 
     def sit(self, seat: Seat, trial_id: str, *, is_up: bool) -> None:
         """Note that a worker has this task now; `is_up`: as `Seats.take`."""

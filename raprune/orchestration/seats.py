@@ -31,7 +31,7 @@ class Seated:
     node: str
     host: str
     silent_s: float | None
-    """Seconds since the last sign of progress; None while the worker is coming up."""
+    """Seconds since the last sign of progress; None while the worker is coming up or waits for a filesystem."""
     fault: str | None = None
     """Reason that the worker told for its end."""
 
@@ -42,6 +42,8 @@ class _Entry:
     trial_id: str
     heard_at: float | None
     fault: str | None = None
+    waits: bool = False
+    """True while the worker waits for a filesystem."""
 
 
 class Seats:
@@ -54,6 +56,7 @@ class Seats:
         """Worker -> its last task."""
         self._holders: dict[str, _Entry] = {}
         """Trial -> the entry of the worker that had it last."""
+        self._all_wait = False
 
     def take(self, seat: Seat, trial_id: str, *, is_up: bool) -> None:
         """Note that the worker has this task now; with `is_up` false it is still coming up, which has no time limit."""
@@ -71,6 +74,19 @@ class Seats:
             if entry is not None and entry.heard_at is not None:
                 entry.heard_at = self._clock()
 
+    def wait(self, worker: str | None, *, waits: bool) -> None:
+        """Note that a worker (None: every worker) waits for a filesystem, or no longer; the wait is not its silence."""
+        with self._lock:
+            if worker is None:
+                self._all_wait = waits
+            for entry in self._entries.values() if worker is None else [self._entries.get(worker)]:
+                if entry is None:
+                    continue
+                if worker is not None:
+                    entry.waits = waits
+                if not waits and entry.heard_at is not None:
+                    entry.heard_at = self._clock()
+
     def fault(self, worker: str, text: str) -> None:
         """Note why the worker ends itself."""
         with self._lock:
@@ -82,13 +98,13 @@ class Seats:
         """The seats of the tasks that workers have, or had last."""
         with self._lock:
             now = self._clock()
-            return [_seated(entry, now) for entry in self._holders.values()]
+            return [_seated(entry, now, waits=self._all_wait) for entry in self._holders.values()]
 
     def last(self, trial_id: str) -> Seated | None:
         """The seat that had this task last; None if no worker told that it had, or the worker has another one."""
         with self._lock:
             entry = self._holders.get(trial_id)
-            return None if entry is None else _seated(entry, self._clock())
+            return None if entry is None else _seated(entry, self._clock(), waits=self._all_wait)
 
     def actor(self, worker: str) -> Any:
         """Handle of the worker's actor; None for a worker that is not known."""
@@ -97,13 +113,13 @@ class Seats:
             return None if entry is None else entry.seat.actor
 
 
-def _seated(entry: _Entry, now: float) -> Seated:
+def _seated(entry: _Entry, now: float, *, waits: bool) -> Seated:
     seat, heard_at = entry.seat, entry.heard_at
     return Seated(
         trial_id=entry.trial_id,
         worker=seat.worker,
         node=seat.node,
         host=seat.host,
-        silent_s=None if heard_at is None else now - heard_at,
+        silent_s=None if heard_at is None or waits or entry.waits else now - heard_at,
         fault=entry.fault,
     )

@@ -360,7 +360,8 @@ class ResourceSpec(Part):
     """Minimum number of seconds between two checkpoints of a training; the last epoch is always stored. A lost worker
     repeats what it trained since its last checkpoint. 0: after every epoch."""
     store_patience_s: Annotated[float, Field(ge=0.0)] = 300.0
-    """Seconds to wait for an unreachable filesystem of the run's folder. The run then ends and can be resumed."""
+    """Seconds to wait for an unreachable filesystem of the run's folder. The run then ends and can be resumed; where
+    one node alone cannot reach it, only the trials of that node are tried elsewhere."""
 
 
 class PageSpec(Part):

@@ -83,6 +83,10 @@ class MissingFileError(StoreError):
     """A file that is to be read is not there."""
 
 
+class UnreachableStoreError(StoreError):
+    """A filesystem that did not answer for as long as there was patience; another machine may reach it."""
+
+
 class Store:
     """The folder of one run. `uri` is a path, or the URI of a pyarrow filesystem (`s3://bucket/run`, `gs://...`).
 
@@ -607,6 +611,8 @@ class Store:
                     waited = f" (tried {failures} times)" if failures > 1 else ""
                     where = f"{self.name}/{rel}".rstrip("/")
                     kind = MissingFileError if isinstance(error, FileNotFoundError) else StoreError
+                    if passes(error) or self._is_gone():
+                        kind = UnreachableStoreError
                     raise kind(f"{where}: cannot {verb}{waited}: {reason}.", hint=hint_of(error, verb)) from error
                 if failures == 1 and self._on_wait is not None:
                     self._on_wait(

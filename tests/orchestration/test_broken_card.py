@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from raprune.orchestration.coordinator import Coordinator
 from raprune.orchestration.workers import trials as workers
 from raprune.orchestration.workers.device import works
 from raprune.records import TrialState
-from raprune.store.folder import Store
+from raprune.store.folder import Store, UnreachableStoreError
 from raprune.training.evaluate import evaluate
 from tests.factories import small_search
 from tests.orchestration.in_process import BROKEN, in_process
@@ -46,6 +47,30 @@ def test_search_with_workers_on_broken_devices_finds_what_it_finds_without(
     with in_process(broken=(1, 3)) as executor:
         run(spec)
     assert executor.workers_ended == 3
+    trials = Store(spec.output).trials()
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert facts(trials) == facts(finished.trials())
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_worker_that_alone_cannot_reach_the_store_is_replaced_and_any_other_outage_ends_the_run(
+    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    def evaluate_on_node(*args: Any, **kwargs: Any) -> Any:
+        if os.environ.get(BROKEN) == "yes":
+            raise UnreachableStoreError("s3://bucket/run: cannot write (tried 30 times): connection refused.")
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(EVALUATE, evaluate_on_node)
+    monkeypatch.setattr(Coordinator, "reaches_store", lambda self: elsewhere)
+    spec = small_search(tmp_path / "run")
+    with in_process(broken=(1, 3)) as executor:
+        if not elsewhere:
+            with pytest.raises(UnreachableStoreError, match="connection refused"):
+                run(spec)
+            return
+        run(spec)
+    assert executor.workers_ended == 2
     trials = Store(spec.output).trials()
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert facts(trials) == facts(finished.trials())

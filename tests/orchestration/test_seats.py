@@ -59,3 +59,23 @@ def test_last_seat_of_a_trial_that_is_tried_again_is_the_second_one() -> None:
     seats.take(seat("w", "a"), "other", is_up=True)
     assert seats.last("trial") == second, "the first worker no longer has it"
     assert seats.actor("v") == "actor of v" and seats.actor("nobody") is None
+
+
+def test_wait_for_a_filesystem_is_not_silence() -> None:
+    clock = Clock()
+    seats = Seats(clock)
+    seats.take(seat("w"), "first", is_up=True)
+    seats.take(seat("v"), "second", is_up=True)
+    clock.now_s = 5.0
+    seats.wait("w", waits=True)
+    assert [one.silent_s for one in seats.all()] == [None, 5.0]
+    clock.now_s = 300.0
+    seats.wait("w", waits=False)
+    clock.now_s = 301.0
+    assert [one.silent_s for one in seats.all()] == [1.0, 301.0]
+    seats.wait(None, waits=True)
+    assert [one.silent_s for one in seats.all()] == [None, None]
+    clock.now_s = 400.0
+    seats.wait(None, waits=False)
+    seats.wait("no such worker", waits=True)
+    assert [one.silent_s for one in seats.all()] == [0.0, 0.0]

@@ -41,6 +41,7 @@ from raprune.results.stages import OnWork, Work
 from raprune.results.test_split import SplitAccuracies
 from raprune.sampling.point import Point
 from raprune.spec.job import SamplerSpec
+from raprune.store.folder import UnreachableStoreError
 from raprune.store.learning_curves import write_curve
 from raprune.store.networks import MODELS, copy_network, find_network
 from raprune.store.scores import Statistics
@@ -197,7 +198,7 @@ class CandidateTrial(tune.Trainable):
         try:
             self._held = Equipment.of(shared, on_work=self._tell)
         except Exception as error:
-            if self._action(error, is_smaller=True) is DeviceAction.END:
+            if self._is_cut_off(error) or self._action(error, is_smaller=True) is DeviceAction.END:
                 self._end(error)
             # An error raised here would be raised again for every candidate.
             self._setup_error = error_text(error)
@@ -227,6 +228,8 @@ class CandidateTrial(tune.Trainable):
             if task.parent is not None:
                 self._held.checkpoints(task.proposal.trial_id).remove()
         except RapruneError as error:
+            if self._is_cut_off(error):
+                self._end(error)
             # An error of the run, not of the candidate.
             return Report(failure=error)
         return Report(point=Point.of(trials[-1]))
@@ -264,6 +267,16 @@ class CandidateTrial(tune.Trainable):
         gc.collect()
         is_well = works(torch.device(self._shared.placement.device))
         return decide_on_device(device_error(error), works=is_well, is_smaller=is_smaller)
+
+    def _is_cut_off(self, error: Exception) -> bool:
+        """True if the run's folder did not answer to this worker but answers to the coordinator: the node is at fault.
+
+        The trial is then tried elsewhere, and a node that loses many is given no further workers.
+        """
+        if not isinstance(error, UnreachableStoreError):
+            return False
+        reaches: Any = self._shared.coordinator.reaches_store
+        return bool(ask(reaches.remote()))
 
     def _end(self, error: Exception) -> NoReturn:
         """End this process, so that its task is tried by another one; tell the coordinator why."""
