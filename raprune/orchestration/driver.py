@@ -28,7 +28,7 @@ from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.connect import node_resources
 from raprune.orchestration.cluster.placement import Placement, TrainPlacement, has_room, place_again
 from raprune.orchestration.cluster.preflight import preflight
-from raprune.orchestration.cluster.time_limit import TimeLimit
+from raprune.orchestration.cluster.time_limit import TimeLimit, durations
 from raprune.orchestration.coordinator import ask, find_coordinator
 from raprune.orchestration.final_front import evaluate_finalists, plan_tests
 from raprune.orchestration.gauges import see_off
@@ -272,7 +272,7 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
         cost=spec.budget.cost,
         already=run.store.record().stopped,
     )
-    attempts = _attempts(driven)
+    attempts = _attempts(driven, known.stored)
     searcher = _searcher(driven, known, enough, attempts)
     meeting = start_meeting(driven.placement.workers)
     with tempfile.TemporaryDirectory(prefix="raprune-", ignore_cleanup_errors=True) as folder:
@@ -359,14 +359,14 @@ def _space(run: Run) -> SearchSpace:
     return search_space(run.spec, run.prepared.cost, allocations=tuple(ALLOCATIONS), settings=settings)
 
 
-def _attempts(driven: DrivenRun) -> Attempts:
-    """Counts the losses of the run's workers, with the time limit of its trials."""
+def _attempts(driven: DrivenRun, stored: Sequence[Trial]) -> Attempts:
+    """Counts the losses of the run's workers, with the time limit of its trials, to which `stored` ones count."""
     run, placement = driven.run, driven.placement
     seat: Any = driven.coordinator.seat
     pace = run.store.record().pace
     epoch_s = None if pace is None else pace.step_s * run.prepared.data.num_train
     return Attempts(
-        TimeLimit(run.spec.resources.trial_timeout_s, epoch_s),
+        TimeLimit(run.spec.resources.trial_timeout_s, epoch_s, durations(stored)),
         seat_of=lambda trial_id: ask(seat.remote(trial_id)),
         nodes=lambda: [n["NodeID"] for n in ray.nodes() if n["Alive"] and has_room(n["Resources"], placement)],
         say=lambda text: run.console.print(text, style="yellow", markup=False, highlight=False),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+
+from raprune.records import Stage, Trial, TrialState
 
 TIMES_MEDIAN = 20.0
 """Limit as a multiple of the median duration: no honest trial takes so much longer than the others."""
@@ -16,6 +19,18 @@ ENOUGH = 8
 
 FIRST_S = 4 * 3600.0
 """Limit while fewer are finished."""
+
+
+def durations(trials: Sequence[Trial]) -> list[float]:
+    """Seconds of the recorded trials of a search that count for the limit: as `TimeLimit.finished` is told them."""
+    return [
+        trial.seconds
+        for trial in trials
+        if trial.proposal.stage is Stage.SEARCH
+        and trial.proposal.step is None
+        and trial.proposal.rung == 0
+        and trial.state is not TrialState.FAILED
+    ]
 
 
 @dataclass

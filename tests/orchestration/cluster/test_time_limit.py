@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from raprune.orchestration.cluster.time_limit import ENOUGH, FIRST_S, SHORTEST_S, TimeLimit
+from raprune.orchestration.cluster.time_limit import ENOUGH, FIRST_S, SHORTEST_S, TimeLimit, durations
+from raprune.records import Stage, TrialState
+from tests.factories import live_trial
 
 
 def after(seconds: list[float], *, asked_s: float | None = None, epoch_s: float | None = 3.0) -> TimeLimit:
@@ -49,3 +53,13 @@ def test_reason_names_the_field_and_where_its_value_is_from(limit: TimeLimit, or
     assert limit.reason(7.2) == (
         f"no progress for 7 s: over resources.trial_timeout_s {origin}; raise it if the method needs longer"
     )
+
+
+def test_limit_of_a_resumed_search_counts_the_trials_of_its_store() -> None:
+    """Trial 3 failed and trials 5 to 9 are not recorded: the others count."""
+    stored = [replace(live_trial(number), seconds=10.0) for number in (0, 1, 2, 3, 4, *range(10, 14))]
+    stored[3] = replace(stored[3], state=TrialState.FAILED, seconds=0.1)
+    tuned = replace(stored[0], proposal=replace(stored[0].proposal, stage=Stage.FINETUNE), seconds=1000.0)
+    on_path = replace(stored[1], proposal=replace(stored[1].proposal, step=1), seconds=1000.0)
+    limit = TimeLimit(None, 3.0, durations([*stored, tuned, on_path]))
+    assert limit.limit_s(trains=False) == 200.0 and len(limit.durations_s) == ENOUGH
