@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -144,6 +144,8 @@ class SearchResult:
     """Finalists that a group of workers is to fine-tune; empty: Tune's own workers have fine-tuned and tested."""
     accuracies: SplitAccuracies
     """Accuracies on the test split, where Tune's own workers have measured them."""
+    left_out: frozenset[str] = frozenset()
+    """Ids of the nodes that are given no further workers."""
 
 
 @dataclass(frozen=True)
@@ -287,12 +289,13 @@ def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResul
     if enough.reason is not None:
         run.store.note({"stopped": enough.reason})
         run.console.print(f"Search ended early: {enough.reason}.", markup=False, highlight=False)
-    return SearchResult(tuple(searcher.waiting), searcher.test)
+    return SearchResult(tuple(searcher.waiting), searcher.test, frozenset(attempts.left_out))
 
 
 def finetune_finalists(driven: DrivenRun, known: StatisticsResult, searched: SearchResult) -> FinetuneResult:
     """Have a group of workers fine-tune the finalists that wait for one."""
-    _train_together(driven.run, known.shared, [FinalistTraining(task) for task in searched.waiting])
+    trainings = [FinalistTraining(task) for task in searched.waiting]
+    _train_together(driven.run, known.shared, trainings, searched.left_out)
     return FinetuneResult(by_group=len(searched.waiting))
 
 
@@ -388,7 +391,7 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough, attemp
         plan_test=lambda: plan_tests(run, driven.placement, driven.trials()),
         spend=enough.spend,
         chosen=partial(_note_finetunings, run, coordinator),
-        grouped=partial(_are_grouped, run),
+        grouped=lambda finalists: _are_grouped(run, finalists, attempts.left_out),
         attempts=attempts,
         workers=driven.placement.workers,
         stages=run.stages,
@@ -454,9 +457,12 @@ def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, at
         run.stages.stand(None)
 
 
-def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> None:
-    """Have groups of workers carry out the trainings, if there are to be some; nothing else runs meanwhile."""
-    placement = _place_group(run, trainings)
+def _train_together(run: Run, shared: Shared, trainings: Sequence[Training], left_out: Collection[str] = ()) -> None:
+    """Have groups of workers carry out the trainings, if there are to be some; nothing else runs meanwhile.
+
+    `left_out`: ids of nodes on which the search lost workers.
+    """
+    placement = _place_group(run, trainings, left_out)
     if placement is None:
         return
     run.console.print(f"Training {len(trainings)} networks by {placement.reason}.", markup=False, highlight=False)
@@ -465,7 +471,7 @@ def _train_together(run: Run, shared: Shared, trainings: Sequence[Training]) -> 
         shared,
         trainings,
         placement,
-        again=lambda before: place_again(node_resources(), before),
+        again=lambda before: place_again(node_resources(but=before.left_out), before),
         tell=course.tell,
     )
 
@@ -480,11 +486,11 @@ def _in_one_group(run: Run, dense: Training, later: Sequence[Training]) -> list[
     return [dense, *later] if same else [dense]
 
 
-def _place_group(run: Run, trainings: Sequence[Training]) -> TrainPlacement | None:
+def _place_group(run: Run, trainings: Sequence[Training], left_out: Collection[str] = ()) -> TrainPlacement | None:
     batch_size = min((training.batch_size(run.spec) for training in trainings), default=1)
-    return place_group(run, len(trainings), batch_size)
+    return place_group(run, len(trainings), batch_size, left_out)
 
 
-def _are_grouped(run: Run, finalists: int) -> bool:
+def _are_grouped(run: Run, finalists: int, left_out: Collection[str] = ()) -> bool:
     """True if groups are to fine-tune so many finalists."""
-    return place_group(run, finalists, run.spec.finalists.train.batch_size) is not None
+    return place_group(run, finalists, run.spec.finalists.train.batch_size, left_out) is not None

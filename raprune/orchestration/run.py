@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from raprune.checks.symptoms import symptoms
 from raprune.cost.latency import TABLE, LatencyTable
 from raprune.data import ignored, sorted_stream
 from raprune.data.dataset import Dataset, Split
-from raprune.errors import StoreError
+from raprune.errors import StoreError, UsageError
 from raprune.orchestration.cluster.connect import machine, node_resources
 from raprune.orchestration.cluster.placement import Trainings, TrainPlacement, place_training
 from raprune.pruning.artifact import versions
@@ -57,8 +57,10 @@ def under_way(run: Run) -> Run:
     return replace(run, store=run.store.patient(Patience(total_s=run.spec.resources.store_patience_s), say))
 
 
-def place_group(run: Run, networks: int, batch_size: int) -> TrainPlacement | None:
+def place_group(run: Run, networks: int, batch_size: int, left_out: Collection[str] = ()) -> TrainPlacement | None:
     """The groups that train so many networks of the run on the living nodes; None: the search's own workers train.
+
+    `left_out`: ids of nodes that get no worker, unless the group that the job asks for does not fit elsewhere.
 
     Raises:
         UsageError: as `place_training`.
@@ -67,7 +69,14 @@ def place_group(run: Run, networks: int, batch_size: int) -> TrainPlacement | No
     # A data set that is smaller than a batch is one batch.
     size = min(batch_size, data.num_train)
     trainings = Trainings(networks=networks, batch_size=size, image_size=max(data.image_shape[1:]))
-    return place_training(node_resources(), run.spec.resources, trainings)
+    elsewhere = node_resources(but=left_out)
+    try:
+        placed = place_training(elsewhere, run.spec.resources, trainings)
+    except UsageError:
+        if not left_out:
+            raise
+        return place_training(node_resources(), run.spec.resources, trainings)
+    return None if placed is None else replace(placed, left_out=tuple(sorted(left_out)))
 
 
 def check_group(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import PlacementGroupFactory
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 NODE_ID = "ray.io/node-id"
 """Label that Ray gives each node: its id."""
+
+
+def nodes_but(left_out: Collection[str]) -> dict[str, str]:
+    """The selector of all nodes but those of the ids in `left_out`, for `label_selector` of Ray."""
+    return {NODE_ID: f"!in({','.join(sorted(left_out))})"} if left_out else {}
 
 
 class WorkerResources(PlacementGroupFactory):
@@ -33,7 +39,7 @@ class WorkerResources(PlacementGroupFactory):
         """Ask Ray for the resources."""
         if not self.left_out:
             return super().to_placement_group()
-        elsewhere = {NODE_ID: f"!in({','.join(sorted(self.left_out))})"}
+        elsewhere = nodes_but(self.left_out)
         return placement_group(self.bundles, strategy=self.strategy, bundle_label_selector=[elsewhere])
 
 

@@ -6,10 +6,11 @@ import io
 from pathlib import Path
 
 import pytest
+import ray
 from rich.console import Console
 
 from raprune.errors import StoreError
-from raprune.orchestration.run import Run, check_unchanged, describe, warn_of_symptoms
+from raprune.orchestration.run import Run, check_unchanged, describe, place_group, warn_of_symptoms
 from raprune.pruning.preparation import prepare
 from raprune.results.stages import Stages
 from raprune.results.test_split import TEST_FILE
@@ -75,3 +76,16 @@ def test_check_unchanged_of_an_earlier_run_compares_groups_and_costs(tmp_path: P
     other = earlier | {"dense": earlier["dense"] | {"flops": 1}}
     with pytest.raises(StoreError, match="the network changed since the run began"):
         check_unchanged(store, RunRecord.model_validate(other), prepared, console)
+
+
+def test_group_avoids_nodes_that_are_left_out_unless_it_does_not_fit_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in "abc"]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    given = {"model.name": "digits-net", "data.name": "digits", "methods": ["l1"], "output": str(tmp_path / "run")}
+    spec = load_spec(None, given | {"resources.train_workers": 4})
+    run = Run(spec, Store(spec.output), prepare(spec), Console(), Stages())
+    for left_out, workers, avoided in (((), 4, ()), (("b",), 4, ("b",)), (("c", "b"), 4, ())):
+        placed = place_group(run, 1, 64, left_out)
+        assert placed is not None and (placed.workers, placed.left_out) == (workers, avoided)

@@ -8,7 +8,7 @@ import secrets
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from raprune.errors import RapruneError, Terminated, UsageError
@@ -73,11 +73,11 @@ def cluster(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def node_resources() -> list[Mapping[str, float]]:
-    """Resources of each living node."""
+def node_resources(but: Collection[str] = ()) -> list[Mapping[str, float]]:
+    """Resources of each living node, without those of the ids in `but`."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in but]
 
 
 def machine() -> str:

@@ -103,6 +103,8 @@ class TrainPlacement(Placement):
     """
 
     groups: int = 1
+    left_out: tuple[str, ...] = ()
+    """Ids of the nodes that get none of the workers."""
 
     @property
     def side_by_side(self) -> int:

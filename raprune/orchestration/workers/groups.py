@@ -29,6 +29,7 @@ from raprune.data.ranks import Ranks
 from raprune.errors import RapruneError, StoreError
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS, Action, Failure, decide, error_text
 from raprune.orchestration.cluster.placement import TrainPlacement
+from raprune.orchestration.scheduler import nodes_but
 from raprune.orchestration.tasks import Shared
 from raprune.orchestration.workers.trainings import Rank, Training
 from raprune.results.stages import FINETUNE, PHASES, Stages
@@ -286,12 +287,16 @@ def _fit(work: GroupWork, placement: TrainPlacement) -> str | None:
     filesystem, path = work.shared.store.location
     # Typed after the first version of Ray Train, which does not know all of its fields.
     again: Any = FailureConfig
+    scaling: Any = ScalingConfig
     trainer = TorchTrainer(
         _train_each,
         train_loop_config={_WORK: work},
         torch_config=TorchConfig(backend=placement.backend),
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=placement.resources
+        scaling_config=scaling(
+            num_workers=placement.workers,
+            use_gpu=placement.gpus > 0,
+            resources_per_worker=placement.resources,
+            label_selector=nodes_but(placement.left_out) or None,
         ),
         run_config=RunConfig(
             # Ray would resume a run of the same name from its own checkpoints.

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,9 @@ def test_run_whose_driver_is_killed_while_its_group_trains_resumes_at_the_last_e
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_two_groups_side_by_side_train_each_finalist_once(ray_cluster: None, tmp_path: Path) -> None:
-    two_groups = TrainPlacement(2, 0.5, 0.0, "2 groups of 2 x 0.5 CPUs together", groups=2)
+    another_node = ("0" * 56,)
+    words = "2 groups of 2 x 0.5 CPUs together"
+    two_groups = TrainPlacement(2, 0.5, 0.0, words, groups=2, left_out=another_node)
     for job in begun(spec_of(tmp_path)):
         parents = [proposal(number, "l2", 0.3 + number / 10) for number in range(4)]
         searched(job, parents)
@@ -240,6 +243,8 @@ def test_two_groups_side_by_side_train_each_finalist_once(ray_cluster: None, tmp
         ]
         tuned = [trial for trial in job.store.trials() if trial.proposal.stage is Stage.FINETUNE]
         assert [trial.state for trial in tuned] == [TrialState.COMPLETE] * 4
+        times = sorted((trial.started_at, trial.started_at + trial.seconds) for trial in tuned)
+        assert any(begin < end for (_, end), (begin, _) in pairwise(times)), "no two were trained at the same time"
         assert job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
 
 
