@@ -19,8 +19,9 @@ Two figures, both of the front on the validation split. *Hypervolume*: share of 
 eighth to a half of the FLOPs on a logarithmic scale; where there is none, chance. It leaves out the ends, which any
 search fills.
 
-A line a run goes to `--results`, and what stands there is not run again; the table is written to `search_quality.md`
-beside this file.
+A line a run goes to `--results`, and what stands there is not run again at the same commit. The table is written to
+`search_quality.md` beside this file, with a row for each arm, duration, validation split and commit; rows that were not
+measured by these runs stay as they are.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bar import show
+from bar import commit, show
 
 from raprune import pareto
 from raprune.records import Stage, Trial, TrialState
@@ -96,6 +99,15 @@ class Result:
     statistics_s: float
     """Of the time, before the first trial began."""
     machine: str
+    validation: float = 0.1
+    """Fraction of the training split."""
+    commit: str = ""
+    date: str = ""
+
+    @property
+    def setting(self) -> tuple[str, int, float, float, str]:
+        """Runs of the same setting are not run twice."""
+        return self.arm, self.seed, self.minutes, self.validation, self.commit
 
 
 def main() -> None:
@@ -110,20 +122,15 @@ def main() -> None:
     results = _read(arguments.results)
     for seed in arguments.seeds:
         for arm in [] if arguments.table_only else arguments.arms:
-            if not any((r.arm, r.seed, r.minutes) == (arm, seed, arguments.minutes) for r in results):
-                results.append(
-                    run(
-                        arm,
-                        seed=seed,
-                        minutes=arguments.minutes,
-                        assignments={"data.validation_fraction": arguments.validation},
-                    )
-                )
+            setting = (arm, seed, arguments.minutes, arguments.validation, commit())
+            if not any(r.setting == setting for r in results):
+                results.append(run(arm, seed=seed, minutes=arguments.minutes, validation=arguments.validation))
                 _append(arguments.results, results[-1])
     chosen = [r for r in results if r.minutes == arguments.minutes and r.arm in arguments.arms]
-    chosen = [r for r in chosen if r.seed in arguments.seeds]
-    TABLE.write_text(table(chosen, minutes=arguments.minutes))
+    chosen = [r for r in chosen if r.seed in arguments.seeds and r.validation == arguments.validation]
+    TABLE.write_text(table(chosen, before=TABLE.read_text() if TABLE.exists() else ""))
     print(f"wrote {TABLE.name}")
+    chosen = [r for r in chosen if r.commit == commit()]
     ours = {r.seed: r for r in chosen if r.arm == "warm"}
     for arm in [arm for arm in arguments.arms if arm != "warm"]:
         theirs = [r for r in chosen if r.arm == arm and r.seed in ours]
@@ -132,17 +139,19 @@ def main() -> None:
             show(f"warm - {arm}, least of {len(theirs)} seeds", figure=least, bar=0.0, unit=figure, more_is_better=True)
 
 
-def run(arm: str, *, seed: int, minutes: float, assignments: dict[str, Any]) -> Result:
+def run(arm: str, *, seed: int, minutes: float, validation: float) -> Result:
     """One search to its end, and what it found in its time."""
     with tempfile.TemporaryDirectory() as folder:
         fields = COMMON | ARMS[arm] | {"search.time_limit_s": 60 * minutes, "statistics": f"{folder}/statistics"}
         # The test split is nobody's business here.
-        fields |= {"data.test": None, "seed": seed, "output": f"{folder}/run", **assignments}
+        fields |= {"data.test": None, "seed": seed, "output": f"{folder}/run"}
+        fields |= {"data.validation_fraction": validation}
         spec = load_spec(JOB, fields)
         command = [sys.executable, "-c", SEARCH, spec.model_dump_json()]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         store = Store(f"{folder}/run")
         result = judged(arm, seed, minutes, store.trials(), store.run())
+        result = replace(result, validation=validation, commit=commit(), date=f"{datetime.now(UTC):%Y-%m-%d}")
     print(
         f"{arm}, seed {seed}, {minutes:g} minutes: {result.trials} trials, hypervolume {result.hypervolume:.4f}, "
         f"mean accuracy {result.mean_accuracy:.2%}",
@@ -189,34 +198,59 @@ def _point(trial: Trial) -> tuple[float, float]:
     return 1 - trial.metrics.accuracy, trial.metrics.flops_fraction
 
 
-def table(results: Sequence[Result], *, minutes: float) -> str:
-    """The Markdown file."""
-    lines = [
-        "# What a search finds in equal wall time: ResNet-20 on CIFAR-10 (JPEG)",
-        "",
-        "Made by `jobs/benchmarks/search_quality.py`, whose docstring says what the arms and the figures are. "
-        f"{minutes:g} minutes a run, seeds {', '.join(map(str, sorted({r.seed for r in results})))}, "
-        f"{'; '.join(sorted({r.machine for r in results}))}. Mean over the seeds, with the least and the most.",
-        "",
-        "| arm | seeds | hypervolume | mean accuracy, % | trials |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    by_arm = {arm: [r for r in results if r.arm == arm] for arm in ARMS}
-    for arm, own in sorted(by_arm.items(), key=lambda item: -_mean([r.hypervolume for r in item[1]])):
-        if own:
-            accuracies = [100 * r.mean_accuracy for r in own]
-            lines.append(
-                f"| {arm} | {', '.join(str(r.seed) for r in own)} | {_told([r.hypervolume for r in own], 4)} | "
-                f"{_told(accuracies, 2)} | "
-                f"{_mean([r.trials for r in own]):.0f} |"
-            )
+HEADER = (
+    "| arm | minutes | validation | seeds | hypervolume | mean accuracy, % | trials | commit | date | machine |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+BY_METHOD = "Mean accuracy of each method's own front in `global`, %: "
+
+
+def table(results: Sequence[Result], *, before: str) -> str:
+    """The Markdown file: rows of `results`, and those of the file `before` that are of other settings."""
+    rows = {_key(line): line for line in before.splitlines() if line.startswith("| ") and line not in HEADER}
+    known = [line for line in before.splitlines() if line.startswith(BY_METHOD)]
+    ordered = sorted(results, key=_group)
+    rows |= {_key(line): line for line in (_row(list(own)) for _, own in groupby(ordered, _group))}
     ranked = [r for r in results if r.arm == "global"]
     if ranked:
         names = sorted({name for r in ranked for name in r.by_method})
         means = {name: _mean([100 * r.by_method.get(name, CHANCE) for r in ranked]) for name in names}
         each = ", ".join(f"{name} {mean:.1f}" for name, mean in sorted(means.items(), key=lambda item: -item[1]))
-        lines += ["", f"Mean accuracy of each method's own front in `global`, %: {each}."]
+        known = [f"{BY_METHOD}{each}."]
+    lines = [
+        "# What a search finds in equal wall time: ResNet-20 on CIFAR-10 (JPEG)",
+        "",
+        "Made by `jobs/benchmarks/search_quality.py`, whose docstring says what the arms and the figures are. Mean "
+        "over the seeds, with the least and the most; validation is a fraction of the training split.",
+        "",
+        *HEADER,
+        *sorted(rows.values(), key=lambda row: (row.split(" | ")[1:3], -float(row.split("**")[1]))),
+        *(["", *known] if known else []),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _group(result: Result) -> tuple[str, float, float, str]:
+    return result.arm, result.minutes, result.validation, result.commit
+
+
+def _key(row: str) -> tuple[str, ...]:
+    """Arm, minutes, validation and commit of a row."""
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    return cells[0], cells[1], cells[2], cells[7]
+
+
+def _row(own: Sequence[Result]) -> str:
+    first = own[0]
+    seeds = ", ".join(str(r.seed) for r in sorted(own, key=lambda r: r.seed))
+    cells = [
+        *(first.arm, f"{first.minutes:g}", f"{first.validation:g}", seeds),
+        _told([r.hypervolume for r in own], 4),
+        _told([100 * r.mean_accuracy for r in own], 2),
+        f"{_mean([r.trials for r in own]):.0f}",
+        *(first.commit, max(r.date for r in own), "; ".join(sorted({r.machine for r in own}))),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _told(values: Sequence[float], digits: int) -> str:
