@@ -116,7 +116,16 @@ def test_pareto_takes_numbers_only() -> None:
 def test_a_method_knows_torch_and_groups_only(name: str) -> None:
     shared = {
         f"raprune.methods.{name}"
-        for name in ("method", "magnitude", "activations", "gammas", "patches", "least_squares", "contribution")
+        for name in (
+            "method",
+            "magnitude",
+            "activations",
+            "gammas",
+            "patches",
+            "least_squares",
+            "contribution",
+            "sensitivity",
+        )
     }
     graphs = {f"raprune.channels.{name}" for name in ("graph", "maxout", "evaluating", "transfer")}
     allowed = shared | graphs

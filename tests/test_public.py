@@ -102,10 +102,6 @@ METHODS: dict[str, dict[str, object]] = {
 HOOKS = {
     "regularize": "(self) -> 'Regularizer | None'",
     "score": "(self, model: 'nn.Module', graph: 'ChannelGraph', batches: 'Batches', *, seed: 'int') -> 'Scores'",
-    "measured_at": "(self, num_channels: 'int') -> 'tuple[int, ...]'",
-    "rescaled": (
-        "(self, scores: 'npt.NDArray[np.float64]', divergences: 'Mapping[int, float]') -> 'npt.NDArray[np.float64]'"
-    ),
     "damage": "(self, scores: 'Scores') -> 'Scores'",
     "repair": "(self, model: 'nn.Module', batches: 'Batches', cut: 'Cut') -> 'None'",
     "path": "(self, dense: 'Network', widths: 'Mapping[str, int]', services: 'TrainingServices') -> 'Iterator[Step]'",

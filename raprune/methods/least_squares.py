@@ -6,7 +6,8 @@ Every convolution and linear layer gets the weights W that bring its outputs clo
 
 with X the patches that the layer reads (centred if a bias or a batch norm can represent the mean), Y the dense
 network's outputs at these patches, and W0 the layer's weights before. The ridge is proximal: weights that the patches
-do not determine keep their values.
+do not determine keep their values. For a layer with few samples it is chosen: the one with the smallest error on the
+even images of a fit to the odd ones, and the other way round.
 
 He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (arXiv 1707.06168) refit layers
 in this way from front to back, and fit the sum with the shortcut at the end of a residual branch. Ours: all layers
@@ -45,6 +46,10 @@ LARGEST = 2**32
 limit does not depend on the device, so that a network is refitted on the same images everywhere."""
 LIVE = 4
 """Activations as large as the largest that a forward pass holds at once. Counted for ResNet-50: 3.4."""
+SURE = 40
+"""Samples per weight of a filter below which a ridge is chosen from `RIDGES`."""
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Ridges that are tried for a layer with few samples."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -103,7 +108,7 @@ def refit_bytes(dense: nn.Module, image: Tensor, images: int, *, each: float) ->
         samples += rows * module.weight.shape[0] * 4
         part, longest = max(part, min(CHUNK, rows * entries)), max(longest, entries)
     # A layer's padded input, a part of its patches (as read and in order; float32 on GPUs), and the solved matrices.
-    work = largest * images + part * (4 + 4) + 4 * longest**2 * 8
+    work = largest * images + part * (4 + 4) + 6 * longest**2 * 8
     return round(each * images) + samples + work
 
 
@@ -276,6 +281,12 @@ class Moments:
         """The sum of r^2."""
         return float(self._sums[4])
 
+    def __add__(self, other: Moments) -> Moments:
+        both = Moments()
+        both.count = self.count + other.count
+        both._sums = [one + another for one, another in zip(self._sums, other._sums, strict=True)]
+        return both
+
     def gram(self, *, centred: bool) -> Tensor:
         """Return `x^T x / N`, shape `(G, P, P)`."""
         mean = self.means[0]
@@ -287,6 +298,46 @@ class Moments:
         mean_x, mean_r = self.means
         cross = self._sums[1] / self.count
         return cross - mean_x[:, :, None] * mean_r[:, None, :] if centred else cross
+
+
+class Halves:
+    """Moments of the even and of the odd images, and of all.
+
+    A layer whose samples are few has a ridge that is chosen on the half that it was not fitted to. Measured for
+    EfficientNet-Lite0 on 320 images, whose classifier reads 1,280 channels: without this, 11 of 100 images are right
+    at 80 % of the FLOPs where the dense network has 88.
+    """
+
+    def __init__(self) -> None:
+        self.parts = (Moments(), Moments())
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    @property
+    def whole(self) -> Moments:
+        """Moments of all images."""
+        even, odd = self.parts
+        return even + odd if even.count and odd.count else even if even.count else odd
+
+    def ridge_for(self, columns: int, least: float, systems: Callable[[Moments], tuple[Tensor, Tensor]]) -> float:
+        """Return `least`, or, of few samples, the ridge of `RIDGES` above it with the smallest error on the other half.
+
+        `systems` gives the matrix `(G, P, P)` and the right side `(G, P, M)` of the moments of a half.
+        """
+        if self.count >= SURE * columns or not all(part.count for part in self.parts):
+            return least
+        halves = [systems(part) for part in self.parts]
+        ridges = [least, *(ridge for ridge in RIDGES if ridge > least)]
+        errors = []
+        for ridge in ridges:
+            error = torch.zeros((), dtype=torch.float64, device=halves[0][0].device)
+            for (gram, cross), (other, wanted) in (halves, halves[::-1]):
+                change = solved(gram, cross, ridge)
+                error = error + (change * (other @ change - 2 * wanted)).sum()
+            errors.append(error)
+        return ridges[int(torch.stack(errors).argmin())]
 
 
 def scale_of(gram: Tensor) -> Tensor:
@@ -351,21 +402,28 @@ class _Layer:
         self.add(sums, x, wanted)
         self.update(sums, ridge)
 
-    def moments(self) -> Moments:
-        return Moments()
+    def moments(self) -> Halves:
+        return Halves()
 
-    def add(self, sums: Moments, x: Tensor, wanted: Tensor, first: int = 0) -> None:
+    def add(self, halves: Halves, x: Tensor, wanted: Tensor, first: int = 0) -> None:
         dtype = self.patches.dtype
         weight = self._weight().to(dtype)
-        for part, read in self.patches.of_input(x, first):
-            now = read @ weight
-            if self.module.bias is not None:
-                now += self.module.bias.to(dtype).reshape(len(weight), 1, -1)
-            wanted_GNM = wanted[part].to(dtype).unflatten(1, (len(weight), -1)).transpose(0, 1)
-            sums.add(read, wanted_GNM - now)
+        wanted_by_image = wanted.unflatten(0, (len(x), -1))
+        for offset in range(min(2, len(x))):
+            sums, targets = halves.parts[(first + offset) % 2], wanted_by_image[offset::2].flatten(0, 1)
+            for part, read in self.patches.of_input(x[offset::2], first + offset, step=2):
+                now = read @ weight
+                if self.module.bias is not None:
+                    now += self.module.bias.to(dtype).reshape(len(weight), 1, -1)
+                sums.add(read, targets[part].to(dtype).unflatten(1, (len(weight), -1)).transpose(0, 1) - now)
 
-    def update(self, sums: Moments, ridge: float) -> None:
-        change = solved(sums.gram(centred=self._centred), sums.cross(centred=self._centred), ridge)
+    def update(self, halves: Halves, ridge: float) -> None:
+        def system(sums: Moments) -> tuple[Tensor, Tensor]:
+            return sums.gram(centred=self._centred), sums.cross(centred=self._centred)
+
+        sums = halves.whole
+        gram, cross = system(sums)
+        change = solved(gram, cross, halves.ridge_for(gram.shape[-1], ridge, system))
         self.module.weight.copy_((self._weight() + change).mT.reshape(self.module.weight.shape))
         if self._centred:
             mean_x, mean_r = sums.means

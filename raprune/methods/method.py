@@ -164,21 +164,6 @@ class Method:
         """
         raise TypeError(f"{type(self).__name__} has no score")
 
-    def measured_at(self, num_channels: int) -> tuple[int, ...]:
-        """Return the numbers of removals in a group at which `rescaled` needs the measured sensitivity; default: none.
-
-        For the measurement the lowest-scored channels of this group alone are cut and the network is repaired.
-        """
-        return ()
-
-    def rescaled(self, scores: npt.NDArray[np.float64], divergences: Mapping[int, float]) -> npt.NDArray[np.float64]:
-        """Return a group's scores, shape `(num_channels,)`, in the same order, from the measured sensitivity.
-
-        `divergences` maps a number of removed channels to the mean Kullback-Leibler divergence, in nats, of the
-        predictions from the dense network's.
-        """
-        return scores
-
     def damage(self, scores: Scores) -> Scores:
         """Return for each group the predicted damage without its m lowest-scored channels, m = 0 .. num_channels.
 
@@ -206,7 +191,7 @@ class Method:
         return cls.path is not Method.path
 
     def behind_scores(self) -> dict[str, bool | int | float | str]:
-        """Return the hyper-parameters that scores and measured sensitivities depend on."""
+        """Return the hyper-parameters that scores depend on."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if not entry.metadata.get("repair")}
 
 

@@ -24,19 +24,19 @@ CHUNK = 2**24
 ROWS = 4096
 """Maximum number of patches in a product of float32; the sums over products are in float64."""
 SAMPLES_A_COLUMN = 4
-"""Number of patches per weight of a filter below which products are in float64 on every device."""
+"""Number of patches per weight of a filter below which products are in float64."""
 
 
-def products_in(device: torch.device, samples: int, columns: int) -> torch.dtype:
-    """Return the type in which products of patches are computed: float64, or float32 on CUDA if samples are many.
+def products_in(dtype: torch.dtype, samples: int, columns: int) -> torch.dtype:
+    """Return the type of products of patches for weights of type `dtype`: float32 if samples are many, else float64.
 
-    GPUs multiply float64 at a half to a 64th of the speed of float32. Measured for the refit of ResNet-56 at 50 % of
-    the FLOPs, 512 images: products in float32 and sums in float64 give the same accuracy on 2,400 images, 0.8917, and
-    weights that differ by 3e-4. With fewer samples than columns the two differ wildly, because a ridge of 1e-6 is as
-    small as the rounding of float32.
+    CPUs multiply float64 at half the speed of float32, GPUs at a half to a 64th. Measured for the refit of ResNet-56
+    at 50 % of the FLOPs, 512 images: products in float32 and sums in float64 give the same accuracy on 2,400 images,
+    0.8917, and weights that differ by 3e-4. With fewer samples than columns the two differ wildly, because a ridge of
+    1e-6 is as small as the rounding of float32.
     """
     many = samples >= SAMPLES_A_COLUMN * columns
-    return torch.float32 if device.type == "cuda" and many else torch.float64
+    return torch.float32 if dtype != torch.float64 and many else torch.float64
 
 
 class PatchReader:
@@ -106,14 +106,18 @@ class Patches:
         self.chosen = chosen
         """Chosen positions of the output for each image, shape `(images, positions)`, with the last axis fastest."""
         self._sizes = sizes
-        self.dtype = products_in(chosen.device, chosen.numel(), cast(Tensor, module.weight)[0].numel())
+        weight = cast(Tensor, module.weight)
+        self.dtype = products_in(weight.dtype, chosen.numel(), weight[0].numel())
         """Type of the patches of the input."""
 
     @classmethod
-    def drawn(cls, module: nn.Module, output: Tensor, total: int, seed: int) -> Patches:
-        """Draw random positions, the same number in each of `total` images; all positions if there are too few."""
+    def drawn(cls, module: nn.Module, output: Tensor, total: int, seed: int, *, fraction: float = 1.0) -> Patches:
+        """Draw random positions, the same number in each of `total` images; all positions if there are too few.
+
+        `fraction`: part of the usual number of patches that is drawn.
+        """
         sizes = tuple(output.shape[1:-1] if isinstance(module, nn.Linear) else output.shape[2:])
-        available, each = math.prod(sizes), cls._each(module, total)
+        available, each = math.prod(sizes), math.ceil(fraction * cls._each(module, total))
         if each >= available:
             chosen = torch.arange(available, device=output.device).expand(total, -1)
         else:
@@ -142,8 +146,8 @@ class Patches:
         columns = cast(Tensor, self.module.weight)[0].numel()
         # An entry is gathered by an index, moved to its group, and converted.
         read = min(CHUNK, self.chosen.numel() * columns) * 4 * 8
-        # Sums, their scaled copies, the factor, and the products that are being added.
-        return read + 6 * self.groups * columns**2 * 8
+        # Sums of both halves and of all, their scaled copies, the factor, and the products that are being added.
+        return read + 8 * self.groups * columns**2 * 8
 
     def of_output(self, y: Tensor, first: int = 0) -> Tensor:
         """Return the outputs at the positions, `(N, channels)`; `y` is the output for the images from `first` on."""
@@ -152,19 +156,22 @@ class Patches:
         )
         return rows[self._places(first, len(y))]
 
-    def of_input(self, x: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """Yield parts of 0..N and their patches, shape `(groups, part, weights of a filter)`, in `dtype`."""
-        images, places = self._places(first, len(x))
+    def of_input(self, x: Tensor, first: int = 0, *, step: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """Yield parts of 0..N and their patches, shape `(groups, part, weights of a filter)`, in `dtype`.
+
+        `x` is the input for every `step`-th image from `first` on.
+        """
+        images, places = self._places(first, len(x), step)
         reader = PatchReader(self.module, x, self._sizes)
-        step = max(1, CHUNK // reader.entries)
+        rows = max(1, CHUNK // reader.entries)
         if self.dtype == torch.float32:
-            step = min(step, ROWS)
-        for start in range(0, len(images), step):
-            part = slice(start, min(start + step, len(images)))
+            rows = min(rows, ROWS)
+        for start in range(0, len(images), rows):
+            part = slice(start, min(start + rows, len(images)))
             read_NTC = reader.read(images[part], places[part])
             read_GNP = read_NTC.unflatten(2, (self.groups, -1)).permute(2, 0, 3, 1).flatten(2)
             yield part, read_GNP.to(self.dtype)
 
-    def _places(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        chosen = self.chosen[first : first + count]
+    def _places(self, first: int, count: int, step: int = 1) -> tuple[Tensor, Tensor]:
+        chosen = self.chosen[first : first + count * step : step]
         return torch.arange(count, device=chosen.device).repeat_interleave(chosen.shape[1]), chosen.reshape(-1)

@@ -15,7 +15,7 @@ and X H. The paper's: scores by the error after a least-squares refit of the lay
 Ours, because we had only the abstract: the formulas above; one channel after another, so that the order is nested and
 each group has a curve of errors; both forms (`block`, patches; `map`, one coefficient for a channel's whole map); a
 ridge; for groups that several layers read, the sum of the errors as fractions of each layer's outputs; and
-`sensitivity`: curves in units of their effect on the network's predictions, measured at some widths of each group.
+`sensitivity`: curves in units of their effect on the network's logits, estimated at two widths of each group.
 A channel's score is the error once this channel and all channels before it in the order are removed.
 """
 
@@ -34,18 +34,42 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
-from raprune.channels.graph import ChannelGraph, Member
-from raprune.methods.least_squares import Moments, factored, refit, scale_of, structure_of
+from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.methods.least_squares import (
+    Halves,
+    Moments,
+    ObservedLayer,
+    factored,
+    refit,
+    scale_of,
+    solved,
+    structure_of,
+)
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Cut, Method, Scores
 from raprune.methods.patches import PATCHES, PATCHES_A_WEIGHT, Patches
+from raprune.methods.sensitivity import LayerChange, ParameterChange, effects_of_layers, effects_of_parameters
 
 Curve = npt.NDArray[np.float64]
 
 BLOCK = 4608
 """Weights per filter above which the map form is used; its matrix is smaller by the squared kernel size."""
-MEASURED_AT = (0.4, 0.8)
-"""Fractions of removed channels of a group at which the sensitivity is measured; it is interpolated between them."""
+ESTIMATED_AT = (0.4, 0.8)
+"""Fractions of removed channels of a group at which the sensitivity is estimated; it is interpolated between them."""
+IMAGES = 512
+"""Maximum number of images for scores, unless a layer needs more for `ENOUGH`."""
+FRACTION = 0.5
+"""Fraction of the patches of a refit that scores look at: an order of channels is sure before weights are."""
+ENOUGH = 10
+"""Patches per weight of a filter that `IMAGES` must have at least; of fewer, more images are taken."""
+SENSITIVITY_IMAGES = 128
+"""Maximum number of images on which the sensitivity is estimated."""
+SENSITIVITY_BYTES = 2**30
+"""Bytes that the activations of one pass forth and back may take, roughly."""
+GRAPH = 4
+"""Activations that a pass back needs, in bytes of the outputs of convolutions and linear layers."""
+UNREAD_IMAGES = 32
+"""Maximum number of images, one at a time, on which the sensitivity to groups without a reader is estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +82,12 @@ class Reconstruction(Method):
     form: str = field(default="block", metadata={"search": {"choices": ("block", "map")}})
     """Unknowns of the refit for scores: each weight (`block`), or one coefficient per pair of channels (`map`)."""
     ridge: float = 1e-6
-    """Weight of the penalty on changes of the weights, relative to the mean square of the weights' inputs."""
+    """Minimum weight of the penalty on changes of the weights, relative to the mean square of the weights' inputs. A
+    layer with few samples gets a larger one (`least_squares.Halves`)."""
     sensitivity: float = 1.0
     """0: a layer's errors count as fractions of its outputs, as if all layers were equally sensitive. 1: they count by
-    the measured sensitivity, the divergence of the network's predictions from the dense network's once this group alone
-    is cut and all layers behind it are refitted. Between 0 and 1: the geometric mean.
+    the sensitivity, how far the network's logits move once this group alone is cut and the layers that read it are
+    refitted (`sensitivity.py`). Between 0 and 1: the geometric mean.
     Measured on ResNet-20, CIFAR-10 (JPEG), `least_damage` at 50, 25 and 12.5 % of the FLOPs, 5,000 validation images,
     one run each: 0 gives 72.9, 59.1 and 48.4 %, 1 gives 77.1, 64.0 and 49.6 % (`uniform`: 74.2, 57.6 and 47.9 %)."""
     target: str = field(
@@ -74,29 +99,42 @@ class Reconstruction(Method):
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         with evaluating(model), torch.no_grad():
-            problems = _problems(model, graph, batches, self.form)
+            ran, _ = structure_of(model, next(iter(batches()))[0][:2])
+            parts = _enough(model, ran, batches)
+            problems = _problems(model, graph, parts, ran, self.form)
+            orders, curves, of_layers, of_parameters = {}, {}, {}, {}
+            for group in graph.groups:
+                mine = [problem for problem in problems if problem.group == group.name]
+                if mine:
+                    ridges = [problem.ridge(self.ridge) for problem in mine]
+                    solutions = [problem.solution(ridge) for problem, ridge in zip(mine, ridges, strict=True)]
+                    orders[group.name], curves[group.name] = removal(solutions)
+                else:
+                    # No layer reads the group, so the norms of its filters decide.
+                    orders[group.name], curves[group.name] = _by_weight(model, graph.only([group.name]))
+                for gone in self._estimated_at(group.num_channels):
+                    removed = orders[group.name][:gone]
+                    if mine:
+                        of_layers[group.name, gone] = [
+                            problem.change(removed, ridge) for problem, ridge in zip(mine, ridges, strict=True)
+                        ]
+                    else:
+                        of_parameters[group.name, gone] = _without(model, group, removed)
+        images = torch.cat(parts)
+        effects = effects_of_layers(model, of_layers, images[:SENSITIVITY_IMAGES], batch_size=_pass_images(ran))
+        effects |= effects_of_parameters(model, of_parameters, images[:UNREAD_IMAGES])
         scores = {}
         for group in graph.groups:
-            mine = [problem for problem in problems if problem.group == group.name]
-            if mine:
-                order, errors = removal([p.solution(self.ridge) for p in mine])
-            else:
-                # No layer reads the group, so the norms of its filters decide.
-                order, errors = _by_weight(model, graph.only([group.name]))
+            found = {gone: effect for (name, gone), effect in effects.items() if name == group.name}
             scores[group.name] = np.empty(group.num_channels)
-            scores[group.name][order] = errors
+            scores[group.name][orders[group.name]] = _in_units_of(curves[group.name], found, self.sensitivity)
         return scores
 
-    def measured_at(self, num_channels: int) -> tuple[int, ...]:
+    def _estimated_at(self, num_channels: int) -> tuple[int, ...]:
+        """Return the numbers of removals in a group at which the sensitivity is estimated."""
         if self.sensitivity == 0:
             return ()
-        return tuple(sorted({round(fraction * num_channels) for fraction in MEASURED_AT} - {0, num_channels}))
-
-    def rescaled(self, scores: Curve, divergences: Mapping[int, float]) -> Curve:
-        order = np.argsort(scores, kind="stable")
-        found = np.empty(len(scores))
-        found[order] = _in_units_of(scores[order], divergences, self.sensitivity)
-        return found
+        return tuple(sorted({round(fraction * num_channels) for fraction in ESTIMATED_AT} - {0, num_channels}))
 
     def damage(self, scores: Scores) -> Scores:
         return {name: _beyond(np.r_[0.0, np.sort(errors)], self.error_budget) for name, errors in scores.items()}
@@ -203,8 +241,12 @@ class LayerInputs:
     centred: bool
     """True if a bias or a batch norm can represent the mean."""
     read: Callable[[Tensor, int], Iterator[Tensor]]
-    """Function of the layer's input and the index of its first image that yields samples, shape `(G, N, P)`."""
-    sums: Moments = field(default_factory=Moments)
+    """Function of the layer's input for every second image from an index on that yields samples, `(G, N, P)`."""
+    as_weight: Callable[[Tensor], Tensor]
+    """Function of weights in the shape of `weight` that returns them in the shape of the layer's."""
+    taps_met: float = 1.0
+    """Fraction of the taps of a filter that an output reads, in the map form."""
+    sums: Halves = field(default_factory=Halves)
 
 
 @dataclass(frozen=True)
@@ -216,32 +258,121 @@ class ReaderProblem:
     columns: Tensor
     """Columns of P that belong to each channel, shape `(channels, columns per channel)`."""
 
+    def ridge(self, least: float) -> float:
+        """Return the ridge with which the half of the channels predicts the other half best on other images."""
+        layer = self.reading
+        gone, left = self._divided(range(0, len(self.columns), 2))
+
+        def system(sums: Moments) -> tuple[Tensor, Tensor]:
+            gram = sums.gram(centred=layer.centred)
+            return gram[:, left[:, None], left], gram[:, left[:, None], gone] @ layer.weight.flatten(2)[:, gone]
+
+        return layer.sums.ridge_for(layer.weight.shape[1], least, system)
+
+    def _divided(self, removed: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the columns of the channels `removed`, and all others."""
+        is_gone = torch.zeros(self.reading.weight.shape[1], dtype=torch.bool, device=self.columns.device)
+        is_gone[self.columns[list(removed)].flatten()] = True
+        return is_gone.nonzero()[:, 0], (~is_gone).nonzero()[:, 0]
+
     def solution(self, ridge: float) -> Solution:
         layer = self.reading
-        gram, weight = layer.sums.gram(centred=layer.centred), layer.weight.flatten(2)
+        gram, weight = layer.sums.whole.gram(centred=layer.centred), layer.weight.flatten(2)
         energy = (weight * (gram @ weight)).sum()
         return Solution(gram, weight, self.columns, ridge=ridge, unit=torch.where(energy > 0, 1 / energy, 0.0))
 
+    def change(self, removed: Sequence[int], ridge: float) -> LayerChange:
+        """Return the change of the layer once the channels `removed` are gone and its other weights are refitted."""
+        layer = self.reading
+        sums = layer.sums.whole
+        gram, weight = sums.gram(centred=layer.centred), layer.weight.flatten(2)
+        gone, left = self._divided(removed)
+        change = torch.zeros_like(weight)
+        change[:, gone] = -weight[:, gone]
+        lost = gram[:, left[:, None], gone] @ weight[:, gone]
+        change[:, left] = solved(gram[:, left[:, None], left], lost, ridge)
+        shift = None
+        if layer.centred:
+            # Of the map form all taps of a channel have the same mean.
+            means = (sums.means[0][:, None, :] @ change)[:, 0]
+            shift = -layer.taps_met * means.unflatten(1, layer.weight.shape[2:]).sum(2).reshape(-1)
+        return LayerChange(layer.module, layer.as_weight(change.unflatten(2, layer.weight.shape[2:])), shift)
 
-def _in_units_of(errors: Curve, divergences: Mapping[int, float], sensitivity: float) -> Curve:
-    """Multiply the errors after each removal by the measured sensitivity, interpolated between; the result ascends."""
-    rates = {gone: nats / errors[gone - 1] for gone, nats in sorted(divergences.items()) if errors[gone - 1] > 0}
+
+def _in_units_of(errors: Curve, effects: Mapping[int, float], sensitivity: float) -> Curve:
+    """Multiply the errors after each removal by the sensitivity, interpolated between; the result ascends."""
+    rates = {gone: effect / errors[gone - 1] for gone, effect in sorted(effects.items()) if errors[gone - 1] > 0}
     if not rates:
         return errors
     between = np.interp(np.arange(1, len(errors) + 1), list(rates), np.clip(list(rates.values()), 1e-9, None))
     found = errors * between**sensitivity
     for place in range(1, len(found)):
-        # A measured sensitivity may be wrong; the order of the errors is kept in any case.
+        # The sensitivity is an estimate; the order of the errors is kept in any case.
         rises = errors[place] > errors[place - 1]
         found[place] = max(found[place], np.nextafter(found[place - 1], np.inf)) if rises else found[place - 1]
     return found
 
 
-def _problems(model: nn.Module, graph: ChannelGraph, batches: Batches, form: str) -> list[ReaderProblem]:
-    """Return a problem for every group and layer that reads this group, with the sums over the batches."""
+def _enough(model: nn.Module, ran: Mapping[str, ObservedLayer], batches: Batches) -> list[Tensor]:
+    """Return the first of the images, as many as all layers of `ran` need, in parts.
+
+    The number does not depend on the groups that are scored: a group's scores are the same whatever the others are.
+    """
     modules = dict(model.named_modules())
-    total = sum(len(images) for images, _ in batches())
-    ran, _ = structure_of(model, next(iter(batches()))[0][:2])
+    needed = IMAGES
+    for name, here in ran.items():
+        weight = cast(Tensor, modules[name].weight)
+        if weight[0].numel() <= BLOCK:
+            positions = here.output[0].numel() // len(weight)
+            needed = max(needed, -(-ENOUGH * weight[0].numel() // positions))
+    parts = []
+    for images, _ in batches():
+        parts.append(images[:needed])
+        needed -= len(parts[-1])
+        if needed == 0:
+            break
+    return parts
+
+
+def _pass_images(ran: Mapping[str, ObservedLayer]) -> int:
+    """Return the number of images of one pass forth and back within `SENSITIVITY_BYTES`."""
+    outputs = sum(here.output[0].numel() * here.output.element_size() for here in ran.values())
+    return max(1, SENSITIVITY_BYTES // max(1, GRAPH * outputs))
+
+
+def _without(model: nn.Module, group: Group, removed: Sequence[int]) -> list[ParameterChange]:
+    """Return the changes of parameters for a group without the channels `removed`: their entries become 0.
+
+    Of the parameters that read the group all, else the weight of the first layer that writes it, and its bias.
+    """
+    parameters = dict(model.named_parameters())
+    members = [member for member in group.members if member.parameter in parameters]
+    reading = [member for member in members if not member.writes and parameters[member.parameter].ndim > 1]
+    if not reading:
+        first = next((member for member in members if parameters[member.parameter].ndim > 1), None)
+        reading = [
+            member
+            for member in members
+            if first is not None
+            and member.parameter.rpartition(".")[0] == first.parameter.rpartition(".")[0]
+            and np.array_equal(member.indices, first.indices)
+        ]
+    changes = []
+    for member in reading:
+        parameter = parameters[member.parameter].detach()
+        gone = torch.zeros(parameter.shape[member.axis], dtype=torch.bool)
+        gone[torch.as_tensor(member.indices[list(removed)].reshape(-1))] = True
+        shape = [-1 if axis == member.axis else 1 for axis in range(parameter.ndim)]
+        changes.append(ParameterChange(member.parameter, -parameter * gone.to(parameter.device).reshape(shape)))
+    return changes
+
+
+def _problems(
+    model: nn.Module, graph: ChannelGraph, parts: Sequence[Tensor], ran: Mapping[str, ObservedLayer], form: str
+) -> list[ReaderProblem]:
+    """Return a problem for every group and layer that reads this group, with the sums over the images."""
+    modules = dict(model.named_modules())
+    total = sum(len(images) for images in parts)
     problems: list[ReaderProblem] = []
     shared: dict[str, LayerInputs] = {}
     for group in graph.groups:
@@ -254,7 +385,7 @@ def _problems(model: nn.Module, graph: ChannelGraph, batches: Batches, form: str
             centred = module.bias is not None or (name in ran and ran[name].norm is not None)
             if form == "block" and name in ran and cast(Tensor, module.weight)[0].numel() <= BLOCK:
                 if name not in shared:
-                    patches = Patches.drawn(module, ran[name].output, total, _seed(name))
+                    patches = Patches.drawn(module, ran[name].output, total, _seed(name), fraction=FRACTION)
                     shared[name] = _block(name, module, patches, centred=centred)
                 taps = math.prod(getattr(module, "kernel_size", ()))
                 columns = (own[:, :, None] * taps + torch.arange(taps, device=own.device)).flatten(1)
@@ -271,11 +402,12 @@ def _problems(model: nn.Module, graph: ChannelGraph, batches: Batches, form: str
     first = 0
 
     def add(reading: LayerInputs, x: Tensor, y: Tensor) -> None:
-        for read in reading.read(x, first):
-            reading.sums.add(read, read[:, :, :0])
+        for offset in range(min(2, len(x))):
+            for read in reading.read(x[offset::2], first + offset):
+                reading.sums.parts[(first + offset) % 2].add(read, read[:, :, :0])
 
     with _watching(model, problems, add):
-        for images, _ in batches():
+        for images in parts:
             model(images)
             first += len(images)
     return [problem for problem in problems if problem.reading.sums.count > 0]
@@ -293,16 +425,20 @@ def _block(name: str, module: nn.Module, patches: Patches, *, centred: bool) -> 
     weight_GPM = cast(Tensor, module.weight).detach().double().unflatten(0, (patches.groups, -1)).flatten(2).mT
 
     def read(x: Tensor, first: int) -> Iterator[Tensor]:
-        return (part for _, part in patches.of_input(x, first))
+        return (part for _, part in patches.of_input(x, first, step=2))
 
-    return LayerInputs(name, weight_GPM[..., None], centred, read)
+    def as_weight(change_GPMT: Tensor) -> Tensor:
+        return change_GPMT[..., 0].mT.reshape(cast(Tensor, module.weight).shape)
+
+    return LayerInputs(name, weight_GPM[..., None], centred, read, as_weight)
 
 
 def _map(name: str, module: nn.Module, total: int, *, centred: bool) -> LayerInputs:
     """Return the inputs in map form: a channel owns one column, its map; positions of the map are the samples."""
     weight = cast(Tensor, module.weight).detach().double()
     groups = cast(int, getattr(module, "groups", 1))
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    if transposed:
         weight_GPMT = weight.flatten(2)[None]
     else:
         weight_GPMT = weight.unflatten(0, (groups, -1)).unsqueeze(-1).flatten(3).transpose(1, 2)
@@ -312,7 +448,12 @@ def _map(name: str, module: nn.Module, total: int, *, centred: bool) -> LayerInp
         rows = x if isinstance(module, nn.Linear) else x.movedim(1, -1)
         yield draw(rows.reshape(len(x), -1, rows.shape[-1])).unflatten(1, (groups, -1)).transpose(0, 1)
 
-    return LayerInputs(name, weight_GPMT, centred, read)
+    def as_weight(change_GPMT: Tensor) -> Tensor:
+        return (change_GPMT if transposed else change_GPMT.transpose(1, 2)).reshape(weight.shape)
+
+    # An output of a transposed convolution meets one tap for every step of the stride.
+    met = 1 / math.prod(cast(tuple[int, ...], module.stride)) if transposed else 1.0
+    return LayerInputs(name, weight_GPMT, centred, read, as_weight, met)
 
 
 def _flattened_map(name: str, module: nn.Module, own: Tensor, total: int, *, centred: bool) -> LayerInputs:
@@ -323,12 +464,17 @@ def _flattened_map(name: str, module: nn.Module, own: Tensor, total: int, *, cen
     def read(x: Tensor, first: int) -> Iterator[Tensor]:
         yield draw(x[..., own].movedim(-2, -1).reshape(len(x), -1, len(own)))[None]
 
-    return LayerInputs(name, weight_1PMT, centred, read)
+    def as_weight(change_1PMT: Tensor) -> Tensor:
+        change = torch.zeros_like(cast(Tensor, module.weight), dtype=torch.float64)
+        change[:, own] = change_1PMT[0].transpose(0, 1)
+        return change
+
+    return LayerInputs(name, weight_1PMT, centred, read, as_weight)
 
 
 def _drawing(name: str, columns: int, total: int) -> Callable[[Tensor], Tensor]:
     """Return a function that draws random rows, `(N, P)` in float64, from rows `(B, positions, P)`."""
-    each = -(-max(PATCHES, PATCHES_A_WEIGHT * columns) // total)
+    each = math.ceil(FRACTION * max(PATCHES, PATCHES_A_WEIGHT * columns) / total)
     generator = torch.Generator().manual_seed(_seed(name))
 
     def draw(rows: Tensor) -> Tensor:

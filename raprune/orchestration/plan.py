@@ -8,13 +8,11 @@ from dataclasses import fields
 from itertools import pairwise
 from statistics import mean
 
-from raprune.channels.graph import ChannelGraph
 from raprune.data.dataset import Dataset
 from raprune.methods import Method
 from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.run import Run
 from raprune.orchestration.workers.scores import Missing, epochs_of, named
-from raprune.pruning.scoring import MEASURED_IMAGES
 from raprune.records import Stage, Trial
 from raprune.report.summary import forecast_told
 from raprune.results.forecast import Pace, Plan, forecast
@@ -42,7 +40,6 @@ def tell_forecast(
     plan = plan_of(
         run.spec,
         data=run.prepared.data,
-        graph=run.prepared.graph,
         space=space,
         methods=named(run.spec, (*space.baselines, *space.methods)),
         lacking=lacking,
@@ -59,7 +56,6 @@ def plan_of(
     spec: SearchSpec,
     *,
     data: Dataset,
-    graph: ChannelGraph,
     space: SearchSpace,
     methods: Sequence[Method],
     lacking: Missing,
@@ -95,21 +91,13 @@ def plan_of(
         limit_s=spec.search.time_limit_s,
         phase_epochs=sum(epochs_of(method) for method in lacking.phases),
         scored=len(looking),
-        measured=sum(_measurements(method, graph) for method in lacking.scores.values()),
         rescored=sum(again.values()),
-        remeasured=sum(count * _measurements(methods[number], graph) for number, count in again.items()),
-        measured_images=min(MEASURED_IMAGES, spec.search.calibration, len(data.train)),
         finetunings=max(0, finalists * spec.finalists.seeds - tuned),
         finetuning_epochs=train.epochs,
         teacher=train.distillation > 0 or train.features > 0,
         latency_repeats=spec.latency.repeats,
         grouped=grouped,
     )
-
-
-def _measurements(method: Method, graph: ChannelGraph) -> int:
-    """Networks that are cut and repaired to measure how sensitive the groups are to the method."""
-    return sum(len(method.measured_at(group.num_channels)) for group in graph.groups)
 
 
 def _other_scores(method: Method) -> int:

@@ -66,13 +66,8 @@ class Plan:
     """Epochs of training before methods score."""
     scored: int = 0
     """Methods that are scored on images."""
-    measured: int = 0
-    """Networks that are cut and repaired to measure how sensitive groups are."""
     rescored: int = 0
     """Methods that are scored again in a trial, because the sampler proposes other settings of them."""
-    remeasured: int = 0
-    """Networks that are then cut and repaired to measure how sensitive groups are."""
-    measured_images: int = 256
     finetunings: int = 0
     finetuning_epochs: float = 0.0
     teacher: bool = True
@@ -92,13 +87,11 @@ def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
     epoch_s = plan.train_images * (teacher_s + smaller * (pace.step_s - teacher_s))
     repair_s = plan.calibration_images * (plan.refits * refit_s + (1 - plan.refits) * REESTIMATION * cut_s)
     trial_s = TRIAL_S + repair_s + plan.validation_images * cut_s + plan.trial_epochs * epoch_s
-    # The layers behind a group are repaired, half of the network in the mean. Then predictions are compared.
-    measurement_s = plan.measured_images * (refit_s / 2 + 2 * pace.forward_s)
     one_s = plan.calibration_images * SCORING * pace.forward_s
     search_s = _shared(plan.trials, side_by_side) * trial_s
     if plan.trials:
         # Not side by side: the others wait for its result.
-        search_s += plan.rescored * one_s + plan.remeasured * measurement_s
+        search_s += plan.rescored * one_s
     if plan.limit_s is not None:
         search_s = min(search_s, plan.limit_s)
     finetuning_s = plan.finetunings * plan.finetuning_epochs * epoch_s
@@ -106,11 +99,11 @@ def forecast(pace: Pace, plan: Plan) -> dict[str, float]:
         tuning_s = GROUP_START_S + finetuning_s / side_by_side
     else:
         tuning_s = _shared(plan.finetunings, side_by_side) * plan.finetuning_epochs * epoch_s
-    score_s = plan.scored * one_s + plan.measured * measurement_s
+    score_s = plan.scored * one_s
     batch_s = smaller * min(FILLING_S, FILLING_IMAGES * pace.forward_s)
     seconds = {
         PHASES: plan.phase_epochs * plan.train_images * pace.step_s,
-        SCORES: (WORKERS_START_S + score_s / side_by_side) if plan.scored or plan.measured else 0.0,
+        SCORES: (WORKERS_START_S + score_s / side_by_side) if plan.scored else 0.0,
         SEARCH: WORKERS_START_S + search_s if plan.trials else 0.0,
         FINETUNE: tuning_s if plan.finetunings else 0.0,
         TEST: _shared(plan.finetunings + 1, side_by_side) * plan.test_images * cut_s,

@@ -1,13 +1,13 @@
-"""Evaluation of a network on a split: accuracy, loss, and divergence from the dense network."""
+"""Evaluation of a network on a split: accuracy and loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from raprune.channels.evaluating import evaluating
@@ -67,17 +67,3 @@ def evaluate(
             loss += functional.cross_entropy(logits, y, reduction="sum").double()
     sums = torch.stack([correct.double(), loss]).tolist()
     return Evaluation(accuracy=sums[0] / len(split), loss=sums[1] / len(split))
-
-
-def divergence(dense: nn.Module, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return the mean Kullback-Leibler divergence of the predictions of `model` from those of `dense`.
-
-    The divergence is in nats per image. Both networks are in evaluation mode.
-    """
-    total, count = 0.0, 0
-    with torch.inference_mode():
-        for x, _ in batches:
-            wanted, given = (network(x).flatten(1).double().log_softmax(1) for network in (dense, model))
-            total += float(functional.kl_div(given, wanted, reduction="sum", log_target=True))
-            count += len(x)
-    return total / max(1, count)

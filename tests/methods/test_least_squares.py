@@ -15,7 +15,7 @@ from torch.nn import functional
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
-from raprune.methods.least_squares import refit, solved
+from raprune.methods.least_squares import Halves, Moments, refit, solved
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 from raprune.records import Candidate
 from tests.channels.networks import build
@@ -34,6 +34,18 @@ class Chain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(self.two(functional.relu(self.one(x))))
         return self.head(x.mean((2, 3)))
+
+
+class Wide(nn.Module):
+    """A head that reads more channels than there are images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 64, 3, padding=1)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(functional.relu(self.two(functional.relu(self.one(x)))).amax((2, 3)))
 
 
 class Branch(nn.Module):
@@ -62,6 +74,18 @@ class Branch(nn.Module):
         x = functional.relu(self.branch(x) + x)
         x = functional.relu(self.norm4(self.four(functional.relu(self.norm3(self.three(x))))) + x)
         return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The ridge that was asked for, however few the samples are, in tests without the fixture `few_samples`."""
+    if "few_samples" not in request.fixturenames:
+        monkeypatch.setattr("raprune.methods.least_squares.SURE", 0)
+
+
+@pytest.fixture
+def few_samples() -> None:
+    """Layers with few samples choose their ridge."""
 
 
 def made(kind: type[nn.Module], seed: int = 0) -> tuple[Any, ChannelGraph]:
@@ -271,6 +295,44 @@ def test_a_large_ridge_keeps_the_weights() -> None:
     small, how = cut_to(dense, graph, {"one": (0, 2, 3)})
     refit(small, in_batches(images()), how, ridge=1e9)
     torch.testing.assert_close(small.two.weight, dense.two.weight[:, [0, 2, 3]], atol=1e-6, rtol=0)
+
+
+def halves_of(read: Tensor, rest: Tensor) -> Halves:
+    halves = Halves()
+    for place, part in enumerate(halves.parts):
+        part.add(read[place::2][None], rest[place::2][None])
+    return halves
+
+
+def system(sums: Moments) -> tuple[Tensor, Tensor]:
+    return sums.gram(centred=False), sums.cross(centred=False)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_ridge_of_few_samples_is_large_for_noise_and_small_for_what_can_be_explained() -> None:
+    generator = torch.Generator().manual_seed(0)
+    read = torch.randn(60, 40, generator=generator, dtype=torch.float64)
+    noise = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+    assert halves_of(read, noise).ridge_for(40, 1e-6, system) >= 1.0
+    few = read[:, :4]
+    explained = few @ torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    assert halves_of(few, explained).ridge_for(4, 1e-6, system) == 1e-6
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_refit_on_fewer_images_than_features_keeps_the_network_near_the_dense_one() -> None:
+    """A head of 64 features, fitted to 24 images, would fit them and no others."""
+    dense, graph = made(Wide)
+    small, how = cut_to(dense, graph, {"two": tuple(range(1, 64))})
+    interpolating = copy.deepcopy(small)
+    refit(small, in_batches(images()), how)
+    new = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raprune.methods.least_squares.SURE", 0)
+        refit(interpolating, in_batches(images()), how)
+    with torch.no_grad():
+        error, other = ((model(new) - dense(new)).square().mean() for model in (small, interpolating))
+    assert error < other
 
 
 def test_the_ridge_grows_until_it_can_be_solved() -> None:

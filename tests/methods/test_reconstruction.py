@@ -15,7 +15,7 @@ from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
 from raprune.methods.method import Cut
-from raprune.methods.reconstruction import Reconstruction, Solution, removal, within
+from raprune.methods.reconstruction import Reconstruction, Solution, _in_units_of, removal, within
 from raprune.records import Candidate
 from tests.channels.networks import build
 from tests.channels.proved import proved
@@ -188,8 +188,9 @@ def error_without(model: Any, graph: ChannelGraph, group: str, gone: list[int], 
         ("FlattenLinear", "conv"),
     ],
 )
-def test_curves_of_networks_equal_brute_force(network: str, group: str) -> None:
+def test_curves_of_networks_equal_brute_force(network: str, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The readers are one layer, many layers, behind a concatenation, grouped, and behind a flatten."""
+    monkeypatch.setattr("raprune.methods.least_squares.SURE", 0)
     model, graph = build(network).double(), proved(network)[1]
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None:
@@ -269,28 +270,26 @@ def test_the_map_form_of_a_layer_by_hand() -> None:
     assert scores.min() == pytest.approx(min(rests) / energy, rel=1e-6)
 
 
-def test_sensitivity_is_measured_at_two_fractions_of_a_group() -> None:
-    assert Reconstruction().measured_at(64) == (26, 51)
-    assert Reconstruction().measured_at(2) == (1,)
-    assert Reconstruction().measured_at(1) == ()
-    assert Reconstruction(sensitivity=0.0).measured_at(64) == ()
+def test_sensitivity_is_estimated_at_two_fractions_of_a_group() -> None:
+    assert Reconstruction()._estimated_at(64) == (26, 51)
+    assert Reconstruction()._estimated_at(2) == (1,)
+    assert Reconstruction()._estimated_at(1) == ()
+    assert Reconstruction(sensitivity=0.0)._estimated_at(64) == ()
 
 
-def test_errors_with_measured_sensitivity_equal_the_measurements() -> None:
-    """Errors are exact where they were measured, proportional between, and keep their order."""
-    errors = np.array([0.4, 0.1, 0.2, 0.8, 1.6])
-    rescaled = Reconstruction().rescaled(errors, {2: 0.6, 4: 8.0})
+def test_errors_with_sensitivity_equal_the_estimates() -> None:
+    """Errors are exact where the effect was estimated, proportional between, and keep their order."""
+    errors = np.array([0.1, 0.2, 0.4, 0.8, 1.6])
+    rescaled = _in_units_of(errors, {2: 0.6, 4: 8.0}, 1.0)
     # After 2 removals the rate is 3, after 4 it is 10.
-    np.testing.assert_allclose(rescaled[[1, 2, 0, 3, 4]], [0.3, 0.6, 0.4 * 6.5, 8.0, 16.0])
-    half = Reconstruction(sensitivity=0.5).rescaled(errors, {2: 0.6, 4: 8.0})
-    np.testing.assert_allclose(half, np.sqrt(rescaled * errors))
+    np.testing.assert_allclose(rescaled, [0.3, 0.6, 0.4 * 6.5, 8.0, 16.0])
+    np.testing.assert_allclose(_in_units_of(errors, {2: 0.6, 4: 8.0}, 0.5), np.sqrt(rescaled * errors))
 
 
 def test_sensitivity_that_falls_keeps_the_order() -> None:
-    errors = np.array([0.1, 0.2, 0.2, 0.4])
-    rescaled = Reconstruction().rescaled(errors, {1: 10.0, 3: 0.002})
+    rescaled = _in_units_of(np.array([0.1, 0.2, 0.2, 0.4]), {1: 10.0, 3: 0.002}, 1.0)
     assert rescaled[0] < rescaled[1] == rescaled[2] < rescaled[3]
-    assert np.array_equal(Reconstruction().rescaled(np.zeros(3), {1: 0.5}), np.zeros(3))
+    assert np.array_equal(_in_units_of(np.zeros(3), {1: 0.5}, 1.0), np.zeros(3))
 
 
 def test_error_budget_limits_the_removals_of_a_group() -> None:

@@ -40,7 +40,6 @@ def planned(*stored: Trial) -> Plan:
     return plan_of(
         SPEC,
         data=prepared.data,
-        graph=prepared.graph,
         space=space,
         methods=methods,
         lacking=Missing([], {"scores-a": methods[-2], "scores-b": methods[-1]}),
@@ -50,11 +49,11 @@ def planned(*stored: Trial) -> Plan:
     )
 
 
-def test_plan_counts_trials_measurements_epochs_and_finalists() -> None:
+def test_plan_counts_trials_scores_epochs_and_finalists() -> None:
     plan = planned()
     assert (plan.workers, plan.trials, plan.calibration_images) == (2, 20, 64)
-    # Three groups, each cut at two widths; l2 looks at no images.
-    assert (plan.scored, plan.measured, plan.rescored, plan.remeasured) == (1, 6, 1, 6)
+    # l2 looks at no images.
+    assert (plan.scored, plan.rescored) == (1, 1)
     # The front's four and the best of four methods, by two seeds each.
     assert (plan.finetunings, plan.finetuning_epochs) == (16, 3.0)
     assert plan.trial_epochs == 2 * 0.5 + 4 * 0.25

@@ -26,7 +26,6 @@ PLAN = Plan(
     fraction=0.2,
     refits=0.5,
     scored=2,
-    measured=20,
     finetunings=8,
     finetuning_epochs=5.0,
 )
@@ -56,13 +55,13 @@ def test_forecast_of_twice_the_work_is_longer_and_of_twice_the_workers_shorter()
 
 
 def test_scores_of_other_settings_take_their_time_in_the_search() -> None:
-    seconds = forecast(PACE, replace(PLAN, rescored=1, remeasured=10))
-    again = 500 * 3 * 0.001 + 10 * 256 * (3 * 1.4e-3 / 2 + 2e-3)
+    seconds = forecast(PACE, replace(PLAN, rescored=1))
+    again = 500 * 3 * 0.001
     assert seconds[SEARCH] == pytest.approx(forecast(PACE, PLAN)[SEARCH] + again)
 
 
 def test_forecast_of_finished_work_is_empty() -> None:
-    left = forecast(PACE, replace(PLAN, trials=0, finetunings=0, scored=0, measured=0))
+    left = forecast(PACE, replace(PLAN, trials=0, finetunings=0, scored=0))
     assert SCORES not in left and SEARCH not in left and FINETUNE not in left
 
 

@@ -203,10 +203,6 @@ def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str, on_work: O
 def _parts(graph: ChannelGraph, method: Method, count: int) -> list[list[str]]:
     """The groups' names in at most `count` parts of about equal work for `method`; one, where it looks at no images."""
     count = 1 if method.data_free else min(count, len(graph.groups))
-    if any(method.measured_at(group.num_channels) for group in graph.groups):
-        # To measure a group's sensitivity, all layers behind it are repaired: ever fewer towards the network's end.
-        names = [group.name for group in graph.groups]
-        return [names[part::count] for part in range(count)]
     parts: list[list[str]] = [[] for _ in range(count)]
     work = np.zeros(count)
     for group in sorted(graph.groups, key=lambda group: -group.num_channels):
