@@ -1,4 +1,4 @@
-"""Makes the programs of `jobs/device` importable, as they are where they are run."""
+"""Makes the programs of `jobs/device` and `jobs/benchmarks` importable, as they are where they are run."""
 
 from __future__ import annotations
 
@@ -6,3 +6,5 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "device"))
+# Behind all others: names such as `records` are common.
+sys.path.append(str(Path(__file__).parents[2] / "jobs" / "benchmarks"))

@@ -1,0 +1,264 @@
+"""torch-pruning 1.6.1 and torch-kirigami 0.2.1 in the benchmark of one-shot pruning.
+
+Both prune by a ratio of channels. The ratio is sought that comes closest to the FLOPs budget from below, and the batch
+norms are re-estimated, which neither library does by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import torch
+import torch_kirigami
+import torch_kirigami.pruning
+import torch_pruning
+from one_shot_terms import PRUNED, SEED, WHOLE, Attempt, Ground, NotPossible, flops, projections
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from raprune.methods import reestimate_batch_norm
+
+PROBES = 8
+"""Maximum number of ratios that are tried for a budget."""
+CLOSE = 0.002
+"""A network whose FLOPs are less than this fraction below the budget is near enough."""
+TIME_LIMIT_S = 900
+"""Seconds after which an attempt is given up."""
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+class Peer(ABC):
+    """A library that prunes a network by a ratio of channels, one ranking at a time."""
+
+    names: list[str]
+    settings = [(ranking, stream) for ranking in ("local", "global") for stream in (WHOLE, PRUNED)]
+
+    def __init__(self, ground: Ground) -> None:
+        self._workload = ground.workload
+        self._calibration = ground.calibration
+        self._dense = ground.contest.peers_model(ground.workload.model).to(ground.workload.device).eval()
+        self._image = ground.workload.example_input()
+        self._dense_flops = flops(self._dense, self._image)
+        self._stream_layers = ground.stream_layers | set(projections(self._dense))
+        with torch.no_grad():
+            ours, theirs = (model(self._image) for model in (ground.workload.model, self._dense))
+        assert torch.allclose(ours, theirs, atol=1e-3), "the other libraries' network is another function"
+        self._fractions: dict[tuple[str, str, str], dict[float, float]] = {}
+        """Setting of a criterion -> pruning ratio -> fraction of the FLOPs that is left."""
+
+    @abstractmethod
+    def pruned(self, name: str, ratio: float, ranking: str, stream: str) -> nn.Module:
+        """Return a copy of the dense network without `ratio` of its channels."""
+
+    def attempt(self, name: str, budget: float, *setting: str) -> Attempt:
+        ranking, stream = setting
+        started = time.perf_counter()
+        try:
+            with time_limit(TIME_LIMIT_S), warnings.catch_warnings():
+                # Both libraries warn about their own deprecations.
+                warnings.simplefilter("ignore")
+                model, fraction = self._within(budget, name, ranking, stream)
+        except TimeoutError:
+            raise NotPossible(f"not within {TIME_LIMIT_S} s") from None
+        # A peer may fail in any way on a network that it does not know.
+        except Exception as error:
+            raise NotPossible(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
+        reestimate_batch_norm(model, self.batches)
+        return Attempt(", ".join(setting), model, fraction, time.perf_counter() - started)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the calibration images."""
+        yield from self._calibration.batches(256)
+
+    def protected(self, model: nn.Module, stream: str) -> list[nn.Module]:
+        """Return the layers of `model` whose outputs stay whole."""
+        layers = dict(model.named_modules())
+        head = [module for module in layers.values() if isinstance(module, nn.Linear)]
+        return head if stream == PRUNED else [*head, *(layers[name] for name in sorted(self._stream_layers))]
+
+    def _within(self, budget: float, name: str, ranking: str, stream: str) -> tuple[nn.Module, float]:
+        """Return the largest network within the budget that a few interpolated ratios find, and its FLOPs."""
+        known = self._fractions.setdefault((name, ranking, stream), {0.0: 1.0, 1.0: 0.0})
+        for _ in range(PROBES):
+            low = max(ratio for ratio, fraction in known.items() if fraction > budget)
+            high = min(ratio for ratio, fraction in known.items() if fraction <= budget)
+            if known[high] > budget - CLOSE:
+                break
+            share = (known[low] - budget + CLOSE / 2) / (known[low] - known[high])
+            ratio = low + min(max(share, 0.1), 0.9) * (high - low)
+            known[ratio] = flops(self.pruned(name, ratio, ranking, stream), self._image) / self._dense_flops
+        ratio = min(ratio for ratio, fraction in known.items() if fraction <= budget)
+        return self.pruned(name, ratio, ranking, stream), known[ratio]
+
+
+class TorchPruning(Peer):
+    """torch-pruning's criteria in their default settings."""
+
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(ground)
+        self.names = list(CRITERIA)
+        self._prepared: dict[str, tuple[nn.Module, object]] = {}
+
+    def pruned(self, name: str, ratio: float, ranking: str, stream: str) -> nn.Module:
+        model, importance = self._scored(name)
+        torch_pruning.pruner.BasePruner(
+            model,
+            self._image,
+            importance,
+            global_pruning=ranking == "global",
+            pruning_ratio=ratio,
+            ignored_layers=self.protected(model, stream),
+        ).step()
+        model.zero_grad(set_to_none=True)
+        return model
+
+    def _scored(self, name: str) -> tuple[nn.Module, object]:
+        """Return a fresh copy of the network, ready to be pruned by the criterion."""
+        if name not in self._prepared:
+            model = copy.deepcopy(self._dense)
+            self._prepared[name] = (model, CRITERIA[name](model, self.batches))
+        scored, importance = self._prepared[name]
+        model = with_gradients(scored)
+        torch.manual_seed(SEED)
+        return model, importance
+
+
+class TorchKirigami(Peer):
+    """torch-kirigami's metrics with its `Greedy` strategy: those of the package, not those of its examples."""
+
+    metrics: dict[str, Callable[[], Any]] = {
+        "Magnitude L1": partial(torch_kirigami.pruning.Magnitude, p=1),
+        "Magnitude L2": partial(torch_kirigami.pruning.Magnitude, p=2),
+        "GroupMagnitude L2": partial(torch_kirigami.pruning.GroupMagnitude, p=2),
+        "WeightTaylor": torch_kirigami.pruning.WeightTaylor,
+    }
+
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(ground)
+        self.names = list(self.metrics)
+        self._with_gradient: nn.Module | None = None
+
+    def pruned(self, name: str, ratio: float, ranking: str, stream: str) -> nn.Module:
+        model = with_gradients(self._differentiated()) if name == "WeightTaylor" else copy.deepcopy(self._dense)
+        graph = torch_kirigami.DependencyGraph.build(model, args=(self._image,))
+        pruner = torch_kirigami.pruning.Pruner(model, graph=graph)
+        space = pruner.discover_candidates(targets=self._targets(model, stream))
+        model, _ = pruner.prune(
+            space,
+            budget=torch_kirigami.pruning.ChannelRatio(ratio, scope=ranking),
+            strategy=torch_kirigami.pruning.Greedy(self.metrics[name]()),
+        )
+        model.zero_grad(set_to_none=True)
+        return model
+
+    def _targets(self, model: nn.Module, stream: str) -> list[str]:
+        """Return the names of the layers whose outputs may shrink."""
+        protected = self.protected(model, stream)
+        return [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and not any(module is layer for layer in protected)
+        ]
+
+    def _differentiated(self) -> nn.Module:
+        if self._with_gradient is None:
+            self._with_gradient = copy.deepcopy(self._dense)
+            mean_gradient(self._with_gradient, self.batches)
+        return self._with_gradient
+
+
+def with_gradients(model: nn.Module) -> nn.Module:
+    """Return a copy of the network that has its gradients too; `copy.deepcopy` leaves them out."""
+    copied = copy.deepcopy(model)
+    for parameter, original in zip(copied.parameters(), model.parameters(), strict=True):
+        parameter.grad = None if original.grad is None else original.grad.clone()
+    return copied
+
+
+def mean_gradient(model: nn.Module, batches: Batches) -> None:
+    """Set the gradients of `model` to that of the mean loss."""
+    total = 0
+    for images, labels in batches():
+        functional.cross_entropy(model(images), labels, reduction="sum").backward()
+        total += len(labels)
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad /= total
+
+
+Criterion = Callable[[nn.Module, Batches], object]
+"""`(model, batches)` -> torch-pruning's importance, with the gradients that it reads in place."""
+
+
+def data_free(build: Callable[[], object]) -> Criterion:
+    """Return the criterion of an importance that reads weights only."""
+    return lambda model, batches: build()
+
+
+def taylor(model: nn.Module, batches: Batches) -> object:
+    """Return the importance by the gradient of the mean loss."""
+    mean_gradient(model, batches)
+    return torch_pruning.importance.TaylorImportance()
+
+
+def hessian(model: nn.Module, batches: Batches) -> object:
+    """Return the importance by the mean square of each image's gradient.
+
+    It is handed over as the gradient itself: 1.6.1's own `accumulate_grad` keeps the last image's only.
+    """
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, (parameters, buffers), (image[None],))
+        return functional.cross_entropy(logits, label[None])
+
+    squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    total = 0
+    for images, labels in batches():
+        for part, its_labels in zip(images.split(32), labels.split(32), strict=True):
+            for name, gradients in vmap(grad(loss), in_dims=(None, 0, 0))(parameters, part, its_labels).items():
+                squares[name] += gradients.pow(2).sum(dim=0)
+        total += len(labels)
+    for name, parameter in model.named_parameters():
+        parameter.grad = squares[name] / total
+    return torch_pruning.importance.HessianImportance()
+
+
+CRITERIA: dict[str, Criterion] = {
+    "Random": data_free(torch_pruning.importance.RandomImportance),
+    "Magnitude L1": data_free(lambda: torch_pruning.importance.MagnitudeImportance(p=1)),
+    "Magnitude L2": data_free(lambda: torch_pruning.importance.MagnitudeImportance(p=2)),
+    "BNScale": data_free(torch_pruning.importance.BNScaleImportance),
+    "LAMP": data_free(torch_pruning.importance.LAMPImportance),
+    "FPGM": data_free(torch_pruning.importance.FPGMImportance),
+    "Taylor": taylor,
+    "Hessian": hessian,
+}
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` in the block after `seconds`. Only in the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
