@@ -92,14 +92,14 @@ class Memory:
 
 
 # A batch is the whole split, so that an epoch's loss is a step's loss.
-FIFTY = TrainSpec(epochs=50, batch_size=IMAGES, lr=0.02, sync_batch_norm=True)
+TWENTY = TrainSpec(epochs=20, batch_size=IMAGES, lr=0.02, sync_batch_norm=True)
 CASES: dict[str, tuple[Callable[[], nn.Module], TrainSpec]] = {
-    "without batch norm": (plain, FIFTY),
-    "resnet-20, batch norm synchronised": (resnet, FIFTY),
-    "digits-net, batch norm synchronised": (digits_net, FIFTY),
-    "in parts": (plain, FIFTY.model_copy(update={"epochs": 5, "accumulate": 3})),
-    "average of the weights": (resnet, FIFTY.model_copy(update={"epochs": 6, "ema": 0.9})),
-    "several batches, one of three images": (plain, FIFTY.model_copy(update={"epochs": 2, "batch_size": 20})),
+    "without batch norm": (plain, TWENTY),
+    "resnet-20, batch norm synchronised": (resnet, TWENTY),
+    "digits-net, batch norm synchronised": (digits_net, TWENTY),
+    "in parts": (plain, TWENTY.model_copy(update={"epochs": 5, "accumulate": 3})),
+    "average of the weights": (resnet, TWENTY.model_copy(update={"epochs": 6, "ema": 0.9})),
+    "several batches, one of three images": (plain, TWENTY.model_copy(update={"epochs": 2, "batch_size": 20})),
 }
 
 
