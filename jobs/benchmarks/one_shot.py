@@ -278,9 +278,8 @@ def tables(kept: KeptRows[Result]) -> str:
 def table(rows: list[Result], origin: Callable[[Result], Origin]) -> Iterable[str]:
     """Yield the lines of one network's table."""
     controls = [row for row in rows if row.side == CONTROL]
-    yield f"{max(row.test_images for row in rows):,} test images. " + " ".join(
-        f"{row.name.capitalize()}: {100 * (row.test or 0):.2f} %." for row in controls
-    )
+    sentences = [f"{row.name.capitalize()}: {100 * (row.test or 0):.2f} %." for row in controls]
+    yield " ".join([f"{max(row.test_images for row in rows):,} test images.", *sentences])
     measured = [row for row in rows if row.side != CONTROL]
     budgets = sorted({row.budget for row in measured}, reverse=True)
     yield ""
