@@ -14,14 +14,13 @@ from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
 
 _FOR_ONE = 4
-"""Workers for each proposal that is made ahead: trials that end while one proposal is made wait for none."""
-_MOST = 16
-"""Maximum number of proposals ahead. If a time limit ends the search, they are still tried."""
+"""Workers for each proposal that is made ahead. The first trials of all workers end within a fraction of their time, so
+that proposals for many are wanted at once. If a time limit ends the search, those that are made are still tried."""
 
 
 def depth_for(workers: int) -> int:
     """Number of proposals that are made ahead for so many workers."""
-    return min(_MOST, max(1, workers // _FOR_ONE))
+    return max(1, workers // _FOR_ONE)
 
 
 class ProposalsAhead:

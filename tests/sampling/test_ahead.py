@@ -120,6 +120,6 @@ def test_closed_queue_leaves_no_thread_and_gives_nothing_more() -> None:
     assert len(proposals.proposals) == made
 
 
-@pytest.mark.parametrize(("workers", "depth"), [(1, 1), (4, 1), (8, 2), (100, 16), (1000, 16)])
-def test_depth_of_a_small_cluster_is_one(workers: int, depth: int) -> None:
+@pytest.mark.parametrize(("workers", "depth"), [(1, 1), (4, 1), (8, 2), (1000, 250)])
+def test_depth_is_a_quarter_of_the_workers_and_one_at_least(workers: int, depth: int) -> None:
     assert depth_for(workers) == depth
