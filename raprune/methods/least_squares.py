@@ -48,8 +48,13 @@ LIVE = 4
 """Activations as large as the largest that a forward pass holds at once. Counted for ResNet-50: 3.4."""
 SURE = 40
 """Samples per weight of a filter below which a ridge is chosen from `RIDGES`."""
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridges that are tried for a layer with few samples."""
+JUDGED = 64
+"""Maximum number of a layer's outputs whose errors choose the ridge."""
+WIDE = 2048
+"""Weights per filter above which the odd images choose the ridge, and not the even ones too: the time of a
+solution grows with the cube of this number."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -328,12 +333,12 @@ class Halves:
         """
         if self.count >= SURE * columns or not all(part.count for part in self.parts):
             return least
-        halves = [systems(part) for part in self.parts]
+        halves = [(gram, right[..., :JUDGED]) for gram, right in map(systems, self.parts)]
         ridges = [least, *(ridge for ridge in RIDGES if ridge > least)]
         errors = []
         for ridge in ridges:
             error = torch.zeros((), dtype=torch.float64, device=halves[0][0].device)
-            for (gram, cross), (other, wanted) in (halves, halves[::-1]):
+            for (gram, cross), (other, wanted) in (halves, halves[::-1])[: 1 if columns > WIDE else 2]:
                 change = solved(gram, cross, ridge)
                 error = error + (change * (other @ change - 2 * wanted)).sum()
             errors.append(error)
