@@ -4,8 +4,10 @@ In float64, on a copy of the network whose constant parameters are made random (
 
 1. a random permutation of the channels, the same in all members of a group, leaves the outputs unchanged. This holds
    for every architecture, layer norm included;
-2. random candidates are cut and run. Their outputs equal those of the network whose removed channels are zeroed, for
-   groups without a normalisation across the channels.
+2. random candidates are cut and run. Their outputs equal those of the network whose removed channels are zeroed. Layer
+   norms and group norms, which run across the channels, only scale in both networks of this comparison;
+3. the comparison is made again with an image of another size, with a batch of two and other values, and in training
+   mode, as far as the dense network runs in these situations (`situations.py`).
 """
 
 from __future__ import annotations
@@ -13,20 +15,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from raprune.channels.arithmetic import NormScales, ProofArithmetic
 from raprune.channels.cut import cut, rebuild
 from raprune.channels.graph import ChannelGraph, KeptPositions
+from raprune.channels.inputs import Inputs, call, described, tensors_in
+from raprune.channels.situations import Situation, first_situation, other_situations
 from raprune.errors import ModelError
 from raprune.records import Candidate
 
 TOLERANCE = 1e-9
 """Largest difference of an output, as a fraction of the largest output, that float64 arithmetic explains."""
+TRAINING_TOLERANCE = 1e-6
+"""The same in training mode, where the statistics of a few values enlarge rounding errors from layer to layer."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +60,25 @@ class _Failure:
     """Module in which the cut network raised an error; None if the network ran with other outputs."""
 
 
-def prove(model: nn.Module, graph: ChannelGraph, example_input: Tensor, *, seed: int = 0) -> Proof:
+def prove(model: nn.Module, graph: ChannelGraph, example_input: Inputs, *, seed: int = 0) -> Proof:
     """Prove `graph` for `model`, which is not changed. Groups that fail are frozen in the result's graph.
 
-    `example_input` is one image, shape `(1, channels, height, width)`, on the model's device; its values are not used.
+    `example_input` is one image, shape `(1, channels, height, width)`, on the model's device, or the other inputs that
+    `trace` takes. The values of floating-point tensors are not used.
 
     Raises:
-        ModelError: if the network gives no finite output in float64.
+        ModelError: if the network does not run in float64, or gives no finite output.
     """
     started = time.perf_counter()
-    network = _ProofNetwork(model, example_input, seed)
+    network = _ProofNetwork(model, graph, example_input, seed)
     graph = _settle(graph, network.permuted)
     graph = _settle(graph, network.run_cut)
     graph = _settle(graph, network.equals_masked)
+    if network.has_norms:
+        graph = _settle(graph, network.maskable_equal_masked)
+    if graph.groups:
+        for situation in network.situations(example_input):
+            graph = _settle(graph, partial(network.equals_masked, situation=situation))
     return Proof(
         graph=graph,
         permutation_error=network.permutation_error(graph, graph.widths),
@@ -123,13 +136,36 @@ def _groups_in(graph: ChannelGraph, names: list[str], module: str) -> list[str]:
 class _ProofNetwork:
     """The float64 copy of the network, its reference outputs, and the checks on this copy."""
 
-    def __init__(self, model: nn.Module, example_input: Tensor, seed: int) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, example: Inputs, seed: int) -> None:
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
-        self.model = rebuild(model, lambda name, t: _informative(t, generator)).eval()
-        shape = tuple(example_input.shape)
-        self._input = torch.randn(shape, generator=generator, dtype=torch.float64).to(example_input.device)
-        self._reference = self._run(self.model)
+        self._generator = generator
+        self._first = first_situation(example, generator)
+        sliced = {member.parameter for group in graph.groups for member in group.members}
+        buffers = {name for name, _ in model.named_buffers()}
+        settings = {name for name in buffers if name not in sliced and name.rpartition(".")[2] not in STATISTICS}
+        try:
+            # A buffer that is no statistic is a setting (a range, a table, a length): only its own values are valid.
+            self.model = rebuild(model, lambda name, t: _informative(t, generator, keep=name in settings))
+            self._reference = self._run(self.model)
+        except Exception:  # a sliced buffer can be a setting, too: the ranges of a quantiser
+            try:
+                self.model = rebuild(model, lambda name, t: _informative(t, generator, keep=name in buffers))
+                self._reference = self._run(self.model)
+            except Exception as error:
+                text = str(error).strip().split("\n")[0]
+                raise ModelError(
+                    f"A copy of the network in float64 does not run on {described(example)}: "
+                    f"{type(error).__name__}: {text}",
+                    hint="Its groups are proved on such a copy. Check for tensors, modules or closures in the network "
+                    "that are neither parameters nor buffers, and for types that its code fixes.",
+                ) from error
+        if not len(self._reference):
+            raise ModelError(
+                f"The network returns no tensor with values for {described(example)}, so its groups cannot be proved.",
+                hint="A detector that finds nothing in noise does so. Pass the network in front of its last selection: "
+                "its backbone, neck and heads.",
+            )
         self._scale = float(self._reference.abs().max())
         if not np.isfinite(self._scale) or self._scale == 0.0:
             raise ModelError(
@@ -138,6 +174,20 @@ class _ProofNetwork:
             )
         self.worst_cut = 0.0
         self.cuts = 0
+        self.has_norms = False
+        """True if a layer norm or a group norm ran in the comparison with the masked network."""
+
+    def situations(self, example: Inputs) -> Iterator[Situation]:
+        """Yield the other situations in which the dense network runs and gives a finite output."""
+        for alternatives in other_situations(example, self._generator):
+            for situation in alternatives:
+                try:
+                    out = self._run(rebuild(self.model, _same), situation, NormScales())
+                except Exception:
+                    continue
+                if len(out) and bool(out.isfinite().all()):
+                    yield situation
+                    break
 
     def permuted(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         error = self.permutation_error(graph, names)
@@ -169,28 +219,40 @@ class _ProofNetwork:
 
     def run_cut(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         """Run a network with about half of the channels of every named group; return its failure, if any."""
-        smaller = cut(self.model, graph, self._candidate(graph, names))
-        stack: list[str] = []
-        with _module_stack(smaller, stack):
-            try:
-                out = self._run(smaller)
-            except Exception as error:
-                where = stack[-1] if stack else ""
-                text = str(error).strip().split("\n")[0]
-                return _Failure(f"the cut network stops in {where or 'its forward'}: {text[:120]}", where)
-        self.cuts += 1
+        out = self._run_smaller(cut(self.model, graph, self._candidate(graph, names)), self._first)
+        if isinstance(out, _Failure):
+            return out
         if out.shape != self._reference.shape:
             return _Failure("the cut network's output has another shape")
         return None if bool(out.isfinite().all()) else _Failure("the cut network's output is not finite")
 
-    def equals_masked(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
+    def _run_smaller(
+        self, smaller: nn.Module, situation: Situation, norms: NormScales | None = None
+    ) -> Tensor | _Failure:
+        """Return the output of a cut network, or its failure with the module that stopped."""
+        self.cuts += 1
+        stack: list[str] = []
+        with _module_stack(smaller, stack):
+            try:
+                return self._run(smaller, situation, norms)
+            except Exception as error:
+                where = stack[-1] if stack else ""
+                text = str(error).strip().split("\n")[0]
+                return _Failure(f"the cut network stops in {where or 'its forward'}: {text[:120]}", where)
+
+    def maskable_equal_masked(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
+        """Compare as `equals_masked` does, for the groups that are said to have no norm across them, with the norms."""
+        maskable = [name for name in names if graph.by_name[name].maskable]
+        return self.equals_masked(graph, maskable, norms=False) if maskable else None
+
+    def equals_masked(
+        self, graph: ChannelGraph, names: Collection[str], situation: Situation | None = None, *, norms: bool = True
+    ) -> _Failure | None:
         """Compare cutting the named groups with zeroing the removed channels; return the failure, if any.
 
-        Groups that are not maskable are left out.
+        With `norms`, layer norms and group norms only scale in both networks.
         """
-        names = [name for name in names if graph.by_name[name].maskable]
-        if not names:
-            return None
+        situation = situation or self._first
         candidate = self._candidate(graph, names)
         removed = KeptPositions(graph, candidate.kept)
         gone: dict[str, list[tuple[int, Tensor]]] = {}
@@ -200,20 +262,27 @@ class _ProofNetwork:
                 gone.setdefault(member.parameter, []).append((member.axis, positions))
 
         def mask(name: str, tensor: Tensor) -> Tensor:
-            if name not in gone:
-                return tensor
             tensor = tensor.clone()
-            for axis, positions in gone[name]:
+            for axis, positions in gone.get(name, ()):
                 tensor.index_fill_(axis, positions.to(tensor.device), 0.0)
             return tensor
 
-        masked = self._run(rebuild(self.model, mask))
-        smaller = self._run(cut(self.model, graph, candidate))
-        self.cuts += 1
+        scales = NormScales() if norms else None
+        masked = self._run(rebuild(self.model, mask), situation, scales)
+        self.has_norms = self.has_norms or bool(scales)
+        smaller = self._run_smaller(
+            cut(self.model, graph, candidate), situation, None if scales is None else scales.replay()
+        )
+        phrase = f"{situation.name}, " if situation.name else ""
+        if isinstance(smaller, _Failure):
+            return replace(smaller, reason=phrase + smaller.reason)
+        if smaller.shape != masked.shape:
+            return _Failure(f"{phrase}the cut network's output has another shape")
         error = float((masked - smaller).abs().max()) / max(float(masked.abs().max()), 1e-300)
-        if not error <= TOLERANCE:
-            return _Failure(f"the cut network differs from the masked one ({error:.0e})")
-        self.worst_cut = max(self.worst_cut, error)
+        if not error <= (TRAINING_TOLERANCE if situation.training else TOLERANCE):
+            return _Failure(f"{phrase}the cut network differs from the masked one ({error:.0e})")
+        if not situation.name:
+            self.worst_cut = max(self.worst_cut, error)
         return None
 
     def _candidate(self, graph: ChannelGraph, names: Collection[str]) -> Candidate:
@@ -227,16 +296,22 @@ class _ProofNetwork:
                 kept[group.name] = tuple(channels)
         return Candidate("proof", kept)
 
-    def _run(self, model: nn.Module) -> Tensor:
+    def _run(self, model: nn.Module, situation: Situation | None = None, norms: NormScales | None = None) -> Tensor:
+        """Return all outputs of `model`, whose mode is set, as one vector."""
+        situation = situation or self._first
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model.train(situation.training)
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), ProofArithmetic(norms):
                 torch.manual_seed(self._seed)
-                outputs = pytree.tree_leaves(model(self._input))
+                outputs = list(tensors_in(call(model, situation.inputs)))
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
-        return torch.cat([out.reshape(-1).double() for out in outputs if isinstance(out, Tensor)])
+        parts = [torch.view_as_real(out) if out.is_complex() else out for out in outputs]
+        return torch.cat(
+            [torch.empty(0, dtype=torch.float64), *(out.detach().cpu().reshape(-1).double() for out in parts)]
+        )
 
     def _difference(self, out: Tensor) -> float:
         if out.shape != self._reference.shape:
@@ -245,13 +320,25 @@ class _ProofNetwork:
         return error if np.isfinite(error) else float("inf")
 
 
-def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a float64 copy with random values in [0.5, 1.5) for vectors and constant tensors (scales, statistics)."""
+STATISTICS = ("running_mean", "running_var", "weight", "bias")
+"""Names of buffers that may take any positive values: the statistics and scales of norms, frozen norms as well."""
+
+
+def _informative(tensor: Tensor, generator: torch.Generator, *, keep: bool) -> Tensor:
+    """Return a float64 copy with random values in [0.5, 1.5) for vectors and constant tensors (scales, statistics).
+
+    With `keep`, the copy has the tensor's own values.
+    """
     if not tensor.is_floating_point():
         return tensor.clone()
-    if tensor.numel() == 0 or (tensor.dim() > 1 and bool((tensor.reshape(-1)[0] != tensor).any())):
+    constant = tensor.dim() <= 1 or not bool((tensor.reshape(-1)[:1] != tensor).any())
+    if keep or tensor.numel() == 0 or not constant:
         return tensor.double() if tensor.dtype != torch.float64 else tensor.clone()
     return (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5).to(tensor.device)
+
+
+def _same(_: str, tensor: Tensor) -> Tensor:
+    return tensor.clone()
 
 
 @contextmanager

@@ -454,7 +454,7 @@ def _moved(call: TracedCall, shadow: Shadow | None, part: int) -> Shadow | None:
 
     if isinstance(shadow, ParameterShadow):
         positions = [run(p) for p in shadow.positions]
-        return ParameterShadow(shadow.name, positions[0].shape, positions)
+        return shadow.moved(positions)
     return run(shadow)
 
 

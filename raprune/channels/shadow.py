@@ -44,13 +44,18 @@ class AxisUse:
 class ParameterShadow:
     """The shadow of a parameter or a view of it: for each axis, the position that every element came from.
 
-    `positions[k]` has the shape of the viewed tensor and holds positions on the parameter's axis k.
+    `positions[k]` has the shape of the viewed tensor and holds positions on the parameter's axis k. `shape` is the
+    shape of the parameter.
     """
 
     def __init__(self, name: str, shape: Sequence[int], positions: Sequence[Tensor] | None = None) -> None:
         self.name = name
         self._shape = tuple(shape)
         self._positions = None if positions is None else tuple(positions)
+
+    def moved(self, positions: Sequence[Tensor]) -> ParameterShadow:
+        """Return the shadow of another view of the same parameter."""
+        return ParameterShadow(self.name, self._shape, positions)
 
     @property
     def positions(self) -> tuple[Tensor, ...]:
@@ -66,6 +71,10 @@ class ParameterShadow:
     def axis_along(self, dim: int) -> tuple[int, Tensor] | None:
         """Return the only parameter axis whose position changes along `dim`, and its positions; None if not unique."""
         changing = [(axis, position) for axis, position in enumerate(self.positions) if varies(position, dim)]
+        if not changing and self.positions and self.positions[0].shape[dim] == 1:
+            # No position changes along one element: the dimension stands for the parameter's axis of one position.
+            single = [axis for axis, size in enumerate(self._shape) if size == 1]
+            return (single[0], torch.zeros(1, dtype=torch.int64)) if len(single) == 1 else None
         if len(changing) != 1:
             return None
         axis, position = changing[0]

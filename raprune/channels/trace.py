@@ -14,39 +14,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
+from raprune.channels.inputs import Inputs, call, described, input_shape, tensors_in
 from raprune.channels.rules import RULES
 from raprune.channels.shadow import CostRecord, Tracer
 from raprune.errors import ModelError
 
 
-def trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
+def trace(model: nn.Module, example_input: Inputs) -> ChannelGraph:
     """Return the channel graph of `model`, from one forward pass in evaluation mode.
 
-    `example_input` is one image, shape `(1, channels, height, width)`, on the model's device. The model is not
-    changed. FLOPs are counted for this input.
+    `example_input` is one image, shape `(1, channels, height, width)`, on the model's device. A network with several
+    arguments takes a tuple of them, or a dict of its keyword arguments; a list is one argument, such as a detector's
+    list of images `(channels, height, width)`. The model is not changed. FLOPs are counted for this input.
 
     Raises:
-        ModelError: if the forward pass fails.
+        ModelError: if the forward pass fails, or returns no tensor.
     """
+    shape = input_shape(example_input)
     tracer = Tracer(model, RULES)
     with _traceable(model), torch.no_grad(), tracer.watching(model):
         try:
             with tracer:
-                outputs = model(example_input)
+                outputs = call(model, example_input)
         except Exception as error:
             raise ModelError(
-                f"The network does not run on one input of shape {tuple(example_input.shape)}: "
-                f"{type(error).__name__}: {error}",
+                f"The network does not run on {described(example_input)}: {type(error).__name__}: {error}",
                 hint="Check the image size and the number of channels that the network takes.",
             ) from error
-    for value in pytree.tree_leaves(outputs):
+    for value in tensors_in(outputs):
         tracer.freeze_value(value, "the network's output")
-    return _build(model, tracer, tuple(example_input.shape[1:]))
+    return _build(model, tracer, shape)
 
 
 def structure_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:

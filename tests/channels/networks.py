@@ -478,6 +478,18 @@ class InstanceNorm(Net):
         return self.last(functional.relu(self.norm(x)))
 
 
+class OneOutput(Net):
+    """A linear layer with one output, and one with one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.score, self.spread = nn.Linear(8, 6), nn.Linear(6, 1), nn.Linear(1, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        score = self.score(functional.relu(self.hidden(x.mean((2, 3)))))
+        return self.spread(score)[..., None, None]
+
+
 class Einsum(Net):
     """A linear layer written as einsum with a bare parameter."""
 
@@ -497,7 +509,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         WrittenAttention, Mixer, PixelShuffle, Transposed, ParametricReLU, InPlace, ChannelBuffer, ChannelConstant,
         StandardisedWeight, NormedWeight, Fourier, SortedChannels, Strided, Padded, Windows, PatchMerging,
         SoftmaxChannels, ManyOutputs, Unused, UNet, SpatialGate, Unfolded, Im2Col, UnequalSplit, GatedLinear, Maxout,
-        FixedSlice, FixedView, ScaledBySize, InstanceNorm, Einsum,
+        FixedSlice, FixedView, ScaledBySize, InstanceNorm, OneOutput, Einsum,
     )
 }  # fmt: skip
 """Name -> the network of that structure."""

@@ -148,6 +148,11 @@ GROUPS: dict[str, list[str]] = {
         "8: stem.weight/0 stem.bias/0 norm.weight/0 norm.bias/0 last.weight/1",
         "8: last.weight/0 last.bias/0 head.weight/1",
     ],
+    "OneOutput": [
+        "8: stem.weight/0 stem.bias/0 hidden.weight/1",
+        "6: hidden.weight/0 hidden.bias/0 score.weight/1",
+        "8: spread.weight/0 spread.bias/0 head.weight/1",
+    ],
     "Einsum": [],
 }
 """What is proved prunable: `channels: parameter/axis*positions a channel`; `~` where masking is not removing."""
@@ -177,6 +182,7 @@ FROZEN: dict[str, dict[str, str]] = {
     "FixedSlice": {"stem": "slice at fixed positions of the channels"},
     "FixedView": {"squeeze": "stops in mixer"},
     "ScaledBySize": {"stem": "differs from the masked one"},
+    "OneOutput": {"score": "all its channels are coupled"},
     "Einsum": {"stem": "bmm contracts over channels"},
 }
 """Module -> part of the reason; the head, whose channels are the network's output, stays everywhere."""

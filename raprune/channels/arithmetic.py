@@ -1,0 +1,101 @@
+"""The arithmetic of a proof: float64 throughout, the same noise for every width, and norms as fixed scales.
+
+It changes operations of PyTorch while they run, so that the network's own code stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+_LOW = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class NormScales:
+    """The scale of every call of a layer norm or group norm, recorded in one network and used again in another.
+
+    A norm then is `x / scale * weight + bias` in both networks. Nothing runs across the channels any more, so that a
+    network whose removed channels are zeroed and the cut network must agree.
+    """
+
+    def __init__(self) -> None:
+        self._scales: list[float] = []
+        self._next: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._scales)
+
+    def replay(self) -> NormScales:
+        """Use the recorded scales from the first one on; return this object."""
+        self._next = 0
+        return self
+
+    def of(self, x: Tensor) -> float:
+        """Return the scale of the next call: the root mean square of `x` while recording."""
+        if self._next is None:
+            self._scales.append(float(x.square().mean().sqrt()) or 1.0)
+            return self._scales[-1]
+        self._next += 1
+        # Another number of calls comes from another path through the network: its outputs differ anyway.
+        return self._scales[self._next - 1] if self._next <= len(self._scales) else 1.0
+
+
+class ProofArithmetic(TorchDispatchMode):
+    """Run operations in float64 without chance; with `norms`, layer and group norms only scale."""
+
+    def __init__(self, norms: NormScales | None = None) -> None:
+        super().__init__()
+        self._norms = norms
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in shadow.py: otherwise the first call imports the compiler
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        packet = func.overloadpacket
+        if self._norms is not None and packet is aten.native_layer_norm:
+            return _scaled(self._norms, args[0], args[2], args[3], args[0].dim() - len(args[1]))
+        if self._norms is not None and packet is aten.native_group_norm:
+            return _scaled(self._norms, args[0], args[1], args[2], 1)
+        if packet is aten.native_dropout:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if kwargs.get("dtype") in _LOW:
+            kwargs["dtype"] = torch.float64
+        if func._schema.is_mutable:
+            out = func(*args, **kwargs)
+        else:
+            out = _raised(func(*(_raised(value) for value in args), **kwargs))
+        # One value in place of noise, because a cut network draws fewer numbers than the dense one.
+        return out.fill_(_NOISE[packet]) if packet in _NOISE else out
+
+
+def _raised(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in _LOW else value
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+        return type(value)(_raised(item) for item in value)
+    return value
+
+
+def _scaled(norms: NormScales, x: Tensor, weight: Any, bias: Any, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output of a norm that only scales, and two statistics that nothing reads."""
+    out = x / norms.of(x)
+    for vector, operation in ((weight, torch.mul), (bias, torch.add)):
+        if isinstance(vector, Tensor):
+            out = operation(out, vector.view(*vector.shape, *[1] * (x.dim() - first - vector.dim())))
+    return out, out.new_zeros(1), out.new_ones(1)
+
+
+_NOISE = {
+    getattr(aten, name): value
+    for value, names in ((1.0, "bernoulli bernoulli_"), (0.5, "rand randn rand_like randn_like normal_ uniform_"))
+    for name in names.split()
+}

@@ -1,0 +1,102 @@
+"""The inputs and modes in which a proof runs a network: noise of the example's shape first, then other situations.
+
+A branch that an image's size, its values, the size of the batch or the mode decides is traced one way only. The other
+situations run the network the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from raprune.channels.inputs import Inputs
+
+OFFSET = 3.0
+"""Mean of the other values, in standard deviations: normalised images that are bright or dark everywhere."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Inputs and a mode; `name` is a phrase for messages, empty for noise of the example's shape."""
+
+    name: str
+    inputs: Inputs
+    training: bool = False
+
+
+def first_situation(example: Inputs, generator: torch.Generator) -> Situation:
+    """Return noise of the example's shapes, in evaluation mode; integers stay as they are."""
+    return Situation("", _changed(example, lambda t: _noise(t, tuple(t.shape), 0.0, generator)))
+
+
+def other_situations(example: Inputs, generator: torch.Generator) -> Iterator[list[Situation]]:
+    """Yield lists of situations; the first of a list in which the dense network runs stands for the whole list."""
+    larger, batch = _another_size(example), _batch_of_two(example)
+
+    def inputs(offset: float, *, size: bool = False, two: bool = False) -> Inputs:
+        def change(tensor: Tensor) -> Tensor:
+            shape = list(tensor.shape)
+            if size and larger is not None and _is_image(tensor):
+                shape[-2:] = larger
+            if two and shape:
+                shape[0] *= 2
+            return _noise(tensor, tuple(shape), offset, generator)
+
+        return _changed(example, change)
+
+    values = "with other values"
+    if batch:
+        values = "with a batch of two and other values"
+    alone = [Situation(values, inputs(OFFSET, two=batch))]
+    if batch:
+        alone.append(Situation("with other values", inputs(OFFSET)))
+    if larger is not None:
+        yield [Situation(f"with an image of {larger[0]} x {larger[1]}", inputs(-OFFSET, size=True))]
+    yield alone
+    training = [Situation("in training mode", inputs(0.0, two=batch), training=True)]
+    if batch:
+        training.append(Situation("in training mode", inputs(0.0), training=True))
+    yield training
+
+
+def _changed(example: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    inputs: Inputs = pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, example)
+    return inputs
+
+
+def _noise(like: Tensor, shape: tuple[int, ...], offset: float, generator: torch.Generator) -> Tensor:
+    if like.is_floating_point():
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) + offset).to(like.device)
+    # Token ids, labels and masks have a range that only the network knows.
+    repeats = [-(-size // old) if old else 1 for size, old in zip(shape, like.shape, strict=True)]
+    values = like.repeat(repeats) if repeats else like.clone()
+    return (values.flip(-1) if offset and values.dim() else values)[tuple(slice(0, size) for size in shape)]
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dim() >= 3 and min(tensor.shape[-2:]) > 1
+
+
+def _another_size(example: Inputs) -> tuple[int, int] | None:
+    """Return another height and width of the images; None if the inputs are no images of one size."""
+    tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+    sizes = {tuple(tensor.shape[-2:]) for tensor in tensors if tensor.dim() >= 4 and _is_image(tensor)}
+    if len(sizes) != 1:
+        return None
+    height, width = sizes.pop()
+    return _other(height), _other(width)
+
+
+def _other(size: int) -> int:
+    """Return a smaller size for large images, because it costs less, and a larger one for small images."""
+    return 32 * max(3, round(size * 0.7 / 32)) if size >= 128 else size + size // 2
+
+
+def _batch_of_two(example: Inputs) -> bool:
+    """True if all tensors have the same first axis, which is the batch."""
+    tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+    return not isinstance(example, list) and all(t.dim() > 0 for t in tensors) and len({len(t) for t in tensors}) == 1
