@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -87,10 +89,14 @@ def slice_parameters(model: ModuleT, kept: Positions) -> ModuleT:
         return smaller if smaller is not tensor else tensor.clone()
 
     smaller = rebuild(model, sliced)
-    changed = {name.rpartition(".")[0] for name in kept}
+    rows = {name.rpartition(".")[0].partition(PARAMETRIZED)[0]: None for name in kept} | {
+        name.removesuffix(".weight").partition(PARAMETRIZED)[0]: axes.get(0)
+        for name, axes in kept.items()
+        if name.endswith(".weight") or (PARAMETRIZED in name and 0 in axes)
+    }
     for name, module in smaller.named_modules():
-        if name in changed:
-            _fix_sizes(module, kept.get(f"{name}.weight", {}).get(0))
+        if name in rows:
+            _fix_sizes(module, rows[name])
     return smaller
 
 
@@ -113,7 +119,14 @@ def _clone(module: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(module))
     if known is not None:
         return known
-    new = module.__class__.__new__(module.__class__)
+    if isinstance(module, torch.jit.ScriptModule):
+        memo[id(module)] = new = copy.deepcopy(module)
+        pairs = zip([*new.parameters(), *new.buffers()], [*module.parameters(), *module.buffers()], strict=True)
+        for mine, old in pairs:
+            mine.data = memo[id(old)].data
+        return new
+    # Not its own __new__: that of a torch.fx.GraphModule makes another class, without the generated forward().
+    new = object.__new__(module.__class__)
     memo[id(module)] = new
     state = new.__dict__
     for key, value in module.__dict__.items():
@@ -126,9 +139,49 @@ def _clone(module: Any, memo: dict[int, Any]) -> Any:
         elif type(value) is OrderedDict and not value:
             state[key] = OrderedDict()
         else:
-            state[key] = copy.deepcopy(value, memo)
+            state[key] = _copied(value, memo)
     return new
 
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy an attribute; functions, alone or in a dict or list, then hold the new modules and tensors."""
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if isinstance(value, FunctionType) and value.__closure__:
+        return _rebound(value, memo)
+    if isinstance(value, Tensor) and value.grad_fn is not None:  # a weight that an old hook computed
+        return value.detach().clone()
+    if type(value) in (dict, OrderedDict) and any(isinstance(v, FunctionType) for v in value.values()):
+        memo[id(value)] = new = type(value)()
+        new.update((k, _copied(v, memo)) for k, v in value.items())
+        return new
+    if type(value) in (list, tuple) and any(isinstance(v, FunctionType) for v in value):
+        return type(value)(_copied(v, memo) for v in value)
+    return copy.deepcopy(value, memo)
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """Copy a function whose closure may hold modules, tensors and containers of the old network."""
+    cells = tuple(CellType() for _ in function.__closure__ or ())
+    new = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    new.__kwdefaults__, new.__qualname__, new.__module__ = (
+        function.__kwdefaults__,
+        function.__qualname__,
+        function.__module__,
+    )
+    new.__dict__.update(function.__dict__)
+    memo[id(function)] = new
+    for old, cell in zip(function.__closure__ or (), cells, strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell: a name without a value yet
+            held = old.cell_contents
+            owned = isinstance(held, nn.Module | Tensor | FunctionType) or type(held) in (dict, OrderedDict, list, set)
+            cell.cell_contents = _copied(held, memo) if owned else held
+    return new
+
+
+PARAMETRIZED = ".parametrizations.weight"
+"""Part of the names of the parameters that a weight is computed from (`torch.nn.utils.parametrize`)."""
 
 _SHARED = {bool, int, float, str, torch.dtype, torch.device}
 

@@ -346,6 +346,8 @@ def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keep the names of the running modules in `stack`, outermost first; after an error they stay in `stack`."""
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            continue
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
         handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1]))
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,15 +48,18 @@ def convolution(call: TracedCall) -> None:
         return
     tracer.count(call.func, call.args, call.kwargs, out, (into.ids, onto.ids))
     in_channels = x.shape[1]
-    if groups == in_channels and groups > 1 and not transposed:
+    if transposed and groups > 1:
+        _transposed_in_groups(call, ids, into, onto, groups)
+        return
+    if groups == in_channels and groups > 1:
         _depthwise(tracer, ids, onto, groups)
     elif groups > 1:
-        _grouped(tracer, ids, into, onto, groups, transposed)
+        _grouped(tracer, ids, into, onto, groups)
     else:
         _read(tracer, ids, into)
     _couple_vector(tracer, bias, onto)
     tracer.write(onto, out, 1)
-    if groups > 1 and not transposed and groups != in_channels:
+    if groups > 1 and groups != in_channels:
         _equal_parts(tracer, out, 1, groups)
 
 
@@ -83,19 +87,31 @@ def _depthwise(tracer: Tracer, ids: Tensor | None, onto: AxisUse, channels: int)
         tracer.couple(ids.repeat_interleave(multiplier), onto.ids)
 
 
-def _grouped(tracer: Tracer, ids: Tensor | None, into: AxisUse, onto: AxisUse, groups: int, transposed: bool) -> None:
-    if transposed:
-        for use in (into, onto):
-            tracer.freeze(use.ids, "transposed convolution in groups")
-        if ids is not None:
-            tracer.freeze(ids, "transposed convolution in groups")
-        return
+def _grouped(tracer: Tracer, ids: Tensor | None, into: AxisUse, onto: AxisUse, groups: int) -> None:
     if ids is None:
         tracer.freeze(into.ids, "reads the network's input or channels that stay")
     else:
         tracer.couple(ids.view(groups, -1), into.ids[None, :])
     parts = onto.ids.reshape(groups, -1)
     tracer.couple(parts[1:], parts[:1])
+
+
+def _transposed_in_groups(call: TracedCall, ids: Tensor | None, into: AxisUse, onto: AxisUse, groups: int) -> None:
+    """Couple the two axes of a weight `(in, out / groups, ...)`, whose second axis every group shares.
+
+    A depthwise one loses whole groups, with all output channels of a group.
+    """
+    tracer, bias = call.tracer, call.args[2]
+    _read(tracer, ids, into)
+    if groups == len(into.ids):
+        tracer.freeze(onto.ids, "the output channels of one group of a depthwise transposed convolution")
+        use, written = into, into.ids.repeat(len(onto.ids))
+    else:
+        parts = into.ids.reshape(groups, -1)
+        tracer.couple(parts[1:], parts[:1])
+        use, written = onto, np.tile(onto.ids, groups)
+    _couple_vector(tracer, bias, AxisUse(use.parameter, use.axis, written))
+    tracer.write(use, call.out, 1, written)
 
 
 def _couple_vector(tracer: Tracer, vector: Any, onto: AxisUse) -> None:
@@ -203,6 +219,8 @@ def group_norm(call: TracedCall) -> None:
     """Keep the groups of a group norm equal; the normalisation runs across the channels of a group."""
     groups = call.arg(6, "group")
     x = call.args[0]
+    if x.shape[2:].numel() == 1 and len(x) == 1:
+        call.tracer.freeze_value(x, "group norm over one pixel, which PyTorch refuses for one channel a group")
     if groups > 1 and groups != x.shape[1]:
         _equal_parts(call.tracer, x, 1, groups)
     elif groups > 1:

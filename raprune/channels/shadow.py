@@ -143,6 +143,8 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self._rules = rules
         self._shadows = WeakIdKeyDictionary()
+        # The references keep the ids: a buffer that forward() replaces would leave its id to the next tensor.
+        self._tensors = [*model.parameters(), *model.buffers()]
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._names |= {id(b): name for name, b in model.named_buffers() if id(b) not in self._names}
         self._modules = {id(module): name for name, module in model.named_modules()}
@@ -243,12 +245,16 @@ class Tracer(TorchDispatchMode):
         if len(unique):
             self.freezes.append(FreezeRecord(unique, self._stack[-1], reason))
 
+    def freeze_named(self, parameter: str, reason: str) -> None:
+        """Freeze all axes of a parameter."""
+        for axis in range(len(self.shapes[parameter])):
+            self.freeze(self.axis_ids(parameter, axis), reason)
+
     def freeze_value(self, value: Any, reason: str) -> None:
         """Freeze all channels of an activation, or all axes of a parameter."""
         shadow = self.shadow(value)
         if isinstance(shadow, ParameterShadow):
-            for axis in range(len(self.shapes[shadow.name])):
-                self.freeze(self.axis_ids(shadow.name, axis), reason)
+            self.freeze_named(shadow.name, reason)
         elif shadow is not None:
             self.freeze(compact(shadow), reason)
 
@@ -269,11 +275,14 @@ class Tracer(TorchDispatchMode):
             return None
         return line(ids, dim)
 
-    def write(self, use: AxisUse, out: Tensor, dim: int) -> None:
-        """Record that `out` holds, along `dim`, the channels that a parameter's axis writes."""
+    def write(self, use: AxisUse, out: Tensor, dim: int, ids: IndexArray | None = None) -> None:
+        """Record that `out` holds, along `dim`, the channels that a parameter's axis writes.
+
+        `ids` are the ids along `dim`, if the channels are there several times.
+        """
         self.written.setdefault((use.parameter, use.axis), self._stack[-1])
         shape = [-1 if d == dim else 1 for d in range(out.dim())]
-        self.pass_on(out, torch.from_numpy(use.ids).view(shape).expand(out.shape))
+        self.pass_on(out, torch.from_numpy(use.ids if ids is None else ids).view(shape).expand(out.shape))
 
     def count(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, axes: Iterable[Any]) -> None:
         """Record the FLOPs of an operation: PyTorch's own count, and the ids along the axes that determine it."""
@@ -326,6 +335,8 @@ class Tracer(TorchDispatchMode):
 
         handles = []
         for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave))
         try:

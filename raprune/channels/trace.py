@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
@@ -35,6 +36,7 @@ def trace(model: nn.Module, example_input: Inputs) -> ChannelGraph:
         ModelError: if the forward pass fails, or returns no tensor.
     """
     shape = input_shape(example_input)
+    _refuse(model)
     tracer = Tracer(model, RULES)
     with _traceable(model), torch.no_grad(), tracer.watching(model):
         try:
@@ -47,7 +49,31 @@ def trace(model: nn.Module, example_input: Inputs) -> ChannelGraph:
             ) from error
     for value in tensors_in(outputs):
         tracer.freeze_value(value, "the network's output")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            for parameter, _ in module.named_parameters(prefix=name):
+                tracer.freeze_named(parameter, "inside a scripted module, whose code is fixed")
     return _build(model, tracer, shape)
+
+
+def _refuse(model: nn.Module) -> None:
+    """Refuse networks whose parameters are not there, or whose code is compiled for the dense network.
+
+    Raises:
+        ModelError: if the network is one of these.
+    """
+    lazy = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if is_lazy(tensor)]
+    if lazy:
+        raise ModelError(
+            f"The layer {lazy[0].rpartition('.')[0]!r} is lazy and has never run, so it has no parameters yet.",
+            hint="Run the network on one image before it is pruned.",
+        )
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ModelError(
+                f"The module {name or 'at the top of the network'!r} is compiled, and so made for its dense sizes.",
+                hint="Pass the network without torch.compile, and compile the pruned network.",
+            )
 
 
 def structure_hash(model: nn.Module, input_shape: tuple[int, ...]) -> str:

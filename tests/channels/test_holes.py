@@ -1,0 +1,163 @@
+"""Tests of networks with unusual parts: each is proved, frozen with a reason, or refused in one sentence."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raprune.channels.cut import cut
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.proof import prove
+from raprune.channels.trace import trace
+from raprune.errors import ModelError
+from raprune.records import Candidate
+from tests.channels.networks import Net, build, conv, image
+from tests.channels.proved import outputs
+
+
+def proved_graph(model: nn.Module) -> ChannelGraph:
+    return prove(model.eval(), trace(model, image()), image()).graph
+
+
+def halved(model: nn.Module, graph: ChannelGraph) -> nn.Module:
+    kept = {group.name: tuple(range(0, group.num_channels, 2)) for group in graph.groups}
+    return cut(model, graph, Candidate("half", kept))
+
+
+class ReplacedBuffer(Net):
+    """A buffer that forward() replaces, so that the old one is freed during the trace."""
+
+    grid: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.register_buffer("grid", torch.zeros(1, 1), persistent=False)
+
+    def body(self, x: Tensor) -> Tensor:
+        self.grid = torch.linspace(0, 1, x.shape[3], dtype=x.dtype)[:, None]
+        return self.down(functional.relu(self.up(x.permute(0, 2, 3, 1)) + self.grid)).permute(0, 3, 1, 2)
+
+
+def test_trace_buffer_that_forward_replaces_leaves_its_name_to_no_other_tensor() -> None:
+    for _ in range(12):  # which tensor gets the freed address is chance
+        assert set(trace(ReplacedBuffer().eval(), image()).widths) == {"stem", "up", "down"}
+
+
+class HeldBySelf(Net):
+    """A function and a hook that hold the network, or one of its modules, in their closures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = conv(8, 6), conv(6, 8)
+        seen: dict[str, Tensor] = {}
+        self.seen = seen
+        self.inner = lambda x: self.other(functional.relu(self.one(x)))
+
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen["stem"] = output
+
+        self.stem.register_forward_hook(keep)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.seen["stem"]
+
+
+def test_cut_closures_hold_the_cut_network_and_not_the_dense_one() -> None:
+    model = HeldBySelf()
+    graph = proved_graph(model)
+    assert set(graph.widths) == {"stem", "one"}
+    smaller = halved(model, graph)
+    outputs(model, image())
+    kept = model.seen["stem"]
+    outputs(smaller, image())
+    assert model.seen["stem"] is kept
+    assert smaller.seen["stem"].shape[1] == 4  # type: ignore[union-attr,index]  # a HeldBySelf has it
+
+
+def test_cut_graph_module_is_proved_and_keeps_its_code() -> None:
+    dense = build("Residual")
+    model = torch.fx.symbolic_trace(dense)
+    graph = proved_graph(model)
+    assert graph.widths == trace(dense, image()).widths
+    assert outputs(halved(model, graph), image()).equal(outputs(halved(dense, graph), image()))
+
+
+class Scripted(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = conv(8, 8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit.script is deprecated, but exported networks hold such modules
+            self.fixed = torch.jit.script(nn.Sequential(conv(8, 8), nn.ReLU()))
+        self.last = conv(8, 6)
+        self.head = nn.Linear(6, 5)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(self.fixed(functional.relu(self.free(x))))
+
+
+def test_trace_scripted_module_stays_whole_and_the_rest_is_cut() -> None:
+    model = Scripted()
+    graph = proved_graph(model)
+    assert set(graph.widths) == {"stem", "last"}
+    assert outputs(halved(model, graph), image()).shape == (5,)
+
+
+class Group(Net):
+    """A convolution or transposed convolution in groups, between two others."""
+
+    def __init__(self, groups: int, *, bias: bool) -> None:
+        super().__init__(width=6)
+        self.up = nn.ConvTranspose2d(8, 16, 2, 2, groups=groups, bias=bias)
+        self.last = conv(16, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(functional.relu(self.up(functional.relu(x))))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("groups", "widths"), [(4, {"stem": 2, "up": 4, "last": 6}), (8, {"stem": 8, "last": 6})])
+def test_trace_transposed_convolution_in_groups_is_cut(groups: int, widths: dict[str, int], bias: bool) -> None:
+    model = Group(groups, bias=bias)
+    graph = proved_graph(model)
+    assert graph.widths == widths
+    assert outputs(halved(model, graph), image()).shape == (5,)
+
+
+class PixelNorm(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.GroupNorm(4, 8), conv(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(x.mean((2, 3), keepdim=True)))
+
+
+def test_trace_group_norm_over_one_pixel_stays_whatever_the_seed() -> None:
+    graph = trace(PixelNorm().eval(), image())
+    assert set(graph.widths) == {"last"}
+    assert any("one pixel" in frozen.reason for frozen in graph.frozen)
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(5))
+
+
+def compiled() -> nn.Module:
+    model = Net()
+    model._compiled_call_impl = model._call_impl  # as model.compile() sets it
+    return model
+
+
+@pytest.mark.parametrize(("network", "message"), [(lazy, "is lazy"), (compiled, "is compiled")])
+def test_trace_network_without_parameters_or_with_fixed_code_is_refused(
+    network: Callable[[], nn.Module], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        trace(network(), image())
