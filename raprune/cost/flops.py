@@ -122,8 +122,16 @@ class CostModel:
 
 def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
     """Count the FLOPs of a forward pass of the one image `x`, and the parameters; return both."""
-    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        # The counter hooks the gradients of a module's inputs, even of a parameter that a layer takes as an input.
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops()), sum(parameter.numel() for parameter in model.parameters())
 
 

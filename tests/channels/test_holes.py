@@ -14,6 +14,7 @@ from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
+from raprune.cost.flops import measured
 from raprune.errors import ModelError
 from raprune.records import Candidate
 from tests.channels.networks import Net, build, conv, image
@@ -161,3 +162,21 @@ def test_trace_network_without_parameters_or_with_fixed_code_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         trace(network(), image())
+
+
+class ParameterAsInput(nn.Module):
+    """A network that hands a parameter to a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(self.token) + x.mean()
+        return logits
+
+
+def test_measured_parameter_as_the_input_of_a_layer_is_counted() -> None:
+    model = ParameterAsInput()
+    assert measured(model, image()) == (2 * 4 * 5, 4 + 4 * 5 + 5)
+    assert all(parameter.requires_grad for parameter in model.parameters())
