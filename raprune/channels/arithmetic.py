@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
 
@@ -51,6 +53,8 @@ class ProofArithmetic(TorchDispatchMode):
     def __init__(self, norms: NormScales | None = None) -> None:
         super().__init__()
         self._norms = norms
+        self._weights = WeakIdKeyDictionary()
+        """Tensors that are computed from parameters alone; filled with `norms` only."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -65,6 +69,13 @@ class ProofArithmetic(TorchDispatchMode):
             return _scaled(self._norms, args[0], args[2], args[3], args[0].dim() - len(args[1]))
         if self._norms is not None and packet is aten.native_group_norm:
             return _scaled(self._norms, args[0], args[1], args[2], 1)
+        if self._norms is not None and self._is_weight(args, kwargs):
+            if packet in _STATISTICS_OF_WEIGHTS:
+                return self._weight(_fixed_statistic(packet, args, func(*args, **kwargs)))
+            out = func(*args, **kwargs)
+            if packet in (aten.div, aten._weight_norm_interface):  # a filter of zeros has no direction
+                out = pytree.tree_map(torch.nan_to_num, out)
+            return self._weight(out)
         if packet is aten.native_dropout:
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if kwargs.get("dtype") in _LOW:
@@ -75,6 +86,31 @@ class ProofArithmetic(TorchDispatchMode):
             out = _raised(func(*(_raised(value) for value in args), **kwargs))
         # One value in place of noise, because a cut network draws fewer numbers than the dense one.
         return out.fill_(_NOISE[packet]) if packet in _NOISE else out
+
+    def _is_weight(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """True if all tensors among the arguments are parameters, or computed from parameters."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        return bool(tensors) and all(isinstance(t, nn.Parameter) or t in self._weights for t in tensors)
+
+    def _weight(self, out: Any) -> Any:
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor):
+                self._weights[value] = True
+        return out
+
+
+def _fixed_statistic(packet: Any, args: tuple[Any, ...], out: Any) -> Any:
+    """Return a mean of zero and a deviation of one in place of the statistics of a weight.
+
+    A cut changes the statistics over the input channels of a filter, as it changes those of a layer norm.
+    """
+    if packet is aten.native_batch_norm:
+        shape = [-1 if dim == 1 else 1 for dim in range(args[0].dim())]
+        scaled = args[0] if args[1] is None else args[0] * args[1].view(shape)
+        return (scaled if args[2] is None else scaled + args[2].view(shape), *out[1:])
+    if packet is aten.var_mean:
+        return torch.ones_like(out[0]), torch.zeros_like(out[1])
+    return torch.zeros_like(out) if packet is aten.mean else torch.ones_like(out)
 
 
 def _raised(value: Any) -> Any:
@@ -93,6 +129,8 @@ def _scaled(norms: NormScales, x: Tensor, weight: Any, bias: Any, first: int) ->
             out = operation(out, vector.view(*vector.shape, *[1] * (x.dim() - first - vector.dim())))
     return out, out.new_zeros(1), out.new_ones(1)
 
+
+_STATISTICS_OF_WEIGHTS = {aten.mean, aten.var, aten.std, aten.var_mean, aten.native_batch_norm}
 
 _NOISE = {
     getattr(aten, name): value

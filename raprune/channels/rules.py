@@ -242,6 +242,10 @@ def layer_norm(call: TracedCall) -> None:
 
 def _normalised(call: TracedCall, dim: int, vectors: tuple[Any, ...], *, across: bool = False) -> None:
     tracer, x, out = call.tracer, call.args[0], _first(call.out)
+    known = tracer.shadow(x)
+    if isinstance(known, ParameterShadow):
+        _standardised(call, known, dim, vectors, across=across)
+        return
     ids = tracer.channels(x, dim, "normalisation over a shape whose other axes carry channels")
     for vector in vectors:
         if not isinstance(vector, Tensor):
@@ -261,6 +265,77 @@ def _normalised(call: TracedCall, dim: int, vectors: tuple[Any, ...], *, across:
         tracer.set_shadow(out, None)
     else:
         tracer.pass_on(out, shadow)
+
+
+def _standardised(
+    call: TracedCall, shadow: ParameterShadow, dim: int, vectors: tuple[Any, ...], *, across: bool
+) -> None:
+    """Handle the normalisation of a weight, filter by filter: the weight keeps its axes."""
+    tracer, x, out = call.tracer, call.args[0], _first(call.out)
+    use = tracer.axis(x, dim)
+    others = [v for v in vectors if isinstance(v, Tensor)]
+    uses = [tracer.axis(vector, 0) for vector in others]
+    if (
+        across
+        or use is None
+        or any(u is None and tracer.shadow(v) is not None for v, u in zip(others, uses, strict=True))
+    ):
+        for value in (x, *others):
+            tracer.freeze_value(value, "the normalisation of a weight across its filters")
+        tracer.set_shadow(out, None)
+        return
+    for other in uses:
+        if other is None:
+            tracer.freeze(use.ids, "a weight normalised by constants")
+        else:
+            tracer.couple(other.ids, use.ids)
+    for axis in range(min(2, len(tracer.shapes[shadow.name]))):
+        if axis != use.axis:
+            tracer.reduced.add((shadow.name, axis))
+            tracer.across.append(tracer.axis_ids(shadow.name, axis))
+    tracer.set_shadow(out, shadow)
+
+
+def weight_norm(call: TracedCall) -> None:
+    """Handle `g * v / |v|` with the norm of each filter: both parameters are coupled, the result has the axes of v."""
+    tracer, (v, g), out = call.tracer, call.args[:2], _first(call.out)
+    if isinstance(tracer.shadow(v), ParameterShadow) and tracer.shadow(g) is not None:
+        _elementwise_parameters(tracer, (v, g), [tracer.shadow(v), tracer.shadow(g)], out)
+        return
+    for value in (v, g):
+        tracer.freeze_value(value, "a weight norm of a computed weight")
+    tracer.set_shadow(out, None)
+
+
+def vector_product(call: TracedCall) -> None:
+    """Handle mv and dot over parameters alone, as in a spectral norm: what is summed over is coupled."""
+    tracer, (left, right), out = call.tracer, call.args[:2], call.out
+    shadow, other = tracer.shadow(left), tracer.shadow(right)
+    use = tracer.axis(right, 0) if isinstance(other, ParameterShadow) else None
+    if isinstance(shadow, ParameterShadow) and use is not None:
+        dim = left.dim() - 1
+        moving = [a for a, p in enumerate(shadow.positions) if a < 2 and varies(p, dim)]
+        if len(moving) == 1:
+            ids = tracer.axis_ids(shadow.name, moving[0])
+            tracer.couple(ids[line(shadow.positions[moving[0]], dim).numpy()], use.ids)
+            rest = [p.select(dim, 0) for p in shadow.positions]
+            tracer.set_shadow(out, shadow.moved(rest) if dim else None)
+            return
+    for value in (left, right):
+        tracer.freeze_value(value, f"{call.name} has no rule for these operands")
+    tracer.set_shadow(out, None)
+
+
+def embedding(call: TracedCall) -> None:
+    """Handle a table that is read row by row: its columns are channels, its rows stay."""
+    tracer, weight, out = call.tracer, call.args[0], call.out
+    use = tracer.axis(weight, 1)
+    if use is None:
+        tracer.freeze_value(weight, "an embedding whose table is computed")
+        tracer.set_shadow(out, None)
+        return
+    tracer.freeze(tracer.axis_ids(use.parameter, 1 - use.axis), "the rows of a table")
+    tracer.write(use, out, out.dim() - 1)
 
 
 # -- element by element ----------------------------------------------------------------------------------------------
@@ -314,17 +389,52 @@ def _elementwise(tracer: Tracer, inputs: tuple[Tensor, ...], out: Tensor) -> Non
 def _elementwise_parameters(
     tracer: Tracer, inputs: tuple[Tensor, ...], shadows: list[Shadow | None], out: Tensor
 ) -> None:
-    """Handle parameters alone: a scaled parameter keeps its axes; several parameters give a computed weight."""
-    first = next(s for s in shadows if isinstance(s, ParameterShadow))
-    others = [v for v, s in zip(inputs, shadows, strict=True) if s is not first]
-    if all(value.numel() == 1 for value in others) and len(first.positions) and first.positions[0].shape == out.shape:
-        for value in others:
-            tracer.freeze_value(value, "a scalar parameter")
-        tracer.set_shadow(out, first)
+    """Handle parameters alone: the result has the axes of the parameter of its shape; the others are coupled with it.
+
+    A standardised or normalised weight, and the scale of a frozen batch norm, are computed so.
+    """
+    main = next(
+        (
+            value
+            for value, shadow in zip(inputs, shadows, strict=True)
+            if isinstance(shadow, ParameterShadow) and value.shape == out.shape and value.numel() > 1
+        ),
+        None,
+    )
+    if main is None and all(value.numel() == 1 for value in inputs):
+        main = next(v for v, s in zip(inputs, shadows, strict=True) if isinstance(s, ParameterShadow))
+    if main is None or not all(_along_parameter(tracer, main, value) for value in inputs if value is not main):
+        for value in inputs:
+            tracer.freeze_value(value, "parameters combined before use")
+        tracer.set_shadow(out, None)
         return
-    for value in inputs:
-        tracer.freeze_value(value, "parameters combined before use")
-    tracer.set_shadow(out, None)
+    tracer.set_shadow(out, tracer.shadow(main))
+
+
+def _along_parameter(tracer: Tracer, main: Tensor, value: Tensor) -> bool:
+    """Couple the axes of `value` with the axes of the parameter `main` that they meet; return False if that fails."""
+    known = tracer.shadow(value)
+    if known is tracer.shadow(main):
+        return True
+    for dim in range(1, value.dim() + 1):
+        if value.shape[-dim] == 1:
+            continue
+        use = tracer.axis(main, -dim)
+        if use is None:
+            return False
+        if known is None:
+            tracer.freeze(use.ids, "a parameter meets a constant of the shape of its channels")
+            continue
+        other = tracer.axis(value, -dim)
+        if other is None:
+            return False
+        if (other.parameter, other.axis) != (use.parameter, use.axis):
+            tracer.couple(other.ids, use.ids)
+        elif not np.array_equal(other.ids, use.ids):
+            return False
+    if value.numel() == 1 and known is not None and main.numel() > 1:
+        tracer.freeze_value(value, "a scalar parameter")
+    return True
 
 
 def _spread(ids: Tensor, shape: torch.Size) -> Tensor:
@@ -403,6 +513,15 @@ def spatial(call: TracedCall) -> None:
     tracer, x, out = call.tracer, call.args[0], _first(call.out)
     ids = tracer.activation(x)
     image_axes = range(x.dim() - next(rank for rank in (1, 2, 3) if f"{rank}d" in call.name), x.dim())
+    known = tracer.shadow(x)
+    use = tracer.axis(x, 1) if isinstance(known, ParameterShadow) else None
+    if use is not None and image_axes[0] == 2:
+        # A table of positions that is resized to the image: its channels are written, its positions stay.
+        for axis in range(len(tracer.shapes[use.parameter])):
+            if axis != use.axis:
+                tracer.freeze(tracer.axis_ids(use.parameter, axis), "the positions of a table")
+        tracer.write(use, out, 1)
+        return
     if ids is None or any(varies(ids, dim) for dim in image_axes):
         tracer.freeze_value(x, f"{call.name} over an axis that carries channels")
         tracer.set_shadow(out, None)
@@ -424,7 +543,13 @@ def reduction(call: TracedCall) -> None:
     if dims is None or dims == []:
         dims = list(range(x.dim()))
     dims = sorted({d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)})
+    shadow = tracer.shadow(x)
+    if isinstance(shadow, ParameterShadow) and call.name in _STATISTICS:
+        _reduced_parameter(call, shadow, dims, keepdim)
+        return
     ids = tracer.activation(x)
+    if ids is not None and call.name in ("sum", "mean"):
+        ids = _equal_along(tracer, ids, dims)
     if ids is None or any(varies(ids, dim) for dim in dims):
         tracer.freeze_value(x, f"{call.name} across channels")
         ids = None
@@ -436,10 +561,45 @@ def reduction(call: TracedCall) -> None:
         tracer.set_shadow(value, reduced)
 
 
+def _equal_along(tracer: Tracer, ids: Tensor, dims: list[int]) -> Tensor:
+    """Couple the parts of a stack that are added: the ids along `dims`, if other axes carry channels as well."""
+    stack = [dim for dim in dims if varies(ids, dim)]
+    if not stack or not any(varies(ids, dim) for dim in range(ids.dim()) if dim not in dims):
+        return ids
+    equal, small = collapse(ids, stack), compact(ids)
+    tracer.couple(small, compact(equal).expand(small.shape))
+    return equal
+
+
+_STATISTICS = ("mean", "sum", "var", "std", "var_mean", "linalg_vector_norm", "norm")
+
+
+def _reduced_parameter(call: TracedCall, shadow: ParameterShadow, dims: list[int], keepdim: bool) -> None:
+    """Handle a statistic of a parameter: the axes that are left keep their positions."""
+    tracer, x = call.tracer, call.args[0]
+    for axis, position in enumerate(shadow.positions):
+        if any(varies(position, dim) for dim in dims):
+            tracer.reduced.add((shadow.name, axis))
+            if axis < 2 and "norm" not in call.name and call.name != "sum":
+                tracer.across.append(tracer.axis_ids(shadow.name, axis))
+    positions = []
+    for position in shadow.positions:
+        for dim in reversed(dims):
+            position = position.narrow(dim, 0, 1) if keepdim else position.select(dim, 0)
+        positions.append(position)
+    left = any(varies(p, d) for p in positions for d in range(p.dim()))
+    if not left:
+        tracer.freeze_value(x, f"{call.name} of a whole parameter")
+    for value in call.out if isinstance(call.out, tuple) else (_first(call.out),):
+        tracer.set_shadow(value, shadow.moved(positions) if left else None)
+
+
 def along_axis(call: TracedCall) -> None:
     """Handle softmax and cumsum: the shape stays, the values mix along one axis."""
     tracer, x = call.tracer, call.args[0]
     ids = tracer.activation(x)
+    if ids is not None and "softmax" in call.name:
+        ids = _equal_along(tracer, ids, [int(call.args[1]) % x.dim()])
     if ids is None or varies(ids, int(call.args[1]) % x.dim()):
         tracer.freeze_value(x, f"{call.name} across channels")
         ids = None
@@ -706,6 +866,9 @@ def _packets(names: str) -> list[Any]:
 _TABLE: list[tuple[Callable[[TracedCall], None], str]] = [
     (convolution, "convolution convolution_overrideable"),
     (matrix_product, "mm addmm"),
+    (vector_product, "mv dot vdot"),
+    (weight_norm, "_weight_norm_interface"),
+    (embedding, "embedding"),
     (batched_product, "bmm baddbmm"),
     (
         attention,

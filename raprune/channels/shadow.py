@@ -161,6 +161,8 @@ class Tracer(TorchDispatchMode):
         self.freezes: list[FreezeRecord] = []
         self.across: list[IndexArray] = []
         """Ids across which a normalisation ran: masking such a channel is not the same as removing it."""
+        self.reduced: set[tuple[str, int]] = set()
+        """Every (parameter, axis) over which a statistic was taken: it is no channel unless a layer uses it as one."""
         self.costs: list[CostRecord] = []
         self.used: set[str] = set()
 

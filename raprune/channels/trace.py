@@ -235,6 +235,11 @@ def _groups(
             frozen[alone] = True
             reasons[alone] = ("", "all its channels are coupled with each other")
             continue
+        if all(axes[a] in tracer.reduced for a in signature):
+            for row in rows:
+                frozen[int(label[row])] = True
+                reasons[int(label[row])] = ("", "only a statistic is taken over these positions")
+            continue
         name = _group_name(tracer, [axes[a] for a in dict.fromkeys(signature)])
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}#{names[name]}"

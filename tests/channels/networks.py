@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torchvision.ops import FrozenBatchNorm2d
 
 from raprune.checks.contract.networks import (
     CLASSES,
@@ -251,6 +252,85 @@ class NormedWeight(Net):
 
     def body(self, x: Tensor) -> Tensor:
         return self.last(functional.relu(self.normed(x)))
+
+
+class SpectralWeight(Net):
+    def __init__(self) -> None:
+        super().__init__(width=6)
+        self.normed, self.last = spectral_norm(conv(8, 8)), conv(8, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(functional.relu(self.normed(x)))
+
+
+class NormalisedFilters(nn.Conv2d):
+    """A convolution whose weight goes through a batch norm, filter by filter, with a trained gain."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8, 3, padding=1)
+        self.gain = nn.Parameter(torch.ones(8, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(flat, None, None, weight=(self.gain * 0.5).view(-1), training=True, momentum=0.0)
+        return functional.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
+
+
+class FilterNorm(Net):
+    def __init__(self) -> None:
+        super().__init__(width=6)
+        self.normed, self.last = NormalisedFilters(), conv(8, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(functional.relu(self.normed(x)))
+
+
+class FrozenNorm(Net):
+    """A batch norm of fixed statistics, written with buffers that are combined before use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = FrozenBatchNorm2d(8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(functional.relu(self.norm(x)))
+
+
+class PositionTables(Net):
+    """An embedding of positions and a table of positions that is resized, which are added to the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.position, self.last = nn.Embedding(8, 8), nn.Parameter(torch.randn(1, 8, 3, 3)), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        rows = self.table(torch.arange(8, device=x.device)).t()[None, :, :, None]
+        resized = functional.interpolate(self.position, size=x.shape[2:], mode="bicubic")
+        return self.last(x + resized + rows.mean(2, keepdim=True))
+
+
+class SelectiveKernels(Net):
+    """Two branches that are stacked, weighted by a softmax over the stack, and added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.select = conv(8, 8), conv(8, 8, 1), conv(8, 16, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        stacked = torch.stack([self.one(x), self.other(x)], 1)
+        weights = self.select(stacked.sum(1).mean((2, 3), keepdim=True)).view(len(x), 2, -1, 1, 1).softmax(1)
+        return (stacked * weights).sum(1)
+
+
+class ReadStatistic(Net):
+    """A table of which only the mean is used: no layer writes its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 8))
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.table.mean(0)[None, :, None, None]
 
 
 class Fourier(Net):
@@ -507,7 +587,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         Residual, ZeroPadShortcut, DenseBlock, Grouped, Depthwise, DepthwiseMultiplier, SqueezeExcite, FlattenLinear,
         ChannelShuffle, SharedModule, SharedParameter, LayerScale, ChannelsLastNorm, GroupNorm, ModuleAttention,
         WrittenAttention, Mixer, PixelShuffle, Transposed, ParametricReLU, InPlace, ChannelBuffer, ChannelConstant,
-        StandardisedWeight, NormedWeight, Fourier, SortedChannels, Strided, Padded, Windows, PatchMerging,
+        StandardisedWeight, NormedWeight, SpectralWeight,
+        FilterNorm, FrozenNorm, PositionTables, SelectiveKernels, ReadStatistic,
+        Fourier, SortedChannels, Strided, Padded, Windows, PatchMerging,
         SoftmaxChannels, ManyOutputs, Unused, UNet, SpatialGate, Unfolded, Im2Col, UnequalSplit, GatedLinear, Maxout,
         FixedSlice, FixedView, ScaledBySize, InstanceNorm, OneOutput, Einsum,
     )

@@ -106,8 +106,44 @@ GROUPS: dict[str, list[str]] = {
     "InPlace": [],
     "ChannelBuffer": ["8: stem.weight/0 stem.bias/0 offset/1 head.weight/1"],
     "ChannelConstant": [],
-    "StandardisedWeight": ["6: last.weight/0 last.bias/0 head.weight/1"],
-    "NormedWeight": ["6: last.weight/0 last.bias/0 head.weight/1"],
+    # A cut changes the statistics over the input channels of a filter.
+    "StandardisedWeight": [
+        "8~: stem.weight/0 stem.bias/0 standardised.weight/1",
+        "8: standardised.weight/0 standardised.bias/0 last.weight/1",
+        "6: last.weight/0 last.bias/0 head.weight/1",
+    ],
+    "NormedWeight": [
+        "8: stem.weight/0 stem.bias/0 normed.parametrizations.weight.original1/1",
+        "8: normed.parametrizations.weight.original1/0 normed.parametrizations.weight.original0/0 normed.bias/0 "
+        "last.weight/1",
+        "6: last.weight/0 last.bias/0 head.weight/1",
+    ],
+    "SpectralWeight": [
+        "8: stem.weight/0 stem.bias/0 normed.parametrizations.weight.0._v/0*9 "
+        "normed.parametrizations.weight.original/1",
+        "8: normed.parametrizations.weight.original/0 normed.parametrizations.weight.0._u/0 normed.bias/0 "
+        "last.weight/1",
+        "6: last.weight/0 last.bias/0 head.weight/1",
+    ],
+    "FilterNorm": [
+        "8~: stem.weight/0 stem.bias/0 normed.weight/1",
+        "8: normed.weight/0 normed.gain/0 normed.bias/0 last.weight/1",
+        "6: last.weight/0 last.bias/0 head.weight/1",
+    ],
+    "FrozenNorm": [
+        "8: stem.weight/0 stem.bias/0 norm.* last.weight/1",
+        "8: last.weight/0 last.bias/0 head.weight/1",
+    ],
+    "PositionTables": [
+        "8: stem.weight/0 stem.bias/0 table.weight/1 position/1 last.weight/1",
+        "8: last.weight/0 last.bias/0 head.weight/1",
+    ],
+    "SelectiveKernels": [
+        "8: stem.weight/0 stem.bias/0 one.weight/1 other.weight/1",
+        "8: one.weight/0 one.bias/0 other.weight/0 other.bias/0 select.weight/1 select.weight/0*2 select.bias/0*2 "
+        "head.weight/1",
+    ],
+    "ReadStatistic": ["8: stem.weight/0 stem.bias/0 table/1 head.weight/1"],
     "Fourier": ["6: last.weight/0 last.bias/0 head.weight/1"],
     "SortedChannels": ["6: last.weight/0 last.bias/0 head.weight/1"],
     "Strided": ["6: last.weight/0 last.bias/0 head.weight/1"],
@@ -168,8 +204,6 @@ FROZEN: dict[str, dict[str, str]] = {
     },
     "InPlace": {"stem": "part of a constant", "conv1": "part of a constant", "conv2": "part of a constant"},
     "ChannelConstant": {"stem": "meets a constant of the shape of the channels"},
-    "StandardisedWeight": {"stem": "a weight that is computed (in standardised)"},
-    "NormedWeight": {"stem": "a weight that is computed (in normed)"},
     "Fourier": {"stem": "aten._fft_r2c has no rule"},
     "SortedChannels": {"stem": "aten.sort has no rule"},
     "Strided": {"stem": "as_strided"},
