@@ -18,7 +18,7 @@ PUBLIC = {
     "cut": "(model: 'ModuleT', graph: 'ChannelGraph', candidate: 'Candidate') -> 'ModuleT'",
     "load": "(model: 'ModuleT', folder: 'str') -> 'ModuleT'",
     "search": "(spec: 'SearchSpec', *, console: 'Console | None' = None, stages: 'Stages | None' = None) -> 'str'",
-    "trace": "(model: 'nn.Module', example_input: 'Tensor') -> 'ChannelGraph'",
+    "trace": "(model: 'nn.Module', example_input: 'NetworkInputs') -> 'ChannelGraph'",
 }
 """Name in `raprune` -> its signature."""
 

@@ -90,9 +90,9 @@ def slice_parameters(model: ModuleT, kept: Positions) -> ModuleT:
 
     smaller = rebuild(model, sliced)
     rows = {name.rpartition(".")[0].partition(PARAMETRIZED)[0]: None for name in kept} | {
-        name.removesuffix(".weight").partition(PARAMETRIZED)[0]: axes.get(0)
+        name.removesuffix(".weight").partition(PARAMETRIZED)[0]: axes[0]
         for name, axes in kept.items()
-        if name.endswith(".weight") or (PARAMETRIZED in name and 0 in axes)
+        if 0 in axes and (name.endswith(".weight") or f"{PARAMETRIZED}.original" in name)
     }
     for name, module in smaller.named_modules():
         if name in rows:
@@ -105,16 +105,27 @@ def rebuild(model: ModuleT, tensor_for: Callable[[str, Tensor], Tensor]) -> Modu
 
     Parameters stay parameters, and shared parameters stay shared. The old network is neither changed nor referred to.
     """
-    memo: dict[int, Any] = {}
+    memo = _Memo()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             memo[id(parameter)] = nn.Parameter(tensor_for(name, parameter.detach()), parameter.requires_grad)
         for name, buffer in model.named_buffers():
             memo[id(buffer)] = tensor_for(name, buffer)
-    return cast(ModuleT, _clone(model, memo))
+    new = _clone(model, memo)
+    while memo.closures:
+        _fill(*memo.closures.pop(), memo)
+    return cast(ModuleT, new)
 
 
-def _clone(module: Any, memo: dict[int, Any]) -> Any:
+class _Memo(dict[int, Any]):
+    """New objects by the ids of the old ones, and the closures of new functions that are still empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closures: list[tuple[CellType, CellType]] = []
+
+
+def _clone(module: Any, memo: _Memo) -> Any:
     """Copy a module tree with the tensors of `memo`, as `copy.deepcopy` does, but in a tenth of the time."""
     known = memo.get(id(module))
     if known is not None:
@@ -143,7 +154,7 @@ def _clone(module: Any, memo: dict[int, Any]) -> Any:
     return new
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
+def _copied(value: Any, memo: _Memo) -> Any:
     """Copy an attribute; functions, alone or in a dict or list, then hold the new modules and tensors."""
     known = memo.get(id(value))
     if known is not None:
@@ -161,8 +172,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """Copy a function whose closure may hold modules, tensors and containers of the old network."""
+def _rebound(function: FunctionType, memo: _Memo) -> FunctionType:
+    """Copy a function whose closure may hold modules, tensors and attributes of the old network."""
     cells = tuple(CellType() for _ in function.__closure__ or ())
     new = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
     new.__kwdefaults__, new.__qualname__, new.__module__ = (
@@ -172,12 +183,19 @@ def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     )
     new.__dict__.update(function.__dict__)
     memo[id(function)] = new
-    for old, cell in zip(function.__closure__ or (), cells, strict=True):
-        with contextlib.suppress(ValueError):  # an empty cell: a name without a value yet
-            held = old.cell_contents
-            owned = isinstance(held, nn.Module | Tensor | FunctionType) or type(held) in (dict, OrderedDict, list, set)
-            cell.cell_contents = _copied(held, memo) if owned else held
+    memo.closures += zip(function.__closure__ or (), cells, strict=True)
     return new
+
+
+def _fill(old: CellType, new: CellType, memo: _Memo) -> None:
+    """Fill the closure of a new function: modules, tensors and functions are copied with the network.
+
+    Everything else that is no attribute of the network belongs to the code around it, such as the list of a hook.
+    """
+    with contextlib.suppress(ValueError):  # an empty closure: a name without a value yet
+        held = old.cell_contents
+        owned = isinstance(held, nn.Module | Tensor | FunctionType)
+        new.cell_contents = _copied(held, memo) if owned else memo.get(id(held), held)
 
 
 PARAMETRIZED = ".parametrizations.weight"
@@ -215,5 +233,9 @@ def _fix_sizes(module: nn.Module, rows: IndexArray | None) -> None:
         module.num_groups = min(module.num_groups, module.num_channels)
     elif isinstance(module, nn.LayerNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+    elif isinstance(module, nn.Embedding) and weight is not None:
+        module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, nn.PReLU) and weight is not None:
         module.num_parameters = weight.shape[0]

@@ -10,11 +10,11 @@ from torch.utils import _pytree as pytree
 
 from raprune.errors import ModelError
 
-Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+NetworkInputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 """One tensor; a tuple of positional arguments; a dict of keyword arguments; or a list, which is one argument."""
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call(model: nn.Module, inputs: NetworkInputs) -> Any:
     """Run `model` on `inputs`."""
     if isinstance(inputs, tuple):
         return model(*inputs)
@@ -23,7 +23,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(inputs)
 
 
-def input_shape(inputs: Inputs) -> tuple[int, ...]:
+def input_shape(inputs: NetworkInputs) -> tuple[int, ...]:
     """Return the shape of the first tensor, without the batch axis; a list holds images without a batch axis.
 
     Raises:
@@ -38,7 +38,7 @@ def input_shape(inputs: Inputs) -> tuple[int, ...]:
     )
 
 
-def described(inputs: Inputs) -> str:
+def described(inputs: NetworkInputs) -> str:
     """Return the shapes of the inputs in words, for a message."""
     if isinstance(inputs, Tensor):
         return f"one input of shape {tuple(inputs.shape)}"

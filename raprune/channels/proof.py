@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from raprune.channels.arithmetic import NormScales, ProofArithmetic
 from raprune.channels.cut import cut, rebuild
 from raprune.channels.graph import ChannelGraph, KeptPositions
-from raprune.channels.inputs import Inputs, call, described, tensors_in
+from raprune.channels.inputs import NetworkInputs, call, described, tensors_in
 from raprune.channels.situations import Situation, first_situation, other_situations
 from raprune.errors import ModelError
 from raprune.records import Candidate
@@ -60,7 +60,7 @@ class _Failure:
     """Module in which the cut network raised an error; None if the network ran with other outputs."""
 
 
-def prove(model: nn.Module, graph: ChannelGraph, example_input: Inputs, *, seed: int = 0) -> Proof:
+def prove(model: nn.Module, graph: ChannelGraph, example_input: NetworkInputs, *, seed: int = 0) -> Proof:
     """Prove `graph` for `model`, which is not changed. Groups that fail are frozen in the result's graph.
 
     `example_input` is one image, shape `(1, channels, height, width)`, on the model's device, or the other inputs that
@@ -136,7 +136,7 @@ def _groups_in(graph: ChannelGraph, names: list[str], module: str) -> list[str]:
 class _ProofNetwork:
     """The float64 copy of the network, its reference outputs, and the checks on this copy."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, example: Inputs, seed: int) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, example: NetworkInputs, seed: int) -> None:
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
         self._generator = generator
@@ -177,7 +177,7 @@ class _ProofNetwork:
         self.has_norms = False
         """True if a layer norm or a group norm ran in the comparison with the masked network."""
 
-    def situations(self, example: Inputs) -> Iterator[Situation]:
+    def situations(self, example: NetworkInputs) -> Iterator[Situation]:
         """Yield the other situations in which the dense network runs and gives a finite output."""
         for alternatives in other_situations(example, self._generator):
             for situation in alternatives:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from raprune.channels.inputs import Inputs
+from raprune.channels.inputs import NetworkInputs
 
 OFFSET = 3.0
 """Mean of the other values, in standard deviations: normalised images that are bright or dark everywhere."""
@@ -21,23 +21,23 @@ OFFSET = 3.0
 
 @dataclass(frozen=True)
 class Situation:
-    """Inputs and a mode; `name` is a phrase for messages, empty for noise of the example's shape."""
+    """NetworkInputs and a mode; `name` is a phrase for messages, empty for noise of the example's shape."""
 
     name: str
-    inputs: Inputs
+    inputs: NetworkInputs
     training: bool = False
 
 
-def first_situation(example: Inputs, generator: torch.Generator) -> Situation:
+def first_situation(example: NetworkInputs, generator: torch.Generator) -> Situation:
     """Return noise of the example's shapes, in evaluation mode; integers stay as they are."""
     return Situation("", _changed(example, lambda t: _noise(t, tuple(t.shape), 0.0, generator)))
 
 
-def other_situations(example: Inputs, generator: torch.Generator) -> Iterator[list[Situation]]:
+def other_situations(example: NetworkInputs, generator: torch.Generator) -> Iterator[list[Situation]]:
     """Yield lists of situations; the first of a list in which the dense network runs stands for the whole list."""
     larger, batch = _another_size(example), _batch_of_two(example)
 
-    def inputs(offset: float, *, size: bool = False, two: bool = False) -> Inputs:
+    def inputs(offset: float, *, size: bool = False, two: bool = False) -> NetworkInputs:
         def change(tensor: Tensor) -> Tensor:
             shape = list(tensor.shape)
             if size and larger is not None and _is_image(tensor):
@@ -63,8 +63,8 @@ def other_situations(example: Inputs, generator: torch.Generator) -> Iterator[li
     yield training
 
 
-def _changed(example: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    inputs: Inputs = pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, example)
+def _changed(example: NetworkInputs, change: Callable[[Tensor], Tensor]) -> NetworkInputs:
+    inputs: NetworkInputs = pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, example)
     return inputs
 
 
@@ -81,7 +81,7 @@ def _is_image(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dim() >= 3 and min(tensor.shape[-2:]) > 1
 
 
-def _another_size(example: Inputs) -> tuple[int, int] | None:
+def _another_size(example: NetworkInputs) -> tuple[int, int] | None:
     """Return another height and width of the images; None if the inputs are no images of one size."""
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     sizes = {tuple(tensor.shape[-2:]) for tensor in tensors if tensor.dim() >= 4 and _is_image(tensor)}
@@ -96,7 +96,7 @@ def _other(size: int) -> int:
     return 32 * max(3, round(size * 0.7 / 32)) if size >= 128 else size + size // 2
 
 
-def _batch_of_two(example: Inputs) -> bool:
+def _batch_of_two(example: NetworkInputs) -> bool:
     """True if all tensors have the same first axis, which is the batch."""
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     return not isinstance(example, list) and all(t.dim() > 0 for t in tensors) and len({len(t) for t in tensors}) == 1

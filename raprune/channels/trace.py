@@ -19,13 +19,13 @@ from torch.nn.parameter import is_lazy
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
-from raprune.channels.inputs import Inputs, call, described, input_shape, tensors_in
+from raprune.channels.inputs import NetworkInputs, call, described, input_shape, tensors_in
 from raprune.channels.rules import RULES
 from raprune.channels.shadow import CostRecord, Tracer
 from raprune.errors import ModelError
 
 
-def trace(model: nn.Module, example_input: Inputs) -> ChannelGraph:
+def trace(model: nn.Module, example_input: NetworkInputs) -> ChannelGraph:
     """Return the channel graph of `model`, from one forward pass in evaluation mode.
 
     `example_input` is one image, shape `(1, channels, height, width)`, on the model's device. A network with several

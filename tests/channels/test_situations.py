@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.channels.cut import cut
-from raprune.channels.inputs import Inputs, call
+from raprune.channels.inputs import NetworkInputs, call
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
 from raprune.errors import ModelError
@@ -18,7 +18,7 @@ from raprune.records import Candidate
 from tests.channels.networks import Net, conv, image
 
 
-def proof_of(model: nn.Module, inputs: Inputs | None = None) -> Proof:
+def proof_of(model: nn.Module, inputs: NetworkInputs | None = None) -> Proof:
     inputs = image() if inputs is None else inputs
     model.eval()
     return prove(model, trace(model, inputs), inputs)
@@ -221,7 +221,7 @@ DEPTH = torch.ones(1, 1, 8, 8)
     ids=["tuple", "dict", "list", "image and step", "tokens", "object"],
 )
 def test_trace_inputs_and_outputs_of_other_kinds_are_proved_and_cut(
-    model: nn.Module, inputs: Inputs, group: str
+    model: nn.Module, inputs: NetworkInputs, group: str
 ) -> None:
     proof = proof_of(model, inputs)
     assert proof.frozen == {}

@@ -114,7 +114,7 @@ GROUPS: dict[str, list[str]] = {
     ],
     "NormedWeight": [
         "8: stem.weight/0 stem.bias/0 normed.parametrizations.weight.original1/1",
-        "8: normed.parametrizations.weight.original1/0 normed.parametrizations.weight.original0/0 normed.bias/0 "
+        "8~: normed.parametrizations.weight.original1/0 normed.parametrizations.weight.original0/0 normed.bias/0 "
         "last.weight/1",
         "6: last.weight/0 last.bias/0 head.weight/1",
     ],
