@@ -301,6 +301,10 @@ def weight_norm(call: TracedCall) -> None:
     tracer, (v, g), out = call.tracer, call.args[:2], _first(call.out)
     if isinstance(tracer.shadow(v), ParameterShadow) and tracer.shadow(g) is not None:
         _elementwise_parameters(tracer, (v, g), [tracer.shadow(v), tracer.shadow(g)], out)
+        for dim in range(g.dim()):
+            use = tracer.axis(v, dim) if g.shape[dim] > 1 else None
+            if use is not None:  # a filter of zeros has no direction: zeroing it is not the same as removing it
+                tracer.across.append(use.ids)
         return
     for value in (v, g):
         tracer.freeze_value(value, "a weight norm of a computed weight")
@@ -587,6 +591,11 @@ def _reduced_parameter(call: TracedCall, shadow: ParameterShadow, dims: list[int
         for dim in reversed(dims):
             position = position.narrow(dim, 0, 1) if keepdim else position.select(dim, 0)
         positions.append(position)
+    if "norm" in call.name:
+        # A filter of zeros has no direction: zeroing it is not the same as removing it.
+        for axis, position in enumerate(positions[:2]):
+            if any(varies(position, dim) for dim in range(position.dim())):
+                tracer.across.append(tracer.axis_ids(shadow.name, axis))
     left = any(varies(p, d) for p in positions for d in range(p.dim()))
     if not left:
         tracer.freeze_value(x, f"{call.name} of a whole parameter")
@@ -848,6 +857,82 @@ def shuffle_pixels(call: TracedCall) -> None:
     tracer.set_shadow(out, parts[:, 0].view(-1, 1, 1).expand(out.shape))
 
 
+def unshuffle_pixels(call: TracedCall) -> None:
+    """Handle pixel_unshuffle: every channel becomes r * r channels side by side."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    ids = tracer.channels(x, x.dim() - 3, "pixel_unshuffle over a shape whose other axes carry channels")
+    if ids is None:
+        tracer.freeze_value(x, "a pixel_unshuffle of a parameter")
+        tracer.set_shadow(out, None)
+        return
+    _channels_of_maps(tracer, out, ids.repeat_interleave(out.shape[-3] // x.shape[-3]))
+
+
+def sample(call: TracedCall) -> None:
+    """Handle grid_sample and the pooling of regions: each channel by itself, at places that another input gives."""
+    tracer, x, out = call.tracer, call.args[0], _first(call.out)
+    for value in call.args[1:]:
+        tracer.freeze_value(value, f"the places of {call.name}")
+    ids = tracer.channels(x, 1, f"{call.name} over a shape whose other axes carry channels")
+    if ids is None:
+        tracer.freeze_value(x, f"{call.name} of a parameter")
+        tracer.set_shadow(out, None)
+        return
+    _channels_of_maps(tracer, out, ids)
+
+
+def _channels_of_maps(tracer: Tracer, out: Tensor, ids: Tensor) -> None:
+    """Attach the ids of the channels of maps `(..., channels, height, width)`; three axes behind them for volumes."""
+    dim = out.dim() - 3 if out.dim() < 5 else 1
+    tracer.set_shadow(out, ids.view([-1 if d == dim else 1 for d in range(out.dim())]).expand(out.shape))
+
+
+def deformable_convolution(call: TracedCall) -> None:
+    """Handle torchvision's deformable convolution without groups as a convolution; its offsets stay."""
+    tracer, out = call.tracer, call.out
+    x, weight, offset, mask, bias = call.args[:5]
+    for value in (offset, mask):
+        tracer.freeze_value(value, "the offsets of a deformable convolution")
+    into, onto, groups = tracer.axis(weight, 1), tracer.axis(weight, 0), call.args[11:13]
+    if into is None or onto is None or tuple(groups) != (1, 1):
+        _freeze_computed(call, x, weight, "a deformable convolution in groups, or with a weight that is computed")
+        tracer.freeze_value(bias, "a deformable convolution in groups, or with a weight that is computed")
+        return
+    _read(tracer, tracer.channels(x, 1, "convolution over a shape whose spatial axes carry channels"), into)
+    _couple_vector(tracer, bias, onto)
+    tracer.write(onto, out, 1)
+
+
+def recurrent(call: TracedCall) -> None:
+    """Handle LSTM, GRU and RNN: the channels that they read can go; their hidden size is fixed in the module."""
+    tracer, x, one_layer = call.tracer, call.args[0], call.name == "mkldnn_rnn_layer"
+    weights = list(call.args[1:5] if one_layer else call.args[2])
+    ids = tracer.channels(x, x.dim() - 1, "a recurrent layer over a shape whose other axes carry channels")
+    # Every direction of the first layer has a weight of (gates, inputs) first.
+    first = weights[:1] if one_layer else _first_layer(call, weights)
+    for weight in weights:
+        for dim in range(weight.dim()):
+            use = tracer.axis(weight, dim)
+            if dim == 1 and use is not None and any(weight is one for one in first):
+                _read(tracer, ids, use)
+            else:
+                tracer.fix_axis(use, weight, "the hidden size of a recurrent layer is fixed in the module")
+    states = call.args[5:7] if one_layer else (call.args[1],)
+    for value in states:
+        for state in value if isinstance(value, list | tuple) else (value,):
+            tracer.freeze_value(state, "the hidden size of a recurrent layer is fixed in the module")
+    for value in call.out:
+        if isinstance(value, Tensor):
+            tracer.set_shadow(value, None)
+
+
+def _first_layer(call: TracedCall, weights: list[Tensor]) -> list[Tensor]:
+    """Return the weights that read the input: one for each direction."""
+    layers, two_ways = int(call.args[4]), bool(call.args[7])
+    step = len(weights) // (layers * (1 + two_ways))
+    return [weights[0], weights[step]] if two_ways else [weights[0]]
+
+
 def _first(out: Any) -> Tensor:
     first = out[0] if isinstance(out, list | tuple) else out
     assert isinstance(first, Tensor)
@@ -892,8 +977,11 @@ _TABLE: list[tuple[Callable[[TracedCall], None], str]] = [
         spatial,
         "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d "
-        "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_nearest_exact2d "
-        "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d mkldnn_max_pool2d",
+        "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
+        "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d "
+        "_upsample_nearest_exact2d _upsample_nearest_exact3d reflection_pad1d reflection_pad2d reflection_pad3d "
+        "replication_pad1d replication_pad2d replication_pad3d mkldnn_max_pool2d fractional_max_pool2d "
+        "fractional_max_pool3d",
     ),
     (reduction, "mean sum amax amin max min var std var_mean prod linalg_vector_norm norm logsumexp argmax any all"),
     (along_axis, "_softmax _log_softmax _safe_softmax cumsum"),
@@ -909,10 +997,19 @@ _TABLE: list[tuple[Callable[[TracedCall], None], str]] = [
     (pad, "constant_pad_nd"),
     (restride, "as_strided as_strided_"),
     (shuffle_pixels, "pixel_shuffle"),
+    (unshuffle_pixels, "pixel_unshuffle"),
+    (sample, "grid_sampler_2d grid_sampler_3d cudnn_grid_sampler"),
+    (recurrent, "mkldnn_rnn_layer lstm gru rnn_tanh rnn_relu"),
 ]
 
 RULES: dict[Any, Callable[[TracedCall], None]] = {
     "pointwise": pointwise,
+    "torchvision.roi_align": sample,
+    "torchvision.roi_pool": sample,
+    "torchvision.deform_conv2d": deformable_convolution,
     **{packet: rule for rule, names in _TABLE for packet in _packets(names)},
 }
-"""Rule of each operator. `"pointwise"` is the rule of every operator that PyTorch itself tags as pointwise."""
+"""Rule of each operator, or of its name if another library defines it.
+
+`"pointwise"` is the rule of every operator that PyTorch itself tags as pointwise.
+"""

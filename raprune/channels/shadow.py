@@ -312,7 +312,7 @@ class Tracer(TorchDispatchMode):
         if not tracked:
             self.count(func, args, kwargs, out, ())
             return out
-        rule = self._rules.get(func.overloadpacket)
+        rule = self._rules.get(func.overloadpacket) or self._rules.get(str(func.overloadpacket))
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = self._rules["pointwise"]
         if rule is None:

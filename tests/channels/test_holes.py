@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import DeformConv2d, roi_align
 
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
@@ -78,7 +79,7 @@ def test_cut_closures_hold_the_cut_network_and_not_the_dense_one() -> None:
     kept = model.seen["stem"]
     outputs(smaller, image())
     assert model.seen["stem"] is kept
-    assert smaller.seen["stem"].shape[1] == 4  # type: ignore[union-attr,index]  # a HeldBySelf has it
+    assert smaller.seen["stem"].shape[1] == 4  # type: ignore[index]  # a HeldBySelf has it
 
 
 def test_cut_graph_module_is_proved_and_keeps_its_code() -> None:
@@ -180,3 +181,79 @@ def test_measured_parameter_as_the_input_of_a_layer_is_counted() -> None:
     model = ParameterAsInput()
     assert measured(model, image()) == (2 * 4 * 5, 4 + 4 * 5 + 5)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class Resampled(Net):
+    """A map that is sampled at places of a grid, pooled over regions, and convolved with offsets."""
+
+    def __init__(self) -> None:
+        super().__init__(width=6)
+        self.offset, self.bend, self.last = conv(8, 18), DeformConv2d(8, 8, 3, padding=1), conv(8, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        turn = torch.eye(2, 3)[None].to(x).repeat(len(x), 1, 1)
+        grid = functional.affine_grid(turn, [len(x), 1, 6, 6], align_corners=False)
+        x = functional.grid_sample(x, grid, align_corners=False)
+        x = functional.relu(self.bend(x, self.offset(x)))
+        box = x.new_tensor([[0.0, 0.0, 4.0, 4.0]])
+        return self.last(roi_align(x, [box] * len(x), 3))
+
+
+class Shrunk(Net):
+    """Pooling at random places, and pixels that become channels and pixels again."""
+
+    def __init__(self) -> None:
+        super().__init__(width=6)
+        self.narrow, self.last = conv(32, 8, 1), conv(2, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = functional.fractional_max_pool2d(x, 2, output_size=(4, 4))
+        return self.last(functional.pixel_shuffle(self.narrow(functional.pixel_unshuffle(x, 2)), 2))
+
+
+class Recurrent(Net):
+    """A recurrent layer over the columns of the image."""
+
+    def __init__(self, layer: type[nn.RNNBase], *, bidirectional: bool) -> None:
+        super().__init__(width=8 if bidirectional else 4)
+        self.rows = layer(8, 4, num_layers=2, batch_first=True, bidirectional=bidirectional)
+
+    def body(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rows(functional.relu(x).mean(2).transpose(1, 2))[0]
+        return y.transpose(1, 2)[..., None]
+
+
+class Signals(nn.Module):
+    """Convolutions over one or three axes, with norms, pooling and resizing."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        self.mode = {1: "linear", 3: "trilinear"}[axes]
+        kind = {1: nn.Conv1d, 3: nn.Conv3d}[axes]
+        pool, norm = {1: nn.MaxPool1d, 3: nn.MaxPool3d}[axes], {1: nn.BatchNorm1d, 3: nn.BatchNorm3d}[axes]
+        self.stem = nn.Sequential(kind(2, 8, 3, padding=1), norm(8), nn.ReLU(), pool(2))
+        self.wide, self.head = kind(8, 6, 3, padding=1, groups=2), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.interpolate(self.wide(self.stem(x)), scale_factor=2.0, mode=self.mode)
+        logits: Tensor = self.head(x.flatten(2).mean(2))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "widths"),
+    [
+        (Resampled(), (1, 3, 8, 8), {"stem": 8, "bend": 8, "last": 6}),
+        (Shrunk(), (1, 3, 8, 8), {"stem": 8, "narrow": 2, "last": 6}),
+        (Recurrent(nn.LSTM, bidirectional=True), (1, 3, 8, 8), {"stem": 8}),
+        (Recurrent(nn.GRU, bidirectional=False), (1, 3, 8, 8), {"stem": 8}),
+        (Signals(1), (1, 2, 16), {"stem.0": 4, "wide": 3}),
+        (Signals(3), (1, 2, 4, 8, 8), {"stem.0": 4, "wide": 3}),
+    ],
+    ids=["sampled", "shuffled", "LSTM", "GRU", "1d", "3d"],
+)
+def test_trace_layers_of_other_kinds_are_cut(model: nn.Module, shape: tuple[int, ...], widths: dict[str, int]) -> None:
+    x = image(shape)
+    graph = prove(model.eval(), trace(model, x), x).graph
+    assert graph.widths == widths
+    assert outputs(halved(model, graph), x).shape == (5,)
