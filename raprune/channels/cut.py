@@ -79,7 +79,7 @@ def slice_parameters(model: ModuleT, kept: Positions) -> ModuleT:
                     hint="Pass the dense network that the recipe was made from.",
                 )
     distinct = {id(positions): positions for axes in kept.values() for positions in axes.values()}
-    device = next(model.parameters()).device
+    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     indices = dict(zip(distinct, arrays_on(device, list(distinct.values())), strict=True))
 
     def sliced(name: str, tensor: Tensor) -> Tensor:

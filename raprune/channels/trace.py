@@ -68,10 +68,15 @@ def _refuse(model: nn.Module) -> None:
             f"The layer {lazy[0].rpartition('.')[0]!r} is lazy and has never run, so it has no parameters yet.",
             hint="Run the network on one image before it is pruned.",
         )
+    if "eval" in vars(model):  # torch.export replaces the methods that change the mode
+        raise ModelError(
+            "The network is an exported program, whose code is made for its dense sizes.",
+            hint="Pass the network itself, and export the pruned network.",
+        )
     for name, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
             raise ModelError(
-                f"The module {name or 'at the top of the network'!r} is compiled, and so made for its dense sizes.",
+                f"The {f'module {name!r}' if name else 'network'} is compiled, and so made for its dense sizes.",
                 hint="Pass the network without torch.compile, and compile the pruned network.",
             )
 

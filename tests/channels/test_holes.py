@@ -157,12 +157,24 @@ def compiled() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("network", "message"), [(lazy, "is lazy"), (compiled, "is compiled")])
+def exported() -> nn.Module:
+    model: nn.Module = torch.export.export(Net().eval(), (image(),)).module()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), [(lazy, "is lazy"), (compiled, "network is compiled"), (exported, "exported program")]
+)
 def test_trace_network_without_parameters_or_with_fixed_code_is_refused(
     network: Callable[[], nn.Module], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         trace(network(), image())
+
+
+def test_cut_network_without_parameters_is_copied() -> None:
+    model = nn.Sequential(nn.Flatten())
+    assert outputs(cut(model, proved_graph(model), Candidate("all", {})), image()).equal(image().flatten())
 
 
 class ParameterAsInput(nn.Module):
