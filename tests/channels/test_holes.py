@@ -226,7 +226,7 @@ class Shrunk(Net):
 class Recurrent(Net):
     """A recurrent layer over the columns of the image."""
 
-    def __init__(self, layer: type[nn.RNNBase], *, bidirectional: bool) -> None:
+    def __init__(self, layer: type[nn.LSTM] | type[nn.GRU], *, bidirectional: bool) -> None:
         super().__init__(width=8 if bidirectional else 4)
         self.rows = layer(8, 4, num_layers=2, batch_first=True, bidirectional=bidirectional)
 
