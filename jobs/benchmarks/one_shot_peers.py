@@ -84,7 +84,7 @@ class Peer(ABC):
     def protected(self, model: nn.Module, stream: str) -> list[nn.Module]:
         """Return the layers of `model` whose outputs stay whole."""
         layers = dict(model.named_modules())
-        head = [module for module in layers.values() if isinstance(module, nn.Linear)]
+        head: list[nn.Module] = [module for module in layers.values() if isinstance(module, nn.Linear)]
         return head if stream == PRUNED else [*head, *(layers[name] for name in sorted(self._stream_layers))]
 
     def _within(self, budget: float, name: str, ranking: str, stream: str) -> tuple[nn.Module, float]:
