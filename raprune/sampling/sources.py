@@ -40,8 +40,9 @@ _SAMPLED_EVERY = 6
 _KERNEL_EVERY = 16
 """Number of proposals after which the mutations' kernel is fitted again."""
 _DELAY = 8
-"""Mutations share a model and a litter for at most this part of the lookahead: each may miss the results that came
-meanwhile."""
+"""Mutations share a model for at most this part of the lookahead: each may miss the results that came meanwhile."""
+_LITTER = 2
+"""Maximum number of proposals that share a litter: with four or more, the last ones choose among worse children."""
 _STARTUP = 16
 """Random draws after the warm starts, at most: the number of trials is no guide if a time limit ends the search."""
 
@@ -334,8 +335,8 @@ class Mutations(ProposalSource):
             self._mutator.learn(replace(point, keep_ratios=self._space.ratios_of(point.widths)))
 
     def _litter_at(self, turn: Turn) -> Litter:
-        """The children among which the numbers that share a model choose, made once."""
-        first = turn.number - turn.number % self._fit_every
+        """The children among which a few numbers in a row choose, made once."""
+        first = turn.number - turn.number % min(_LITTER, self._fit_every)
         count = self._count_at(turn, every=self._fit_every) or len(self._mutator)
         key = (first, count, self._count_at(turn, every=_KERNEL_EVERY))
         if self._litter is None or self._litter[0] != key:
