@@ -1,9 +1,9 @@
 """Exports of torchvision's classification networks: `uv run python jobs/benchmarks/exports.py [MODEL ...]`.
 
-Each network has random weights, loses half of the channels of each group at random, and is exported to `torch` and
-`onnx`. Both files are run, the second one in ONNX Runtime, and compared with the PyTorch network on random images: one
-alone, then five together. Images have the smallest size that the network takes. A network passes if its outputs differ
-by at most 1e-4 of the largest output, in float32.
+Each network has random weights, loses half of the channels of each group at random, gets statistics of random images
+into its batch norms, and is exported to `torch` and `onnx`. Both files are run, the second one in ONNX Runtime, and
+compared with the PyTorch network on random images: one alone, then five together. Images have the smallest size that
+the network takes. A network passes if its outputs differ by at most 1e-4 of the largest output, in float32.
 
 Networks that are in `exports.jsonl` beside this file are left out, except those that are named. `--seconds` ends a run
 early; the next run goes on. Every run writes the table `exports.md` from all rows.
@@ -32,6 +32,7 @@ from raprune.checks.inspect import PROOF_SIZES
 from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
 from raprune.errors import RapruneError
+from raprune.methods import reestimate_batch_norm
 from raprune.models import build_model, image_shape_of
 from raprune.pruning.programs import (
     FILES,
@@ -125,6 +126,9 @@ def exported(name: str) -> Row:
     model = cut(network, graph, at_random(graph, seed=0)).eval()
     del network
     shape = graph.input_shape[-3:]
+    # With the statistics of a new batch norm, activations vanish on their way, and outputs are those of the last bias.
+    drawn = torch.randn(16, *shape)
+    reestimate_batch_norm(model, lambda: iter([(drawn, torch.zeros(len(drawn), dtype=torch.int64))]))
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
     images = DeviceSplit.place(Split(pixels, np.zeros(IMAGES, np.int64)), MEAN, STD, "cpu")
     description = Description(network=name, trial_id="", image_shape=shape, classes=(), mean=MEAN, std=STD)
@@ -215,7 +219,8 @@ def table(kept: KeptRows[Row]) -> str:
         "# Exports of torchvision's classification networks",
         "",
         f"Made by `jobs/benchmarks/exports.py`: {passed} of the {len(rows)} networks here pass, and torchvision has "
-        f"{total}. Each network has random weights and keeps a random half of the channels of each group. It is "
+        f"{total}. Each network has random weights, keeps a random half of the channels of each group, and has its "
+        "batch norms estimated on random images. It is "
         "exported by raprune to `torch` (a `torch.export` program, run by PyTorch) and to `onnx` (run by ONNX Runtime) "
         "and compared with PyTorch in float32, on one image and on a batch of five. *torch* and *onnx* are the largest "
         f"differences of an output relative to the largest output; a network passes with at most {BAR:.0e}. *px* is "
