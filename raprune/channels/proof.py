@@ -142,7 +142,9 @@ class _ProofNetwork:
         self._generator = generator
         self._first = first_situation(example, generator)
         sliced = {member.parameter for group in graph.groups for member in group.members}
-        buffers = {name for name, _ in model.named_buffers()}
+        self._buffers = buffers = {name for name, _ in model.named_buffers()}
+        self._last: tuple[tuple[int, tuple[str, ...]], tuple[nn.Module, nn.Module]] | None = None
+        self._last_graph = graph
         settings = {name for name in buffers if name not in sliced and name.rpartition(".")[2] not in STATISTICS}
         try:
             # A buffer that is no statistic is a setting (a range, a table, a length): only its own values are valid.
@@ -182,7 +184,7 @@ class _ProofNetwork:
         for alternatives in other_situations(example, self._generator):
             for situation in alternatives:
                 try:
-                    out = self._run(rebuild(self.model, _same), situation, NormScales())
+                    out = self._run(rebuild(self.model, self._own), situation, NormScales())
                 except Exception:
                     continue
                 if len(out) and bool(out.isfinite().all()):
@@ -219,7 +221,7 @@ class _ProofNetwork:
 
     def run_cut(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         """Run a network with about half of the channels of every named group; return its failure, if any."""
-        out = self._run_smaller(cut(self.model, graph, self._candidate(graph, names)), self._first)
+        out = self._run_smaller(self._masked_and_cut(graph, names)[1], self._first)
         if isinstance(out, _Failure):
             return out
         if out.shape != self._reference.shape:
@@ -253,26 +255,11 @@ class _ProofNetwork:
         With `norms`, layer norms and group norms only scale in both networks.
         """
         situation = situation or self._first
-        candidate = self._candidate(graph, names)
-        removed = KeptPositions(graph, candidate.kept)
-        gone: dict[str, list[tuple[int, Tensor]]] = {}
-        for group in map(graph.by_name.__getitem__, names):
-            for member in group.members:
-                positions = torch.from_numpy(removed.removed(group, member))
-                gone.setdefault(member.parameter, []).append((member.axis, positions))
-
-        def mask(name: str, tensor: Tensor) -> Tensor:
-            tensor = tensor.clone()
-            for axis, positions in gone.get(name, ()):
-                tensor.index_fill_(axis, positions.to(tensor.device), 0.0)
-            return tensor
-
+        masked_network, smaller_network = self._masked_and_cut(graph, names)
         scales = NormScales() if norms else None
-        masked = self._run(rebuild(self.model, mask), situation, scales)
+        masked = self._run(masked_network, situation, scales)
         self.has_norms = self.has_norms or bool(scales)
-        smaller = self._run_smaller(
-            cut(self.model, graph, candidate), situation, None if scales is None else scales.replay()
-        )
+        smaller = self._run_smaller(smaller_network, situation, None if scales is None else scales.replay())
         phrase = f"{situation.name}, " if situation.name else ""
         if isinstance(smaller, _Failure):
             return replace(smaller, reason=phrase + smaller.reason)
@@ -284,6 +271,34 @@ class _ProofNetwork:
         if not situation.name:
             self.worst_cut = max(self.worst_cut, error)
         return None
+
+    def _masked_and_cut(self, graph: ChannelGraph, names: Collection[str]) -> tuple[nn.Module, nn.Module]:
+        """Return the two networks to compare; the last two are kept, because copies take most of a proof's time."""
+        key = (id(graph), tuple(names))
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
+        candidate = self._candidate(graph, names)
+        removed = KeptPositions(graph, candidate.kept)
+        gone: dict[str, list[tuple[int, Tensor]]] = {}
+        for group in map(graph.by_name.__getitem__, names):
+            for member in group.members:
+                positions = torch.from_numpy(removed.removed(group, member))
+                gone.setdefault(member.parameter, []).append((member.axis, positions))
+
+        def mask(name: str, tensor: Tensor) -> Tensor:
+            tensor = tensor.clone() if name in gone else self._own(name, tensor)
+            for axis, positions in gone.get(name, ()):
+                tensor.index_fill_(axis, positions.to(tensor.device), 0.0)
+            return tensor
+
+        pair = (rebuild(self.model, mask), cut(self.model, graph, candidate))
+        # The graph is held as well, so that no other graph gets its id.
+        self._last, self._last_graph = (key, pair), graph
+        return pair
+
+    def _own(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a parameter as it is, and a copy of a buffer, which a forward pass may change."""
+        return tensor.clone() if name in self._buffers else tensor
 
     def _candidate(self, graph: ChannelGraph, names: Collection[str]) -> Candidate:
         rng = np.random.default_rng(self._seed + 1)
@@ -335,10 +350,6 @@ def _informative(tensor: Tensor, generator: torch.Generator, *, keep: bool) -> T
     if keep or tensor.numel() == 0 or not constant:
         return tensor.double() if tensor.dtype != torch.float64 else tensor.clone()
     return (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5).to(tensor.device)
-
-
-def _same(_: str, tensor: Tensor) -> Tensor:
-    return tensor.clone()
 
 
 @contextmanager

@@ -35,32 +35,31 @@ def first_situation(example: NetworkInputs, generator: torch.Generator) -> Situa
 
 def other_situations(example: NetworkInputs, generator: torch.Generator) -> Iterator[list[Situation]]:
     """Yield lists of situations; the first of a list in which the dense network runs stands for the whole list."""
-    larger, batch = _another_size(example), _batch_of_two(example)
+    other, batch = _another_size(example), _batch_of_two(example)
 
     def inputs(offset: float, *, size: bool = False, two: bool = False) -> NetworkInputs:
         def change(tensor: Tensor) -> Tensor:
             shape = list(tensor.shape)
-            if size and larger is not None and _is_image(tensor):
-                shape[-2:] = larger
+            if size and other is not None and _is_image(tensor):
+                shape[-2:] = other
             if two and shape:
                 shape[0] *= 2
             return _noise(tensor, tuple(shape), offset, generator)
 
         return _changed(example, change)
 
-    values = "with other values"
-    if batch:
-        values = "with a batch of two and other values"
-    alone = [Situation(values, inputs(OFFSET, two=batch))]
-    if batch:
-        alone.append(Situation("with other values", inputs(OFFSET)))
-    if larger is not None:
-        yield [Situation(f"with an image of {larger[0]} x {larger[1]}", inputs(-OFFSET, size=True))]
-    yield alone
-    training = [Situation("in training mode", inputs(0.0, two=batch), training=True)]
-    if batch:
-        training.append(Situation("in training mode", inputs(0.0), training=True))
-    yield training
+    if other is not None:
+        yield [Situation(f"with an image of {other[0]} x {other[1]}", inputs(-OFFSET, size=True))]
+    # A smaller image first, because it costs less; where the network does not take it, one of the example's size.
+    small = other is not None and other[0] * other[1] < _pixels(example)
+    sizes = (True, False) if small else (False,)
+    values = [Situation("with a batch of two and other values", inputs(OFFSET, size=s, two=True)) for s in sizes]
+    yield [*(values if batch else []), Situation("with other values", inputs(OFFSET))]
+    yield [
+        Situation("in training mode", inputs(0.0, size=size, two=two), training=True)
+        for two, size in ((True, True), (True, False), (False, False))
+        if (batch or not two) and (small or not size)
+    ]
 
 
 def _changed(example: NetworkInputs, change: Callable[[Tensor], Tensor]) -> NetworkInputs:
@@ -91,9 +90,17 @@ def _another_size(example: NetworkInputs) -> tuple[int, int] | None:
     return _other(height), _other(width)
 
 
+def _pixels(example: NetworkInputs) -> int:
+    """Return the number of pixels of the first image."""
+    height, width = next(t.shape[-2:] for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and _is_image(t))
+    return int(height * width)
+
+
 def _other(size: int) -> int:
     """Return a smaller size for large images, because it costs less, and a larger one for small images."""
-    return 32 * max(3, round(size * 0.7 / 32)) if size >= 128 else size + size // 2
+    if size >= 128:
+        return 32 * max(3, round(size * 0.7 / 32))
+    return 16 * (size * 3 // 64) if size >= 64 else size + size // 2
 
 
 def _batch_of_two(example: NetworkInputs) -> bool:
