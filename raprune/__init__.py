@@ -11,19 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raprune.channels.cut import cut
     from raprune.channels.trace import trace
-    from raprune.orchestration.search import search
+    from raprune.notebook.budget import AskedBudget as Budget
+    from raprune.notebook.prune import prune
+    from raprune.notebook.run import OpenedRun as Run
+    from raprune.notebook.search import search
     from raprune.pruning.artifact import load
 
     __version__: str
 
-__all__ = ["__version__", "cut", "load", "search", "trace"]
+__all__ = ["Budget", "Run", "__version__", "cut", "load", "prune", "search", "trace"]
 
 _HOMES = {
-    "trace": "raprune.channels.trace",
-    "cut": "raprune.channels.cut",
-    "search": "raprune.orchestration.search",
-    "load": "raprune.pruning.artifact",
+    "Budget": "raprune.notebook.budget:AskedBudget",
+    "Run": "raprune.notebook.run:OpenedRun",
+    "cut": "raprune.channels.cut:cut",
+    "load": "raprune.pruning.artifact:load",
+    "prune": "raprune.notebook.prune:prune",
+    "search": "raprune.notebook.search:search",
+    "trace": "raprune.channels.trace:trace",
 }
+"""Public name -> its module, and its name there."""
 
 
 def __getattr__(name: str) -> Any:
@@ -32,7 +39,8 @@ def __getattr__(name: str) -> Any:
 
         return version("raprune")
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, there = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), there)
     raise AttributeError(f"module 'raprune' has no attribute {name!r}")
 
 

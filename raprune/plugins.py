@@ -14,12 +14,16 @@ TIMM = "timm:"
 """Prefix of the names of timm's networks; it looks like a module of the user."""
 
 
+GIVEN = "object:"
+"""Prefix of the names of networks and data sets that a Python session gave as objects."""
+
+
 def is_user_function(name: str) -> bool:
-    """True if `name` has the form `package.module:function`, every part is an identifier, and it is no timm name."""
+    """True if `name` has the form `package.module:function` with identifiers, and is neither timm's nor an object's."""
     module, colon, function = name.partition(":")
     return (
         bool(colon)
-        and not name.startswith(TIMM)
+        and not name.startswith((TIMM, GIVEN))
         and all(part.isidentifier() for part in [*module.split("."), function])
     )
 

@@ -158,6 +158,11 @@ class Candidate:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def __repr__(self) -> str:
+        return (
+            f"Candidate({self.id} by {self.method!r}: {sum(self.widths.values())} channels in {len(self.kept)} groups)"
+        )
+
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy does not pickle; its dictionary does. The id is expensive to compute again.
         return _candidate, (self.method, self.kept, dict(self.settings), self.id)

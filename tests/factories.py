@@ -203,7 +203,7 @@ GROUPS = {f"features.{layer}": layer + 8 for layer in range(6)} | {"head<b>": 44
 TIMED = {"device": "AMD EPYC", "threads": 2, "precision": "float32"}
 
 
-def make_run(folder: Path, *, tested: bool = True) -> Store:
+def make_run(folder: Path | str, *, tested: bool = True) -> Store:
     """A run of 40 search trials and 4 fine-tuned ones, with accuracies that grow with the FLOPs."""
     store = Store(folder)
     spec = {

@@ -17,10 +17,32 @@ from raprune import methods
 PUBLIC = {
     "cut": "(model: 'ModuleT', graph: 'ChannelGraph', candidate: 'Candidate') -> 'ModuleT'",
     "load": "(model: 'ModuleT', folder: 'str') -> 'ModuleT'",
-    "search": "(spec: 'SearchSpec', *, console: 'Console | None' = None, stages: 'Stages | None' = None) -> 'str'",
+    "prune": (
+        "(model: 'nn.Module | Callable[[], nn.Module] | str', data: 'object', *, validation: 'object' = None, "
+        "method: 'str' = 'l2', allocation: 'str' = 'uniform', budget: 'Budget | Mapping[str, Any] | None' = None, "
+        "weights: 'Mapping[str, Tensor] | str | None' = None, trained: 'bool' = True, finetune: 'bool' = False, "
+        "epochs: 'float | None' = None, seed: 'int | None' = None, job: 'JobFields | None' = None) -> 'PrunedNetwork'"
+    ),
+    "search": (
+        "(model: 'nn.Module | Callable[[], nn.Module] | str | SearchSpec', train: 'object' = None, "
+        "test: 'object' = None, *, validation: 'object' = None, budget: 'Budget | Mapping[str, Any] | None' = None, "
+        "weights: 'Mapping[str, Tensor] | str | None' = None, trained: 'bool' = True, methods: 'Sequence[str]' = (), "
+        "trials: 'int | None' = None, finalists: 'int | None' = None, epochs: 'float | None' = None, "
+        "workers: 'int | None' = None, seed: 'int | None' = None, output: 'str | os.PathLike[str] | None' = None, "
+        "job: 'JobFields | None' = None, resume: 'str | os.PathLike[str] | None' = None, "
+        "console: 'Console | None' = None, stages: 'Stages | None' = None) -> 'OpenedRun'"
+    ),
     "trace": "(model: 'nn.Module', example_input: 'NetworkInputs') -> 'ChannelGraph'",
 }
 """Name in `raprune` -> its signature."""
+
+CLASSES = {
+    "Budget": {"fractions", "is_free", "limit", "limits_latency"},
+    "Run": {
+        *("best", "candidates", "export", "finished", "folder", "front", "load", "load_dense", "pick", "plot"),
+    },
+}
+"""Name of a class in `raprune` -> attributes that users call."""
 
 METHOD_NAMES = [
     "METHODS",
@@ -125,7 +147,7 @@ GIVEN = {
 
 
 def test_package_offers_exactly_its_public_names() -> None:
-    assert set(raprune.__all__) == {*PUBLIC, "__version__"} == set(dir(raprune))
+    assert set(raprune.__all__) == {*PUBLIC, *CLASSES, "__version__"} == set(dir(raprune))
     assert raprune.__version__
 
 
@@ -137,6 +159,12 @@ def test_public_function_keeps_its_signature(name: str) -> None:
 def test_name_that_the_package_does_not_offer_is_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'prune_everything'"):
         _ = raprune.prune_everything
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_public_class_keeps_its_attributes(name: str) -> None:
+    found = getattr(raprune, name)
+    assert {attribute for attribute in CLASSES[name] if hasattr(found, attribute)} == CLASSES[name]
 
 
 def test_methods_offer_exactly_their_public_names() -> None:

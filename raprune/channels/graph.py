@@ -8,6 +8,7 @@ its *channel*.
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 IndexArray = npt.NDArray[np.int64]
+
+_SHOWN = 24
+"""Groups that the text of a graph shows: as many as fit a screen."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Member:
     indices: IndexArray
     writes: bool = False
     """True if the layer writes the channels along this axis (its filters); False if it reads or scales them."""
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.indices.shape))
+        return f"Member({self.parameter!r}, axis={self.axis}, indices={shape}, writes={self.writes})"
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,42 @@ class ChannelGraph:
     """Shape in the dense network of every parameter or buffer that a group slices, by name."""
     notes: tuple[str, ...] = ()
     """Warnings for the user, for example about parameters that the forward pass never used."""
+
+    def __repr__(self) -> str:
+        return (
+            f"ChannelGraph: {self._told()}\n{_as_lines(self._shown(), ('group', 'channels', 'tensors'))}{self._left()}"
+        )
+
+    def _repr_html_(self) -> str:
+        """A table of the groups for a notebook."""
+        head = "".join(f"<th>{title}</th>" for title in ("group", "channels", "tensors that they slice"))
+        body = "".join(
+            "<tr>" + "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in self._shown()
+        )
+        left = html.escape(self._left().strip())
+        return f"<p>{html.escape(self._told())}</p><table><tr>{head}</tr>{body}</table><p>{left}</p>"
+
+    def _told(self) -> str:
+        channels = sum(group.num_channels for group in self.groups)
+        size = "x".join(map(str, self.input_shape))
+        return f"{len(self.groups)} groups with {channels:,} channels, for an input of {size}"
+
+    def _shown(self) -> list[tuple[str, str, str]]:
+        """Name, channels and tensors of the groups that a screen has room for."""
+        return [
+            (group.name, str(group.num_channels), _few([member.parameter for member in group.members]))
+            for group in self.groups[:_SHOWN]
+        ]
+
+    def _left(self) -> str:
+        """A line on the groups that are not shown and on the channels that stay."""
+        more = len(self.groups) - _SHOWN
+        lines = [f"... and {more} more groups"] if more > 0 else []
+        if self.frozen:
+            stay = sum(frozen.num_channels for frozen in self.frozen)
+            lines.append(f"{stay:,} channels stay whole, in {_few([frozen.module for frozen in self.frozen])}")
+        return "".join(f"\n{line}" for line in lines)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -223,6 +267,22 @@ class ChannelGraph:
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             notes=tuple(data["notes"]),
         )
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, each once, and how many more there are."""
+    known = list(dict.fromkeys(names))
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more
+
+
+def _as_lines(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    """Rows below a head, in columns of equal width."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    )
+    return "\n".join(lines)
 
 
 class KeptPositions:

@@ -9,13 +9,14 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raprune.data.arrays import LabelArray, Split
 from raprune.data.dataset import Dataset
 from raprune.data.division import carve
-from raprune.data.normalisation import Normalisation, measure, resolve
+from raprune.data.normalisation import Normalisation, as_they_are, measure, resolve
 from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
 from raprune.data.shuffle import pool_size
 from raprune.data.source import EncodedSource, Source, Sources
@@ -24,12 +25,15 @@ from raprune.data.stream import VALIDATION_IMAGES, classes_in_pool
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
-from raprune.plugins import check_name_form, is_user_function
+from raprune.plugins import GIVEN, check_name_form, is_user_function
 from raprune.spec.job import DataSpec
 from raprune.store.scores import Statistics
 
-__all__ = ["DATASETS", "Dataset", "Normalisation", "Split", "ignored", "load_data", "sorted_stream"]
+if TYPE_CHECKING:
+    from raprune.data.given import ItemsSource
+    from raprune.data.items import PackedItems
 
+__all__ = ["DATASETS", "Dataset", "Normalisation", "Split", "ignored", "load_data", "sorted_stream"]
 DATASETS: dict[str, Callable[[DataSpec], Sources]] = {
     "mnist-sample": open_mnist_sample,
     "digits": open_digits,
@@ -68,7 +72,7 @@ def load_data(
         UsageError: if the name is unknown or a file is missing.
         DataError: if the data cannot be read, its splits do not match, or it does not fit into memory.
     """
-    sources = _open(spec)
+    sources = _open(spec, seed)
     if isinstance(sources, Dataset):
         return _normalised(sources, spec)
     source, own = sources.train, sources.validation
@@ -83,6 +87,7 @@ def load_data(
     def read(source: Source, chosen: LabelArray) -> Split:
         return Split(source.read(chosen, shape=shape, resize=resize), source.labels[chosen])
 
+    drawn: PackedItems | None = None
     if isinstance(source, EncodedSource) and source.files is not None and spec.stream:
         train, validation, stream = carve(
             source.files,
@@ -97,12 +102,19 @@ def load_data(
         mixing = classes_in_pool(source.files, source.labels, capacity=pool_size(math.prod(shape), 0))
     else:
         train_rows, validation_rows = _divide(source, spec, fraction, seed)
+        items = _items(source, spec)
+        drawn = None if items is None else items.trained(train_rows)
+        if items is not None and items.held is None:
+            train_rows = train_rows[_draw(source.labels[train_rows], spec.resident_images, seed)]
         train, validation, stream = read(source, train_rows), read(source, validation_rows), None
         mixing = 1.0
     if own is not None:
         most = min(spec.max_images or VALIDATION_IMAGES, VALIDATION_IMAGES) if spec.stream else spec.max_images
         validation = read(own, _draw(own.labels, most, seed))
-    figures = resolve(spec, channels=shape[0], default=default, measured=lambda: measure(train.images))
+    if np.issubdtype(train.images.dtype, np.floating):
+        figures = as_they_are(spec, channels=shape[0])
+    else:
+        figures = resolve(spec, channels=shape[0], default=default, measured=lambda: measure(train.images))
     return Dataset(
         name=spec.name,
         train=train,
@@ -114,9 +126,10 @@ def load_data(
         mean=figures.mean,
         std=figures.std,
         origin=figures.origin,
-        augment=AUGMENT.get(spec.name, "shift") if spec.augment == "auto" else spec.augment,
+        augment=_augment(spec, source),
         stream=stream,
         mixing=mixing,
+        drawn=drawn,
     )
 
 
@@ -141,13 +154,34 @@ def sorted_stream(data: Dataset) -> str | None:
     )
 
 
+def _items(source: Source, spec: DataSpec) -> ItemsSource | None:
+    """Return the source if it is a map-style data set that was given as an object."""
+    if spec.given is None:
+        return None
+    # Imported here, as in `_open`: it needs torch, and images of files are loaded without.
+    from raprune.data.given import ItemsSource
+
+    return source if isinstance(source, ItemsSource) else None
+
+
+def _augment(spec: DataSpec, source: Source) -> str:
+    """Return the training augmentation; `auto` leaves it to the transforms of a map-style data set."""
+    if spec.augment != "auto":
+        return spec.augment
+    return "none" if _items(source, spec) is not None else AUGMENT.get(spec.name, "shift")
+
+
 def _normalised(data: Dataset, spec: DataSpec) -> Dataset:
     """Return the user's data set, normalised by the figures of `spec` where they are given."""
     figures = resolve(spec, channels=data.image_shape[0], default=None, measured=lambda: data.normalisation)
     return replace(data, mean=figures.mean, std=figures.std, origin=figures.origin)
 
 
-def _open(spec: DataSpec) -> Dataset | Sources:
+def _open(spec: DataSpec, seed: int) -> Dataset | Sources:
+    if spec.given is not None or spec.name.startswith(GIVEN):
+        from raprune.data.given import given_data, open_given
+
+        return open_given(given_data(spec), spec, seed=seed)
     known = spec.name in DATASETS or is_user_function(spec.name)
     if spec.stream and known and spec.name not in FROM_FILES:
         raise UsageError(

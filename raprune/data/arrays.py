@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-ImageArray = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[Any]
+"""uint8 images, which are normalised, or float32 images, which are taken as they are."""
 LabelArray = npt.NDArray[np.int64]
 ImageShape = tuple[int, int, int]
 """The shape `(channels, height, width)` of one image."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from raprune.data.arrays import Split
 from raprune.data.augment import augmented, draw
-from raprune.data.dataset import Split
 from raprune.data.ranks import ALONE, Ranks
 from raprune.data.transfer import sent
 
@@ -89,8 +89,8 @@ class DeviceSplit:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images as a batch: normalised, in the type of `mean` and in `layout`."""
-        batch = images.to(self.mean.dtype)
-        # In place: `to` has copied uint8 images, and float images are a new tensor of the augmentation.
+        # A copy, because what follows is done in place, and images of this type may be the split's own.
+        batch = images.to(self.mean.dtype, copy=True)
         batch.sub_(self.mean).mul_(self.scale)
         return batch.contiguous(memory_format=self.layout)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
 from raprune.data.normalisation import GIVEN, Normalisation
 from raprune.data.stream import StreamSource
+
+if TYPE_CHECKING:
+    from raprune.data.items import PackedItems
 
 __all__ = ["Dataset", "ImageArray", "ImageShape", "LabelArray", "Split", "StreamSource"]
 
@@ -22,7 +25,7 @@ class Dataset:
 
     name: str
     train: Split
-    """The training split; where there is a `stream`, a sample of the training split."""
+    """The training split; where there is a `stream` or a large `drawn` split, a sample of the training split."""
     validation: Split
     held_out: bool = False
     """True if `validation` was drawn from the training split; False if the data set has its own validation split."""
@@ -41,6 +44,8 @@ class Dataset:
     """The whole training split, if it is not held in memory."""
     mixing: float = 1.0
     """Classes in a pool of the stream, as a fraction of those of random images (`classes_in_pool`); 1 if all mix."""
+    drawn: PackedItems | None = None
+    """The whole training split, if its items are drawn anew in each epoch."""
 
     @property
     def image_shape(self) -> ImageShape:
@@ -59,7 +64,9 @@ class Dataset:
 
     @property
     def num_train(self) -> int:
-        """Number of training images, in memory or streamed."""
+        """Number of training images, in memory or drawn anew or streamed."""
+        if self.drawn is not None:
+            return len(self.drawn)
         return len(self.train) if self.stream is None else self.stream.count
 
     def without_test(self) -> Self:
@@ -82,4 +89,6 @@ class Dataset:
             digest.update(np.ascontiguousarray(split.labels).data)
         if self.stream is not None:
             digest.update(self.stream.identity.encode())
+        if self.drawn is not None:
+            digest.update(self.drawn.identity.encode())
         return digest.hexdigest()[:16]

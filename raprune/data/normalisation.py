@@ -14,6 +14,7 @@ from raprune.spec.job import DataSpec
 
 GIVEN = "given"
 MEASURED = "measured on the training split"
+FLOATS = "float images, taken as they are"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,21 @@ def resolve(
     return Normalisation(
         mean=spec.mean or found.mean, std=spec.std or found.std, origin=f"{given} {GIVEN}, {other} {found.origin}"
     )
+
+
+def as_they_are(spec: DataSpec, *, channels: int) -> Normalisation:
+    """Return the figures that leave float images as they are.
+
+    Raises:
+        UsageError: if `spec` has figures, which are for pixels from 0 to 255.
+    """
+    if spec.mean is not None or spec.std is not None:
+        raise UsageError(
+            "data.mean and data.std: the images are floats, which are taken as they are.",
+            hint="Normalise them in the transforms of the data set, or give uint8 images.",
+        )
+    # Pixels are divided by 255 first, and 1 / 255 undoes it.
+    return Normalisation(mean=(0.0,) * channels, std=(1 / 255,) * channels, origin=FLOATS)
 
 
 def measure(images: ImageArray) -> Normalisation:

@@ -70,10 +70,15 @@ def _source(pair: Any, label_names: tuple[str, ...] | None, *, where: str) -> Ar
             f"{where}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} integers are needed.",
             hint=EXPECTED,
         )
-    return ArraySource(where, labels.astype(np.int64), label_names, _channels_first(images, where))
+    return ArraySource(where, labels.astype(np.int64), label_names, channels_first(images, where))
 
 
-def _channels_first(images: ImageArray, where: str) -> ImageArray:
+def channels_first(images: ImageArray, where: str) -> ImageArray:
+    """Return images `(N, C, H, W)`, `(N, H, W)` or `(N, H, W, C)` as `(N, C, H, W)`.
+
+    Raises:
+        DataError: if they have another shape.
+    """
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[1] in (1, 3):

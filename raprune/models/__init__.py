@@ -18,6 +18,7 @@ from raprune.errors import ModelError, UsageError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.cifar_vgg import CifarVGG
 from raprune.models.digits import DigitsNet
+from raprune.models.given import given_model
 from raprune.models.lenet import LeNet5
 from raprune.models.mnist_resnet import MnistResNet
 from raprune.models.weights import load_weights
@@ -110,6 +111,9 @@ def build_model(spec: ModelSpec, *, num_classes: int, image_shape: ImageShape) -
         UsageError: if the name is unknown.
         ModelError: if the builder fails, or the network takes images with another number of channels.
     """
+    given = given_model(spec)
+    if given is not None:
+        return given.build()
     builder, arguments = _resolve(spec.name, num_classes, image_shape)
     try:
         model = builder(**{**arguments, **spec.arguments})

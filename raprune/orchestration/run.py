@@ -15,6 +15,7 @@ from raprune.cost.latency import TABLE, LatencyTable
 from raprune.data import ignored, sorted_stream
 from raprune.data.dataset import Dataset, Split
 from raprune.errors import StoreError, UsageError
+from raprune.models.given import given_model
 from raprune.orchestration.cluster.connect import machine, node_resources
 from raprune.orchestration.cluster.placement import Trainings, TrainPlacement, place_training
 from raprune.pruning.artifact import versions
@@ -256,10 +257,19 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
         markup=False,
         highlight=False,
     )
+    given = given_model(spec.model)
+    if given is not None:
+        console.print(given.travels, markup=False, highlight=False)
     console.print(f"Normalisation: {prepared.data.normalisation}.", markup=False, highlight=False)
     for warning in (ignored(spec.data, prepared.data), sorted_stream(prepared.data)):
         if warning is not None:
             console.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False)
+    if prepared.data.drawn is not None:
+        console.print(
+            "Training items are drawn anew in each epoch, with the transforms of their data set.",
+            markup=False,
+            highlight=False,
+        )
     for subject, decision in automatic.told(spec, prepared.spec).items():
         console.print(f"{subject.capitalize()}: {decision}.", markup=False, highlight=False)
 

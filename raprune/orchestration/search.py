@@ -68,7 +68,8 @@ def resume(
 ) -> str:
     """Resume the run in `uri` from what its store holds, and return its folder.
 
-    `placed`: a job that says where data, weights and cluster are now, if they were moved.
+    `placed`: a job that says where data, weights and cluster are now, if they were moved. It holds the objects of a run
+    that was given objects.
 
     Raises:
         StoreError: if there is no run, or if data, network or code changed since it began.
@@ -129,8 +130,8 @@ def _moved(begun: SearchSpec, now: SearchSpec) -> SearchSpec:
     data = {"train": now.data.train, "validation": now.data.validation, "test": now.data.test}
     return begun.model_copy(
         update={
-            "model": begun.model.model_copy(update={"weights": now.model.weights}),
-            "data": begun.data.model_copy(update=data),
+            "model": begun.model.model_copy(update={"weights": now.model.weights}).holding(now.model.given),
+            "data": begun.data.model_copy(update=data).holding(now.data.given),
             "resources": begun.resources.model_copy(update={"address": now.resources.address}),
             "page": now.page,
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.numpy import load as load_arrays
+from torch import nn
 
 from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table, table_key
@@ -64,10 +65,19 @@ class Single:
     trial: Trial
     dense_accuracy: float
     """Validation accuracy of the dense network."""
+    result: Result
+    pruner: Pruner
+    spec: SearchSpec
+    """The job with every field decided."""
     warnings: tuple[str, ...] = ()
     """Warnings about the dense network, one sentence or more each."""
     proof: ExportProof | None = None
     """The proof of the exported programs; None if there are none."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The condensed network, in evaluation mode."""
+        return self.result.model
 
 
 def prune_once(
@@ -157,7 +167,19 @@ def prune_once(
             )
             deliver(Path(temporary), store, wanted)
     stages.end()
-    return Single(result.trial, dense.accuracy, warnings, proof)
+    return Single(result.trial, dense.accuracy, result, pruner, spec, warnings, proof)
+
+
+def save_single(single: Single, folder: str) -> None:
+    """Write recipe and weights of a network to `folder`.
+
+    Raises:
+        StoreError: if `folder` holds a recipe already or cannot be written.
+    """
+    store = Store(folder)
+    check_free(store, checked((RECIPE_FORMAT,), None))
+    check_writable(store)
+    _save(store, single.result, single.pruner, single.spec)
 
 
 def _tell_epoch(stages: Stages, epoch: Epoch) -> None:
@@ -188,6 +210,7 @@ def export(
     *,
     formats: Sequence[str] = (RECIPE_FORMAT,),
     quantize: str | None = None,
+    spec: SearchSpec | None = None,
     stages: Stages | None = None,
     tell: Callable[[str], None] = print,
 ) -> Exported:
@@ -198,7 +221,8 @@ def export(
     hears of that before it begins, and `stages` follows. `recipe` is `recipe.json` and `weights.safetensors`; `torch`
     and `onnx` are programs, which are proved on validation images and described in `export.json`; `quantize` adds the
     ONNX program in `int8`. `huggingface` is the layout of its Hub. Files appear in `folder` once all are written and
-    proved; the proof is also kept in the run, for its report.
+    proved; the proof is also kept in the run, for its report. `spec` is the job of the run with its objects, if network
+    or data were objects of a Python session.
 
     Raises:
         UsageError: if the run has no such network, or several that begin so; if a format is unknown or its libraries
@@ -210,7 +234,8 @@ def export(
     source, target, wanted = Store(run), Store(folder), checked(formats, quantize)
     described, trials = source.record(), source.trials()
     check_free(target, wanted)
-    trial = _find(source, trials, name)
+    trial = find_trial(source, trials, name)
+    spec = spec or SearchSpec.model_validate(described.spec)
     found, stages = find_network(source, trial), stages or Stages()
     proof = None
     with tempfile.TemporaryDirectory(prefix="raprune-export-") as temporary:
@@ -223,9 +248,9 @@ def export(
                 f"Making {trial.network} again from the dense network (trial {trial.trial_id}, "
                 f"{trial.proposal.method}): its weights are not stored in the run."
             )
-            workload = _make_again(source, described, trial, made, stages)
+            workload = _make_again(source, spec, described, trial, made, stages)
         if wanted.needs_data:
-            workload = workload or _workload_of_run(source, described, trial, stages)
+            workload = workload or _workload_of_run(source, spec, described, trial, stages)
             stages.begin(EXPORT)
             model = load_from(workload.model, made, "")
             figures = _figures(source, described, trials, trial)
@@ -258,8 +283,12 @@ def _figures(store: Store, described: RunRecord, trials: Sequence[Trial], trial:
     )
 
 
-def _find(store: Store, trials: Sequence[Trial], wanted: str) -> Trial:
-    """The complete trial whose network is wanted."""
+def find_trial(store: Store, trials: Sequence[Trial], wanted: str) -> Trial:
+    """The complete trial whose network is wanted, by its name, the beginning of it, or the trial's id.
+
+    Raises:
+        UsageError: if there is no such network, or several.
+    """
     complete = {trial.trial_id: trial for trial in trials if trial.counts}
     # Of several trials that came to one candidate, the one that stands for it; then each repeat by its own name.
     named = {row.candidate: complete[row.trial_id] for row in candidates(trials)}
@@ -278,9 +307,10 @@ def _find(store: Store, trials: Sequence[Trial], wanted: str) -> Trial:
     )
 
 
-def _make_again(store: Store, described: RunRecord, trial: Trial, target: Store, stages: Stages) -> Workload:
+def _make_again(
+    store: Store, spec: SearchSpec, described: RunRecord, trial: Trial, target: Store, stages: Stages
+) -> Workload:
     """Write the network of a repaired candidate, made from the dense network once more; return the run's workload."""
-    spec = SearchSpec.model_validate(described.spec)
     try:
         pruner = _pruner_of_run(store, spec, described, stages)
         stages.begin(PRUNE)
@@ -294,9 +324,8 @@ def _make_again(store: Store, described: RunRecord, trial: Trial, target: Store,
     return pruner.workload
 
 
-def _workload_of_run(store: Store, described: RunRecord, trial: Trial, stages: Stages) -> Workload:
+def _workload_of_run(store: Store, spec: SearchSpec, described: RunRecord, trial: Trial, stages: Stages) -> Workload:
     """Dense network and data of a run, for the proof of a program of its network."""
-    spec = SearchSpec.model_validate(described.spec)
     try:
         stages.begin(LOAD_DATA)
         data = job_data(spec, described)

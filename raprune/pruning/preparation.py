@@ -13,6 +13,7 @@ from safetensors.numpy import load
 from raprune.channels.cache import cached_trace
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
+from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import TABLE, LatencyTable
 from raprune.data import load_data
@@ -112,7 +113,9 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
     # On the CPU: the driver may have no GPU.
     workload = build_workload(spec, data=data, device="cpu")
     steps.built(workload)
-    graph = without_excluded(cached_trace(workload.model, workload.example_input()), spec.exclude)
+    # The cache is found by the files of the code, and a notebook's cell is in no file.
+    traced = trace if spec.model.given is not None else cached_trace
+    graph = without_excluded(traced(workload.model, workload.example_input()), spec.exclude)
     proof = prove(workload.model, graph, workload.example_input(), seed=spec.seed)
     if not proof.graph.groups:
         reasons = "; ".join(sorted({f.reason for f in proof.graph.frozen})[:3])

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.data.host import HostSplit, ImageSplit
+from raprune.data.items import DrawnSplit
 from raprune.data.residence import device_memory, fits
 from raprune.data.stream import StreamReader, ThreadReader
 from raprune.data.streamed import StreamedSplit
 from raprune.errors import ModelError
 from raprune.models import build_model, load_weights
+from raprune.models.given import given_model, load_arrays
 from raprune.models.memory_format import layout_for
 from raprune.spec.job import SearchSpec
 from raprune.training.cpu_memory import keep_freed_memory
@@ -65,12 +67,14 @@ class Workload:
         return self.data.augment
 
     @cached_property
-    def training(self) -> ImageSplit | StreamedSplit:
+    def training(self) -> ImageSplit | StreamedSplit | DrawnSplit:
         """The whole training split, for `raprune.training.loop.train`: placed when it is first asked for.
 
         It is stored on the device if it fits there, else on the host, or it is streamed; all give the same batches of
-        the same images.
+        the same images. Items with random transforms are drawn anew in each epoch.
         """
+        if self.data.drawn is not None:
+            return DrawnSplit(self.data.drawn, self.place(_rows(self.data.train, slice(0))))
         if self.data.stream is None:
             return self.hold(self.data.train)
         return StreamedSplit(self.data.stream, self._reader, self.place(_rows(self.data.train, slice(0))))
@@ -133,9 +137,10 @@ def build_workload(
 ) -> Workload:
     """The network of `spec` for `data` on `device`, in evaluation mode.
 
-    Its weights are `weights` if given, else those of the file `spec.weights`, else random under `spec.seed`
-    (to be trained by `train_dense`). A streamed training split is read by `reader`, or by threads of this process.
-    `card_share` is the fraction of a GPU's memory that belongs to this process, in (0, 1].
+    Its weights are `weights` if given, else those of the object that stands for the network or of the file
+    `spec.weights`, else random under `spec.seed` (to be trained by `train_dense`). A streamed training split is read
+    by `reader`, or by threads of this process. `card_share` is the fraction of a GPU's memory that belongs to this
+    process, in (0, 1].
 
     Raises:
         UsageError: if the network's name is unknown or its weights are missing.
@@ -146,9 +151,12 @@ def build_workload(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = build_model(spec.model, num_classes=data.num_classes, image_shape=data.image_shape)
+    given = given_model(spec.model)
+    if weights is None and given is not None:
+        weights = given.weights
     if weights is not None:
-        model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in weights.items()})
-    elif spec.weights is not None:
+        load_arrays(model, weights)
+    elif given is None and spec.weights is not None:
         load_weights(model, spec.weights)
     workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader, card_share)
     _check_runs(workload)

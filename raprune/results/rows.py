@@ -92,6 +92,13 @@ class CandidateRow:
     measured: MeasuredSpeed | None = None
     """None if the measured times were not read."""
 
+    def __repr__(self) -> str:
+        test = "" if self.test_accuracy is None else f", test accuracy {self.test_accuracy:.2%}"
+        return (
+            f"{type(self).__name__}({self.candidate} by {self.method}: {self.flops_fraction:.1%} of the FLOPs, "
+            f"{self.params_fraction:.1%} of the parameters, validation accuracy {self.val_accuracy:.2%}{test})"
+        )
+
     @property
     def macs(self) -> int:
         """Multiply-adds of one image."""

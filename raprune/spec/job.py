@@ -10,10 +10,11 @@ import re
 import time
 from importlib import resources
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from raprune.plugins import GIVEN
 from raprune.spec.budget import Budget, Fraction, with_budget_table
 from raprune.spec.fields import VALID, Part
 
@@ -76,7 +77,27 @@ _LEAST_LOOKAHEAD = 4
 """Default lookahead, with which one worker and two workers find the same."""
 
 
-class ModelSpec(Part):
+class _Subject(Part):
+    """A table of the job for which an object of a Python session may stand instead of a name.
+
+    The object is no field: it travels with the job from process to process, and is in no file.
+    """
+
+    _given: object | None = PrivateAttr(default=None)
+
+    @property
+    def given(self) -> object | None:
+        """The object that stands for the name; None if the name says it all."""
+        return self._given
+
+    def holding(self, given: object | None) -> Self:
+        """The table with this object."""
+        copied = self.model_copy()
+        copied._given = given
+        return copied
+
+
+class ModelSpec(_Subject):
     """The dense network."""
 
     name: str = BUNDLED_NETWORK
@@ -88,7 +109,7 @@ class ModelSpec(Part):
     """Keyword arguments of the function that builds the network."""
 
 
-class DataSpec(Part):
+class DataSpec(_Subject):
     """The data set, and how its images reach the network."""
 
     name: str = BUNDLED_DATA
@@ -468,7 +489,7 @@ class SearchSpec(Limits):
     @model_validator(mode="after")
     def _output_named(self) -> SearchSpec:
         if not self.output:
-            what = re.sub(r"[^\w.-]+", "-", f"{self.model.name}-{self.data.name}")
+            what = re.sub(r"[^\w.-]+", "-", f"{self.model.name}-{self.data.name}".replace(GIVEN, ""))
             # The spec is frozen for everybody else.
             object.__setattr__(self, "output", f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}")
         return self

@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from raprune.errors import RapruneError
+from raprune.models.given import given_model
 from raprune.plugins import is_user_function, load_function
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
@@ -134,6 +135,9 @@ def question(spec: SearchSpec, store: Store) -> Question:
     """The question for the nodes of the job `spec` with its run in `store`."""
     named = {"model.name": spec.model.name, "data.name": spec.data.name}
     named |= {f"methods[{i}]": name for i, name in enumerate(spec.methods)}
+    given = given_model(spec.model)
+    if given is not None and given.reference is not None:
+        named["model"] = given.reference
     return Question(
         session=uuid.uuid4().hex[:12],
         places={"output": store.uri, "statistics": Store(spec.statistics_folder).uri},

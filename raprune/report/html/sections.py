@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raprune.checks.symptoms import symptoms
+from raprune.plugins import GIVEN
 from raprune.report import figures, formats
 from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
@@ -391,4 +392,4 @@ def _data_name(data: RecordedSource) -> str:
 
 
 def _whence(weights: str | None) -> str:
-    return f", weights {last_part(weights)}" if weights else ""
+    return f", weights {last_part(weights)}" if weights and not weights.startswith(GIVEN) else ""
