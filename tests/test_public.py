@@ -29,7 +29,7 @@ PUBLIC = {
         "weights: 'Mapping[str, Tensor] | str | None' = None, trained: 'bool' = True, methods: 'Sequence[str]' = (), "
         "trials: 'int | None' = None, finalists: 'int | None' = None, epochs: 'float | None' = None, "
         "workers: 'int | None' = None, seed: 'int | None' = None, output: 'str | os.PathLike[str] | None' = None, "
-        "job: 'JobFields | None' = None, resume: 'str | os.PathLike[str] | None' = None, "
+        "track: 'Sequence[str]' = (), job: 'JobFields | None' = None, resume: 'str | os.PathLike[str] | None' = None, "
         "console: 'Console | None' = None, stages: 'Stages | None' = None) -> 'OpenedRun'"
     ),
     "trace": "(model: 'nn.Module', example_input: 'NetworkInputs') -> 'ChannelGraph'",

@@ -48,6 +48,7 @@ def search(
     workers: int | None = None,
     seed: int | None = None,
     output: str | os.PathLike[str] | None = None,
+    track: Sequence[str] = (),
     job: JobFields | None = None,
     resume: str | os.PathLike[str] | None = None,
     console: Console | None = None,
@@ -63,6 +64,8 @@ def search(
     `train`, `validation` and `test` are pairs (images, labels) of arrays or tensors, or map-style data sets with their
     own transforms, also inside of a DataLoader. uint8 images are normalised, floats are taken as they are. Without
     `validation` a part of `train` is held out. `train` may instead be the name of a data set.
+
+    `track` names trackers that show the run: `mlflow`, `wandb`, `tensorboard`.
 
     `job` gives any other field, as a TOML file or as nested tables: `job={"search": {"patience": 20}}`. The arguments
     override its fields. A `SearchSpec` as `model` is a whole job by itself.
@@ -86,6 +89,7 @@ def search(
             "finalists.train.epochs": epochs,
             "resources.workers": workers,
             "seed": seed,
+            "track": list(track) or None,
             "output": None if output is None else os.fspath(output),
         }
         spec = job_of(

@@ -53,6 +53,7 @@ from raprune.orchestration.run import (
 from raprune.orchestration.scheduler import KeepWorkers, WorkerResources
 from raprune.orchestration.searcher import CandidateSearcher
 from raprune.orchestration.tasks import CandidateTask, Dense, Shared
+from raprune.orchestration.tracking import tracked
 from raprune.orchestration.workers.dense import prepare_dense
 from raprune.orchestration.workers.groups import GroupStages, train_together
 from raprune.orchestration.workers.latency import Subject, latency_table, measure_front
@@ -198,6 +199,7 @@ def carry_out(run: Run, placement: Placement) -> None:
     with (
         held(coordinator, run.session, run.store.name, console=run.console),
         published(run.stages, run.store),
+        tracked(run),
         _page(run) as note_page,
     ):
         try:

@@ -19,6 +19,7 @@ from raprune.orchestration.run import Run, check_group, check_unchanged, describ
 from raprune.pruning.preparation import InStages, check_output, prepare, with_fast_widths
 from raprune.report.display import shown
 from raprune.report.terminal import print_front
+from raprune.report.trackers import check_installed
 from raprune.results.stages import START_RAY, Stages
 from raprune.sampling import warm_start
 from raprune.spec.automatic import decided_as
@@ -36,6 +37,7 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
     console = console or Console()
     store = Store(spec.output)
     check_output(store)
+    check_installed(spec.track)
     with shown(console, stages) as stages:
         asked, prepared = spec, prepare(spec, InStages(stages))
         say_job(console, spec, prepared)

@@ -467,6 +467,12 @@ class SearchSpec(Limits):
     page: PageSpec = PageSpec()
     warm_start: tuple[str, ...] = ()
     """Folders of earlier runs on the same network and data, whose best widths are proposed first."""
+    track: Annotated[
+        tuple[Literal["mlflow", "tensorboard", "wandb"], ...],
+        Field(json_schema_extra={VALID: "a list of `mlflow`, `tensorboard` and `wandb`"}),
+    ] = ()
+    """Trackers that show the run: one row for each trial, and one run for each finalist. Their own environment
+    variables say where they write; TensorBoard's files are in `tensorboard/` of the run's folder."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random. Two searches with the same seed give the same result."""
     store_front: bool = True

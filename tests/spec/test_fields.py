@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {"data.name": "parquet", "data.train": "/train.parquet", 
 """A job without the two fields that follow others: the FLOPs of a job that asks for nothing, and the name of its run.
 Its data can have files."""
 
-VALUES = (True, False, 2, 3, 0.25, 0.75, "/x", ["/x"], [0.0, 0.5], [0.5, 0.25], {"x": 1}, {"l2": {"x": 1}})
+VALUES = (True, False, 2, 3, 0.25, 0.75, "/x", ["/x"], ["mlflow"], [0.0, 0.5], [0.5, 0.25], {"x": 1}, {"l2": {"x": 1}})
 """For every field at least one of these is valid and not its default."""
 
 
