@@ -89,6 +89,8 @@ class Result:
     """From the dense network to the cut and repaired one; raprune's scores are shared by all budgets and settings."""
     near: str = ""
     """Settings that the next smaller budget tries, separated by semicolons."""
+    tried: str = ""
+    """Settings that were tried, separated by semicolons."""
 
 
 Key = tuple[str, str, str, float]
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", default=[CONTROL, *SIDES], help="default all")
     parser.add_argument("--names", nargs="*", help="methods or criteria; default all")
     parser.add_argument("--budgets", nargs="*", type=float, help="FLOPs fractions; default all of the network")
+    parser.add_argument("--settings", nargs="*", default=[], help='such as "global_rank, stream whole"; default all')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--again", action="store_true", help="measure also what stands in the table")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further row after so long")
@@ -153,7 +156,8 @@ def run(contest: Contest, kept: KeptRows[Result], arguments: argparse.Namespace)
                 above = [row for row in kept.rows.values() if (row.side, row.name) == (side, name)]
                 wider = [row for row in above if row.network == contest.name and row.budget > budget]
                 near = min(wider, key=lambda row: row.budget).near if wider else ""
-                add(side, name, budget, partial(arena.best, side, name, budget, near))
+                tried = "; ".join(arguments.settings) or near
+                add(side, name, budget, partial(arena.best, side, name, budget, tried))
 
 
 class Arena:
@@ -185,10 +189,10 @@ class Arena:
             reestimate_batch_norm(model, lambda: self.ground.calibration.batches(256))
         return self._result(CONTROL, name, 1.0, Attempt("", model, 1.0, 0.0), right(model, self._validation))
 
-    def best(self, side: str, name: str, budget: float, near: str) -> Result:
-        """Measure the best of the settings `near`, or of all, by validation accuracy on the test images."""
+    def best(self, side: str, name: str, budget: float, tried: str) -> Result:
+        """Measure the best of the settings `tried`, or of all, by validation accuracy on the test images."""
         library = self.side(side)
-        settings = [setting for setting in library.settings if not near or ", ".join(setting) in near.split("; ")]
+        settings = [setting for setting in library.settings if not tried or ", ".join(setting) in tried.split("; ")]
         attempts: dict[tuple[str, str], tuple[Attempt, Tensor]] = {}
         reasons: list[str] = []
         for setting in settings:
@@ -205,7 +209,8 @@ class Arena:
         chosen = max(accuracies, key=accuracies.__getitem__)
         best = self._result(side, name, budget, *attempts[chosen])
         close = [setting for setting, accuracy in accuracies.items() if accuracy >= accuracies[chosen] - BEHIND]
-        return replace(best, near="; ".join(", ".join(setting) for setting in close))
+        names = ["; ".join(", ".join(setting) for setting in some) for some in (close, settings)]
+        return replace(best, near=names[0], tried=names[1])
 
     def _result(self, side: str, name: str, budget: float, attempt: Attempt, validation: Tensor) -> Result:
         found = right(attempt.model, self._test)
