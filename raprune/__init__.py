@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raprune.channels.cut import cut
     from raprune.channels.trace import trace
-    from raprune.notebook.budget import AskedBudget as Budget
-    from raprune.notebook.prune import prune
-    from raprune.notebook.run import OpenedRun as Run
-    from raprune.notebook.search import search
+    from raprune.orchestration.notebook.budget import AskedBudget as Budget
+    from raprune.orchestration.notebook.prune import prune
+    from raprune.orchestration.notebook.run import OpenedRun as Run
+    from raprune.orchestration.notebook.search import search
     from raprune.pruning.artifact import load
 
     __version__: str
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["Budget", "Run", "__version__", "cut", "load", "prune", "search", "trace"]
 
 _HOMES = {
-    "Budget": "raprune.notebook.budget:AskedBudget",
-    "Run": "raprune.notebook.run:OpenedRun",
+    "Budget": "raprune.orchestration.notebook.budget:AskedBudget",
+    "Run": "raprune.orchestration.notebook.run:OpenedRun",
     "cut": "raprune.channels.cut:cut",
     "load": "raprune.pruning.artifact:load",
-    "prune": "raprune.notebook.prune:prune",
-    "search": "raprune.notebook.search:search",
+    "prune": "raprune.orchestration.notebook.prune:prune",
+    "search": "raprune.orchestration.notebook.search:search",
     "trace": "raprune.channels.trace:trace",
 }
 """Public name -> its module, and its name there."""

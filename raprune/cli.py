@@ -132,6 +132,7 @@ PRUNING = "Pruning"
 FINETUNING = "Fine-tuning"
 PLACE = "Where it runs"
 JOB = "Job"
+EXPORT = "Exported files"
 KUBERAY = "With --kuberay"
 """Groups of options."""
 
@@ -150,12 +151,13 @@ Formats = Annotated[
         "--format",
         help="Format to write: recipe, torch, onnx or huggingface. Repeatable. (default: recipe)",
         metavar="FORMAT",
+        rich_help_panel=EXPORT,
     ),
 ]
 
 Quantize = Annotated[
     str | None,
-    typer.Option(help="Also write the ONNX file in this precision: int8.", metavar="PRECISION"),
+    typer.Option(help="Also write the ONNX file in this precision: int8.", metavar="PRECISION", rich_help_panel=EXPORT),
 ]
 
 Job = Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="Job file; options override its fields.")]

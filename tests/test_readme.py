@@ -312,7 +312,7 @@ def test_python_of_the_documents_runs(request: pytest.FixtureRequest) -> None:
     exec((home / "mynets.py").read_text(), names)
     names["MyNet"] = lambda: names["tiny"](2)
     for block in blocks():
-        # tests/notebook/test_document.py runs the blocks of a session.
+        # tests/orchestration/notebook/test_document.py runs the blocks of a session.
         if block.language == "python" and block.text not in modules().values() and block.document.stem != "python":
             exec(block.text.replace('"DIR"', repr(str(home / PLACES["DIR"]))), names)
     small = names["small"]

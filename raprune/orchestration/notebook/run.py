@@ -16,8 +16,8 @@ from torch import nn
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.models import build_model
 from raprune.models.given import give_model, load_arrays
-from raprune.notebook.budget import plain_budget
-from raprune.notebook.tables import CandidateTable, described
+from raprune.orchestration.notebook.budget import plain_budget
+from raprune.orchestration.notebook.tables import CandidateTable, described
 from raprune.pruning.artifact import load_from, read_recipe
 from raprune.pruning.export import Exported, export, find_trial
 from raprune.pruning.preparation import DENSE

@@ -11,7 +11,7 @@ from torch import nn
 import raprune
 from raprune.errors import BudgetError, UsageError
 from raprune.records import Candidate
-from tests.notebook.objects import Stripes, trained_net
+from tests.orchestration.notebook.objects import Stripes, trained_net
 
 
 def lines(text: str) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from raprune.store.folder import Store
 from tests.orchestration.in_process import in_process
 
-DOCUMENT = Path(__file__).parents[2] / "docs/python.md"
+DOCUMENT = Path(__file__).parents[3] / "docs/python.md"
 
 
 @pytest.mark.nightly

@@ -16,9 +16,9 @@ from raprune.channels.evaluating import evaluating
 from raprune.data.given import GivenData, first_image, give_data
 from raprune.errors import UsageError
 from raprune.models.given import give_model
-from raprune.notebook.budget import limits_of
-from raprune.notebook.run import OpenedRun
 from raprune.orchestration import search as searches
+from raprune.orchestration.notebook.budget import limits_of
+from raprune.orchestration.notebook.run import OpenedRun
 from raprune.results.stages import Stages
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec

@@ -18,7 +18,7 @@ from raprune.data.items import DrawnSplit
 from raprune.errors import DataError
 from raprune.models.given import give_model
 from raprune.spec.job import DataSpec
-from tests.notebook.objects import Stripes, StripesNet, arrays, flipped, trained_net
+from tests.orchestration.notebook.objects import Stripes, StripesNet, arrays, flipped, trained_net
 
 
 class Tied(nn.Module):
@@ -47,7 +47,7 @@ def test_class_of_a_cell_travels_by_value_and_one_of_a_module_by_reference() -> 
     given = give_model(cell["Net"]())
     assert given.reference is None and "by value, with its code" in given.travels
     named = give_model(StripesNet())
-    assert named.reference == "tests.notebook.objects:StripesNet" and "by reference" in named.travels
+    assert named.reference == "tests.orchestration.notebook.objects:StripesNet" and "by reference" in named.travels
 
 
 def test_network_behind_wrappers_is_given_as_itself() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from raprune.errors import UsageError
-from raprune.notebook.budget import limits_of
-from raprune.notebook.search import JobFields, job_of
+from raprune.orchestration.notebook.budget import limits_of
+from raprune.orchestration.notebook.search import JobFields, job_of
 from raprune.pruning.export import Single, prune_once, save_single
 from raprune.records import Trial
 from raprune.spec.budget import Budget

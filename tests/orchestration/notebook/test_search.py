@@ -18,8 +18,8 @@ import raprune
 from raprune.errors import DataError, ModelError, RapruneError, StoreError, UsageError
 from raprune.store.folder import Store
 from tests.factories import make_run
-from tests.notebook.objects import SMALL, LockedNet, Stripes, StripesNet, arrays, flipped, trained_net
 from tests.orchestration.in_process import in_process
+from tests.orchestration.notebook.objects import SMALL, LockedNet, Stripes, StripesNet, arrays, flipped, trained_net
 from tests.store.s3_server import SECRET, Bucket
 
 QUIET = Console(file=io.StringIO())

@@ -11,7 +11,7 @@ import pytest
 
 from tests.tools import require_module
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
 
 
