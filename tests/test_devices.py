@@ -69,17 +69,18 @@ WAITS = {
     "fpgm": (4, 2),
     "l1": (4, 2),
     "l2": (4, 2),
-    "lasso": (8, 7),
+    "lasso": (8, 11),
     "local_bn": (57, 11),
     "maxout": (4, 31),
     "random": (0, 2),
-    "reconstruction": (44, 7),
+    "reconstruction": (45, 11),
     "slimming": (57, 2),
     "taylor": (4, 2),
-    "thinet": (8, 7),
+    "thinet": (8, 11),
 }
 """Times that the CPU waits for the card at most, for the scores of a method and for a candidate with known scores: one
-for each layer that is scored or refitted, one for each epoch and evaluation, and one for the zeros."""
+for each layer that is scored or refitted, another where its samples are few, one for each epoch and evaluation, and one
+for the zeros."""
 TRAINING_METHODS = {*SETTINGS}
 REFITTING = {"lasso", "reconstruction", "thinet"}
 
@@ -132,7 +133,7 @@ def test_method_on_cuda_gives_the_candidate_of_the_cpu(method: str) -> None:
     assert on_cuda.metrics.accuracy == on_cpu.metrics.accuracy
     for counts, most in zip((scoring, pruning), WAITS[method], strict=True):
         assert counts.num_waits <= most, counts.waits
-    assert method in TRAINING_METHODS or pruning.launches <= 145 or (method in REFITTING and pruning.launches <= 510)
+    assert method in TRAINING_METHODS or pruning.launches <= 145 or (method in REFITTING and pruning.launches <= 2150)
 
 
 def test_evaluation_waits_for_the_card_once(card: Card) -> None:

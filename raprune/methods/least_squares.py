@@ -339,9 +339,10 @@ class Halves:
         for ridge in ridges:
             error = torch.zeros((), dtype=torch.float64, device=halves[0][0].device)
             for (gram, cross), (other, wanted) in (halves, halves[::-1])[: 1 if columns > WIDE else 2]:
-                change = solved(gram, cross, ridge)
-                error = error + (change * (other @ change - 2 * wanted)).sum()
+                change, is_solved = _tried(gram, cross, ridge)
+                error = error + torch.where(is_solved, (change * (other @ change - 2 * wanted)).sum(), torch.inf)
             errors.append(error)
+        # The only wait for the device; if no ridge is large enough, the solution itself raises the least one.
         return ridges[int(torch.stack(errors).argmin())]
 
 
@@ -370,6 +371,17 @@ def factored(gram: Tensor, scale: Tensor, ridge: float) -> Tensor:
             return factor
         ridge = max(10 * ridge, 1e-14)
     raise FloatingPointError("Least squares: the layer's inputs or outputs are not finite on the calibration images.")
+
+
+def _tried(gram: Tensor, cross: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Return `solved` for exactly this ridge, and whether the matrix was definite, on the device."""
+    scale = scale_of(gram)
+    scaled = gram * scale[:, :, None] * scale[:, None, :]
+    scaled.diagonal(dim1=-2, dim2=-1).fill_(1.0 + ridge)
+    factor, failed = torch.linalg.cholesky_ex(scaled)
+    change = scale[:, :, None] * torch.cholesky_solve(cross * scale[:, :, None], factor)
+    is_solved = (failed == 0).all() & change.isfinite().all()
+    return torch.where(is_solved, change, 0.0), is_solved
 
 
 def solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:

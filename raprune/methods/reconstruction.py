@@ -272,9 +272,13 @@ class ReaderProblem:
 
     def _divided(self, removed: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the columns of the channels `removed`, and all others."""
-        is_gone = torch.zeros(self.reading.weight.shape[1], dtype=torch.bool, device=self.columns.device)
-        is_gone[self.columns[list(removed)].flatten()] = True
-        return is_gone.nonzero()[:, 0], (~is_gone).nonzero()[:, 0]
+        gone = self.columns[list(removed)].flatten()
+        is_gone = torch.zeros(self.reading.weight.shape[1], dtype=torch.int64, device=gone.device)
+        is_gone[gone] = 1
+        # Sorted, because the positions of the ones have a number that the CPU would wait for.
+        order = is_gone.argsort(stable=True)
+        num_left = len(order) - len(gone)
+        return order[num_left:], order[:num_left]
 
     def solution(self, ridge: float) -> Solution:
         layer = self.reading

@@ -108,7 +108,7 @@ def effects_of_parameters(
 
 def _signs(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Return random signs for each image, less their mean, in the shape of `logits`."""
-    signs = (2 * torch.randint(2, logits.shape, generator=generator) - 1).to(logits)
+    signs = (2 * torch.randint(2, logits.shape, generator=generator) - 1).to(logits.device, logits.dtype)
     return signs - signs.mean(1, keepdim=True) if logits.shape[1] > 1 else signs
 
 
@@ -151,9 +151,9 @@ def _moved(
 def _output_of(module: nn.Module, change: LayerChange, x: Tensor) -> Tensor:
     """Return the change of the layer's output for the input `x`."""
     changed = copy.copy(module)
-    changed._parameters = {"weight": _fixed(change.weight.to(x)), "bias": None}
+    changed._parameters = {"weight": _fixed(change.weight.to(x.device, x.dtype)), "bias": None}
     if change.bias is not None:
-        changed._parameters["bias"] = _fixed(change.bias.to(x))
+        changed._parameters["bias"] = _fixed(change.bias.to(x.device, x.dtype))
     # `forward` skips the hooks.
     return changed.forward(x)
 

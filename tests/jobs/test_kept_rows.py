@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from kept_rows import KeptRows, Origin, origin_now
 
+from tests.tools import require_module
+
 OLD = Origin(commit="aaaaaaa", date="2026-11-01", machine="2 old cores")
 NEW = Origin(commit="bbbbbbb", date="2026-11-28", machine="2 new cores")
 BENCHMARKS = Path(__file__).parents[2] / "jobs" / "benchmarks"
@@ -60,7 +62,7 @@ def test_origin_names_commit_date_and_machine() -> None:
 
 
 def test_every_line_of_the_one_shot_table_says_commit_date_and_machine(tmp_path: Path) -> None:
-    one_shot = pytest.importorskip("one_shot", reason="needs the libraries that it compares with")
+    one_shot = require_module("one_shot")
     kept = KeptRows(tmp_path / "rows.jsonl", one_shot.Result, one_shot.key_of)
     row = {"network": "resnet56", "setting": "uniform", "test_images": 100, "flops_fraction": 0.5, "test": 0.8}
     kept.add(one_shot.Result(**row, side="raprune", name="l1", budget=0.5), OLD)
@@ -72,7 +74,7 @@ def test_every_line_of_the_one_shot_table_says_commit_date_and_machine(tmp_path:
 
 
 def test_the_published_one_shot_table_is_that_of_the_kept_rows() -> None:
-    one_shot = pytest.importorskip("one_shot", reason="needs the libraries that it compares with")
+    one_shot = require_module("one_shot")
     kept = KeptRows(one_shot.ROWS, one_shot.Result, one_shot.key_of)
     assert kept.rows
     assert one_shot.TABLE.read_text() == one_shot.tables(kept)

@@ -204,7 +204,7 @@ class OpenedRun:
 
     def _repr_html_(self) -> str:
         told = html.escape(f"{self.folder}: {described(self._results())}")
-        return f"<p>{told}</p>{self.front._repr_html_()}"
+        return f"<p>{told}</p>{self.front.to_html()}"
 
     def _results(self) -> RunResults:
         if self._read is None or not self._read.run.finished:

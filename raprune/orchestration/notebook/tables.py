@@ -54,7 +54,7 @@ class CandidateTable(Sequence[CandidateRow]):
         try:
             import pandas as pd
         except ImportError:
-            raise UsageError("to_pandas: pandas is not installed.", hint="pip install pandas") from None
+            raise UsageError("to_pandas: pandas is not installed.", hint="pip install 'raprune[pandas]'") from None
         return pd.DataFrame([row.to_json() for row in self.rows])
 
     def __repr__(self) -> str:
@@ -66,7 +66,10 @@ class CandidateTable(Sequence[CandidateRow]):
         return file.getvalue().rstrip() + self._left_out()
 
     def _repr_html_(self) -> str:
-        """The table for a notebook, the starred row in bold."""
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """The table in HTML, as a notebook shows it: the starred row in bold."""
         if not self.rows:
             return "<p>No candidate yet.</p>"
         columns = [column for column in _COLUMNS if any(column.cell(row) for row in self.rows)]
