@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from raprune.orchestration.search import search
+from raprune.report import figures
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 from tests.factories import small_search
@@ -25,8 +26,13 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def executor() -> Iterator[Executor]:
-    """Searches of the test run in this process, without Ray."""
+def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
+    """Searches of the test run in this process, without Ray, and leave out the pictures of their reports.
+
+    The pictures take half of such a search. Those of `finished` are drawn; `tests/report` looks at them.
+    """
+    monkeypatch.setattr(figures, "element", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(figures, "picture", lambda *_: b"")
     with in_process() as executor:
         yield executor
 
