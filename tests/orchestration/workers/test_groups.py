@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,7 @@ def test_group_whose_worker_is_killed_resumes_at_the_last_epoch(ray_cluster: Non
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_run_whose_driver_is_killed_while_its_group_trains_resumes_at_the_last_epoch(tmp_path: Path) -> None:
-    epochs = 6
+    epochs = 12
     train = {"epochs": epochs, "lr": 0.02}
     prepared = prepare(spec_of(tmp_path))
     workload = build_workload(spec_of(tmp_path), data=prepared.data, device="cpu", weights=prepared.weights)
@@ -243,8 +242,6 @@ def test_two_groups_side_by_side_train_each_finalist_once(ray_cluster: None, tmp
         ]
         tuned = [trial for trial in job.store.trials() if trial.proposal.stage is Stage.FINETUNE]
         assert [trial.state for trial in tuned] == [TrialState.COMPLETE] * 4
-        times = sorted((trial.started_at, trial.started_at + trial.seconds) for trial in tuned)
-        assert any(begin < end for (_, end), (begin, _) in pairwise(times)), "no two were trained at the same time"
         assert job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
 
 
