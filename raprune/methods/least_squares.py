@@ -111,7 +111,8 @@ def refit_bytes(dense: nn.Module, image: Tensor, images: int, *, each: float) ->
         module = cast(nn.Conv2d | nn.Linear, modules[name])
         rows, entries = Patches.rows(module, here.output, images), module.weight[0].numel()
         samples += rows * module.weight.shape[0] * 4
-        part, longest = max(part, min(CHUNK, rows * entries)), max(longest, entries)
+        # Patches are read of every second image at a time.
+        part, longest = max(part, min(CHUNK, rows * entries // 2)), max(longest, entries)
     # A layer's padded input, a part of its patches (as read and in order; float32 on GPUs), and the solved matrices.
     work = largest * images + part * (4 + 4) + 6 * longest**2 * 8
     return round(each * images) + samples + work
