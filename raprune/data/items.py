@@ -167,6 +167,7 @@ class PackedItems:
             DataError: if its code cannot be imported here.
         """
         try:
+            # Bytes that the driver of this session made from its user's own object, never those of a file or a store.
             items: Items = pickle.loads(self.content.data)
         except Exception as error:
             raise DataError(
