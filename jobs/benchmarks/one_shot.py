@@ -86,7 +86,8 @@ class Result:
     won: int = 0
     """Number of test images that the dense network has wrong and this one right."""
     seconds: float = 0.0
-    """From the dense network to the cut and repaired one; raprune's scores are shared by all budgets and settings."""
+    """CPU seconds from the dense network to the cut and repaired one, of all cores together: other load on the machine
+    does not change them. raprune's scores are shared by all budgets and settings."""
     near: str = ""
     """Settings that the next smaller budget tries, separated by semicolons."""
     tried: str = ""
@@ -254,7 +255,7 @@ def line(row: Result) -> str:
         return f"{name}: {row.setting}"
     return (
         f"{name} ({row.flops_fraction:.2%}): {row.test:.2%} of {row.test_images:,} test images, "
-        f"{row.validation:.2%} of validation; {row.setting}, {row.seconds:.1f} s"
+        f"{row.validation:.2%} of validation; {row.setting}, {row.seconds:.1f} CPU s"
     )
 
 
@@ -264,9 +265,9 @@ def tables(kept: KeptRows[Result]) -> str:
         "# One-shot pruning without fine-tuning",
         "",
         "Made by `jobs/benchmarks/one_shot.py`, whose docstring has the terms. Test accuracy in % with the FLOPs "
-        "reached and the setting that did best on the validation images. Seconds are those of that network at the "
-        "largest budget: scores where they were not there yet, cut and repair; for the other libraries the search for "
-        "the ratio too.",
+        "reached and the setting that did best on the validation images. CPU seconds are those of that network at the "
+        "largest budget, over all cores: scores where they were not there yet, cut and repair; for the other libraries "
+        "the search for the ratio too.",
     ]
     for contest in CONTESTS.values():
         rows = [row for row in kept.rows.values() if row.network == contest.name]
@@ -283,7 +284,7 @@ def table(rows: list[Result], origin: Callable[[Result], Origin]) -> Iterable[st
     measured = [row for row in rows if row.side != CONTROL]
     budgets = sorted({row.budget for row in measured}, reverse=True)
     yield ""
-    yield f"| | method or criterion | {' | '.join(f'{b:.0%} FLOPs' for b in budgets)} | seconds | measured |"
+    yield f"| | method or criterion | {' | '.join(f'{b:.0%} FLOPs' for b in budgets)} | CPU seconds | measured |"
     yield f"| --- | --- | {' | '.join('---' for _ in budgets)} | --- | --- |"
     by_name: dict[tuple[str, str], dict[float, Result]] = {}
     for row in measured:

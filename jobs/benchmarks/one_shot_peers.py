@@ -33,7 +33,7 @@ PROBES = 8
 CLOSE = 0.002
 """A network whose FLOPs are less than this fraction below the budget is near enough."""
 TIME_LIMIT_S = 900
-"""Seconds after which an attempt is given up."""
+"""CPU seconds, of all cores together, after which an attempt is given up."""
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -63,19 +63,19 @@ class Peer(ABC):
 
     def attempt(self, name: str, budget: float, *setting: str) -> Attempt:
         ranking, stream = setting
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             with time_limit(TIME_LIMIT_S), warnings.catch_warnings():
                 # Both libraries warn about their own deprecations.
                 warnings.simplefilter("ignore")
                 model, fraction = self._within(budget, name, ranking, stream)
         except TimeoutError:
-            raise NotPossible(f"not within {TIME_LIMIT_S} s") from None
+            raise NotPossible(f"not within {TIME_LIMIT_S} CPU seconds") from None
         # A peer may fail in any way on a network that it does not know.
         except Exception as error:
             raise NotPossible(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
         reestimate_batch_norm(model, self.batches)
-        return Attempt(", ".join(setting), model, fraction, time.perf_counter() - started)
+        return Attempt(", ".join(setting), model, fraction, time.process_time() - started)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the calibration images."""
@@ -250,15 +250,18 @@ CRITERIA: dict[str, Criterion] = {
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` in the block after `seconds`. Only in the main thread."""
+    """Raise `TimeoutError` in the block after `seconds` of CPU time, which no other load stretches.
+
+    Only in the main thread.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

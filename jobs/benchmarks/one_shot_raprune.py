@@ -23,7 +23,7 @@ class Raprune:
 
     def attempt(self, name: str, budget: float, *setting: str) -> Attempt:
         allocation, stream = setting
-        pruner, started = self._pruners[stream], time.perf_counter()
+        pruner, started = self._pruners[stream], time.process_time()
         method = METHODS[name]()
         if not method.seeded:
             # A group's scores do not depend on the other groups.
@@ -33,7 +33,7 @@ class Raprune:
             )
         proposal = Proposal(number=0, method=name, allocation=allocation, target=Budget(flops=budget), seed=SEED)
         pruned = pruner.cut_and_repair(proposal)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         left = float(pruner.cost.flops(pruner.cost.vector(pruned.candidate.widths)))
         return Attempt(", ".join(setting), pruned.model, left / pruner.cost.dense_flops, seconds)
 
