@@ -346,6 +346,9 @@ class _Stream:
     def wait_stream(self, other: _Stream) -> None:
         pass
 
+    def is_capturing(self) -> bool:
+        return _present().recording is not None
+
     def synchronize(self) -> None:
         _present().wait("synchronize")
 
@@ -402,6 +405,17 @@ def _placed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return made
 
 
+def _grouped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let PyTorch's optimisers and its clipping of gradients see the card, where C++ sees the CPU."""
+
+    def grouped(tensors: Any, with_indices: bool = False) -> dict[Any, Any]:
+        found = function(tensors, with_indices)
+        on_card = any(isinstance(leaf, CudaTensor) for leaf in tree_leaves(tensors))
+        return {(DEVICE if on_card else device, dtype): lists for (device, dtype), lists in found.items()}
+
+    return grouped
+
+
 @contextmanager
 def pretend_cuda(
     memory: int = 80 * 2**30, *, bfloat16: bool = True, capability: tuple[int, int] = (9, 0)
@@ -420,6 +434,7 @@ def pretend_cuda(
         "torch.tensor": _placed(torch.tensor),
         "torch.as_tensor": _placed(torch.as_tensor),
         "torch.Tensor.pin_memory": _pinned,
+        "torch._C._group_tensors_by_device_and_dtype": _grouped(torch._C._group_tensors_by_device_and_dtype),
         "torch.cuda._lazy_init": lambda: None,
         "torch.cuda.is_available": lambda: True,
         "torch.cuda.current_device": lambda: 0,
@@ -442,6 +457,7 @@ def pretend_cuda(
         "torch.cuda.stream": lambda stream: nullcontext(),
         "torch.cuda.set_stream": lambda stream: None,
         "torch.cuda.current_stream": lambda device=None: _Stream(),
+        "torch.accelerator.current_stream": lambda device=None: _Stream(),
         "torch.cuda.Event": _Event,
     }
     with ExitStack() as stack:

@@ -42,6 +42,7 @@ REASONS = {
     "sampling/sources.py": "values that Optuna's trials are fixed to",
     "sampling/warm_start.py": "JSON of warm_start.json",
     "spec/budget.py": "TOML or JSON of a job before it is checked",
+    "spec/job.py": "JSON of a training's identity, in checkpoints and keys",
     "spec/toml.py": "TOML of a job before it is checked",
     "store/folder.py": "JSON of run.json",
     "store/learning_curves.py": "JSON of a learning curve",
@@ -50,6 +51,7 @@ REASONS = {
     "store/rows.py": "a row of Parquet, as PyArrow gives it",
     "training/checkpoint.py": "JSON in the header of a checkpoint",
     "training/loop.py": "JSON of a checkpoint's identity",
+    "training/optimiser.py": "groups of parameters as torch.optim takes them",
 }
 """File of the package -> what its `dict[str, Any]` holds."""
 

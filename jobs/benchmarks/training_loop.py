@@ -51,7 +51,8 @@ from raprune.pruning.workload import Workload, build_workload
 from raprune.spec.job import SearchSpec, TrainSpec
 from raprune.spec.toml import load_spec
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import one_cycle, train
+from raprune.training.loop import train
+from raprune.training.optimiser import one_cycle
 
 JOB = Path(__file__).parent.parent / "resnet20_cifar10.toml"
 WORKERS = 2

@@ -35,7 +35,7 @@ def base_key(method: Method, network: Mapping[str, Any], spec: SearchSpec, *, au
     content = {
         **network,
         "regularizer": [f"{type(regularizer).__module__}.{type(regularizer).__qualname__}", asdict(regularizer)],
-        "training": phase_spec(spec, regularizer).model_dump(mode="json", exclude={"cuda_graph"}),
+        "training": phase_spec(spec, regularizer).identity(),
         "augment": augment,
         "seed": spec.seed,
     }

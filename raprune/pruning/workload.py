@@ -187,7 +187,7 @@ def train_dense(
     return train(
         workload.model,
         workload.training,
-        spec.dense,
+        spec.dense.decided(),
         augment=workload.augment,
         seed=spec.seed,
         ranks=ranks,

@@ -22,6 +22,10 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Epochs = Annotated[float, Field(ge=0.0)]
 LearningRate = Annotated[float, Field(gt=0.0)]
 Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Below1 = Annotated[float, Field(ge=0.0, lt=1.0)]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["one-cycle", "cosine"]
 RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
 Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
 Arguments = Annotated[
@@ -175,7 +179,7 @@ class DataSpec(_Subject):
 
 
 class _Training(Part):
-    """Fields that every training has: SGD with momentum, one-cycle learning rate, cross-entropy.
+    """Fields that every training has. Those that are None here are decided later, and have a value in `TrainSpec`.
 
     A job trains twice, each time by a subclass with defaults of its own. A field of such a subclass takes a plain
     `TrainSpec` too: the fields that were given to it count, all others keep the defaults of the subclass.
@@ -183,22 +187,39 @@ class _Training(Part):
 
     batch_size: PositiveInt = 128
     """Images in each step of the optimiser, over all workers."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Nesterov momentum of SGD; 0 is plain SGD."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    """Weight decay (L2 penalty)."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Weight of the uniform distribution over all classes in the labels."""
+    optimizer: Optimizer | None = None
+    """Optimiser. `sgd` has Nesterov momentum; `adamw` (Loshchilov and Hutter, 2019) trains networks with layer norm or
+    attention. Default: `sgd`."""
+    momentum: Below1 | None = None
+    """Nesterov momentum of SGD (0 is plain SGD); beta 1 of AdamW. Beta 2 of AdamW is 0.999. Default: 0.9."""
+    weight_decay: NotNegative | None = None
+    """Weight decay: an L2 penalty with `sgd`, decoupled from the gradients with `adamw`. Norms, biases and other
+    parameters of one dimension have none. Default: 0.0005."""
+    layer_decay: Fraction | None = None
+    """Factor of the learning rate from each twelfth of the layers to the one before it. With 0.75 the first layers
+    learn slowest (Bao et al., 2022); with 1 all layers learn at one rate. Default: 1."""
+    schedule: Schedule | None = None
+    """Course of the learning rate. `one-cycle` rises in a line during the warm-up, then falls like half a cosine;
+    `cosine` falls like half a cosine over the whole training, and the warm-up only damps its beginning.
+    Default: `one-cycle`."""
+    warm_up: Below1 | None = None
+    """Fraction of the steps in which the learning rate rises. Default: 0.15."""
+    final_lr: Below1 | None = None
+    """Learning rate at the end, as a fraction of the peak. Default: 0."""
+    clip: NotNegative | None = None
+    """Largest norm of the gradients of all parameters together; larger ones are scaled down to it. 0 clips nothing.
+    Default: 0."""
+    label_smoothing: Below1 | None = None
+    """Weight of the uniform distribution over all classes in the labels. Default: 0."""
+    ema: Below1 | None = None
+    """Decay per step of the moving average of the weights; 0 uses no average. Training ends with the average.
+    Default: 0."""
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
     """Temperature that softens the teacher's logits (Hinton et al., 2015)."""
     distillation: Distillation = 0.9
     """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
-    features: Annotated[float, Field(ge=0.0)] = 0.0
+    features: NotNegative = 0.0
     """Weight of the teacher's feature maps in the loss; 0 leaves them out. Unused without a teacher."""
-    warm_up: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
-    """Fraction of the steps in which the learning rate rises. Half a cosine then brings it down."""
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Decay per step of the moving average of the weights; 0 uses no average. Training ends with the average."""
     accumulate: PositiveInt = 1
     """Number of parts in which a batch passes the network: more parts need less memory."""
     sync_batch_norm: bool | None = None
@@ -223,34 +244,41 @@ class _Training(Part):
 
 
 class TrainSpec(_Training):
-    """One run of the training loop."""
+    """One run of the training loop: every field has a value."""
 
     epochs: Epochs = 1.0
     """Passes over the training images; a fraction trains on a part of them."""
     lr: LearningRate = 0.1
-    """Peak learning rate of the one-cycle schedule."""
+    """Peak learning rate."""
+    optimizer: Optimizer = "sgd"
+    momentum: Below1 = 0.9
+    weight_decay: NotNegative = 5e-4
+    layer_decay: Fraction = 1.0
+    schedule: Schedule = "one-cycle"
+    warm_up: Below1 = 0.15
+    final_lr: Below1 = 0.0
+    clip: NotNegative = 0.0
+    label_smoothing: Below1 = 0.0
+    ema: Below1 = 0.0
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields by which the results of trainings differ, as JSON, for checkpoints and keys.
+
+        A field that earlier versions did not have is left out while it has its default, which trains as they did, so
+        that their checkpoints and statistics are found.
+        """
+        # A graph changes nothing but the speed.
+        fields = self.model_dump(mode="json", exclude={"cuda_graph"})
+        defaults = TrainSpec.model_fields
+        return {name: value for name, value in fields.items() if name not in _ADDED or value != defaults[name].default}
 
 
-class DenseTrainSpec(TrainSpec):
-    """Training of the dense network when no weights are given."""
-
-    epochs: Epochs = 40.0
-    """Passes over the training images; a fraction trains on a part of them."""
-    lr: LearningRate = 0.2
-    """Peak learning rate of the one-cycle schedule."""
-    distillation: Distillation = 0.0
-    """Weight of the teacher's logits against the labels. Unused: the dense network has no teacher."""
+_ADDED = frozenset({"optimizer", "layer_decay", "schedule", "final_lr", "clip"})
+"""Fields of a training that the first version did not have."""
 
 
-class FinetuneSpec(_Training):
-    """Fine-tuning of a finalist, distilled from the dense network."""
-
-    epochs: Epochs | None = None
-    """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
-    Default: about 3,000 images at most, but 0.25 to 20 passes."""
-    lr: LearningRate | None = None
-    """Peak learning rate of the one-cycle schedule. Default: 0.01; 0.02 from 1,000 steps and 0.05 from 5,000
-    steps on."""
+class _OpenTraining(_Training):
+    """A training of the job, whose open fields are decided before it begins."""
 
     def decided(self, *, epochs: float | None = None, lr: float | None = None) -> TrainSpec:
         """Return the training with these `epochs` and `lr`, which override the fields of the same name.
@@ -259,6 +287,27 @@ class FinetuneSpec(_Training):
         """
         given = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
         return TrainSpec.model_validate(self.model_dump(exclude_none=True) | given)
+
+
+class DenseTrainSpec(_OpenTraining):
+    """Training of the dense network when no weights are given."""
+
+    epochs: Epochs = 40.0
+    """Passes over the training images; a fraction trains on a part of them."""
+    lr: LearningRate = 0.2
+    """Peak learning rate."""
+    distillation: Distillation = 0.0
+    """Weight of the teacher's logits against the labels. Unused: the dense network has no teacher."""
+
+
+class FinetuneSpec(_OpenTraining):
+    """Fine-tuning of a finalist, distilled from the dense network."""
+
+    epochs: Epochs | None = None
+    """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
+    Default: about 3,000 images at most, but 0.25 to 20 passes."""
+    lr: LearningRate | None = None
+    """Peak learning rate. Default: 0.01; 0.02 from 1,000 steps and 0.05 from 5,000 steps on."""
 
 
 class SamplerSpec(Part):

@@ -1,7 +1,8 @@
 """The only training loop: for dense networks, sparsity phases, and the fine-tuning of finalists.
 
-SGD with Nesterov momentum under a one-cycle learning rate; cross-entropy with label smoothing, and distillation if
-there is a teacher (distillation.py). One process or several (distributed.py), with checkpoints after epochs.
+SGD or AdamW under a learning rate that changes with each step (optimiser.py); cross-entropy with label smoothing, and
+distillation if there is a teacher (distillation.py). One process or several (distributed.py), with checkpoints after
+epochs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import math
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import pack, unpack
 from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss, teacher_in
+from raprune.training.optimiser import Rates, rate
 from raprune.training.step import FEWEST_STEPS, BatchStep, GraphedStep
 
 BENCHMARK_FROM = 500
@@ -149,6 +152,8 @@ def train(
             course.unscale()
             if regularize is not None:
                 regularize(model)
+            if spec.clip > 0:
+                nn.utils.clip_grad_norm_(model.parameters(), spec.clip)
             course.update()
 
         take_step: BatchStep = step
@@ -161,7 +166,7 @@ def train(
             started = time.perf_counter()
             tally.clear()
             for x, y in split.shuffled(spec.batch_size, course.generator, augment, ranks):
-                lr = spec.lr * one_cycle(course.step, total, spec.warm_up)
+                lr = rate(course.step, total, spec)
                 course.set_lr(lr)
                 take_step(x.contiguous(memory_format=layout), y)
                 tally.count += sizes[course.step % len(sizes)]
@@ -218,16 +223,8 @@ def timed_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def one_cycle(step: int, total: int, warm_up: float) -> float:
-    """Return the fraction of the peak learning rate at `step`, in (0, 1]: linear up, then half a cosine down."""
-    rising = max(1, round(warm_up * total))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / (total + 1 - rising)))
-
-
 class _TrainingState:
-    """The state of a training, which a checkpoint stores: weights, momentum, average, generator, step and history."""
+    """The state of a training, which a checkpoint stores: weights, optimiser, average, generator, step and history."""
 
     def __init__(
         self, model: nn.Module, spec: TrainSpec, seed: int, scaler: torch.amp.GradScaler, *, of: Mapping[str, Any]
@@ -238,11 +235,9 @@ class _TrainingState:
         self._model = model
         self._scaler = scaler
         self._of = of
-        self._optimizer = _optimizer(model, spec)
+        self._rates = Rates(model, spec)
+        self._optimizer = self._rates.optimizer
         self.forget_gradients()
-        device = next(model.parameters()).device
-        # On CUDA a tensor, which a captured step reads again each time.
-        self._lr = torch.zeros((), device=device) if device.type == "cuda" else None
         self._average = _Average(model, spec.ema) if spec.ema > 0 else None
 
     def unscale(self) -> None:
@@ -256,10 +251,7 @@ class _TrainingState:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""
-        if self._lr is not None:
-            self._lr.fill_(lr)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr if self._lr is None else self._lr
+        self._rates.set(lr)
 
     def update(self) -> None:
         """Change the weights by their gradients."""
@@ -291,9 +283,9 @@ class _TrainingState:
     def content(self) -> bytes:
         tensors = {f"model/{name}": tensor for name, tensor in self._model.state_dict().items()}
         for name, parameter in self._model.named_parameters():
-            momentum = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum/{name}"] = momentum
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    tensors[f"{_STORED_AS.get(key, key)}/{name}"] = value
         if self._average is not None:
             tensors |= {f"average/{name}": value for name, value in self._average.values.items()}
         tensors["generator"] = self.generator.get_state()
@@ -324,20 +316,31 @@ class _TrainingState:
         self.generator.set_state(tensors["generator"])
         if progress.get("scale"):
             self._scaler.load_state_dict(progress["scale"])
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "average": {}}
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
-            if name:
-                parts[part][name] = tensor
+            parts[part][name] = tensor
         self._model.load_state_dict(parts["model"])
         for name, parameter in self._model.named_parameters():
-            if name in parts["momentum"]:
-                # The buffer has the parameter's memory format.
-                buffer = torch.empty_like(parameter).copy_(parts["momentum"][name])
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+            for key in _STATE:
+                stored = parts[_STORED_AS.get(key, key)]
+                if name in stored:
+                    self._optimizer.state[parameter][key] = _alike(stored[name], parameter, is_count=key == "step")
         if self._average is not None:
             for name, value in self._average.values.items():
                 value.copy_(parts["average"][name])
+
+
+_STATE = ("momentum_buffer", "step", "exp_avg", "exp_avg_sq")
+"""Tensors that an optimiser keeps for each parameter: the first one SGD, the others AdamW."""
+
+_STORED_AS = {"momentum_buffer": "momentum"}
+"""Name in a checkpoint of such a tensor, where it differs."""
+
+
+def _alike(stored: Tensor, parameter: nn.Parameter, *, is_count: bool) -> Tensor:
+    """Return a tensor of the optimiser as it keeps it: on the device and in the memory format of `parameter`."""
+    return stored.to(parameter.device) if is_count else torch.empty_like(parameter).copy_(stored)
 
 
 class _Average:
@@ -455,17 +458,6 @@ def _backward(
         tally.add(loss, logits, labels, weight * count / ranks.size)
 
 
-def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.SGD:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Weight decay on a bias or a norm's scale does not simplify the function.
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    nesterov = spec.momentum > 0
-    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, fused=True)
-
-
 class _Tally:
     """Sums over an epoch, kept on the device so that no step waits for a transfer."""
 
@@ -515,8 +507,7 @@ def _description(model: nn.Module, split: TrainingSplit, spec: TrainSpec, augmen
     return {
         "network": hashlib.sha256(shapes.encode()).hexdigest()[:16],
         "images": len(split),
-        # A graph changes nothing but the speed.
-        "spec": spec.model_dump(mode="json", exclude={"cuda_graph"}),
+        "spec": spec.identity(),
         "augment": augment,
         "seed": seed,
     }

@@ -150,7 +150,16 @@ def test_store_keeps_the_last_checkpoint_until_it_is_removed(tmp_path: Path) -> 
 @pytest.mark.parametrize("after", [1, 2, 3])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"ema": 0.9}, {"accumulate": 2}, {"distillation": 0.5}, {"momentum": 0.0}, {"precision": "float16"}],
+    [
+        {},
+        {"ema": 0.9},
+        {"accumulate": 2},
+        {"distillation": 0.5},
+        {"momentum": 0.0},
+        {"precision": "float16"},
+        {"optimizer": "adamw", "lr": 0.01, "ema": 0.9},
+        {"optimizer": "adamw", "lr": 0.01, "layer_decay": 0.8, "schedule": "cosine", "final_lr": 0.1, "clip": 1.0},
+    ],
     ids=lambda changes: ",".join(changes) or "plain",
 )
 def test_training_resumed_after_any_epoch_gives_the_same_weights(changes: dict[str, float | str], after: int) -> None:

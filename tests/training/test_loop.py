@@ -13,7 +13,8 @@ from raprune.errors import ModelError
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import Epoch, one_cycle, train
+from raprune.training.loop import Epoch, train
+from raprune.training.optimiser import one_cycle
 
 
 def digits(count: int = 300) -> DeviceSplit:

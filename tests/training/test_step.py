@@ -54,7 +54,11 @@ def short_trainings_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"ema": 0.9, "precision": "bfloat16"}, pytest.param({"accumulate": 2}, marks=pytest.mark.nightly)],
+    [
+        {"ema": 0.9, "precision": "bfloat16"},
+        pytest.param({"accumulate": 2}, marks=pytest.mark.nightly),
+        pytest.param({"optimizer": "adamw", "layer_decay": 0.9, "clip": 1.0}, marks=pytest.mark.nightly),
+    ],
     ids=lambda changes: ",".join(changes),
 )
 def test_step_as_a_graph_gives_the_weights_of_the_step_bit_for_bit(changes: dict[str, Any]) -> None:
