@@ -62,10 +62,10 @@ CASES = [
     ("--set settings.binary_search.sweeps=many", 2, "settings.binary_search.sweeps 'many': not of the kind"),
     ("--set settings.l3.power=2", 2, "l3"),
     ('--set allocations=["by-hand"]', 2, "allocation 'by-hand': no such allocation"),
-    ("--budget-flops 0.00001", 2, "out of reach"),
-    ("--budget-flops 0.1 --min-channels 30", 2, "lowest"),
+    ("--budget-flops 0.00001 --set data.max_images=200", 2, "out of reach"),
+    ("--budget-flops 0.1 --min-channels 30 --set data.max_images=200", 2, "lowest"),
     ("--budget-flops 2", 2, "budget.flops"),
-    ("--exclude nothing.*", 2, "nothing.*"),
+    ("--exclude nothing.* --set data.max_images=200", 2, "nothing.*"),
     ("--output run", 1, "holds a run already"),
     ("--output file/run", 1, "file"),
     ("job.toml", 2, "colour: no such field"),
@@ -97,7 +97,7 @@ def for_check(arguments: str) -> list[str]:
         return ["--set", f"output={words[1]}", *words[2:]]
     if "--min-channels" in words:
         at = words.index("--min-channels")
-        return [*words[:at], "--set", f"search.min_channels={words[at + 1]}"]
+        return [*words[:at], "--set", f"search.min_channels={words[at + 1]}", *words[at + 2 :]]
     return words
 
 

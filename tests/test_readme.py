@@ -25,6 +25,7 @@ from raprune.methods import METHODS
 from raprune.spec.job import SearchSpec
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
+from tests.orchestration.in_process import in_process
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -101,10 +102,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> str:
-    """The run of the reader: a short search with the network and data of the README."""
+    """The run of the reader: a short search with the network and data of the README, on the executor of the tests.
+
+    `tests/orchestration` runs such commands on Ray.
+    """
     (wanted,) = [command for command in ALL if command.endswith("--data mynets:stripes --budget-flops 0.25")]
     small = "--trials 4 --finalists 1 --epochs 0.5 --workers 1 --set dense.epochs=1 --output run"
-    called(f"{wanted} {small}", home)
+    with in_process():
+        called_here(shlex.split(f"{wanted} {small}".removeprefix("uv run raprune ")), home)
     return "run"
 
 

@@ -112,6 +112,7 @@ def test_its_guards_hold_behind_the_proxy(shown: Shown) -> None:
         assert 400 <= status < 500 and b"created_at" not in body, path
 
 
+@pytest.mark.nightly
 def test_another_run_of_that_name_has_a_page_of_its_own(shown: Shown, tmp_path: Path) -> None:
     other = show(make_run(tmp_path / "my run", trials=3), PageSpec(linger_s=3.0))
     assert other.app != shown.app and other.address != shown.address
@@ -167,6 +168,7 @@ def test_only_its_own_application_is_removed(shown: Shown) -> None:
     remove(shown.app)
 
 
+@pytest.mark.nightly
 def test_where_serve_listens_for_all_the_page_has_a_token(
     shown: Shown, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

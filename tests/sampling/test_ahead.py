@@ -110,10 +110,12 @@ def test_error_of_the_thread_is_raised_where_the_proposal_is_asked_for() -> None
 
 def test_closed_queue_leaves_no_thread_and_gives_nothing_more() -> None:
     proposals = Proposals(SPACE, SPEC, seed=0)
+    # Another test of this process may have left a queue open.
+    before = set(threading.enumerate())
     with ahead_of(proposals, depth=2) as ahead:
         assert ahead.next() is not None
-        assert any(thread.name == "raprune-proposals" for thread in threading.enumerate())
-    assert not any(thread.name == "raprune-proposals" for thread in threading.enumerate())
+        assert [thread.name for thread in set(threading.enumerate()) - before] == ["raprune-proposals"]
+    assert set(threading.enumerate()) <= before
     made = len(proposals.proposals)
     while ahead.next() is not None:
         pass

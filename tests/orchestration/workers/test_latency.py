@@ -21,11 +21,13 @@ from raprune.pruning.export import export
 from raprune.pruning.preparation import prepare, stored_table
 from raprune.records import Stage
 from raprune.report.terminal import print_front, print_pick
-from raprune.results.front import budget_of, front
+from raprune.results.front import listed
+from raprune.results.rows import candidates
 from raprune.results.timings import read_times
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
+from tests.orchestration.in_process import in_process
 
 pytestmark = pytest.mark.ray
 
@@ -57,9 +59,10 @@ def text(of: Console) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
     spec, said = spec_of(tmp_path_factory.mktemp("latency"), 0.95), console()
-    search(spec, console=said)
+    with in_process():
+        search(spec, console=said)
     return Store(spec.output), text(said)
 
 
@@ -80,13 +83,12 @@ def test_every_candidate_is_predicted_within_the_budget(finished: tuple[Store, s
 def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) -> None:
     store, _ = finished
     times = read_times(store, store.trials())
-    rows = front(store.trials(), budget_of(store.record()))
+    rows = listed(candidates(store.trials()), store.record())
     assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (64, 1)
     assert [timing.batch_size for timing in times.conditions] == [1, 16], "as the job says"
     for timing in (*times.conditions, times.budget):
         assert set(timing.candidates) == {row.candidate for row in rows}
         assert timing.dense_ms > 0 and min(timing.candidates.values()) > 0
-    assert {timing.threads for timing in times.conditions} == {usable_cpus()}
     shown = console()
     print_front(store.uri, console=shown)
     words = " ".join(text(shown).split())
@@ -96,24 +98,27 @@ def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) 
     )
 
 
-def test_networks_are_timed_in_the_room_of_a_trial_where_no_whole_node_gets_free(
+def test_networks_are_timed_on_a_whole_node_and_where_none_gets_free_in_the_room_of_a_trial(
     ray_cluster: None, finished: tuple[Store, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = finished
     spec = SearchSpec.model_validate(store.run()["spec"])
+    subject = latency.Subject.of(spec, prepare(spec), Placement(1, 1.0, 0.0, "a trial"))
+
+    def threads(name: str) -> set[int]:
+        timed = Store(tmp_path / name)
+        timed.create(store.record())
+        latency.measure_front(subject, timed, store.trials())
+        return {timing.threads for timing in read_times(timed, timed.trials()).conditions}
+
+    assert threads("alone") == {usable_cpus()}
     monkeypatch.setattr(latency, "ALONE_S", 0.5)
-    nodes = node_resources()
-    placement = Placement(1, 1.0, 0.0, "a trial")
-    subject = latency.Subject.of(spec, prepare(spec), placement)
-    other = Store(tmp_path)
-    other.create(store.record())
-    taken = ray.util.placement_group([{"CPU": 1.0}] * len(nodes), strategy="STRICT_SPREAD")
+    taken = ray.util.placement_group([{"CPU": 1.0}] * len(node_resources()), strategy="STRICT_SPREAD")
     try:
         assert taken.wait(60)
-        latency.measure_front(subject, other, store.trials())
+        assert threads("beside") == {1}
     finally:
         ray.util.remove_placement_group(taken)
-    assert {timing.threads for timing in read_times(other, other.trials()).conditions} == {1}
 
 
 def test_another_latency_is_picked_without_new_work(finished: tuple[Store, str]) -> None:
@@ -133,8 +138,8 @@ def test_a_candidate_is_made_again_by_the_same_table(finished: tuple[Store, str]
     assert export(store.uri, trial.trial_id, str(tmp_path / "made")).network == trial.candidate.id
 
 
-def test_a_latency_out_of_reach_is_refused_before_the_run_begins(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_latency_out_of_reach_is_refused_before_the_run_begins(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "1us")
-    with pytest.raises(BudgetError, match=r"--budget-latency .*out of reach"):
+    with in_process(), pytest.raises(BudgetError, match=r"--budget-latency .*out of reach"):
         search(spec, console=console())
     assert not Store(spec.output).is_run() and not Store(spec.output).exists(TABLE)
