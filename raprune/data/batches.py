@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raprune.data.arrays import Split
-from raprune.data.augment import augmented, draw
+from raprune.data.augment import Augmentation, augmented, draw
 from raprune.data.ranks import ALONE, Ranks
 from raprune.data.transfer import sent
 
@@ -61,7 +61,7 @@ class DeviceSplit:
             yield self.normalise(self.images[start:stop]), self.labels[start:stop]
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
+        self, batch_size: int, generator: torch.Generator, augment: str | Augmentation = "none", ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch in random order: normalised and augmented images `(B, C, H, W)`, labels `(B,)`.
 
@@ -125,7 +125,13 @@ class EpochDraws:
 
     @classmethod
     def drawn(
-        cls, count: int, batch_size: int, generator: torch.Generator, augment: str, shape: Sequence[int], ranks: Ranks
+        cls,
+        count: int,
+        batch_size: int,
+        generator: torch.Generator,
+        augment: str | Augmentation,
+        shape: Sequence[int],
+        ranks: Ranks,
     ) -> EpochDraws:
         """Draw an epoch over `count` images of `shape` `(C, H, W)` in batches of `batch_sizes`."""
         order, sizes = torch.randperm(count, generator=generator), batch_sizes(count, batch_size)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raprune.data.arrays import Split
-from raprune.data.augment import augmented
+from raprune.data.augment import Augmentation, augmented
 from raprune.data.batches import DeviceSplit, EpochDraws, figures, on_host
 from raprune.data.ranks import ALONE, Ranks
 from raprune.data.transfer import sent
@@ -67,7 +67,7 @@ class HostSplit:
             yield self._normalise(images), labels
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
+        self, batch_size: int, generator: torch.Generator, augment: str | Augmentation = "none", ranks: Ranks = ALONE
     ) -> Iterator[Pair]:
         """Yield one epoch as `DeviceSplit.shuffled` does: the same images, in the same order, equally augmented."""
         epoch = EpochDraws.drawn(len(self), batch_size, generator, augment, self.images.shape[1:], ranks)

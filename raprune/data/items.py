@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
+from raprune.data.augment import Augmentation
 from raprune.data.batches import DeviceSplit, EpochDraws
 from raprune.data.ranks import ALONE, Ranks
 from raprune.data.transfer import sent
@@ -213,7 +214,7 @@ class DrawnSplit:
             yield self._placed(images, torch.from_numpy(labels))
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
+        self, batch_size: int, generator: torch.Generator, augment: str | Augmentation = "none", ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch as `DeviceSplit.shuffled` does, with other random numbers of the transforms in each epoch.
 

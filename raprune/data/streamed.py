@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raprune.data.arrays import Split
-from raprune.data.augment import augmented, draw
+from raprune.data.augment import Augmentation, augmented, draw
 from raprune.data.batches import DeviceSplit, batch_sizes
 from raprune.data.ranks import ALONE, Ranks
 from raprune.data.shuffle import mixed, pool_size
@@ -54,7 +54,7 @@ class StreamedSplit:
                 yield from placed.batches(batch_size)
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, augment: str = "none", ranks: Ranks = ALONE
+        self, batch_size: int, generator: torch.Generator, augment: str | Augmentation = "none", ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch as `DeviceSplit.shuffled` does, in another order of the files each time.
 

@@ -21,11 +21,12 @@ from raprune.spec.fields import VALID, Part
 PositiveInt = Annotated[int, Field(gt=0)]
 Epochs = Annotated[float, Field(ge=0.0)]
 LearningRate = Annotated[float, Field(gt=0.0)]
-Distillation = Annotated[float, Field(ge=0.0, le=1.0)]
+UpTo1 = Annotated[float, Field(ge=0.0, le=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Below1 = Annotated[float, Field(ge=0.0, lt=1.0)]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["one-cycle", "cosine"]
+Policy = Literal["none", "rand", "trivial"]
 RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
 Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
 Arguments = Annotated[
@@ -214,9 +215,24 @@ class _Training(Part):
     ema: Below1 | None = None
     """Decay per step of the moving average of the weights; 0 uses no average. Training ends with the average.
     Default: 0."""
+    policy: Policy | None = None
+    """Policy that changes each training image. `rand` is RandAugment, with two operations of one strength, `trivial` is
+    TrivialAugment, with one of a random strength. Images with transforms of their own are left as they are.
+    Default: `none`."""
+    policy_magnitude: Annotated[int, Field(ge=0, le=30)] | None = None
+    """Strength of RandAugment's operations. Default: 9."""
+    crop_scale: Fraction | None = None
+    """Smallest fraction of an image's area that the crop of `crop-flip` keeps. Default: 0.35."""
+    erase: UpTo1 | None = None
+    """Fraction of the training images of which a random part is erased. Default: 0."""
+    mixup: NotNegative | None = None
+    """Parameter of the beta distribution by which two images are blended; 0 blends none. Default: 0."""
+    cutmix: NotNegative | None = None
+    """Parameter of the beta distribution by which a part of an image is another's; 0 cuts nothing. With `mixup` too, a
+    coin decides for each batch. The teacher sees the same mixed images. Default: 0."""
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
     """Temperature that softens the teacher's logits (Hinton et al., 2015)."""
-    distillation: Distillation = 0.9
+    distillation: UpTo1 = 0.9
     """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
     features: NotNegative = 0.0
     """Weight of the teacher's feature maps in the loss; 0 leaves them out. Unused without a teacher."""
@@ -260,6 +276,12 @@ class TrainSpec(_Training):
     clip: NotNegative = 0.0
     label_smoothing: Below1 = 0.0
     ema: Below1 = 0.0
+    policy: Policy = "none"
+    policy_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    crop_scale: Fraction = 0.35
+    erase: UpTo1 = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
 
     def identity(self) -> dict[str, Any]:
         """Return the fields by which the results of trainings differ, as JSON, for checkpoints and keys.
@@ -273,7 +295,10 @@ class TrainSpec(_Training):
         return {name: value for name, value in fields.items() if name not in _ADDED or value != defaults[name].default}
 
 
-_ADDED = frozenset({"optimizer", "layer_decay", "schedule", "final_lr", "clip"})
+_ADDED = frozenset(
+    {"optimizer", "layer_decay", "schedule", "final_lr", "clip"}
+    | {"policy", "policy_magnitude", "crop_scale", "erase", "mixup", "cutmix"}
+)
 """Fields of a training that the first version did not have."""
 
 
@@ -296,7 +321,7 @@ class DenseTrainSpec(_OpenTraining):
     """Passes over the training images; a fraction trains on a part of them."""
     lr: LearningRate = 0.2
     """Peak learning rate."""
-    distillation: Distillation = 0.0
+    distillation: UpTo1 = 0.0
     """Weight of the teacher's logits against the labels. Unused: the dense network has no teacher."""
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raprune.data.augment import Augmentation
 from raprune.data.batches import batch_sizes
 from raprune.data.ranks import ALONE as ALONE
 from raprune.data.ranks import Ranks as Ranks
@@ -33,6 +34,7 @@ from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import pack, unpack
 from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss, teacher_in
+from raprune.training.mixing import Mixing
 from raprune.training.optimiser import Rates, rate
 from raprune.training.step import FEWEST_STEPS, BatchStep, GraphedStep
 
@@ -57,7 +59,7 @@ class TrainingSplit(Protocol):
         """Return the number of images in an epoch."""
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, augment: str, ranks: Ranks
+        self, batch_size: int, generator: torch.Generator, augment: str | Augmentation, ranks: Ranks
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch in random order: the part of this process of each batch of `batch_sizes`.
 
@@ -144,7 +146,10 @@ def train(
         if checkpoints is not None:
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
-        objective = stack.enter_context(_objective(model, teacher, channels, spec, half, split, ranks))
+        changes = Augmentation(augment, spec.crop_scale, spec.policy, spec.policy_magnitude)
+        mixing = _mixing(spec, split.device, seed, ranks)
+        share = None if mixing is None else mixing.share
+        objective = stack.enter_context(_objective(model, teacher, channels, spec, share, half, split, ranks))
         tally = _Tally(split.device)
 
         def step(x: Tensor, y: Tensor) -> None:
@@ -165,7 +170,11 @@ def train(
             torch.manual_seed(_epoch_seed(seed, ranks.rank, len(course.history)))
             started = time.perf_counter()
             tally.clear()
-            for x, y in split.shuffled(spec.batch_size, course.generator, augment, ranks):
+            batches = split.shuffled(spec.batch_size, course.generator, changes, ranks)
+            if mixing is not None:
+                own = [part.stop - part.start for part in map(ranks.part, sizes)]
+                batches = mixing.epoch(batches, own, len(course.history))
+            for x, y in batches:
                 lr = rate(course.step, total, spec)
                 course.set_lr(lr)
                 take_step(x.contiguous(memory_format=layout), y)
@@ -185,6 +194,13 @@ def train(
     model.zero_grad(set_to_none=True)
     model.eval()
     return course.history
+
+
+def _mixing(spec: TrainSpec, device: torch.device, seed: int, ranks: Ranks) -> Mixing | None:
+    """Return the changes of whole batches; None if there are none."""
+    if max(spec.erase, spec.mixup, spec.cutmix) == 0:
+        return None
+    return Mixing(spec, device, seed=seed, rank=ranks.rank)
 
 
 def _replayed(
@@ -379,18 +395,27 @@ class _Objective:
     teacher: nn.Module | None
     maps: FeatureMaps | None
     spec: TrainSpec
+    share: Tensor | None
+    """Part of an image's own label where images are mixed: see `Mixing.share`."""
     half: torch.dtype | None
     """16-bit type of the forward pass; None for float32."""
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over images `(B, C, H, W)` with labels `(B,)`, and the logits `(B, num_classes)`."""
+        """Return the mean loss over images `(B, C, H, W)` with labels `y`, and the logits `(B, num_classes)`.
+
+        Labels have shape `(B,)`, or `(B, 2)` where images are mixed.
+        """
         spec = self.spec
         with torch.autocast(x.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None):
             logits = self.model(x).float()
             # Not inference_mode, because autograd keeps the teacher's outputs for the backward pass.
             with torch.no_grad():
                 teacher_logits = None if self.teacher is None else self.teacher(x).float()
-        loss = functional.cross_entropy(logits, y, label_smoothing=spec.label_smoothing)
+        own, *partners = [y] if self.share is None else y.unbind(1)
+        loss = functional.cross_entropy(logits, own, label_smoothing=spec.label_smoothing)
+        if self.share is not None:
+            other = functional.cross_entropy(logits, partners[0], label_smoothing=spec.label_smoothing)
+            loss = torch.lerp(other, loss, self.share)
         if teacher_logits is not None and spec.distillation > 0:
             soft = logit_loss(logits, teacher_logits, spec.temperature)
             loss = (1 - spec.distillation) * loss + spec.distillation * soft
@@ -405,6 +430,7 @@ def _objective(
     teacher: nn.Module | None,
     channels: ChannelMap | None,
     spec: TrainSpec,
+    share: Tensor | None,
     half: torch.dtype | None,
     split: TrainingSplit,
     ranks: Ranks,
@@ -423,7 +449,7 @@ def _objective(
 
     try:
         with distributed.joined(model, ranks, example) as joined:
-            yield _Objective(joined, teacher, maps, spec, half)
+            yield _Objective(joined, teacher, maps, spec, share, half)
     finally:
         if maps is not None:
             maps.close()
@@ -455,7 +481,7 @@ def _backward(
             loss, logits = objective(images, labels)
             weight = factor * len(labels) / len(y)
             scaler.scale(loss if weight == 1 else loss * weight).backward()
-        tally.add(loss, logits, labels, weight * count / ranks.size)
+        tally.add(loss, logits, labels, weight * count / ranks.size, objective.share)
 
 
 class _Tally:
@@ -473,10 +499,18 @@ class _Tally:
         self.correct.zero_()
         self.count = 0
 
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor, images: float) -> None:
-        """Add the mean loss of a part that represents `images` images."""
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, images: float, share: Tensor | None) -> None:
+        """Add the mean loss of a part that represents `images` images.
+
+        A mixed image counts as correct by the parts of its labels.
+        """
         self.loss += loss.detach().double() * images
-        self.correct += (logits.detach().argmax(1) == y).sum() * (images / len(y))
+        found = logits.detach().argmax(1)
+        if share is None:
+            self.correct += (found == y).sum() * (images / len(y))
+        else:
+            own, other = (found[:, None] == y).sum(0).float()
+            self.correct += torch.lerp(other, own, share) * (images / len(y))
 
     def epoch(self, number: int, spec: TrainSpec, lr: float, started: float, ranks: Ranks) -> Epoch:
         loss, correct = distributed.total(torch.stack([self.loss, self.correct]), ranks).tolist()

@@ -159,6 +159,7 @@ def test_store_keeps_the_last_checkpoint_until_it_is_removed(tmp_path: Path) -> 
         {"precision": "float16"},
         {"optimizer": "adamw", "lr": 0.01, "ema": 0.9},
         {"optimizer": "adamw", "lr": 0.01, "layer_decay": 0.8, "schedule": "cosine", "final_lr": 0.1, "clip": 1.0},
+        {"policy": "rand", "erase": 0.5, "mixup": 0.2, "cutmix": 1.0},
     ],
     ids=lambda changes: ",".join(changes) or "plain",
 )
