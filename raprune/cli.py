@@ -222,6 +222,14 @@ BudgetParams = Annotated[
     str | None,
     typer.Option(help="Fraction of the dense parameters that may remain.", metavar="FRACTION", rich_help_panel=BUDGET),
 ]
+BudgetMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Peak activation memory that may remain: 0.5 is a fraction of the dense peak, 64MiB a size per batch.",
+        metavar="FRACTION|SIZE",
+        rich_help_panel=BUDGET,
+    ),
+]
 BudgetLatency = Annotated[
     str | None,
     typer.Option(
@@ -283,6 +291,7 @@ def search(
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
+    budget_memory: BudgetMemory = None,
     min_accuracy: Annotated[
         str | None,
         typer.Option(
@@ -514,6 +523,7 @@ def pick(
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
+    budget_memory: BudgetMemory = None,
     min_accuracy: Annotated[
         str | None,
         typer.Option(
@@ -625,6 +635,7 @@ def prune(
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
+    budget_memory: BudgetMemory = None,
     exclude: Exclude = None,
     min_channels: MinChannels = None,
     multiple_of: MultipleOf = None,
@@ -918,6 +929,7 @@ def check(
     budget_flops: BudgetFlops = None,
     budget_params: BudgetParams = None,
     budget_latency: BudgetLatency = None,
+    budget_memory: BudgetMemory = None,
     exclude: Exclude = None,
     seed: Seed = None,
     assignments: Assignments = None,

@@ -264,6 +264,10 @@ class Metrics:
     """Latency of one batch on the run's device, predicted by the latency table; None if there is no table."""
     latency_fraction: float | None = None
     """Fraction of the dense network's latency, which was measured with the table; at most 1."""
+    memory_bytes: int | None = None
+    """Peak of the activations of one image in float32, in closed form; None in records of earlier versions and for
+    networks with maxout units."""
+    memory_fraction: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,9 @@ class ChannelGraph:
     factors: tuple[Factor, ...]
     flops: tuple[Term, ...]
     params: tuple[Term, ...]
+    memory: tuple[Factor, ...] = ()
+    """Bytes of the activations that live at each moment of a forward pass of one image; the largest is the peak. Empty
+    if the graph was made without a trace."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape in the dense network of every parameter or buffer that a group slices, by name."""
     notes: tuple[str, ...] = ()
@@ -150,22 +153,23 @@ class ChannelGraph:
         if not names:
             return self
         dense = self.widths
-        factors = tuple(
-            Factor(
+
+        def fixed(factor: Factor) -> Factor:
+            return Factor(
                 factor.constant + sum(m * dense[g] for g, m in factor.coefficients.items() if g in names),
                 {g: m for g, m in factor.coefficients.items() if g not in names},
             )
-            for factor in self.factors
-        )
+
         frozen = tuple(Frozen(name, dense[name], reason) for name, reason in names.items())
         return ChannelGraph(
             architecture=self.architecture,
             input_shape=self.input_shape,
             groups=tuple(group for group in self.groups if group.name not in names),
             frozen=self.frozen + frozen,
-            factors=factors,
+            factors=tuple(map(fixed, self.factors)),
             flops=self.flops,
             params=self.params,
+            memory=tuple(map(fixed, self.memory)),
             shapes=self.shapes,
             notes=self.notes,
         )
@@ -205,9 +209,12 @@ class ChannelGraph:
         return replace(self, groups=groups, shapes={name: tuple(shape) for name, shape in shapes.items()})
 
     def digest(self) -> str:
-        """Return a digest of the groups, the costs and the frozen channels; texts for the user do not affect it."""
+        """Return a digest of the groups, the costs and the frozen channels; texts for the user do not affect it.
+
+        Neither does `memory`, which graphs of earlier versions do not have.
+        """
         content = self.to_json()
-        del content["architecture"], content["notes"]
+        del content["architecture"], content["notes"], content["memory"]
         content["frozen"] = [[f.module, f.num_channels] for f in self.frozen]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -232,6 +239,7 @@ class ChannelGraph:
             "factors": [[f.constant, dict(f.coefficients)] for f in self.factors],
             "flops": [[t.module, t.coefficient, list(t.factors)] for t in self.flops],
             "params": [[t.module, t.coefficient, list(t.factors)] for t in self.params],
+            "memory": [[f.constant, dict(f.coefficients)] for f in self.memory],
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "notes": list(self.notes),
         }
@@ -264,6 +272,7 @@ class ChannelGraph:
             factors=tuple(Factor(constant, coefficients) for constant, coefficients in data["factors"]),
             flops=terms(data["flops"]),
             params=terms(data["params"]),
+            memory=tuple(Factor(constant, coefficients) for constant, coefficients in data["memory"]),
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             notes=tuple(data["notes"]),
         )

@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Factor, Frozen, Group, IndexArray, Member, Term
 from raprune.channels.inputs import NetworkInputs, call, described, input_shape, tensors_in
+from raprune.channels.live import LiveActivations
 from raprune.channels.rules import RULES
 from raprune.channels.shadow import CostRecord, Tracer
 from raprune.errors import ModelError
@@ -38,9 +39,10 @@ def trace(model: nn.Module, example_input: NetworkInputs) -> ChannelGraph:
     shape = input_shape(example_input)
     _refuse(model)
     tracer = Tracer(model, RULES)
+    live = LiveActivations(tracer.activation)
     with _traceable(model), torch.no_grad(), tracer.watching(model):
         try:
-            with tracer:
+            with tracer, live:
                 outputs = call(model, example_input)
         except Exception as error:
             raise ModelError(
@@ -53,7 +55,11 @@ def trace(model: nn.Module, example_input: NetworkInputs) -> ChannelGraph:
         if isinstance(module, torch.jit.ScriptModule):
             for parameter, _ in module.named_parameters(prefix=name):
                 tracer.freeze_named(parameter, "inside a scripted module, whose code is fixed")
-    return _build(model, tracer, shape)
+    graph, group_of_id = _build(model, tracer, shape)
+    images = sum(image.nbytes for image in tensors_in(example_input))
+    names = [group.name for group in graph.groups]
+    memory = live.moments(group_of_id, [group.num_channels for group in graph.groups], names, images)
+    return replace(graph, memory=memory)
 
 
 def _refuse(model: nn.Module) -> None:
@@ -146,7 +152,8 @@ def _traceable(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> ChannelGraph:
+def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> tuple[ChannelGraph, IndexArray]:
+    """Return the graph, and for each id the number of its group, -1 if it stays."""
     labels = _components(tracer)
     frozen_label, reasons = _frozen_labels(tracer, labels)
     groups, group_of_id = _groups(tracer, labels, frozen_label, reasons)
@@ -163,7 +170,8 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> Ch
         shapes={m.parameter: tracer.shapes[m.parameter] for g in groups for m in g.members},
         notes=_notes(tracer, parameters),
     )
-    return replace(graph, architecture=f"{structure_hash(model, input_shape)}-{graph.digest()}")
+    architecture = f"{structure_hash(model, input_shape)}-{graph.digest()}"
+    return replace(graph, architecture=architecture), group_of_id
 
 
 def _components(tracer: Tracer) -> IndexArray:

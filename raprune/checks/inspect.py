@@ -56,6 +56,8 @@ class Inspection:
             "macs": cost.dense_flops // 2,
             "params": cost.dense_params,
             "min_flops_fraction": int(cost.flops(narrowest)) / max(1, cost.dense_flops),
+            "memory_bytes": cost.dense_memory,
+            "min_memory_fraction": int(cost.memory_bytes(narrowest)) / max(1, cost.dense_memory),
             "min_params_fraction": int(cost.params(narrowest)) / max(1, cost.dense_params),
             "prunable_params_fraction": prunable_params_fraction(self.graph),
             "groups": [
@@ -211,7 +213,8 @@ def show(inspection: Inspection, console: Console) -> None:
     console.print(
         f"[bold]{data['prunable_params_fraction']:.1%}[/] of the parameters belong to channels that can be removed; "
         f"lowest reachable: [bold]{data['min_flops_fraction']:.2%}[/] of the FLOPs, "
-        f"{data['min_params_fraction']:.2%} of the parameters"
+        f"{data['min_params_fraction']:.2%} of the parameters, {data['min_memory_fraction']:.2%} of the peak "
+        f"activation memory ({data['memory_bytes'] / 2**20:.3g} MiB for an image)"
     )
 
 

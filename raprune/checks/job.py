@@ -198,7 +198,11 @@ def _check_trains(workload: Workload) -> None:
 
 def _describe_budget(spec: SearchSpec) -> str:
     """Describe the limits that can be reached, and those that are not known yet."""
-    limits = (("FLOPs", spec.budget.flops), ("parameters", spec.budget.params))
+    limits = (
+        ("FLOPs", spec.budget.flops),
+        ("parameters", spec.budget.params),
+        ("activation memory", spec.budget.memory),
+    )
     asked = [f"{100 * fraction:.4g} % of the {name}" for name, fraction in limits if fraction is not None]
     known = [f"{' and '.join(asked)} can be reached"] if asked else []
     if spec.budget.flops is not None and "budget" not in spec.model_fields_set:

@@ -43,8 +43,14 @@ class CostModel:
                 self._coefficients[row, column[name]] = coefficient
         self._flops = _collect(graph.flops)
         self._params = _collect(graph.params)
+        self._memory = np.zeros((len(graph.memory), len(column)))
+        for row, moment in enumerate(graph.memory):
+            for name, coefficient in moment.coefficients.items():
+                self._memory[row, column[name]] = coefficient
+        self._fixed_memory = np.array([moment.constant for moment in graph.memory], dtype=np.float64)
         self.dense_flops = int(self.flops(self.num_channels))
         self.dense_params = int(self.params(self.num_channels))
+        self.dense_memory = int(self.memory_bytes(self.num_channels))
 
     def flops(self, widths: npt.ArrayLike) -> Counts:
         """Return the FLOPs for one image; shape `(...,)`."""
@@ -53,6 +59,15 @@ class CostModel:
     def params(self, widths: npt.ArrayLike) -> Counts:
         """Return the number of parameters, without buffers; shape `(...,)`."""
         return self._evaluate(self._params, widths)
+
+    def memory_bytes(self, widths: npt.ArrayLike) -> Counts:
+        """Return the peak of the activations of one image, in bytes of float32, eager PyTorch; shape `(...,)`.
+
+        It is the largest sum of tensors that live at the same time, the image included and the weights left out. 0 if
+        the graph knows no moments.
+        """
+        moments = np.asarray(widths, dtype=np.float64) @ self._memory.T + self._fixed_memory
+        return np.rint(moments.max(axis=-1, initial=0.0)).astype(np.int64)
 
     def latency_ms(self, widths: npt.ArrayLike) -> Floats:
         """Predict the milliseconds of one batch by the table; shape `(...,)`."""
@@ -88,6 +103,17 @@ class CostModel:
     def params_by_module(self, widths: npt.ArrayLike) -> dict[str, int]:
         """Return the number of parameters of each module at one width vector of shape `(G,)`, the largest first."""
         return self._by_module(self._graph.params, widths)
+
+    def memory_by_group(self, widths: npt.ArrayLike) -> dict[str, int]:
+        """Return the bytes of each group's activations at the peak of a width vector of shape `(G,)`, the most first.
+
+        The name "" stands for activations whose size is fixed, such as the image.
+        """
+        vector = np.asarray(widths, dtype=np.float64)
+        peak = int((vector @ self._memory.T + self._fixed_memory).argmax())
+        parts = {name: int(n) for name, n in zip(self.group_names, vector * self._memory[peak], strict=True) if n}
+        parts[""] = int(self._fixed_memory[peak])
+        return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def latency_by_module(self, widths: npt.ArrayLike) -> dict[str, float]:
         """Return the milliseconds of each module's operations at a width vector of shape `(G,)`, the slowest first."""

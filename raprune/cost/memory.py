@@ -5,22 +5,19 @@ The tensors are those that a GPU would hold; its workspaces of convolutions and 
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from raprune.channels.evaluating import evaluating
+from raprune.channels.live import LiveStorages
 
 FEWEST = 2
 """Smallest number of images that is counted with; batch norm needs two."""
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveTensors(LiveStorages):
     """Context that counts the bytes of the tensors that are made in it, as long as they live."""
 
     def __init__(self) -> None:
@@ -28,32 +25,12 @@ class LiveTensors(TorchDispatchMode):
         self.used = 0
         self.peak = 0
         """Largest value of `used`."""
-        self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                # Weights and images are not made here, but may be returned as a view.
-                self._count(leaf, made=False)
-        found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, Tensor):
-                self._count(leaf, made=True)
-        return found
-
-    def _count(self, tensor: Tensor, *, made: bool) -> None:
-        storage = tensor.untyped_storage()
-        # The object of a storage lives as long as its memory, also while only the backward pass needs it.
-        if id(storage) in self._known:
-            return
-        size = storage.nbytes() if made else 0
-        self._known.add(id(storage))
+    def made(self, key: int, size: int, tensor: Tensor, results: Sequence[Tensor]) -> None:
         self.used += size
         self.peak = max(self.peak, self.used)
-        weakref.finalize(storage, self._release, id(storage), size)
 
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
+    def freed(self, key: int, size: int) -> None:
         self.used -= size
 
 

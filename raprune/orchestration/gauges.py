@@ -35,7 +35,7 @@ RESTED = 20
 MAX_FRONT = 64
 """Maximum number of candidates of the front that are exported; of a longer front, so many spread over it."""
 
-COSTS = ("flops", "params", "latency")
+COSTS = ("flops", "params", "latency", "memory")
 
 Tags = tuple[tuple[str, str], ...]
 """Labels and their values, without the run, which is a label of every metric."""

@@ -111,6 +111,7 @@ def describe(run: Run) -> RunRecord:
             flops=cost.dense_flops,
             macs=cost.dense_flops // 2,
             params=cost.dense_params,
+            memory_bytes=cost.dense_memory or None,
         ),
         graph=GraphRecord(
             groups={group.name: group.num_channels for group in graph.groups},
@@ -240,6 +241,7 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
         for name, value, dense in (
             ("FLOPs", spec.budget.flops, cost.dense_flops),
             ("parameters", spec.budget.params, cost.dense_params),
+            ("peak bytes of activations of an image", spec.budget.memory, cost.dense_memory),
         )
         if value is not None
     ]

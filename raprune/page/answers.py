@@ -34,6 +34,8 @@ _OF_METRICS = (
     "params_fraction",
     "latency_fraction",
     "latency_ms",
+    "memory_fraction",
+    "memory_bytes",
     "flops",
     "params",
     "zeros",
@@ -62,6 +64,7 @@ _LIMITS = {
     "flops": "budget.flops",
     "params": "budget.params",
     "latency": "budget.latency",
+    "memory": "budget.memory",
     "min_accuracy": "min_accuracy",
 }
 """Parameter of `pick_row` -> the field of a job with the same meaning."""
@@ -186,6 +189,7 @@ def detail_trial(
         "keep_ratios": dict(proposal.keep_ratios),
         "target_params": proposal.target.params,
         "target_latency": proposal.target.latency,
+        "target_memory": proposal.target.memory,
         "seed": proposal.seed,
         "folder": folder,
     }

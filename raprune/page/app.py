@@ -120,7 +120,10 @@ class PageHandlers:
 
     async def pick(self, request: Request) -> Response:
         known = await self._fresh()
-        wanted = {name: request.query_params.get(name, "") for name in ("flops", "params", "latency", "min_accuracy")}
+        wanted = {
+            name: request.query_params.get(name, "")
+            for name in ("flops", "params", "latency", "memory", "min_accuracy")
+        }
 
         def choose() -> Packed:
             try:

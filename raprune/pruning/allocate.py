@@ -287,6 +287,8 @@ def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tup
     found: list[tuple[Counts | Floats, float]] = [(cost.flops(widths), flops * cost.dense_flops)]
     if budget.params is not None:
         found.append((cost.params(widths), budget.params * cost.dense_params))
+    if budget.memory is not None:
+        found.append((cost.memory_bytes(widths), budget.memory * cost.dense_memory))
     if budget.latency is not None:
         found.append((cost.latency_ms(widths), budget.latency * cost.dense_latency_ms))
     return found
@@ -337,9 +339,10 @@ def check_reachable(cost: CostModel, budget: Budget, *, min_channels: int = 1, m
     for kind, limit, count, dense, by_module in (
         ("flops", budget.flops, int(cost.flops(narrowest)), cost.dense_flops, cost.flops_by_module),
         ("params", budget.params, int(cost.params(narrowest)), cost.dense_params, cost.params_by_module),
+        ("memory", budget.memory, int(cost.memory_bytes(narrowest)), cost.dense_memory, cost.memory_by_group),
     ):
         if limit is not None and count > limit * dense:
-            unit = {"flops": "FLOPs", "params": "parameters"}[kind]
+            unit = {"flops": "FLOPs", "params": "parameters", "memory": "bytes at the peak"}[kind]
             layers = {module: f"{share:,} {unit}" for module, share in by_module(narrowest).items()}
             lowest = f"{count / dense:.4f} ({count:,} of {dense:,} {kind})"
             raise _out_of_reach(

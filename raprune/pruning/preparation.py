@@ -125,8 +125,9 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
         )
     steps.traced(proof)
     spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths)
-    steps.decided(spec)
     cost = CostModel(proof.graph)
+    spec = spec.model_copy(update={"budget": spec.budget.traced(cost.dense_memory * spec.latency.batch_size)})
+    steps.decided(spec)
     _check_budget(cost, spec)
     steps.reached(cost)
     return Prepared(spec, data, workload.weights(), proof, cost)
@@ -196,6 +197,11 @@ def _check_names(spec: SearchSpec) -> None:
     """
     for name in spec.methods:
         method_named(name)
+    if spec.budget.limits_memory and "maxout" in spec.methods:
+        raise UsageError(
+            "budget.memory (--budget-memory): not with the method maxout, whose units the closed form does not know.",
+            hint="Use --budget-flops or --budget-params with it, or leave it out of --methods.",
+        )
     if spec.budget.limits_latency and "maxout" in spec.methods:
         raise UsageError(
             "budget.latency (--budget-latency): not with the method maxout, whose maximum over channels no table of "

@@ -45,7 +45,7 @@ def record(
 ) -> Trial:
     """Return the trial of `proposal`, with the `result` of its network `pruned`; it began at `started` and ends now."""
     flops, params = _costs(pruned, workload, cost)
-    latency_ms = _latency_ms(pruned, cost)
+    latency_ms, memory = _latency_ms(pruned, cost), _memory_bytes(pruned, cost)
     seconds = time.time() - started
     return Trial(
         trial_id=proposal.trial_id,
@@ -62,6 +62,8 @@ def record(
             zeros=_zeros(pruned.model),
             latency_ms=latency_ms,
             latency_fraction=None if latency_ms is None else latency_ms / cost.dense_latency_ms,
+            memory_bytes=memory,
+            memory_fraction=None if memory is None else memory / cost.dense_memory,
         ),
         accuracy_after_cut=pruned.after_cut,
         accuracy_after_repair=after_repair,
@@ -91,6 +93,13 @@ def _latency_ms(pruned: Pruned, cost: CostModel) -> float | None:
     if cost.table is None or inserted(pruned.model):
         return None
     return float(cost.latency_ms(cost.vector(pruned.candidate.widths)))
+
+
+def _memory_bytes(pruned: Pruned, cost: CostModel) -> int | None:
+    """Return the peak of the activations of one image; None where the closed form does not know it."""
+    if not cost.dense_memory or inserted(pruned.model):
+        return None
+    return int(cost.memory_bytes(cost.vector(pruned.candidate.widths)))
 
 
 def method_of(proposal: Proposal) -> Method:

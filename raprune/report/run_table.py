@@ -65,9 +65,12 @@ def _cells(run: ListedRun, now: float) -> tuple[str, ...]:
 def budget_in_words(budget: Budget) -> str:
     """The limits of a budget in few words: `30% FLOPs, 20% params`."""
     limits = [(budget.flops, "FLOPs"), (budget.params, "params"), (budget.latency, "latency")]
+    limits += [(budget.memory, "memory")]
     said = [f"{100 * limit:.3g}% {cost}" for limit, cost in limits if limit is not None]
     if budget.latency_ms is not None:
         said.append(f"{budget.latency_ms:.3g} ms")
+    if budget.memory_bytes is not None:
+        said.append(f"{budget.memory_bytes / 2**20:.3g} MiB")
     return ", ".join(said) or "none"
 
 

@@ -27,8 +27,13 @@ def summary(row: CandidateRow, run: RunRecord, times: Times) -> str:
 
 
 def _kept(row: CandidateRow, run: RunRecord) -> str:
-    params = f" and {_percent(row.params_fraction)} of the parameters" if budget_of(run).params is not None else ""
-    return f"keeps {_percent(row.flops_fraction)} of the FLOPs{params}"
+    budget = budget_of(run)
+    kept = [f"{_percent(row.flops_fraction)} of the FLOPs"]
+    if budget.params is not None:
+        kept.append(f"{_percent(row.params_fraction)} of the parameters")
+    if budget.memory is not None and row.memory_fraction is not None:
+        kept.append(f"{_percent(row.memory_fraction)} of the peak activation memory")
+    return f"keeps {' and '.join(kept)}"
 
 
 def _speed(row: CandidateRow, times: Times) -> str:

@@ -24,7 +24,7 @@ WIDE = 118
 """Width of a terminal, in characters, that shows the whole table of most runs."""
 
 GIVE_WAY = (
-    *("MACs", "FLOPs count", "params count", "interval", "params", "nonzero", "latency", "faster alone"),
+    *("memory", "MACs", "FLOPs count", "params count", "interval", "params", "nonzero", "latency", "faster alone"),
     *("method", "epochs", "drop", "faster"),
 )
 """Columns of the front, the least important first, that are left out in this order if the terminal is too narrow.
@@ -160,6 +160,9 @@ def _columns(rows: list[CandidateRow], dense: DenseRecord | None, test: SplitAcc
     if any(formats.latency_share(r) for r in rows):
         latencies = (share and f"{share}%" for share in map(formats.latency_share, rows))
         columns += [column("latency", latencies, "100.0%", "latency")]
+    if any(r.memory_fraction is not None for r in rows):
+        memories = ("" if r.memory_fraction is None else f"{r.memory_fraction:.1%}" for r in rows)
+        columns += [column("memory", memories, "100.0%", "memory")]
     for timing in times.conditions:
         header = f"faster@{timing.batch_size}" if len(times.conditions) > 1 else "faster"
         name = "faster" if timing is times.conditions[-1] else "faster alone"

@@ -56,7 +56,7 @@ class AblationRow:
         return row | {f"budget_{cost}": getattr(self.budget, cost) for cost in _WORDS}
 
 
-_WORDS = {"flops": "FLOPs", "params": "params", "latency": "latency"}
+_WORDS = {"flops": "FLOPs", "params": "params", "latency": "latency", "memory": "memory"}
 
 
 def ablation(trials: Sequence[Trial], budget: Budget, *, test: SplitAccuracies = UNTESTED) -> list[AblationRow]:

@@ -59,6 +59,7 @@ def within(rows: Sequence[CandidateRow], budget: Budget) -> list[CandidateRow]:
             flops_fraction=row.flops_fraction,
             params_fraction=row.params_fraction,
             latency_fraction=row.latency_fraction,
+            memory_fraction=row.memory_fraction,
         )
     ]
 
@@ -134,11 +135,13 @@ def budget_of(run: RunRecord) -> Budget:
 
 
 def measured_in(budget: Budget, run: RunRecord) -> Budget:
-    """The budget with its latency as a fraction of the dense network of the run.
+    """The budget with its latency and its memory as fractions of the dense network of the run.
 
     Raises:
-        UsageError: if latency is limited and the run was searched without latencies.
+        UsageError: if latency is limited and the run was searched without latencies, or memory in a run of a version
+            that did not count it.
     """
+    budget = _traced_in(budget, run)
     if not budget.limits_latency:
         return budget
     latency = run.latency
@@ -150,6 +153,18 @@ def measured_in(budget: Budget, run: RunRecord) -> Budget:
     return budget.measured(latency.dense_ms)
 
 
+def _traced_in(budget: Budget, run: RunRecord) -> Budget:
+    if not budget.limits_memory:
+        return budget
+    dense_bytes = None if run.dense is None else run.dense.memory_bytes
+    if dense_bytes is None:
+        raise UsageError(
+            "--budget-memory: this run knows no memory: an earlier version of raprune searched it.",
+            hint="Pick by FLOPs or parameters, or search again with --warm-start.",
+        )
+    return budget.traced(dense_bytes * run.job.latency.batch_size)
+
+
 def floor_of(run: RunRecord) -> float | None:
     """The validation accuracy that the job of a run asks for; None if it asks for none."""
     return accuracy_floor(run.job.min_accuracy, run.job.max_drop, run.dense_accuracy)
@@ -158,7 +173,12 @@ def floor_of(run: RunRecord) -> float | None:
 def _wanted(budget: Budget) -> str:
     parts = [
         f"{value:.1%} of the dense network's {name}"
-        for name, value in (("FLOPs", budget.flops), ("parameters", budget.params), ("latency", budget.latency))
+        for name, value in (
+            ("FLOPs", budget.flops),
+            ("parameters", budget.params),
+            ("latency", budget.latency),
+            ("activation memory", budget.memory),
+        )
         if value is not None
     ]
     return " and ".join(parts) or "no budget at all"

@@ -15,7 +15,7 @@ from raprune import pareto
 from raprune.records import Setting, Stage, Trial
 from raprune.results.test_split import UNTESTED, SplitAccuracies
 
-COSTS = ("flops", "params", "latency")
+COSTS = ("flops", "params", "latency", "memory")
 """Costs that a budget can limit, each a fraction of the dense network's."""
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -70,6 +70,9 @@ class CandidateRow:
     latency_ms: float | None
     """Predicted time of a batch under the conditions of the latency budget."""
     latency_fraction: float | None
+    memory_bytes: int | None = None
+    """Peak of the activations of one image; None in runs of versions that did not count it."""
+    memory_fraction: float | None = None
     rung: int
     repeats: tuple[int, ...]
     """Numbers of the fine-tunings behind the accuracies."""
@@ -126,7 +129,8 @@ class CandidateRow:
 
     def fraction(self, cost: str) -> float | None:
         """The fraction of the dense network's cost that this network has; `cost` is one of `COSTS`."""
-        return {"flops": self.flops_fraction, "params": self.params_fraction, "latency": self.latency_fraction}[cost]
+        fraction: float | None = getattr(self, f"{cost}_fraction")
+        return fraction
 
     # A JSON edge: the keys are the contract of `raprune front --json`.
     def to_json(self) -> dict[str, Any]:
@@ -140,7 +144,7 @@ class CandidateRow:
 _KEYS = (
     *("candidate", "parent", "method", "settings", "allocation", "stage", "epochs"),
     *("flops", "macs", "flops_fraction", "params", "params_fraction", "zeros", "nonzero_fraction"),
-    *("latency_ms", "latency_fraction", "rung", "repeats", "trials"),
+    *("latency_ms", "latency_fraction", "memory_bytes", "memory_fraction", "rung", "repeats", "trials"),
     *("val_accuracy", "val_interval", "test_interval", "test_accuracy", "dense_test_accuracy"),
     *("accuracy_after_cut", "accuracy_after_repair", "widths", "trial_id", "on_front", "starred"),
 )
@@ -228,6 +232,8 @@ def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
         zeros=trial.metrics.zeros,
         latency_ms=trial.metrics.latency_ms,
         latency_fraction=trial.metrics.latency_fraction,
+        memory_bytes=trial.metrics.memory_bytes,
+        memory_fraction=trial.metrics.memory_fraction,
         rung=trial.proposal.rung,
         repeats=(trial.proposal.repeat,),
         trials=(trial.trial_id,),
@@ -242,7 +248,7 @@ def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
 
 
 def _point(row: CandidateRow, cost: str) -> tuple[float, float]:
-    # An unknown latency counts as the dense network's.
+    # An unknown latency or memory counts as the dense network's.
     fraction = row.fraction(cost)
     return 1.0 - row.val_accuracy, 1.0 if fraction is None else fraction
 

@@ -31,7 +31,7 @@ from raprune.store.parts import TrialFile
 from raprune.store.record import RunRecord
 from raprune.store.run_folders import LostFolder, find_runs
 
-VERSION = 1
+VERSION = 2
 """Version of the summaries in the cache; those of another version are not read."""
 
 
@@ -52,6 +52,8 @@ class FrontNetwork(BaseModel):
     params_fraction: float
     latency_ms: float | None
     latency_fraction: float | None
+    memory_bytes: int | None = None
+    memory_fraction: float | None = None
 
 
 class RunSummary(BaseModel):

@@ -26,7 +26,9 @@ class Point:
     flops_fraction: float = 1.0
     params_fraction: float = 1.0
     latency_fraction: float | None = None
-    """Fractions of the dense network's costs, in [0, 1]; None if latency is not part of the budget."""
+    memory_fraction: float | None = None
+    """Fractions of the dense network's costs, in [0, 1]; None if latency is not part of the budget, and where a trial
+    does not know its memory."""
     widths: Mapping[str, int] = field(default_factory=dict)
     """Group name -> number of channels that stay."""
     error: str | None = None
@@ -66,6 +68,7 @@ class Point:
             flops_fraction=trial.metrics.flops_fraction,
             params_fraction=trial.metrics.params_fraction,
             latency_fraction=trial.metrics.latency_fraction,
+            memory_fraction=trial.metrics.memory_fraction,
             widths=trial.candidate.widths,
             error=trial.error,
             rung=rung,
@@ -83,9 +86,8 @@ class Point:
         )
 
     def fraction(self, cost: str) -> float:
-        """The fraction of the dense network's `flops`, `params` or `latency`; 1 where it is not known."""
-        fractions = {"flops": self.flops_fraction, "params": self.params_fraction, "latency": self.latency_fraction}
-        fraction = fractions[cost]
+        """The fraction of the dense network's `flops`, `params`, `latency` or `memory`; 1 where it is not known."""
+        fraction: float | None = getattr(self, f"{cost}_fraction")
         return 1.0 if fraction is None else fraction
 
     def with_fraction(self, cost: str, fraction: float) -> Point:
@@ -94,6 +96,8 @@ class Point:
             return replace(self, flops_fraction=fraction)
         if cost == "params":
             return replace(self, params_fraction=fraction)
+        if cost == "memory":
+            return replace(self, memory_fraction=fraction)
         return replace(self, latency_fraction=fraction)
 
     def objectives(self, cost: str = "flops") -> tuple[float, float]:

@@ -79,6 +79,7 @@ def _eligible(points: Sequence[Point], budget: Budget) -> list[Point]:
             flops_fraction=point.flops_fraction,
             params_fraction=point.params_fraction,
             latency_fraction=point.latency_fraction,
+            memory_fraction=point.memory_fraction,
         )
         if point.state is TrialState.COMPLETE and within:
             eligible.setdefault(point.candidate, point)

@@ -37,7 +37,7 @@ class SearchSpace:
     highest: float
     """Range of the sampled target, as fractions of the dense network."""
     target: str = "flops"
-    """The cost that the target limits: `flops`, `params` or `latency`."""
+    """The cost that the target limits: `flops`, `params`, `latency` or `memory`."""
     cost: str = "flops"
     """The cost that accuracy is set against: `flops` or `latency`."""
     limits: Budget = field(default_factory=Budget)
@@ -122,6 +122,8 @@ def _fraction(cost: CostModel, kind: str, widths: Counts) -> float:
     """The cost of the widths as a fraction of the dense network's."""
     if kind == "latency":
         return float(cost.latency_ms(widths)) / cost.dense_latency_ms
+    if kind == "memory":
+        return int(cost.memory_bytes(widths)) / cost.dense_memory
     if kind == "params":
         return int(cost.params(widths)) / cost.dense_params
     return int(cost.flops(widths)) / cost.dense_flops

@@ -25,7 +25,7 @@ FILE = "warm_start.json"
 
 _KEYS = (
     *("run", "trial_id", "method", "settings", "allocation", "target", "keep_ratios", "widths", "accuracy"),
-    *("flops_fraction", "params_fraction", "latency_fraction"),
+    *("flops_fraction", "params_fraction", "latency_fraction", "memory_fraction"),
 )
 """Fields of a reused result in `FILE`."""
 
@@ -189,6 +189,7 @@ def _complete(run: EarlierRun, space: SearchSpace) -> list[Point]:
             flops_fraction=trial.metrics.flops_fraction,
             params_fraction=trial.metrics.params_fraction,
             latency_fraction=trial.metrics.latency_fraction,
+            memory_fraction=trial.metrics.memory_fraction,
         )
         for trial in run.trials
         if trial.proposal.stage is Stage.SEARCH

@@ -14,7 +14,9 @@ from raprune.spec.fields import VALID, Part
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 LATENCIES = "a fraction of the dense network's latency, above 0 and at most 1, or a time such as 3ms"
+MEMORIES = "a fraction of the dense network's peak, above 0 and at most 1, or a size such as 64MiB"
 LatencyFraction = Annotated[float, Field(gt=0.0, le=1.0, json_schema_extra={VALID: LATENCIES})]
+MemoryFraction = Annotated[float, Field(gt=0.0, le=1.0, json_schema_extra={VALID: MEMORIES})]
 
 EARLIER = {
     "budget_flops": "budget.flops",
@@ -24,6 +26,8 @@ EARLIER = {
 """Field of jobs and runs before the table `[budget]` existed -> the field that replaced it."""
 
 _TIME = re.compile(r"([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)")
+_SIZE = re.compile(r"([0-9.]+)\s*([kmg]i?)?b")
+_BYTES = {None: 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -41,6 +45,12 @@ class Budget(Part):
     latency_ms: Annotated[float, Field(gt=0.0)] | None = None
     """Latency that may remain, in milliseconds per batch. It becomes the fraction `latency` once the dense network is
     measured. Default: no limit."""
+    memory: MemoryFraction | None = None
+    """Peak activation memory that may remain: a fraction of the dense network's, or a size. A size, such as "64MiB",
+    is for a batch of `latency.batch_size` images, and is kept in `memory_bytes`. Default: no limit."""
+    memory_bytes: Annotated[float, Field(gt=0)] | None = None
+    """Peak activation memory that may remain, in bytes for a batch of `latency.batch_size` images. It becomes the
+    fraction `memory` once the dense network is traced. Default: no limit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,6 +61,24 @@ class Budget(Part):
         if values.get("latency") is not None and values.get("latency_ms") is not None:
             raise ValueError("latency and latency_ms are two limits of one latency; give one of them")
         return values if time_ms is None else values | {"latency": None, "latency_ms": time_ms}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_is_memory_bytes(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        size = _read_bytes(values.get("memory"))
+        if values.get("memory") is not None and values.get("memory_bytes") is not None:
+            raise ValueError("memory and memory_bytes are two limits of one memory; give one of them")
+        return values if size is None else values | {"memory": None, "memory_bytes": size}
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory_reads(cls, value: Any) -> Any:
+        fraction = None if value is None else _read_fraction(value)
+        if value is not None and fraction is None:
+            raise ValueError(f"must be {MEMORIES}")
+        return fraction
 
     @field_validator("latency", mode="before")
     @classmethod
@@ -68,9 +96,14 @@ class Budget(Part):
         return self.latency is not None or self.latency_ms is not None
 
     @property
+    def limits_memory(self) -> bool:
+        """True if the budget limits peak activation memory, as a fraction or as a size."""
+        return self.memory is not None or self.memory_bytes is not None
+
+    @property
     def is_free(self) -> bool:
         """True if the budget limits no cost."""
-        return self.flops is None and self.params is None and not self.limits_latency
+        return self.flops is None and self.params is None and not self.limits_latency and not self.limits_memory
 
     @property
     def cost(self) -> str:
@@ -85,8 +118,8 @@ class Budget(Part):
 
     @property
     def fractions(self) -> dict[str, float | None]:
-        """The limits of `flops`, `params` and `latency`, in this order; None: no limit."""
-        return {"flops": self.flops, "params": self.params, "latency": self.latency}
+        """The limits of `flops`, `params`, `latency` and `memory`, in this order; None: no limit."""
+        return {"flops": self.flops, "params": self.params, "latency": self.latency, "memory": self.memory}
 
     def measured(self, dense_ms: float) -> Budget:
         """The budget with its time as a fraction, at most 1, of a dense network that takes `dense_ms`."""
@@ -94,25 +127,41 @@ class Budget(Part):
             return self
         return self.model_copy(update={"latency": min(1.0, self.latency_ms / dense_ms), "latency_ms": None})
 
+    def traced(self, dense_bytes: int) -> Budget:
+        """The budget with its size as a fraction, at most 1, of a dense network whose batch needs `dense_bytes`."""
+        if self.memory_bytes is None:
+            return self
+        return self.model_copy(update={"memory": min(1.0, self.memory_bytes / dense_bytes), "memory_bytes": None})
+
     def share(self, share: float) -> Budget:
-        """The budget with this fraction of its first limit: of FLOPs, else of latency, else of parameters."""
+        """The budget with this fraction of its first limit: of FLOPs, else of latency, parameters or memory."""
         # Rounded: two thirds of 0.3 is 0.2, and a network of exactly that is within it.
         if self.cost == "latency":
             return self.model_copy(update={"latency": round(share * self.limit, 6), "latency_ms": None})
         if self.flops is None and self.params is not None:
             return self.model_copy(update={"params": round(share * self.params, 6)})
+        if self.flops is None and self.memory is not None:
+            return self.model_copy(update={"memory": round(share * self.memory, 6)})
         return self.model_copy(update={"flops": round(share * self.limit, 6)})
 
-    def admits(self, *, flops_fraction: float, params_fraction: float, latency_fraction: float | None = None) -> bool:
+    def admits(
+        self,
+        *,
+        flops_fraction: float,
+        params_fraction: float,
+        latency_fraction: float | None = None,
+        memory_fraction: float | None = None,
+    ) -> bool:
         """True if a network of these fractions of the dense one is within the budget (equality is within).
 
-        A network whose latency was never measured is within no budget of latency. A limit in `latency_ms` counts only
-        once it is `measured`.
+        A network whose latency was never measured is within no budget of latency, and likewise for memory. A limit in
+        `latency_ms` counts only once it is `measured`, and a limit in `memory_bytes` once it is `traced`.
         """
         return (
             (self.flops is None or flops_fraction <= self.flops)
             and (self.params is None or params_fraction <= self.params)
             and (self.latency is None or (latency_fraction is not None and latency_fraction <= self.latency))
+            and (self.memory is None or (memory_fraction is not None and memory_fraction <= self.memory))
         )
 
 
@@ -152,6 +201,13 @@ def _read_time_ms(value: object) -> float | None:
     match = _TIME.fullmatch(str(value).strip().lower())
     number = _number(match[1]) if match else math.nan
     return number * _MILLISECONDS[match[2]] if match and number > 0 else None
+
+
+def _read_bytes(value: object) -> float | None:
+    """Bytes of a size such as "64MiB" or "2GB"; None if the value is not a size of one byte or more."""
+    match = _SIZE.fullmatch(str(value).strip().lower())
+    number = _number(match[1]) if match else math.nan
+    return number * _BYTES[match[2]] if match and number > 0 else None
 
 
 def _read_fraction(value: object) -> float | None:

@@ -53,6 +53,7 @@ FLAGS = {
     "budget.flops": "--budget-flops",
     "budget.params": "--budget-params",
     "budget.latency": "--budget-latency",
+    "budget.memory": "--budget-memory",
     "min_accuracy": "--min-accuracy",
     "max_drop": "--max-drop",
     "methods": "--methods",

@@ -35,6 +35,8 @@ def load_spec(path: Path | None = None, overrides: dict[str, Any] | None = None)
         if dotted == "budget.latency" and isinstance(values.get("budget"), dict):
             # A time in the file is another form of the same limit.
             values["budget"].pop("latency_ms", None)
+        if dotted == "budget.memory" and isinstance(values.get("budget"), dict):
+            values["budget"].pop("memory_bytes", None)
         _set(values, dotted, _resolved(value, Path.cwd()) if dotted in PATHS else value)
     return _validated(SearchSpec, values, where=f"{path}: " if path else "")
 

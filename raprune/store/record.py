@@ -58,6 +58,12 @@ class RecordedSource(_Part):
     train: str | None = None
 
 
+class RecordedLatency(_Part):
+    """The conditions of latency and memory that were asked for."""
+
+    batch_size: int = 1
+
+
 class RecordedJob(_Part):
     """The fields of a job that are shown of it."""
 
@@ -67,6 +73,7 @@ class RecordedJob(_Part):
     # JSON: the hyper-parameters of any method.
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     search: RecordedSampler = RecordedSampler()
+    latency: RecordedLatency = RecordedLatency()
     finalists: RecordedFinalists = RecordedFinalists()
     min_accuracy: float | None = None
     max_drop: float | None = None
@@ -82,6 +89,8 @@ class DenseRecord(_Part):
     flops: int | None = None
     macs: int | None = None
     params: int | None = None
+    memory_bytes: int | None = None
+    """Peak of the activations of one image."""
     train_accuracy: float | None = None
     train_images: int | None = None
 

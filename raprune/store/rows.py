@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         pa.field("target_flops", pa.float64(), nullable=False),
         pa.field("target_params", pa.float64()),
         pa.field("target_latency", pa.float64()),
+        pa.field("target_memory", pa.float64()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("parent", pa.string()),
         pa.field("step", pa.int64()),
@@ -48,6 +49,8 @@ SCHEMA = pa.schema(
         pa.field("zeros", pa.int64()),
         pa.field("latency_ms", pa.float64()),
         pa.field("latency_fraction", pa.float64()),
+        pa.field("memory_bytes", pa.int64()),
+        pa.field("memory_fraction", pa.float64()),
         pa.field("accuracy_after_cut", pa.float64()),
         pa.field("accuracy_after_repair", pa.float64()),
         pa.field("epochs", pa.float64(), nullable=False),
@@ -118,6 +121,8 @@ def to_row(trial: Trial) -> Row:
             "zeros": metrics.zeros,
             "latency_ms": metrics.latency_ms,
             "latency_fraction": metrics.latency_fraction,
+            "memory_bytes": metrics.memory_bytes,
+            "memory_fraction": metrics.memory_fraction,
         }
     return row
 
@@ -178,6 +183,8 @@ def from_row(row: Row) -> Trial:
             zeros=row["zeros"] or 0,
             latency_ms=row["latency_ms"],
             latency_fraction=row["latency_fraction"],
+            memory_bytes=row["memory_bytes"],
+            memory_fraction=row["memory_fraction"],
         )
     return Trial(
         trial_id=row["trial_id"],
@@ -202,11 +209,13 @@ def target_columns(target: Budget) -> dict[str, float | None]:
         "target_flops": 1.0 if target.flops is None else target.flops,
         "target_params": target.params,
         "target_latency": target.latency,
+        "target_memory": target.memory,
     }
 
 
 def _target(row: Row) -> Budget:
     """The target that `target_columns` wrote. All FLOPs beside another limit are read as FLOPs without a limit."""
-    flops, params, latency = row["target_flops"], row["target_params"], row["target_latency"]
-    is_free = flops == 1.0 and (params is not None or latency is not None)
-    return Budget(flops=None if is_free else flops, params=params, latency=latency)
+    flops = row["target_flops"]
+    others = {name: row[f"target_{name}"] for name in ("params", "latency", "memory")}
+    is_free = flops == 1.0 and any(limit is not None for limit in others.values())
+    return Budget(flops=None if is_free else flops, **others)

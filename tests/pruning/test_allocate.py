@@ -192,6 +192,19 @@ def test_select_keeps_the_best_scores() -> None:
     assert (candidate.method, dict(candidate.settings)) == ("l1", {"p": 2})
 
 
+@pytest.mark.parametrize("name", ALLOCATIONS)
+def test_widths_within_a_budget_of_memory_keep_all_that_its_peak_leaves_alone(name: str) -> None:
+    cost = cost_of("cifar-resnet56")
+    widths = allocate(
+        name,
+        cost,
+        Target(budget=Budget(memory=0.5)),
+        scores=random_scores(cost, 0),
+        keep_ratios=random_ratios(cost, 0),
+    )
+    assert 0.4 * cost.dense_memory < int(cost.memory_bytes(widths)) <= 0.5 * cost.dense_memory
+
+
 @pytest.mark.parametrize("kind", ["flops", "params"])
 def test_a_budget_out_of_reach_is_refused(kind: str) -> None:
     cost = cost_of("cifar-resnet56")
@@ -284,3 +297,12 @@ def test_allocations_of_values_that_are_not_finite_end_with_the_group(wrong: str
     for name in ALLOCATIONS:
         with pytest.raises(FloatingPointError, match=f"Group {group}: the .*{wrong} are not all finite"):
             allocate(name, cost, target, scores=scores, keep_ratios={}, damage=damage)
+
+
+def test_a_budget_of_memory_out_of_reach_names_the_groups_that_live_at_the_peak() -> None:
+    cost = cost_of("cifar-resnet56")
+    with pytest.raises(BudgetError, match=r"--budget-memory 0\.001: out of reach") as caught:
+        check_reachable(cost, Budget(memory=0.001))
+    assert "bytes at the peak" in caught.value.hint
+    advised = float(caught.value.hint.rsplit("budget of ", 1)[1].split(" ")[0])
+    check_reachable(cost, Budget(memory=advised))

@@ -17,6 +17,7 @@ from tests.factories import candidate_row
 KEYS = [
     *("candidate", "parent", "method", "settings", "allocation", "stage", "epochs", "flops", "macs"),
     *("flops_fraction", "params", "params_fraction", "zeros", "nonzero_fraction", "latency_ms", "latency_fraction"),
+    *("memory_bytes", "memory_fraction"),
     *("rung", "repeats", "trials", "val_accuracy", "val_interval", "test_interval", "test_accuracy"),
     *("dense_test_accuracy", "accuracy_after_cut", "accuracy_after_repair", "widths", "trial_id"),
     *("on_front", "starred"),
@@ -38,7 +39,15 @@ def test_row_in_json_has_the_keys_of_the_contract_in_their_order() -> None:
 def test_row_of_the_ablation_in_json_has_its_budget_beside_the_candidate() -> None:
     best = candidate_row()
     row = AblationRow(best=best, finetuning_epochs=5.0, share=0.5, budget=Budget(params=0.2)).to_json()
-    assert list(row) == [*KEYS, "finetuning_epochs", "share", "budget_flops", "budget_params", "budget_latency"]
+    assert list(row) == [
+        *KEYS,
+        "finetuning_epochs",
+        "share",
+        "budget_flops",
+        "budget_params",
+        "budget_latency",
+        "budget_memory",
+    ]
     assert (row["budget_flops"], row["budget_params"], row["share"]) == (None, 0.2, 0.5)
 
 

@@ -109,7 +109,7 @@ def test_results_in_the_file_of_an_older_version_are_read() -> None:
     earlier = from_json({"first": [older], "observed": []})
     [point] = earlier.first
     assert (point.trial_id, point.widths, point.objectives()) == ("search-00003", older["widths"], (1 - 0.9, 0.39))
-    assert to_json(earlier) == {"first": [older], "observed": []}
+    assert to_json(earlier) == {"first": [older | {"memory_fraction": None}], "observed": []}
 
 
 def drive(earlier: Earlier | None, count: int, **spec: Any) -> tuple[Proposals, list[Proposal]]:

@@ -119,11 +119,14 @@ def budget(spec: SearchSpec) -> str:
             ("FLOPs", spec.budget.flops),
             ("parameters", spec.budget.params),
             ("latency", spec.budget.latency),
+            ("memory", spec.budget.memory),
         )
         if value is not None
     ]
     if spec.budget.latency_ms is not None:
         asked.append(f"latency {spec.budget.latency_ms:g}ms")
+    if spec.budget.memory_bytes is not None:
+        asked.append(f"memory {spec.budget.memory_bytes:,} bytes")
     if spec.min_accuracy is not None:
         asked.append(f"accuracy at least {spec.min_accuracy:.1%}")
     if spec.max_drop is not None:

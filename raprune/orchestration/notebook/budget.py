@@ -15,8 +15,8 @@ from raprune.spec.fields import problems
 class AskedBudget(Budget):
     """The largest part of the dense network that may remain: `Budget(flops=0.3)` keeps at most 30 % of the FLOPs.
 
-    `flops`, `params` and `latency` are fractions of the dense network's, in (0, 1]; `latency` may also be a time per
-    batch, such as "3ms". A cost without a value has no limit.
+    `flops`, `params`, `latency` and `memory` are fractions of the dense network's, in (0, 1]; `latency` may also be a
+    time per batch, such as "3ms", and `memory` a size, such as "64MiB". A cost without a value has no limit.
 
     Raises:
         UsageError: if a value is out of range or a name is unknown.

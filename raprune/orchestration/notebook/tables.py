@@ -111,6 +111,7 @@ _COLUMNS = (
     _ShownColumn("FLOPs", "right", lambda row: f"{row.flops_fraction:.1%}", lambda results: "100.0%"),
     _ShownColumn("parameters", "right", lambda row: f"{row.params_fraction:.1%}", lambda results: "100.0%"),
     _ShownColumn("latency", "right", lambda row: "" if row.latency_fraction is None else f"{row.latency_fraction:.1%}"),
+    _ShownColumn("memory", "right", lambda row: "" if row.memory_fraction is None else f"{row.memory_fraction:.1%}"),
     _ShownColumn("faster", "right", lambda row: "" if row.speedup is None else formats.times_as_fast(row.speedup)),
     _ShownColumn("epochs", "right", lambda row: f"{row.epochs:g}"),
     _ShownColumn(

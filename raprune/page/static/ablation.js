@@ -2,6 +2,7 @@
 
 import { element, named, refill } from "./dom.js";
 import { count, known, percent, settingsText } from "./format.js";
+import { COSTS } from "./trials.js";
 
 export class Ablation {
   constructor(view) {
@@ -31,7 +32,7 @@ export class Ablation {
   #group(group, lowest, highest) {
     const first = group[0];
     const epochs = first.finetuning_epochs;
-    const limits = [["flops", "FLOPs"], ["params", "parameters"], ["latency", "latency"]]
+    const limits = Object.entries(COSTS)
       .filter(([cost]) => known(first[`budget_${cost}`]))
       .map(([cost, name]) => `${percent(first[`budget_${cost}`], 0)} of the ${name}`);
     const title = `${

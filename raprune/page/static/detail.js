@@ -112,6 +112,7 @@ export class Detail {
       ["FLOPs", ofNetwork(get("flops_fraction"), 1, `: ${count(get("flops"))}`)],
       ["Parameters", ofNetwork(get("params_fraction"), 1, `: ${count(get("params"))}${zeros}`)],
       ["Latency", ofNetwork(get("latency_fraction"), 1, `: ${milliseconds(get("latency_ms"))} predicted`)],
+      ["Memory", ofNetwork(get("memory_fraction"), 1, `: ${count(get("memory_bytes"))} bytes at the peak, an image`)],
       ["Measured", measuredText(run.measured, told?.row?.candidate)],
       ["Trained", get("epochs") ? `${Number(get("epochs").toPrecision(4))} epochs since the dense network` : null],
       ["Took", `${duration(get("seconds"))}${gpus}`],

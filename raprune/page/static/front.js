@@ -4,7 +4,7 @@ import { Area, axes, glyph, palette, staircase, Tip, trace } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
 import { count, duration, known, percent, settingsText } from "./format.js";
 import { byError, errorTicks, linear, ticks } from "./scale.js";
-import { COSTS } from "./trials.js";
+import { COST_TITLES, COSTS } from "./trials.js";
 
 const REACH = 26;
 /* Pixels from the pointer within which a point is meant. */
@@ -212,7 +212,7 @@ export class FrontChart {
             x(t) <= area.right + 1
           ),
           text: (tick) => `${Number((100 * tick).toPrecision(6))}`,
-          title: `${COSTS[cost] === "latency" ? "predicted latency" : COSTS[cost]}, % of the dense network`,
+          title: `${COST_TITLES[cost] ?? COSTS[cost]}, % of the dense network`,
         },
         y: {
           scale: y,
@@ -407,6 +407,7 @@ export class FrontChart {
     lines.push(["FLOPs", `${percent(get("flops_fraction"), 1)} (${count(get("flops"))})`]);
     lines.push(["parameters", `${percent(get("params_fraction"), 1)} (${count(get("params"))})`]);
     if (known(get("latency_fraction"))) lines.push(["latency", percent(get("latency_fraction"), 1)]);
+    if (known(get("memory_fraction"))) lines.push(["memory", percent(get("memory_fraction"), 1)]);
     lines.push(["widths by", get("allocation") ?? "–"]);
     if (settings) lines.push(["settings", settings]);
     lines.push(["taken to", this.#taken(trial)]);

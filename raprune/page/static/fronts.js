@@ -4,13 +4,18 @@ import { Area, axes, staircase, Tip } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
 import { known, number, percent, short } from "./format.js";
 import { byError, errorTicks, linear, ticks } from "./scale.js";
-import { COSTS } from "./trials.js";
+import { COST_TITLES, COSTS } from "./trials.js";
 
 const REACH = 26;
 /* Pixels from the pointer within which a network is meant. */
 const COLOURS = 8;
-const UNITS = { flops: "FLOPs of one image", params: "parameters", latency: "predicted latency, ms" };
-const FIELDS = { flops: "flops", params: "params", latency: "latency_ms" };
+const UNITS = {
+  flops: "FLOPs of one image",
+  params: "parameters",
+  latency: "predicted latency, ms",
+  memory: "peak activation bytes of one image",
+};
+const FIELDS = { flops: "flops", params: "params", latency: "latency_ms", memory: "memory_bytes" };
 
 /** Outlines of the marks around [x, y]; the next run has the next one, as well as the next colour. */
 const MARKS = [
@@ -77,12 +82,14 @@ export class FrontsChart {
       .sort((a, b) => a.slot - b.slot);
   }
 
-  /** Offers latency where any chosen run has predicted one. */
+  /** Offers latency and memory where any chosen run knows them. */
   #offer() {
     const fronts = [...this.view.get("slots").keys()].map((id) => this.view.get("fronts").get(id));
-    const present = this.view.get("cost") === "latency" || fronts.some((front) => front?.latency?.length);
-    named("cost-latency").disabled = !present;
-    named("cost-latency").parentElement.hidden = !present;
+    for (const cost of ["latency", "memory"]) {
+      const present = this.view.get("cost") === cost || fronts.some((front) => front?.[cost]?.length);
+      named(`cost-${cost}`).disabled = !present;
+      named(`cost-${cost}`).parentElement.hidden = !present;
+    }
   }
 
   #scales() {
@@ -129,7 +136,7 @@ export class FrontsChart {
           text: (tick) => (absolute ? short(tick) : `${Number((100 * tick).toPrecision(6))}`),
           title: absolute
             ? UNITS[cost]
-            : `${cost === "latency" ? "predicted latency" : COSTS[cost]}, % of the run's own dense network`,
+            : `${COST_TITLES[cost] ?? COSTS[cost]}, % of the run's own dense network`,
         },
         y: {
           scale: y,
@@ -245,6 +252,9 @@ export class FrontsChart {
     if (known(network.latency_fraction)) {
       const time = known(network.latency_ms) ? ` (${number(network.latency_ms)} ms)` : "";
       lines.push(["latency", `${percent(network.latency_fraction, 1)}${time}`]);
+    }
+    if (known(network.memory_fraction)) {
+      lines.push(["memory", `${percent(network.memory_fraction, 1)} (${short(network.memory_bytes)} bytes)`]);
     }
     lines.push(["method", network.method]);
     lines.push(["taken to", network.epochs ? `${number(network.epochs)} epochs` : "repaired"]);

@@ -2,6 +2,7 @@
 
 import { element, named, refill } from "./dom.js";
 import { count, duration, known, percent } from "./format.js";
+import { COSTS } from "./trials.js";
 
 const STATES = { searching: "searching", finetuning: "fine-tuning", testing: "testing", finished: "finished" };
 
@@ -115,7 +116,7 @@ function timeLeft(now, run, stages) {
 /** "digits-net on digits: at most 30 % of the FLOPs". */
 function asked(run) {
   const spec = run.spec ?? {};
-  const limits = [["flops", "FLOPs"], ["params", "parameters"], ["latency", "latency"]]
+  const limits = Object.entries(COSTS)
     .filter(([cost]) => known(run.budget[cost]))
     .map(([cost, name]) => `${percent(run.budget[cost], 0)} of the ${name}`);
   const floor = known(run.floor) ? `, at least ${percent(run.floor)} accuracy` : "";

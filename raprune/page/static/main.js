@@ -187,7 +187,7 @@ function offer(run) {
     const present = known(run.budget[cost]) || trials.columns[`${cost}_fraction`]?.some(known);
     const button = named(`cost-${cost}`);
     button.disabled = !present;
-    button.parentElement.hidden = !present && cost === "latency";
+    button.parentElement.hidden = !present && (cost === "latency" || cost === "memory");
   }
   const history = view.get("history");
   const gpus = Boolean(history?.gpu_hours?.some((value) => value > 0));

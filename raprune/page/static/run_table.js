@@ -162,6 +162,7 @@ function budget(run) {
     .filter(([cost]) => known(run.budget[cost]))
     .map(([cost, name]) => `${Number((100 * run.budget[cost]).toPrecision(3))} % of the ${name}`);
   if (known(run.budget.latency_ms)) limits.push(`${Number(run.budget.latency_ms.toPrecision(3))} ms`);
+  if (known(run.budget.memory_bytes)) limits.push(`${Number((run.budget.memory_bytes / 2 ** 20).toPrecision(3))} MiB`);
   return limits.length ? `at most ${limits.join(" and ")}` : "no budget";
 }
 

@@ -5,7 +5,10 @@
  * Trials are held by columns, as the server sends them; a trial is its position, from 0, in the order of the records.
  */
 
-export const COSTS = { flops: "FLOPs", params: "parameters", latency: "latency" };
+export const COSTS = { flops: "FLOPs", params: "parameters", latency: "latency", memory: "memory" };
+
+/** Titles of axes, where they say more than the name. */
+export const COST_TITLES = { latency: "predicted latency", memory: "peak activation memory" };
 
 export class Trials {
   constructor() {

@@ -144,6 +144,9 @@ def chosen(results: RunResults) -> str:
         ["MACs for one image", f"{dense.flops // 2:,}", f"{row.macs:,}", formats.percent(row.flops_fraction)],
         ["parameters", f"{dense.params:,}", f"{row.params:,}", formats.percent(row.params_fraction)],
     ]
+    if dense.memory_bytes is not None and row.memory_bytes is not None and row.memory_fraction is not None:
+        sizes = (f"{count:,}" for count in (dense.memory_bytes, row.memory_bytes))
+        cells.append(["peak bytes of activations of an image", *sizes, formats.percent(row.memory_fraction)])
     for timing in results.times.conditions:
         if (time_ms := timing.candidates.get(row.candidate)) is not None:
             what = f"time of a batch of {timing.batch_size}, measured"
@@ -369,10 +372,10 @@ def _settings(row: CandidateRow) -> str:
 
 def _budget(results: RunResults) -> str:
     budget, dense = results.budget, results.dense
-    whole = {} if dense is None else {"flops": dense.flops, "params": dense.params}
+    whole = {} if dense is None else {"flops": dense.flops, "params": dense.params, "memory": dense.memory_bytes}
     parts = [
         f"at most {100 * limit:g} % of the {spoken}" + (f" ({limit * size:,.0f})" if (size := whole.get(name)) else "")
-        for name, spoken in (("flops", "FLOPs"), ("params", "parameters"))
+        for name, spoken in (("flops", "FLOPs"), ("params", "parameters"), ("memory", "peak bytes of activations"))
         if (limit := budget.fractions[name]) is not None
     ]
     if budget.limits_latency:

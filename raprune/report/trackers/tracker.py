@@ -96,6 +96,8 @@ def tracked_trial(trial: Trial, number: int, *, test_accuracy: float | None = No
             "params_fraction": found.params_fraction,
             "latency_ms": found.latency_ms,
             "latency_fraction": found.latency_fraction,
+            "memory_bytes": None if found.memory_bytes is None else float(found.memory_bytes),
+            "memory_fraction": found.memory_fraction,
             "accuracy_after_cut": trial.accuracy_after_cut,
             "accuracy_after_repair": trial.accuracy_after_repair,
             "test_accuracy": test_accuracy,
