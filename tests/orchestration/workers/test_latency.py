@@ -105,7 +105,7 @@ def test_networks_are_timed_on_a_whole_node_and_where_none_gets_free_in_the_room
     spec = SearchSpec.model_validate(store.run()["spec"])
     subject = latency.Subject.of(spec, prepare(spec), Placement(1, 1.0, 0.0, "a trial"))
 
-    def threads(name: str) -> set[int]:
+    def threads(name: str) -> set[int | None]:
         timed = Store(tmp_path / name)
         timed.create(store.record())
         latency.measure_front(subject, timed, store.trials())
