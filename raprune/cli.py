@@ -252,6 +252,15 @@ MultipleOf = Annotated[
     int | None,
     typer.Option(help="Number that all widths are multiples of.", metavar="N", rich_help_panel=BUDGET),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="Recipe of the fine-tuning: short, short-transformer, cifar, cnn, mobile or transformer. "
+        "(default: by network and epochs)",
+        metavar="NAME",
+        rich_help_panel=FINETUNING,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(help="Seed of all random numbers; one seed gives one result.", metavar="N", rich_help_panel=JOB),
@@ -379,6 +388,7 @@ def search(
             help="Number of epochs of fine-tuning for each finalist.", metavar="EPOCHS", rich_help_panel=FINETUNING
         ),
     ] = None,
+    recipe: Recipe = None,
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -669,6 +679,7 @@ def prune(
         float | None,
         typer.Option(help="Number of epochs of fine-tuning.", metavar="EPOCHS", rich_help_panel=FINETUNING),
     ] = None,
+    recipe: Recipe = None,
     output: Annotated[
         str | None,
         typer.Option(help="Folder for recipe.json and weights.safetensors.", metavar="FOLDER", rich_help_panel=JOB),

@@ -191,8 +191,8 @@ def test_a_folder_that_is_no_run_exits_with_1(cli: CliRunner, tmp_path: Path, co
 def test_dry_run_prints_a_job_that_reads_back(cli: CliRunner, tmp_path: Path) -> None:
     flags = (  # noqa: SIM905  # a command line reads best as one
         "--budget-flops 0.25 --methods l1,random --trials 5 --time-limit 2m --seed 7 --exclude head* --exclude stem "
-        "--min-channels 2 --multiple-of 4 --finalists 0 --epochs 0.5 --sampler random --output here --address auto "
-        "--model lenet5 --set data.max_images=100 --set search.smallest=0.5 --set data.augment=none"
+        "--min-channels 2 --multiple-of 4 --finalists 0 --epochs 0.5 --recipe cnn --sampler random --output here "
+        "--address auto --model lenet5 --set data.max_images=100 --set search.smallest=0.5 --set data.augment=none"
     ).split()
     done = cli.invoke(app, ["search", "--dry-run", *flags])
     assert done.exit_code == 0, done.stderr
@@ -202,6 +202,7 @@ def test_dry_run_prints_a_job_that_reads_back(cli: CliRunner, tmp_path: Path) ->
     assert (spec.budget.flops, spec.methods, spec.seed, spec.output) == (0.25, ("l1", "random"), 7, "here")
     assert (spec.search.trials, spec.search.time_limit_s, spec.search.sampler) == (5, 120.0, "random")
     assert (spec.search.min_channels, spec.search.multiple_of, spec.search.smallest) == (2, 4, 0.5)
+    assert spec.finalists.train.recipe == "cnn"
     assert (spec.finalists.count, spec.finalists.train.epochs, spec.exclude) == (0, 0.5, ("head*", "stem"))
     assert (spec.model.name, spec.resources.address, spec.data.max_images) == ("lenet5", "auto", 100)
     again = cli.invoke(app, ["search", str(job), "--dry-run", "--seed", "8"])

@@ -23,6 +23,7 @@ from raprune.data.residence import device_memory
 from raprune.data.standard import stand_in
 from raprune.errors import MethodError, ModelError, RapruneError
 from raprune.methods import method_named
+from raprune.models.traits import traits_of
 from raprune.pruning.memory import worker_memory
 from raprune.pruning.preparation import Steps, check_output, job_data, prepare, without_excluded
 from raprune.pruning.workload import Workload, build_workload
@@ -100,7 +101,9 @@ class _Printed(Steps):
         self._print("channels", f"{removable}, {stay:,} layer{'s' * (stay != 1)} must stay whole")
 
     def decided(self, spec: SearchSpec) -> None:
-        for subject, decision in automatic.told(self._spec, spec).items():
+        assert self._workload is not None, "an earlier step"
+        traits = traits_of(self._workload.model, self._workload.data.image_shape)
+        for subject, decision in automatic.told(self._spec, spec, traits).items():
             self._print(subject, decision)
         self._decided = spec
 
@@ -119,7 +122,8 @@ class _Printed(Steps):
         try:
             workload = build_workload(untrained, data=data, device="cpu")
             graph = without_excluded(trace(workload.model, workload.example_input()), self._spec.exclude)
-            spec = automatic.decided(self._spec, num_train=data.num_train, widths=graph.widths)
+            traits = traits_of(workload.model, data.image_shape)
+            spec = automatic.decided(self._spec, num_train=data.num_train, widths=graph.widths, traits=traits)
             self._warn(f"Data or weights cannot be read (below). The estimate assumes {_describe(data)}.")
             self._print_memory(workload, graph, spec)
         except RapruneError:

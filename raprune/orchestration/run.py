@@ -272,7 +272,7 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
             markup=False,
             highlight=False,
         )
-    for subject, decision in automatic.told(spec, prepared.spec).items():
+    for subject, decision in automatic.told(spec, prepared.spec, prepared.traits).items():
         console.print(f"{subject.capitalize()}: {decision}.", markup=False, highlight=False)
 
 

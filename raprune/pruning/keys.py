@@ -18,7 +18,7 @@ from raprune.store.scores import key_of
 
 def phase_spec(spec: SearchSpec, regularizer: Regularizer) -> TrainSpec:
     """Fields of the training phase that the method asks for: those of fine-tuning, without a teacher's logits."""
-    phase = spec.finalists.train.decided(epochs=regularizer.epochs, lr=regularizer.lr)
+    phase = spec.finalists.train.decided(epochs=regularizer.epochs, lr=regularizer.lr).by_sgd()
     return phase.model_copy(update={"distillation": 0.0})
 
 

@@ -22,12 +22,14 @@ from raprune.data.normalisation import Normalisation
 from raprune.errors import BudgetError, ModelError, StoreError, UsageError
 from raprune.methods import method_named
 from raprune.models.normalisation import usual_normalisation
+from raprune.models.traits import traits_of
 from raprune.pruning.allocate import ALLOCATIONS, check_reachable
 from raprune.pruning.workload import WeightArrays, Workload, build_workload, hash_of
 from raprune.records import Setting
 from raprune.results.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
+from raprune.spec.recipes import Traits
 from raprune.store.folder import Store
 from raprune.store.record import DataRecord, RunRecord
 from raprune.store.scores import Statistics
@@ -47,6 +49,8 @@ class Prepared:
     """Weights of the dense network: given, or random and to be trained."""
     proof: Proof
     cost: CostModel
+    traits: Traits | None = None
+    """The properties by which recipes were chosen; None for a run that had begun."""
 
     @property
     def graph(self) -> ChannelGraph:
@@ -124,13 +128,15 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
             hint="`raprune inspect` names every layer that stays and why.",
         )
     steps.traced(proof)
-    spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths)
+    # A run that has begun has its recipes, or it is from before there were any.
+    traits = traits_of(workload.model, data.image_shape) if recorded is None else None
+    spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths, traits=traits)
     cost = CostModel(proof.graph)
     spec = spec.model_copy(update={"budget": spec.budget.traced(cost.dense_memory * spec.latency.batch_size)})
     steps.decided(spec)
     _check_budget(cost, spec)
     steps.reached(cost)
-    return Prepared(spec, data, workload.weights(), proof, cost)
+    return Prepared(spec, data, workload.weights(), proof, cost, traits)
 
 
 def with_fast_widths(asked: SearchSpec, spec: SearchSpec, cost: CostModel) -> SearchSpec:

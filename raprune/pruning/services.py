@@ -53,10 +53,11 @@ class WorkloadServices:
         regularize: Callable[[nn.Module], None] | None = None,
         distil: bool = False,
     ) -> None:
+        spec = self._spec.finalists.train.decided(epochs=epochs, lr=lr)
         train(
             model,
             self._workload.training,
-            self._spec.finalists.train.decided(epochs=epochs, lr=lr),
+            spec if lr is None else spec.by_sgd(),
             augment=self._workload.augment,
             seed=next(self._seeds),
             teacher=self._workload.model if distil else None,

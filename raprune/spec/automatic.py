@@ -1,4 +1,4 @@
-"""Decisions on the fields that a job leaves open, from its network and data: methods, widths, fine-tuning.
+"""Decisions on the fields that a job leaves open, from its network and data: methods, widths, trainings.
 
 A decision is made once, before the search; `run.json` records it, so that a resumed run uses it again. No torch.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from raprune.spec.job import FinetuneSpec, SamplerSpec, SearchSpec
+from raprune.spec.job import DenseTrainSpec, FinetuneSpec, SamplerSpec, SearchSpec
+from raprune.spec.recipes import LONG_EPOCHS, Traits, chosen, recipes
 
-OpenSpecT = TypeVar("OpenSpecT", FinetuneSpec, SamplerSpec)
+OpenSpecT = TypeVar("OpenSpecT", FinetuneSpec, DenseTrainSpec, SamplerSpec)
+TrainingT = TypeVar("TrainingT", FinetuneSpec, DenseTrainSpec)
 
 METHODS = ("reconstruction", "taylor", "activation", "fpgm", "l2")
 """A method of the papers that needs no training, and one strong baseline of each kind: by the loss, by activations, by
@@ -35,15 +37,21 @@ LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))
 a high rate to weights that were trained and repaired before."""
 
 
-def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> SearchSpec:
+def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int], traits: Traits | None = None) -> SearchSpec:
     """Return the job with every field decided that it left open.
 
-    `num_train` is the number of training images, `widths` are the channels of each group of the dense network.
+    `num_train` is the number of training images, `widths` are the channels of each group of the dense network. By
+    `traits` each training gets a recipe, unless it names one; without them a training without a recipe stays as it is,
+    as in a run from before there were recipes.
     """
     keep = min((limit for limit in spec.budget.fractions.values() if limit is not None), default=1.0)
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES * (1 - keep) / num_train, 2)))
     calibration = min(MOST_CALIBRATION, max(LEAST_CALIBRATION, round(CALIBRATION * num_train)))
     asked = spec.finalists.train
+    train = with_recipe(asked, asked.epochs or epochs, traits)
+    if spec.weights is None:
+        spec = spec.model_copy(update={"dense": with_recipe(spec.dense, spec.dense.epochs, traits)})
+    spec = spec.model_copy(update={"finalists": spec.finalists.model_copy(update={"train": train})})
     steps = (epochs if asked.epochs is None else asked.epochs) * math.ceil(num_train / asked.batch_size)
     return _filled(
         spec,
@@ -55,8 +63,24 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int]) -> S
     )
 
 
+def with_recipe(train: TrainingT, epochs: float, traits: Traits | None) -> TrainingT:
+    """Return the training with the fields of its recipe that it left open, for so many epochs."""
+    name = train.recipe or (None if traits is None else chosen(traits, epochs))
+    if name is None:
+        return train
+    fields = recipes()[name].fields_for(train.batch_size, is_dense=isinstance(train, DenseTrainSpec))
+    return _with(train, recipe=name, **fields)
+
+
 def decided_as(spec: SearchSpec, begun: SearchSpec) -> SearchSpec:
     """Return the job with every field that it left open set as in the run `begun`."""
+    train = _as_begun(spec.finalists.train, begun.finalists.train)
+    spec = spec.model_copy(
+        update={
+            "dense": _as_begun(spec.dense, begun.dense),
+            "finalists": spec.finalists.model_copy(update={"train": train}),
+        }
+    )
     return _filled(
         spec,
         methods=begun.methods,
@@ -81,16 +105,29 @@ def _filled(
     return spec.model_copy(update={"methods": spec.methods or methods, "search": search, "finalists": finalists})
 
 
-def _with(part: OpenSpecT, **values: float | None) -> OpenSpecT:
+def _as_begun(train: TrainingT, begun: TrainingT) -> TrainingT:
+    """The training with its open fields as the run began with them."""
+    return _with(train, **{name: getattr(begun, name) for name in type(train).model_fields})
+
+
+# Fields of any part of a job.
+def _with(part: OpenSpecT, **values: Any) -> OpenSpecT:
     """The part of a job with these values in fields that have none."""
     return part.model_copy(update={name: value for name, value in values.items() if getattr(part, name) is None})
 
 
-def told(asked: SearchSpec, spec: SearchSpec) -> dict[str, str]:
+def told(asked: SearchSpec, spec: SearchSpec, traits: Traits | None = None) -> dict[str, str]:
     """Return for each field that `asked` left open the decision and its reason."""
     decisions = {}
     if not asked.methods:
         decisions["methods"] = f"{', '.join(spec.methods)}, which need no training; random and l1 as baselines"
     if asked.finalists.train.epochs is None and spec.finalists.count:
         decisions["fine-tuning"] = f"{spec.finalists.train.epochs:g} epochs for each finalist; --epochs N for longer"
+    before, after = asked.finalists.train, spec.finalists.train
+    if traits is not None and before.recipe is None and after.recipe is not None and spec.finalists.count:
+        length = "below" if (after.epochs or 0.0) < LONG_EPOCHS else "from"
+        decisions["recipe"] = (
+            f"{after.recipe}, for {traits.kind} and a fine-tuning {length} {LONG_EPOCHS:g} epochs; --recipe NAME for "
+            "another"
+        )
     return decisions

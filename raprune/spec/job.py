@@ -10,7 +10,7 @@ import re
 import time
 from importlib import resources
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -27,6 +27,7 @@ Below1 = Annotated[float, Field(ge=0.0, lt=1.0)]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["one-cycle", "cosine"]
 Policy = Literal["none", "rand", "trivial"]
+RecipeName = Literal["short", "short-transformer", "cifar", "cnn", "mobile", "transformer"]
 RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
 Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
 Arguments = Annotated[
@@ -69,6 +70,7 @@ FLAGS = {
     "finalists.count": "--finalists",
     "finalists.seeds": "--seeds",
     "finalists.train.epochs": "--epochs",
+    "finalists.train.recipe": "--recipe",
     "resources.address": "--address",
     "resources.workers": "--workers",
     "page.serve": "--page",
@@ -295,6 +297,17 @@ class TrainSpec(_Training):
         defaults = TrainSpec.model_fields
         return {name: value for name, value in fields.items() if name not in _ADDED or value != defaults[name].default}
 
+    def by_sgd(self) -> Self:
+        """Return the training with SGD, for a method that names the learning rate of its paper.
+
+        With AdamW, the weight decay and the rates by layer would be those of another optimiser.
+        """
+        if self.optimizer == "sgd":
+            return self
+        defaults = TrainSpec.model_fields
+        changes = {name: defaults[name].default for name in ("optimizer", "momentum", "weight_decay", "layer_decay")}
+        return self.model_copy(update=changes)
+
 
 _ADDED = frozenset(
     {"optimizer", "layer_decay", "schedule", "final_lr", "clip"}
@@ -306,13 +319,21 @@ _ADDED = frozenset(
 class _OpenTraining(_Training):
     """A training of the job, whose open fields are decided before it begins."""
 
+    default_lr: ClassVar[float] = 0.1
+    """Learning rate where neither the job nor a recipe states one."""
+
+    recipe: RecipeName | None = None
+    """Named set of fields, for all that are not given here (docs/training.md). Default: by network, images and length
+    of the training."""
+
     def decided(self, *, epochs: float | None = None, lr: float | None = None) -> TrainSpec:
         """Return the training with these `epochs` and `lr`, which override the fields of the same name.
 
         A field that is still open (`raprune.spec.automatic` decides it) has the default of `TrainSpec`.
         """
         given = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
-        return TrainSpec.model_validate(self.model_dump(exclude_none=True) | given)
+        fields = {"lr": self.default_lr} | self.model_dump(exclude_none=True, exclude={"recipe"}) | given
+        return TrainSpec.model_validate(fields)
 
 
 class DenseTrainSpec(_OpenTraining):
@@ -320,8 +341,10 @@ class DenseTrainSpec(_OpenTraining):
 
     epochs: Epochs = 40.0
     """Passes over the training images; a fraction trains on a part of them."""
-    lr: LearningRate = 0.2
-    """Peak learning rate."""
+    default_lr: ClassVar[float] = 0.2
+
+    lr: LearningRate | None = None
+    """Peak learning rate. Default: 0.2, unless the recipe states one."""
     distillation: UpTo1 = 0.0
     """Weight of the teacher's logits against the labels. Unused: the dense network has no teacher."""
 
@@ -333,7 +356,8 @@ class FinetuneSpec(_OpenTraining):
     """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
     Default: about 3,000 images at most, but 0.25 to 20 passes."""
     lr: LearningRate | None = None
-    """Peak learning rate. Default: 0.01; 0.02 from 1,000 steps and 0.05 from 5,000 steps on."""
+    """Peak learning rate. Default: that of the recipe, else 0.01; 0.02 from 1,000 steps and 0.05 from 5,000
+    steps on."""
 
 
 class SamplerSpec(Part):

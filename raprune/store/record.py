@@ -34,6 +34,8 @@ class RecordedTraining(_Part):
     """The training of the finalists that was asked for."""
 
     epochs: float | None = None
+    recipe: str | None = None
+    """None in runs of versions that had no recipes."""
 
 
 class RecordedFinalists(_Part):

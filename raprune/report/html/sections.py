@@ -77,6 +77,7 @@ def asked(results: RunResults) -> str:
         f"{'' if finalists.seeds == 1 else 's'}"
         if finalists.count is not None and tuned is not None
         else "",
+        "Recipe": finalists.train.recipe or "",
     }
     return section("The request", facts(entries))
 

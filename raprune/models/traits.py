@@ -1,0 +1,26 @@
+"""The properties of a network by which the recipe of its training is chosen."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from raprune.data.arrays import ImageShape
+from raprune.spec.recipes import Traits
+
+
+def traits_of(model: nn.Module, image_shape: ImageShape) -> Traits:
+    """Return the traits of `model` on images `(channels, height, width)`."""
+    modules = list(model.modules())
+    return Traits(
+        has_layer_norm=any(_is_of_transformers(module) for module in modules),
+        has_depthwise=any(
+            isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels for module in modules
+        ),
+        image_size=max(image_shape[1:]),
+    )
+
+
+def _is_of_transformers(module: nn.Module) -> bool:
+    """True for layer norm and attention, also those that timm and transformers define themselves."""
+    known = isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.MultiheadAttention)
+    return known or type(module).__name__.endswith(("LayerNorm", "LayerNorm2d", "RMSNorm", "SelfAttention"))
