@@ -261,6 +261,20 @@ Recipe = Annotated[
         rich_help_panel=FINETUNING,
     ),
 ]
+TeacherName = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        help="Network that teaches instead of the dense one: a name as for --model.",
+        metavar="NAME",
+        rich_help_panel=FINETUNING,
+        autocompletion=names.complete_model,
+    ),
+]
+TeacherWeights = Annotated[
+    str | None,
+    typer.Option(help="File of the teacher's trained weights.", metavar="FILE", rich_help_panel=FINETUNING),
+]
 Seed = Annotated[
     int | None,
     typer.Option(help="Seed of all random numbers; one seed gives one result.", metavar="N", rich_help_panel=JOB),
@@ -389,6 +403,8 @@ def search(
         ),
     ] = None,
     recipe: Recipe = None,
+    teacher: TeacherName = None,
+    teacher_weights: TeacherWeights = None,
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -680,6 +696,8 @@ def prune(
         typer.Option(help="Number of epochs of fine-tuning.", metavar="EPOCHS", rich_help_panel=FINETUNING),
     ] = None,
     recipe: Recipe = None,
+    teacher: TeacherName = None,
+    teacher_weights: TeacherWeights = None,
     output: Annotated[
         str | None,
         typer.Option(help="Folder for recipe.json and weights.safetensors.", metavar="FOLDER", rich_help_panel=JOB),

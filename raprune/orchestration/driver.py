@@ -102,6 +102,8 @@ class DrivenRun:
     coordinator: ActorHandle[Any]
     data: ray.ObjectRef[Dataset]
     """Without the test split."""
+    teacher: SharedWeights | None = None
+    """Weights of the teacher; None where the dense network teaches."""
 
     def trials(self) -> list[Trial]:
         """All recorded trials, without the channels that stay."""
@@ -123,6 +125,7 @@ class DrivenRun:
             session=run.session,
             provenance=provenance(run.spec, run.prepared.data),
             latency=run.prepared.cost.table,
+            teacher=self.teacher,
         )
 
 
@@ -205,7 +208,13 @@ def carry_out(run: Run, placement: Placement) -> None:
         try:
             keep_table(run)
             Store(run.spec.statistics_folder).make()
-            driven = DrivenRun(run, placement, coordinator, ray.put(run.prepared.data.without_test()))
+            driven = DrivenRun(
+                run,
+                placement,
+                coordinator,
+                data=ray.put(run.prepared.data.without_test()),
+                teacher=None if run.prepared.teacher is None else ray.put(run.prepared.teacher),
+            )
             weights = dense_network(driven)
             note_page()
             ask(coordinator.reread.remote())
@@ -232,7 +241,9 @@ def dense_network(driven: DrivenRun) -> SharedWeights:
     train = stored is None and run.spec.weights is None
     task = task_on(placement, prepare_dense, num_returns="streaming")
     weights = ray.put(run.prepared.weights if stored is None else stored)
-    dense = _heard(run, task.remote(run.spec, placement, driven.data, weights, train=train), train=train)
+    dense = _heard(
+        run, task.remote(run.spec, placement, driven.data, weights, driven.teacher, train=train), train=train
+    )
     store_dense(run, dense)
     return ray.put(dense.weights)
 

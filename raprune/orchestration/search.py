@@ -133,6 +133,7 @@ def _moved(begun: SearchSpec, now: SearchSpec) -> SearchSpec:
     return begun.model_copy(
         update={
             "model": begun.model.model_copy(update={"weights": now.model.weights}).holding(now.model.given),
+            "teacher": begun.teacher.model_copy(update={"weights": now.teacher.weights}),
             "data": begun.data.model_copy(update=data).holding(now.data.given),
             "resources": begun.resources.model_copy(update={"address": now.resources.address}),
             "page": now.page,

@@ -53,6 +53,8 @@ class Shared:
     provenance: dict[str, Any]
     """JSON: written into the recipe of each exported network."""
     latency: LatencyTable | None = None
+    teacher: ray.ObjectRef[WeightArrays] | None = None
+    """Weights of the teacher; None where the dense network teaches."""
     meeting: ActorHandle[Any] | None = None
     """Meeting of the search's first workers; None outside of the search."""
 

@@ -115,7 +115,9 @@ def prune_once(
     stages, device = stages or Stages(), _device()
     prepared, statistics = prepare(asked, InStages(stages)), _statistics(asked)
     spec = prepared.spec if device == "cpu" else with_fast_widths(asked, prepared.spec, prepared.cost)
-    workload = build_workload(spec, data=prepared.data, device=device, weights=prepared.weights)
+    workload = build_workload(
+        spec, data=prepared.data, device=device, weights=prepared.weights, teacher=prepared.teacher
+    )
     if spec.budget.limits_latency:
         stages.begin(LAYER_TIMES)
         spec, prepared = with_table(spec, prepared, _table(workload, prepared, spec, statistics))

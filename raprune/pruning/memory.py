@@ -122,7 +122,7 @@ def _training_bytes(workload: Workload, graph: ChannelGraph, spec: SearchSpec, i
     asked, model = spec.finalists.train.decided(epochs=1.0), workload.model
     at_once = -(-min(asked.batch_size, len(workload.data.train)) // asked.accumulate)
     precision = "float32" if asked.precision == "float32" else "bfloat16"
-    teacher = model if asked.distillation > 0 or asked.features > 0 else None
+    teacher = workload.teacher if asked.distillation > 0 or asked.features > 0 else None
     channels = channel_map(model, graph, {}, image) if asked.features > 0 else None
 
     def step(x: Tensor) -> None:
@@ -138,7 +138,9 @@ def _training_bytes(workload: Workload, graph: ChannelGraph, spec: SearchSpec, i
             channels=channels,
         )
 
-    return peak_bytes(step, image, at_once)
+    # The dense network's own weights are counted already.
+    held = [] if teacher is None or teacher is model else list(teacher.state_dict().values())
+    return peak_bytes(step, image, at_once) + sum(tensor.nbytes for tensor in held)
 
 
 def _once(batch: tuple[Tensor, Tensor]) -> Sequence[tuple[Tensor, Tensor]]:

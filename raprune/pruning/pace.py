@@ -34,7 +34,7 @@ def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
     forward_s = _timed(lambda: judged(many)) / len(many)
     # Without feature maps, which need a map of channels: they cost little beside the teacher's pass.
     once = spec.finalists.train.decided(epochs=1.0).model_copy(update={"features": 0.0})
-    teacher = model if once.distillation > 0 else None
+    teacher = workload.teacher if once.distillation > 0 else None
     trained = rebuild(model, lambda name, tensor: tensor.clone())
 
     def train_on(count: int) -> float:

@@ -51,6 +51,8 @@ class Prepared:
     cost: CostModel
     traits: Traits | None = None
     """The properties by which recipes were chosen; None for a run that had begun."""
+    teacher: WeightArrays | None = None
+    """Weights of the teacher, where that is not the dense network."""
 
     @property
     def graph(self) -> ChannelGraph:
@@ -136,7 +138,7 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
     steps.decided(spec)
     _check_budget(cost, spec)
     steps.reached(cost)
-    return Prepared(spec, data, workload.weights(), proof, cost, traits)
+    return Prepared(spec, data, workload.weights(), proof, cost, traits, workload.teacher_weights())
 
 
 def with_fast_widths(asked: SearchSpec, spec: SearchSpec, cost: CostModel) -> SearchSpec:

@@ -111,7 +111,7 @@ class Pruner:
         checkpoints: Checkpoints | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> Result:
-        """Fine-tune the network of `parent`, with the dense network as teacher; it is made again unless it is given.
+        """Fine-tune the network of `parent` by the job's teacher; it is made again unless it is given.
 
         Weights that were pruned one by one stay zero. With several `ranks`, each calls this and gets the result. The
         trial's seconds include the epochs before the checkpoint that it was resumed from.
@@ -136,7 +136,7 @@ class Pruner:
             spec,
             augment=self.workload.augment,
             seed=proposal.seed,
-            teacher=self.workload.model if spec.distillation > 0 or spec.features > 0 else None,
+            teacher=self.workload.teacher if spec.distillation > 0 or spec.features > 0 else None,
             channels=self._channels(pruned) if spec.features > 0 else None,
             regularize=keep_zeros(pruned.model) if method_of(parent).has_path() else None,
             ranks=ranks,

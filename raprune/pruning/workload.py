@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from raprune.errors import ModelError
 from raprune.models import build_model, load_weights
 from raprune.models.given import given_model, load_arrays
 from raprune.models.memory_format import layout_for
+from raprune.models.teacher import Teacher, load_teacher
 from raprune.spec.job import SearchSpec
 from raprune.training.cpu_memory import keep_freed_memory
 from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks, train
@@ -48,7 +49,9 @@ class Workload:
         spec: SearchSpec,
         reader: StreamReader | None = None,
         card_share: float = 1.0,
+        teacher: WeightArrays | None = None,
     ) -> None:
+        self._teacher_weights = teacher
         self.model = model
         self.data = data
         self.device = device
@@ -60,6 +63,36 @@ class Workload:
     def layout(self) -> torch.memory_format:
         """Memory layout of the batches: channels-last where the network allows it."""
         return layout_for(self.model, self.example_input())
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The network that teaches finalists, in evaluation mode: the dense one, unless the job names another.
+
+        Another one is built when it is first asked for, because only fine-tuning needs it.
+
+        Raises:
+            UsageError, ModelError: as `load_teacher`.
+        """
+        spec = self.spec.teacher
+        if not spec.name:
+            return self.model
+        data = self.data
+        teacher = load_teacher(
+            spec,
+            num_classes=data.num_classes,
+            image_shape=data.image_shape,
+            mean=data.mean,
+            std=data.std,
+            weights=self._teacher_weights,
+        )
+        return teacher.to(self.device)
+
+    def teacher_weights(self) -> WeightArrays | None:
+        """A copy of the weights of a teacher other than the dense network, for `build_workload` elsewhere."""
+        if not self.spec.teacher.name:
+            return None
+        network = cast(Teacher, self.teacher).network
+        return {key: value.detach().cpu().numpy().copy() for key, value in network.state_dict().items()}
 
     @property
     def augment(self) -> str:
@@ -134,13 +167,14 @@ def build_workload(
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
     reader: StreamReader | None = None,
     card_share: float = 1.0,
+    teacher: WeightArrays | None = None,
 ) -> Workload:
     """The network of `spec` for `data` on `device`, in evaluation mode.
 
     Its weights are `weights` if given, else those of the object that stands for the network or of the file
     `spec.weights`, else random under `spec.seed` (to be trained by `train_dense`). A streamed training split is read
     by `reader`, or by threads of this process. `card_share` is the fraction of a GPU's memory that belongs to this
-    process, in (0, 1].
+    process, in (0, 1]. `teacher` are the weights of a teacher that the job names, if its file need not be read.
 
     Raises:
         UsageError: if the network's name is unknown or its weights are missing.
@@ -158,7 +192,7 @@ def build_workload(
         load_arrays(model, weights)
     elif given is None and spec.weights is not None:
         load_weights(model, spec.weights)
-    workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader, card_share)
+    workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader, card_share, teacher)
     _check_runs(workload)
     return workload
 

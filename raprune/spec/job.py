@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from raprune.plugins import GIVEN
+from raprune.plugins import GIVEN, is_user_function
 from raprune.spec.budget import Budget, Fraction, with_budget_table
 from raprune.spec.fields import VALID, Part
 
@@ -40,12 +40,14 @@ Settings = Annotated[
 BUNDLED_NETWORK, BUNDLED_DATA = "mnist-resnet", "mnist-sample"
 """Job of a user who names nothing: a trained network and its images, both in the package."""
 
-PATHS = ("model.weights", "data.train", "data.validation", "data.test", "warm_start")
+PATHS = ("model.weights", "teacher.weights", "data.train", "data.validation", "data.test", "warm_start")
 """Fields that hold a path or URI to read, or several."""
 
 FLAGS = {
     "model.name": "--model",
     "model.weights": "--weights",
+    "teacher.name": "--teacher",
+    "teacher.weights": "--teacher-weights",
     "data.name": "--data",
     "data.train": "--train",
     "data.validation": "--validation",
@@ -115,6 +117,38 @@ class ModelSpec(_Subject):
     Default: bundled for `mnist-resnet` on `mnist-sample`; else trained first, by `dense`."""
     arguments: Arguments = {}
     """Keyword arguments of the function that builds the network."""
+
+
+class TeacherSpec(Part):
+    """The network that teaches the finalists; without a name it is the dense network."""
+
+    name: str = ""
+    """Teacher: a name as for `model.name`. Empty: the dense network."""
+    weights: str | None = None
+    """Trained weights of the teacher, as for `model.weights`. Default: those that your own function gives it; every
+    other teacher needs them."""
+    arguments: Arguments = {}
+    """Keyword arguments of the function that builds the teacher."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the teacher's weights need, of pixels in [0, 1]. Default: those of public weights in
+    torchvision and timm, else as the data."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel that the teacher's weights need. Default: as for `mean`."""
+
+    @model_validator(mode="after")
+    def _is_trained(self) -> TeacherSpec:
+        if not self.name and (self.weights or self.arguments):
+            came = f"weights {self.weights}" if self.weights else f"arguments {self.arguments}"
+            raise ValueError(
+                f"teacher.{came} without a network; valid is a teacher with a name (--teacher resnet152), or none"
+            )
+        if self.name and self.weights is None and not is_user_function(self.name):
+            raise ValueError(
+                f"teacher.name {self.name!r} (--teacher) has no weights, and a random network teaches nothing; valid "
+                "are a file of trained weights (--teacher-weights FILE) and a function of your own that returns a "
+                "trained network (package.module:function)"
+            )
+        return self
 
 
 class DataSpec(_Subject):
@@ -237,8 +271,11 @@ class _Training(Part):
     """Temperature that softens the teacher's logits (Hinton et al., 2015)."""
     distillation: UpTo1 = 0.9
     """Weight of the teacher's logits against the labels; 0 trains on labels alone. Unused without a teacher."""
+    teacher_loss: Literal["logits", "dist"] = "logits"
+    """Comparison with the teacher's logits. `logits` is the divergence of the softened outputs; `dist` compares their
+    correlations for each image and for each class, which suits a much stronger teacher (Huang et al., 2022)."""
     features: NotNegative = 0.0
-    """Weight of the teacher's feature maps in the loss; 0 leaves them out. Unused without a teacher."""
+    """Weight of the teacher's feature maps in the loss; 0 leaves them out. Only the dense network has such maps."""
     accumulate: PositiveInt = 1
     """Number of parts in which a batch passes the network: more parts need less memory."""
     sync_batch_norm: bool | None = None
@@ -311,7 +348,7 @@ class TrainSpec(_Training):
 
 _ADDED = frozenset(
     {"optimizer", "layer_decay", "schedule", "final_lr", "clip"}
-    | {"policy", "policy_magnitude", "crop_scale", "erase", "mixup", "cutmix"}
+    | {"teacher_loss", "policy", "policy_magnitude", "crop_scale", "erase", "mixup", "cutmix"}
 )
 """Fields of a training that the first version did not have."""
 
@@ -323,8 +360,8 @@ class _OpenTraining(_Training):
     """Learning rate where neither the job nor a recipe states one."""
 
     recipe: RecipeName | None = None
-    """Named set of fields, for all that are not given here (docs/training.md). Default: by network, images and length
-    of the training."""
+    """Recipe of the training. Its fields hold where they are not given here; docs/training.md has the table.
+    Default: by network, images and length of the training."""
 
     def decided(self, *, epochs: float | None = None, lr: float | None = None) -> TrainSpec:
         """Return the training with these `epochs` and `lr`, which override the fields of the same name.
@@ -546,6 +583,7 @@ class SearchSpec(Limits):
     """The whole job."""
 
     model: ModelSpec = ModelSpec()
+    teacher: TeacherSpec = TeacherSpec()
     data: DataSpec = DataSpec()
     methods: tuple[str, ...] = ()
     """Methods to choose among: names of `raprune methods`, or `package.module:Class` of your own. `random` and `l1` are
@@ -589,6 +627,16 @@ class SearchSpec(Limits):
         if self.budget.is_free and self.min_accuracy is None and self.max_drop is None:
             # The spec is frozen for everybody else.
             object.__setattr__(self, "budget", Budget(flops=0.3))
+        return self
+
+    @model_validator(mode="after")
+    def _maps_are_of_the_dense_network(self) -> SearchSpec:
+        features = self.finalists.train.features
+        if self.teacher.name and features > 0:
+            raise ValueError(
+                f"finalists.train.features {features:g} with teacher.name {self.teacher.name!r}: only the dense "
+                "network has the channels of a finalist; set features = 0, or leave teacher.name out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -70,6 +70,8 @@ class RecordedJob(_Part):
     """The fields of a job that are shown of it."""
 
     model: RecordedModel = RecordedModel()
+    teacher: RecordedModel = RecordedModel()
+    """Its name is empty, or None in older runs, where the dense network teaches."""
     data: RecordedSource = RecordedSource()
     methods: tuple[str, ...] = ()
     # JSON: the hyper-parameters of any method.

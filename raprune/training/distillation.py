@@ -1,4 +1,4 @@
-"""Distillation from a teacher: by softened logits, and by feature maps channel by channel.
+"""Distillation from a teacher: by softened logits or their correlations, and by feature maps channel by channel.
 
 Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", and following Romero et al. (2015),
 "FitNets: Hints for Thin Deep Nets", whose regressor between the widths is not needed: each channel of a cut network
@@ -7,7 +7,7 @@ corresponds to one channel of the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,6 +72,29 @@ def logit_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     student = functional.log_softmax(logits / temperature, dim=1)
     target = functional.log_softmax(teacher_logits / temperature, dim=1)
     return functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def dist_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return `T^2 (inter + intra)` of the softened outputs, in [0, 4 T^2]; logits `(B, num_classes)`.
+
+    Huang et al. (2022), "Knowledge Distillation from A Stronger Teacher": one minus Pearson's correlation with the
+    teacher, `inter` over the classes of each image and `intra` over the images of each class, both as means, Eq. (7)
+    and (10). Unlike there, the sum stands in place of the divergence of the logits, and is weighted as that is.
+    """
+    student, teacher = (values / temperature for values in (logits, teacher_logits))
+    student, teacher = student.softmax(1), teacher.softmax(1)
+    inter, intra = _correlation(student, teacher).mean(), _correlation(student.T, teacher.T).mean()
+    return (2 - inter - intra) * temperature**2
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Return Pearson's correlation of each row; 0 for a row of equal values."""
+    one, other = one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True)
+    return functional.cosine_similarity(one, other, dim=1)
+
+
+LOGIT_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"logits": logit_loss, "dist": dist_loss}
+"""Comparisons of logits by their names in `TrainSpec.teacher_loss`."""
 
 
 def teacher_in(precision: torch.dtype, teacher: nn.Module) -> nn.Module:

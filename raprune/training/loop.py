@@ -33,7 +33,7 @@ from raprune.spec.job import TrainSpec
 from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import pack, unpack
-from raprune.training.distillation import ChannelMap, FeatureMaps, logit_loss, teacher_in
+from raprune.training.distillation import LOGIT_LOSSES, ChannelMap, FeatureMaps, teacher_in
 from raprune.training.mixing import Mixing
 from raprune.training.optimiser import Rates, rate
 from raprune.training.step import FEWEST_STEPS, BatchStep, GraphedStep
@@ -417,7 +417,7 @@ class _Objective:
             other = functional.cross_entropy(logits, partners[0], label_smoothing=spec.label_smoothing)
             loss = torch.lerp(other, loss, self.share)
         if teacher_logits is not None and spec.distillation > 0:
-            soft = logit_loss(logits, teacher_logits, spec.temperature)
+            soft = LOGIT_LOSSES[spec.teacher_loss](logits, teacher_logits, spec.temperature)
             loss = (1 - spec.distillation) * loss + spec.distillation * soft
         if self.maps is not None:
             loss = loss + spec.features * self.maps.loss()

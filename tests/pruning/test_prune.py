@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from raprune.channels.cut import rebuild
 from raprune.channels.proof import prove
@@ -20,7 +22,7 @@ from raprune.pruning.prune import Pruner, keep_zeros
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.records import Proposal, Stage, TrialState
 from raprune.spec.budget import Budget
-from raprune.spec.job import DataSpec, DenseTrainSpec, ModelSpec, SamplerSpec, SearchSpec, TrainSpec
+from raprune.spec.job import DataSpec, DenseTrainSpec, ModelSpec, SamplerSpec, SearchSpec, TeacherSpec, TrainSpec
 from raprune.store.scores import Statistics
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import Epoch, train
@@ -211,3 +213,20 @@ def test_parts_of_the_groups_have_the_scores_of_the_whole() -> None:
             part = pruner().scoring.part(method, pruner().graph.only([group]), 0)
             assert list(part) == [group]
             assert part[group] == pytest.approx(whole[group])
+
+
+def test_finalist_is_taught_by_the_teacher_of_the_job(tmp_path: Path) -> None:
+    save_file(workload().model.state_dict(), tmp_path / "teacher.safetensors")
+    teacher = TeacherSpec(name="digits-net", weights=str(tmp_path / "teacher.safetensors"))
+    spec = SPEC.model_copy(update={"teacher": teacher})
+    taught = build_workload(spec, data=workload().data, device="cpu", weights=workload().weights())
+    seen: list[int] = []
+    taught.teacher.register_forward_hook(lambda _, inputs, output: seen.append(len(inputs[0])))
+    parent = proposal()
+    asked = replace(parent, number=4, stage=Stage.FINETUNE, parent=parent.trial_id, seed=9)
+    train_once = TrainSpec(epochs=0.5, lr=0.01, teacher_loss="dist")
+    Pruner(taught, pruner().graph, spec).finetune(asked, parent, train_once)
+    assert seen == [128, 128]
+    assert workload().teacher is workload().model and workload().teacher_weights() is None
+    weights = taught.teacher_weights()
+    assert weights is not None and weights.keys() == workload().weights().keys()

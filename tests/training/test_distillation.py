@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,15 @@ from raprune.models.cifar_vgg import CifarVGG
 from raprune.models.digits import DigitsNet
 from raprune.records import Candidate
 from raprune.spec.job import DataSpec, TrainSpec
-from raprune.training.distillation import ChannelMap, FeatureMaps, channel_map, logit_loss, map_loss, teacher_in
+from raprune.training.distillation import (
+    ChannelMap,
+    FeatureMaps,
+    channel_map,
+    dist_loss,
+    logit_loss,
+    map_loss,
+    teacher_in,
+)
 from raprune.training.loop import train
 
 
@@ -137,3 +146,23 @@ def test_training_brings_the_maps_together(accumulate: int) -> None:
         return found.item()
 
     assert distance(5.0) < 0.7 * distance(0.0)
+
+
+def test_dist_loss_is_one_minus_the_correlations_of_rows_and_columns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 6, 5, generator=generator)
+    student, target = ((values / 3.0).softmax(1).double().numpy() for values in (logits, teacher))
+    rows = np.mean([np.corrcoef(student[i], target[i])[0, 1] for i in range(6)])
+    columns = np.mean([np.corrcoef(student[:, c], target[:, c])[0, 1] for c in range(5)])
+    assert float(dist_loss(logits, teacher, 3.0)) == pytest.approx(9 * (2 - rows - columns), rel=1e-4)
+
+
+def test_dist_loss_of_the_teachers_own_outputs_is_zero() -> None:
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    assert float(dist_loss(logits, logits + 2.0, 1.0)) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_dist_loss_of_equal_outputs_has_a_finite_gradient() -> None:
+    logits = torch.zeros(3, 4, requires_grad=True)
+    dist_loss(logits, torch.randn(3, 4), 1.0).backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())

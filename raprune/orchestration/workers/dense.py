@@ -21,7 +21,13 @@ from raprune.training.loop import Epoch
 
 
 def prepare_dense(
-    spec: SearchSpec, placement: Placement, data: Dataset, weights: WeightArrays, *, train: bool
+    spec: SearchSpec,
+    placement: Placement,
+    data: Dataset,
+    weights: WeightArrays,
+    teacher: WeightArrays | None = None,
+    *,
+    train: bool,
 ) -> Iterator[Epoch | Dense]:
     """The epochs of the dense network's training as they end, if `train`, and at last the network."""
     news: queue.Queue[Epoch | Dense | Exception] = queue.Queue()
@@ -36,6 +42,7 @@ def prepare_dense(
                 weights=weights,
                 reader=RayReader(),
                 card_share=placement.card_share,
+                teacher=teacher,
             )
             history = train_dense(workload, spec, on_epoch=news.put) if train else ()
             validation = evaluate(

@@ -380,4 +380,5 @@ def _build(shared: Shared) -> Workload:
         weights=ray.get(shared.weights),
         reader=RayReader(shared.placement.side_by_side),
         card_share=shared.placement.card_share,
+        teacher=None if shared.teacher is None else ray.get(shared.teacher),
     )

@@ -78,6 +78,7 @@ def asked(results: RunResults) -> str:
         if finalists.count is not None and tuned is not None
         else "",
         "Recipe": finalists.train.recipe or "",
+        "Teacher": f"{job.teacher.name}{_whence(job.teacher.weights)}" if job.teacher.name else "",
     }
     return section("The request", facts(entries))
 

@@ -1,0 +1,97 @@
+"""A teacher other than the dense network: by name, with its weights and its own normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from raprune.data.arrays import ImageShape
+from raprune.errors import ModelError, UsageError
+from raprune.models import build_model, load_weights
+from raprune.models.given import load_arrays
+from raprune.models.normalisation import usual_normalisation
+from raprune.spec.job import ModelSpec, TeacherSpec
+
+
+class Teacher(nn.Module):
+    """A network that sees images as its weights need them: `network(x * scale + shift)`."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, scale_C: Tensor, shift_C: Tensor) -> None:
+        """`scale_C` and `shift_C` have one value for each channel."""
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", scale_C.view(-1, 1, 1))
+        self.register_buffer("shift", shift_C.view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x * self.scale + self.shift)
+        return logits
+
+
+def load_teacher(
+    spec: TeacherSpec,
+    *,
+    num_classes: int,
+    image_shape: ImageShape,
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> Teacher:
+    """Return the teacher of `spec` in evaluation mode, on the CPU, for images normalised by `mean` and `std`.
+
+    Its weights are `weights` if given, else those of its file, else those that its own function gave it.
+
+    Raises:
+        UsageError: if there is no such network or file.
+        ModelError: if it cannot be built or loaded, or gives other outputs than one logit for each class.
+    """
+    asked = ModelSpec(name=spec.name, weights=spec.weights, arguments=spec.arguments)
+    try:
+        network = build_model(asked, num_classes=num_classes, image_shape=image_shape)
+        if weights is not None:
+            load_arrays(network, weights)
+        elif spec.weights is not None:
+            load_weights(network, spec.weights)
+    except (ModelError, UsageError) as error:
+        # That room names the fields of the dense network.
+        raise type(error)(_of_teacher(error.message), hint=_of_teacher(error.hint)) from error
+    usual = usual_normalisation(asked)
+    own_mean = spec.mean or (usual.mean if usual else None) or tuple(mean)
+    own_std = spec.std or (usual.std if usual else None) or tuple(std)
+    own_std_C, own_mean_C, std_C, mean_C = (
+        torch.tensor(values, dtype=torch.float64) for values in (own_std, own_mean, std, mean)
+    )
+    scale_C, shift_C = std_C / own_std_C, (mean_C - own_mean_C) / own_std_C
+    teacher = Teacher(network, scale_C.float(), shift_C.float()).eval()
+    _check_runs(teacher, spec.name, num_classes, image_shape)
+    return teacher
+
+
+def _of_teacher(text: str) -> str:
+    return text.replace("model.", "teacher.")
+
+
+def _check_runs(teacher: Teacher, name: str, num_classes: int, image_shape: ImageShape) -> None:
+    try:
+        with torch.inference_mode():
+            output = teacher(torch.zeros(1, *image_shape))
+    except Exception as error:
+        shape = "x".join(str(size) for size in image_shape)
+        raise ModelError(
+            f"teacher.name {name!r} does not run on images of {shape}: {type(error).__name__}: {error}",
+            hint="A teacher sees the images of the training; choose one for images of this size.",
+        ) from error
+    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if came != (1, num_classes):
+        raise ModelError(
+            f"teacher.name {name!r} gives {came} for one image; the data's {num_classes} classes need logits of shape "
+            f"{(1, num_classes)}.",
+            hint="A teacher must know the classes of the data; look at teacher.arguments and the labels.",
+        )
