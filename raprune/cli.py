@@ -252,7 +252,7 @@ MultipleOf = Annotated[
     int | None,
     typer.Option(help="Number that all widths are multiples of.", metavar="N", rich_help_panel=BUDGET),
 ]
-Recipe = Annotated[
+RecipeOption = Annotated[
     str | None,
     typer.Option(
         help="Recipe of the fine-tuning: short, short-transformer, cifar, cnn, mobile or transformer. "
@@ -402,7 +402,7 @@ def search(
             help="Number of epochs of fine-tuning for each finalist.", metavar="EPOCHS", rich_help_panel=FINETUNING
         ),
     ] = None,
-    recipe: Recipe = None,
+    recipe: RecipeOption = None,
     teacher: TeacherName = None,
     teacher_weights: TeacherWeights = None,
     seeds: Annotated[
@@ -695,7 +695,7 @@ def prune(
         float | None,
         typer.Option(help="Number of epochs of fine-tuning.", metavar="EPOCHS", rich_help_panel=FINETUNING),
     ] = None,
-    recipe: Recipe = None,
+    recipe: RecipeOption = None,
     teacher: TeacherName = None,
     teacher_weights: TeacherWeights = None,
     output: Annotated[

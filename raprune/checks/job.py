@@ -102,7 +102,7 @@ class _Printed(Steps):
 
     def decided(self, spec: SearchSpec) -> None:
         assert self._workload is not None, "an earlier step"
-        traits = traits_of(self._workload.model, self._workload.data.image_shape)
+        traits = traits_of(self._workload.model, self._workload.data)
         for subject, decision in automatic.told(self._spec, spec, traits).items():
             self._print(subject, decision)
         self._decided = spec
@@ -122,7 +122,7 @@ class _Printed(Steps):
         try:
             workload = build_workload(untrained, data=data, device="cpu")
             graph = without_excluded(trace(workload.model, workload.example_input()), self._spec.exclude)
-            traits = traits_of(workload.model, data.image_shape)
+            traits = traits_of(workload.model, data)
             spec = automatic.decided(self._spec, num_train=data.num_train, widths=graph.widths, traits=traits)
             self._warn(f"Data or weights cannot be read (below). The estimate assumes {_describe(data)}.")
             self._print_memory(workload, graph, spec)

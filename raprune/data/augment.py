@@ -50,6 +50,11 @@ class Augmentation:
         return cls(augment) if isinstance(augment, str) else augment
 
     @property
+    def augments(self) -> bool:
+        """True if it changes any image."""
+        return self.name != "none" or self.policy != "none"
+
+    @property
     def numbers(self) -> int:
         """Number of random numbers for the place of an image, before those of the policy."""
         place = 2 if self.name in ("auto", "shift", "shift-flip") else 4 if self.name == "crop-flip" else 0

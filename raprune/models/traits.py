@@ -1,22 +1,23 @@
-"""The properties of a network by which the recipe of its training is chosen."""
+"""The properties of a network and its images by which the recipe of its training is chosen."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from raprune.data.arrays import ImageShape
+from raprune.data.dataset import Dataset
 from raprune.spec.recipes import Traits
 
 
-def traits_of(model: nn.Module, image_shape: ImageShape) -> Traits:
-    """Return the traits of `model` on images `(channels, height, width)`."""
+def traits_of(model: nn.Module, data: Dataset) -> Traits:
+    """Return the traits of `model` on the images of `data`."""
     modules = list(model.modules())
     return Traits(
         has_layer_norm=any(_is_of_transformers(module) for module in modules),
         has_depthwise=any(
             isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels for module in modules
         ),
-        image_size=max(image_shape[1:]),
+        image_size=max(data.image_shape[1:]),
+        is_plain=data.augment == "none" and data.stream is None and data.drawn is None,
     )
 
 

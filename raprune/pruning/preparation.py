@@ -131,7 +131,7 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
         )
     steps.traced(proof)
     # A run that has begun has its recipes, or it is from before there were any.
-    traits = traits_of(workload.model, data.image_shape) if recorded is None else None
+    traits = traits_of(workload.model, data) if recorded is None else None
     spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths, traits=traits)
     cost = CostModel(proof.graph)
     spec = spec.model_copy(update={"budget": spec.budget.traced(cost.dense_memory * spec.latency.batch_size)})
@@ -209,6 +209,13 @@ def _check_names(spec: SearchSpec) -> None:
         raise UsageError(
             "budget.memory (--budget-memory): not with the method maxout, whose units the closed form does not know.",
             hint="Use --budget-flops or --budget-params with it, or leave it out of --methods.",
+        )
+    features = spec.finalists.train.features
+    if spec.teacher.name and features > 0:
+        raise UsageError(
+            f"finalists.train.features {features:g} with teacher.name (--teacher) {spec.teacher.name!r}: feature maps "
+            "are compared channel by channel, and only the dense network has the channels of a finalist.",
+            hint="Set finalists.train.features=0, or leave --teacher out.",
         )
     if spec.budget.limits_latency and "maxout" in spec.methods:
         raise UsageError(

@@ -274,6 +274,9 @@ class _Training(Part):
     teacher_loss: Literal["logits", "dist"] = "logits"
     """Comparison with the teacher's logits. `logits` is the divergence of the softened outputs; `dist` compares their
     correlations for each image and for each class, which suits a much stronger teacher (Huang et al., 2022)."""
+    teacher_once: bool | None = None
+    """Compute the teacher's logits once for all epochs. Only where training images are in memory and none is changed.
+    Default: true where that is so and the training has two epochs or more, else false."""
     features: NotNegative = 0.0
     """Weight of the teacher's feature maps in the loss; 0 leaves them out. Only the dense network has such maps."""
     accumulate: PositiveInt = 1
@@ -316,6 +319,7 @@ class TrainSpec(_Training):
     clip: NotNegative = 0.0
     label_smoothing: Below1 = 0.0
     ema: Below1 = 0.0
+    teacher_once: bool = False
     policy: Policy = "none"
     policy_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     crop_scale: Fraction = 0.35
@@ -348,7 +352,7 @@ class TrainSpec(_Training):
 
 _ADDED = frozenset(
     {"optimizer", "layer_decay", "schedule", "final_lr", "clip"}
-    | {"teacher_loss", "policy", "policy_magnitude", "crop_scale", "erase", "mixup", "cutmix"}
+    | {"teacher_loss", "teacher_once", "policy", "policy_magnitude", "crop_scale", "erase", "mixup", "cutmix"}
 )
 """Fields of a training that the first version did not have."""
 
@@ -627,16 +631,6 @@ class SearchSpec(Limits):
         if self.budget.is_free and self.min_accuracy is None and self.max_drop is None:
             # The spec is frozen for everybody else.
             object.__setattr__(self, "budget", Budget(flops=0.3))
-        return self
-
-    @model_validator(mode="after")
-    def _maps_are_of_the_dense_network(self) -> SearchSpec:
-        features = self.finalists.train.features
-        if self.teacher.name and features > 0:
-            raise ValueError(
-                f"finalists.train.features {features:g} with teacher.name {self.teacher.name!r}: only the dense "
-                "network has the channels of a finalist; set features = 0, or leave teacher.name out"
-            )
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ SMALL_IMAGE = 64
 BATCH_SIZE = 128
 """Images of a batch for which recipes state the learning rate. It grows linearly with the batch (Goyal et al.)."""
 
-Value = str | int | float
+FieldValue = str | int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,12 @@ class Recipe:
     """Trainings that it is for, in a sentence."""
     source: str
     """Origin of its values."""
-    fields: Mapping[str, Value]
+    fields: Mapping[str, FieldValue]
     """Fields of `TrainSpec`."""
-    dense: Mapping[str, Value]
+    dense: Mapping[str, FieldValue]
     """Fields that differ where a network is trained from random weights."""
 
-    def fields_for(self, batch_size: int, *, is_dense: bool) -> dict[str, Value]:
+    def fields_for(self, batch_size: int, *, is_dense: bool) -> dict[str, FieldValue]:
         """Return the fields for batches of this size; `is_dense`: the network has random weights."""
         fields = {**self.fields, **self.dense} if is_dense else dict(self.fields)
         if "lr" in fields:
@@ -47,7 +47,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """The properties of network and images by which a recipe is chosen."""
+    """The properties of network and images by which trainings are decided."""
 
     has_layer_norm: bool
     """Layer norm or attention."""
@@ -55,6 +55,8 @@ class Traits:
     """Depthwise convolutions."""
     image_size: int
     """Larger side of an image in pixels."""
+    is_plain: bool = False
+    """True if training images are in memory and the data set's augmentation changes none."""
 
     @property
     def kind(self) -> str:
@@ -94,7 +96,7 @@ def documented() -> str:
     return "\n".join(rows) + "\n"
 
 
-def _listed(fields: Mapping[str, Value]) -> str:
+def _listed(fields: Mapping[str, FieldValue]) -> str:
     return ", ".join(f"`{name}` {value}" for name, value in fields.items())
 
 

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from raprune.channels.cut import kept_positions, rebuild
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
+from raprune.data.host import ImageSplit
 from raprune.errors import ModelError
 
 VARIANCE_FLOOR = 0.01
@@ -95,6 +96,31 @@ def _correlation(one: Tensor, other: Tensor) -> Tensor:
 
 LOGIT_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"logits": logit_loss, "dist": dist_loss}
 """Comparisons of logits by their names in `TrainSpec.teacher_loss`."""
+
+
+LARGEST_ANSWERS = 2**30
+"""Bytes of a teacher's outputs on a whole split from which they are computed again in each epoch."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A teacher's logits `(N, num_classes)` and the labels `(N,)` of all images of a split, on its device."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, teacher: nn.Module, split: ImageSplit, batch_size: int, half: torch.dtype | None) -> Answers | None:
+        """Return the answers of `teacher`, in evaluation mode, in the precision of the training; None if too large."""
+        found: list[tuple[Tensor, Tensor]] = []
+        autocast = torch.autocast(split.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+        with torch.no_grad(), autocast:
+            for x, y in split.batches(batch_size):
+                found.append((teacher(x.contiguous(memory_format=split.layout)).float(), y))
+                if len(split) * found[0][0][0].nbytes > LARGEST_ANSWERS:
+                    return None
+        logits, labels = zip(*found, strict=True)
+        return cls(torch.cat(logits), torch.cat(labels))
 
 
 def teacher_in(precision: torch.dtype, teacher: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.data.augment import Augmentation
-from raprune.data.batches import batch_sizes
+from raprune.data.batches import DeviceSplit, batch_sizes
+from raprune.data.host import HostSplit
 from raprune.data.ranks import ALONE as ALONE
 from raprune.data.ranks import Ranks as Ranks
 from raprune.errors import ModelError
@@ -33,7 +34,7 @@ from raprune.spec.job import TrainSpec
 from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import pack, unpack
-from raprune.training.distillation import LOGIT_LOSSES, ChannelMap, FeatureMaps, teacher_in
+from raprune.training.distillation import LOGIT_LOSSES, Answers, ChannelMap, FeatureMaps, teacher_in
 from raprune.training.mixing import Mixing
 from raprune.training.optimiser import Rates, rate
 from raprune.training.step import FEWEST_STEPS, BatchStep, GraphedStep
@@ -149,7 +150,10 @@ def train(
         changes = Augmentation(augment, spec.crop_scale, spec.policy, spec.policy_magnitude)
         mixing = _mixing(spec, split.device, seed, ranks)
         share = None if mixing is None else mixing.share
-        objective = stack.enter_context(_objective(model, teacher, channels, spec, share, half, split, ranks))
+        answers = None
+        if spec.teacher_once and teacher is not None and mixing is None and not changes.augments and spec.features == 0:
+            split, answers = _with_answers(split, teacher.eval(), spec, half)
+        objective = stack.enter_context(_objective(model, teacher, channels, spec, share, answers, half, split, ranks))
         tally = _Tally(split.device)
 
         def step(x: Tensor, y: Tensor) -> None:
@@ -194,6 +198,21 @@ def train(
     model.zero_grad(set_to_none=True)
     model.eval()
     return course.history
+
+
+def _with_answers(
+    split: TrainingSplit, teacher: nn.Module, spec: TrainSpec, half: torch.dtype | None
+) -> tuple[TrainingSplit, Answers | None]:
+    """Return the split with each image's place as its label, and the teacher's answers at these places.
+
+    The split is returned as it is, with None, where the answers are too large or it is not in memory.
+    """
+    if not isinstance(split, DeviceSplit | HostSplit) or spec.distillation == 0:
+        return split, None
+    answers = Answers.of(teacher, split, spec.batch_size, half)
+    if answers is None:
+        return split, None
+    return replace(split, labels=torch.arange(len(split), device=split.labels.device)), answers
 
 
 def _mixing(spec: TrainSpec, device: torch.device, seed: int, ranks: Ranks) -> Mixing | None:
@@ -397,11 +416,13 @@ class _Objective:
     spec: TrainSpec
     share: Tensor | None
     """Part of an image's own label where images are mixed: see `Mixing.share`."""
+    answers: Answers | None
+    """The teacher's logits and the labels, where they were computed once; labels are then the places of the images."""
     half: torch.dtype | None
     """16-bit type of the forward pass; None for float32."""
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over images `(B, C, H, W)` with labels `y`, and the logits `(B, num_classes)`.
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean loss over images `(B, C, H, W)` with labels `y`, logits `(B, num_classes)`, and labels.
 
         Labels have shape `(B,)`, or `(B, 2)` where images are mixed.
         """
@@ -410,7 +431,10 @@ class _Objective:
             logits = self.model(x).float()
             # Not inference_mode, because autograd keeps the teacher's outputs for the backward pass.
             with torch.no_grad():
-                teacher_logits = None if self.teacher is None else self.teacher(x).float()
+                asked = self.teacher if self.answers is None else None
+                teacher_logits = None if asked is None else asked(x).float()
+        if self.answers is not None:
+            teacher_logits, y = self.answers.logits[y], self.answers.labels[y]
         own, *partners = [y] if self.share is None else y.unbind(1)
         loss = functional.cross_entropy(logits, own, label_smoothing=spec.label_smoothing)
         if self.share is not None:
@@ -421,7 +445,7 @@ class _Objective:
             loss = (1 - spec.distillation) * loss + spec.distillation * soft
         if self.maps is not None:
             loss = loss + spec.features * self.maps.loss()
-        return loss, logits
+        return loss, logits, y
 
 
 @contextmanager
@@ -431,6 +455,7 @@ def _objective(
     channels: ChannelMap | None,
     spec: TrainSpec,
     share: Tensor | None,
+    answers: Answers | None,
     half: torch.dtype | None,
     split: TrainingSplit,
     ranks: Ranks,
@@ -449,7 +474,7 @@ def _objective(
 
     try:
         with distributed.joined(model, ranks, example) as joined:
-            yield _Objective(joined, teacher, maps, spec, share, half)
+            yield _Objective(joined, teacher, maps, spec, share, answers, half)
     finally:
         if maps is not None:
             maps.close()
@@ -478,10 +503,10 @@ def _backward(
     for number, (images, labels) in enumerate(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True), start=1):
         # The processes add up their gradients once, after the last part.
         with distributed.apart(objective.model) if number < parts else nullcontext():
-            loss, logits = objective(images, labels)
+            loss, logits, known = objective(images, labels)
             weight = factor * len(labels) / len(y)
             scaler.scale(loss if weight == 1 else loss * weight).backward()
-        tally.add(loss, logits, labels, weight * count / ranks.size, objective.share)
+        tally.add(loss, logits, known, weight * count / ranks.size, objective.share)
 
 
 class _Tally:

@@ -89,8 +89,9 @@ def test_check_of_a_valid_job_prints_every_step(mine: str) -> None:
     *lines, memory, search, training, images = lines
     assert all(line.startswith("ok  ") for line in lines)
     assert "32 training, 8 validation and no test images of 3x8x8, 2 classes" in lines[0]
-    assert lines[-4] == "ok  channels: 1 group can be pruned, 1 layer must stay whole"
+    assert lines[-5] == "ok  channels: 1 group can be pruned, 1 layer must stay whole"
     assert lines[1].startswith("ok  normalisation: mean (0.") and lines[1].endswith("(measured on the training split)")
+    assert lines[-2].startswith("ok  recipe: short, for a convolutional network and a fine-tuning below 100 epochs")
     assert lines[-1] == "ok  budget: 30 % of the FLOPs can be reached (the default)"
     assert memory.startswith("ok  GPU memory: needs a card of ")
     assert search.startswith("    search ") and training.startswith("    fine-tuning ")

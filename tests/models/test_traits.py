@@ -3,8 +3,15 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from raprune.data import load_data
+from raprune.data.dataset import Dataset
 from raprune.models.traits import traits_of
+from raprune.spec.job import DataSpec
 from raprune.spec.recipes import Traits
+
+
+def data(augment: str) -> Dataset:
+    return load_data(DataSpec.model_validate({"name": "digits", "max_images": 20, "augment": augment}), seed=0)
 
 
 class WindowSelfAttention(nn.Module):
@@ -24,5 +31,9 @@ class WindowSelfAttention(nn.Module):
     ],
 )
 def test_traits_are_those_of_the_modules(layers: list[nn.Module], has_layer_norm: bool, has_depthwise: bool) -> None:
-    found = traits_of(nn.Sequential(*layers), (3, 24, 32))
-    assert found == Traits(has_layer_norm=has_layer_norm, has_depthwise=has_depthwise, image_size=32)
+    found = traits_of(nn.Sequential(*layers), data("none"))
+    assert found == Traits(has_layer_norm=has_layer_norm, has_depthwise=has_depthwise, image_size=8, is_plain=True)
+
+
+def test_images_that_are_augmented_are_not_plain() -> None:
+    assert not traits_of(nn.Linear(1, 1), data("shift")).is_plain

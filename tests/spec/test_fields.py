@@ -18,11 +18,32 @@ from raprune.spec.job import DenseTrainSpec, FinalistSpec, FinetuneSpec, SearchS
 from raprune.spec.toml import load_spec, to_toml
 from tests.spec.job_fields import LEAVES
 
-BASE: dict[str, Any] = {"data.name": "parquet", "data.train": "/train.parquet", "budget.flops": 0.5, "output": "run"}
+BASE: dict[str, Any] = {
+    "data.name": "parquet",
+    "data.train": "/train.parquet",
+    "teacher.name": "mynets:trained",
+    "budget.flops": 0.5,
+    "output": "run",
+}
 """A job without the two fields that follow others: the FLOPs of a job that asks for nothing, and the name of its run.
-Its data can have files."""
+Its data and its teacher can have files."""
 
-VALUES = (True, False, 2, 3, 0.25, 0.75, "/x", ["/x"], ["mlflow"], [0.0, 0.5], [0.5, 0.25], {"x": 1}, {"l2": {"x": 1}})
+VALUES = (
+    True,
+    False,
+    2,
+    3,
+    0.25,
+    0.75,
+    "/x",
+    "x:y",
+    ["/x"],
+    ["mlflow"],
+    [0.0, 0.5],
+    [0.5, 0.25],
+    {"x": 1},
+    {"l2": {"x": 1}},
+)
 """For every field at least one of these is valid and not its default."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -133,3 +134,18 @@ def test_method_that_names_its_rate_trains_by_sgd() -> None:
     assert by_adamw.by_sgd() == TrainSpec(ema=0.9)
     plain = TrainSpec(weight_decay=0.05)
     assert plain.by_sgd() is plain
+
+
+@pytest.mark.parametrize(
+    ("is_plain", "fields", "once"),
+    [
+        (True, {"epochs": 2}, True),
+        (True, {"epochs": 1}, False),
+        (True, {"epochs": 2, "mixup": 0.1}, False),
+        (True, {"epochs": 2, "features": 0.1}, False),
+        (True, {"epochs": 2, "teacher_once": False}, False),
+        (False, {"epochs": 2}, False),
+    ],
+)
+def test_teacher_answers_once_where_no_image_changes(is_plain: bool, fields: dict[str, Any], once: bool) -> None:
+    assert job(replace(CNN, is_plain=is_plain), **fields).finalists.train.teacher_once is once

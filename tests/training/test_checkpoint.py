@@ -189,6 +189,17 @@ def test_training_resumed_after_any_epoch_gives_the_same_weights(changes: dict[s
         assert torch.equal(value, expected[key]), key
 
 
+def test_training_whose_teacher_answered_once_resumes_with_the_same_weights() -> None:
+    spec, memory, straight, resumed = SPEC.model_copy(update={"teacher_once": True}), Memory(), net(), net(1)
+    train(straight, digits(), spec, augment="none", seed=5, teacher=net(9))
+    with pytest.raises(InterruptedError):
+        train(net(), digits(), spec, augment="none", seed=5, teacher=net(9), checkpoints=memory, on_epoch=kill_after(1))
+    train(resumed, digits(), spec, augment="none", seed=5, teacher=net(9), checkpoints=memory)
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
 def test_resume_with_frozen_parameters_in_another_memory_format_gives_the_same_weights() -> None:
     def build(seed: int) -> nn.Module:
         model = net(seed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from raprune.data import Split, load_data
 from raprune.data.batches import DeviceSplit
+from raprune.data.host import HostSplit, ImageSplit
 from raprune.errors import ModelError
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
@@ -260,3 +262,33 @@ def test_gradients_from_before_do_not_count() -> None:
     for parameter in stained.parameters():
         parameter.grad = torch.ones_like(parameter)
     assert all(torch.equal(a, b) for a, b in zip(two_steps(clean, {}), two_steps(stained, {}), strict=True))
+
+
+@pytest.mark.parametrize("kind", [DeviceSplit, HostSplit])
+def test_teacher_that_answers_once_teaches_the_same_and_is_asked_once_an_image(kind: type[ImageSplit]) -> None:
+    data = load_data(DataSpec(name="digits", max_images=150), seed=0)
+    place = DeviceSplit.place if kind is DeviceSplit else HostSplit.hold
+    split = place(data.train, data.mean, data.std, "cpu", layout=torch.channels_last)
+    spec = TrainSpec(epochs=3, batch_size=32, distillation=0.5, precision="float32")
+    asked: dict[bool, int] = {}
+    weights: dict[bool, list[Tensor]] = {}
+    accuracies: dict[bool, list[float]] = {}
+    for once in (False, True):
+        student, teacher, sizes = net(), net(1), list[int]()
+        teacher.register_forward_hook(lambda _, inputs, output, sizes=sizes: sizes.append(len(inputs[0])))
+        taught = spec.model_copy(update={"teacher_once": once})
+        accuracies[once] = [e.accuracy for e in train(student, split, taught, augment="none", seed=0, teacher=teacher)]
+        asked[once], weights[once] = sum(sizes), [value.double() for value in student.state_dict().values()]
+    assert asked == {False: 3 * len(split), True: len(split)}
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(weights[False], weights[True], strict=True))
+    assert accuracies[False] == pytest.approx(accuracies[True], abs=0.02)
+
+
+@pytest.mark.parametrize("changes", [{"augment": "shift"}, {"mixup": 0.2}, {"policy": "rand"}], ids=str)
+def test_teacher_is_asked_anew_where_images_change(changes: dict[str, Any]) -> None:
+    split, teacher, sizes = digits(150), net(1), list[int]()
+    teacher.register_forward_hook(lambda _, inputs, output: sizes.append(len(inputs[0])))
+    augment = changes.pop("augment", "none")
+    spec = TrainSpec.model_validate({"epochs": 2, "batch_size": 60, "teacher_once": True, **changes})
+    train(net(), split, spec, augment=augment, seed=0, teacher=teacher)
+    assert sum(sizes) == 2 * len(split)
