@@ -1,0 +1,254 @@
+"""Rules of operations that move data: the same operation runs on the shadow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raprune.channels.shadow import ParameterShadow, Shadow, TracedCall, Tracer, collapse, compact, varies
+
+aten = torch.ops.aten
+
+
+def move(call: TracedCall) -> None:
+    """Run the same operation on the shadow; the operation does not depend on the number of channels."""
+    tracer, shadow = call.tracer, call.tracer.shadow(call.args[0])
+    outs = call.out if isinstance(call.out, list | tuple) else [call.out]
+    for part, value in enumerate(outs):
+        tracer.set_shadow(value, moved(call, shadow, part))
+
+
+def moved(call: TracedCall, shadow: Shadow | None, part: int) -> Shadow | None:
+    if shadow is None:
+        return None
+
+    def run(ids: Tensor) -> Tensor:
+        args: tuple[Any, ...] = tuple(a.cpu() if isinstance(a, Tensor) else _indices(a) for a in call.args[1:])
+        if call.func.overloadpacket in RESHAPES:
+            return ids.reshape(args[0])
+        if call.func.overloadpacket in COPIES:
+            return ids
+        result = call.func(ids, *args, **call.kwargs)
+        return result[part] if isinstance(result, list | tuple) else result
+
+    if isinstance(shadow, ParameterShadow):
+        positions = [run(p) for p in shadow.positions]
+        return shadow.moved(positions)
+    return run(shadow)
+
+
+def _indices(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [v.cpu() if isinstance(v, Tensor) else v for v in value]
+    return value
+
+
+def at_fixed_positions(call: TracedCall) -> None:
+    """Handle slice, select, index, roll ...: positions are constants, so an axis that carries channels must stay."""
+    tracer, x = call.tracer, call.args[0]
+    ids = tracer.activation(x)
+    touched = touched_axes(call)
+    if ids is not None and any(varies(ids, dim) for dim in touched):
+        tracer.freeze(compact(ids), f"{call.name} at fixed positions of the channels")
+    move(call)
+
+
+def touched_axes(call: TracedCall) -> list[int]:
+    x, name = call.args[0], call.name
+    if name == "index":
+        return [dim for dim, index in enumerate(call.args[1]) if index is not None]
+    if name in ("roll", "flip"):
+        dims = call.arg(2 if name == "roll" else 1, "dims") or range(x.dim())
+        return [d % x.dim() for d in dims]
+    dim = int(call.arg(1, "dim", 0)) % x.dim()
+    if name == "slice":
+        start, end, step = (call.arg(2, "start") or 0, call.arg(3, "end"), call.arg(4, "step", 1))
+        if start == 0 and (end is None or end >= x.shape[dim]) and step == 1:
+            return []
+    return [dim]
+
+
+def split(call: TracedCall) -> None:
+    """Handle chunk and split: equal parts stay equal, position by position; unequal parts are frozen."""
+    tracer, x = call.tracer, call.args[0]
+    dim = int(call.arg(2, "dim", 0)) % x.dim()
+    ids = tracer.activation(x)
+    if ids is not None and varies(ids, dim):
+        sizes = {part.shape[dim] for part in call.out}
+        if len(sizes) == 1:
+            equal_parts(tracer, x, dim, len(call.out))
+        else:
+            tracer.freeze(compact(ids), "split into unequal parts")
+    move(call)
+
+
+def equal_parts(tracer: Tracer, value: Tensor, dim: int, parts: int) -> None:
+    """Couple the ids along `dim` across `parts` equal parts; the ids of the first part then stand for all parts."""
+    ids = tracer.activation(value)
+    if ids is None or parts == 1:
+        return
+    stretches = ids.unflatten(dim, (parts, -1))
+    first = stretches.narrow(dim, 0, 1)
+    small, one = compact(stretches), compact(first)
+    if small.shape[dim] > 1:
+        tracer.couple(small, one.expand(small.shape))
+    tracer.set_shadow(value, first.expand(stretches.shape).reshape(ids.shape))
+
+
+def view(call: TracedCall) -> None:
+    """Handle a reshape: merged axes just merge; an axis of channels that is split becomes equal parts."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    ids = tracer.activation(x)
+    if ids is None:
+        move(call)
+        return
+    moved = ids.reshape(out.shape)
+    for inside, outside in _axis_blocks(x.shape, out.shape):
+        if len(outside) < 2 or not any(varies(ids, dim) for dim in inside):
+            continue
+        changing = [dim for dim in outside if varies(moved, dim)]
+        if len(changing) < 2:
+            continue
+        if sum(x.shape[dim] > 1 for dim in inside) > 1:
+            tracer.freeze(compact(moved), "a reshape that mixes channels with another axis")
+            continue
+        # a*b -> a, b: the b positions are the channels, the same in each of the a parts.
+        kept = changing[-1]
+        small = compact(moved)
+        equal = collapse(moved, [dim for dim in changing if dim != kept])
+        tracer.couple(small, compact(equal).expand(small.shape))
+        moved = equal
+    tracer.set_shadow(out, moved)
+
+
+def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
+    """Return the axes of a reshape in blocks of equal size: ([axes before], [axes after])."""
+    blocks = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        inside, outside = [i], [j]
+        size_in = before[i] if i < len(before) else 1
+        size_out = after[j] if j < len(after) else 1
+        i, j = i + 1, j + 1
+        while size_in != size_out:
+            if size_in < size_out:
+                size_in *= before[i]
+                inside.append(i)
+                i += 1
+            else:
+                size_out *= after[j]
+                outside.append(j)
+                j += 1
+        blocks.append(([d for d in inside if d < len(before)], [d for d in outside if d < len(after)]))
+    return blocks
+
+
+def concatenate(call: TracedCall) -> None:
+    """Handle cat and stack: each part keeps its ids; a part without channels gives positions that stay."""
+    tracer, out = call.tracer, call.out
+    values = list(call.args[0])
+    dim = int(call.arg(1, "dim", 0))
+    if call.name == "cat":
+        values = [v for v in values if v.shape != (0,)]
+    axes = {
+        axis - values[0].dim()
+        for value in values
+        if (ids := tracer.activation(value)) is not None
+        for axis in range(value.dim())
+        if varies(ids, axis)
+    }
+    if not axes:
+        for value in values:
+            tracer.freeze_value(value, "parameters joined before use")
+        tracer.set_shadow(out, None)
+        return
+    parts = [_part(tracer, value, axes) for value in values]
+    axis = dim % out.dim()
+    if call.name == "cat" and axis - out.dim() not in axes:
+        tracer.set_shadow(out, _side_by_side(tracer, parts, axis, out.shape))
+        return
+    tracer.set_shadow(out, torch.stack(parts, dim) if call.name == "stack" else torch.cat(parts, dim))
+
+
+def _side_by_side(tracer: Tracer, parts: list[Tensor], axis: int, shape: torch.Size) -> Tensor | None:
+    """Join parts along an axis without channels; the channels of all parts are coupled."""
+    tracked = [part.narrow(axis, 0, 1) for part in parts if bool(compact(part).any())]
+    if len(tracked) < len(parts):
+        for part in tracked:
+            tracer.freeze(compact(part), "joined with a constant along another axis")
+    for part in tracked[1:]:
+        tracer.couple(compact(part), compact(tracked[0]).expand(compact(part).shape))
+    return tracked[0].expand(shape)
+
+
+def _part(tracer: Tracer, value: Tensor, axes: set[int]) -> Tensor:
+    """Return the ids of one part of a concatenation; `axes` (from the end) carry the channels of the other parts."""
+    shadow = tracer.shadow(value)
+    if isinstance(shadow, Tensor):
+        return shadow
+    if isinstance(shadow, ParameterShadow) and len(axes) == 1:
+        (axis,) = axes
+        use = tracer.axis(value, axis)
+        for other in range(-value.dim(), 0):
+            if other != axis and value.shape[other] > 1:
+                tracer.fix_axis(tracer.axis(value, other), value, "meets an axis without channels")
+        if use is not None:
+            shape = [-1 if d == axis else 1 for d in range(-value.dim(), 0)]
+            return torch.from_numpy(use.ids).view(shape).expand(value.shape)
+    tracer.freeze_value(value, "joined with an activation")
+    return torch.zeros(1, dtype=torch.int64).expand(value.shape)
+
+
+def pad(call: TracedCall) -> None:
+    """Handle padding with a constant: along an axis of channels the new positions stay; other axes just grow."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    ids = tracer.activation(x)
+    if ids is None:
+        tracer.freeze_value(x, "a padded parameter")
+        tracer.set_shadow(out, None)
+        return
+    amounts = list(call.args[1])
+    for step in range(len(amounts) // 2):
+        dim = x.dim() - 1 - step
+        before, after = amounts[2 * step : 2 * step + 2]
+        if not varies(ids, dim):
+            shape = list(ids.shape)
+            shape[dim] = out.shape[dim]
+            ids = ids.narrow(dim, 0, 1).expand(shape)
+        elif before < 0 or after < 0:
+            tracer.freeze(compact(ids), "cropped at fixed positions of the channels")
+            ids = torch.nn.functional.pad(ids, [0, 0] * step + [before, after])
+        elif before or after:
+            ids = torch.nn.functional.pad(ids, [0, 0] * step + [before, after])
+    tracer.set_shadow(out, ids)
+
+
+def restride(call: TracedCall) -> None:
+    """Handle as_strided if every element keeps its place; else freeze."""
+    tracer, x, out = call.tracer, call.args[0], call.out
+    size, stride = tuple(call.args[1]), tuple(call.args[2])
+    offset = call.arg(3, "storage_offset")
+    ids = tracer.activation(x)
+    in_place = ids is not None and tuple(ids.shape) == size and (offset is None or offset == x.storage_offset())
+    if in_place and all(n == 1 or new == old for n, new, old in zip(size, stride, call.strides, strict=False)):
+        tracer.set_shadow(out, ids)
+        return
+    tracer.freeze_value(x, "as_strided")
+    tracer.set_shadow(out, None)
+
+
+def first(out: Any) -> Tensor:
+    first = out[0] if isinstance(out, list | tuple) else out
+    assert isinstance(first, Tensor)
+    return first
+
+
+RESHAPES = {aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy}
+COPIES = {aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, aten.contiguous, aten.lift_fresh_copy}
+
+
+def packets(names: str) -> list[Any]:
+    """Return the operators of these names that this version of PyTorch has."""
+    return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
