@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
 
@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph, IndexArray, KeptPositions
+from raprune.channels.multihead import make_cut
 from raprune.channels.transfer import arrays_on
 from raprune.errors import RecipeError
 from raprune.records import Candidate
 
 Positions = Mapping[str, Mapping[int, IndexArray]]
 """Positions that stay, in order, by parameter or buffer name and axis."""
+
+NumberOnModule = tuple[str, str, int | None, int]
+"""Module, attribute, place in the attribute if it is a tuple or a list, and value."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -30,7 +34,34 @@ def cut(model: ModuleT, graph: ChannelGraph, candidate: Candidate) -> ModuleT:
     Raises:
         RecipeError: if the candidate names a group or a channel that the graph does not have, or empties a group.
     """
-    return slice_parameters(model, kept_positions(graph, candidate.kept))
+    smaller = slice_parameters(model, kept_positions(graph, candidate.kept), sizes_of(graph, candidate.kept))
+    _rescale(smaller, graph, candidate.kept)
+    return smaller
+
+
+def sizes_of(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> list[NumberOnModule]:
+    """Return the numbers on modules that a cut to `kept` sets anew."""
+    widths = graph.widths
+    new = {**widths, **{name: len(channels) for name, channels in kept.items()}}
+    return [
+        (a.module, a.name, a.place, size) for a in graph.attributes if (size := a.size.size(new)) != a.size.size(widths)
+    ]
+
+
+def _rescale(smaller: nn.Module, graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> None:
+    """Multiply the weights of queries, so that fused attention has the scale of the dense network."""
+    if not any(scale.group in kept for scale in graph.scales):
+        return
+    positions = KeptPositions(graph, kept)
+    parameters = dict(smaller.named_parameters())
+    for scale in graph.scales:
+        group = graph.by_name[scale.group]
+        ratio = len(kept.get(scale.group, range(group.num_channels))) / group.num_channels
+        here = np.flatnonzero(np.isin(positions.of(scale.parameter, scale.axis), scale.positions))
+        parameter = parameters[scale.parameter]
+        with torch.no_grad():
+            index = torch.from_numpy(here).to(parameter.device)
+            parameter.index_copy_(scale.axis, index, parameter.index_select(scale.axis, index) * ratio**0.5)
 
 
 def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, IndexArray]]:
@@ -58,8 +89,10 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
     return positions
 
 
-def slice_parameters(model: ModuleT, kept: Positions) -> ModuleT:
+def slice_parameters(model: ModuleT, kept: Positions, numbers: Sequence[NumberOnModule] = ()) -> ModuleT:
     """Return a new network whose parameters and buffers keep only the positions of `kept`; size attributes match.
+
+    `numbers` are further attributes to set: module, name, place in a tuple or list or None, and value.
 
     Raises:
         RecipeError: if `kept` names a parameter that the network does not have, or positions outside its shape.
@@ -97,7 +130,21 @@ def slice_parameters(model: ModuleT, kept: Positions) -> ModuleT:
     for name, module in smaller.named_modules():
         if name in rows:
             _fix_sizes(module, rows[name])
+            if isinstance(module, nn.MultiheadAttention):
+                make_cut(module)
+    for owner, attribute, place, value in numbers:
+        _set_number(smaller.get_submodule(owner), attribute, place, value)
     return smaller
+
+
+def _set_number(module: nn.Module, name: str, place: int | None, value: int) -> None:
+    """Set an attribute, or one entry of a tuple or list."""
+    if place is None:
+        setattr(module, name, value)
+        return
+    old = getattr(module, name)
+    new = [*old[:place], value, *old[place + 1 :]]
+    setattr(module, name, new if isinstance(old, list) else type(old)(new))
 
 
 def rebuild(model: ModuleT, tensor_for: Callable[[str, Tensor], Tensor]) -> ModuleT:

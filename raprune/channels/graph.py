@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,90 @@ class Group:
 
 @dataclass(frozen=True)
 class Factor:
-    """The size of one tensor axis as a function of the widths: `constant + sum(coefficients[g] * width[g])`."""
+    """The size of one tensor axis as a function of the widths.
+
+    It is `constant + sum(coefficients[g] * width[g]) + sum(c * width[g] * width[h] for g, h, c in products)`: an axis
+    of attention has as many positions as heads times their width.
+    """
 
     constant: int
     coefficients: Mapping[str, int] = field(default_factory=dict)
+    products: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that change the size, each once."""
+        both = (name for *pair, _ in self.products for name in pair)
+        return tuple(dict.fromkeys([*self.coefficients, *both]))
+
+    def size(self, widths: Mapping[str, int]) -> int:
+        """Return the size of the axis at `widths`, which names all groups of the factor."""
+        affine = self.constant + sum(c * widths[g] for g, c in self.coefficients.items())
+        return affine + sum(c * widths[g] * widths[h] for g, h, c in self.products)
+
+    def part_of(self, name: str, widths: Mapping[str, int]) -> int:
+        """Return the number of positions at `widths` that go if all channels of the group `name` go."""
+        part = self.coefficients.get(name, 0) * widths[name]
+        return part + sum(c * widths[g] * widths[h] for g, h, c in self.products if name in (g, h))
+
+    def without(self, widths: Mapping[str, int]) -> Factor:
+        """Return the factor with the groups of `widths` as constants of these widths."""
+        constant = self.constant + sum(c * widths[g] for g, c in self.coefficients.items() if g in widths)
+        coefficients = {g: c for g, c in self.coefficients.items() if g not in widths}
+        products = []
+        for g, h, c in self.products:
+            left = [name for name in (g, h) if name not in widths]
+            known = c * prod(widths[name] for name in (g, h) if name in widths)
+            if len(left) == 2:
+                products.append((g, h, c))
+            elif left:
+                coefficients[left[0]] = coefficients.get(left[0], 0) + known
+            else:
+                constant += known
+        return Factor(constant, coefficients, tuple(products))
+
+    def to_json(self) -> list[Any]:
+        """Return plain data; a factor without products has two parts, as before there were products."""
+        affine = [self.constant, dict(self.coefficients)]
+        return [*affine, [list(product) for product in self.products]] if self.products else affine
+
+    @classmethod
+    def from_json(cls, constant: int, coefficients: Mapping[str, int], products: Sequence[Any] = ()) -> Factor:
+        return cls(constant, coefficients, tuple((g, h, c) for g, h, c in products))
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """A number that Python code keeps on a module, such as a number of heads, as a function of the widths."""
+
+    module: str
+    name: str
+    """Name of the attribute."""
+    place: int | None
+    """Index in the attribute, if it is a tuple or a list."""
+    size: Factor
+
+
+@dataclass(frozen=True)
+class WidthScale:
+    """Positions of a parameter that a cut multiplies by `sqrt(width / num_channels)` of a group.
+
+    PyTorch's attention divides the products of queries and keys by the root of their width. The products that stay
+    must not change, so the queries take up the difference.
+    """
+
+    parameter: str
+    axis: int
+    positions: IndexArray
+    group: str
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WidthScale):
+            return NotImplemented
+        mine, theirs = ((s.parameter, s.axis, s.group) for s in (self, other))
+        return mine == theirs and np.array_equal(self.positions, other.positions)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -102,6 +183,10 @@ class ChannelGraph:
     """Shape in the dense network of every parameter or buffer that a group slices, by name."""
     notes: tuple[str, ...] = ()
     """Warnings for the user, for example about parameters that the forward pass never used."""
+    attributes: tuple[SizeAttribute, ...] = ()
+    """Numbers on modules that a cut sets anew."""
+    scales: tuple[WidthScale, ...] = ()
+    """Weights that a cut multiplies, so that attention keeps the scale of the dense network."""
 
     def __repr__(self) -> str:
         return (
@@ -152,26 +237,17 @@ class ChannelGraph:
         """Return the graph with the groups of `names` (name -> reason) frozen: their widths become constants."""
         if not names:
             return self
-        dense = self.widths
-
-        def fixed(factor: Factor) -> Factor:
-            return Factor(
-                factor.constant + sum(m * dense[g] for g, m in factor.coefficients.items() if g in names),
-                {g: m for g, m in factor.coefficients.items() if g not in names},
-            )
-
-        frozen = tuple(Frozen(name, dense[name], reason) for name, reason in names.items())
-        return ChannelGraph(
-            architecture=self.architecture,
-            input_shape=self.input_shape,
+        stay = {name: self.widths[name] for name in names}
+        factors = tuple(factor.without(stay) for factor in self.factors)
+        attributes = (replace(attribute, size=attribute.size.without(stay)) for attribute in self.attributes)
+        return replace(
+            self,
             groups=tuple(group for group in self.groups if group.name not in names),
-            frozen=self.frozen + frozen,
-            factors=tuple(map(fixed, self.factors)),
-            flops=self.flops,
-            params=self.params,
-            memory=tuple(map(fixed, self.memory)),
-            shapes=self.shapes,
-            notes=self.notes,
+            frozen=self.frozen + tuple(Frozen(name, stay[name], reason) for name, reason in names.items()),
+            factors=factors,
+            memory=tuple(moment.without(stay) for moment in self.memory),
+            attributes=tuple(attribute for attribute in attributes if attribute.size.groups),
+            scales=tuple(scale for scale in self.scales if scale.group not in names),
         )
 
     def only(self, names: Iterable[str]) -> ChannelGraph:
@@ -189,24 +265,36 @@ class ChannelGraph:
         positions = KeptPositions(self, kept)
         stays = {group.name: np.flatnonzero(positions.stays(group)) for group in self.groups}
         position: dict[tuple[str, int], IndexArray] = {}
+        left_of: dict[tuple[str, int], IndexArray] = {}
+
+        def renumbered(parameter: str, axis: int, indices: IndexArray) -> IndexArray:
+            """Return the new positions of `indices`, without those that another group of the same axis removed."""
+            here = np.isin(indices, left_of[parameter, axis])
+            new = position[parameter, axis][indices]
+            return new if here.all() else new[here].reshape(*indices.shape[:-1], -1)
+
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         for parameter, axis in {(m.parameter, m.axis): None for group in self.groups for m in group.members}:
             left = positions.of(parameter, axis)
             position[parameter, axis] = np.zeros(self.shapes[parameter][axis], dtype=np.int64)
             position[parameter, axis][left] = np.arange(len(left))
             shapes[parameter][axis] = len(left)
+            left_of[parameter, axis] = left
         groups = tuple(
             replace(
                 group,
                 num_channels=len(stays[group.name]),
                 members=tuple(
-                    replace(m, indices=position[m.parameter, m.axis][m.indices[stays[group.name]]])
+                    replace(m, indices=renumbered(m.parameter, m.axis, m.indices[stays[group.name]]))
                     for m in group.members
                 ),
             )
             for group in self.groups
         )
-        return replace(self, groups=groups, shapes={name: tuple(shape) for name, shape in shapes.items()})
+        scales = tuple(replace(s, positions=renumbered(s.parameter, s.axis, s.positions)) for s in self.scales)
+        return replace(
+            self, groups=groups, scales=scales, shapes={name: tuple(shape) for name, shape in shapes.items()}
+        )
 
     def digest(self) -> str:
         """Return a digest of the groups, the costs and the frozen channels; texts for the user do not affect it.
@@ -236,12 +324,15 @@ class ChannelGraph:
                 for g in self.groups
             ],
             "frozen": [[f.module, f.num_channels, f.reason] for f in self.frozen],
-            "factors": [[f.constant, dict(f.coefficients)] for f in self.factors],
+            "factors": [factor.to_json() for factor in self.factors],
             "flops": [[t.module, t.coefficient, list(t.factors)] for t in self.flops],
             "params": [[t.module, t.coefficient, list(t.factors)] for t in self.params],
-            "memory": [[f.constant, dict(f.coefficients)] for f in self.memory],
+            "memory": [moment.to_json() for moment in self.memory],
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "notes": list(self.notes),
+            # Only where there are some: the digests of all other networks stay as they were.
+            **({"attributes": [_attribute_row(a) for a in self.attributes]} if self.attributes else {}),
+            **({"scales": [_scale_row(s) for s in self.scales]} if self.scales else {}),
         }
 
     @classmethod
@@ -269,13 +360,29 @@ class ChannelGraph:
                 for g in data["groups"]
             ),
             frozen=tuple(Frozen(*row) for row in data["frozen"]),
-            factors=tuple(Factor(constant, coefficients) for constant, coefficients in data["factors"]),
+            factors=tuple(Factor.from_json(*row) for row in data["factors"]),
             flops=terms(data["flops"]),
             params=terms(data["params"]),
-            memory=tuple(Factor(constant, coefficients) for constant, coefficients in data["memory"]),
+            memory=tuple(Factor.from_json(*row) for row in data["memory"]),
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             notes=tuple(data["notes"]),
+            attributes=tuple(
+                SizeAttribute(module, name, place, Factor.from_json(*size))
+                for module, name, place, size in data.get("attributes", ())
+            ),
+            scales=tuple(
+                WidthScale(parameter, axis, unpack_positions(runs), group)
+                for parameter, axis, runs, group in data.get("scales", ())
+            ),
         )
+
+
+def _attribute_row(attribute: SizeAttribute) -> list[Any]:
+    return [attribute.module, attribute.name, attribute.place, attribute.size.to_json()]
+
+
+def _scale_row(scale: WidthScale) -> list[Any]:
+    return [scale.parameter, scale.axis, pack_positions(scale.positions), scale.group]
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raprune.channels.graph import Factor, IndexArray
+from raprune.channels.grouping import Grouping
 from raprune.channels.shadow import NO_CHANNEL, compact
 
 
@@ -86,15 +87,20 @@ class _Bytes:
     fixed: int
     ids: IndexArray
     of_ids: npt.NDArray[np.float64]
+    heads: tuple[IndexArray, ...] = ()
+    """Head ids beside `ids`, one array for each way in which the tensor was split into heads."""
 
 
 class LiveActivations(LiveStorages):
     """The storages of a traced forward pass that live at the same time. It is entered after the tracer."""
 
-    def __init__(self, shadow: Callable[[Tensor], Tensor | None]) -> None:
-        """`shadow` gives the ids of an activation's elements, or None (`Tracer.activation`)."""
+    def __init__(
+        self, shadow: Callable[[Tensor], Tensor | None], layers: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> None:
+        """`shadow` gives the ids of an activation's elements, or None (`Tracer.activation`), `layers` their heads."""
         super().__init__()
         self._shadow = shadow
+        self._layers = layers
         self._storages: list[_Bytes] = []
         self._now: dict[int, int] = {}
         """Key of each living storage -> its index in `_storages`."""
@@ -106,37 +112,37 @@ class LiveActivations(LiveStorages):
         # The indices of a max pooling have no shadow of their own, and as many channels as its maxima.
         alike = (self._shadow(result) for result in (tensor, *results) if result.shape == tensor.shape)
         ids = next((ids for ids in alike if ids is not None), None)
-        self._storages.append(_bytes_of(size, tensor, ids))
+        self._storages.append(_bytes_of(size, tensor, ids, self._layers(tensor)))
         self._has_grown = True
 
     def written(self, key: int, tensor: Tensor) -> None:
         """An operation in place may give channels to a tensor that had none, such as a buffer of zeros."""
         if key in self._now and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
             size = tensor.untyped_storage().nbytes()
-            self._storages[self._now[key]] = _bytes_of(size, tensor, self._shadow(tensor))
+            self._storages[self._now[key]] = _bytes_of(size, tensor, self._shadow(tensor), self._layers(tensor))
 
     def freed(self, key: int, size: int) -> None:
         self._keep_moment()
         self._now.pop(key, None)
 
-    def moments(
-        self, group_of_id: IndexArray, num_channels: Sequence[int], names: Sequence[str], images: int
-    ) -> tuple[Factor, ...]:
-        """Return the bytes of each moment that may be the peak; `images` are the bytes of the network's input.
-
-        `group_of_id` holds for each id the number of its group, -1 for none.
-        """
+    def moments(self, grouping: Grouping, images: int) -> tuple[Factor, ...]:
+        """Return the bytes of each moment that may be the peak; `images` are the bytes of the network's input."""
         self._keep_moment()
-        rows = np.zeros((len(self._storages), len(names) + 1))
-        for row, storage in zip(rows, self._storages, strict=True):
-            row[-1] = storage.fixed
-            # The last entry, which belongs to the group -1, takes the channels that stay.
-            np.add.at(row, group_of_id[storage.ids], storage.of_ids)
-        rows[:, :-1] /= np.asarray(num_channels, dtype=np.float64)
+        groups = grouping.groups
+        base = len(groups) + 1
+        keys = [_keys(storage, grouping, base) for storage in self._storages]
+        columns = np.unique(np.concatenate([[0], *keys]).astype(np.int64))
+        rows = np.zeros((len(self._storages), len(columns)))
+        for row, storage, key in zip(rows, self._storages, keys, strict=True):
+            row[0] = storage.fixed
+            np.add.at(row, np.searchsorted(columns, key), storage.of_ids)
+        counts = np.array([1, *(group.num_channels for group in groups)], dtype=np.float64)
+        pairs = [divmod(int(column), base) for column in columns]
+        rows /= [counts[head] * counts[group] for head, group in pairs]
         sums = np.array([rows[list(moment)].sum(axis=0) for moment in self._moments if moment])
-        sums = sums.reshape(-1, len(names) + 1)
-        sums[:, -1] += images
-        return tuple(_factors(_undominated(np.rint(sums)), names))
+        sums = sums.reshape(-1, len(columns))
+        sums[:, 0] += images
+        return tuple(_factors(_undominated(np.rint(sums)), pairs, [group.name for group in groups]))
 
     def _keep_moment(self) -> None:
         # Only a moment before something is freed can be a peak.
@@ -145,14 +151,35 @@ class LiveActivations(LiveStorages):
             self._has_grown = False
 
 
-def _bytes_of(size: int, tensor: Tensor, ids: Tensor | None) -> _Bytes:
-    if ids is None or ids.shape != tensor.shape or tensor.numel() == 0:
+def _bytes_of(size: int, tensor: Tensor, ids: Tensor | None, layers: tuple[Tensor, ...]) -> _Bytes:
+    if ids is not None and ids.shape != tensor.shape:
+        ids = None
+    if tensor.numel() == 0 or (ids is None and not layers):
         return _Bytes(size, np.zeros(0, dtype=np.int64), np.zeros(0))
-    few = compact(ids)
-    found, counts = (part.numpy() for part in torch.unique(few, return_counts=True))
-    own = counts * (tensor.numel() // few.numel()) * tensor.element_size()
-    has_channel = found != NO_CHANNEL
-    return _Bytes(size - int(own[has_channel].sum()), found[has_channel], own[has_channel].astype(np.float64))
+    few = [compact(part) for part in (torch.zeros(1, dtype=torch.int64) if ids is None else ids, *layers)]
+    shape = torch.broadcast_shapes(*(part.shape for part in few))
+    flat = torch.stack([part.expand(shape).reshape(-1) for part in few])
+    # A sort of one row takes a tenth of the time of a sort of columns.
+    found, counts = torch.unique(flat[0] if not layers else flat, dim=None if not layers else 1, return_counts=True)
+    found = found.view(len(few), -1).numpy()
+    own = counts.numpy() * (tensor.numel() // flat.shape[1]) * tensor.element_size()
+    has_channel = (found != NO_CHANNEL).any(axis=0)
+    fixed = size - int(own[has_channel].sum())
+    found = found[:, has_channel]
+    return _Bytes(fixed, found[0], own[has_channel].astype(np.float64), tuple(found[1:]))
+
+
+def _keys(storage: _Bytes, grouping: Grouping, base: int) -> IndexArray:
+    """Return for each id of a storage `base * head + group`, the numbers of its groups plus 1; 0 for none."""
+    group = grouping.of_id[storage.ids]
+    head = np.full_like(group, -1)
+    if storage.heads:
+        for ids in storage.heads:
+            if len(grouping.of_head):
+                head = np.where(head < 0, grouping.of_head[ids], head)
+    elif grouping.head_of_id is not None:
+        head = grouping.head_of_id[storage.ids]
+    return np.asarray((head + 1) * base + group + 1, dtype=np.int64)
 
 
 def _undominated(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -167,6 +194,15 @@ def _undominated(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return kept
 
 
-def _factors(rows: npt.NDArray[np.float64], names: Sequence[str]) -> Iterator[Factor]:
+def _factors(rows: npt.NDArray[np.float64], pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> Iterator[Factor]:
+    """Yield the factor of each row, whose columns are the pairs of a group of heads and a group; 0 for none."""
     for row in rows.astype(np.int64).tolist():
-        yield Factor(row[-1], {name: bytes_each for name, bytes_each in zip(names, row, strict=False) if bytes_each})
+        coefficients: dict[str, int] = {}
+        products: list[tuple[str, str, int]] = []
+        for (head, group), each in zip(pairs[1:], row[1:], strict=True):
+            if each and head and group:
+                products.append((names[head - 1], names[group - 1], each))
+            elif each:
+                name = names[max(head, group) - 1]
+                coefficients[name] = coefficients.get(name, 0) + each
+        yield Factor(row[0], coefficients, tuple(products))

@@ -104,23 +104,25 @@ def view(call: TracedCall) -> None:
     if ids is None:
         move(call)
         return
-    moved = ids.reshape(out.shape)
+    after = ids.reshape(out.shape)
     for inside, outside in _axis_blocks(x.shape, out.shape):
         if len(outside) < 2 or not any(varies(ids, dim) for dim in inside):
             continue
-        changing = [dim for dim in outside if varies(moved, dim)]
+        changing = [dim for dim in outside if varies(after, dim)]
         if len(changing) < 2:
             continue
         if sum(x.shape[dim] > 1 for dim in inside) > 1:
-            tracer.freeze(compact(moved), "a reshape that mixes channels with another axis")
+            tracer.freeze(compact(after), "a reshape that mixes channels with another axis")
             continue
         # a*b -> a, b: the b positions are the channels, the same in each of the a parts.
         kept = changing[-1]
-        small = compact(moved)
-        equal = collapse(moved, [dim for dim in changing if dim != kept])
-        tracer.couple(small, compact(equal).expand(small.shape))
-        moved = equal
-    tracer.set_shadow(out, moved)
+        small = compact(after)
+        equal = collapse(after, changing[:-1])
+        with tracer.heads.inside():  # the heads have equal widths, but go one by one
+            tracer.couple(small, compact(equal).expand(small.shape))
+        tracer.split_heads(x, out, after, kept, changing[:-1])
+        after = equal
+    tracer.set_shadow(out, after)
 
 
 def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from raprune.channels.elementwise import elementwise
+from raprune.channels.graph import IndexArray
 from raprune.channels.layers import linear
-from raprune.channels.shadow import ParameterShadow, TracedCall, compact, line, varies
+from raprune.channels.movement import first
+from raprune.channels.shadow import CostRecord, ParameterShadow, TracedCall, compact, line, varies
 
 aten = torch.ops.aten
 
@@ -34,25 +39,31 @@ def batched_product(call: TracedCall) -> None:
 
 
 def _contraction(call: TracedCall, left: Tensor, right: Tensor) -> None:
-    """Handle a product of two activations: only channels in the columns of the right side pass on; the rest freezes."""
+    """Handle a product of two activations: channels that are summed over are coupled, those of the columns pass on."""
     tracer, out = call.tracer, call.out
     for value in (left, right):
         if isinstance(tracer.shadow(value), ParameterShadow):
             tracer.freeze_value(value, "a product with a parameter on the left")
     a, b = tracer.activation(left), tracer.activation(right)
+    if a is not None and _are_heads(call, a, right):
+        a = None
     tracer.count(call.func, call.args, call.kwargs, out, ())
     tracer.set_shadow(out, None)
     inner_a = a is not None and varies(a, a.dim() - 1)
     inner_b = b is not None and varies(b, b.dim() - 2)
     rows = a is not None and any(varies(a, d) for d in range(a.dim() - 1))
     columns = b is not None and any(varies(b, d) for d in range(b.dim()) if d != b.dim() - 2)
-    # A product whose cost or meaning depends on channels of more than one axis is frozen: attention fixes its sizes in
-    # Python, and a scale that follows the size would change with the size.
+    if a is not None and b is not None and inner_a and inner_b and not (rows or columns):
+        summed = line(a, a.dim() - 1)
+        tracer.couple(summed, line(b, b.dim() - 2))
+        _recount(call, summed)
+        return
+    # A product whose cost or meaning depends on channels of more than one axis is frozen.
     if columns and b is not None and not (inner_a or inner_b or rows):
         if a is not None:
             tracer.freeze(compact(a), f"{call.name} with channels on both sides")
         if call.func.overloadpacket in (aten.bmm, aten.mm) and not varies(b, 0):
-            _recount(call, right, b)
+            _recount(call, line(b, b.dim() - 1))
         else:
             tracer.freeze(compact(b), f"{call.name} over channels in a batch axis")
             return
@@ -63,21 +74,71 @@ def _contraction(call: TracedCall, left: Tensor, right: Tensor) -> None:
             tracer.freeze(compact(ids), f"{call.name} contracts over channels of an activation")
 
 
-def _recount(call: TracedCall, right: Tensor, ids: Tensor) -> None:
-    """Count the cost of a product again, as a function of the channels in the columns of its right side."""
-    last = call.tracer.costs.pop()
-    call.tracer.count(call.func, call.args, call.kwargs, call.out, (line(ids, ids.dim() - 1),))
-    assert call.tracer.costs[-1].total == last.total and right.shape == ids.shape
+def _are_heads(call: TracedCall, ids: Tensor, right: Tensor) -> bool:
+    """Return True if channels along the batch axis of the left side are the heads of the right side.
+
+    A layer that mixes the products of all heads writes such channels. They go with the heads, and not by themselves.
+    """
+    heads = [layer for layer in call.tracer.heads.layers(right) if varies(layer, 0)]
+    if not heads or any(varies(ids, dim) != (dim == 0) for dim in range(ids.dim())):
+        return False
+    call.tracer.heads.tag(_numbers(line(ids, 0)), _numbers(line(heads[0], 0)))
+    call.tracer.freeze(line(ids, 0), "they are the heads of attention")
+    return True
+
+
+def _recount(call: TracedCall, ids: Tensor) -> None:
+    """Count the cost of a product again, as a function of the channels `ids`."""
+    costs = call.tracer.costs
+    costs[-1] = replace(costs[-1], widths=(_numbers(ids),))
 
 
 def attention(call: TracedCall) -> None:
-    """Freeze the channels of fused attention: its scale follows the head size, and Python code fixes its head count."""
+    """Couple the widths of queries and keys in fused attention; the values pass on.
+
+    Without a scale, PyTorch divides the products by the root of the width. A cut changes the queries' weights, so that
+    the products keep the scale of the dense network; where no weights are known that do it, the width stays.
+    """
+    tracer, out = call.tracer, first(call.out)
+    reason = f"{call.name} over a shape whose other axes carry channels"
+    q, k, v = (tracer.channels(value, 3, reason) for value in call.args[:3])
     for value in call.args[:3]:
-        call.tracer.freeze_value(value, "attention: head size and scale are fixed in the module")
-    call.tracer.count(call.func, call.args, call.kwargs, call.out, ())
+        if isinstance(tracer.shadow(value), ParameterShadow):
+            tracer.freeze_value(value, "fused attention with a parameter")
+    pairs = [ids for ids in (q, k) if ids is not None and bool(ids.any())]
+    own = tracer.heads.own(call.args[0])
+    if len(pairs) == 1 or (pairs and call.kwargs.get("scale") is None and own is None):
+        for ids in pairs:
+            tracer.freeze(ids, "the scale of attention follows the width")
+        q = None
+    elif pairs:
+        tracer.couple(pairs[0], pairs[1])
+        if call.kwargs.get("scale") is None and own is not None:
+            tracer.heads.scales.append((_numbers(pairs[0]), np.unique(compact(own).numpy())))
+    _count_both(call, q, v)
     for value in call.out if isinstance(call.out, tuple) else (call.out,):
         if isinstance(value, Tensor):
-            call.tracer.set_shadow(value, None)
+            tracer.set_shadow(value, None)
+    if v is not None:
+        tracer.set_shadow(out, v.view(1, 1, 1, -1).expand(out.shape))
 
 
-# -- normalisation -------------------------------------------------------------------------------------------------
+def _numbers(ids: Tensor) -> IndexArray:
+    return np.asarray(ids.numpy())
+
+
+def _count_both(call: TracedCall, q: Tensor | None, v: Tensor | None) -> None:
+    """Count the two products of attention apart: the width of the queries and that of the values are their factors."""
+    costs = call.tracer.costs
+    before = len(costs)
+    call.tracer.count(call.func, call.args, call.kwargs, call.out, ())
+    if len(costs) == before:
+        return
+    (both,) = costs[before:]
+    scores, values = call.args[0].shape[3], call.args[2].shape[3]
+    share = both.total // (scores + values)
+    assert share * (scores + values) == both.total
+    costs[before:] = [
+        CostRecord(both.module, share * size, (), () if ids is None else (_numbers(ids),))
+        for size, ids in ((scores, q), (values, v))
+    ]

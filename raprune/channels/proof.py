@@ -209,8 +209,10 @@ class _ProofNetwork:
             for member in group.members:
                 axes = order.setdefault(member.parameter, {})
                 size = graph.shapes[member.parameter][member.axis]
-                positions = axes.setdefault(member.axis, np.arange(size))
+                positions = np.arange(size)
                 positions[member.indices] = member.indices[shuffled]
+                # One axis may lose heads and widths: one permutation after the other.
+                axes[member.axis] = axes[member.axis][positions] if member.axis in axes else positions
 
         def permute(name: str, tensor: Tensor) -> Tensor:
             for axis, positions in order.get(name, {}).items():

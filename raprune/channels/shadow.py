@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from raprune.channels.graph import IndexArray
+from raprune.channels.head_shadows import HeadShadows
 
 NO_CHANNEL = 0
 """The id of a position that cannot be removed."""
@@ -120,11 +121,14 @@ def line(ids: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class CostRecord:
-    """A cost seen in the pass: `total` is the product of a constant and the sizes of the axes with the ids `axes`."""
+    """A cost seen in the pass: `total` is the product of a constant and of the sizes of the axes with these ids."""
 
     module: str
     total: int
     axes: tuple[IndexArray, ...]
+    """Ids of the axes of parameters; negative ids are those of heads."""
+    widths: tuple[IndexArray, ...] = ()
+    """Ids of axes of activations, which stand for the width of every head."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +138,20 @@ class FreezeRecord:
     ids: IndexArray
     module: str
     reason: str
+    in_heads: bool = False
+    """True if it was seen on a tensor whose positions are heads and widths: the ids stand for the widths only."""
 
 
 class Tracer(TorchDispatchMode):
     """Observer of one forward pass; afterwards `pairs`, `freezes`, `costs` and `axis_base` hold the observations."""
 
-    def __init__(self, model: nn.Module, rules: dict[Any, Callable[..., None]]) -> None:
+    def __init__(
+        self, model: nn.Module, rules: dict[Any, Callable[..., None]], head_rule: Callable[[TracedCall], None]
+    ) -> None:
         super().__init__()
         self._rules = rules
+        self._head_rule = head_rule
+        self.heads = HeadShadows()
         self._shadows = WeakIdKeyDictionary()
         # The references keep the ids: a buffer that forward() replaces would leave its id to the next tensor.
         self._tensors = [*model.parameters(), *model.buffers()]
@@ -158,12 +168,16 @@ class Tracer(TorchDispatchMode):
         self.written: dict[tuple[str, int], str] = {}
         """Module of each (parameter, axis) whose positions are channels that a layer writes."""
         self.pairs: list[tuple[IndexArray, IndexArray]] = []
+        self.pairs_in_heads: list[int] = []
+        """Indices in `pairs` of the pairs that were seen on tensors whose positions are heads and widths."""
         self.freezes: list[FreezeRecord] = []
         self.across: list[IndexArray] = []
         """Ids across which a normalisation ran: masking such a channel is not the same as removing it."""
         self.reduced: set[tuple[str, int]] = set()
         """Every (parameter, axis) over which a statistic was taken: it is no channel unless a layer uses it as one."""
         self.costs: list[CostRecord] = []
+        self.costs_before = 0
+        """Number of costs before the operation that is running."""
         self.used: set[str] = set()
 
     # -- what the rules read and write -------------------------------------------------------------------------------
@@ -238,6 +252,8 @@ class Tracer(TorchDispatchMode):
             fixed = (a == NO_CHANNEL) | (b == NO_CHANNEL)
             self.freeze(np.maximum(a, b)[fixed], why)
             a, b = a[~fixed], b[~fixed]
+        if self.heads.running:
+            self.pairs_in_heads.append(len(self.pairs))
         self.pairs.append((a, b))
 
     def freeze(self, ids: IndexArray | Tensor, reason: str) -> None:
@@ -245,7 +261,7 @@ class Tracer(TorchDispatchMode):
         unique = np.unique(_numpy(ids))
         unique = unique[unique != NO_CHANNEL]
         if len(unique):
-            self.freezes.append(FreezeRecord(unique, self._stack[-1], reason))
+            self.freezes.append(FreezeRecord(unique, self._stack[-1], reason, self.heads.running))
 
     def freeze_named(self, parameter: str, reason: str) -> None:
         """Freeze all axes of a parameter."""
@@ -286,6 +302,29 @@ class Tracer(TorchDispatchMode):
         shape = [-1 if d == dim else 1 for d in range(out.dim())]
         self.pass_on(out, torch.from_numpy(use.ids if ids is None else ids).view(shape).expand(out.shape))
 
+    def split_heads(self, x: Tensor, out: Tensor, ids: Tensor, kept: int, others: Iterable[int]) -> None:
+        """Give head ids to the axes `others` of the split `out` of `x`, whose axis `kept` has the widths.
+
+        `ids` are the ids of the elements of `out`.
+        """
+        # Of a tensor that was split before, several elements have one id.
+        known = self.heads.own(x)
+        own = known.reshape(out.shape) if known is not None else ids
+        layers, small = [], compact(own)
+        for dim in others:
+            heads = self.heads.new_ids(out.shape[dim])
+            layer = torch.from_numpy(heads).view([-1 if d == dim else 1 for d in range(out.dim())]).expand(out.shape)
+            tags = layer
+            for d, size in enumerate(small.shape):
+                tags = tags.narrow(d, 0, min(size, tags.shape[d]))
+            self.heads.tag(small.numpy().reshape(-1), tags.numpy().reshape(-1))
+            self.heads.record_split(self._stack[-1], heads, line(ids, kept).numpy())
+            if known is None and self.heads.layers(x):
+                self.heads.freeze(heads, self._stack[-1], "heads of a tensor whose channels met others before")
+            layers.append(layer)
+        self.heads.set_layers(out, layers)
+        self.heads.set_own(out, own)
+
     def count(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any, axes: Iterable[Any]) -> None:
         """Record the FLOPs of an operation: PyTorch's own count, and the ids along the axes that determine it."""
         counter = flop_registry.get(func.overloadpacket)
@@ -309,9 +348,30 @@ class Tracer(TorchDispatchMode):
         strides = args[0].stride() if args and isinstance(args[0], Tensor) else ()
         out = func(*args, **kwargs)
         tracked = [value for value in _tensors(args, kwargs) if self.shadow(value) is not None]
-        if not tracked:
+        self.heads.enter(_tensors(args, kwargs))
+        self.costs_before = len(self.costs)
+        if not tracked and not self.heads.running:
             self.count(func, args, kwargs, out, ())
             return out
+        if tracked:
+            self._apply_rule(func, args, kwargs, out, strides, tracked)
+        else:
+            self.count(func, args, kwargs, out, ())
+        if self.heads.running:
+            self._head_rule(TracedCall(self, func, args, kwargs, out, strides))
+            self.heads.running = False
+        return out
+
+    def _apply_rule(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        strides: tuple[int, ...],
+        tracked: list[Tensor],
+    ) -> None:
+        """Let the operation's rule move, couple or freeze the ids; without a rule they freeze."""
         rule = self._rules.get(func.overloadpacket) or self._rules.get(str(func.overloadpacket))
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = self._rules["pointwise"]
@@ -323,7 +383,11 @@ class Tracer(TorchDispatchMode):
             self.count(func, args, kwargs, out, ())
         else:
             rule(TracedCall(self, func, args, kwargs, out, strides))
-        return out
+
+    @property
+    def module(self) -> str:
+        """Name of the module that is running."""
+        return self._stack[-1]
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:

@@ -1,14 +1,15 @@
 """FLOPs and parameters of any width vector in closed form, and its latency by a table of measured times.
 
 A multiply-add counts as 2 FLOPs, as in `torch.utils.flop_counter`, for one image; MACs are half of the FLOPs. Every
-cost is a sum of products of axis sizes, and every axis size is affine in the widths (`ChannelGraph.factors`), so two
-matrix products give the costs of thousands of width vectors. A latency table uses the same axes.
+cost is a sum of products of axis sizes, and every axis size is affine in the widths, or in products of two of them
+(`ChannelGraph.factors`), so two matrix products give the costs of thousands of width vectors. A latency table uses the
+same axes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -18,10 +19,35 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raprune.channels.evaluating import evaluating
-from raprune.channels.graph import ChannelGraph, Term
+from raprune.channels.graph import ChannelGraph, Factor, Term
 from raprune.cost.latency import Floats, LatencyTable
 
 Counts = npt.NDArray[np.int64]
+
+
+class _Axes:
+    """The sizes of axes for many width vectors at once."""
+
+    def __init__(self, factors: Sequence[Factor], names: Sequence[str]) -> None:
+        column = {name: i for i, name in enumerate(names)}
+        self._constants = np.array([factor.constant for factor in factors], dtype=np.float64)
+        self._coefficients = np.zeros((len(factors), len(column)))
+        for row, factor in enumerate(factors):
+            for name, coefficient in factor.coefficients.items():
+                self._coefficients[row, column[name]] = coefficient
+        self._products = [
+            (row, column[g], column[h], coefficient)
+            for row, factor in enumerate(factors)
+            for g, h, coefficient in factor.products
+        ]
+
+    def at(self, widths: npt.ArrayLike) -> Floats:
+        """Return the sizes at widths of shape `(..., G)`; shape `(..., F)`."""
+        vectors = np.asarray(widths, dtype=np.float64)
+        sizes: Floats = vectors @ self._coefficients.T + self._constants
+        for row, g, h, coefficient in self._products:
+            sizes[..., row] += coefficient * vectors[..., g] * vectors[..., h]
+        return sizes
 
 
 class CostModel:
@@ -35,19 +61,10 @@ class CostModel:
         self.table = table
         self.group_names: tuple[str, ...] = tuple(group.name for group in graph.groups)
         self.num_channels: Counts = np.array([group.num_channels for group in graph.groups], dtype=np.int64)
-        self._constants = np.array([factor.constant for factor in graph.factors], dtype=np.float64)
-        column = {name: i for i, name in enumerate(self.group_names)}
-        self._coefficients = np.zeros((len(graph.factors), len(column)))
-        for row, factor in enumerate(graph.factors):
-            for name, coefficient in factor.coefficients.items():
-                self._coefficients[row, column[name]] = coefficient
+        self._sizes = _Axes(graph.factors, self.group_names)
         self._flops = _collect(graph.flops)
         self._params = _collect(graph.params)
-        self._memory = np.zeros((len(graph.memory), len(column)))
-        for row, moment in enumerate(graph.memory):
-            for name, coefficient in moment.coefficients.items():
-                self._memory[row, column[name]] = coefficient
-        self._fixed_memory = np.array([moment.constant for moment in graph.memory], dtype=np.float64)
+        self._memory = _Axes(graph.memory, self.group_names)
         self.dense_flops = int(self.flops(self.num_channels))
         self.dense_params = int(self.params(self.num_channels))
         self.dense_memory = int(self.memory_bytes(self.num_channels))
@@ -66,7 +83,7 @@ class CostModel:
         It is the largest sum of tensors that live at the same time, the image included and the weights left out. 0 if
         the graph knows no moments.
         """
-        moments = np.asarray(widths, dtype=np.float64) @ self._memory.T + self._fixed_memory
+        moments = self._memory.at(widths)
         return np.rint(moments.max(axis=-1, initial=0.0)).astype(np.int64)
 
     def latency_ms(self, widths: npt.ArrayLike) -> Floats:
@@ -82,8 +99,7 @@ class CostModel:
 
     def sizes(self, widths: npt.ArrayLike) -> Floats:
         """Return the sizes of the graph's axes, `ChannelGraph.factors`; shape `(..., F)`."""
-        sizes: Floats = np.asarray(widths, dtype=np.float64) @ self._coefficients.T + self._constants
-        return sizes
+        return self._sizes.at(widths)
 
     def vector(self, widths: Mapping[str, int]) -> Counts:
         """Return the width vector of a mapping, shape `(G,)`; groups that are not named stay whole."""
@@ -109,10 +125,13 @@ class CostModel:
 
         The name "" stands for activations whose size is fixed, such as the image.
         """
-        vector = np.asarray(widths, dtype=np.float64)
-        peak = int((vector @ self._memory.T + self._fixed_memory).argmax())
-        parts = {name: int(n) for name, n in zip(self.group_names, vector * self._memory[peak], strict=True) if n}
-        parts[""] = int(self._fixed_memory[peak])
+        at = dict(zip(self.group_names, np.asarray(widths, dtype=np.int64).tolist(), strict=True))
+        peak = self._graph.memory[int(self._memory.at(widths).argmax())]
+        parts = {name: count * at[name] for name, count in peak.coefficients.items()}
+        for heads, width, count in peak.products:  # counted with the width
+            parts[width] = parts.get(width, 0) + count * at[heads] * at[width]
+        parts = {name: count for name, count in parts.items() if count}
+        parts[""] = peak.constant
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def latency_by_module(self, widths: npt.ArrayLike) -> dict[str, float]:
@@ -167,16 +186,14 @@ def fractions_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
     A weight between two groups belongs to both groups, so the fractions add up to more than 1.
     """
     dense = graph.widths
-    sizes = [f.constant + sum(m * dense[g] for g, m in f.coefficients.items()) for f in graph.factors]
+    sizes = [factor.size(dense) for factor in graph.factors]
     fractions = []
     for terms in (graph.flops, graph.params):
         total = sum(_dense(term, sizes) for term in terms)
         by_group: dict[str, float] = defaultdict(float)
         for term in terms:
-            for name in {g for position in term.factors for g in graph.factors[position].coefficients}:
-                outside = prod(
-                    1 - graph.factors[p].coefficients.get(name, 0) * dense[name] / sizes[p] for p in term.factors
-                )
+            for name in {g for position in term.factors for g in graph.factors[position].groups}:
+                outside = prod(1 - graph.factors[p].part_of(name, dense) / sizes[p] for p in term.factors)
                 by_group[name] += _dense(term, sizes) * (1 - outside)
         fractions.append({name: by_group[name] / total for name in dense})
     return {name: (fractions[0][name], fractions[1][name]) for name in dense}
@@ -185,7 +202,7 @@ def fractions_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
 def prunable_params_fraction(graph: ChannelGraph) -> float:
     """Return the fraction of the dense parameters that belong to at least one removable channel, in [0, 1]."""
     dense = graph.widths
-    sizes = [f.constant + sum(m * dense[g] for g, m in f.coefficients.items()) for f in graph.factors]
+    sizes = [factor.size(dense) for factor in graph.factors]
     total = sum(_dense(term, sizes) for term in graph.params)
     fixed = sum(term.coefficient * prod(graph.factors[p].constant for p in term.factors) for term in graph.params)
     return 1 - fixed / total if total else 0.0

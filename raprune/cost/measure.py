@@ -337,7 +337,7 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
     """Return the key of this network's table for this device in the statistics. Weights do not affect the key."""
     content = {
         "architecture": graph.architecture,
-        "factors": [[factor.constant, dict(factor.coefficients)] for factor in graph.factors],
+        "factors": [factor.to_json() for factor in graph.factors],
         # The batch of the report does not affect the table.
         "spec": spec.model_dump(mode="json", exclude={"report_batch", "mode"}),
         "device": device_name(torch.device(device)),
@@ -483,7 +483,8 @@ def _times(
 
 def _grid(graph: ChannelGraph, cost: CostModel, factor: int, count: int) -> Floats:
     """Return at most `count` possible sizes of an axis, spaced evenly from one channel per group to all channels."""
-    coefficients = [c for c in graph.factors[factor].coefficients.values() if c]
+    axis = graph.factors[factor]
+    coefficients = [c for c in (*axis.coefficients.values(), *(c for *_, c in axis.products)) if c]
     step = int(np.gcd.reduce(coefficients))
     low, high = (cost.sizes(widths)[factor] for widths in (np.ones_like(cost.num_channels), cost.num_channels))
     steps = round((high - low) / step)

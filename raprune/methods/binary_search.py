@@ -196,11 +196,11 @@ def _bisected(low: int, high: int, accept: Callable[[int], bool]) -> int:
 def cost_of_groups(graph: ChannelGraph, terms: tuple[Term, ...]) -> dict[str, int]:
     """Return for each group the part of a cost that removing all of the group's channels would save."""
     widths = graph.widths
-    sizes = [f.constant + sum(m * widths[g] for g, m in f.coefficients.items()) for f in graph.factors]
+    sizes = [factor.size(widths) for factor in graph.factors]
     saved = dict.fromkeys(widths, 0)
     for term in terms:
         whole = prod(sizes[position] for position in term.factors)
-        for name in {g for position in term.factors for g in graph.factors[position].coefficients}:
-            left = [sizes[p] - graph.factors[p].coefficients.get(name, 0) * widths[name] for p in term.factors]
+        for name in {g for position in term.factors for g in graph.factors[position].groups}:
+            left = [sizes[p] - graph.factors[p].part_of(name, widths) for p in term.factors]
             saved[name] += term.coefficient * (whole - prod(left))
     return saved

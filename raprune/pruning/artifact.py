@@ -2,7 +2,8 @@
 
 The recipe says which positions of which parameters stay, so that the smaller network is rebuilt from the user's own
 model class. Nothing in either file is executed. Without raprune: slice each parameter that the recipe names by
-`index_select(axis, positions)`, set the layers' sizes, and load the weights. A network of a path may have maxout units:
+`index_select(axis, positions)`, set the layers' sizes and the `numbers` (module, attribute, place in a tuple or list,
+value: how many heads attention has, and how wide they are), and load the weights. A network may have maxout units:
 `maxout` maps a module to the number of adjacent channels over which its output takes the maximum.
 """
 
@@ -23,7 +24,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from raprune.channels.cut import ModuleT, kept_positions, slice_parameters
+from raprune.channels.cut import ModuleT, NumberOnModule, kept_positions, sizes_of, slice_parameters
 from raprune.channels.graph import ChannelGraph, IndexArray, pack_positions, unpack_positions
 from raprune.channels.maxout import insert, inserted
 from raprune.channels.trace import code_hash, structure_hash
@@ -35,6 +36,8 @@ from raprune.store.folder import Store
 from raprune.store.networks import HUB_WEIGHTS, RECIPE, WEIGHTS
 
 FORMAT = 1
+FORMAT_WITH_NUMBERS = 2
+"""Format of a recipe that also sets numbers on modules, which older versions would not do."""
 
 
 def save(
@@ -53,8 +56,9 @@ def save(
     weights = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()})
     maxout = inserted(model)
     kept = _kept_in(model, graph, candidate, maxout)
+    numbers = sizes_of(graph, candidate.kept)
     recipe = {
-        "format": FORMAT,
+        "format": FORMAT_WITH_NUMBERS if numbers else FORMAT,
         "candidate": candidate.id,
         "method": candidate.method,
         "settings": dict(candidate.settings),
@@ -63,6 +67,7 @@ def save(
         "widths": candidate.widths,
         "kept": {name: {str(a): pack_positions(p) for a, p in axes.items()} for name, axes in kept.items()},
         "dense_shapes": {name: list(graph.shapes[name]) for name in kept},
+        **({"numbers": numbers} if numbers else {}),
         **({"maxout": maxout} if maxout else {}),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": versions(),
@@ -90,7 +95,7 @@ def load_from(model: ModuleT, store: Store, folder: str) -> ModuleT:
     """`load` for a folder inside a store."""
     prefix = f"{folder}/" if folder else ""
     recipe = read_recipe(store, folder)
-    smaller = slice_parameters(model, _kept(model, recipe))
+    smaller = slice_parameters(model, _kept(model, recipe), _numbers(model, recipe))
     file = next((name for name in (WEIGHTS, HUB_WEIGHTS) if store.exists(prefix + name)), None)
     if file is None:
         raise RecipeError(
@@ -136,10 +141,10 @@ def read_recipe(store: Store, folder: str) -> dict[str, Any]:
         recipe = json.loads(store.read_bytes(f"{folder}/{RECIPE}" if folder else RECIPE))
     except ValueError as error:
         raise RecipeError(f"{where}/{RECIPE}: not JSON: {error}", hint="Export the candidate again.") from None
-    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+    if not isinstance(recipe, dict) or recipe.get("format") not in (FORMAT, FORMAT_WITH_NUMBERS):
         came = recipe.get("format") if isinstance(recipe, dict) else type(recipe).__name__
         raise RecipeError(
-            f"{where}/{RECIPE}: format {came!r}; this version reads format {FORMAT}.",
+            f"{where}/{RECIPE}: format {came!r}; this version reads format {FORMAT} and {FORMAT_WITH_NUMBERS}.",
             hint="Load it with the raprune that wrote it.",
         )
     if recipe.get("digest") != _digest(recipe):
@@ -240,6 +245,26 @@ def _kept(model: nn.Module, recipe: Mapping[str, Any]) -> dict[str, dict[int, In
         name: {int(axis): unpack_positions(packed) for axis, packed in axes.items()}
         for name, axes in recipe["kept"].items()
     }
+
+
+def _numbers(model: nn.Module, recipe: Mapping[str, Any]) -> list[NumberOnModule]:
+    """Return the numbers on modules that the recipe sets, all of which the network has.
+
+    Raises:
+        RecipeError: if the network has no such number.
+    """
+    modules = dict(model.named_modules())
+    numbers = [(module, name, place, value) for module, name, place, value in recipe.get("numbers", ())]
+    for module, name, place, value in numbers:
+        old = getattr(modules.get(module), name, None)
+        if place is not None and isinstance(old, list | tuple) and place < len(old):
+            old = old[place]
+        if type(old) is not int or type(value) is not int:
+            raise RecipeError(
+                f"The recipe sets {module}.{name} to {value}; this network has no such number there.",
+                hint="Pass the dense network that the recipe was made from.",
+            )
+    return numbers
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:

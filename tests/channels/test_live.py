@@ -19,7 +19,7 @@ from raprune.cost.memory import LiveTensors
 from tests.channels.networks import image
 from tests.channels.proved import candidates, proved
 
-NETWORKS = ("Residual", "Grouped", "DenseBlock", "FlattenLinear", "WrittenAttention", "Transposed")
+NETWORKS = ("Residual", "Grouped", "DenseBlock", "FlattenLinear", "WrittenAttention", "Transposed", "Transformer")
 
 
 def lived(model: nn.Module, x: Tensor) -> int:

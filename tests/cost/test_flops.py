@@ -81,7 +81,9 @@ def test_many_vectors_at_once() -> None:
 @settings(max_examples=50)
 @given(data=st.data())
 def test_a_wider_network_never_costs_less(data: st.DataObject) -> None:
-    _, graph = proved(data.draw(st.sampled_from(["Residual", "DenseBlock", "Grouped", "WrittenAttention", "UNet"])))
+    _, graph = proved(
+        data.draw(st.sampled_from(["Residual", "DenseBlock", "Grouped", "WrittenAttention", "UNet", "Transformer"]))
+    )
     cost = CostModel(graph)
     narrow = np.array([data.draw(st.integers(1, n)) for n in cost.num_channels.tolist()])
     wide = np.array([data.draw(st.integers(w, n)) for w, n in zip(narrow, cost.num_channels.tolist(), strict=True)])

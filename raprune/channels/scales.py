@@ -1,0 +1,36 @@
+"""The weights that take up the scale of PyTorch's fused attention, which follows the width of the queries."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from raprune.channels.graph import IndexArray, WidthScale
+from raprune.channels.grouping import Grouping
+from raprune.channels.shadow import Tracer
+
+
+def width_scales(tracer: Tracer, model: nn.Module, grouping: Grouping) -> tuple[WidthScale, ...]:
+    """Return the parameters that take up the scale of fused attention: weight and bias of the layer in front of it."""
+    found = []
+    modules = dict(model.named_modules())
+    for widths, own in tracer.heads.scales:
+        numbers = np.unique(grouping.of_id[widths])
+        if len(numbers) != 1 or numbers[0] < 0:
+            continue
+        writer = next((name for name, axis in tracer.axis_base if axis == 0 and _holds(tracer, name, own)), None)
+        if writer is None:
+            continue
+        positions = own - tracer.axis_base[writer, 0]
+        module = writer.rpartition(".")[0]
+        if isinstance(modules[module], nn.MultiheadAttention):  # whose cut module keeps the scale
+            continue
+        group = grouping.groups[int(numbers[0])].name
+        for name, _ in modules[module].named_parameters(prefix=module, recurse=False):
+            found.append(WidthScale(name, 0, positions, group))
+    return tuple(found)
+
+
+def _holds(tracer: Tracer, name: str, ids: IndexArray) -> bool:
+    base = tracer.axis_base[name, 0]
+    return bool(ids.min() >= base and ids.max() < base + tracer.shapes[name][0])
