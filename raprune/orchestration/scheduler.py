@@ -55,9 +55,12 @@ class KeepWorkers(FIFOScheduler):
         self._workers = workers
         self._resources = resources
         self._told = False
+        self._waiting: list[TuneTrial] = []
+        """Tasks that no worker had at the last look. A task that has begun never waits again."""
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         super().on_trial_add(tune_controller, trial)
+        self._waiting.append(trial)
         # Tune makes copies of the resources that it is given with the trainable.
         trial.update_resources(self._resources)
         if not self._told:
@@ -65,5 +68,7 @@ class KeepWorkers(FIFOScheduler):
             keep_idle_actors(tune_controller, trial, self._workers)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"]
-        return min(waiting, key=lambda trial: has_actor(tune_controller, trial), default=None)
+        # Tune asks at each of its steps: it must not take longer the more workers there are.
+        self._waiting = [trial for trial in self._waiting if trial.status == "PENDING"]
+        without = (trial for trial in self._waiting if not has_actor(tune_controller, trial))
+        return next(without, self._waiting[0] if self._waiting else None)

@@ -115,6 +115,7 @@ class Mutator:
         targets: Sequence[float],
         *,
         generator: np.random.Generator,
+        pending: Sequence[Point] = (),
         count: int | None = None,
         count_of_kernel: int | None = None,
     ) -> Litter:
@@ -122,7 +123,7 @@ class Mutator:
 
         The first `count` results are used (one or more; all by default), and the kernel is fitted to the first
         `count_of_kernel` of them, or to all if these are fewer than `FEW`. The model of one pair of counts is computed
-        once.
+        once. Of `pending`, the proposals under way, whose `accuracy` is ignored, the last `PENDING` count.
         """
         fit = self._fit(len(self) if count is None else count, count_of_kernel)
         front_logs, front_costs = self._logs.array[fit.front], self._objectives.array[fit.front, 1]
@@ -133,32 +134,40 @@ class Mutator:
             parents += [int(nearest[index % len(nearest)]) for index in range(CHILDREN)]
             children.append(_changed(front_logs[nearest], generator))
         logs, costs = np.vstack(children), np.repeat(targets, CHILDREN)
-        predictions = None
+        objectives, modelled = self._objectives.array[fit.front], None
         if fit.model is not None:
-            predictions = fit.model.predictions(_inputs(np.log(costs), logs, fit.settings[parents]))
-        return Litter(fit, tuple(parents), logs, costs, predictions)
+            model, objectives = self._expecting(fit.model, fit.columns, objectives, pending[-PENDING:])
+            modelled = _Modelled(model, model.predictions(_inputs(np.log(costs), logs, fit.settings[parents])))
+        free = np.ones(len(costs), dtype=bool)
+        free[self._taken(logs, costs, pending[-PENDING:])] = False
+        return Litter(fit, tuple(parents), logs, costs, free, objectives, modelled)
 
-    def child(self, litter: Litter, *, pending: Sequence[Point] = ()) -> Point:
-        """The child of a litter by which the front is expected to gain the largest area.
+    def child(self, litter: Litter, *, chosen: Sequence[Point] = ()) -> Point:
+        """The child of a litter by which the front is expected to gain the largest area, beside those `chosen` before.
 
-        Of `pending`, proposals under way whose `accuracy` is ignored, the last `PENDING` count; a child that is one of
-        them is not chosen again. With fewer than `ENOUGH` results the first of the other children is returned.
+        The accuracy of `chosen` is ignored. A child that is chosen or pending is not chosen again. With fewer than
+        `ENOUGH` results the first of the other children is returned.
 
         The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its
         cost.
         """
-        fit, pending = litter.fit, pending[-PENDING:]
-        gains = np.zeros(len(litter.costs))
-        if litter.predictions is not None:
-            deviation, expected = self._predict(litter, pending)
-            gains = expected_gains(expected, litter.costs, litter.predictions.mean, deviation, highest=self._highest)
-        gains[self._taken(litter, pending)] = -1.0
+        fit, gains = litter.fit, np.zeros(len(litter.costs))
+        if litter.modelled is not None:
+            predictions, expected = litter.modelled.predictions, litter.expected
+            deviation = predictions.deviation
+            if chosen:
+                costs, under_way = self._inputs_of(chosen, fit.columns)
+                deviation, errors = litter.modelled.model.beside(predictions, under_way)
+                expected = _with_predicted(expected, errors, costs)
+            gains = expected_gains(expected, litter.costs, predictions.mean, deviation, highest=self._highest)
+        gains[~litter.free] = -1.0
+        gains[self._taken(litter.logs, litter.costs, chosen)] = -1.0
         # Rounded, so that the order of a sum rarely decides.
         best = int(gains.round(9).argmax())
         parent = self._points[fit.front[litter.parents[best]]]
         error = 1.0 - parent.accuracy
-        if litter.predictions is not None:
-            error = min(1.0, float(np.exp(litter.predictions.mean[best])))
+        if litter.modelled is not None:
+            error = min(1.0, float(np.exp(litter.modelled.predictions.mean[best])))
         child = Point(
             trial_id="",
             state=TrialState.WAITING,
@@ -171,13 +180,15 @@ class Mutator:
         )
         return child.with_fraction(self._cost, float(litter.costs[best]))
 
-    def _taken(self, litter: Litter, pending: Sequence[Point]) -> IndexArray:
-        """Positions of the children that are pending."""
-        if not pending:
+    def _taken(self, logs: Floats, costs: Floats, points: Sequence[Point]) -> IndexArray:
+        """Positions of the children with these logarithms of ratios and costs that are among `points`."""
+        if not points:
             return np.empty(0, dtype=np.int64)
-        costs = np.array([point.fraction(self._cost) for point in pending])
-        which, children = np.nonzero(abs(litter.costs / costs[:, None] - 1.0) < _SAME_COST)
-        far = abs(litter.logs[children] - _logs(pending, self._groups)[which]).max(axis=1)
+        known = np.array([point.fraction(self._cost) for point in points])
+        which, children = np.nonzero(abs(costs / known[:, None] - 1.0) < _SAME_COST)
+        if not len(which):
+            return children
+        far = abs(logs[children] - _logs(points, self._groups)[which]).max(axis=1)
         return np.asarray(children[far < _ROUNDED])
 
     def _fit(self, count: int, count_of_kernel: int | None) -> _Fit:
@@ -191,7 +202,7 @@ class Mutator:
             if count >= ENOUGH:
                 kernel = self._likeliest(count_of_kernel)
                 columns = _Columns([self._points[index] for index in known])
-                model = _Model(*self._values(known, columns), kernel)
+                model = _Model.fitted(*self._values(known, columns), kernel)
             settings = columns.of([self._points[index] for index in front])
             self._fitted = (key, _Fit(front, columns, settings, model))
         return self._fitted[1]
@@ -213,7 +224,7 @@ class Mutator:
         if self._kernel is None or self._kernel[0] != count:
             known = self._known(count, self._front(count))
             inputs, values = self._values(known, _Columns([self._points[index] for index in known]))
-            kernel = max(KERNELS, key=lambda kernel: _Model(inputs, values, kernel).likelihood)
+            kernel = max(KERNELS, key=lambda kernel: _Model.fitted(inputs, values, kernel).likelihood)
             self._kernel = (count, kernel)
         return self._kernel[1]
 
@@ -223,20 +234,27 @@ class Mutator:
         settings = columns.of([self._points[index] for index in known])
         return _inputs(np.log(costs), self._logs.array[known], settings), np.log(errors)
 
-    def _predict(self, litter: Litter, pending: Sequence[Point]) -> tuple[Floats, Floats]:
-        """Deviation of children, and the front with the predicted results of the pending proposals."""
-        fit, predictions = litter.fit, litter.predictions
-        assert fit.model is not None and predictions is not None
-        objectives = self._objectives.array[fit.front]
+    def _expecting(
+        self, model: _Model, columns: _Columns, front: Floats, pending: Sequence[Point]
+    ) -> tuple[_Model, Floats]:
+        """The model and the front, rows of error and cost, once the proposals under way have come out as predicted."""
         if not pending:
-            return np.sqrt(np.maximum(predictions.variance, 0.0)), objectives
-        costs = np.array([point.fraction(self._cost) for point in pending])
-        under_way = _inputs(np.log(costs), _logs(pending, self._groups), fit.columns.of(pending))
-        deviation, errors = fit.model.beside(predictions, under_way)
-        predicted = np.column_stack([np.exp(errors).clip(LEAST, 1.0), costs])
-        together = np.vstack([objectives, predicted])
-        front = together[non_dominated(together)]
-        return deviation, front[np.argsort(front[:, 1], kind="stable")]
+            return model, front
+        costs, under_way = self._inputs_of(pending, columns)
+        extended, errors = model.expecting(under_way)
+        return extended, _with_predicted(front, errors, costs)
+
+    def _inputs_of(self, points: Sequence[Point], columns: _Columns) -> tuple[Floats, Floats]:
+        """Costs of points, shape `(N,)`, and the inputs of the model for them, shape `(N, D)`."""
+        costs = np.array([point.fraction(self._cost) for point in points])
+        return costs, _inputs(np.log(costs), _logs(points, self._groups), columns.of(points))
+
+
+def _with_predicted(front: Floats, errors: Floats, costs: Floats) -> Floats:
+    """The front, rows of error and cost, the cheapest first, with results of predicted logarithms of errors."""
+    together = np.vstack([front, np.column_stack([np.exp(errors).clip(LEAST, 1.0), costs])])
+    best = together[non_dominated(together)]
+    return np.asarray(best[np.argsort(best[:, 1], kind="stable")])
 
 
 def nearest_to(costs: Floats, target: float) -> IndexArray:
@@ -350,6 +368,18 @@ class Predictions:
     variance: Floats
     """Shape `(N,)`, as the mean."""
 
+    @property
+    def deviation(self) -> Floats:
+        return np.sqrt(np.maximum(self.variance, 0.0))
+
+
+@dataclass(frozen=True)
+class _Modelled:
+    """A model that expects the proposals under way, and what it predicts for children."""
+
+    model: _Model
+    predictions: Predictions
+
 
 @dataclass(frozen=True)
 class Litter:
@@ -362,17 +392,36 @@ class Litter:
     """Logarithms of the ratios, shape `(N, groups)`."""
     costs: Floats
     """Targets of the children, shape `(N,)`."""
-    predictions: Predictions | None
+    free: npt.NDArray[np.bool_]
+    """True for a child that is not under way, shape `(N,)`."""
+    expected: Floats
+    """The front with the predicted results of the proposals under way: rows of error and cost, the cheapest first."""
+    modelled: _Modelled | None
     """None while there are too few results for a model."""
 
 
 class _Model:
     """A Gaussian process: a plane and a smooth remainder, with a given kernel. It predicts results without noise."""
 
-    def __init__(self, inputs: Floats, values: Floats, kernel: Kernel) -> None:
-        self._inputs, self._kernel, self._mean = inputs, kernel, float(values.mean())
-        self._lower = np.linalg.cholesky(self._noisy(inputs))
-        self._whitened = _forward(self._lower, (values - self._mean)[:, None])[:, 0]
+    def __init__(self, inputs: Floats, kernel: Kernel, mean: float, lower: Floats, whitened: Floats) -> None:
+        self._inputs, self._kernel, self._mean, self._lower, self._whitened = inputs, kernel, mean, lower, whitened
+
+    @classmethod
+    def fitted(cls, inputs: Floats, values: Floats, kernel: Kernel) -> _Model:
+        """The model of results: inputs `(N, D)`, values `(N,)`."""
+        mean, lower = float(values.mean()), np.linalg.cholesky(_noisy(inputs, kernel))
+        return cls(inputs, kernel, mean, lower, _forward(lower, (values - mean)[:, None])[:, 0])
+
+    def expecting(self, under_way: Floats) -> tuple[_Model, Floats]:
+        """The model once there are results at `under_way`, `(M, D)`, that are as predicted; and these results, `(M,)`.
+
+        Such results leave its predictions as they are, and lower the deviations near them.
+        """
+        across, corner = self._beside(under_way)
+        lower = np.block([[self._lower, np.zeros((len(self._lower), len(corner)))], [across.T, corner]])
+        whitened = np.concatenate([self._whitened, np.zeros(len(corner))])
+        inputs = np.vstack([self._inputs, under_way])
+        return _Model(inputs, self._kernel, self._mean, lower, whitened), self._means(across)
 
     @property
     def likelihood(self) -> float:
@@ -387,14 +436,18 @@ class _Model:
     def beside(self, predictions: Predictions, under_way: Floats) -> tuple[Floats, Floats]:
         """Standard deviation, `(N,)`, once there are results at `under_way` that are as predicted; and these results.
 
-        Such results leave the mean as it is and lower the deviation near them.
+        The same as the predictions of `expecting`, at less cost where few are under way.
         """
-        beside = self._across(under_way)
-        lower = np.linalg.cholesky(self._noisy(under_way) - beside.T @ beside)
+        across, corner = self._beside(under_way)
         covariance = _covariance(under_way, predictions.inputs, self._kernel)
-        more = _forward(lower, covariance - beside.T @ predictions.across)
+        more = _forward(corner, covariance - across.T @ predictions.across)
         left = predictions.variance - (more**2).sum(axis=0)
-        return np.sqrt(np.maximum(left, 0.0)), self._means(beside)
+        return np.sqrt(np.maximum(left, 0.0)), self._means(across)
+
+    def _beside(self, under_way: Floats) -> tuple[Floats, Floats]:
+        """Covariance of `under_way` with the results, whitened, and the triangle of their own that is left."""
+        across = self._across(under_way)
+        return across, np.linalg.cholesky(_noisy(under_way, self._kernel) - across.T @ across)
 
     def _across(self, inputs: Floats) -> Floats:
         return _forward(self._lower, _covariance(self._inputs, inputs, self._kernel))
@@ -405,10 +458,12 @@ class _Model:
     def _prior(self, inputs: Floats) -> Floats:
         return np.asarray(_LEVEL**2 + _SLOPE**2 * (inputs**2).sum(axis=1) + self._kernel.bend**2)
 
-    def _noisy(self, inputs: Floats) -> Floats:
-        covariance = _covariance(inputs, inputs, self._kernel)
-        covariance[np.diag_indices_from(covariance)] += self._kernel.noise**2
-        return covariance
+
+def _noisy(inputs: Floats, kernel: Kernel) -> Floats:
+    """Covariance of results at inputs `(N, D)` with the noise of each."""
+    covariance = _covariance(inputs, inputs, kernel)
+    covariance[np.diag_indices_from(covariance)] += kernel.noise**2
+    return covariance
 
 
 def _forward(lower: npt.NDArray[np.floating[Any]], right: Floats) -> Floats:

@@ -18,6 +18,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from raprune.pareto import non_dominated
 from raprune.records import Proposal, Setting, TrialState
 from raprune.sampling.mutation import Litter, Mutator, targets_in
 from raprune.sampling.point import Point
@@ -41,8 +42,12 @@ _KERNEL_EVERY = 16
 """Number of proposals after which the mutations' kernel is fitted again."""
 _DELAY = 8
 """Mutations share a model for at most this part of the lookahead: each may miss the results that came meanwhile."""
-_LITTER = 2
-"""Maximum number of proposals that share a litter: with four or more, the last ones choose among worse children."""
+_LITTERS = (2, 16)
+"""Least and largest number of proposals that share a litter: the later ones choose among worse children."""
+_FOR_LITTER = 64
+"""Lookahead for each proposal that shares a litter: the more is under way, the less does a choice know anyway."""
+_KNOWN = 512
+"""Number of results that TPE is left with once it has twice as many: the time of a proposal grows with them."""
 _STARTUP = 16
 """Random draws after the warm starts, at most: the number of trials is no guide if a time limit ends the search."""
 
@@ -158,10 +163,14 @@ class Sampler(ProposalSource):
         simple = space.simple if mutates(space, spec) else ()
         self._space = replace(space, allocations=simple) if simple else space
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(directions=["minimize", "minimize"])
+        self._study = _new_study()
         self._make_sampler = partial(SAMPLERS[spec.sampler], spec, num_warm=num_warm)
+        self._is_tpe = SAMPLERS[spec.sampler] is _tpe
         self._seed, self._after = seed, after
         self._trials: dict[int, optuna.Trial] = {}
+        """Number of a proposal of the sampler -> its trial, until its result is learned."""
+        self._finished = 0
+        """Number of finished trials of the study."""
 
     def owns(self, turn: Turn) -> bool:
         return True
@@ -169,13 +178,15 @@ class Sampler(ProposalSource):
     def propose(self, turn: Turn) -> Proposal:
         # The range of targets is covered evenly.
         place = float(np.random.default_rng(self._seed).random()) + _GOLDEN * (turn.rank - self._after)
-        return self.propose_fixed(turn, {"target": self._space.at(place)})
+        # A stream of random numbers for each proposal, so that a resumed search need not repeat earlier draws. Before
+        # the first result TPE draws at random as well, and takes long to find out that there is none.
+        draws = RandomSampler if self._is_tpe and not self._finished else self._make_sampler
+        sampler = draws(seed=_stream(self._seed, turn.number))
+        return self._ask(turn.number, {"target": self._space.at(place)}, sampler)
 
     def propose_fixed(self, turn: Turn, values: Mapping[str, Any]) -> Proposal:
-        """Return the sampler's proposal, with these values."""
-        # A stream of random numbers for each proposal, so that a resumed search need not repeat earlier draws.
-        sampler = self._make_sampler(seed=_stream(self._seed, turn.number))
-        return self._ask(turn.number, values, sampler)
+        """Return a proposal of the sampler whose values are all given."""
+        return self._ask(turn.number, values, self._draws_nothing())
 
     def recall(self, turn: Turn, proposal: Proposal) -> None:
         self.recall_fixed(turn, proposal)
@@ -187,9 +198,13 @@ class Sampler(ProposalSource):
         """Take the stored proposal for a number, all of it fixed."""
         values = self._values_of(pending_point(proposal, self._space))
         if self._drawn(values) is not None:
-            sampler = self._make_sampler(seed=0)
-            # Others than the genetic sampler have nothing to note, and take long to draw.
-            self._ask(turn.number, values, sampler if isinstance(sampler, NSGAIISampler) else RandomSampler(seed=0))
+            self._ask(turn.number, values, self._draws_nothing())
+
+    def _draws_nothing(self) -> BaseSampler:
+        """A sampler for a trial of which every value is known."""
+        sampler = self._make_sampler(seed=0)
+        # Others than the genetic sampler have nothing to note, and take long to draw.
+        return sampler if isinstance(sampler, NSGAIISampler) else RandomSampler(seed=0)
 
     def _ask(self, number: int, values: Mapping[str, Any], sampler: BaseSampler) -> Proposal:
         self._study.sampler = sampler
@@ -200,7 +215,7 @@ class Sampler(ProposalSource):
     def learn(self, asked: Asked) -> None:
         point = asked.point
         assert point is not None, "a source learns from results"
-        own, is_complete = self._trials.get(asked.proposal.number), point.state is TrialState.COMPLETE
+        own, is_complete = self._trials.pop(asked.proposal.number, None), point.state is TrialState.COMPLETE
         if own is not None and is_complete:
             self._study.tell(own, point.objectives(self._space.cost))
         elif own is not None:
@@ -209,6 +224,21 @@ class Sampler(ProposalSource):
             self._study.tell(own, state=states.PRUNED if point.state is TrialState.STOPPED else states.FAIL)
         elif asked.source.teaches and is_complete:
             self.observe(point)
+        self._finished += own is not None
+        if self._is_tpe and self._finished >= 2 * _KNOWN:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Go on with a study of half of the results: the non-dominated ones, and of the others the latest."""
+        finished = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        complete = [trial for trial in finished if trial.state is optuna.trial.TrialState.COMPLETE]
+        best = {complete[index].number for index in non_dominated([trial.values for trial in complete])}
+        latest = sorted(finished, key=lambda trial: (trial.number in best, trial.number))[-_KNOWN:]
+        self._study = _new_study()
+        self._study.add_trials(sorted(latest, key=lambda trial: trial.number))
+        self._finished = len(latest)
+        for number, trial in self._trials.items():
+            self._ask(number, trial.params, RandomSampler(seed=0))
 
     def observe(self, point: Point) -> None:
         """Tell the sampler a result that it did not propose itself, if the recipe is in its search space."""
@@ -219,6 +249,7 @@ class Sampler(ProposalSource):
             self._study.add_trial(
                 optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, values=values)
             )
+            self._finished += 1
 
     def _values_of(self, point: Point) -> dict[str, Any]:
         """The recipe of a point as the sampler's parameters. Ratios within a block may differ: their mean counts."""
@@ -292,7 +323,8 @@ class Mutations(ProposalSource):
         self._counts = [0]
         """Number of heard results -> number of those that mutations start from, with those of earlier runs."""
         self._pending: dict[int, Point] = {}
-        """Number of a mutation -> its point, until its result is heard."""
+        """Number of a mutation -> its point, until no litter can begin before its result is heard."""
+        self._litter_size = min(max(lookahead // _FOR_LITTER, _LITTERS[0]), _LITTERS[1])
         self._litter: tuple[tuple[int, int, int], Litter] | None = None
         """The last litter, by its first number and the counts of its model."""
 
@@ -300,7 +332,9 @@ class Mutations(ProposalSource):
         return (turn.rank - self._after) % _SAMPLED_EVERY != 0 and len(self._mutator) > 0
 
     def propose(self, turn: Turn) -> Proposal:
-        child = self._mutator.child(self._litter_at(turn), pending=list(self._pending.values()))
+        first = self._first(turn)
+        chosen = [point for number, point in self._pending.items() if number >= first]
+        child = self._mutator.child(self._litter_at(turn), chosen=chosen)
         proposal = Proposal(
             number=turn.number,
             method=child.method,
@@ -319,7 +353,8 @@ class Mutations(ProposalSource):
             self._pending[turn.number] = pending_point(proposal, self._space).with_fraction(self._space.target, target)
 
     def learn(self, asked: Asked) -> None:
-        self._pending.pop(asked.proposal.number, None)
+        # Results come in the order of proposal; the present litter may have begun when this one was under way.
+        self._pending.pop(asked.proposal.number - self._litter_size, None)
         if asked.point is not None and asked.point.state is TrialState.COMPLETE:
             self._add(asked.point)
         self._counts.append(len(self._mutator))
@@ -336,17 +371,23 @@ class Mutations(ProposalSource):
 
     def _litter_at(self, turn: Turn) -> Litter:
         """The children among which a few numbers in a row choose, made once."""
-        first = turn.number - turn.number % min(_LITTER, self._fit_every)
+        first = self._first(turn)
         count = self._count_at(turn, every=self._fit_every) or len(self._mutator)
         key = (first, count, self._count_at(turn, every=_KERNEL_EVERY))
         if self._litter is None or self._litter[0] != key:
             generator = np.random.default_rng([self._seed, first])
             targets = targets_in(self._space.lowest, self._space.highest, generator=generator)
-            self._litter = (
-                key,
-                self._mutator.litter(targets, generator=generator, count=count, count_of_kernel=key[2]),
+            heard = turn.heard - (turn.number - first)
+            pending = [point for number, point in self._pending.items() if heard <= number < first]
+            litter = self._mutator.litter(
+                targets, generator=generator, pending=pending, count=count, count_of_kernel=key[2]
             )
+            self._litter = (key, litter)
         return self._litter[1]
+
+    def _first(self, turn: Turn) -> int:
+        """The first number that shares the litter of a turn."""
+        return turn.number - turn.number % min(self._litter_size, self._fit_every)
 
     def _count_at(self, turn: Turn, *, every: int) -> int:
         """Number of results that the last number divisible by `every` might use, not after this one."""
@@ -375,6 +416,10 @@ def make_sources(
     sources: list[ProposalSource] = [baselines, EarlierFronts(space, earlier.first, seed=seed)]
     sources.append(WarmStarts(sampler, warm, after=after))
     return baselines, [*sources, *([] if mutations is None else [mutations]), sampler]
+
+
+def _new_study() -> optuna.Study:
+    return optuna.create_study(directions=["minimize", "minimize"])
 
 
 def _defaults(space: SearchSpace, method: str) -> dict[str, Setting]:

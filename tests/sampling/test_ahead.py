@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from raprune.records import Proposal
+from raprune.sampling import sources
 from raprune.sampling.ahead import ProposalsAhead, depth_for
 from raprune.sampling.proposals import Proposals
 from raprune.spec.job import SamplerSpec
@@ -79,13 +80,18 @@ def test_proposals_ahead_are_no_more_than_the_depth_and_none_without_a_result() 
         assert [ahead.next() is not None for _ in range(3)] == [True, True, False]
 
 
-def test_killed_search_loses_no_proposal_that_was_made_ahead() -> None:
-    spec = SamplerSpec(trials=40, lookahead=6)
+@pytest.mark.parametrize(("trials", "lookahead", "done_before"), [(40, 6, 15), (90, 32, 55)])
+def test_killed_search_loses_no_proposal_that_was_made_ahead(
+    trials: int, lookahead: int, done_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 32 under way the search is killed while several proposals share a litter, as those of many workers do."""
+    monkeypatch.setattr(sources, "_FOR_LITTER", 8)
+    spec = SamplerSpec(trials=trials, lookahead=lookahead)
     with ahead_of(Proposals(SPACE, spec, seed=0), depth=1) as ahead:
         expected = drive(ahead, workers=1, order=0)
     with ahead_of(Proposals(SPACE, spec, seed=0), depth=5) as ahead:
         done = []
-        for _ in range(15):
+        for _ in range(done_before):
             proposal = ahead.next()
             assert proposal is not None
             ahead.tell(proposal.number, outcome(proposal))

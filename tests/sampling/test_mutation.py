@@ -16,6 +16,7 @@ from raprune.sampling.mutation import (
     PARENTS,
     PENDING,
     TARGETS,
+    Litter,
     Mutator,
     _forward,
     _normal,
@@ -59,7 +60,7 @@ def child(results: Sequence[Point], targets: list[float], seed: int = 0, *, pend
     mutator = Mutator(NAMES, cost="flops", highest=0.5)
     for one in results:
         mutator.learn(one)
-    return mutator.child(mutator.litter(targets, generator=np.random.default_rng(seed)), pending=pending)
+    return mutator.child(mutator.litter(targets, generator=np.random.default_rng(seed), pending=pending))
 
 
 def test_parents_are_the_members_of_the_front_nearest_to_the_target() -> None:
@@ -186,8 +187,10 @@ def test_a_child_is_the_same_in_a_search_that_was_interrupted() -> None:
             through.child(through.litter(targets, generator=np.random.default_rng(number), count=number - 3))
     children = []
     for mutator in (through, resumed):
-        litter = mutator.litter(targets, generator=np.random.default_rng(1), count=80, count_of_kernel=70)
-        children.append(mutator.child(litter, pending=pending))
+        litter = mutator.litter(
+            targets, generator=np.random.default_rng(1), pending=pending, count=80, count_of_kernel=70
+        )
+        children.append(mutator.child(litter))
     assert children[0] == children[1] != child(results, targets, 1, pending=pending)
 
 
@@ -200,7 +203,7 @@ def test_children_of_one_litter_that_are_tried_in_a_row_are_different_and_spread
     litter = mutator.litter(targets_in(0.1, 0.5, generator=generator), generator=generator)
     chosen: list[Point] = []
     for _ in range(16):
-        chosen.append(mutator.child(litter, pending=chosen))
+        chosen.append(mutator.child(litter, chosen=chosen))
     assert len({tuple(one.keep_ratios.values()) for one in chosen}) == 16
     if results > ENOUGH:
         assert len({one.flops_fraction for one in chosen}) > 4, "a child that is under way fills its gap"
@@ -212,6 +215,24 @@ def test_only_the_last_pending_proposals_count() -> None:
     first, last = child(results, targets), made_up(PENDING, lambda _, __, cost: 0.05 / cost)
     assert child(results, targets, pending=[first]) != first, "it would fill the same gap"
     assert child(results, targets, pending=[first, *last]) == child(results, targets, pending=last)
+
+
+def test_proposals_under_way_count_alike_before_a_litter_and_within_it() -> None:
+    """With or without their share in the model that the litter is predicted by, the same child is chosen."""
+    results = made_up(60, lambda _, __, cost: 0.05 / cost)
+    targets = targets_in(0.1, 0.5, generator=np.random.default_rng(0))
+    mutator = Mutator(NAMES, cost="flops", highest=0.5)
+    for one in results:
+        mutator.learn(one)
+
+    def litter(pending: Sequence[Point]) -> Litter:
+        return mutator.litter(targets, generator=np.random.default_rng(1), pending=pending)
+
+    alone = mutator.child(litter([]))
+    under_way = [*made_up(4, lambda _, __, cost: 0.05 / cost), alone, *results[:4]]
+    chosen = [mutator.child(litter(under_way[:n]), chosen=under_way[n:]) for n in (0, 4, 9)]
+    assert chosen[0].keep_ratios == chosen[1].keep_ratios == chosen[2].keep_ratios != alone.keep_ratios
+    assert np.ptp([one.accuracy for one in chosen]) < 1e-9
 
 
 def test_normal_distribution_is_that_of_the_error_function() -> None:

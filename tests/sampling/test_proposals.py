@@ -5,10 +5,12 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 
+import optuna
 import pytest
 
 from raprune.errors import StoreError
 from raprune.records import Proposal, Stage
+from raprune.sampling import sources
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.space import RATIOS, SearchSpace, make_blocks
 from raprune.spec.budget import Budget
@@ -113,6 +115,23 @@ def test_a_resumed_search_runs_what_is_missing_and_goes_on_as_if_never_stopped(
     again = drive(resumed, workers=3, order=random.Random(5))
     assert again == [*(whole[number] for number in missing), *whole[kept:]]
     assert [point.trial_id for point in resumed.points] == [p.trial_id for p in whole]
+
+
+@pytest.mark.parametrize("sampler", ["mixed", "tpe"])
+def test_search_whose_sampler_forgets_results_is_resumed_as_if_never_stopped(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TPE forgets half of its results again and again, also while proposals of its own are under way."""
+    monkeypatch.setattr(sources, "_KNOWN", 4)
+    studies: list[optuna.Study] = []
+    make = sources._new_study
+    monkeypatch.setattr(sources, "_new_study", lambda: studies.append(make()) or studies[-1])
+    spec = SamplerSpec.model_validate({"trials": 70, "lookahead": 7, "sampler": sampler})
+    whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))
+    assert len(studies) > 3 and all(len(study.trials) <= 2 * 4 + 7 for study in studies)
+    for kept in (33, 52):
+        resumed = Proposals(SPACE, spec, seed=1, stored=[trial_of(proposal) for proposal in whole[:kept]])
+        assert drive(resumed, workers=3, order=random.Random(5)) == whole[kept:]
 
 
 @pytest.mark.parametrize("sampler", ["mixed", "tpe", "nsga2", "random"])
