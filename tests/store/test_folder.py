@@ -320,6 +320,7 @@ def test_run_on_s3_is_stored_and_read(bucket: str) -> None:
         again.append([complete(1)])
 
 
+@pytest.mark.nightly
 def test_s3_that_is_away_is_waited_for() -> None:
     """The server of a bucket is stopped, and started again on its port; what it held is there again."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

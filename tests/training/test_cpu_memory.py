@@ -13,7 +13,7 @@ import resource
 import torch
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
+    for _ in range(6):
         y = torch.ones(2**20, requires_grad=True)
         for _ in range(8):
             y = y.sin()
@@ -33,7 +33,7 @@ def printed(code: str, **settings: str) -> str:
 
 
 def faults(first: str) -> int:
-    """Count the page faults of twenty steps with activations of 4 MiB, in a process that begins with `first`."""
+    """Count the page faults of six steps with activations of 4 MiB, in a process that begins with `first`."""
     # Without a threshold glibc adapts its own to freed blocks, and keeps an amount of memory that varies.
     return int(printed(COUNT.format(first=first), MALLOC_MMAP_THRESHOLD_=str(2**17)))
 
@@ -41,7 +41,7 @@ def faults(first: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="nothing else is touched")
 def test_freed_memory_stays_with_the_process() -> None:
     without = faults("")
-    assert without > 10_000
+    assert without > 3_000
     assert faults(KEEP) < without / 5
 
 
