@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from raprune.records import Trial
-from raprune.store.folder import MissingFileError, Store
+from raprune.store.files import MissingFileError
+from raprune.store.folder import Store
 from raprune.store.parts import TrialFile
 from raprune.store.rows import OUTLINE, from_rows
 

@@ -13,7 +13,8 @@ from raprune.orchestration.coordinator import Coordinator
 from raprune.orchestration.workers import trials as workers
 from raprune.orchestration.workers.device import works
 from raprune.records import TrialState
-from raprune.store.folder import Store, UnreachableStoreError
+from raprune.store.files import UnreachableStoreError
+from raprune.store.folder import Store
 from raprune.training.evaluate import evaluate
 from tests.factories import small_search
 from tests.orchestration.in_process import BROKEN, in_process

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 from raprune.orchestration import coordinator as coordinators
@@ -32,7 +32,7 @@ class TimedStore(Store):
 
     taken_s = 0.0
 
-    def told(self, on_wait: Callable[[str | None], None]) -> Store:
+    def told(self, on_wait: Callable[[str | None], None]) -> Self:
         return self
 
     def append(self, trials: Sequence[Trial]) -> None:

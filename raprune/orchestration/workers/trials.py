@@ -41,7 +41,7 @@ from raprune.results.stages import OnWork, Work
 from raprune.results.test_split import SplitAccuracies
 from raprune.sampling.point import Point
 from raprune.spec.job import SamplerSpec
-from raprune.store.folder import UnreachableStoreError
+from raprune.store.files import UnreachableStoreError
 from raprune.store.learning_curves import write_curve
 from raprune.store.networks import MODELS, copy_network, find_network
 from raprune.store.scores import Statistics
