@@ -25,19 +25,22 @@ from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable
 from raprune.methods import Cut, Kept, Method, Network, Scores, Step
 from raprune.pruning.allocate import Target, allocate, select
+from raprune.pruning.gradual import kept_in_steps, positions_of
 from raprune.pruning.phases import DenseInputs, Phases, telling
-from raprune.pruning.record import Pruned, check_not_trained, method_of, record
+from raprune.pruning.record import Pruned, check_not_trained, is_trained, method_of, record
 from raprune.pruning.room import repair_room
 from raprune.pruning.scoring import Scoring
 from raprune.pruning.services import WorkloadServices
 from raprune.pruning.workload import Workload
-from raprune.records import Candidate, Proposal, Trial
+from raprune.records import Candidate, Proposal, Stage, Trial
 from raprune.results.stages import OnWork
 from raprune.spec.job import SearchSpec, TrainSpec
 from raprune.store.scores import Statistics
+from raprune.training.checkpoint import Overwritten
 from raprune.training.distillation import ChannelMap, channel_map
+from raprune.training.distributed import agree_on_weights
 from raprune.training.evaluate import Evaluation, evaluate
-from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks, train
+from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks, is_checkpoint_of, train
 
 
 class Result(NamedTuple):
@@ -130,24 +133,85 @@ class Pruner:
             if told is not None:
                 told(epoch)
 
-        history = train(
-            pruned.model,
-            self.workload.training,
-            spec,
-            augment=self.workload.augment,
-            seed=proposal.seed,
-            teacher=self.workload.teacher if spec.distillation > 0 or spec.features > 0 else None,
-            channels=self._channels(pruned) if spec.features > 0 else None,
-            regularize=keep_zeros(pruned.model) if method_of(parent).has_path() else None,
-            ranks=ranks,
-            checkpoints=checkpoints,
-            on_epoch=tell,
-        )
+        def fit(
+            fitted: Pruned, part: TrainSpec, seed: int, before: Sequence[Epoch] = (), *, overwrite: bool = False
+        ) -> list[Epoch]:
+            place = checkpoints if checkpoints is None or not overwrite else Overwritten(checkpoints)
+            return train(
+                fitted.model,
+                self.workload.training,
+                part,
+                augment=self.workload.augment,
+                seed=seed,
+                teacher=self.workload.teacher if spec.distillation > 0 or spec.features > 0 else None,
+                channels=self._channels(fitted) if spec.features > 0 else None,
+                regularize=keep_zeros(fitted.model) if method_of(parent).has_path() else None,
+                ranks=ranks,
+                checkpoints=place,
+                on_epoch=tell,
+                before=before,
+            )
+
+        if self._is_gradual(proposal, parent):
+            stored = None if checkpoints is None else checkpoints.load()
+            pruned, history = self._fit_in_steps(pruned, parent, spec, proposal.seed, fit, stored, ranks)
+        else:
+            history = fit(pruned, spec, proposal.seed)
         pruned = replace(pruned, epochs=pruned.epochs + spec.epochs)
         result = self._evaluate(pruned.model)
         started -= sum(epoch.seconds for epoch in history[: len(history) - len(trained)])
         trial = self._record(proposal, pruned, result, started, after_repair=repaired)
         return Result(trial, pruned.model, history)
+
+    def _is_gradual(self, proposal: Proposal, parent: Proposal) -> bool:
+        """True if a fine-tuning goes its way in several cuts: not on rungs, nor for a method with a path of its own."""
+        is_finalist = proposal.stage is Stage.FINETUNE and not is_trained(parent)
+        return self._spec.finalists.steps > 1 and is_finalist
+
+    def _fit_in_steps(
+        self,
+        pruned: Pruned,
+        parent: Proposal,
+        spec: TrainSpec,
+        seed: int,
+        fit: Callable[..., list[Epoch]],
+        stored: bytes | None,
+        ranks: Ranks,
+    ) -> tuple[Pruned, list[Epoch]]:
+        """Cut, repair and train by turns, from the dense network to the channels of `pruned`.
+
+        With the checkpoint `stored` it goes on at the cut whose training that is.
+        """
+        method = method_of(parent)
+        base, _ = self.phases.base(method)
+        scores = self.scoring.scores(method, parent.seed)
+        stages = kept_in_steps(self.graph, pruned.candidate.kept, scores, self._spec.finalists.steps)
+        part = spec.model_copy(update={"epochs": spec.epochs / len(stages)})
+        first = self._stage_of(stored, base, stages, part, seed)
+        whole = {group.name: tuple(range(group.num_channels)) for group in self.graph.groups}
+        network, history = Network(base, self.graph, whole), list[Epoch]()
+        for number, kept in list(enumerate(stages))[first or 0 :]:
+            narrower = positions_of(kept, network.kept)
+            model = cut(network.model, network.graph, Candidate(parent.method, narrower))
+            # A checkpoint has all weights: only the channels of this network count.
+            if number != first:
+                method.repair(model, self.scoring.batches, self._cut(network.model, narrower, network.graph))
+                agree_on_weights(model, ranks)
+            stage = replace(pruned, model=model, candidate=replace(pruned.candidate, kept=kept))
+            history = fit(stage, part, seed + number, history, overwrite=number not in (0, first))
+            network = Network(model, network.graph.after(narrower), kept)
+        return replace(pruned, model=network.model), history
+
+    def _stage_of(
+        self, stored: bytes | None, base: nn.Module, stages: Sequence[Kept], part: TrainSpec, seed: int
+    ) -> int | None:
+        """Return the number of the cut after which the training of the checkpoint `stored` came; None if of none."""
+        for number, kept in enumerate(stages):
+            model = cut(base, self.graph, Candidate("stage", kept))
+            augment, split = self.workload.augment, self.workload.training
+            if is_checkpoint_of(stored, model, split, part, augment=augment, seed=seed + number):
+                return number
+        return None
 
     def cut_and_repair(self, proposal: Proposal, *, judge_cut: bool = False) -> Pruned:
         """score -> allocate -> cut -> repair. `judge_cut` also evaluates between cut and repair."""
@@ -173,8 +237,9 @@ class Pruner:
         method.repair(model, self.scoring.batches, self._cut(base, trial.channels.kept))
         return model
 
-    def _cut(self, base: nn.Module, kept: Kept) -> Cut:
-        return Cut(base, self.graph, kept, repair_room(self.workload.device))
+    def _cut(self, base: nn.Module, kept: Kept, graph: ChannelGraph | None = None) -> Cut:
+        """Return the description of a cut of `base`, whose graph is that of the dense network unless it is given."""
+        return Cut(base, graph or self.graph, kept, repair_room(self.workload.device))
 
     def made_again(self, parent: Proposal) -> Pruned:
         """Return the network of a search trial before any fine-tuning."""

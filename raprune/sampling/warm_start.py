@@ -161,7 +161,8 @@ def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
     """True if a trial of one search would give the same result in the other."""
     fields = ("rungs", "calibration_images", "batch_size", "min_channels", "multiple_of")
     same = all(getattr(its.search, name) == getattr(ours.search, name) for name in fields)
-    trained = its.finalists.train.decided() == ours.finalists.train.decided() or ours.search.rungs[-1] == 0
+    taught = its.teacher.name == ours.teacher.name and its.finalists.train.decided() == ours.finalists.train.decided()
+    trained = taught or ours.search.rungs[-1] == 0
     return same and trained and its.seed == ours.seed and its.exclude == ours.exclude
 
 

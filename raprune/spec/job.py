@@ -486,6 +486,9 @@ class FinalistSpec(Part):
     seeds: PositiveInt = 1
     """Number of times that each is fine-tuned, with another seed each time. With more than one, the front gives mean
     and 95 % interval."""
+    steps: PositiveInt = 1
+    """Number of cuts on the way to each finalist, each followed by its part of the epochs. Each cut takes the same
+    fraction of what is left. Methods that train while they cut have steps of their own."""
     each_method: bool = True
     """Fine-tune the best candidate of each method within the budget as well. Methods and baselines are then compared
     after equal fine-tuning."""

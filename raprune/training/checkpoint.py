@@ -106,6 +106,16 @@ class StoreCheckpoints:
             self._failure = error
 
 
+class Overwritten:
+    """Checkpoints of a training that begins, in the place of another training that has ended."""
+
+    def __init__(self, place: Checkpoints) -> None:
+        self.is_due, self.save = place.is_due, place.save
+
+    def load(self) -> bytes | None:
+        return None
+
+
 def pack(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> bytes:
     """Serialise `tensors` and the plain data `progress` as one safetensors file."""
     # Cloned, because safetensors refuses to write memory that two names share.

@@ -121,6 +121,16 @@ def agree_on_buffers(model: nn.Module, buffers: Mapping[str, Tensor], ranks: Ran
             dist.broadcast(buffer, 0)
 
 
+def agree_on_weights(model: nn.Module, ranks: Ranks) -> None:
+    """Give all processes the parameters and buffers of rank 0, in place."""
+    if ranks.size == 1:
+        return
+    for tensor in model.state_dict().values():
+        whole = tensor.contiguous()
+        dist.broadcast(whole, 0)
+        tensor.copy_(whole)
+
+
 def total(values: Tensor, ranks: Ranks) -> Tensor:
     """Sum `values` over the processes, in place, and return them."""
     if ranks.size > 1:

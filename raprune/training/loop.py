@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -111,12 +111,14 @@ def train(
     ranks: Ranks = ALONE,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    before: Sequence[Epoch] = (),
 ) -> list[Epoch]:
     """Train `model` in place, leave it in evaluation mode, and return the epochs, including those before a resume.
 
     On the CPU the same seed gives the same weights, also after a resume from `checkpoints`. `channels` maps the
     teacher's feature maps to the model's; without it the loss does not use feature maps. `regularize` may change the
-    gradients of the whole batch: it is called between the backward pass and the optimiser's step.
+    gradients of the whole batch: it is called between the backward pass and the optimiser's step. `before` are the
+    epochs of trainings that this one continues; numbers go on from them, checkpoints keep them, and they are returned.
 
     With several `ranks` each process calls this function with an equal model and equal arguments; all end with equal
     weights. `spec.batch_size` is the batch of all processes together, so their number changes only the speed, the
@@ -144,6 +146,7 @@ def train(
         # Gradients of float16 would often be too small for the type.
         scaler = torch.amp.GradScaler(split.device.type, enabled=half is torch.float16)
         course = _TrainingState(model, spec, seed, scaler, of=_description(model, split, spec, augment, seed))
+        course.before = list(before)
         if checkpoints is not None:
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
@@ -186,7 +189,9 @@ def train(
                 course.end_step()
                 if course.step == total:
                     break
-            epoch = tally.epoch(len(course.history) + 1, spec, lr, started, ranks)
+            number = len(course.before) + len(course.history) + 1
+            epochs = spec.epochs + (course.before[-1].epochs if course.before else 0.0)
+            epoch = tally.epoch(number, epochs, lr, started, ranks)
             _check_finite(epoch, spec)
             course.end_epoch(epoch, ranks)
             if checkpoints is not None and ranks.rank == 0 and (course.step == total or checkpoints.is_due()):
@@ -197,7 +202,21 @@ def train(
     # Gradients take as much memory as the weights, and are not needed any more.
     model.zero_grad(set_to_none=True)
     model.eval()
-    return course.history
+    return [*course.before, *course.history]
+
+
+def is_checkpoint_of(
+    content: bytes | None, model: nn.Module, split: TrainingSplit, spec: TrainSpec, *, augment: str, seed: int
+) -> bool:
+    """True if `train` with these arguments would resume from `content`."""
+    if content is None:
+        return False
+    try:
+        _, progress = unpack(content)
+    except ValueError:
+        return False
+    of = _description(model, split, spec, augment, seed)
+    return all(value == of.get(name) for name, value in progress["of"].items())
 
 
 def _with_answers(
@@ -265,6 +284,7 @@ class _TrainingState:
         self, model: nn.Module, spec: TrainSpec, seed: int, scaler: torch.amp.GradScaler, *, of: Mapping[str, Any]
     ) -> None:
         self.step = 0
+        self.before: list[Epoch] = []
         self.history: list[Epoch] = []
         self.generator = torch.Generator().manual_seed(seed)
         self._model = model
@@ -326,7 +346,9 @@ class _TrainingState:
         tensors["generator"] = self.generator.get_state()
         history = [asdict(epoch) for epoch in self.history]
         scale = self._scaler.state_dict()
-        return pack(tensors, {"of": self._of, "step": self.step, "history": history, "scale": scale})
+        before = [asdict(epoch) for epoch in self.before]
+        progress = {"of": self._of, "step": self.step, "history": history, "scale": scale}
+        return pack(tensors, progress | ({"before": before} if before else {}))
 
     def resume(self, content: bytes | None) -> None:
         """Resume from a checkpoint; ignore a damaged checkpoint, or one of another training, with a warning."""
@@ -348,6 +370,7 @@ class _TrainingState:
             return
         self.step = progress["step"]
         self.history = [Epoch(**epoch) for epoch in progress["history"]]
+        self.before = [Epoch(**epoch) for epoch in progress.get("before", [])]
         self.generator.set_state(tensors["generator"])
         if progress.get("scale"):
             self._scaler.load_state_dict(progress["scale"])
@@ -537,11 +560,11 @@ class _Tally:
             own, other = (found[:, None] == y).sum(0).float()
             self.correct += torch.lerp(other, own, share) * (images / len(y))
 
-    def epoch(self, number: int, spec: TrainSpec, lr: float, started: float, ranks: Ranks) -> Epoch:
+    def epoch(self, number: int, epochs: float, lr: float, started: float, ranks: Ranks) -> Epoch:
         loss, correct = distributed.total(torch.stack([self.loss, self.correct]), ranks).tolist()
         # The transfer has waited for the epoch's work on the device.
         seconds = time.perf_counter() - started
-        return Epoch(number, spec.epochs, loss / self.count, correct / self.count, lr, seconds)
+        return Epoch(number, epochs, loss / self.count, correct / self.count, lr, seconds)
 
 
 def _check_finite(epoch: Epoch, spec: TrainSpec) -> None:

@@ -32,6 +32,7 @@ from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE
 from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
 from raprune.store.learning_curves import write_curve
+from raprune.training.distributed import agree_on_weights
 from raprune.training.loop import Checkpoints, Epoch
 
 OnEpoch = Callable[[Epoch], None]
@@ -256,9 +257,5 @@ def _alike(rank: Rank, make: Callable[[], Pruned]) -> Pruned:
                 f"rank {number} {candidate}.",
                 hint="Versions and devices of the nodes must be equal.",
             )
-    if rank.ranks.size > 1:
-        for tensor in made.model.state_dict().values():
-            whole = tensor.contiguous()
-            distributed.broadcast(whole, 0)
-            tensor.copy_(whole)
+    agree_on_weights(made.model, rank.ranks)
     return made
