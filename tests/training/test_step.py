@@ -58,6 +58,7 @@ def short_trainings_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
         {"ema": 0.9, "precision": "bfloat16"},
         pytest.param({"accumulate": 2}, marks=pytest.mark.nightly),
         pytest.param({"optimizer": "adamw", "layer_decay": 0.9, "clip": 1.0}, marks=pytest.mark.nightly),
+        pytest.param({"mixup": 0.2, "cutmix": 1.0}, marks=pytest.mark.nightly),
     ],
     ids=lambda changes: ",".join(changes),
 )
