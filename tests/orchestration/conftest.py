@@ -20,9 +20,11 @@ from tests.orchestration.whole_search import run
 
 
 @pytest.fixture(scope="session")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The run that runs on Ray must equal, whatever is killed: `test_search_on_ray.py` holds that it is Ray's too."""
     [job] = small_job(tmp_path_factory.mktemp("undisturbed"))
-    return Store(search(load_spec(Path(job)), console=Console(file=io.StringIO())))
+    with in_process():
+        return Store(search(load_spec(Path(job)), console=Console(file=io.StringIO())))
 
 
 @pytest.fixture
