@@ -17,7 +17,8 @@ from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel
-from raprune.cost.measure import Repeats, measure_table, measure_whole
+from raprune.cost.measure import measure_table, measure_whole
+from raprune.cost.stopwatch import Repeats
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.methods import METHODS
@@ -229,7 +230,7 @@ def test_latency_on_cuda_is_of_replayed_graphs_unless_eager_is_asked_for(
     card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As long as the clock says, however many calls that takes.
-    monkeypatch.setattr("raprune.cost.measure.WARM_UP_S", 0.0)
+    monkeypatch.setattr("raprune.cost.stopwatch.WARM_UP_S", 0.0)
     dense, launches = workload("cuda:0").model, {}
     often = Repeats(most=40, least=40, limit_s=1e-9)
     modes: tuple[Literal["graph", "eager"], ...] = ("graph", "eager")

@@ -34,7 +34,7 @@ from raprune.data.batches import DeviceSplit
 from raprune.errors import RapruneError
 from raprune.methods import reestimate_batch_norm
 from raprune.models import build_model, image_shape_of
-from raprune.pruning.programs import (
+from raprune.models.programs import (
     FILES,
     ONNX,
     OPENERS,

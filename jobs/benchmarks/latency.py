@@ -20,7 +20,7 @@ from torchvision import models
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
-from raprune.cost.flops import CostModel
+from raprune.cost.flops import CostModel, Counts
 from raprune.cost.measure import measure_table, measure_whole
 from raprune.errors import BudgetError
 from raprune.models.cifar_resnet import CifarResNet
@@ -42,10 +42,20 @@ def build(name: str) -> tuple[nn.Module, int]:
     return models.get_model(name, weights=None, num_classes=10), 64
 
 
-def really(asked: float, model: nn.Module, cost: CostModel, graph: ChannelGraph, spec: LatencySpec, device: str) -> str:
+def really(
+    asked: float,
+    model: nn.Module,
+    cost: CostModel,
+    graph: ChannelGraph,
+    spec: LatencySpec,
+    device: str,
+    multiple_of: int,
+) -> str:
     """What a network that is predicted to take this share of the time takes, and its share of the FLOPs."""
     try:
-        widths = allocate("uniform", cost, Target(budget=Budget(latency=asked)), scores={}, keep_ratios={})
+        widths = allocate(
+            "uniform", cost, Target(budget=Budget(latency=asked), multiple_of=multiple_of), scores={}, keep_ratios={}
+        )
     except BudgetError:
         return f"{asked:.0%} out of reach"
     kept = {name: tuple(range(int(n))) for name, n in zip(cost.group_names, widths, strict=True)}
@@ -55,12 +65,49 @@ def really(asked: float, model: nn.Module, cost: CostModel, graph: ChannelGraph,
     return f"{asked:.0%} is {time_ms / dense_ms:.0%} at {int(cost.flops(widths)) / cost.dense_flops:.0%} of the FLOPs"
 
 
+def front(cost: CostModel, count: int, multiple_of: int) -> list[Counts]:
+    """Widths as of the networks of a front: at targets spread over the FLOPs, with other ratios in each block."""
+    random = np.random.default_rng(1)
+    low = int(cost.flops(cost.smallest(multiple_of=multiple_of))) / cost.dense_flops
+    found = []
+    for flops in np.geomspace(max(0.08, 1.1 * low), 0.9, count):
+        ratios = dict(zip(cost.group_names, random.uniform(0.4, 1.0, len(cost.group_names)).tolist(), strict=True))
+        target = Target(budget=Budget(flops=float(flops)), multiple_of=multiple_of)
+        found.append(allocate("ratios", cost, target, scores={}, keep_ratios=ratios))
+    return found
+
+
+def compare(
+    vectors: list[Counts], model: nn.Module, cost: CostModel, graph: ChannelGraph, spec: LatencySpec, device: str
+) -> None:
+    """Predicted against measured times of whole networks: median and worst error, and the rank correlation."""
+    models = [
+        cut(model, graph, Candidate("f", {g: tuple(range(int(n))) for g, n in zip(cost.group_names, v, strict=True)}))
+        for v in vectors
+    ]
+    measured = np.array(measure_whole(models, model, graph, spec, device=device)[:-1])
+    predicted = cost.latency_ms(np.stack(vectors))
+    errors = 100 * np.abs(predicted / measured - 1)
+    ranks = np.stack([np.argsort(np.argsort(times)) for times in (predicted, measured)]).astype(np.float64)
+    spearman = float(np.asarray(np.corrcoef(ranks))[0, 1])
+    name = f"  {len(vectors)} networks of a front"
+    show(f"{name}: median error", figure=float(np.median(errors)), bar=5, unit="%", more_is_better=False)
+    show(f"{name}: worst error", figure=float(errors.max()), bar=15, unit="%", more_is_better=False)
+    show(f"{name}: Spearman", figure=spearman, bar=0.97, unit="", more_is_better=True)
+    print("  " + ", ".join(f"{p:.3g}/{m:.3g}" for p, m in zip(predicted, measured, strict=True)) + " ms", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help=f"default {' '.join(NETWORKS)}")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=(1, 32), help="default 1 32")
     parser.add_argument("--widths", type=int, default=6, help="widths of a layer that are timed (default 6)")
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (default float32)")
+    parser.add_argument("--runtime", choices=("eager", "onnxruntime"), default="eager", help="default eager")
+    parser.add_argument("--multiple-of", type=int, default=1, help="widths are multiples of this (default 1)")
+    parser.add_argument("--repeats", type=int, default=20, help="timings of each layer and network (default 20)")
+    parser.add_argument("--pixels", type=int, help="height and width of the images (default: 32 or 64)")
+    parser.add_argument("--front", type=int, default=0, help="networks of a front that are compared (default none)")
     parser.add_argument("--mode", choices=("graph", "eager"), help="default: graph on a GPU, eager on a CPU")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -69,13 +116,19 @@ def main() -> None:
         for batch_size in arguments.batch_sizes:
             torch.manual_seed(0)
             model, size = build(name)
+            size = arguments.pixels or size
             model = model.to(device).eval()
             graph = trace(model, torch.randn(1, 3, size, size, device=device))
             spec = LatencySpec(
-                batch_size=batch_size, widths=arguments.widths, precision=arguments.precision, mode=arguments.mode
+                batch_size=batch_size,
+                widths=arguments.widths,
+                precision=arguments.precision,
+                mode=arguments.mode,
+                runtime=arguments.runtime,
+                repeats=arguments.repeats,
             )
             started = time.perf_counter()
-            table = measure_table(model, graph, spec, device=device)
+            table = measure_table(model, graph, spec, device=device, multiple_of=arguments.multiple_of)
             seconds = time.perf_counter() - started
             cost = CostModel(graph, table)
             widths = np.random.default_rng(0).integers(1, cost.num_channels + 1, (VECTORS, len(cost.num_channels)))
@@ -96,7 +149,13 @@ def main() -> None:
                 f"{rate:,.0f} vectors/s",
                 flush=True,
             )
-            print("  " + "; ".join(really(asked, model, cost, graph, spec, device) for asked in ASKED), flush=True)
+            print(
+                "  "
+                + "; ".join(really(asked, model, cost, graph, spec, device, arguments.multiple_of) for asked in ASKED),
+                flush=True,
+            )
+            if arguments.front:
+                compare(front(cost, arguments.front, arguments.multiple_of), model, cost, graph, spec, device)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,11 @@ class LatencyTable:
     """Operations that the table does not model: their sizes follow no traced axis, so that they count as at full
     width, or they only run inside the network, so that they count nothing by themselves."""
 
+    runtime: str = "eager"
+    """Runtime in which the operations were timed: a value of `latency.runtime`."""
+    corrected_by: int = 0
+    """Number of whole networks that corrected the scales, because the error was above 10 % at first; 0: none."""
+
     def predict(self, sizes: npt.ArrayLike) -> Floats:
         """Predict the milliseconds of a batch from the `sizes` of the graph's factors; shape `(..., F)` to `(...,)`."""
         values = np.asarray(sizes, dtype=np.float64)
@@ -122,6 +127,8 @@ class LatencyTable:
             "modules": self.modules,
             "scales": self.scales,
             "offset_ms": self.offset_ms,
+            "runtime": self.runtime,
+            "corrected_by": self.corrected_by,
             "dense_ms": self.dense_ms,
             "accuracy": vars(self.accuracy),
             "device": self.device,
@@ -152,12 +159,16 @@ class LatencyTable:
             batch_size=about["batch_size"],
             precision=about["precision"],
             unknown=tuple(about["unknown"]),
+            # Tables of earlier versions have neither.
+            runtime=about.get("runtime", "eager"),
+            corrected_by=about.get("corrected_by", 0),
         )
 
     def describe(self) -> dict[str, Any]:
         """Return the description of the table for `run.json`."""
         return {
             "device": self.device,
+            "runtime": self.runtime,
             "batch_size": self.batch_size,
             "precision": self.precision,
             "dense_ms": self.dense_ms,

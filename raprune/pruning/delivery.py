@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from raprune.errors import StoreError, UsageError
+from raprune.models.programs import FILES, ONNX, Description, check_installed
 from raprune.pruning.artifact import read_recipe
 from raprune.pruning.hugging_face import CARD, CONFIG, HUB_FILES, CardFigures, card, config_of
-from raprune.pruning.programs import FILES, ONNX, Description, check_installed
 from raprune.pruning.proving import CALIBRATION, write_programs
 from raprune.pruning.quantising import INT8_FILE, PRECISIONS
 from raprune.pruning.workload import Workload

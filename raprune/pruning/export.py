@@ -13,8 +13,9 @@ import torch
 from safetensors.numpy import load as load_arrays
 from torch import nn
 
+from raprune.cost.conditions import table_key
 from raprune.cost.latency import LatencyTable
-from raprune.cost.measure import measure_table, table_key
+from raprune.cost.measure import measure_table
 from raprune.data.dataset import Dataset
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.pruning.artifact import load_from, provenance, save, trial_provenance
@@ -366,11 +367,11 @@ def _check_same_data(data: Dataset, described: RunRecord) -> None:
 
 
 def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics: Statistics) -> LatencyTable:
-    """Fingerprint from the folder of statistics, else computed here."""
-    device = workload.device.type
+    """The table from the folder of statistics, else measured here."""
+    device, graph, step = workload.device.type, prepared.graph, spec.search.step
     arrays = statistics.once(
-        table_key(prepared.graph, spec.latency, device=device),
-        lambda: measure_table(workload.model, prepared.graph, spec.latency, device=device).to_arrays(),
+        table_key(graph, spec.latency, device=device, multiple_of=step),
+        lambda: measure_table(workload.model, graph, spec.latency, device=device, multiple_of=step).to_arrays(),
     )
     return LatencyTable.from_arrays(arrays)
 

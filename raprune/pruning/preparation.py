@@ -16,6 +16,7 @@ from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import TABLE, LatencyTable
+from raprune.cost.onnx_networks import check_float32, check_onnx_runtime
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.data.normalisation import Normalisation
@@ -205,6 +206,9 @@ def _check_names(spec: SearchSpec) -> None:
     """
     for name in spec.methods:
         method_named(name)
+    if spec.latency.runtime == "onnxruntime":
+        check_onnx_runtime()
+        check_float32(spec.latency.precision)
     if spec.budget.limits_memory and "maxout" in spec.methods:
         raise UsageError(
             "budget.memory (--budget-memory): not with the method maxout, whose units the closed form does not know.",

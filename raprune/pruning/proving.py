@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raprune.cost.measure import Repeats, Stopwatch, device_name
+from raprune.cost.conditions import device_name
+from raprune.cost.stopwatch import Repeats, Stopwatch
 from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset
 from raprune.data.host import ImageSplit
 from raprune.errors import ModelError
-from raprune.pruning.programs import (
+from raprune.models.programs import (
     FILES,
     ONNX,
     OPENERS,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raprune.data.host import ImageSplit
-from raprune.pruning.programs import INPUT, ONNX, explained, quiet
+from raprune.models.programs import INPUT, ONNX, explained, quiet
 
 INT8 = "int8"
 PRECISIONS = (INT8,)

@@ -213,7 +213,8 @@ def how_timed(
 
 def latency_conditions(latency: LatencyRecord) -> str:
     """Conditions of a latency budget, in words."""
-    return f"a batch of {latency.batch_size}, {latency.precision} on {latency.device}"
+    by = ", ONNX Runtime" if latency.runtime == "onnxruntime" else ""
+    return f"a batch of {latency.batch_size}, {latency.precision} on {latency.device}{by}"
 
 
 def render_ablation(rows: list[AblationRow], run: RunRecord, *, width: int = WIDE) -> RenderableType:

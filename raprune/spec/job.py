@@ -437,8 +437,8 @@ class SamplerSpec(Part):
     """Minimum number of channels that stay in every group."""
     multiple_of: PositiveInt | None = None
     """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
-    multiples of 8. Where these miss the budget, GPUs get any widths, too. Default: 8 on GPUs, and on CPUs where every
-    group has 32 channels or more; else 1."""
+    multiples of 8. Where these miss the budget, GPUs get any widths, too. For ONNX Runtime groups of 16 channels are
+    enough. Default: 8 on GPUs, and on CPUs where every group has 32 channels or more; else 1."""
     calibration_images: Annotated[int, Field(ge=2)] | None = None
     """Number of training images for batch-norm re-estimation and for methods that use activations.
     Default: a sixteenth of them, but 256 to 1,024."""
@@ -556,6 +556,9 @@ class LatencySpec(Part):
     """Number of timings of each layer; their median counts."""
     widths: Annotated[int, Field(ge=2)] = 6
     """Number of widths at which each layer is timed. Those between are interpolated."""
+    runtime: Literal["eager", "onnxruntime"] = "eager"
+    """Runtime in which networks are timed. `eager` is PyTorch on the worker's device. `onnxruntime` is ONNX Runtime on
+    the worker's CPU, in float32; it needs the extra `raprune[export]` on every node."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the forward pass. `auto` is bfloat16 on GPUs that have it."""
     mode: Literal["graph", "eager"] | None = None

@@ -138,6 +138,7 @@ class LatencyRecord(_Part):
     """Conditions of the latency budget, and the dense network's time under them."""
 
     device: str | None = None
+    runtime: str = "eager"
     batch_size: int | None = None
     precision: str | None = None
     dense_ms: float

@@ -18,19 +18,12 @@ from torch import nn
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
+from raprune.cost.conditions import conditions, table_key
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable, PredictionError, fitted, monotone
-from raprune.cost.measure import (
-    Repeats,
-    Stopwatch,
-    conditions,
-    filling_batch,
-    measure_reported,
-    measure_table,
-    measure_whole,
-    mode_of,
-    table_key,
-)
+from raprune.cost.measure import measure_table, measure_whole
+from raprune.cost.reported import filling_batch, measure_reported
+from raprune.cost.stopwatch import Repeats, Stopwatch, mode_of
 from raprune.errors import BudgetError, UsageError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.pruning.allocate import ALLOCATIONS, Target, allocate, check_reachable

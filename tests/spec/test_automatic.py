@@ -85,3 +85,10 @@ def test_resumed_job_left_open_is_the_job_that_was_decided() -> None:
     assert decided_as(asked, begun) == begun
     other = load_spec(None, {"output": "run", "methods": ["l2"]})
     assert decided_as(other, begun).methods == ("l2",)
+
+
+def test_widths_for_onnx_runtime_are_multiples_of_eight_in_narrower_networks_too() -> None:
+    spec = load_spec(None, {"latency.runtime": "onnxruntime"})
+    assert decided(spec, num_train=8000, widths={"a": 16, "b": 64}).search.multiple_of == 8
+    assert decided(spec, num_train=8000, widths={"a": 12, "b": 64}).search.multiple_of == 1
+    assert decided(load_spec(), num_train=8000, widths={"a": 16, "b": 64}).search.multiple_of == 1

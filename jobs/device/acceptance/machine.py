@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from raprune.cost.measure import device_name
+from raprune.cost.conditions import device_name
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT = ROOT / ".device" / "commit.json"

@@ -85,7 +85,7 @@ def machine() -> str:
     # Torch takes seconds to load, and most commands that connect need none.
     import torch
 
-    from raprune.cost.measure import device_name
+    from raprune.cost.conditions import device_name
 
     cpu = device_name(torch.device("cpu"))
     gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))

@@ -17,8 +17,10 @@ from torch import nn
 
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
+from raprune.cost.conditions import table_key, usable_cpus
 from raprune.cost.latency import LatencyTable
-from raprune.cost.measure import measure_reported, measure_table, table_key, usable_cpus
+from raprune.cost.measure import measure_table
+from raprune.cost.reported import measure_reported
 from raprune.data.dataset import Dataset
 from raprune.errors import RapruneError
 from raprune.methods import method_named
@@ -100,8 +102,12 @@ def _measure_table(subject: Subject) -> MeasuredTable:
     model, spec = subject.model(), subject.spec
     device = subject.placement.device
     statistics = Statistics(Store(spec.statistics_folder))
-    key = table_key(subject.graph, spec.latency, device=device)
-    arrays = statistics.once(key, lambda: measure_table(model, subject.graph, spec.latency, device=device).to_arrays())
+    step = spec.search.step
+    key = table_key(subject.graph, spec.latency, device=device, multiple_of=step)
+    arrays = statistics.once(
+        key,
+        lambda: measure_table(model, subject.graph, spec.latency, device=device, multiple_of=step).to_arrays(),
+    )
     return MeasuredTable(arrays, is_new=key in statistics.computed)
 
 

@@ -10,8 +10,8 @@ import pytest
 import ray
 from rich.console import Console
 
+from raprune.cost.conditions import usable_cpus
 from raprune.cost.latency import TABLE
-from raprune.cost.measure import usable_cpus
 from raprune.errors import BudgetError
 from raprune.orchestration.cluster.connect import node_resources
 from raprune.orchestration.cluster.placement import Placement
@@ -92,7 +92,7 @@ def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) 
     shown = console()
     print_front(store.uri, console=shown)
     words = " ".join(text(shown).split())
-    assert " latency faster@1 faster@16 val % " in words
+    assert " latency memory faster@1 faster@16 val % " in words
     assert (
         "Latency: fraction of the dense network's under the conditions of the budget, a batch of 64, float32" in words
     )

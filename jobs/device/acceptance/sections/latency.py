@@ -12,7 +12,9 @@ from acceptance.bench import Bench
 from raprune.channels.cache import cached_trace
 from raprune.channels.graph import ChannelGraph
 from raprune.cost.flops import CostModel, Counts
-from raprune.cost.measure import Repeats, Stopwatch, TimedNetwork, measure_table, measure_whole
+from raprune.cost.measure import measure_table, measure_whole
+from raprune.cost.stopwatch import Repeats, Stopwatch
+from raprune.cost.timed import TimedNetwork
 from raprune.models import build_model
 from raprune.pruning.allocate import Target, allocate
 from raprune.spec.budget import Budget

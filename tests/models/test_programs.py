@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
 from raprune.errors import ModelError
-from raprune.pruning.programs import capture, refused
+from raprune.models.programs import capture, refused
 from raprune.pruning.proving import check_equal, compare
 
 

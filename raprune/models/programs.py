@@ -84,13 +84,18 @@ def check_installed(kind: str) -> None:
     Raises:
         UsageError: with the command that installs them.
     """
-    missing = [name for name in NEEDED.get(kind, ()) if importlib.util.find_spec(name) is None]
+    missing = missing_for(kind)
     if missing:
         raise UsageError(
             f"--format {kind} needs {', '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed.",
             hint='Install the extra: pip install "raprune[export]", or in a clone of the repository: '
             "uv sync --extra export",
         )
+
+
+def missing_for(kind: str) -> list[str]:
+    """Return the modules that a format needs and that are not installed."""
+    return [name for name in NEEDED.get(kind, ()) if importlib.util.find_spec(name) is None]
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
