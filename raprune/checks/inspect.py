@@ -187,12 +187,10 @@ def show(inspection: Inspection, console: Console) -> None:
         is_figure = number in (1, 3, 4)
         column.justify, column.no_wrap, column.overflow = "right" if is_figure else "left", is_figure, "fold"
     for group in data["groups"]:
-        layers = group["layers"]
-        shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         table.add_row(
             escape(group["name"]),
             str(group["num_channels"]),
-            escape(shown),
+            escape(_first(group["layers"])),
             f"{group['flops_fraction']:.1%}",
             f"{group['params_fraction']:.1%}",
         )
@@ -231,7 +229,11 @@ def _show_frozen(frozen: list[dict[str, Any]], console: Console) -> None:
         counts[entry["reason"]] += entry["num_channels"]
         modules.setdefault(entry["reason"], []).append(entry["module"])
     for reason, count in counts.most_common():
-        names = modules[reason]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        table.add_row(str(count), escape(shown), escape(reason))
+        table.add_row(str(count), escape(_first(modules[reason])), escape(reason))
     console.print(table)
+
+
+def _first(modules: list[str]) -> str:
+    """Names of three modules at most; the network itself, which holds some parameters, has none."""
+    names = [name or "the network" for name in modules]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
