@@ -409,7 +409,7 @@ class _Model:
     @classmethod
     def fitted(cls, inputs: Floats, values: Floats, kernel: Kernel) -> _Model:
         """The model of results: inputs `(N, D)`, values `(N,)`."""
-        mean, lower = float(values.mean()), np.linalg.cholesky(_noisy(inputs, kernel))
+        mean, lower = float(values.mean()), _triangle(_noisy(inputs, kernel))
         return cls(inputs, kernel, mean, lower, _forward(lower, (values - mean)[:, None])[:, 0])
 
     def expecting(self, under_way: Floats) -> tuple[_Model, Floats]:
@@ -447,7 +447,7 @@ class _Model:
     def _beside(self, under_way: Floats) -> tuple[Floats, Floats]:
         """Covariance of `under_way` with the results, whitened, and the triangle of their own that is left."""
         across = self._across(under_way)
-        return across, np.linalg.cholesky(_noisy(under_way, self._kernel) - across.T @ across)
+        return across, _triangle(_noisy(under_way, self._kernel) - across.T @ across)
 
     def _across(self, inputs: Floats) -> Floats:
         return _forward(self._lower, _covariance(self._inputs, inputs, self._kernel))
@@ -457,6 +457,10 @@ class _Model:
 
     def _prior(self, inputs: Floats) -> Floats:
         return np.asarray(_LEVEL**2 + _SLOPE**2 * (inputs**2).sum(axis=1) + self._kernel.bend**2)
+
+
+def _triangle(matrix: Floats) -> Floats:
+    return np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
 
 
 def _noisy(inputs: Floats, kernel: Kernel) -> Floats:

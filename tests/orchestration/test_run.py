@@ -54,7 +54,8 @@ def test_description_of_a_run_in_json_has_the_fields_in_the_order_of_earlier_ver
         *("spec", "state", "created_at", "started_at", "versions", "machine"),
         *("data", "architecture", "weights_hash", "dense", "graph"),
     ]
-    assert list(described["dense"]) == ["val_accuracy", "val_loss", "val_images", "flops", "macs", "params"]
+    first = ["val_accuracy", "val_loss", "val_images", "flops", "macs", "params"]
+    assert list(described["dense"]) == [*first, "memory_bytes"]
     assert list(described["graph"]) == ["groups", "frozen", "notes", "proof"]
     assert described["weights_hash"] is None and described["dense"]["val_accuracy"] is None
 

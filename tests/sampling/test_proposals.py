@@ -125,7 +125,12 @@ def test_search_whose_sampler_forgets_results_is_resumed_as_if_never_stopped(
     monkeypatch.setattr(sources, "_KNOWN", 4)
     studies: list[optuna.Study] = []
     make = sources._new_study
-    monkeypatch.setattr(sources, "_new_study", lambda: studies.append(make()) or studies[-1])
+
+    def counted() -> optuna.Study:
+        studies.append(make())
+        return studies[-1]
+
+    monkeypatch.setattr(sources, "_new_study", counted)
     spec = SamplerSpec.model_validate({"trials": 70, "lookahead": 7, "sampler": sampler})
     whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))
     assert len(studies) > 3 and all(len(study.trials) <= 2 * 4 + 7 for study in studies)
