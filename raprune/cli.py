@@ -730,6 +730,31 @@ def prune(
     _print_proof(made.proof, console)
 
 
+@app.command(rich_help_panel=CLUSTERS)
+def latency(
+    is_served: Annotated[
+        bool, typer.Option("--serve", help="Time networks for runs on other machines, until Ctrl-C.", metavar="")
+    ] = False,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen at; others than loopback are reached by other machines.", metavar="HOST"),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free port.", metavar="PORT")] = 8502,
+    token_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="File that holds the token. (default: RAPRUNE_LATENCY_TOKEN, else a new one)"
+        ),
+    ] = None,
+) -> None:
+    """Serve the times of networks on this device to runs on other machines (`latency.target` of a job)."""
+    from raprune.cost.timing_worker import run as run_worker
+
+    if not is_served:
+        raise UsageError("raprune latency: nothing to do.", hint="Start a timing worker: raprune latency --serve")
+    run_worker(host=host, port=port, token_file=token_file)
+
+
 @app.command(rich_help_panel=RESULTS)
 def serve(
     run: Annotated[

@@ -49,6 +49,10 @@ class ModelError(RapruneError):
     """A network or its weights that cannot be built, loaded or run."""
 
 
+class TargetError(RapruneError):
+    """A timing worker that does not answer, or that refuses a request."""
+
+
 class MethodError(RapruneError):
     """A method that breaks the contract of all methods."""
 

@@ -12,6 +12,7 @@ import torch
 
 from raprune.channels.graph import ChannelGraph
 from raprune.cost.stopwatch import mode_of
+from raprune.cost.timing_target import ServedTarget
 from raprune.models.precision import half_precision
 from raprune.spec.job import LatencySpec
 from raprune.store.scores import key_of
@@ -20,7 +21,7 @@ from raprune.store.scores import key_of
 def conditions(spec: LatencySpec, *, device: str) -> dict[str, Any]:
     """Return the conditions of the timings as plain data: the device's name, the batch size, the precision."""
     where = torch.device(timed_device(spec, device))
-    name = device_name(where)
+    name = timed_device_name(spec, device)
     if where.type == "cpu":
         name = f"{name}, {spec.threads} thread{'s' * (spec.threads > 1)}"
     return {
@@ -36,14 +37,26 @@ def timed_device(spec: LatencySpec, device: str) -> str:
     return "cpu" if spec.runtime == "onnxruntime" else device
 
 
+def timed_device_name(spec: LatencySpec, device: str) -> str:
+    """Return the name of the device on which networks are timed.
+
+    Raises:
+        TargetError: if the timing worker of the job does not answer.
+    """
+    if spec.target is not None:
+        return ServedTarget(spec.target).device()
+    return device_name(torch.device(timed_device(spec, device)))
+
+
 def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0, multiple_of: int = 1) -> str:
     """Return the key of this network's table for this device in the statistics. Weights do not affect the key."""
     content = {
         "architecture": graph.architecture,
         "factors": [factor.to_json() for factor in graph.factors],
-        # The batch of the report does not affect the table. The runtime follows, so that older tables keep their key.
-        "spec": spec.model_dump(mode="json", exclude={"report_batch", "mode", "runtime"}),
-        "device": device_name(torch.device(timed_device(spec, device))),
+        # The batch of the report does not affect the table. The runtime follows, so that older tables keep their key,
+        # and a target counts by the name of its device.
+        "spec": spec.model_dump(mode="json", exclude={"report_batch", "mode", "runtime", "target"}),
+        "device": timed_device_name(spec, device),
         "torch": torch.__version__,
         "seed": seed,
     }

@@ -16,7 +16,7 @@ from raprune.cost.conditions import conditions
 from raprune.cost.flops import CostModel, Counts
 from raprune.cost.latency import KINDS, Floats, LatencyTable, PredictionError, fitted, monotone
 from raprune.cost.operations import SizedCall, follow
-from raprune.cost.stopwatch import Repeats, Stopwatch, stopwatch_of
+from raprune.cost.stopwatch import Repeats, Stopwatch
 from raprune.cost.timed import TimedNetwork, timed_network
 from raprune.errors import ModelError
 from raprune.spec.job import LatencySpec
@@ -72,12 +72,9 @@ def measure_whole(
     torch.set_num_threads(spec.threads)
     try:
         subject = timed_network(model, graph, spec, device=device)
-        timed = [subject.call(subject.placed(one)) for one in (*models, model)]
-        with torch.inference_mode():
-            stopwatch = stopwatch or stopwatch_of(spec, subject.device)
-            stopwatch.warm_up(timed[-1])
-            repeats = repeats or Repeats(most=spec.repeats, limit_s=_NETWORK_S)
-            return [float(ms) for ms in stopwatch.medians(timed, repeats)]
+        placed = [subject.placed(one) for one in (*models, model)]
+        repeats = repeats or Repeats(most=spec.repeats, limit_s=_NETWORK_S)
+        return subject.medians(placed, repeats, stopwatch)
     finally:
         torch.set_num_threads(threads)
 
@@ -227,10 +224,8 @@ def _calibrated(
 
 def _whole_ms(subject: TimedNetwork, cost: CostModel, vectors: Sequence[Counts]) -> Floats:
     """Measure the milliseconds of whole networks, in turns."""
-    with torch.inference_mode():
-        timed = [subject.call(subject.narrowed(cost, widths)) for widths in vectors]
-        repeats = Repeats(most=subject.spec.repeats, limit_s=_NETWORK_S)
-        return stopwatch_of(subject.spec, subject.device).medians(timed, repeats)
+    models = [subject.narrowed(cost, widths) for widths in vectors]
+    return np.array(subject.medians(models, Repeats(most=subject.spec.repeats, limit_s=_NETWORK_S)))
 
 
 def _fitted(raw: LatencyTable, cost: CostModel, vectors: Counts, measured: Floats, dense_ms: float) -> LatencyTable:

@@ -9,11 +9,9 @@ Weights of other blocks go through the caches in between, as in a whole network.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +22,18 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from raprune.cost.onnx_networks import session_of
+from raprune.cost.onnx_networks import events_of, session_of
 from raprune.cost.operations import OperationCall, SizedCall, TensorTemplate
-from raprune.cost.stopwatch import OPERATION_S
+from raprune.cost.stopwatch import OPERATION_S, Repeats
+from raprune.cost.timing_target import WARM_UP, OnnxTarget
+from raprune.errors import TargetError
 
 MATRIX_NODES = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "FusedGemm", "ConvTranspose", "Attention")
 """Types of nodes of the kind `matrix`."""
 
 _TREE = pytree.tree_flatten(())[1]
-_WARM_UP, _LEAST = 2, 3
-"""Numbers of runs of a file that are not timed, and of those that are timed at least."""
+_LEAST = 3
+"""Minimum number of timed runs of a file."""
 _CPU = torch.device("cpu")
 _FLOAT = 1
 """Number of the type float32 in ONNX."""
@@ -80,7 +80,7 @@ def node_calls(file: bytes, feed: Mapping[str, Any], parameters: Collection[str]
         optimized = Path(folder) / "optimized.onnx"
         session = session_of(file, threads=1, extended=True, optimized=optimized, profile=Path(folder) / "profile")
         session.run(None, dict(feed))
-        events = {event["name"].removesuffix("_kernel_time"): event["args"] for event in _events(session)}
+        events = {event["name"].removesuffix("_kernel_time"): event["args"] for event in events_of(session)}
         graph = onnx.load(optimized).graph
     initializers = {initializer.name: initializer for initializer in graph.initializer}
     shapes = {name: tuple(array.shape) for name, array in feed.items()}
@@ -114,7 +114,11 @@ def node_calls(file: bytes, feed: Mapping[str, Any], parameters: Collection[str]
 
 
 def times_of(
-    sized: Sequence[tuple[SizedCall, Sequence[float], Sequence[float]]], *, threads: int, repeats: int
+    sized: Sequence[tuple[SizedCall, Sequence[float], Sequence[float]]],
+    *,
+    target: OnnxTarget,
+    threads: int,
+    repeats: int,
 ) -> list[float]:
     """Time operations at given sizes, in one file; return milliseconds.
 
@@ -122,7 +126,9 @@ def times_of(
     refuses takes NaN.
     """
     try:
-        return _timed(sized, threads=threads, repeats=repeats)
+        return _timed(sized, target=target, threads=threads, repeats=repeats)
+    except TargetError:
+        raise
     except Exception:  # one node that is refused refuses the file
         if len(sized) == 1:
             return [float("nan")]
@@ -130,16 +136,21 @@ def times_of(
     return [
         time_ms
         for half in (sized[:middle], sized[middle:])
-        for time_ms in times_of(half, threads=threads, repeats=repeats)
+        for time_ms in times_of(half, target=target, threads=threads, repeats=repeats)
     ]
 
 
 def _timed(
-    sized: Sequence[tuple[SizedCall, Sequence[float], Sequence[float]]], *, threads: int, repeats: int
+    sized: Sequence[tuple[SizedCall, Sequence[float], Sequence[float]]],
+    *,
+    target: OnnxTarget,
+    threads: int,
+    repeats: int,
 ) -> list[float]:
     from onnx import helper, numpy_helper
 
-    nodes, inputs, outputs, initializers, feed = [], [], [], [], {}
+    nodes, inputs, outputs, initializers = [], [], [], []
+    shapes_of_inputs: dict[str, tuple[int, ...]] = {}
     for number, (operation, sizes, dense_sizes) in enumerate(sized):
         node = operation.call.operation
         copied = type(node.proto)()
@@ -159,32 +170,27 @@ def _timed(
             if is_weight:
                 initializers.append(numpy_helper.from_array(array, name))
             else:
-                feed[name] = array
+                shapes_of_inputs[name] = shape
                 inputs.append(helper.make_tensor_value_info(name, _FLOAT, shape))
         nodes.append(copied)
         outputs.append(helper.make_empty_tensor_value_info(copied.output[0]))
     graph = helper.make_graph(nodes, "operations", inputs, outputs, initializers)
     opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSET.items()]
     file = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-    with tempfile.TemporaryDirectory() as folder:
-        session = session_of(file, threads=threads, profile=Path(folder) / "profile")
-        runs, until = 0, time.perf_counter() + OPERATION_S * len(sized)
-        while runs < _WARM_UP + repeats and (runs < _WARM_UP + _LEAST or time.perf_counter() < until):
-            session.run(None, feed)
-            runs += 1
-        events = _events(session)
+    limits = Repeats(most=repeats, least=_LEAST, limit_s=OPERATION_S * len(sized))
+    found = target.profile(file, shapes_of_inputs, threads=threads, repeats=limits)
     of_run: dict[int, list[float]] = defaultdict(list)
-    for event in events:
-        found = re.match(r"o(\d+)_", event["name"])
-        if found and not event["args"]["op_name"].startswith("Reorder"):
-            of_run[int(found[1])].append(event["dur"] / 1e3)
-    return [_median_of_runs(of_run[number], runs) for number in range(len(sized))]
+    for name, kind, time_ms in found.events:
+        match = re.match(r"o(\d+)_", name)
+        if match and not kind.startswith("Reorder"):
+            of_run[int(match[1])].append(time_ms)
+    return [_median_of_runs(of_run[number], found.runs) for number in range(len(sized))]
 
 
 def _median_of_runs(times_ms: list[float], runs: int) -> float:
     """Median over the runs of the sum of a block's events, without the first runs."""
     each = len(times_ms) // runs
-    sums = [sum(times_ms[run * each : (run + 1) * each]) for run in range(_WARM_UP, runs)]
+    sums = [sum(times_ms[run * each : (run + 1) * each]) for run in range(WARM_UP, runs)]
     return statistics.median(sums) if each else 0.0
 
 
@@ -208,13 +214,6 @@ def _sizes(
 
 def _template(shape: tuple[int, ...]) -> TensorTemplate:
     return TensorTemplate(shape, tuple(range(len(shape))), (False,) * len(shape), torch.float32, _CPU)
-
-
-def _events(session: Any) -> list[dict[str, Any]]:
-    """End the profile of a session; return the runs of its nodes in their order."""
-    path = Path(session.end_profiling())
-    found = json.loads(path.read_text())
-    return [e for e in found if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
 
 
 def _module_of(node: Any, parameters: Collection[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raprune.channels.graph import ChannelGraph
-from raprune.cost.conditions import device_name, precision_of, timed_device
+from raprune.cost.conditions import precision_of, timed_device, timed_device_name
 from raprune.cost.flops import CostModel
 from raprune.cost.measure import measure_whole
 from raprune.cost.stopwatch import Repeats, Stopwatch, stopwatch_of
@@ -52,7 +52,7 @@ def measure_reported(
         )
         where = torch.device(timed_device(conditions, device))
         return Timing(
-            device=device_name(where),
+            device=timed_device_name(conditions, device),
             threads=conditions.threads if where.type == "cpu" else None,
             precision=precision_of(conditions, where),
             batch_size=conditions.batch_size,

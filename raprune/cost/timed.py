@@ -11,10 +11,11 @@ from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.cost.conditions import precision_of, timed_device
 from raprune.cost.flops import CostModel, Counts
-from raprune.cost.onnx_networks import OnnxNetworks, check_float32, check_onnx_runtime, runner_of, session_of
+from raprune.cost.onnx_networks import OnnxNetworks, check_float32, check_onnx_runtime
 from raprune.cost.onnx_operations import MATRIX_NODES, node_calls, times_of
 from raprune.cost.operations import OperationCall, SizedCall, calls, filled
-from raprune.cost.stopwatch import stopwatch_of
+from raprune.cost.stopwatch import Repeats, Stopwatch, stopwatch_of
+from raprune.cost.timing_target import ServedTarget, ThisMachine
 from raprune.models.memory_format import layout_for
 from raprune.models.programs import INPUT
 from raprune.records import Candidate
@@ -70,6 +71,14 @@ class TimedNetwork:
 
         return [median(*one) for one in sized]
 
+    def medians(self, models: Sequence[nn.Module], repeats: Repeats, stopwatch: Stopwatch | None = None) -> list[float]:
+        """Measure the milliseconds of a batch through each of `models`, networks of `placed`, in turns."""
+        stopwatch = stopwatch or stopwatch_of(self.spec, self.device)
+        with torch.inference_mode():
+            timed = [self.call(model) for model in models]
+            stopwatch.warm_up(timed[-1])
+            return [float(ms) for ms in stopwatch.medians(timed, repeats)]
+
     def is_matrix(self, operation: SizedCall) -> bool:
         """True for a convolution or a product of matrices."""
         return any(part in str(operation.call.operation) for part in MATRIX)
@@ -79,7 +88,7 @@ class TimedNetwork:
 
 
 class OnnxTimedNetwork(TimedNetwork):
-    """A network whose narrower networks run in ONNX Runtime on the CPU."""
+    """A network whose narrower networks run in ONNX Runtime, on this machine's CPU or on the target of the job."""
 
     keeps_steps = True
 
@@ -99,15 +108,19 @@ class OnnxTimedNetwork(TimedNetwork):
         sizes = {int(size) for size in cost.sizes(cost.num_channels)}
         self._networks = OnnxNetworks(self.placed(model), self.x, sizes)
         self._names = tuple(model.state_dict())
-
-    def call(self, model: nn.Module) -> Callable[[], object]:
-        return runner_of(session_of(self._networks.file_of(model), threads=self.spec.threads), self.x)
+        self._served = None if spec.target is None else ServedTarget(spec.target)
 
     def operations(self, model: nn.Module) -> list[OperationCall]:
         return node_calls(self._networks.file_of(model), {INPUT: self.x.numpy()}, self._names)
 
+    def medians(self, models: Sequence[nn.Module], repeats: Repeats, stopwatch: Stopwatch | None = None) -> list[float]:
+        target = self._served or ThisMachine(stopwatch or stopwatch_of(self.spec, self.device))
+        files = [self._networks.file_of(model) for model in models]
+        return target.medians(files, self.x.shape, threads=self.spec.threads, repeats=repeats)
+
     def times(self, sized: Sequence[AtSizes]) -> list[float]:
-        return times_of(sized, threads=self.spec.threads, repeats=self.spec.repeats)
+        target = self._served or ThisMachine()
+        return times_of(sized, target=target, threads=self.spec.threads, repeats=self.spec.repeats)
 
     def is_matrix(self, operation: SizedCall) -> bool:
         return operation.call.operation.proto.op_type in MATRIX_NODES

@@ -17,6 +17,7 @@ from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import TABLE, LatencyTable
 from raprune.cost.onnx_networks import check_float32, check_onnx_runtime
+from raprune.cost.timing_target import given_token
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.data.normalisation import Normalisation
@@ -209,6 +210,13 @@ def _check_names(spec: SearchSpec) -> None:
     if spec.latency.runtime == "onnxruntime":
         check_onnx_runtime()
         check_float32(spec.latency.precision)
+        if spec.latency.target is not None:
+            given_token()
+    elif spec.latency.target is not None:
+        raise UsageError(
+            f'latency.target {spec.latency.target}: a timing worker takes ONNX files, and latency.runtime is "eager".',
+            hint='Set latency.runtime = "onnxruntime".',
+        )
     if spec.budget.limits_memory and "maxout" in spec.methods:
         raise UsageError(
             "budget.memory (--budget-memory): not with the method maxout, whose units the closed form does not know.",

@@ -559,6 +559,11 @@ class LatencySpec(Part):
     runtime: Literal["eager", "onnxruntime"] = "eager"
     """Runtime in which networks are timed. `eager` is PyTorch on the worker's device. `onnxruntime` is ONNX Runtime on
     the worker's CPU, in float32; it needs the extra `raprune[export]` on every node."""
+    target: Annotated[str, Field(pattern=r"^https?://[^/]+$", json_schema_extra={VALID: "http://HOST:PORT"})] | None = (
+        None
+    )
+    """Address of a timing worker, which times networks for `onnxruntime` on another device. It is started there by
+    `raprune latency --serve`. Default: the worker of the search times them."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the forward pass. `auto` is bfloat16 on GPUs that have it."""
     mode: Literal["graph", "eager"] | None = None
