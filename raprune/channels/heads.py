@@ -352,7 +352,7 @@ def _freeze_all(call: TracedCall, reason: str) -> None:
 
 _LINEAR = ("mul", "div", "neg", "native_dropout")
 """Operations that keep a tensor proportional to the weights that made it, if the other operand is a number."""
-_AT_POSITIONS = set(packets("slice select index index_select roll flip diagonal gather unfold narrow unbind")) | set(
+_AT_POSITIONS = set(packets("slice select index index_select roll flip narrow unbind")) | set(
     packets("split split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes")
 )
 _ALONG = set(packets("_softmax _log_softmax _safe_softmax cumsum"))

@@ -62,6 +62,8 @@ def touched_axes(call: TracedCall) -> list[int]:
     if name in ("roll", "flip"):
         dims = call.arg(2 if name == "roll" else 1, "dims") or range(x.dim())
         return [d % x.dim() for d in dims]
+    if "split" in name or "chunk" in name:
+        return [int(call.arg(2, "dim", 0)) % x.dim()]
     dim = int(call.arg(1, "dim", 0)) % x.dim()
     if name == "slice":
         start, end, step = (call.arg(2, "start") or 0, call.arg(3, "end"), call.arg(4, "step", 1))

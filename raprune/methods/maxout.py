@@ -305,7 +305,8 @@ def _half(network: Network, places: Units, *, written: bool) -> ChannelGraph:
             before = {_owner(member) for member in group.members if member.writes} | {places[group.name]}
             members = tuple(member for member in group.members if (_owner(member) in before) is written)
             groups.append(replace(group, members=members))
-    return replace(network.graph, groups=tuple(groups))
+    # Heads have no units, so that the numbers of attention stay as they are.
+    return replace(network.graph, groups=tuple(groups), attributes=(), scales=())
 
 
 def _add_up_columns(model: nn.Module, outer: ChannelGraph, candidates: int) -> None:

@@ -12,17 +12,19 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from raprune.checks.contract.networks import (
     CLASSES,
+    Attention,
     DenseBlock,
     FlattenLinear,
     Grouped,
     Net,
     Residual,
+    Transformer,
     Transposed,
     WrittenAttention,
     conv,
 )
 
-__all__ = ["CLASSES", "NETWORKS", "Net", "Residual", "build", "conv", "image"]
+__all__ = ["CLASSES", "NETWORKS", "Attention", "Net", "Residual", "Transformer", "build", "conv", "image"]
 
 
 class ZeroPadShortcut(Net):
@@ -152,44 +154,6 @@ class ModuleAttention(nn.Module):
         x = x + self.down(functional.gelu(self.up(self.norm2(x))))
         logits: Tensor = self.head(x.mean(1))
         return logits
-
-
-class Attention(nn.Module):
-    """Attention whose code reads its sizes from attributes."""
-
-    HEADS, WIDTH, CHANNELS = 3, 4, 10
-
-    def __init__(self, *, fused: bool = True) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim, self.attn_dim, self.scale = 3, 4, 12, 4**-0.5
-        self.fused = fused
-        self.qkv, self.proj = nn.Linear(10, 36), nn.Linear(12, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        out: Tensor = self.proj(self.mixed(q, k, v).transpose(1, 2).reshape(batch, tokens, self.attn_dim))
-        return out
-
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.fused:
-            return functional.scaled_dot_product_attention(q, k, v)
-        return (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
-
-
-class Transformer(nn.Module):
-    """One block in front of a classifier."""
-
-    def __init__(self, attention: nn.Module | None = None) -> None:
-        super().__init__()
-        self.embed, self.norm, self.attention = nn.Conv2d(3, 10, 4, 4), nn.LayerNorm(10), attention or Attention()
-        self.head = nn.Linear(10, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x).flatten(2).transpose(1, 2)
-        x = x + self.attention(self.norm(x))
-        out: Tensor = self.head(x.mean(1))
-        return out
 
 
 class Mixer(nn.Module):

@@ -34,6 +34,16 @@ class SeparateAttention(Attention):
         return out
 
 
+class PackedAttention(Attention):
+    """Queries, keys and values lie side by side in each head, as in LeViT."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.qkv(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q, k, v = packed.split(packed.shape[-1] // 3, dim=-1)
+        out: Tensor = self.proj(self.mixed(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
 class TalkingHeads(Attention):
     """The products of all heads are mixed before the softmax, as in CaiT."""
 
@@ -89,6 +99,7 @@ def network(kind: str) -> tuple[nn.Module, ChannelGraph]:
         "fused": Attention,
         "written": lambda: Attention(fused=False),
         "separate": SeparateAttention,
+        "packed": PackedAttention,
         "talking": TalkingHeads,
         "biased": BiasOfHeads,
         "hard": HardNumbers,
@@ -99,7 +110,7 @@ def network(kind: str) -> tuple[nn.Module, ChannelGraph]:
     return model, prove(model, trace(model, image()), image()).graph
 
 
-WHOLE = ("fused", "written", "separate", "talking", "biased", "module", "module with weights")
+WHOLE = ("fused", "written", "separate", "packed", "talking", "biased", "module", "module with weights")
 
 
 @pytest.mark.parametrize("kind", WHOLE)

@@ -253,6 +253,7 @@ PLACES = {
     "DenseBlock": {"grow2": "grow2", "transition": "transition"},
     "FlattenLinear": {"conv": "conv", "hidden": "hidden"},
     "WrittenAttention": {},
+    "Transformer": {},
     "Transposed": {"last": "last"},
 }
 

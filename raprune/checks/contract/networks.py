@@ -117,6 +117,44 @@ class WrittenAttention(nn.Module):
         return logits
 
 
+class Attention(nn.Module):
+    """Attention whose code reads its sizes from attributes."""
+
+    HEADS, WIDTH, CHANNELS = 3, 4, 10
+
+    def __init__(self, *, fused: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim, self.scale = 3, 4, 12, 4**-0.5
+        self.fused = fused
+        self.qkv, self.proj = nn.Linear(10, 36), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        out: Tensor = self.proj(self.mixed(q, k, v).transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+        return out
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.fused:
+            return functional.scaled_dot_product_attention(q, k, v)
+        return (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+class Transformer(nn.Module):
+    """One block in front of a classifier."""
+
+    def __init__(self, attention: nn.Module | None = None) -> None:
+        super().__init__()
+        self.embed, self.norm, self.attention = nn.Conv2d(3, 10, 4, 4), nn.LayerNorm(10), attention or Attention()
+        self.head = nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = x + self.attention(self.norm(x))
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
 class Transposed(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +166,8 @@ class Transposed(Net):
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    kind.__name__: kind for kind in (Residual, Grouped, DenseBlock, FlattenLinear, WrittenAttention, Transposed)
+    kind.__name__: kind
+    for kind in (Residual, Grouped, DenseBlock, FlattenLinear, WrittenAttention, Transformer, Transposed)
 }
 """Networks by the names of their structures."""
 
