@@ -35,7 +35,8 @@ def cut(model: ModuleT, graph: ChannelGraph, candidate: Candidate) -> ModuleT:
         RecipeError: if the candidate names a group or a channel that the graph does not have, or empties a group.
     """
     smaller = slice_parameters(model, kept_positions(graph, candidate.kept), sizes_of(graph, candidate.kept))
-    _rescale(smaller, graph, candidate.kept)
+    if graph.scales:
+        _rescale(smaller, graph, candidate.kept)
     return smaller
 
 
@@ -50,18 +51,15 @@ def sizes_of(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> list[N
 
 def _rescale(smaller: nn.Module, graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> None:
     """Multiply the weights of queries, so that fused attention has the scale of the dense network."""
-    if not any(scale.group in kept for scale in graph.scales):
-        return
     positions = KeptPositions(graph, kept)
     parameters = dict(smaller.named_parameters())
-    for scale in graph.scales:
-        group = graph.by_name[scale.group]
-        ratio = len(kept.get(scale.group, range(group.num_channels))) / group.num_channels
-        here = np.flatnonzero(np.isin(positions.of(scale.parameter, scale.axis), scale.positions))
-        parameter = parameters[scale.parameter]
-        with torch.no_grad():
-            index = torch.from_numpy(here).to(parameter.device)
-            parameter.index_copy_(scale.axis, index, parameter.index_select(scale.axis, index) * ratio**0.5)
+    for name in dict.fromkeys(scale.parameter for scale in graph.scales):
+        gain = positions.gain(name)
+        if gain is not None:
+            parameter = parameters[name]
+            factor = torch.from_numpy(gain).to(parameter.device, parameter.dtype)
+            with torch.no_grad():
+                parameter.mul_(factor.view(-1, *[1] * (parameter.dim() - 1)))
 
 
 def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, IndexArray]]:

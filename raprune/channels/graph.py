@@ -124,21 +124,20 @@ class SizeAttribute:
 
 @dataclass(frozen=True)
 class WidthScale:
-    """Positions of a parameter that a cut multiplies by `sqrt(width / num_channels)` of a group.
+    """Positions on the first axis of a parameter that a cut multiplies by `sqrt(width / num_channels)` of a group.
 
     PyTorch's attention divides the products of queries and keys by the root of their width. The products that stay
     must not change, so the queries take up the difference.
     """
 
     parameter: str
-    axis: int
     positions: IndexArray
     group: str
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, WidthScale):
             return NotImplemented
-        mine, theirs = ((s.parameter, s.axis, s.group) for s in (self, other))
+        mine, theirs = ((s.parameter, s.group) for s in (self, other))
         return mine == theirs and np.array_equal(self.positions, other.positions)
 
     __hash__ = None  # type: ignore[assignment]
@@ -291,7 +290,7 @@ class ChannelGraph:
             )
             for group in self.groups
         )
-        scales = tuple(replace(s, positions=renumbered(s.parameter, s.axis, s.positions)) for s in self.scales)
+        scales = tuple(replace(s, positions=renumbered(s.parameter, 0, s.positions)) for s in self.scales)
         return replace(
             self, groups=groups, scales=scales, shapes={name: tuple(shape) for name, shape in shapes.items()}
         )
@@ -371,8 +370,8 @@ class ChannelGraph:
                 for module, name, place, size in data.get("attributes", ())
             ),
             scales=tuple(
-                WidthScale(parameter, axis, unpack_positions(runs), group)
-                for parameter, axis, runs, group in data.get("scales", ())
+                WidthScale(parameter, unpack_positions(runs), group)
+                for parameter, runs, group in data.get("scales", ())
             ),
         )
 
@@ -382,7 +381,7 @@ def _attribute_row(attribute: SizeAttribute) -> list[Any]:
 
 
 def _scale_row(scale: WidthScale) -> list[Any]:
-    return [scale.parameter, scale.axis, pack_positions(scale.positions), scale.group]
+    return [scale.parameter, pack_positions(scale.positions), scale.group]
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:
@@ -448,6 +447,18 @@ class KeptPositions:
                 stay[part] = False
             self._positions[key] = np.flatnonzero(stay)
         return self._positions[key]
+
+    def gain(self, parameter: str) -> npt.NDArray[np.float64] | None:
+        """Return the factor of each position on the first axis that stays (`WidthScale`); None if all are 1."""
+        scales = [s for s in self._graph.scales if s.parameter == parameter and s.group in self._kept]
+        if not scales:
+            return None
+        stays = self.of(parameter, 0)
+        gain = np.ones(len(stays))
+        for scale in scales:
+            group = self._graph.by_name[scale.group]
+            gain[np.isin(stays, scale.positions)] *= (len(self._kept[scale.group]) / group.num_channels) ** 0.5
+        return gain
 
     def removed(self, group: Group, member: Member) -> IndexArray:
         """Return the positions of `member`, which is one of `group`, that are removed."""

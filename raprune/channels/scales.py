@@ -27,7 +27,7 @@ def width_scales(tracer: Tracer, model: nn.Module, grouping: Grouping) -> tuple[
             continue
         group = grouping.groups[int(numbers[0])].name
         for name, _ in modules[module].named_parameters(prefix=module, recurse=False):
-            found.append(WidthScale(name, 0, positions, group))
+            found.append(WidthScale(name, positions, group))
     return tuple(found)
 
 

@@ -225,7 +225,7 @@ def _dense_samples(
     first = 0
 
     def sample(name: str, y: Tensor) -> None:
-        samples[name].append(layers[name].patches.of_output(y, first)[:, layers[name].outputs].to(place))
+        samples[name].append(layers[name].wanted_of(y, first).to(place))
 
     def sample_output(name: str, x: Tensor, y: Tensor) -> None:
         if not layers[name].added:
@@ -248,8 +248,7 @@ def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapp
 
     def add(name: str, x: Tensor, y: Tensor) -> None:
         layer = layers[name]
-        sample = layer.patches.of_output(y, first)[:, layer.outputs]
-        layer.add(sums[name], layer.staying_inputs(x), sample, first)
+        layer.add(sums[name], layer.staying_inputs(x), layer.wanted_of(y, first), first)
 
     with LayerObserver(dense, list(layers), after=add):
         for images in parts:
@@ -409,6 +408,13 @@ class _Layer:
     patches: Patches
     turn: int
     """Place in the order in which the layers are refitted."""
+    gain: Tensor | None = None
+    """Factor of each output that stays, where a cut changes the scale of queries."""
+
+    def wanted_of(self, y: Tensor, first: int) -> Tensor:
+        """Return the outputs `(N, M)` that the layer should have at its patches, from the dense layer's output `y`."""
+        wanted = self.patches.of_output(y, first)[:, self.outputs]
+        return wanted if self.gain is None else wanted * self.gain.to(wanted.dtype)
 
     @property
     def _centred(self) -> bool:
@@ -556,7 +562,9 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
         norm = None if here.norm is None else cast(nn.BatchNorm2d, modules[here.norm])
         patches = Patches.drawn(module, here.output, len(images), seed)
         is_whole = len(inputs) == shape[1]
-        layers[name] = _Layer(module, norm, here.added, inputs, outputs, is_whole, patches, here.turn)
+        factors = stays.gain(f"{name}.weight")
+        gain = None if factors is None else torch.from_numpy(factors).to(images.device)
+        layers[name] = _Layer(module, norm, here.added, inputs, outputs, is_whole, patches, here.turn, gain)
     # Layers before the first missing channel have the same outputs as in the dense network.
     behind = dropwhile(lambda item: item[1].is_whole, layers.items())
     return dict(behind), images, len(parts[0]), largest

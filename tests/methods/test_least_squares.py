@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.proof import prove
 from raprune.channels.trace import trace
 from raprune.methods.least_squares import Halves, Moments, refit, solved
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 from raprune.records import Candidate
-from tests.channels.networks import build
+from tests.channels.networks import Attention, Transformer, build
 from tests.channels.proved import proved
 from tests.pretend_cuda import pretend_cuda
 
@@ -193,6 +194,28 @@ def test_layers_that_read_no_cut_group_are_refitted_behind_the_cut() -> None:
     refit(small, in_batches(images()), how)
     assert not torch.allclose(small.three.weight, dense.three.weight, atol=1e-3)
     torch.testing.assert_close(small.stem.weight, dense.stem.weight, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("asymmetric", [True, False])
+def test_refit_of_attention_keeps_the_scale_of_the_queries(asymmetric: bool) -> None:
+    """Widths that were zero go; the layers behind the first cut then fit the dense network without an error."""
+    torch.manual_seed(0)
+    model = Transformer(nn.Sequential(Attention(), Attention())).eval()
+    with torch.no_grad():
+        for block in ("attention.0", "attention.1"):
+            model.get_parameter(f"{block}.qkv.weight").view(3, 3, 4, 10)[:, :, 1:] = 0
+            model.get_parameter(f"{block}.qkv.bias").view(3, 3, 4)[:, :, 1:] = 0
+    image = torch.randn(1, 3, 8, 8)
+    graph = prove(model, trace(model, image), image).graph
+    kept = {"attention.0.qkv": (0,), "attention.1.qkv": (0,)}
+    smaller, images = cut(model, graph, Candidate("test", kept)), torch.randn(32, 3, 8, 8)
+    refit(
+        smaller,
+        lambda: iter([(images, torch.zeros(32))]),
+        Cut(dense=model, graph=graph, kept=kept),
+        asymmetric=asymmetric,
+    )
+    torch.testing.assert_close(smaller(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("asymmetric", [True, False])
