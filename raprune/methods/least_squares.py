@@ -20,25 +20,22 @@ in a forward pass or not on whole images keep their weights.
 from __future__ import annotations
 
 import logging
-import weakref
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import count, dropwhile
-from types import TracebackType
-from typing import Any, cast
+from functools import cache
+from itertools import dropwhile
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import KeptPositions
 from raprune.channels.transfer import arrays_on
+from raprune.methods.layer_observer import LayerObserver, structure_of
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
+from raprune.methods.moments import Halves, Moments, solved
 from raprune.methods.patches import CHUNK, Patches
 
 LARGEST = 2**32
@@ -46,16 +43,6 @@ LARGEST = 2**32
 limit does not depend on the device, so that a network is refitted on the same images everywhere."""
 LIVE = 4
 """Activations as large as the largest that a forward pass holds at once. Counted for ResNet-50: 3.4."""
-SURE = 40
-"""Samples per weight of a filter below which a ridge is chosen from `RIDGES`."""
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Ridges that are tried for a layer with few samples."""
-JUDGED = 64
-"""Maximum number of a layer's outputs whose errors choose the ridge."""
-WIDE = 2048
-"""Weights per filter above which the odd images choose the ridge, and not the even ones too: the time of a
-solution grows with the cube of this number."""
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -258,138 +245,6 @@ def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapp
         layer.update(sums[name], ridge)
 
 
-class Moments:
-    """Sums over patches x and residuals r: `x^T x`, `x^T r`, and both means, in float64 whatever their type is.
-
-    The leading axis of all tensors is the groups of a convolution.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sums: list[Tensor] = []
-
-    def add(self, read_GNP: Tensor, rest_GNM: Tensor) -> None:
-        products = [read_GNP.mT @ read_GNP, read_GNP.mT @ rest_GNM]
-        sums = [product.double() for product in products]
-        sums += [values.sum(1, dtype=torch.float64) for values in (read_GNP, rest_GNM)]
-        sums.append(rest_GNM.square().sum(dtype=torch.float64))
-        self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
-        self.count += read_GNP.shape[1]
-
-    @property
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Means of x, `(G, P)`, and of r, `(G, M)`."""
-        return self._sums[2] / self.count, self._sums[3] / self.count
-
-    @property
-    def energy(self) -> float:
-        """The sum of r^2."""
-        return float(self._sums[4])
-
-    def __add__(self, other: Moments) -> Moments:
-        both = Moments()
-        both.count = self.count + other.count
-        both._sums = [one + another for one, another in zip(self._sums, other._sums, strict=True)]
-        return both
-
-    def gram(self, *, centred: bool) -> Tensor:
-        """Return `x^T x / N`, shape `(G, P, P)`."""
-        mean = self.means[0]
-        gram = self._sums[0] / self.count
-        return gram - mean[:, :, None] * mean[:, None, :] if centred else gram
-
-    def cross(self, *, centred: bool) -> Tensor:
-        """Return `x^T r / N`, shape `(G, P, M)`."""
-        mean_x, mean_r = self.means
-        cross = self._sums[1] / self.count
-        return cross - mean_x[:, :, None] * mean_r[:, None, :] if centred else cross
-
-
-class Halves:
-    """Moments of the even and of the odd images, and of all.
-
-    A layer whose samples are few has a ridge that is chosen on the half that it was not fitted to. Measured for
-    EfficientNet-Lite0 on 320 images, whose classifier reads 1,280 channels: without this, 11 of 100 images are right
-    at 80 % of the FLOPs where the dense network has 88.
-    """
-
-    def __init__(self) -> None:
-        self.parts = (Moments(), Moments())
-
-    @property
-    def count(self) -> int:
-        return sum(part.count for part in self.parts)
-
-    @property
-    def whole(self) -> Moments:
-        """Moments of all images."""
-        even, odd = self.parts
-        return even + odd if even.count and odd.count else even if even.count else odd
-
-    def ridge_for(self, columns: int, least: float, systems: Callable[[Moments], tuple[Tensor, Tensor]]) -> float:
-        """Return `least`, or, of few samples, the ridge of `RIDGES` above it with the smallest error on the other half.
-
-        `systems` gives the matrix `(G, P, P)` and the right side `(G, P, M)` of the moments of a half.
-        """
-        if self.count >= SURE * columns or not all(part.count for part in self.parts):
-            return least
-        halves = [(gram, right[..., :JUDGED]) for gram, right in map(systems, self.parts)]
-        ridges = [least, *(ridge for ridge in RIDGES if ridge > least)]
-        errors = []
-        for ridge in ridges:
-            error = torch.zeros((), dtype=torch.float64, device=halves[0][0].device)
-            for (gram, cross), (other, wanted) in (halves, halves[::-1])[: 1 if columns > WIDE else 2]:
-                change, is_solved = _tried(gram, cross, ridge)
-                error = error + torch.where(is_solved, (change * (other @ change - 2 * wanted)).sum(), torch.inf)
-            errors.append(error)
-        # The only wait for the device; if no ridge is large enough, the solution itself raises the least one.
-        return ridges[int(torch.stack(errors).argmin())]
-
-
-def scale_of(gram: Tensor) -> Tensor:
-    """Return 1 over the root of the diagonal, shape `(G, P)`, which scales the diagonal to ones; 0 for zero columns."""
-    diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    # Smaller values are the rounding error of centring a constant.
-    live = diagonal > 1e-14 * diagonal.amax(-1, keepdim=True)
-    return torch.where(live, diagonal.clamp(min=1e-300).rsqrt(), 0.0)
-
-
-def factored(gram: Tensor, scale: Tensor, ridge: float) -> Tensor:
-    """Return the Cholesky factor of `scale gram scale + ridge`; the ridge grows until the factor exists.
-
-    Raises:
-        FloatingPointError: if the matrix is not finite, for example because activations overflow.
-    """
-    scaled = gram * scale[:, :, None] * scale[:, None, :]
-    diagonal = scaled.diagonal(dim1=-2, dim2=-1)
-    # Entries are at most 1 in size, so that a ridge as large as a row is long makes any such matrix definite.
-    most = max(ridge, 10.0 * gram.shape[-1])
-    while ridge <= most:
-        diagonal.fill_(1.0 + ridge)
-        factor, failed = torch.linalg.cholesky_ex(scaled)
-        if bool((failed == 0).all() & factor.isfinite().all()):
-            return factor
-        ridge = max(10 * ridge, 1e-14)
-    raise FloatingPointError("Least squares: the layer's inputs or outputs are not finite on the calibration images.")
-
-
-def _tried(gram: Tensor, cross: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Return `solved` for exactly this ridge, and whether the matrix was definite, on the device."""
-    scale = scale_of(gram)
-    scaled = gram * scale[:, :, None] * scale[:, None, :]
-    scaled.diagonal(dim1=-2, dim2=-1).fill_(1.0 + ridge)
-    factor, failed = torch.linalg.cholesky_ex(scaled)
-    change = scale[:, :, None] * torch.cholesky_solve(cross * scale[:, :, None], factor)
-    is_solved = (failed == 0).all() & change.isfinite().all()
-    return torch.where(is_solved, change, 0.0), is_solved
-
-
-def solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """Return `(gram + ridge diag(gram))^-1 cross`, shape `(G, P, M)`; zeros for columns that are zeros."""
-    scale = scale_of(gram)
-    return scale[:, :, None] * torch.cholesky_solve(cross * scale[:, :, None], factored(gram, scale, ridge))
-
-
 @dataclass
 class _Layer:
     """A layer of the cut network that is refitted, and its place in the network."""
@@ -568,150 +423,3 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
     # Layers before the first missing channel have the same outputs as in the dense network.
     behind = dropwhile(lambda item: item[1].is_whole, layers.items())
     return dict(behind), images, len(parts[0]), largest
-
-
-@dataclass
-class ObservedLayer:
-    """Observation of a layer in one forward pass: its output, its batch norm, and its role in a residual branch."""
-
-    output: Tensor
-    turn: int
-    """Number of the event at which its refit is due: its run, or, if it ends a branch, the sum that ends the branch."""
-    norm: str | None = None
-    added: bool = False
-
-
-def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLayer], int]:
-    """Return the layers that can be refitted in the order in which they run, and the bytes of the largest per image."""
-    shared = Counter(id(module._parameters.get("weight")) for module in model.modules())
-    names = [
-        name
-        for name, module in model.named_modules()
-        if _can_be_refitted(module) and shared[id(module._parameters["weight"])] == 1
-    ]
-    ran: dict[str, ObservedLayer] = {}
-    left_out: set[str] = set()
-    sums: list[str] = []
-    turns = count()
-    sum_turns: dict[str, int] = {}
-    largest = 1
-
-    def after(name: str, x: Tensor, y: Tensor) -> None:
-        nonlocal largest
-        # For example, windows of an image count as images for the layer: its rows do not belong to whole images.
-        if name in ran or len(y) != len(images):
-            left_out.add(name)
-        ran[name] = ObservedLayer(y, next(turns))
-        largest = max(largest, *(tensor.numel() * tensor.element_size() // len(images) for tensor in (x, y)))
-
-    def normed(name: str, norm: str) -> None:
-        ran[name].norm = norm
-
-    def added(name: str, own: Tensor, other: Tensor) -> None:
-        sums.append(name)
-        sum_turns[name] = next(turns)
-
-    with LayerObserver(model, names, after=after, normed=normed, added=added):
-        model(images)
-    for name in sums:
-        if sums.count(name) == 1:
-            ran[name].added, ran[name].turn = True, sum_turns[name]
-    return {name: here for name, here in ran.items() if name not in left_out}, largest
-
-
-def _can_be_refitted(module: nn.Module) -> bool:
-    """True if the module is PyTorch's own layer with its own weight, which it uses directly."""
-    if module._parameters.get("weight") is None or type(module).forward not in _FORWARDS:
-        return False
-    groups, channels = getattr(module, "groups", 1), getattr(module, "in_channels", 1)
-    return bool(groups == 1 or groups < channels)
-
-
-_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-
-
-class LayerObserver(TorchFunctionMode):
-    """Context that observes layers while a network runs, and that may change the sums that end residual branches.
-
-    It calls `before(layer, input)`, `after(layer, input, output)`, `normed(layer, batch norm)` when a batch norm takes
-    the layer's output, and `added(layer, own, other)` before the output of the layer, or of its batch norm, is added to
-    another tensor. `added` is called only if nothing has read the output `own` before, so that `own` may be changed.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        names: Sequence[str],
-        *,
-        before: Callable[[str, Tensor], None] | None = None,
-        after: Callable[[str, Tensor, Tensor], None] | None = None,
-        normed: Callable[[str, str], None] | None = None,
-        added: Callable[[str, Tensor, Tensor], None] | None = None,
-    ) -> None:
-        super().__init__()
-        self._model, self._names = model, names
-        self._before, self._after, self._normed, self._added = before, after, normed, added
-        self._handles: list[Any] = []
-        self._from: dict[int, tuple[str, weakref.ref[Tensor], int]] = {}
-        self._read: set[int] = set()
-
-    def __enter__(self) -> LayerObserver:
-        modules = dict(self._model.named_modules())
-        for name in self._names:
-            self._handles.append(modules[name].register_forward_pre_hook(partial(self._on_input, name)))
-            self._handles.append(modules[name].register_forward_hook(partial(self._on_output, name)))
-        for name, module in modules.items():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                self._handles.append(module.register_forward_hook(partial(self._on_norm, name)))
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, traceback)
-        for handle in self._handles:
-            handle.remove()
-
-    def _on_input(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self._before is not None:
-            self._before(name, inputs[0])
-
-    def _on_output(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self._after is not None:
-            self._after(name, inputs[0], output)
-        self._note(name, output)
-
-    def _on_norm(self, norm: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        name = self._layer_of(inputs[0])
-        if name is not None:
-            if self._normed is not None:
-                self._normed(name, norm)
-            self._note(name, output)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if func.__name__ in _ADDITIONS and len(tensors) == len(args) == 2 and args[0].shape == args[1].shape:
-            for own, other in (args, args[::-1]):
-                name = None if id(own) in self._read else self._layer_of(own)
-                if name is not None:
-                    if self._added is not None:
-                        self._added(name, own, other)
-                    break
-        if func.__name__ != "__get__":
-            self._read.update(id(x) for x in tensors)
-        return func(*args, **(kwargs or {}))
-
-    def _note(self, name: str, output: Tensor) -> None:
-        self._read.discard(id(output))
-        self._from[id(output)] = name, weakref.ref(output), output._version
-
-    def _layer_of(self, x: object) -> str | None:
-        """Return the layer whose output is `x`; None if an activation in place has changed `x` since."""
-        name, reference, version = self._from.get(id(x), ("", None, 0))
-        return name if reference is not None and reference() is x and cast(Tensor, x)._version == version else None
-
-
-_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}

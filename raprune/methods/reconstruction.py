@@ -35,18 +35,11 @@ from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Group, Member
-from raprune.methods.least_squares import (
-    Halves,
-    Moments,
-    ObservedLayer,
-    factored,
-    refit,
-    scale_of,
-    solved,
-    structure_of,
-)
+from raprune.methods.layer_observer import ObservedLayer, structure_of
+from raprune.methods.least_squares import refit
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Cut, Method, Scores
+from raprune.methods.moments import Halves, Moments, factored, scale_of, solved
 from raprune.methods.patches import PATCHES, PATCHES_A_WEIGHT, Patches
 from raprune.methods.sensitivity import LayerChange, ParameterChange, effects_of_layers, effects_of_parameters
 
@@ -83,7 +76,7 @@ class Reconstruction(Method):
     """Unknowns of the refit for scores: each weight (`block`), or one coefficient per pair of channels (`map`)."""
     ridge: float = 1e-6
     """Minimum weight of the penalty on changes of the weights, relative to the mean square of the weights' inputs. A
-    layer with few samples gets a larger one (`least_squares.Halves`)."""
+    layer with few samples gets a larger one (`moments.Halves`)."""
     sensitivity: float = 1.0
     """0: a layer's errors count as fractions of its outputs, as if all layers were equally sensitive. 1: they count by
     the sensitivity, how far the network's logits move once this group alone is cut and the layers that read it are

@@ -16,8 +16,9 @@ from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
-from raprune.methods.least_squares import Halves, Moments, refit, solved
+from raprune.methods.least_squares import refit
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
+from raprune.methods.moments import Halves, Moments, solved
 from raprune.records import Candidate
 from tests.channels.networks import Attention, Transformer, build
 from tests.channels.proved import proved
@@ -81,7 +82,7 @@ class Branch(nn.Module):
 def plain(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """The ridge that was asked for, however few the samples are, in tests without the fixture `few_samples`."""
     if "few_samples" not in request.fixturenames:
-        monkeypatch.setattr("raprune.methods.least_squares.SURE", 0)
+        monkeypatch.setattr("raprune.methods.moments.SURE", 0)
 
 
 @pytest.fixture
@@ -351,7 +352,7 @@ def test_refit_on_fewer_images_than_features_keeps_the_network_near_the_dense_on
     refit(small, in_batches(images()), how)
     new = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raprune.methods.least_squares.SURE", 0)
+        patch.setattr("raprune.methods.moments.SURE", 0)
         refit(interpolating, in_batches(images()), how)
     with torch.no_grad():
         error, other = ((model(new) - dense(new)).square().mean() for model in (small, interpolating))

@@ -190,7 +190,7 @@ def error_without(model: Any, graph: ChannelGraph, group: str, gone: list[int], 
 )
 def test_curves_of_networks_equal_brute_force(network: str, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The readers are one layer, many layers, behind a concatenation, grouped, and behind a flatten."""
-    monkeypatch.setattr("raprune.methods.least_squares.SURE", 0)
+    monkeypatch.setattr("raprune.methods.moments.SURE", 0)
     model, graph = build(network).double(), proved(network)[1]
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None:
