@@ -31,7 +31,7 @@ from raprune.records import Candidate, Metrics, Proposal, Setting, Trial, TrialS
 from raprune.sampling.point import Point
 from raprune.sampling.promotion import is_promoted
 from raprune.sampling.proposals import Proposals
-from raprune.sampling.sources import trial_seed
+from raprune.sampling.source import trial_seed
 from raprune.sampling.space import RATIOS, SearchSpace, make_blocks
 from raprune.sampling.stopping import Stagnation
 from raprune.spec.budget import Budget

@@ -25,7 +25,7 @@ from raprune.results.test_split import UNTESTED
 from raprune.sampling.ahead import ProposalsAhead
 from raprune.sampling.point import Point
 from raprune.sampling.promotion import choose_finalists
-from raprune.sampling.sources import trial_seed
+from raprune.sampling.source import trial_seed
 from raprune.spec.job import SearchSpec
 
 REPEATS_APART = 1_000_003

@@ -22,7 +22,8 @@ from raprune.errors import StoreError
 from raprune.records import Proposal, Stage, Trial
 from raprune.sampling.halving import SuccessiveHalving
 from raprune.sampling.point import Point
-from raprune.sampling.sources import Asked, Turn, make_sources, trial_seed
+from raprune.sampling.source import Asked, Turn, trial_seed
+from raprune.sampling.sources import make_sources
 from raprune.sampling.space import SearchSpace
 from raprune.sampling.warm_start import Earlier
 from raprune.spec.budget import Budget

@@ -10,6 +10,7 @@ import pytest
 
 from raprune.pareto import hypervolume, non_dominated
 from raprune.records import Proposal, Setting, TrialState
+from raprune.sampling.gaussian_process import forward_solved
 from raprune.sampling.mutation import (
     ENOUGH,
     LOWEST,
@@ -18,7 +19,6 @@ from raprune.sampling.mutation import (
     TARGETS,
     Litter,
     Mutator,
-    _forward,
     _normal,
     expected_gains,
     nearest_to,
@@ -245,7 +245,7 @@ def test_triangular_solve_is_that_of_numpy() -> None:
     generator = np.random.default_rng(0)
     lower = np.tril(generator.normal(size=(200, 200))) + 20 * np.eye(200)
     right = generator.normal(size=(200, 7))
-    assert np.allclose(_forward(lower, right), np.linalg.solve(lower, right), rtol=1e-12, atol=1e-14)
+    assert np.allclose(forward_solved(lower, right), np.linalg.solve(lower, right), rtol=1e-12, atol=1e-14)
 
 
 def test_hyper_parameters_become_numbers() -> None:

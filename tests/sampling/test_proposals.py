@@ -10,7 +10,7 @@ import pytest
 
 from raprune.errors import StoreError
 from raprune.records import Proposal, Stage
-from raprune.sampling import sources
+from raprune.sampling import optuna_sampler
 from raprune.sampling.proposals import Proposals
 from raprune.sampling.space import RATIOS, SearchSpace, make_blocks
 from raprune.spec.budget import Budget
@@ -122,15 +122,15 @@ def test_search_whose_sampler_forgets_results_is_resumed_as_if_never_stopped(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TPE forgets half of its results again and again, also while proposals of its own are under way."""
-    monkeypatch.setattr(sources, "_KNOWN", 4)
+    monkeypatch.setattr(optuna_sampler, "_KNOWN", 4)
     studies: list[optuna.Study] = []
-    make = sources._new_study
+    make = optuna_sampler._new_study
 
     def counted() -> optuna.Study:
         studies.append(make())
         return studies[-1]
 
-    monkeypatch.setattr(sources, "_new_study", counted)
+    monkeypatch.setattr(optuna_sampler, "_new_study", counted)
     spec = SamplerSpec.model_validate({"trials": 70, "lookahead": 7, "sampler": sampler})
     whole = drive(Proposals(SPACE, spec, seed=1), workers=1, order=random.Random(0))
     assert len(studies) > 3 and all(len(study.trials) <= 2 * 4 + 7 for study in studies)

@@ -9,9 +9,11 @@ import pytest
 
 from raprune.errors import UsageError
 from raprune.records import Candidate, Metrics, Proposal, Stage, Trial, TrialState
+from raprune.sampling.optuna_sampler import Sampler
 from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
-from raprune.sampling.sources import Mutations, ProposalSource, Sampler
+from raprune.sampling.source import ProposalSource
+from raprune.sampling.sources import Mutations
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.sampling.warm_start import Earlier, EarlierRun, Identity, from_json, read, reused, to_json
 from raprune.spec.budget import Budget
