@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -47,10 +48,15 @@ PURE = ("errors", "pareto", "plugins", "spec", "records", "store", "results", "s
 """Rooms that import no torch and no ray: results stay readable on a laptop."""
 
 
-def imported(name: str, *, top: bool = False) -> set[str]:
+@cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text())
+
+
+@cache
+def imported(name: str, *, top: bool = False) -> frozenset[str]:
     """Modules that a module imports, anywhere in its text (type-only imports included), or only at its top level."""
-    path = MODULES[name]
-    tree = ast.parse(path.read_text())
+    path, tree = MODULES[name], tree_of(name)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
     for node in tree.body if top else ast.walk(tree):
@@ -60,7 +66,7 @@ def imported(name: str, *, top: bool = False) -> set[str]:
             assert node.level == 0, f"{name}: relative import in {package}"
             module = node.module or ""
             found.update(f"{module}.{a.name}" if f"{module}.{a.name}" in MODULES else module for a in node.names)
-    return found
+    return frozenset(found)
 
 
 def libraries(name: str) -> set[str]:

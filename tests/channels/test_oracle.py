@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -38,6 +39,12 @@ NETWORKS = {
 }
 
 
+def nightly_if_slow(names: Iterable[str]) -> list[Any]:
+    """The names, those of networks that take seconds for the nightly tests."""
+    slow = ("densenet121", "vgg11_bn")
+    return [pytest.param(name, marks=pytest.mark.nightly) if name in slow else name for name in names]
+
+
 def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     extra: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
@@ -51,7 +58,7 @@ def other_groups(model: nn.Module, x: torch.Tensor) -> Any:
     return graph, list(graph.get_all_groups(ignored_layers=[last], root_module_types=LAYERS))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", nightly_if_slow(NETWORKS))
 def test_torch_pruning_couples_the_same_layers(name: str) -> None:
     """Each group of torch-pruning is one of our groups, by the layers that write its channels."""
     model, x = built(name), image((1, 3, NETWORKS[name], NETWORKS[name]))
@@ -68,7 +75,9 @@ def test_torch_pruning_couples_the_same_layers(name: str) -> None:
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "mobilenet_v2", "densenet121", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name", nightly_if_slow(["resnet18", "vgg11_bn", "mobilenet_v2", "densenet121", "squeezenet1_1"])
+)
 def test_the_same_network_after_the_same_cut(name: str) -> None:
     """Both tools remove every other channel of each group: the outputs, FLOPs and parameters are equal."""
     model, x = built(name), image((1, 3, NETWORKS[name], NETWORKS[name]))

@@ -222,6 +222,7 @@ def test_all_metrics_reach_prometheus_and_a_candidate_that_left_the_front_goes(s
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_counters_go_on_where_they_were_after_the_coordinator_was_killed(store: Store) -> None:
     coordinator = find_coordinator(store)
     ray.get(coordinator.record.remote([trial(n, 0.5 + n / 10) for n in range(3)]))

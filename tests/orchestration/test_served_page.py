@@ -34,7 +34,8 @@ from tests.factories import make_live_run as make_run
 from tests.orchestration.chaos import small_job
 from tests.page.served import wait_until
 
-pytestmark = pytest.mark.ray
+# tests/orchestration/test_ray_private.py starts a Serve in the default tier.
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
 def get(address: str, path: str = "", **headers: str) -> tuple[int, bytes]:
@@ -112,7 +113,6 @@ def test_its_guards_hold_behind_the_proxy(shown: Shown) -> None:
         assert 400 <= status < 500 and b"created_at" not in body, path
 
 
-@pytest.mark.nightly
 def test_another_run_of_that_name_has_a_page_of_its_own(shown: Shown, tmp_path: Path) -> None:
     other = show(make_run(tmp_path / "my run", trials=3), PageSpec(linger_s=3.0))
     assert other.app != shown.app and other.address != shown.address
@@ -122,7 +122,6 @@ def test_another_run_of_that_name_has_a_page_of_its_own(shown: Shown, tmp_path: 
     assert applications() == {"raprune-my-run": "RUNNING", "neighbour": "RUNNING"}
 
 
-@pytest.mark.nightly
 def test_a_search_has_its_page_while_it_goes_on(shown: Shown, tmp_path: Path) -> None:
     [job] = small_job(tmp_path)
     # It says nothing of a page, and joins a cluster that runs.
@@ -168,7 +167,6 @@ def test_only_its_own_application_is_removed(shown: Shown) -> None:
     remove(shown.app)
 
 
-@pytest.mark.nightly
 def test_where_serve_listens_for_all_the_page_has_a_token(
     shown: Shown, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from tests.page.served import served, wait_until
 from tests.store.s3_server import CREDENTIALS, SECRET, Bucket
 
 
+@pytest.mark.nightly
 def test_run_on_s3_is_shown_while_it_grows_and_when_it_is_unreachable(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.records import Stage, Trial
+from raprune.report import figures
 from raprune.store.folder import Store
 from raprune.store.networks import find_network, is_stored, rename_finetuned
 from raprune.store.record import RunRecord
@@ -65,7 +66,11 @@ def test_front_and_pick_of_an_earlier_run_tell_repaired_and_fine_tuned_networks_
     assert everything["finetune-00001"]["test_accuracy"] == pytest.approx(0.6)
 
 
-def test_report_and_status_of_an_earlier_run_are_written(before: Store, tmp_path: Path) -> None:
+def test_report_and_status_of_an_earlier_run_are_written(
+    before: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One kind of file: tests/report draws them all.
+    monkeypatch.setattr(figures, "KINDS", ("svg",))
     assert CliRunner().invoke(app, ["report", before.uri, "--output", str(tmp_path / "report")]).exit_code == 0
     page = (tmp_path / "report" / "front.html").read_text()
     assert by_id(before)["finetune-00007"].network in page and "not finished" not in page

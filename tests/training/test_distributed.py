@@ -6,12 +6,13 @@ import datetime
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
 
 from raprune.data import load_data
@@ -173,7 +174,9 @@ def _process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("gloo")
-    spawn(_process, (str(folder),), nprocs=2)
+    # Both are forked from one process that has imported what they need.
+    set_forkserver_preload([__name__])
+    start_processes(_process, (str(folder),), nprocs=2, start_method="forkserver")
     return [torch.load(Path(folder) / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -168,6 +168,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Config, Call
         yield config, launch
 
 
+@pytest.mark.nightly
 def test_aws_starts_a_head_on_demand_and_gpu_workers_on_spot(aws: tuple[Config, Callable[[Config], Config]]) -> None:
     config, launch = aws
     kinds = config["available_node_types"]
@@ -181,6 +182,7 @@ def test_aws_starts_a_head_on_demand_and_gpu_workers_on_spot(aws: tuple[Config, 
         assert all(disk["Ebs"]["DeleteOnTermination"] for disk in instance["BlockDeviceMappings"])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("place", "value"),
     [
