@@ -20,7 +20,7 @@ REASONS = {
     "cost/timing_target.py": "JSON of the protocol of a timing worker",
     "cost/timing_worker.py": "JSON of the protocol of a timing worker",
     "cost/conditions.py": "JSON of measuring conditions, part of a table's key",
-    "methods/least_squares.py": "arguments of a torch function, as __torch_function__ gives them",
+    "methods/layer_observer.py": "arguments of a torch function, as __torch_function__ gives them",
     "models/__init__.py": "arguments of a network's own function",
     "orchestration/jobs/kuberay.py": "YAML of a RayJob",
     "orchestration/jobs/submission.py": "Ray's runtime environment, and TOML of a job before it is checked",

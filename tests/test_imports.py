@@ -124,6 +124,8 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
         f"raprune.methods.{name}"
         for name in (
             "method",
+            "moments",
+            "layer_observer",
             "magnitude",
             "activations",
             "gammas",
