@@ -116,6 +116,7 @@ def test_the_list_says_where_methods_come_from_and_what_is_wrong_with_them() -> 
     assert "raised ModuleNotFoundError" in added["nowhere"].title
 
 
+@pytest.mark.nightly
 def test_method_of_a_distribution_is_found_in_a_new_process(folder: Path) -> None:
     """The command line finds an installed method by its entry point, and checks it against the contract."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "140"}

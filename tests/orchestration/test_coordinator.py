@@ -59,6 +59,7 @@ def test_works_are_known_until_their_trial_is_recorded(store: Store) -> None:
     assert ray.get(coordinator.works.remote()) == {other.trial_id: work, "scores-abc/0": work}
 
 
+@pytest.mark.nightly
 def test_a_killed_coordinator_is_rebuilt_from_the_store_and_loses_no_call(store: Store) -> None:
     coordinator = find_coordinator(store)
     recorded = proposed_trials(8)

@@ -203,6 +203,7 @@ def counted(found: dict[str, list[tuple[dict[str, str], float]]]) -> float:
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_all_metrics_reach_prometheus_and_a_candidate_that_left_the_front_goes(store: Store) -> None:
     coordinator = find_coordinator(store)
     first, better = trial(0, 0.7, 0.4), trial(1, 0.8, 0.3, latency=0.2)

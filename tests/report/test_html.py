@@ -271,6 +271,7 @@ def test_report_without_a_run_is_refused(tmp_path: Path) -> None:
         report(str(tmp_path / "none"), console=Console(file=io.StringIO()))
 
 
+@pytest.mark.nightly
 def test_report_into_another_folder_needs_neither_torch_nor_ray(run: Store, tmp_path: Path) -> None:
     sent = tmp_path / "sent"
     program = (

@@ -67,6 +67,7 @@ def call(greedy: Any, name: str, *arguments: Any, **order: int) -> Any:
     return ray.get(getattr(greedy, name).remote(*arguments, **order), timeout=120)
 
 
+@pytest.mark.nightly
 def test_who_holds_all_processors_is_given_what_threads_would_read(
     ray_cluster: None, source: StreamSource, tmp_path: Path
 ) -> None:
