@@ -130,6 +130,7 @@ def test_a_run_is_one_drivers_until_it_is_silent(
     assert len(store.trials()) == 2
 
 
+@pytest.mark.nightly
 def test_a_coordinator_that_no_driver_needs_ends(ray_cluster: None, tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     store.create(RunRecord.model_validate(EMPTY_RUN))

@@ -301,6 +301,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
         search(spec_of(tmp_path / "file" / "run"))
 
 
+@pytest.mark.nightly
 def test_a_second_search_on_the_same_network_computes_no_statistics_again(finished: Store, tmp_path: Path) -> None:
     """Scores and the sparsity-trained network are read; another calibration set has its own."""
     weights = str(tmp_path / "dense.safetensors")

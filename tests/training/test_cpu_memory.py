@@ -38,6 +38,7 @@ def faults(first: str) -> int:
     return int(printed(COUNT.format(first=first), MALLOC_MMAP_THRESHOLD_=str(2**17)))
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="nothing else is touched")
 def test_freed_memory_stays_with_the_process() -> None:
     without = faults("")
