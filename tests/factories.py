@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -436,3 +436,19 @@ def export_proof(network: str) -> ExportProof:
     return ExportProof(
         network=network, images=400, accuracy=0.9375, device="AMD EPYC", threads=2, files=[exact, rounded]
     )
+
+
+@dataclass
+class SavedCheckpoints:
+    """Storage that keeps every checkpoint in memory."""
+
+    saved: list[bytes] = field(default_factory=list)
+
+    def load(self) -> bytes | None:
+        return self.saved[-1] if self.saved else None
+
+    def is_due(self) -> bool:
+        return True
+
+    def save(self, content: bytes) -> None:
+        self.saved.append(content)

@@ -8,6 +8,7 @@ widths, and so is the sum of what lives at one moment. The peak is the largest o
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,23 +25,23 @@ from raprune.channels.grouping import Grouping
 from raprune.channels.shadow import NO_CHANNEL, compact
 
 
-class LiveStorages(TorchDispatchMode):
+class LiveStorages(TorchDispatchMode, ABC):
     """Context that calls `made` and `freed` for the storages of the tensors that are made in it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._known: set[int] = set()
 
+    @abstractmethod
     def made(self, key: int, size: int, tensor: Tensor, results: Sequence[Tensor]) -> None:
         """Called for a new storage of `size` bytes, with the tensor that was made and all results of its operation.
 
         `key` names the storage.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def freed(self, key: int, size: int) -> None:
         """Called once the memory of a storage that was made is free."""
-        raise NotImplementedError
 
     def written(self, key: int, tensor: Tensor) -> None:
         """Called for an operation's result in a storage that is known."""

@@ -16,7 +16,7 @@ proposals do not fill the same gap.
 
 Everything is a function of the results and of the pending proposals, which are in the store: an interrupted search goes
 on as if it had not been interrupted. The time of a child hardly grows with the search: the model has at most `LEARNED`
-results and `PENDING` pending proposals.
+results, `PENDING` pending proposals, and those of the litter.
 """
 
 from __future__ import annotations

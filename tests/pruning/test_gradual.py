@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from raprune.records import Proposal, Stage
 from raprune.spec.budget import Budget
 from raprune.spec.job import DataSpec, FinalistSpec, ModelSpec, SamplerSpec, SearchSpec, TrainSpec
 from raprune.training.loop import Epoch
+from tests.factories import SavedCheckpoints
 
 torch.set_num_threads(1)
 
@@ -82,23 +83,9 @@ PARENT = Proposal(number=0, method="l2", allocation="uniform", target=Budget(flo
 CHILD = replace(PARENT, number=4, stage=Stage.FINETUNE, parent=PARENT.trial_id, seed=9)
 
 
-@dataclass
-class Memory:
-    """Storage that keeps every checkpoint in memory."""
-
-    saved: list[bytes] = field(default_factory=list)
-
-    def load(self) -> bytes | None:
-        return self.saved[-1] if self.saved else None
-
-    def is_due(self) -> bool:
-        return True
-
-    def save(self, content: bytes) -> None:
-        self.saved.append(content)
-
-
-def tuned(steps: int, memory: Memory | None = None, on_epoch: Callable[[Epoch], None] | None = None) -> Result:
+def tuned(
+    steps: int, memory: SavedCheckpoints | None = None, on_epoch: Callable[[Epoch], None] | None = None
+) -> Result:
     return pruner(steps).finetune(CHILD, PARENT, TRAINING, checkpoints=memory, on_epoch=on_epoch)
 
 
@@ -121,7 +108,7 @@ def test_gradual_finalist_that_was_killed_has_the_same_weights(after: int) -> No
         if epoch.number == after:
             raise InterruptedError
 
-    memory, straight = Memory(), tuned(3)
+    memory, straight = SavedCheckpoints(), tuned(3)
     with pytest.raises(InterruptedError):
         tuned(3, memory, kill)
     resumed = tuned(3, memory)
@@ -131,7 +118,7 @@ def test_gradual_finalist_that_was_killed_has_the_same_weights(after: int) -> No
 
 
 def test_gradual_finalist_with_the_checkpoint_of_another_training_begins_with_the_first_cut() -> None:
-    memory = Memory()
+    memory = SavedCheckpoints()
     pruner(1).finetune(CHILD, PARENT, TRAINING, checkpoints=memory)
     with pytest.warns(UserWarning, match="its checkpoint belongs to another training"):
         again = tuned(3, memory)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,7 @@ from raprune.spec.job import DataSpec, TrainSpec
 from raprune.store.folder import Store
 from raprune.training.checkpoint import StoreCheckpoints, pack, unpack
 from raprune.training.loop import Epoch, train
-
-
-@dataclass
-class Memory:
-    """Storage that keeps every checkpoint in memory."""
-
-    saved: list[bytes] = field(default_factory=list)
-
-    def load(self) -> bytes | None:
-        return self.saved[-1] if self.saved else None
-
-    def is_due(self) -> bool:
-        return True
-
-    def save(self, content: bytes) -> None:
-        self.saved.append(content)
+from tests.factories import SavedCheckpoints
 
 
 def kill_after(number: int) -> Callable[[Epoch], None]:
@@ -166,12 +150,12 @@ def test_store_keeps_the_last_checkpoint_until_it_is_removed(tmp_path: Path) -> 
 def test_training_resumed_after_any_epoch_gives_the_same_weights(changes: dict[str, float | str], after: int) -> None:
     spec, split = SPEC.model_copy(update=changes), digits()
 
-    def trained(model: nn.Module, memory: Memory, stop: Callable[[Epoch], None] | None = None) -> list[Epoch]:
+    def trained(model: nn.Module, memory: SavedCheckpoints, stop: Callable[[Epoch], None] | None = None) -> list[Epoch]:
         return train(model, split, spec, augment="shift", seed=5, teacher=net(9), checkpoints=memory, on_epoch=stop)
 
     straight, killed, resumed = net(), net(), net(1)
-    whole = trained(straight, Memory())
-    memory, epochs = Memory(), list[int]()
+    whole = trained(straight, SavedCheckpoints())
+    memory, epochs = SavedCheckpoints(), list[int]()
     with pytest.raises(InterruptedError):
         trained(killed, memory, kill_after(after))
     assert len(memory.saved) == after
@@ -190,7 +174,7 @@ def test_training_resumed_after_any_epoch_gives_the_same_weights(changes: dict[s
 
 
 def test_training_whose_teacher_answered_once_resumes_with_the_same_weights() -> None:
-    spec, memory, straight, resumed = SPEC.model_copy(update={"teacher_once": True}), Memory(), net(), net(1)
+    spec, memory, straight, resumed = SPEC.model_copy(update={"teacher_once": True}), SavedCheckpoints(), net(), net(1)
     train(straight, digits(), spec, augment="none", seed=5, teacher=net(9))
     with pytest.raises(InterruptedError):
         train(net(), digits(), spec, augment="none", seed=5, teacher=net(9), checkpoints=memory, on_epoch=kill_after(1))
@@ -206,7 +190,7 @@ def test_resume_with_frozen_parameters_in_another_memory_format_gives_the_same_w
         next(model.parameters()).requires_grad_(False)
         return model
 
-    memory, straight = Memory(), build(0)
+    memory, straight = SavedCheckpoints(), build(0)
     spec = SPEC.model_copy(update={"channels_last": False})
     train(straight, digits(), spec, augment="none", seed=0)
     with pytest.raises(InterruptedError):
@@ -220,7 +204,7 @@ def test_resume_with_frozen_parameters_in_another_memory_format_gives_the_same_w
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_resume_checkpoint_of_another_training_is_ignored_with_a_warning(seed: int) -> None:
-    memory, model, fresh = Memory(), net(), net()
+    memory, model, fresh = SavedCheckpoints(), net(), net()
     train(net(), digits(), SPEC, augment="none", seed=0, checkpoints=memory)
     other = SPEC.model_copy(update={"lr": 0.05}) if seed == 0 else SPEC
     with pytest.warns(
@@ -233,7 +217,7 @@ def test_resume_checkpoint_of_another_training_is_ignored_with_a_warning(seed: i
 
 
 def test_resume_damaged_checkpoint_is_ignored_with_a_warning() -> None:
-    memory = Memory([b"torn"])
+    memory = SavedCheckpoints([b"torn"])
     with pytest.warns(UserWarning, match="starts from the beginning: its checkpoint is not a checkpoint"):
         history = train(net(), digits(), SPEC, augment="none", seed=0, checkpoints=memory)
     assert len(history) == 3
