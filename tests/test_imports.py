@@ -203,5 +203,11 @@ def test_reading_a_run_loads_neither_torch_nor_ray_nor_pandas(room: str) -> None
     assert loaded_by(f"import raprune.{room}").isdisjoint({"torch", "torchvision", "ray", "pandas"})
 
 
+def test_actors_that_do_not_compute_load_no_torch() -> None:
+    """It takes 3 s and 500 MB, in each of their processes."""
+    actors = "raprune.orchestration.coordinator, raprune.orchestration.workers.bulletin"
+    assert loaded_by(f"import {actors}").isdisjoint({"torch", "torchvision"})
+
+
 def test_one_candidate_runs_without_ray() -> None:
     assert "ray" not in loaded_by("import raprune.pruning.artifact, raprune.pruning.prune, raprune.training.loop")

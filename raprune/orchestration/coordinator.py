@@ -116,8 +116,8 @@ class Coordinator:
         """The seat that had this task last, if its worker has no other one."""
         return self._seats.last(trial_id)
 
-    def actor(self, worker: str) -> Any:
-        """Handle of a worker's actor."""
+    def actor(self, worker: str) -> bytes | None:
+        """Handle of a worker's actor, packed; None for a worker that is not known."""
         return self._seats.actor(worker)
 
     def tell(self, key: str, work: Work) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.actor import ActorHandle
 
 from raprune.data.dataset import Dataset
@@ -84,7 +84,7 @@ from raprune.sampling.space import SearchSpace, search_space
 from raprune.sampling.stopping import Enough
 from raprune.spec.budget import accuracy_floor
 from raprune.store.folder import Store
-from raprune.training.loop import Epoch
+from raprune.training.epoch import Epoch
 
 ARRIVAL_S = 5.0
 """Time in which a record that a worker has sent reaches the coordinator, if its worker lives."""
@@ -460,7 +460,7 @@ def _run_tune(driven: DrivenRun, shared: Shared, searcher: CandidateSearcher, at
         run.stages.stand(read())
         searcher.hear(ray.get(works.remote()))
         for worker in searcher.overdue(ray.get(seats.remote())):
-            ray.kill(ray.get(actor.remote(worker)))
+            ray.kill(cloudpickle.loads(ray.get(actor.remote(worker))))
 
     run.stages.begin(SEARCH, total=run.spec.search.trials, unit="trials", limit_s=run.spec.search.time_limit_s)
     try:

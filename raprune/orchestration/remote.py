@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-import torch
 
 from raprune.errors import RapruneError
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
@@ -26,6 +25,9 @@ def task_on(placement: Placement, work: Any, *, max_retries: int = RETRIES_AFTER
     A task whose GPU fails is retried, in another process, `max_retries` times.
     """
     if placement.gpus > 0:
+        # The coordinator imports this module too, and goes without torch: 3 s and 500 MB.
+        import torch
+
         options |= {"max_calls": 1, "retry_exceptions": [torch.AcceleratorError]}
     remote: Any = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=max_retries, **options)
     return remote(work)

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +17,8 @@ class Seat:
     node: str
     """Ray's id of the node."""
     host: str
-    actor: Any
-    """Handle of the worker's actor."""
+    actor: bytes
+    """Handle of the worker's actor, packed: the coordinator passes it on and loads neither its class nor torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +105,8 @@ class Seats:
             entry = self._holders.get(trial_id)
             return None if entry is None else _seated(entry, self._clock(), waits=self._all_wait)
 
-    def actor(self, worker: str) -> Any:
-        """Handle of the worker's actor; None for a worker that is not known."""
+    def actor(self, worker: str) -> bytes | None:
+        """Handle of the worker's actor, packed; None for a worker that is not known."""
         with self._lock:
             entry = self._entries.get(worker)
             return None if entry is None else entry.seat.actor

@@ -28,8 +28,8 @@ from raprune.sampling.point import Point
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
 from raprune.store.scores import Arrays
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import Evaluation
-from raprune.training.loop import Epoch
 
 _ASSIGNMENT, _REPORT = "assignment", "report"
 

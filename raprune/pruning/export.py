@@ -55,8 +55,8 @@ from raprune.store.folder import Store
 from raprune.store.networks import RECIPE, WEIGHTS, copy_network, find_network
 from raprune.store.record import RunRecord
 from raprune.store.scores import Statistics
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import Evaluation, evaluate
-from raprune.training.loop import Epoch
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from raprune.pruning.workload import Workload
 from raprune.results.stages import OnWork, Work
 from raprune.spec.job import SearchSpec
 from raprune.store.scores import Arrays, Statistics
-from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks, train
+from raprune.training.epoch import Epoch
+from raprune.training.loop import ALONE, Checkpoints, Ranks, train
 
 
 @dataclass(frozen=True)

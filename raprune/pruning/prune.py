@@ -39,8 +39,9 @@ from raprune.store.scores import Statistics
 from raprune.training.checkpoint import Overwritten
 from raprune.training.distillation import ChannelMap, channel_map
 from raprune.training.distributed import agree_on_weights
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import Evaluation, evaluate
-from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks, is_checkpoint_of, train
+from raprune.training.loop import ALONE, Checkpoints, Ranks, is_checkpoint_of, train
 
 
 class Result(NamedTuple):

@@ -16,7 +16,8 @@ from raprune.models.precision import forward_in
 from raprune.pruning.workload import Workload
 from raprune.records import Candidate
 from raprune.spec.job import SearchSpec
-from raprune.training.loop import Epoch, train
+from raprune.training.epoch import Epoch
+from raprune.training.loop import train
 
 
 class WorkloadServices:

@@ -26,7 +26,8 @@ from raprune.models.memory_format import layout_for
 from raprune.models.teacher import Teacher, load_teacher
 from raprune.spec.job import SearchSpec
 from raprune.training.cpu_memory import keep_freed_memory
-from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks, train
+from raprune.training.epoch import Epoch
+from raprune.training.loop import ALONE, Checkpoints, Ranks, train
 
 WeightArrays = dict[str, npt.NDArray[Any]]
 """A state dict as arrays, which the object store holds without a copy."""

@@ -12,7 +12,7 @@ DENSE = "dense"
 
 
 def write_curve(store: Store, name: str, epochs: Sequence[Mapping[str, float]]) -> None:
-    """Keep the epochs of the training `name`, each a row of `raprune.training.loop.Epoch.row`."""
+    """Keep the epochs of the training `name`, each a row of `raprune.training.epoch.Epoch.row`."""
     store.write_json(_file(name), [dict(epoch) for epoch in epochs])
 
 

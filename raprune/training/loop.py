@@ -33,9 +33,9 @@ from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import unpack
 from raprune.training.distillation import LOGIT_LOSSES, Answers, ChannelMap, FeatureMaps, teacher_in
+from raprune.training.epoch import Epoch
 from raprune.training.mixing import Mixing
 from raprune.training.optimiser import rate
-from raprune.training.state import Epoch as Epoch
 from raprune.training.state import TrainingState
 from raprune.training.step import FEWEST_STEPS, BatchStep, GraphedStep
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from raprune.data.ranks import Ranks
 from raprune.spec.job import TrainSpec
 from raprune.training import distributed
 from raprune.training.checkpoint import pack, unpack
+from raprune.training.epoch import Epoch
 from raprune.training.optimiser import Rates
 
 _STATE = ("momentum_buffer", "step", "exp_avg", "exp_avg_sq")
@@ -22,35 +23,6 @@ _STATE = ("momentum_buffer", "step", "exp_avg", "exp_avg_sq")
 
 _STORED_AS = {"momentum_buffer": "momentum"}
 """Name in a checkpoint of such a tensor, where it differs."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The results of one epoch."""
-
-    number: int
-    """Number of the epoch, from 1."""
-    epochs: float
-    """Number of epochs of the whole training."""
-    loss: float
-    """Mean of the minimised loss."""
-    accuracy: float
-    """Top-1 accuracy in [0, 1] on the augmented training images, while the weights changed."""
-    lr: float
-    """Learning rate at the epoch's last step."""
-    seconds: float
-    """Duration of the epoch."""
-
-    def row(self) -> dict[str, float]:
-        """Return the epoch as a row of its training's learning curve."""
-        return {
-            "epoch": self.number,
-            "epochs": self.epochs,
-            "train_loss": self.loss,
-            "train_accuracy": self.accuracy,
-            "lr": self.lr,
-            "seconds": self.seconds,
-        }
 
 
 class TrainingState:

@@ -29,8 +29,8 @@ from raprune.errors import DataError, UsageError
 from raprune.pruning.workload import build_workload, train_dense
 from raprune.spec.job import DataSpec, SearchSpec
 from raprune.spec.toml import load_spec
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import Epoch
 from tests.streams import digits, write_images, write_parts
 
 

@@ -16,7 +16,7 @@ class Clock:
 
 
 def seat(worker: str, node: str = "a") -> Seat:
-    return Seat(worker=worker, node=node, host=f"host-{node}", actor=f"actor of {worker}")
+    return Seat(worker=worker, node=node, host=f"host-{node}", actor=f"actor of {worker}".encode())
 
 
 def test_silence_of_a_worker_begins_anew_with_each_sign_of_progress() -> None:
@@ -58,7 +58,7 @@ def test_last_seat_of_a_trial_that_is_tried_again_is_the_second_one() -> None:
     assert second is not None and (second.node, second.fault) == ("b", None)
     seats.take(seat("w", "a"), "other", is_up=True)
     assert seats.last("trial") == second, "the first worker no longer has it"
-    assert seats.actor("v") == "actor of v" and seats.actor("nobody") is None
+    assert seats.actor("v") == b"actor of v" and seats.actor("nobody") is None
 
 
 def test_wait_for_a_filesystem_is_not_silence() -> None:

@@ -22,7 +22,7 @@ from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal, Stage
 from raprune.spec.budget import Budget
 from raprune.spec.job import DataSpec, FinalistSpec, ModelSpec, SamplerSpec, SearchSpec, TrainSpec
-from raprune.training.loop import Epoch
+from raprune.training.epoch import Epoch
 from tests.factories import SavedCheckpoints
 
 torch.set_num_threads(1)

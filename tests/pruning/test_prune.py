@@ -24,8 +24,9 @@ from raprune.records import Proposal, Stage, TrialState
 from raprune.spec.budget import Budget
 from raprune.spec.job import DataSpec, DenseTrainSpec, ModelSpec, SamplerSpec, SearchSpec, TeacherSpec, TrainSpec
 from raprune.store.scores import Statistics
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import Epoch, train
+from raprune.training.loop import train
 from tests.channels.proved import counted_flops
 
 torch.set_num_threads(1)

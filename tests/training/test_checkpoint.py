@@ -15,7 +15,8 @@ from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
 from raprune.store.folder import Store
 from raprune.training.checkpoint import StoreCheckpoints, pack, unpack
-from raprune.training.loop import Epoch, train
+from raprune.training.epoch import Epoch
+from raprune.training.loop import train
 from tests.factories import SavedCheckpoints
 
 

@@ -23,7 +23,8 @@ from raprune.models.cifar_resnet import CifarResNet
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
 from raprune.training.distributed import synchronised, synchronises
-from raprune.training.loop import Epoch, train
+from raprune.training.epoch import Epoch
+from raprune.training.loop import train
 
 IMAGES = 63
 """Two processes get 31 and 32 of them."""

@@ -14,8 +14,9 @@ from raprune.data.host import HostSplit, ImageSplit
 from raprune.errors import ModelError
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import Epoch, train
+from raprune.training.loop import train
 from raprune.training.optimiser import one_cycle
 
 

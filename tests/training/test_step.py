@@ -17,7 +17,8 @@ from raprune.data.dataset import Dataset
 from raprune.methods.gammas import SparseGamma
 from raprune.models.digits import DigitsNet
 from raprune.spec.job import DataSpec, TrainSpec
-from raprune.training.loop import Epoch, train
+from raprune.training.epoch import Epoch
+from raprune.training.loop import train
 from tests.pretend_cuda import Counts, pretend_cuda
 
 torch.set_num_threads(1)

@@ -135,6 +135,8 @@ def _settle(address: str | None) -> None:
     if address is None:
         # The node of this process is not preempted: a group has one process less to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # A task's process waits for the next one: Ray would end it after a second, and a new one imports torch.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         # Else Ray would write a token into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         if "ray" not in sys.modules:

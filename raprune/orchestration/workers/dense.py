@@ -16,8 +16,8 @@ from raprune.orchestration.workers.streaming import RayReader
 from raprune.pruning.pace import measure_pace
 from raprune.pruning.workload import WeightArrays, build_workload, train_dense
 from raprune.spec.job import SearchSpec
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import Epoch
 
 
 def prepare_dense(

@@ -33,7 +33,8 @@ from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
 from raprune.store.learning_curves import write_curve
 from raprune.training.distributed import agree_on_weights
-from raprune.training.loop import Checkpoints, Epoch
+from raprune.training.epoch import Epoch
+from raprune.training.loop import Checkpoints
 
 OnEpoch = Callable[[Epoch], None]
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 
 import ray
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 from torch import nn
 
 from raprune.errors import RapruneError, StoreError
@@ -46,8 +46,9 @@ from raprune.store.learning_curves import write_curve
 from raprune.store.networks import MODELS, copy_network, find_network
 from raprune.store.scores import Statistics
 from raprune.training.checkpoint import StoreCheckpoints
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import ALONE, Checkpoints, Epoch, Ranks
+from raprune.training.loop import ALONE, Checkpoints, Ranks
 
 RECORDS_AHEAD = 2
 """Records of a worker that may be on their way while it goes to its next task."""
@@ -192,7 +193,10 @@ class CandidateTrial(tune.Trainable):
         self._setup_error: str | None = None
         context = ray.get_runtime_context()
         self._seat = Seat(
-            worker=self._name, node=context.get_node_id(), host=socket.gethostname(), actor=context.current_actor
+            worker=self._name,
+            node=context.get_node_id(),
+            host=socket.gethostname(),
+            actor=cloudpickle.dumps(context.current_actor),
         )
         self._sit(Assignment.of(config), is_up=False)
         try:

@@ -21,7 +21,8 @@ from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
 from raprune.orchestration.cluster.placement import TrainPlacement
 from raprune.orchestration.coordinator import find_coordinator
 from raprune.orchestration.tasks import CandidateTask, Shared
-from raprune.orchestration.workers.groups import FOLDER, Bulletin, GroupStages, News, train_together
+from raprune.orchestration.workers.bulletin import Bulletin, News
+from raprune.orchestration.workers.groups import FOLDER, GroupStages, train_together
 from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining
 from raprune.pruning.preparation import DENSE, Prepared, prepare
 from raprune.pruning.prune import Pruner
@@ -35,7 +36,7 @@ from raprune.store.learning_curves import read_curve
 from raprune.store.record import RunRecord
 from raprune.store.scores import Statistics
 from raprune.training.checkpoint import unpack
-from raprune.training.loop import Epoch
+from raprune.training.epoch import Epoch
 from tests.factories import EMPTY_RUN
 from tests.orchestration.chaos import AGENTS, start, wait_until_gone
 

@@ -15,8 +15,9 @@ from raprune.pruning.room import repair_room
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
 from raprune.spec.job import TrainSpec
+from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
-from raprune.training.loop import Epoch, timed_algorithms, train
+from raprune.training.loop import timed_algorithms, train
 
 TRAINING_RATE, CANDIDATE_RATE = 2_400.0, 0.4
 """Distilled images a second, and candidates a second of an actor, on an H100."""

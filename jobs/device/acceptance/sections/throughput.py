@@ -11,7 +11,8 @@ from acceptance.hand import HandLoop
 from acceptance.networks import RESNET56, Subject, cifar_job, make_subject
 from raprune.data.batches import DeviceSplit
 from raprune.spec.job import TrainSpec
-from raprune.training.loop import Epoch, train
+from raprune.training.epoch import Epoch
+from raprune.training.loop import train
 
 RATE = 30_000.0
 """Distilled images a second at a batch of 128, on an H100."""

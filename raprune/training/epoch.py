@@ -1,0 +1,34 @@
+"""The results of one epoch of a training. Whoever shows them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The results of one epoch."""
+
+    number: int
+    """Number of the epoch, from 1."""
+    epochs: float
+    """Number of epochs of the whole training."""
+    loss: float
+    """Mean of the minimised loss."""
+    accuracy: float
+    """Top-1 accuracy in [0, 1] on the augmented training images, while the weights changed."""
+    lr: float
+    """Learning rate at the epoch's last step."""
+    seconds: float
+    """Duration of the epoch."""
+
+    def row(self) -> dict[str, float]:
+        """Return the epoch as a row of its training's learning curve."""
+        return {
+            "epoch": self.number,
+            "epochs": self.epochs,
+            "train_loss": self.loss,
+            "train_accuracy": self.accuracy,
+            "lr": self.lr,
+            "seconds": self.seconds,
+        }
