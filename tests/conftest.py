@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +65,13 @@ def bucket() -> Iterator[Bucket]:
     started = Bucket()
     yield started
     started.stop()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without a nightly test when only those are asked for: to import all takes half a minute."""
+    if config.option.markexpr != "nightly" or collection_path.suffix != ".py" or "test_" not in collection_path.name:
+        return None
+    return True if "nightly" not in collection_path.read_text() else None
 
 
 @pytest.hookimpl(tryfirst=True)
