@@ -128,17 +128,26 @@ class Candidate:
     method: str
     kept: Mapping[str, tuple[int, ...]]
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    identity: tuple[str, ...] = ()
+    """Names of the blocks whose place `nn.Identity` takes. Groups that are all inside of them are not in `kept`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kept", _packed(self.kept))
+        object.__setattr__(self, "identity", tuple(sorted(self.identity)))
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     @classmethod
     def recorded(
-        cls, method: str, kept: KeptChannels, settings: Mapping[str, Setting], *, candidate_id: str
+        cls,
+        method: str,
+        kept: KeptChannels,
+        settings: Mapping[str, Setting],
+        identity: tuple[str, ...] = (),
+        *,
+        candidate_id: str,
     ) -> Candidate:
         """A candidate with the id under which it was recorded, which is expensive to compute again."""
-        candidate = cls(method, kept, settings)
+        candidate = cls(method, kept, settings, identity)
         candidate.__dict__["id"] = candidate_id
         return candidate
 
@@ -146,6 +155,8 @@ class Candidate:
     def id(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the content: the same on every machine."""
         content = {"method": self.method, "settings": dict(self.settings), "kept": dict(self.kept)}
+        # Only where blocks are gone: the ids of all other candidates stay as they were.
+        content |= {"identity": list(self.identity)} if self.identity else {}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -159,17 +170,23 @@ class Candidate:
         return hash(self.id)
 
     def __repr__(self) -> str:
-        return (
-            f"Candidate({self.id} by {self.method!r}: {sum(self.widths.values())} channels in {len(self.kept)} groups)"
-        )
+        gone = f", {len(self.identity)} blocks gone" if self.identity else ""
+        channels = f"{sum(self.widths.values())} channels in {len(self.kept)} groups{gone}"
+        return f"Candidate({self.id} by {self.method!r}: {channels})"
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy does not pickle; its dictionary does. The id is expensive to compute again.
-        return _candidate, (self.method, self.kept, dict(self.settings), self.id)
+        return _candidate, (self.method, self.kept, dict(self.settings), self.id, self.identity)
 
 
-def _candidate(method: str, kept: KeptChannels, settings: Mapping[str, Setting], candidate_id: str) -> Candidate:
-    return Candidate.recorded(method, kept, settings, candidate_id=candidate_id)
+def _candidate(
+    method: str,
+    kept: KeptChannels,
+    settings: Mapping[str, Setting],
+    candidate_id: str,
+    identity: tuple[str, ...] = (),
+) -> Candidate:
+    return Candidate.recorded(method, kept, settings, identity, candidate_id=candidate_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +198,8 @@ class CandidateOutline:
     settings: Mapping[str, Setting]
     widths: Mapping[str, int]
     """Group name -> number of channels that stay."""
+    identity: tuple[str, ...] = ()
+    """Names of the blocks whose place `nn.Identity` takes."""
 
 
 class TrialState(StrEnum):
@@ -305,7 +324,9 @@ class Trial:
         made = self.candidate
         if not isinstance(made, Candidate):
             return self
-        outline = CandidateOutline(id=made.id, method=made.method, settings=dict(made.settings), widths=made.widths)
+        outline = CandidateOutline(
+            id=made.id, method=made.method, settings=dict(made.settings), widths=made.widths, identity=made.identity
+        )
         return replace(self, candidate=outline)
 
     @property

@@ -31,13 +31,34 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def cut(model: ModuleT, graph: ChannelGraph, candidate: Candidate) -> ModuleT:
     """Return a new network that has only the candidate's channels; `model` is unchanged and shares no tensor with it.
 
+    `nn.Identity` takes the place of the blocks in `candidate.identity`.
+
     Raises:
-        RecipeError: if the candidate names a group or a channel that the graph does not have, or empties a group.
+        RecipeError: if the candidate names a group, a channel or a block that the graph does not have, or empties a
+            group.
     """
-    smaller = slice_parameters(model, kept_positions(graph, candidate.kept), sizes_of(graph, candidate.kept))
+    graph = without_blocks(graph, candidate.identity)
+    positions, numbers = kept_positions(graph, candidate.kept), sizes_of(graph, candidate.kept)
+    smaller = slice_parameters(model, positions, numbers, candidate.identity)
     if graph.scales:
         _rescale(smaller, graph, candidate.kept)
     return smaller
+
+
+def without_blocks(graph: ChannelGraph, identity: Sequence[str]) -> ChannelGraph:
+    """Return the graph of the network without the blocks `identity`, which are all gates of `graph`.
+
+    Raises:
+        RecipeError: if one is no gate of the graph.
+    """
+    for name in identity:
+        if name not in graph.gates:
+            raise RecipeError(
+                f"The candidate leaves out the block {name!r}, which this network cannot do without.",
+                hint=f"Its {len(graph.gates)} blocks that can go are listed by `raprune inspect`; "
+                "`raprune.channels.gates.with_gates` finds them for a graph of `raprune.trace`.",
+            )
+    return graph.closed(identity)
 
 
 def sizes_of(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> list[NumberOnModule]:
@@ -87,10 +108,13 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
     return positions
 
 
-def slice_parameters(model: ModuleT, kept: Positions, numbers: Sequence[NumberOnModule] = ()) -> ModuleT:
+def slice_parameters(
+    model: ModuleT, kept: Positions, numbers: Sequence[NumberOnModule] = (), identity: Sequence[str] = ()
+) -> ModuleT:
     """Return a new network whose parameters and buffers keep only the positions of `kept`; size attributes match.
 
-    `numbers` are further attributes to set: module, name, place in a tuple or list or None, and value.
+    `numbers` are further attributes to set: module, name, place in a tuple or list or None, and value. `nn.Identity`
+    takes the place of the modules `identity`.
 
     Raises:
         RecipeError: if `kept` names a parameter that the network does not have, or positions outside its shape.
@@ -120,6 +144,7 @@ def slice_parameters(model: ModuleT, kept: Positions, numbers: Sequence[NumberOn
         return smaller if smaller is not tensor else tensor.clone()
 
     smaller = rebuild(model, sliced)
+    put_identity(smaller, identity)
     rows = {name.rpartition(".")[0].partition(PARAMETRIZED)[0]: None for name in kept} | {
         name.removesuffix(".weight").partition(PARAMETRIZED)[0]: axes[0]
         for name, axes in kept.items()
@@ -133,6 +158,14 @@ def slice_parameters(model: ModuleT, kept: Positions, numbers: Sequence[NumberOn
     for owner, attribute, place, value in numbers:
         _set_number(smaller.get_submodule(owner), attribute, place, value)
     return smaller
+
+
+def put_identity(model: nn.Module, names: Sequence[str]) -> None:
+    """Put `nn.Identity` in the place of the modules `names` of `model`, in its mode."""
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, child, nn.Identity().train(getattr(owner, child).training))
 
 
 def _set_number(module: nn.Module, name: str, place: int | None, value: int) -> None:

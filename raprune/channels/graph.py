@@ -186,6 +186,9 @@ class ChannelGraph:
     """Numbers on modules that a cut sets anew."""
     scales: tuple[WidthScale, ...] = ()
     """Weights that a cut multiplies, so that attention keeps the scale of the dense network."""
+    gates: tuple[str, ...] = ()
+    """Names of the residual blocks whose place `nn.Identity` can take (`raprune.channels.gates`), in the order in which
+    they run. Empty if nobody looked for them."""
 
     def __repr__(self) -> str:
         return (
@@ -249,6 +252,43 @@ class ChannelGraph:
             scales=tuple(scale for scale in self.scales if scale.group not in names),
         )
 
+    def closed(self, gates: Sequence[str]) -> ChannelGraph:
+        """Return the graph of the network in which `nn.Identity` stands in the place of the modules `gates`.
+
+        Channels of the stream that a block adds to stay coupled as they were, so a group only loses its members inside
+        the blocks; a group that has no others is gone. `factors` keeps its order. `memory` becomes an upper bound: it
+        still counts moments inside the blocks, without the channels that are gone.
+        """
+        if not gates:
+            return self
+        prefixes = tuple(f"{gate}." for gate in gates)
+
+        def inside(name: str) -> bool:
+            return f"{name}.".startswith(prefixes)
+
+        gone: dict[str, int] = {}
+        groups = []
+        for group in self.groups:
+            members = tuple(member for member in group.members if not inside(member.parameter))
+            if not members:
+                gone[group.name] = 0
+            else:
+                groups.append(group if len(members) == len(group.members) else replace(group, members=members))
+        attributes = (replace(a, size=a.size.without(gone)) for a in self.attributes if not inside(a.module))
+        return replace(
+            self,
+            groups=tuple(groups),
+            frozen=tuple(frozen for frozen in self.frozen if not inside(frozen.module)),
+            factors=tuple(factor.without(gone) for factor in self.factors),
+            flops=tuple(term for term in self.flops if not inside(term.module)),
+            params=tuple(term for term in self.params if not inside(term.module)),
+            memory=tuple(moment.without(gone) for moment in self.memory),
+            shapes={name: shape for name, shape in self.shapes.items() if not inside(name)},
+            attributes=tuple(attribute for attribute in attributes if attribute.size.groups),
+            scales=tuple(s for s in self.scales if not inside(s.parameter) and s.group not in gone),
+            gates=tuple(gate for gate in self.gates if gate not in gates),
+        )
+
     def only(self, names: Iterable[str]) -> ChannelGraph:
         """Return the graph with only the groups of `names`; all other groups stay whole."""
         wanted = set(names)
@@ -298,10 +338,11 @@ class ChannelGraph:
     def digest(self) -> str:
         """Return a digest of the groups, the costs and the frozen channels; texts for the user do not affect it.
 
-        Neither does `memory`, which graphs of earlier versions do not have.
+        Neither do `memory`, which graphs of earlier versions do not have, and `gates`, for which not everyone looks.
         """
         content = self.to_json()
         del content["architecture"], content["notes"], content["memory"]
+        content.pop("gates", None)
         content["frozen"] = [[f.module, f.num_channels] for f in self.frozen]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -332,6 +373,7 @@ class ChannelGraph:
             # Only where there are some: the digests of all other networks stay as they were.
             **({"attributes": [_attribute_row(a) for a in self.attributes]} if self.attributes else {}),
             **({"scales": [_scale_row(s) for s in self.scales]} if self.scales else {}),
+            **({"gates": list(self.gates)} if self.gates else {}),
         }
 
     @classmethod
@@ -373,6 +415,7 @@ class ChannelGraph:
                 WidthScale(parameter, unpack_positions(runs), group)
                 for parameter, runs, group in data.get("scales", ())
             ),
+            gates=tuple(data.get("gates", ())),
         )
 
 

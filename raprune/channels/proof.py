@@ -70,7 +70,7 @@ def prove(model: nn.Module, graph: ChannelGraph, example_input: NetworkInputs, *
         ModelError: if the network does not run in float64, or gives no finite output.
     """
     started = time.perf_counter()
-    network = _ProofNetwork(model, graph, example_input, seed)
+    network = ProofNetwork(model, graph, example_input, seed)
     graph = _settle(graph, network.permuted)
     graph = _settle(graph, network.run_cut)
     graph = _settle(graph, network.equals_masked)
@@ -133,14 +133,14 @@ def _groups_in(graph: ChannelGraph, names: list[str], module: str) -> list[str]:
         module = module.rpartition(".")[0]
 
 
-class _ProofNetwork:
+class ProofNetwork:
     """The float64 copy of the network, its reference outputs, and the checks on this copy."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, example: NetworkInputs, seed: int) -> None:
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
         self._generator = generator
-        self._first = first_situation(example, generator)
+        self.first = first_situation(example, generator)
         sliced = {member.parameter for group in graph.groups for member in group.members}
         self._buffers = buffers = {name for name, _ in model.named_buffers()}
         self._last: tuple[tuple[int, tuple[str, ...]], tuple[nn.Module, nn.Module]] | None = None
@@ -149,11 +149,11 @@ class _ProofNetwork:
         try:
             # A buffer that is no statistic is a setting (a range, a table, a length): only its own values are valid.
             self.model = rebuild(model, lambda name, t: _informative(t, generator, keep=name in settings))
-            self._reference = self._run(self.model)
+            self._reference = self.run(self.model)
         except Exception:  # a sliced buffer can be a setting, too: the ranges of a quantiser
             try:
                 self.model = rebuild(model, lambda name, t: _informative(t, generator, keep=name in buffers))
-                self._reference = self._run(self.model)
+                self._reference = self.run(self.model)
             except Exception as error:
                 text = str(error).strip().split("\n")[0]
                 raise ModelError(
@@ -184,7 +184,7 @@ class _ProofNetwork:
         for alternatives in other_situations(example, self._generator):
             for situation in alternatives:
                 try:
-                    out = self._run(rebuild(self.model, self._own), situation, NormScales())
+                    out = self.run(rebuild(self.model, self._own), situation, NormScales())
                 except Exception:
                     continue
                 if len(out) and bool(out.isfinite().all()):
@@ -219,11 +219,11 @@ class _ProofNetwork:
                 tensor = tensor.index_select(axis, torch.as_tensor(positions, device=tensor.device))
             return tensor
 
-        return self._difference(self._run(rebuild(self.model, permute)))
+        return self._difference(self.run(rebuild(self.model, permute)))
 
     def run_cut(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         """Run a network with about half of the channels of every named group; return its failure, if any."""
-        out = self._run_smaller(self._masked_and_cut(graph, names)[1], self._first)
+        out = self._run_smaller(self._masked_and_cut(graph, names)[1], self.first)
         if isinstance(out, _Failure):
             return out
         if out.shape != self._reference.shape:
@@ -238,7 +238,7 @@ class _ProofNetwork:
         stack: list[str] = []
         with _module_stack(smaller, stack):
             try:
-                return self._run(smaller, situation, norms)
+                return self.run(smaller, situation, norms)
             except Exception as error:
                 where = stack[-1] if stack else ""
                 text = str(error).strip().split("\n")[0]
@@ -256,10 +256,10 @@ class _ProofNetwork:
 
         With `norms`, layer norms and group norms only scale in both networks.
         """
-        situation = situation or self._first
+        situation = situation or self.first
         masked_network, smaller_network = self._masked_and_cut(graph, names)
         scales = NormScales() if norms else None
-        masked = self._run(masked_network, situation, scales)
+        masked = self.run(masked_network, situation, scales)
         self.has_norms = self.has_norms or bool(scales)
         smaller = self._run_smaller(smaller_network, situation, None if scales is None else scales.replay())
         phrase = f"{situation.name}, " if situation.name else ""
@@ -313,9 +313,9 @@ class _ProofNetwork:
                 kept[group.name] = tuple(channels)
         return Candidate("proof", kept)
 
-    def _run(self, model: nn.Module, situation: Situation | None = None, norms: NormScales | None = None) -> Tensor:
+    def run(self, model: nn.Module, situation: Situation | None = None, norms: NormScales | None = None) -> Tensor:
         """Return all outputs of `model`, whose mode is set, as one vector."""
-        situation = situation or self._first
+        situation = situation or self.first
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:

@@ -1,11 +1,11 @@
-"""Inspection of a network: the channels that can be pruned, those that cannot and why, and the lowest cost."""
+"""Inspection of a network: the channels and blocks that can go, the channels that cannot and why, the lowest cost."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from raprune.channels.gates import with_gates
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
-from raprune.cost.flops import CostModel, fractions_by_group, prunable_params_fraction
+from raprune.cost.flops import CostModel, fractions_by_gate, fractions_by_group, prunable_params_fraction
 from raprune.data.arrays import ImageShape
 from raprune.errors import ModelError, UsageError
 from raprune.models import OWN, build_model, image_shape_of, load_weights
@@ -33,7 +34,7 @@ IMAGE_SIZES = (224, 32, 64, 28, 8, 75, 96, 128, 160, 192, 256, 299, 384, 518)
 
 @dataclass(frozen=True)
 class Inspection:
-    """A traced and proved network. `graph` holds only groups that passed the proof."""
+    """A traced and proved network. `graph` holds only groups and gates that passed the proof."""
 
     name: str
     proof: Proof
@@ -70,6 +71,10 @@ class Inspection:
                 }
                 for group in self.graph.groups
             ],
+            "gates": [
+                {"name": gate, "flops_fraction": flops, "params_fraction": params}
+                for gate, (flops, params) in fractions_by_gate(self.graph).items()
+            ],
             "frozen": [
                 {"module": f.module, "num_channels": f.num_channels, "reason": f.reason} for f in self.graph.frozen
             ],
@@ -94,7 +99,7 @@ def inspect(
     seed: int = 0,
     proved_on: torch.Tensor | None = None,
 ) -> Inspection:
-    """Trace `model` on one image of shape `(1, channels, height, width)`, and prove the trace.
+    """Trace `model` on one image of shape `(1, channels, height, width)`, prove the trace, and find its gates.
 
     `proved_on` is an image of another size for the proof, because the time of the proof grows with the size.
 
@@ -104,7 +109,9 @@ def inspect(
     started = time.perf_counter()
     graph = trace(model, example_input)
     seconds = time.perf_counter() - started
-    return Inspection(name, prove(model, graph, example_input if proved_on is None else proved_on, seed=seed), seconds)
+    small = example_input if proved_on is None else proved_on
+    proof = prove(model, graph, small, seed=seed)
+    return Inspection(name, replace(proof, graph=with_gates(model, proof.graph, small, seed=seed)), seconds)
 
 
 def inspect_by_name(
@@ -196,6 +203,7 @@ def show(inspection: Inspection, console: Console) -> None:
         )
     if data["groups"]:
         console.print(table)
+    _show_gates(data["gates"], console)
     _show_frozen(data["frozen"], console)
     for note in data["notes"]:
         console.print(escape(note))
@@ -214,6 +222,18 @@ def show(inspection: Inspection, console: Console) -> None:
         f"{data['min_params_fraction']:.2%} of the parameters, {data['min_memory_fraction']:.2%} of the peak "
         f"activation memory ({data['memory_bytes'] / 2**20:.3g} MiB for an image)"
     )
+
+
+def _show_gates(gates: list[dict[str, Any]], console: Console) -> None:
+    """Print a table of the residual blocks that the network can do without."""
+    if not gates:
+        return
+    table = Table("block", "FLOPs", "params", title="Blocks that can go as a whole (search.depth)")
+    for number, column in enumerate(table.columns):
+        column.justify, column.no_wrap, column.overflow = "right" if number else "left", number > 0, "fold"
+    for gate in gates:
+        table.add_row(escape(gate["name"]), f"{gate['flops_fraction']:.1%}", f"{gate['params_fraction']:.1%}")
+    console.print(table)
 
 
 def _show_frozen(frozen: list[dict[str, Any]], console: Console) -> None:

@@ -56,8 +56,12 @@ class CostModel:
     Counts are exact below 2**53 (nine peta-FLOPs per image). Without a `table` the latency is not known.
     """
 
-    def __init__(self, graph: ChannelGraph, table: LatencyTable | None = None) -> None:
+    def __init__(
+        self, graph: ChannelGraph, table: LatencyTable | None = None, *, dense: CostModel | None = None
+    ) -> None:
+        """`dense` has the costs of the dense network, if `graph` lacks some of its blocks."""
         self._graph = graph
+        self._closed: dict[tuple[str, ...], CostModel] = {}
         self.table = table
         self.group_names: tuple[str, ...] = tuple(group.name for group in graph.groups)
         self.num_channels: Counts = np.array([group.num_channels for group in graph.groups], dtype=np.int64)
@@ -65,9 +69,23 @@ class CostModel:
         self._flops = _collect(graph.flops)
         self._params = _collect(graph.params)
         self._memory = _Axes(graph.memory, self.group_names)
-        self.dense_flops = int(self.flops(self.num_channels))
-        self.dense_params = int(self.params(self.num_channels))
-        self.dense_memory = int(self.memory_bytes(self.num_channels))
+        self.dense_flops: int = int(self.flops(self.num_channels)) if dense is None else dense.dense_flops
+        self.dense_params: int = int(self.params(self.num_channels)) if dense is None else dense.dense_params
+        self.dense_memory: int = int(self.memory_bytes(self.num_channels)) if dense is None else dense.dense_memory
+
+    def closed(self, gates: Sequence[str]) -> CostModel:
+        """Return the costs of the network in which `nn.Identity` takes the place of the blocks `gates`.
+
+        A block's terms have a factor of 0 or 1, its gate. The width vectors are those of the groups that are left; the
+        dense network's costs stay those of the network with all its blocks. Computed once for each set of gates.
+        """
+        if not gates:
+            return self
+        names = tuple(sorted(gates))
+        if names not in self._closed:
+            table = None if self.table is None else self.table.without(names)
+            self._closed[names] = CostModel(self._graph.closed(names), table, dense=self)
+        return self._closed[names]
 
     def flops(self, widths: npt.ArrayLike) -> Counts:
         """Return the FLOPs for one image; shape `(...,)`."""
@@ -197,6 +215,16 @@ def fractions_by_group(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
                 by_group[name] += _dense(term, sizes) * (1 - outside)
         fractions.append({name: by_group[name] / total for name in dense})
     return {name: (fractions[0][name], fractions[1][name]) for name in dense}
+
+
+def fractions_by_gate(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
+    """Return for each gate the fractions of the dense FLOPs and parameters that go with its block."""
+    whole, fractions = CostModel(graph), {}
+    for gate in graph.gates:
+        without = CostModel(graph.closed([gate]))
+        flops, params = whole.dense_flops - without.dense_flops, whole.dense_params - without.dense_params
+        fractions[gate] = (flops / max(1, whole.dense_flops), params / max(1, whole.dense_params))
+    return fractions
 
 
 def prunable_params_fraction(graph: ChannelGraph) -> float:

@@ -15,8 +15,8 @@ take longer than the next multiple.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -90,6 +90,18 @@ class LatencyTable:
         flat = values.reshape(-1, values.shape[-1])
         parts = [self._predict(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)]
         return np.concatenate(parts or [np.zeros(0)]).reshape(values.shape[:-1])
+
+    def without(self, modules: Sequence[str]) -> LatencyTable:
+        """Return the table without the operations inside these modules; the dense network's time stays."""
+        prefixes = tuple(f"{module}." for module in modules)
+        stay = np.array([not f"{name}.".startswith(prefixes) for name in self.modules], dtype=bool)
+        return replace(
+            self,
+            tables=self.tables[stay],
+            factors=self.factors[stay],
+            kinds=self.kinds[stay],
+            modules=tuple(name for name, stays in zip(self.modules, stay, strict=True) if stays),
+        )
 
     def by_module(self, sizes: npt.ArrayLike) -> dict[str, float]:
         """Return the milliseconds of each module's operations, the slowest module first; `sizes` has shape `(F,)`."""

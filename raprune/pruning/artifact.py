@@ -4,7 +4,8 @@ The recipe says which positions of which parameters stay, so that the smaller ne
 model class. Nothing in either file is executed. Without raprune: slice each parameter that the recipe names by
 `index_select(axis, positions)`, set the layers' sizes and the `numbers` (module, attribute, place in a tuple or list,
 value: how many heads attention has, and how wide they are), and load the weights. A network may have maxout units:
-`maxout` maps a module to the number of adjacent channels over which its output takes the maximum.
+`maxout` maps a module to the number of adjacent channels over which its output takes the maximum. A network may also
+lack blocks: `torch.nn.Identity` takes the place of each module that `identity` names, before the weights are loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from raprune.channels.cut import ModuleT, NumberOnModule, kept_positions, sizes_of, slice_parameters
+from raprune.channels.cut import ModuleT, NumberOnModule, kept_positions, sizes_of, slice_parameters, without_blocks
 from raprune.channels.graph import ChannelGraph, IndexArray, pack_positions, unpack_positions
 from raprune.channels.maxout import insert, inserted
 from raprune.channels.trace import code_hash, structure_hash
@@ -38,6 +39,9 @@ from raprune.store.networks import HUB_WEIGHTS, RECIPE, WEIGHTS
 FORMAT = 1
 FORMAT_WITH_NUMBERS = 2
 """Format of a recipe that also sets numbers on modules, which older versions would not do."""
+FORMAT_WITH_IDENTITY = 3
+"""Format of a recipe that also leaves out blocks, which older versions would not do."""
+FORMATS = (FORMAT, FORMAT_WITH_NUMBERS, FORMAT_WITH_IDENTITY)
 
 
 def save(
@@ -54,11 +58,12 @@ def save(
     `provenance` is plain data that goes into the recipe as it is: metrics, seed, budget, data set.
     """
     weights = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()})
+    graph = without_blocks(graph, candidate.identity)
     maxout = inserted(model)
     kept = _kept_in(model, graph, candidate, maxout)
     numbers = sizes_of(graph, candidate.kept)
     recipe = {
-        "format": FORMAT_WITH_NUMBERS if numbers else FORMAT,
+        "format": FORMAT_WITH_IDENTITY if candidate.identity else FORMAT_WITH_NUMBERS if numbers else FORMAT,
         "candidate": candidate.id,
         "method": candidate.method,
         "settings": dict(candidate.settings),
@@ -68,6 +73,7 @@ def save(
         "kept": {name: {str(a): pack_positions(p) for a, p in axes.items()} for name, axes in kept.items()},
         "dense_shapes": {name: list(graph.shapes[name]) for name in kept},
         **({"numbers": numbers} if numbers else {}),
+        **({"identity": list(candidate.identity)} if candidate.identity else {}),
         **({"maxout": maxout} if maxout else {}),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": versions(),
@@ -95,7 +101,7 @@ def load_from(model: ModuleT, store: Store, folder: str) -> ModuleT:
     """`load` for a folder inside a store."""
     prefix = f"{folder}/" if folder else ""
     recipe = read_recipe(store, folder)
-    smaller = slice_parameters(model, _kept(model, recipe), _numbers(model, recipe))
+    smaller = slice_parameters(model, _kept(model, recipe), _numbers(model, recipe), _identity(model, recipe))
     file = next((name for name in (WEIGHTS, HUB_WEIGHTS) if store.exists(prefix + name)), None)
     if file is None:
         raise RecipeError(
@@ -141,10 +147,10 @@ def read_recipe(store: Store, folder: str) -> dict[str, Any]:
         recipe = json.loads(store.read_bytes(f"{folder}/{RECIPE}" if folder else RECIPE))
     except ValueError as error:
         raise RecipeError(f"{where}/{RECIPE}: not JSON: {error}", hint="Export the candidate again.") from None
-    if not isinstance(recipe, dict) or recipe.get("format") not in (FORMAT, FORMAT_WITH_NUMBERS):
+    if not isinstance(recipe, dict) or recipe.get("format") not in FORMATS:
         came = recipe.get("format") if isinstance(recipe, dict) else type(recipe).__name__
         raise RecipeError(
-            f"{where}/{RECIPE}: format {came!r}; this version reads format {FORMAT} and {FORMAT_WITH_NUMBERS}.",
+            f"{where}/{RECIPE}: format {came!r}; this version reads format {', '.join(map(str, FORMATS))}.",
             hint="Load it with the raprune that wrote it.",
         )
     if recipe.get("digest") != _digest(recipe):
@@ -265,6 +271,23 @@ def _numbers(model: nn.Module, recipe: Mapping[str, Any]) -> list[NumberOnModule
                 hint="Pass the dense network that the recipe was made from.",
             )
     return numbers
+
+
+def _identity(model: nn.Module, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the blocks that the recipe leaves out, all of which the network has.
+
+    Raises:
+        RecipeError: if the network has no such module.
+    """
+    modules = dict(model.named_modules())
+    names = list(recipe.get("identity", ()))
+    for name in names:
+        if not name or name not in modules:
+            raise RecipeError(
+                f"The recipe leaves out the block {name!r}, which this network does not have.",
+                hint="Pass the dense network that the recipe was made from.",
+            )
+    return names
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         pa.field("candidate", pa.string()),
         pa.field("candidate_settings", pa.string()),
         pa.field("widths", pa.string()),
+        pa.field("identity", pa.string()),
         pa.field("kept", pa.string()),
         pa.field("kept_bits", pa.binary()),
         pa.field("val_accuracy", pa.float64()),
@@ -64,7 +65,8 @@ SCHEMA = pa.schema(
 """One row a trial. Mappings are JSON; `candidate_settings` is null where the candidate has the proposal's settings.
 
 `kept_bits` holds the channels that stay, packed as `raprune.records.KeptChannels.bits` in the order of `widths`. Rows
-of versions without that column have them as JSON in `kept`.
+of versions without that column have them as JSON in `kept`. `identity` is the JSON list of the blocks that are gone,
+null where all are there.
 """
 
 OUTLINE = tuple(name for name in SCHEMA.names if name not in ("kept", "kept_bits"))
@@ -108,6 +110,7 @@ def to_row(trial: Trial) -> Row:
             "candidate": candidate.id,
             "candidate_settings": None if own == settings else json.dumps(own),
             "widths": json.dumps(candidate.widths),
+            "identity": json.dumps(list(candidate.identity)) if candidate.identity else None,
             "kept_bits": KeptChannels.of(candidate.kept).bits,
         }
     if metrics is not None:
@@ -162,15 +165,19 @@ def from_row(row: Row) -> Trial:
     if row["candidate"] is not None:
         own = settings if row["candidate_settings"] is None else json.loads(row["candidate_settings"])
         widths = json.loads(row["widths"])
+        # The names of the blocks are the same in thousands of trials.
+        gone = tuple(map(sys.intern, json.loads(row.get("identity") or "[]")))
         if row.get("kept_bits") is not None:
             kept = KeptChannels(tuple(widths), row["kept_bits"])
-            candidate = Candidate.recorded(row["method"], kept, own, candidate_id=row["candidate"])
+            candidate = Candidate.recorded(row["method"], kept, own, gone, candidate_id=row["candidate"])
         elif row.get("kept") is not None:
             candidate = Candidate(row["method"], json.loads(row["kept"]), own)
         else:
             # The names of the groups are the same in thousands of trials.
             widths = {sys.intern(group): width for group, width in widths.items()}
-            candidate = CandidateOutline(id=row["candidate"], method=row["method"], settings=own, widths=widths)
+            candidate = CandidateOutline(
+                id=row["candidate"], method=row["method"], settings=own, widths=widths, identity=gone
+            )
     if row["flops"] is not None:
         metrics = Metrics(
             accuracy=row["val_accuracy"],

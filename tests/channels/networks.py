@@ -39,6 +39,35 @@ class ZeroPadShortcut(Net):
         return functional.relu(shortcut + self.conv2(functional.relu(self.conv1(x))))
 
 
+class ResidualBlock(nn.Module):
+    """A residual block, after a batch norm; `project` puts a layer into its shortcut."""
+
+    def __init__(self, width: int, inner: int, *, project: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv(width, inner), conv(inner, width)
+        self.bn = nn.BatchNorm2d(width)
+        self.project = conv(width, width, 1) if project else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.project(x) + self.bn(self.conv2(functional.relu(self.conv1(x)))))
+
+
+class Stages(nn.Module):
+    """Blocks of each kind. `code` is the forward pass of the body."""
+
+    def __init__(self, code: Callable[[Stages, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.code = code or (lambda net, x: net.stage(x))
+        self.stem = conv(3, 8)
+        self.stage = nn.Sequential(ResidualBlock(8, 6, project=True), ResidualBlock(8, 5), ResidualBlock(8, 4))
+        self.plain = conv(8, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.code(self, functional.relu(self.stem(x)))
+        return self.head(functional.relu(self.plain(x)).mean((2, 3)))
+
+
 class Depthwise(Net):
     def __init__(self) -> None:
         super().__init__()

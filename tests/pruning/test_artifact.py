@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raprune.channels.cut import cut
+from raprune.channels.gates import with_gates
 from raprune.channels.graph import pack_positions
 from raprune.channels.maxout import insert, inserted
+from raprune.channels.proof import prove
+from raprune.channels.trace import trace
 from raprune.checks.contract.noise import services_of
 from raprune.errors import RecipeError
 from raprune.methods import Network
@@ -25,7 +28,7 @@ from raprune.methods.maxout import Maxout
 from raprune.pruning.artifact import load, load_from, read_recipe, save, versions
 from raprune.records import Candidate
 from raprune.store.folder import Store
-from tests.channels.networks import NETWORKS, Residual, build, image
+from tests.channels.networks import NETWORKS, Residual, Stages, build, image
 from tests.channels.proved import outputs, proved
 
 
@@ -161,6 +164,32 @@ def test_every_network_on_the_way_of_maxout_units(name: str, tmp_path: Path) -> 
         assert torch.equal(outputs(loaded, image()), outputs(model, image()))
         seen.append(set(inserted(loaded).values()))
     assert seen == [{3}, {2}, set()]
+
+
+def test_a_recipe_without_blocks_loads_with_and_without_raprune(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = Stages().eval()
+    graph = with_gates(dense, prove(dense, trace(dense, image()), image()).graph, image())
+    closed = graph.closed(["stage.2"])
+    kept = {group.name: tuple(range(0, group.num_channels, 2)) for group in closed.groups}
+    candidate = Candidate("l2", kept, identity=("stage.2",))
+    smaller = cut(dense, graph, candidate)
+    save(Store(str(tmp_path)), "", model=smaller, graph=graph, candidate=candidate, provenance={})
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert (recipe["format"], recipe["identity"]) == (3, ["stage.2"])
+    assert torch.equal(outputs(load(Stages(), str(tmp_path)), image()), outputs(smaller, image()))
+    plain = Stages().eval()
+    for name in recipe["identity"]:
+        plain.set_submodule(name, nn.Identity())
+    state = plain.state_dict()
+    for name, axes in recipe["kept"].items():
+        for axis, runs in axes.items():
+            positions = [p for first, last in runs for p in range(first, last + 1)]
+            state[name] = state[name].index_select(int(axis), torch.tensor(positions))
+    weights = load_file(tmp_path / "weights.safetensors")
+    assert {name: value.shape for name, value in state.items()} == {name: v.shape for name, v in weights.items()}
+    with pytest.raises(RecipeError, match=r"'stem\.weight', which this network does not have"):
+        load(nn.Linear(3, 4), str(tmp_path))
 
 
 def test_a_plain_network_names_no_maxout_units(tmp_path: Path) -> None:
