@@ -19,6 +19,10 @@ OFFSET = 3.0
 """Mean of the other values, in standard deviations: normalised images that are bright or dark everywhere."""
 
 
+_SMALL = 32 * 32
+"""Pixels of an image of which a training step takes eight."""
+
+
 @dataclass(frozen=True)
 class Situation:
     """NetworkInputs and a mode; `name` is a phrase for messages, empty for noise of the example's shape."""
@@ -37,13 +41,13 @@ def other_situations(example: NetworkInputs, generator: torch.Generator) -> Iter
     """Yield lists of situations; the first of a list in which the dense network runs stands for the whole list."""
     other, batch = _another_size(example), _batch_of_two(example)
 
-    def inputs(offset: float, *, size: bool = False, two: bool = False) -> NetworkInputs:
+    def inputs(offset: float, *, size: bool = False, times: int = 1) -> NetworkInputs:
         def change(tensor: Tensor) -> Tensor:
             shape = list(tensor.shape)
             if size and other is not None and _is_image(tensor):
                 shape[-2:] = other
-            if two and shape:
-                shape[0] *= 2
+            if shape:
+                shape[0] *= times
             return _noise(tensor, tuple(shape), offset, generator)
 
         return _changed(example, change)
@@ -53,12 +57,14 @@ def other_situations(example: NetworkInputs, generator: torch.Generator) -> Iter
     # A smaller image first, because it costs less; where the network does not take it, one of the example's size.
     small = other is not None and other[0] * other[1] < _pixels(example)
     sizes = (True, False) if small else (False,)
-    values = [Situation("with a batch of two and other values", inputs(OFFSET, size=s, two=True)) for s in sizes]
+    values = [Situation("with a batch of two and other values", inputs(OFFSET, size=s, times=2)) for s in sizes]
     yield [*(values if batch else []), Situation("with other values", inputs(OFFSET))]
+    # A batch norm over two values gives a sign, which rounding errors turn: small images come in eights.
+    many = 8 if other is not None and _pixels(example) <= _SMALL else 2
     yield [
-        Situation("in training mode", inputs(0.0, size=size, two=two), training=True)
-        for two, size in ((True, True), (True, False), (False, False))
-        if (batch or not two) and (small or not size)
+        Situation("in training mode", inputs(0.0, size=size, times=times), training=True)
+        for times, size in ((many, True), (many, False), (1, False))
+        if (batch or times == 1) and (small or not size)
     ]
 
 
