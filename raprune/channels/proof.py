@@ -4,9 +4,10 @@ In float64, on a copy of the network whose constant parameters are made random (
 
 1. a random permutation of the channels, the same in all members of a group, leaves the outputs unchanged. This holds
    for every architecture, layer norm included;
-2. random candidates are cut and run. Their outputs equal those of the network whose removed channels are zeroed. Layer
-   norms and group norms, which run across the channels, only scale in both networks of this comparison;
-3. the comparison is made again with an image of another size, with a batch of two and other values, and in training
+2. the narrowest network is cut and runs;
+3. random candidates are cut and run. Their outputs equal those of the network whose removed channels are zeroed.
+   Layer norms and group norms, which run across the channels, only scale in both networks of this comparison;
+4. the comparison is made again with an image of another size, with a batch of two and other values, and in training
    mode, as far as the dense network runs in these situations (`situations.py`).
 """
 
@@ -73,6 +74,7 @@ def prove(model: nn.Module, graph: ChannelGraph, example_input: NetworkInputs, *
     network = ProofNetwork(model, graph, example_input, seed)
     graph = _settle(graph, network.permuted)
     graph = _settle(graph, network.run_cut)
+    graph = _settle(graph, network.run_narrowest)
     graph = _settle(graph, network.equals_masked)
     if network.has_norms:
         graph = _settle(graph, network.maskable_equal_masked)
@@ -229,6 +231,16 @@ class ProofNetwork:
         if out.shape != self._reference.shape:
             return _Failure("the cut network's output has another shape")
         return None if bool(out.isfinite().all()) else _Failure("the cut network's output is not finite")
+
+    def run_narrowest(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
+        """Run a network with one channel of every named group: numbers in Python code may only suit larger widths."""
+        smaller = cut(self.model, graph, Candidate("narrowest", dict.fromkeys(names, (0,))))
+        out = self._run_smaller(smaller, self._first)
+        if isinstance(out, _Failure):
+            return replace(out, reason=f"with one channel left, {out.reason}")
+        if out.shape != self._reference.shape:
+            return _Failure("with one channel left, the cut network's output has another shape")
+        return None
 
     def _run_smaller(
         self, smaller: nn.Module, situation: Situation, norms: NormScales | None = None
