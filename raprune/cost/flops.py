@@ -186,6 +186,8 @@ class CostModel:
 def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
     """Count the FLOPs of a forward pass of the one image `x`, and the parameters; return both."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know its operations
     try:
         # The counter hooks the gradients of a module's inputs, even of a parameter that a layer takes as an input.
         for parameter in trained:
@@ -193,6 +195,7 @@ def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
         with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in trained:
             parameter.requires_grad_(True)
     return int(counter.get_total_flops()), sum(parameter.numel() for parameter in model.parameters())
