@@ -134,10 +134,10 @@ def inspect_by_name(
     model, shape = _build(spec, channels, heights, num_classes or (10 if spec.name in OWN else 1000))
     if spec.weights is not None:
         load_weights(model, spec.weights)
-    return inspect(model, torch.zeros(1, *shape), name=spec.name, proved_on=_smallest(model, shape))
+    return inspect(model, torch.zeros(1, *shape), name=spec.name, proved_on=smallest_image(model, shape))
 
 
-def _smallest(model: nn.Module, shape: ImageShape) -> torch.Tensor:
+def smallest_image(model: nn.Module, shape: ImageShape) -> torch.Tensor:
     """Return the smallest image, with as many channels as `shape`, that the network runs on."""
     channels, height, width = shape
     model.eval()
