@@ -27,6 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # earlier one used Ray without.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+# As on raprune's own local clusters: a process that waits for another task saves the import of torch.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+
 # A shell without job control has its background commands ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -54,6 +54,14 @@ class Attempts:
         self._losses.pop(trial_id, None)
         self._ended.pop(trial_id, None)
 
+    def seated(self, trial_ids: Sequence[str]) -> int:
+        """Index of the task that a worker with several had last; 0 if it told of none."""
+        if len(trial_ids) > 1:
+            for index, trial_id in enumerate(trial_ids):
+                if self._seat_of(trial_id) is not None:
+                    return index
+        return 0
+
     def lost(self, trial_id: str) -> FailureDecision:
         """The decision about a task whose worker was lost."""
         if trial_id in self._ended:

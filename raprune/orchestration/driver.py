@@ -392,12 +392,13 @@ def _attempts(driven: DrivenRun, stored: Sequence[Trial]) -> Attempts:
 def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough, attempts: Attempts) -> CandidateSearcher:
     """The searcher of the run, which records what no worker could and hears from the stop rule."""
     run, spec, coordinator = driven.run, driven.run.spec, driven.coordinator
+    workers = driven.placement.workers
     record: Any = coordinator.record
     earlier = earlier_trials(run, known.space)
     proposals = Proposals(known.space, spec.search, seed=spec.seed, stored=known.stored, earlier=earlier, enough=enough)
     return CandidateSearcher(
         spec,
-        ProposalsAhead(proposals, depth=depth_for(driven.placement.workers)),
+        ProposalsAhead(proposals, depth=depth_for(workers, spec.search.lookahead_for(workers))),
         known.stored,
         record=lambda trial: ask(record.remote([trial], run.session)),
         missing=partial(_missing, coordinator),
@@ -406,7 +407,7 @@ def _searcher(driven: DrivenRun, known: StatisticsResult, enough: Enough, attemp
         chosen=partial(_note_finetunings, run, coordinator),
         grouped=lambda finalists: _are_grouped(run, finalists, attempts.left_out),
         attempts=attempts,
-        workers=driven.placement.workers,
+        workers=workers,
         stages=run.stages,
         floor=accuracy_floor(spec.min_accuracy, spec.max_drop, run.store.record().dense_accuracy),
     )

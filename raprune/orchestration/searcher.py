@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task,
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
 from raprune.results.test_split import UNTESTED
-from raprune.sampling.ahead import ProposalsAhead
+from raprune.sampling.ahead import ProposalsAhead, at_once
 from raprune.sampling.point import Point
 from raprune.sampling.promotion import choose_finalists
 from raprune.sampling.source import trial_seed
@@ -30,6 +31,9 @@ from raprune.spec.job import SearchSpec
 
 REPEATS_APART = 1_000_003
 """Distance between the seeds of one finalist's repeats, so that they differ from those of other searches."""
+
+SHORT_S = 2.0
+"""Seconds of work up to which a worker is given several candidates at once."""
 
 
 class CandidateSearcher(Searcher):
@@ -83,7 +87,7 @@ class CandidateSearcher(Searcher):
         self._ahead: deque[Task] = deque()
         self._begun = False
         self._together = 0
-        self._running: dict[str, Task] = {}
+        self._running: dict[str, tuple[Task, ...]] = {}
         self._attempts = attempts
         self._again: deque[Task] = deque()
         """Tasks whose worker was lost."""
@@ -112,25 +116,24 @@ class CandidateSearcher(Searcher):
             if self._again and (self._is_proven or not self._running):
                 # Not for the worker that replaces a lost one: it may have the same broken device.
                 self._is_proven = False
-                self._running[trial_id] = self._again.popleft()
-                return Assignment(self._running[trial_id]).to_config()
+                return self._assign(trial_id, Assignment(self._again.popleft()))
             if not self._begun:
                 self._begun = True
                 self._together = len(self._ahead)
             if self._ahead:
-                self._running[trial_id] = self._ahead.popleft()
+                task = self._ahead.popleft()
                 together, self._together = self._together, self._together if self._ahead else 0
-                return Assignment(self._running[trial_id], together).to_config()
+                return self._assign(trial_id, Assignment(task, together, self._further(task)))
             return None if self._running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         with self._lock:
-            task = self._running.pop(trial_id)
+            tasks = self._running.pop(trial_id)
             try:
                 if error or result is None:
-                    self._lost(task)
+                    self._lost(tasks)
                 else:
-                    self._done(task, Report.of(result))
+                    self._done(tasks, Report.of(result))
             except RapruneError as failure:
                 # The first one is the cause.
                 self.failure = self.failure or failure
@@ -138,7 +141,7 @@ class CandidateSearcher(Searcher):
     def hear(self, works: Mapping[str, Work]) -> None:
         """Take the progress of running tasks, by the ids of their trials."""
         with self._lock:
-            running = [work for task in self._running.values() if (work := works.get(task.trial_id)) is not None]
+            running = [work for task in self._tasks_out() if (work := works.get(task.trial_id)) is not None]
             # Epochs are the unit of fine-tuning alone: the test split is counted in tasks.
             finetuned = 0 if self._tests is not None else self._finetuned_here
             self._stages.hear(running, done_before=finetuned * self._epochs)
@@ -147,7 +150,7 @@ class CandidateSearcher(Searcher):
         """Workers that are to be ended, because their trial makes no progress."""
         with self._lock:
             # The networks of a `TestTask` have been evaluated before.
-            running = [(t.trial_id, _trains(t)) for t in self._running.values() if isinstance(t, CandidateTask)]
+            running = [(t.trial_id, _trains(t)) for t in self._tasks_out() if isinstance(t, CandidateTask)]
             return self._attempts.overdue(seats, running)
 
     def close(self) -> None:
@@ -166,6 +169,36 @@ class CandidateSearcher(Searcher):
     def num_running(self) -> int:
         return len(self._running)
 
+    def _tasks_out(self) -> Iterator[Task]:
+        """The tasks of all workers."""
+        return itertools.chain.from_iterable(self._running.values())
+
+    def _assign(self, trial_id: str, assignment: Assignment) -> dict[str, Assignment]:
+        self._running[trial_id] = assignment.tasks
+        return assignment.to_config()
+
+    def _further(self, first: Task) -> tuple[CandidateTask, ...]:
+        """Candidates for the same worker where trials are short, of those that are proposed already.
+
+        As many as two seconds take, and as the lookahead allows.
+        """
+        typical_s = self._attempts.limit.typical_s
+        if typical_s is None or not isinstance(first, CandidateTask) or not _is_short(first):
+            return ()
+        several = min(
+            int(SHORT_S / max(typical_s, 1e-3)),
+            at_once(self._workers, self._spec.search.lookahead_for(self._workers)),
+        )
+        further: list[CandidateTask] = []
+        while len(further) + 1 < several:
+            if not self._ahead and (proposal := self._proposals_ahead.made()) is not None:
+                self._ahead.append(self._task_of(proposal))
+            if not (self._ahead and isinstance(task := self._ahead[0], CandidateTask) and _is_short(task)):
+                break
+            further.append(task)
+            self._ahead.popleft()
+        return tuple(further)
+
     def _make(self, count: int) -> None:
         while len(self._ahead) < count and (task := self._next()) is not None:
             self._ahead.append(task)
@@ -173,7 +206,7 @@ class CandidateSearcher(Searcher):
     def _next(self) -> Task | None:
         proposal = self._proposals_ahead.next()
         if proposal is not None:
-            return CandidateTask(proposal, self._proposals.proposals[proposal.parent] if proposal.parent else None)
+            return self._task_of(proposal)
         if not self._proposals.over:
             return None
         if self._finalists is None and not self._reported.all_recorded():
@@ -188,6 +221,9 @@ class CandidateSearcher(Searcher):
             if self._tests:
                 self._stages.begin(TEST, total=len(self._tests), unit="tasks")
         return self._tests.pop(0) if self._tests else None
+
+    def _task_of(self, proposal: Proposal) -> CandidateTask:
+        return CandidateTask(proposal, self._proposals.proposals[proposal.parent] if proposal.parent else None)
 
     def _next_finalist(self) -> CandidateTask | None:
         if self._finalists is None:
@@ -225,8 +261,9 @@ class CandidateSearcher(Searcher):
             for number, parent in enumerate(parents)
         ]
 
-    def _done(self, task: Task, report: Report) -> None:
-        self._attempts.finished(task.trial_id)
+    def _done(self, tasks: Sequence[Task], report: Report) -> None:
+        for task in tasks:
+            self._attempts.finished(task.trial_id)
         self._is_proven = True
         if report.setup_error is not None:
             decision = decide(Failure.SETUP)
@@ -236,8 +273,10 @@ class CandidateSearcher(Searcher):
         if report.test is not None:
             self.test = self.test | report.test
             self._stages.step()
-        elif isinstance(task, CandidateTask) and report.point is not None:
-            self._take(task, report.point)
+            return
+        for task, point in zip(tasks, report.points or (), strict=True):
+            assert isinstance(task, CandidateTask), "a test task is reported by itself"
+            self._take(task, point)
 
     def _take(self, task: CandidateTask, point: Point) -> None:
         if task.proposal.stage is Stage.FINETUNE:
@@ -262,9 +301,13 @@ class CandidateSearcher(Searcher):
                 hint="The cause is in the job rather than in a candidate. `raprune prune` tries one without Ray.",
             )
 
-    def _lost(self, task: Task) -> None:
-        decision = self._attempts.lost(task.trial_id)
+    def _lost(self, tasks: Sequence[Task]) -> None:
         self._is_proven = False
+        at = self._attempts.seated([task.trial_id for task in tasks])
+        # Those after it have not begun. Those before it were reported to nobody: tried again, they end the same.
+        self._ahead.extendleft(reversed([*tasks[:at], *tasks[at + 1 :]]))
+        task = tasks[at]
+        decision = self._attempts.lost(task.trial_id)
         if decision.action is Action.RETRY:
             self._again.append(task)
         elif isinstance(task, TestTask):
@@ -278,6 +321,11 @@ class CandidateSearcher(Searcher):
             )
             self._record(failed)
             self._take(task, Point.of(failed))
+
+
+def _is_short(task: CandidateTask) -> bool:
+    """True for a trial of the kind whose durations are known: it trains nothing, and continues no other."""
+    return not _trains(task)
 
 
 def _trains(task: CandidateTask) -> bool:

@@ -104,7 +104,7 @@ Task = CandidateTask | TestTask
 
 @dataclass(frozen=True)
 class Assignment:
-    """A task for a worker of the search.
+    """Tasks for a worker of the search: one, or several candidates of short trials, as each answer costs Tune 8 ms.
 
     With `together` above 1 the task waits until that many workers have come up: otherwise a quick first worker would
     take the tasks for which Tune is starting the other workers, and Tune would end those workers.
@@ -112,6 +112,8 @@ class Assignment:
 
     task: Task
     together: int = 0
+    further: tuple[CandidateTask, ...] = ()
+    """Tasks for after `task`, in this order."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Tune copies each configuration twice, which takes as long as the rest of its work for a trial.
@@ -120,6 +122,11 @@ class Assignment:
     def __str__(self) -> str:
         # Tune makes a name of it.
         return self.task.trial_id
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks, in order."""
+        return (self.task, *self.further)
 
     def to_config(self) -> dict[str, Self]:
         """The assignment as a configuration of Tune."""
@@ -133,10 +140,10 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The end of a task, as its worker tells it. Exactly one field is set."""
+    """The end of an assignment, as its worker tells it. Exactly one field is set."""
 
-    point: Point | None = None
-    """Result of a `CandidateTask`, without the recipe. The trial is recorded already; it may have failed."""
+    points: tuple[Point, ...] | None = None
+    """Result of each `CandidateTask`, without the recipe. The trials are recorded already; they may have failed."""
     test: SplitAccuracies | None = None
     """Accuracies of a `TestTask`."""
     failure: RapruneError | None = None
@@ -145,8 +152,8 @@ class Report:
     """Error that kept the worker from building the workload; it ran no task."""
 
     def __post_init__(self) -> None:
-        values = (self.point, self.test, self.failure, self.setup_error)
-        assert sum(value is not None for value in values) == 1, "a task ends in one way"
+        values = (self.points, self.test, self.failure, self.setup_error)
+        assert sum(value is not None for value in values) == 1, "an assignment ends in one way"
 
     def to_result(self) -> dict[str, Self | bool]:
         """The report as the last result that Tune takes of a trial."""

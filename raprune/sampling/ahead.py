@@ -18,9 +18,17 @@ _FOR_ONE = 4
 that proposals for many are wanted at once. If a time limit ends the search, those that are made are still tried."""
 
 
-def depth_for(workers: int) -> int:
-    """Number of proposals that are made ahead for so many workers."""
-    return max(1, workers // _FOR_ONE)
+def depth_for(workers: int, lookahead: int) -> int:
+    """Number of proposals that are made ahead for so many workers: at least what one of them is given at once."""
+    return max(1, workers // _FOR_ONE, at_once(workers, lookahead))
+
+
+def at_once(workers: int, lookahead: int) -> int:
+    """Maximum number of candidates that a worker is given at once.
+
+    With the lookahead for one at a time, twice the workers, nobody waits for the results of another worker.
+    """
+    return max(1, lookahead // (2 * workers))
 
 
 class ProposalsAhead:
@@ -60,6 +68,14 @@ class ProposalsAhead:
             if self._error is not None:
                 raise self._error
             return None
+
+    def made(self) -> Proposal | None:
+        """The next proposal if it is made already. Does not wait, and does not raise."""
+        with self._changed:
+            if not self._num_made:
+                return None
+            self._changed.notify_all()
+            return (self._onward or self._made).popleft()
 
     def tell(self, number: int, point: Point) -> None:
         """Take the result of a proposal, as `Proposals.tell`."""

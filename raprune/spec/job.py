@@ -429,8 +429,9 @@ class SamplerSpec(Part):
     sampler proposes every candidate after the baselines: for comparisons of samplers."""
     lookahead: PositiveInt | None = None
     """Number of candidates that may be proposed before the result of the first of them is known. With more, more
-    trials run side by side; with fewer, the sampler learns sooner. A seed reproduces a search only with the same
-    lookahead; `run.json` records it. Default: twice the workers that the search begins with, and at least 4."""
+    trials run side by side, and a worker is given several short candidates at once: as many as two seconds take, up to
+    `lookahead` over twice the workers. With fewer, the sampler learns sooner. A seed reproduces a search only with the
+    same lookahead; `run.json` records it. Default: twice the workers that the search begins with, and at least 4."""
     smallest: Fraction = 0.1
     """Smallest target, as a fraction of the budget. Targets are spread between the two."""
     min_channels: PositiveInt = 1

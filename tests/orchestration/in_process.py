@@ -206,8 +206,8 @@ class InProcessTuner:
                 return
             name = executor.order.choice(sorted(out))
             worker, config = out.pop(name)
-            trial_id = Assignment.of(config).task.trial_id
-            if executor.losses.get(trial_id, 0) > 0:
+            trial_ids = [task.trial_id for task in Assignment.of(config).tasks]
+            if trial_id := next((one for one in trial_ids if executor.losses.get(one, 0) > 0), None):
                 executor.losses[trial_id] -= 1
                 self._searcher.on_trial_complete(name, error=True)
                 continue
@@ -217,7 +217,7 @@ class InProcessTuner:
                 executor.workers_ended += 1
                 self._searcher.on_trial_complete(name, error=True)
                 continue
-            executor.done.append(trial_id)
+            executor.done += trial_ids
             idle.append(worker)
             self._searcher.on_trial_complete(name, result=flatten_dict(result))
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
 from raprune.errors import RapruneError, StoreError
+from raprune.orchestration import searcher as searcher_module
 from raprune.orchestration import tasks
 from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.failures import FAILURES_IN_A_ROW, RETRIES_AFTER_LOSS
-from raprune.orchestration.cluster.time_limit import TimeLimit
+from raprune.orchestration.cluster.time_limit import ENOUGH, TimeLimit
 from raprune.orchestration.searcher import CandidateSearcher
+from raprune.orchestration.seats import Seated
 from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report, Task
 from raprune.records import Proposal, Trial, TrialState
 from raprune.results.stages import SEARCH, Stages
 from raprune.results.test_split import UNTESTED, SplitAccuracies
-from raprune.sampling.ahead import ProposalsAhead
+from raprune.sampling.ahead import ProposalsAhead, depth_for
 from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals
 from raprune.spec.budget import Budget
@@ -61,17 +64,29 @@ class Recorded:
         return list(self.tests)
 
 
-def no_nodes() -> Attempts:
+SHORT = SPEC.model_copy(update={"search": SamplerSpec(trials=40, lookahead=16)})
+
+
+class PromptAhead(ProposalsAhead):
+    """A queue whose thread has always made what can be made."""
+
+    def made(self) -> Proposal | None:
+        return self.next()
+
+
+def no_nodes(seat_of: Callable[[str], Seated | None] = lambda trial_id: None) -> Attempts:
     """Attempts of workers that told nobody of their nodes."""
-    return Attempts(TimeLimit(None, None), seat_of=lambda trial_id: None, nodes=list, say=lambda text: None)
+    return Attempts(TimeLimit(None, None), seat_of=seat_of, nodes=list, say=lambda text: None)
 
 
-def searcher_of(recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = False) -> CandidateSearcher:
+def searcher_of(
+    recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = False, attempts: Attempts | None = None
+) -> CandidateSearcher:
     stages = Stages()
     stages.begin(SEARCH, total=6, unit="trials")
     return CandidateSearcher(
         spec,
-        ProposalsAhead(Proposals(SPACE, spec.search, seed=0), depth=1),
+        PromptAhead(Proposals(SPACE, spec.search, seed=0), depth=depth_for(2, spec.search.lookahead_for(2))),
         [],
         record=recorded.failed.append,
         missing=recorded.missing,
@@ -79,7 +94,7 @@ def searcher_of(recorded: Recorded, *, spec: SearchSpec = SPEC, grouped: bool = 
         spend=lambda spent: recorded.spent.append(spent.trial_id),
         chosen=recorded.chosen.append,
         grouped=lambda networks: grouped,
-        attempts=no_nodes(),
+        attempts=attempts or no_nodes(),
         workers=2,
         stages=stages,
     )
@@ -104,7 +119,7 @@ def right(task: Task) -> Report:
     """The report on a task that goes well."""
     if isinstance(task, tasks.TestTask):
         return Report(test=SplitAccuracies(candidates={f"{task.number}/network": 0.5 + task.number / 10}))
-    return Report(point=outcome(task.proposal))
+    return Report(points=(outcome(task.proposal),))
 
 
 def test_report_passes_through_tune_whole() -> None:
@@ -194,7 +209,7 @@ def test_search_whose_candidates_all_fail_ends_with_the_last_error() -> None:
     def fails(task: Task) -> Report:
         assert isinstance(task, CandidateTask)
         method, state = task.proposal.method, TrialState.FAILED
-        return Report(point=Point(trial_id=task.trial_id, state=state, error="no memory", method=method))
+        return Report(points=(Point(trial_id=task.trial_id, state=state, error="no memory", method=method),))
 
     spec = SPEC.model_copy(update={"search": SamplerSpec(trials=40, lookahead=2)})
     searcher = searcher_of(Recorded(), spec=spec)
@@ -245,6 +260,48 @@ def test_first_tasks_are_assigned_together() -> None:
     first, second = (Assignment.of(searcher.suggest(name)) for name in "ab")
     assert (first.together, second.together) == (2, 2)
     assert searcher.suggest("c") is None, "no more than the workers"
+
+
+def carry_out_several(searcher: CandidateSearcher) -> list[list[str]]:
+    """As `carry_out`, of a search of short trials; the ids of the candidates of each assignment."""
+    given: list[list[str]] = []
+    while (config := searcher.suggest(str(len(given)))) != Searcher.FINISHED:
+        tasks = Assignment.of(pickle.loads(pickle.dumps(config))).tasks
+        name = str(len(given))
+        given.append([task.trial_id for task in tasks])
+        candidates = [task for task in tasks if isinstance(task, CandidateTask)]
+        if not candidates:
+            searcher.on_trial_complete(name, right(tasks[0]).to_result())
+            continue
+        points = tuple(replace(outcome(task.proposal), seconds=0.1) for task in candidates)
+        searcher.on_trial_complete(name, Report(points=points).to_result())
+    return given
+
+
+def test_worker_is_given_several_short_trials_and_the_search_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = carry_out_several(searcher_of(Recorded(), spec=SHORT))
+    assert {len(tasks) for tasks in several[: ENOUGH - 1]} == {1}, "nobody knows yet how long a trial takes"
+    assert max(map(len, several)) == 16 // (2 * 2), "what the lookahead allows"
+    monkeypatch.setattr(searcher_module, "SHORT_S", 0.1)
+    one_by_one = carry_out_several(searcher_of(Recorded(), spec=SHORT))
+    assert max(map(len, one_by_one)) == 1
+    assert [trial_id for tasks in several for trial_id in tasks] == [trial_id for [trial_id] in one_by_one]
+
+
+def test_worker_that_is_lost_with_several_trials_costs_the_one_it_was_at_an_attempt() -> None:
+    seats: dict[str, Seated] = {}
+    searcher = searcher_of(Recorded(), spec=SHORT, attempts=no_nodes(seats.get))
+    number = 0
+    while len(tasks := Assignment.of(searcher.suggest(str(number))).tasks) == 1:
+        assert isinstance(tasks[0], CandidateTask)
+        point = replace(outcome(tasks[0].proposal), seconds=0.1)
+        searcher.on_trial_complete(str(number), Report(points=(point,)).to_result())
+        number += 1
+    done, at, *later = tasks
+    seats[at.trial_id] = Seated(trial_id=at.trial_id, worker="w", node="a", host="a", silent_s=0.0)
+    searcher.on_trial_complete(str(number), None, error=True)
+    assert Assignment.of(searcher.suggest("again")).tasks == (at,), "by itself"
+    assert Assignment.of(searcher.suggest("others")).tasks[: len(tasks) - 1] == (done, *later)
 
 
 def next_proposal() -> Proposal:

@@ -128,6 +128,18 @@ def test_closed_queue_leaves_no_thread_and_gives_nothing_more() -> None:
     assert len(proposals.proposals) == made
 
 
-@pytest.mark.parametrize(("workers", "depth"), [(1, 1), (4, 1), (8, 2), (1000, 250)])
-def test_depth_is_a_quarter_of_the_workers_and_one_at_least(workers: int, depth: int) -> None:
-    assert depth_for(workers) == depth
+def test_proposal_that_is_not_made_is_not_waited_for() -> None:
+    with ahead_of(Proposals(SPACE, SPEC, seed=0), depth=2) as ahead:
+        assert ahead.made() is None, "nothing is made before the first question"
+        first = ahead.next()
+        second = ahead.next()
+        assert first is not None and second is not None and second.number == first.number + 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "lookahead", "depth"), [(1, 4, 2), (4, 8, 1), (8, 16, 2), (1000, 2000, 250), (2, 80, 20)]
+)
+def test_depth_is_a_quarter_of_the_workers_and_what_one_of_them_is_given(
+    workers: int, lookahead: int, depth: int
+) -> None:
+    assert depth_for(workers, lookahead) == depth

@@ -24,7 +24,7 @@ from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.time_limit import TimeLimit
 from raprune.orchestration.scheduler import KeepWorkers, WorkerResources
 from raprune.orchestration.searcher import CandidateSearcher
-from raprune.orchestration.tasks import Assignment, CandidateTask, Report
+from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task
 from raprune.orchestration.workers.trials import RECORDS_AHEAD
 from raprune.records import Trial
 from raprune.results.stages import Stages
@@ -113,7 +113,7 @@ class World:
         proposals = Proposals(self._network.space(spec), spec.search, seed=spec.seed, enough=enough)
         self._searcher = TimedSearcher(
             spec,
-            VirtualAhead(self._clock, proposals, depth=depth_for(workers)),
+            VirtualAhead(self._clock, proposals, depth=depth_for(workers, self._lookahead)),
             (),
             record=lambda trial: None,
             missing=lambda trial_ids: [],
@@ -213,21 +213,31 @@ class World:
                 begin()
 
     def _begin(self, worker: Worker, assignment: Assignment, answer: Answer) -> None:
-        assert isinstance(assignment.task, CandidateTask)
+        self._try(worker, list(assignment.tasks), [], answer)
+
+    def _try(self, worker: Worker, tasks: list[Task], points: list[Point], answer: Answer) -> None:
+        """Try the first of `tasks`, then the others; the worker answers once there are none."""
+        task = tasks.pop(0)
+        assert isinstance(task, CandidateTask)
         now = self._clock.now
         span = Span(now, now + self._seconds * self._random.uniform(1 - SPREAD, 1 + SPREAD))
         self._spans.append(span)
-        trial = self._network.trial(assignment.task.proposal, seconds=span.ended_at - span.began_at)
-        self._clock.at(span.ended_at, lambda: self._ended(worker, span, trial, answer))
-
-    def _ended(self, worker: Worker, span: Span, trial: Trial, answer: Answer) -> None:
-        """Send the record; the worker goes on unless too many of its records are on their way."""
-        sent = self._sent.setdefault(worker, Sent())
+        trial = self._network.trial(task.proposal, seconds=span.ended_at - span.began_at)
 
         def go_on() -> None:
             span.left_at = self._clock.now
-            self._trainable.report = Report(point=Point.of(trial))
+            points.append(Point.of(trial))
+            if tasks:
+                self._try(worker, tasks, points, answer)
+                return
+            self._trainable.report = Report(points=tuple(points))
             answer.give(self._trainable.train())
+
+        self._clock.at(span.ended_at, lambda: self._ended(worker, trial, go_on))
+
+    def _ended(self, worker: Worker, trial: Trial, go_on: Callable[[], None]) -> None:
+        """Send the record; the worker goes on unless too many of its records are on their way."""
+        sent = self._sent.setdefault(worker, Sent())
 
         def recorded() -> None:
             sent.records -= 1

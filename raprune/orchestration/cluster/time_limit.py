@@ -17,6 +17,8 @@ SHORTEST_S = 120.0
 ENOUGH = 8
 """Number of finished trials from which on their median counts."""
 
+_LATEST = 64
+
 FIRST_S = 4 * 3600.0
 """Limit while fewer are finished."""
 
@@ -47,6 +49,11 @@ class TimeLimit:
     def finished(self, seconds: float) -> None:
         """Note the duration of a trial of the search that did not fail."""
         self.durations_s.append(seconds)
+
+    @property
+    def typical_s(self) -> float | None:
+        """Median duration of the latest trials; None while few have finished."""
+        return None if len(self.durations_s) < ENOUGH else median(self.durations_s[-_LATEST:])
 
     def limit_s(self, *, trains: bool) -> float:
         """Seconds without progress after which a trial is ended. A trial that `trains` tells of each epoch's end."""

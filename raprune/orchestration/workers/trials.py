@@ -27,7 +27,7 @@ from raprune.orchestration.cluster.failures import (
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.progress import Teller
 from raprune.orchestration.seats import Seat
-from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, TestTask
+from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, Task, TestTask
 from raprune.orchestration.workers.device import end_process, works
 from raprune.orchestration.workers.meeting import MEETING_S
 from raprune.orchestration.workers.scores import statistics_store
@@ -198,7 +198,7 @@ class CandidateTrial(tune.Trainable):
             host=socket.gethostname(),
             actor=cloudpickle.dumps(context.current_actor),
         )
-        self._sit(Assignment.of(config), is_up=False)
+        self._sit(Assignment.of(config).task, is_up=False)
         try:
             self._held = Equipment.of(shared, on_work=self._tell)
         except Exception as error:
@@ -215,28 +215,34 @@ class CandidateTrial(tune.Trainable):
         return self._work(Assignment.of(self._config)).to_result()
 
     def _work(self, assignment: Assignment) -> Report:
-        """Carry out the task of an assignment."""
+        """Carry out the tasks of an assignment."""
         if self._setup_error is not None:
             return Report(setup_error=self._setup_error)
-        task = assignment.task
-        self._teller = Teller(self._shared.coordinator, task.trial_id, title=task.trial_id)
-        if assignment.together > 1:
-            self._meet(assignment.together)
-        self._sit(assignment, is_up=True)
-        try:
-            if isinstance(task, TestTask):
-                self._wait_for_records(left=0)
-                return Report(test=self._held.test(task))
-            trials = self._try(task)
-            self._record(task, trials)
-            if task.parent is not None:
-                self._held.checkpoints(task.proposal.trial_id).remove()
-        except RapruneError as error:
-            if self._is_cut_off(error):
-                self._end(error)
-            # An error of the run, not of the candidate.
-            return Report(failure=error)
-        return Report(point=Point.of(trials[-1]))
+        points: list[Point] = []
+        for task in assignment.tasks:
+            self._teller = Teller(self._shared.coordinator, task.trial_id, title=task.trial_id)
+            if assignment.together > 1 and task is assignment.task:
+                self._meet(assignment.together)
+            self._sit(task, is_up=True)
+            try:
+                if isinstance(task, TestTask):
+                    self._wait_for_records(left=0)
+                    return Report(test=self._held.test(task))
+                points.append(self._carry_out(task))
+            except RapruneError as error:
+                if self._is_cut_off(error):
+                    self._end(error)
+                # An error of the run, not of the candidate.
+                return Report(failure=error)
+        return Report(points=tuple(points))
+
+    def _carry_out(self, task: CandidateTask) -> Point:
+        """Try a candidate and record its trials; the result of the last one."""
+        trials = self._try(task)
+        self._record(task, trials)
+        if task.parent is not None:
+            self._held.checkpoints(task.proposal.trial_id).remove()
+        return Point.of(trials[-1])
 
     def _record(self, task: CandidateTask, trials: Sequence[Trial]) -> None:
         """Send the trials of a task, and wait until they are durable if other trials may continue them.
@@ -259,10 +265,10 @@ class CandidateTrial(tune.Trainable):
     def _tell(self, work: Work) -> None:
         self._teller(work)
 
-    def _sit(self, assignment: Assignment, *, is_up: bool) -> None:
+    def _sit(self, task: Task, *, is_up: bool) -> None:
         """Tell the coordinator that this worker has the task, without waiting for an answer."""
         sit: Any = self._shared.coordinator.sit
-        sit.remote(self._seat, assignment.task.trial_id, is_up=is_up)
+        sit.remote(self._seat, task.trial_id, is_up=is_up)
 
     def _action(self, error: Exception, *, is_smaller: bool) -> DeviceAction:
         """The answer to an error on the device of this worker; `is_smaller` as for `decide_on_device`."""
