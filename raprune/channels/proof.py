@@ -235,7 +235,7 @@ class ProofNetwork:
     def run_narrowest(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         """Run a network with one channel of every named group: numbers in Python code may only suit larger widths."""
         smaller = cut(self.model, graph, Candidate("narrowest", dict.fromkeys(names, (0,))))
-        out = self._run_smaller(smaller, self._first)
+        out = self._run_smaller(smaller, self.first)
         if isinstance(out, _Failure):
             return replace(out, reason=f"with one channel left, {out.reason}")
         if out.shape != self._reference.shape:
