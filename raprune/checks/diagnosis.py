@@ -97,7 +97,7 @@ def better_normalisation(workload: Workload) -> BetterNormalisation | None:
 
 
 def _accuracy(workload: Workload, split: ImageSplit) -> Accuracy:
-    found = evaluate(workload.model, split, batch_size=workload.spec.search.eval_batch_size)
+    found = evaluate(workload.model, split, task=workload.task, batch_size=workload.spec.search.eval_batch_size)
     return Accuracy(found.accuracy, len(split))
 
 

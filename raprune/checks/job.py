@@ -6,7 +6,6 @@ import time
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
@@ -31,6 +30,7 @@ from raprune.sampling.warm_start import Identity, read
 from raprune.spec import automatic
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
+from raprune.training.tasks.task import in_float32
 
 
 def check(spec: SearchSpec, *, console: Console) -> None:
@@ -190,7 +190,7 @@ def _inspect(workload: Workload, spec: SearchSpec) -> Inspection:
 def _check_trains(workload: Workload) -> None:
     x, y = next(workload.sample(2, torch.Generator()).batches(2))
     parameters = [p for p in workload.model.parameters() if p.requires_grad]
-    loss = nn.functional.cross_entropy(workload.model(x), y)
+    loss = workload.task.loss(in_float32(workload.task.run(workload.model, x, y)), y)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
     if not any(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients):
         raise ModelError(

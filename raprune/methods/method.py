@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
@@ -24,7 +25,11 @@ Scores = dict[str, npt.NDArray[np.float64]]
 """Scores by group name, one score per channel, shape `(num_channels,)`; higher means keep."""
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Function that gives the calibration batches at each call: normalised images `(B, C, H, W)` and labels `(B,)`."""
+"""Function that gives the calibration batches at each call: normalised images `(B, C, H, W)` and the task's targets,
+for classification labels `(B,)`. It may carry the task's loss: see `loss_of`."""
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Function that gives the summed loss of a network on images and their targets, one differentiable number."""
 
 
 Kept = Mapping[str, tuple[int, ...]]
@@ -118,8 +123,8 @@ class TrainingServices(Protocol):
     def allowed(self, num_channels: int) -> list[int]:
         """Return the widths, ascending, that this job allows for a group; the last is `num_channels`."""
 
-    def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
-        """Return True for each correctly classified validation image, shape `(N,)`.
+    def metric(self, model: nn.Module, images: int | None = None) -> float:
+        """Return the task's metric on the validation split, at most 1; for classification the top-1 accuracy.
 
         `images` limits the validation split to a fixed part of this many images.
         """
@@ -198,6 +203,16 @@ class Method:
 def _fraction_of_sum(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     ascending = np.sort(scores - min(0.0, float(scores.min())))
     return np.concatenate([[0.0], np.cumsum(ascending)]) / max(float(ascending.sum()), 1e-30)
+
+
+def loss_of(batches: Batches) -> Loss:
+    """Return the loss of the task that calibration batches belong to; cross-entropy for batches that say nothing."""
+    loss: Loss = getattr(batches, "loss", _cross_entropy)
+    return loss
+
+
+def _cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(model(images), labels, reduction="sum")
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:

@@ -16,11 +16,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raprune.channels.graph import ChannelGraph
 from raprune.methods.activations import added, readers, watching, zero_totals
-from raprune.methods.method import Batches, Method, Scores
+from raprune.methods.method import Batches, Method, Scores, loss_of
 
 MOST_PIXELS = 2**20
 """Maximum number of pixels in a forward pass, because all activations are kept for the gradients: EfficientNet-Lite0
@@ -37,10 +36,11 @@ class Taylor(Method):
         seen = readers(model, graph)
         totals = zero_totals(seen)
         passed: dict[int, Tensor] = {}
+        loss_on = loss_of(batches)
         with torch.enable_grad(), watching(model, seen, passed.__setitem__):
             for images, labels in _in_parts(batches()):
                 passed.clear()
-                loss = functional.cross_entropy(model(images), labels, reduction="sum")
+                loss = loss_on(model, images, labels)
                 numbers = [number for number, x in passed.items() if x.requires_grad]
                 inputs = [passed[number] for number in numbers]
                 gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs else ()

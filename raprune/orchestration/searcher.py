@@ -19,7 +19,7 @@ from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.failures import Action, Failure, decide, hopeless
 from raprune.orchestration.reported import ReportedTasks
 from raprune.orchestration.seats import Seated
-from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task, TestTask
+from raprune.orchestration.tasks import Assignment, CandidateTask, Report, TestTask, WorkerTask
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
 from raprune.results.test_split import UNTESTED
@@ -84,12 +84,12 @@ class CandidateSearcher(Searcher):
         self._epochs = math.ceil(spec.finalists.train.decided().epochs)
         self._finetuned_here = 0
         self._floor = floor
-        self._ahead: deque[Task] = deque()
+        self._ahead: deque[WorkerTask] = deque()
         self._begun = False
         self._together = 0
-        self._running: dict[str, tuple[Task, ...]] = {}
+        self._running: dict[str, tuple[WorkerTask, ...]] = {}
         self._attempts = attempts
-        self._again: deque[Task] = deque()
+        self._again: deque[WorkerTask] = deque()
         """Tasks whose worker was lost."""
         self._is_proven = False
         """True if a worker has ended a task since the last loss, and asks for the next one."""
@@ -169,7 +169,7 @@ class CandidateSearcher(Searcher):
     def num_running(self) -> int:
         return len(self._running)
 
-    def _tasks_out(self) -> Iterator[Task]:
+    def _tasks_out(self) -> Iterator[WorkerTask]:
         """The tasks of all workers."""
         return itertools.chain.from_iterable(self._running.values())
 
@@ -177,7 +177,7 @@ class CandidateSearcher(Searcher):
         self._running[trial_id] = assignment.tasks
         return assignment.to_config()
 
-    def _further(self, first: Task) -> tuple[CandidateTask, ...]:
+    def _further(self, first: WorkerTask) -> tuple[CandidateTask, ...]:
         """Candidates for the same worker where trials are short, of those that are proposed already.
 
         As many as two seconds take, and as the lookahead allows.
@@ -203,7 +203,7 @@ class CandidateSearcher(Searcher):
         while len(self._ahead) < count and (task := self._next()) is not None:
             self._ahead.append(task)
 
-    def _next(self) -> Task | None:
+    def _next(self) -> WorkerTask | None:
         proposal = self._proposals_ahead.next()
         if proposal is not None:
             return self._task_of(proposal)
@@ -261,7 +261,7 @@ class CandidateSearcher(Searcher):
             for number, parent in enumerate(parents)
         ]
 
-    def _done(self, tasks: Sequence[Task], report: Report) -> None:
+    def _done(self, tasks: Sequence[WorkerTask], report: Report) -> None:
         for task in tasks:
             self._attempts.finished(task.trial_id)
         self._is_proven = True
@@ -301,7 +301,7 @@ class CandidateSearcher(Searcher):
                 hint="The cause is in the job rather than in a candidate. `raprune prune` tries one without Ray.",
             )
 
-    def _lost(self, tasks: Sequence[Task]) -> None:
+    def _lost(self, tasks: Sequence[WorkerTask]) -> None:
         self._is_proven = False
         at = self._attempts.seated([task.trial_id for task in tasks])
         # Those after it have not begun. Those before it were reported to nobody: tried again, they end the same.

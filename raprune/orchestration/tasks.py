@@ -99,7 +99,7 @@ class TestTask:
         return f"test-{self.number:05d}"
 
 
-Task = CandidateTask | TestTask
+WorkerTask = CandidateTask | TestTask
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Assignment:
     take the tasks for which Tune is starting the other workers, and Tune would end those workers.
     """
 
-    task: Task
+    task: WorkerTask
     together: int = 0
     further: tuple[CandidateTask, ...] = ()
     """Tasks for after `task`, in this order."""
@@ -124,7 +124,7 @@ class Assignment:
         return self.task.trial_id
 
     @property
-    def tasks(self) -> tuple[Task, ...]:
+    def tasks(self) -> tuple[WorkerTask, ...]:
         """All tasks, in order."""
         return (self.task, *self.further)
 

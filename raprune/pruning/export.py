@@ -129,6 +129,7 @@ def prune_once(
     dense = evaluate(
         workload.model,
         workload.validation,
+        task=workload.task,
         batch_size=spec.search.eval_batch_size,
         precision=spec.search.eval_precision,
     )

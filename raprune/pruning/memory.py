@@ -22,6 +22,7 @@ from raprune.pruning.workload import Workload
 from raprune.spec.job import BASELINES, SearchSpec
 from raprune.training.distillation import channel_map
 from raprune.training.loop import train
+from raprune.training.tasks.task import Calibration
 
 CONTEXT = 500 * 10**6
 """Bytes of a CUDA context with the kernels of PyTorch and its libraries: 0.4 to 0.6 GB, by card and version."""
@@ -111,8 +112,11 @@ def _scores_bytes(method: Method, workload: Workload, graph: ChannelGraph, spec:
     one = graph.only([graph.groups[0].name])
 
     def score(x: Tensor) -> None:
-        labels = torch.from_numpy(np.arange(len(x)) % workload.data.num_classes)
-        method.score(workload.model, one, partial(_once, (x, labels)), seed=spec.seed)
+        # Some images may be fewer than a batch.
+        known = workload.data.train.labels
+        targets = torch.from_numpy(known[np.arange(len(x)) % len(known)])
+        batches = Calibration(workload.task, partial(_once, (x, targets)))
+        method.score(workload.model, one, batches, seed=spec.seed)
 
     return peak_bytes(score, image, min(scoring_batch(spec), spec.search.calibration))
 
@@ -134,6 +138,7 @@ def _training_bytes(workload: Workload, graph: ChannelGraph, spec: SearchSpec, i
             asked.model_copy(update=changes),
             augment=workload.augment,
             seed=0,
+            task=workload.task,
             teacher=teacher,
             channels=channels,
         )

@@ -39,7 +39,11 @@ def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
 
     def train_on(count: int) -> float:
         split = workload.sample(count, torch.Generator())
-        fit = _timed(lambda: train(trained, split, once, augment=workload.augment, seed=spec.seed, teacher=teacher))
+        fit = _timed(
+            lambda: train(
+                trained, split, once, augment=workload.augment, seed=spec.seed, task=workload.task, teacher=teacher
+            )
+        )
         return fit / len(split)
 
     train_on(_FEWEST)

@@ -85,6 +85,7 @@ class Phases:
             phase_spec(self._inputs.spec, regularizer),
             augment=self._inputs.workload.augment,
             seed=self._inputs.spec.seed,
+            task=self._inputs.workload.task,
             regularize=regularizer,
             ranks=ranks,
             checkpoints=checkpoints,

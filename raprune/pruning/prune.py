@@ -144,6 +144,7 @@ class Pruner:
                 part,
                 augment=self.workload.augment,
                 seed=seed,
+                task=self.workload.task,
                 teacher=self.workload.teacher if spec.distillation > 0 or spec.features > 0 else None,
                 channels=self._channels(fitted) if spec.features > 0 else None,
                 regularize=keep_zeros(fitted.model) if method_of(parent).has_path() else None,
@@ -305,7 +306,11 @@ class Pruner:
     def _evaluate(self, model: nn.Module) -> Evaluation:
         search = self._search
         return evaluate(
-            model, self.workload.validation, batch_size=search.eval_batch_size, precision=search.eval_precision
+            model,
+            self.workload.validation,
+            task=self.workload.task,
+            batch_size=search.eval_batch_size,
+            precision=search.eval_precision,
         )
 
     def _record(

@@ -13,6 +13,7 @@ from raprune.pruning.keys import score_key
 from raprune.pruning.phases import DenseInputs, Phases
 from raprune.results.stages import Work
 from raprune.spec.job import SearchSpec
+from raprune.training.tasks.task import Calibration
 
 
 def scoring_batch(spec: SearchSpec) -> int:
@@ -44,7 +45,8 @@ class Scoring:
 
     def part(self, method: Method, graph: ChannelGraph, seed: int) -> Scores:
         """Scores of the groups of `graph`: all, or some (`ChannelGraph.only`)."""
-        scores = method.score(self._phases.base(method)[0], graph, self.batches, seed=seed)
+        batches = Calibration(self._inputs.workload.task, self.batches)
+        scores = method.score(self._phases.base(method)[0], graph, batches, seed=seed)
         if self._inputs.on_work is not None:
             count = len(graph.groups)
             self._inputs.on_work(Work(what=type(method).__name__.lower(), done=count, total=count, unit="groups"))

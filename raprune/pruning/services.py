@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.cut import cut
-from raprune.channels.evaluating import evaluating
 from raprune.methods import Batches, Kept, Network
-from raprune.models.memory_format import laid_out
-from raprune.models.precision import forward_in
 from raprune.pruning.workload import Workload
 from raprune.records import Candidate
 from raprune.spec.job import SearchSpec
 from raprune.training.epoch import Epoch
+from raprune.training.evaluate import evaluate
 from raprune.training.loop import train
 
 
@@ -61,6 +59,7 @@ class WorkloadServices:
             spec if lr is None else spec.by_sgd(),
             augment=self._workload.augment,
             seed=next(self._seeds),
+            task=self._workload.task,
             teacher=self._workload.model if distil else None,
             regularize=regularize,
             on_epoch=self._on_epoch,
@@ -71,19 +70,15 @@ class WorkloadServices:
         least = max(1, -(-self._spec.search.min_channels // multiple)) * multiple
         return [*range(least, num_channels, multiple), num_channels]
 
-    def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
+    def metric(self, model: nn.Module, images: int | None = None) -> float:
         split = self._workload.validation
         if images is not None:
             split = split.take(images, torch.Generator().manual_seed(self._spec.seed))
         search = self._spec.search
-        with (
-            evaluating(model),
-            laid_out(model, split.layout),
-            forward_in(search.eval_precision, split.device),
-            torch.inference_mode(),
-        ):
-            parts = [model(x).argmax(1) == y for x, y in split.batches(search.batch_size)]
-        return torch.cat(parts).cpu()
+        found = evaluate(
+            model, split, task=self._workload.task, batch_size=search.batch_size, precision=search.eval_precision
+        )
+        return found.accuracy
 
     def cut(self, network: Network, kept: Kept) -> Network:
         # Only the channels count: which method chose them does not matter to surgery.

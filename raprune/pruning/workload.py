@@ -28,6 +28,8 @@ from raprune.spec.job import SearchSpec
 from raprune.training.cpu_memory import keep_freed_memory
 from raprune.training.epoch import Epoch
 from raprune.training.loop import ALONE, Checkpoints, Ranks, train
+from raprune.training.tasks.classification import CLASSIFICATION
+from raprune.training.tasks.task import Task
 
 WeightArrays = dict[str, npt.NDArray[Any]]
 """A state dict as arrays, which the object store holds without a copy."""
@@ -59,6 +61,11 @@ class Workload:
         self.spec = spec
         self._reader = reader or ThreadReader()
         self._card_share = card_share
+
+    @property
+    def task(self) -> Task:
+        """The task that the network is trained for and judged by."""
+        return CLASSIFICATION
 
     @cached_property
     def layout(self) -> torch.memory_format:
@@ -225,6 +232,7 @@ def train_dense(
         spec.dense.decided(),
         augment=workload.augment,
         seed=spec.seed,
+        task=workload.task,
         ranks=ranks,
         checkpoints=checkpoints,
         on_epoch=on_epoch,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from raprune.channels.inputs import tensors_in
 from raprune.data.ranks import Ranks
 from raprune.errors import ModelError
 from raprune.spec.job import TrainSpec
@@ -54,7 +55,8 @@ def _leaves_parameters_out(model: nn.Module, x: Tensor) -> bool:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
-        gradients = torch.autograd.grad(model(x).float().sum(), parameters, allow_unused=True)
+        outputs = [value.float().sum() for value in tensors_in(model(x)) if value.requires_grad]
+        gradients = torch.autograd.grad(torch.stack(outputs).sum(), parameters, allow_unused=True)
     finally:
         model.train()
     return any(gradient is None for gradient in gradients)

@@ -16,7 +16,7 @@ class Epoch:
     loss: float
     """Mean of the minimised loss."""
     accuracy: float
-    """Top-1 accuracy in [0, 1] on the augmented training images, while the weights changed."""
+    """Value of the task's metric on the augmented training images, while the weights changed."""
     lr: float
     """Learning rate at the epoch's last step."""
     seconds: float

@@ -1,4 +1,4 @@
-"""Evaluation of a network on a split: accuracy and loss."""
+"""Evaluation of a network on a split: the task's metric and loss."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.data.host import ImageSplit
 from raprune.models.memory_format import laid_out
 from raprune.models.precision import Precision, forward_in
+from raprune.training.tasks.classification import CLASSIFICATION
+from raprune.training.tasks.task import Task, added, in_float32
 
 LARGEST_ON_CPU = 128
 """Maximum number of images per batch. Measured for ResNet-20 on CIFAR-10 on one core: a batch of 512 takes 1.6 times as
@@ -28,9 +29,10 @@ PIXELS_ON_GPU = 2500 * 32**2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Top-1 accuracy in [0, 1], and mean cross-entropy."""
+    """The task's metric and mean loss: of classification, top-1 accuracy in [0, 1] and cross-entropy."""
 
     accuracy: float
+    """Value of the task's metric, at most 1."""
     loss: float
 
 
@@ -41,18 +43,23 @@ def fitting_batch(sizes: Sequence[int]) -> int:
 
 
 def evaluate(
-    model: nn.Module, split: ImageSplit, *, batch_size: int | None = None, precision: Precision = "float32"
+    model: nn.Module,
+    split: ImageSplit,
+    *,
+    task: Task = CLASSIFICATION,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
 ) -> Evaluation:
-    """Measure accuracy and loss of `model` on all images of `split`, in evaluation mode; the model's mode is restored.
+    """Measure the metric and the loss of `task` for `model` on all images of `split`, in evaluation mode.
 
-    The default precision is exact on every device; a search evaluates candidates in `search.eval_precision`. NaN
-    logits count as wrong. On a CPU batches have at most `LARGEST_ON_CPU` images; without `batch_size` they have as many
-    images elsewhere as `fitting_batch` says.
+    The model's mode is restored. The default precision is exact on every device; a search evaluates candidates in
+    `search.eval_precision`. On a CPU batches have at most `LARGEST_ON_CPU` images; without `batch_size` they have as
+    many images elsewhere as `fitting_batch` says.
     """
     batch_size = batch_size or fitting_batch(split.images.shape[2:])
     if split.device.type == "cpu":
         batch_size = min(batch_size, LARGEST_ON_CPU)
-    correct = torch.zeros((), dtype=torch.int64, device=split.device)
+    sums: Tensor | None = None
     loss = torch.zeros((), dtype=torch.float64, device=split.device)
     with (
         evaluating(model),
@@ -61,9 +68,10 @@ def evaluate(
         torch.inference_mode(),
     ):
         for x, y in split.batches(batch_size):
-            logits = model(x).float()
-            # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.
-            correct += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
-            loss += functional.cross_entropy(logits, y, reduction="sum").double()
-    sums = torch.stack([correct.double(), loss]).tolist()
-    return Evaluation(accuracy=sums[0] / len(split), loss=sums[1] / len(split))
+            outputs = in_float32(task.run(model, x, y))
+            sums = added(sums, task.sums(outputs, y))
+            loss += task.summed_loss(outputs, y).double()
+    assert sums is not None, "a split has at least one image"
+    # One transfer from the device.
+    found = torch.cat([sums.double(), loss[None]]).cpu()
+    return Evaluation(accuracy=task.value(found[:-1], len(split)), loss=float(found[-1]) / len(split))

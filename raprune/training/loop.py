@@ -1,6 +1,6 @@
 """The only training loop: for dense networks, sparsity phases, and the fine-tuning of finalists.
 
-SGD or AdamW under a learning rate that changes with each step (optimiser.py); cross-entropy with label smoothing, and
+SGD or AdamW under a learning rate that changes with each step (optimiser.py); the loss of a task (tasks/), and
 distillation if there is a teacher (distillation.py). One process or several (distributed.py), with checkpoints after
 epochs.
 """
@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raprune.data.augment import Augmentation
 from raprune.data.batches import DeviceSplit, batch_sizes
@@ -32,12 +31,14 @@ from raprune.spec.job import TrainSpec
 from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import unpack
-from raprune.training.distillation import LOGIT_LOSSES, Answers, ChannelMap, FeatureMaps, teacher_in
+from raprune.training.distillation import Answers, ChannelMap, FeatureMaps, teacher_in
 from raprune.training.epoch import Epoch
 from raprune.training.mixing import Mixing
 from raprune.training.optimiser import rate
 from raprune.training.state import TrainingState
 from raprune.training.step import FEWEST_STEPS, BatchStep, GraphedStep
+from raprune.training.tasks.classification import CLASSIFICATION
+from raprune.training.tasks.task import Task, in_float32
 
 BENCHMARK_FROM = 500
 """Number of steps from which cuDNN times its algorithms: for a few steps the timings take longer than they save."""
@@ -64,8 +65,8 @@ class TrainingSplit(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch in random order: the part of this process of each batch of `batch_sizes`.
 
-        Images are normalised and augmented, `(B, C, H, W)`; labels are `(B,)`. `generator` is on the CPU and the same
-        in all processes.
+        Images are normalised and augmented, `(B, C, H, W)`; targets have the task's shape, labels `(B,)`. `generator`
+        is on the CPU and the same in all processes.
         """
 
 
@@ -76,6 +77,7 @@ def train(
     *,
     augment: str,
     seed: int,
+    task: Task = CLASSIFICATION,
     teacher: nn.Module | None = None,
     channels: ChannelMap | None = None,
     regularize: Callable[[nn.Module], None] | None = None,
@@ -84,7 +86,7 @@ def train(
     on_epoch: Callable[[Epoch], None] | None = None,
     before: Sequence[Epoch] = (),
 ) -> list[Epoch]:
-    """Train `model` in place, leave it in evaluation mode, and return the epochs, including those before a resume.
+    """Train `model` for `task` in place, leave it in evaluation mode, and return the epochs, with those of a resume.
 
     On the CPU the same seed gives the same weights, also after a resume from `checkpoints`. `channels` maps the
     teacher's feature maps to the model's; without it the loss does not use feature maps. `regularize` may change the
@@ -122,13 +124,16 @@ def train(
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
         changes = Augmentation(augment, spec.crop_scale, spec.policy, spec.policy_magnitude)
-        mixing = _mixing(spec, split.device, seed, ranks)
+        mixing = _mixing(spec, task, split.device, seed, ranks)
         share = None if mixing is None else mixing.share
         answers = None
         if spec.teacher_once and teacher is not None and mixing is None and not changes.augments and spec.features == 0:
-            split, answers = _with_answers(split, teacher.eval(), spec, half)
-        objective = stack.enter_context(_objective(model, teacher, channels, spec, share, answers, half, split, ranks))
-        tally = _Tally(split.device)
+            split, answers = _with_answers(split, teacher.eval(), spec, task, half)
+        trained = task.smoothed(spec.label_smoothing)
+        objective = stack.enter_context(
+            _objective(model, teacher, channels, spec, trained, share, answers, half, split, ranks)
+        )
+        tally = _Tally(split.device, task)
 
         def step(x: Tensor, y: Tensor) -> None:
             _backward(objective, scaler, x, y, sizes[course.step % len(sizes)], ranks, tally)
@@ -191,13 +196,13 @@ def is_checkpoint_of(
 
 
 def _with_answers(
-    split: TrainingSplit, teacher: nn.Module, spec: TrainSpec, half: torch.dtype | None
+    split: TrainingSplit, teacher: nn.Module, spec: TrainSpec, task: Task, half: torch.dtype | None
 ) -> tuple[TrainingSplit, Answers | None]:
     """Return the split with each image's place as its label, and the teacher's answers at these places.
 
     The split is returned as it is, with None, where the answers are too large or it is not in memory.
     """
-    if not isinstance(split, DeviceSplit | HostSplit) or spec.distillation == 0:
+    if not isinstance(split, DeviceSplit | HostSplit) or spec.distillation == 0 or not task.distils:
         return split, None
     answers = Answers.of(teacher, split, spec.batch_size, half)
     if answers is None:
@@ -205,8 +210,10 @@ def _with_answers(
     return replace(split, labels=torch.arange(len(split), device=split.labels.device)), answers
 
 
-def _mixing(spec: TrainSpec, device: torch.device, seed: int, ranks: Ranks) -> Mixing | None:
-    """Return the changes of whole batches; None if there are none."""
+def _mixing(spec: TrainSpec, task: Task, device: torch.device, seed: int, ranks: Ranks) -> Mixing | None:
+    """Return the changes of whole batches; None if there are none. Images are mixed for tasks that allow it."""
+    if not task.mixes:
+        spec = spec.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     if max(spec.erase, spec.mixup, spec.cutmix) == 0:
         return None
     return Mixing(spec, device, seed=seed, rank=ranks.rank)
@@ -257,38 +264,38 @@ class _Objective:
     teacher: nn.Module | None
     maps: FeatureMaps | None
     spec: TrainSpec
+    task: Task
     share: Tensor | None
     """Part of an image's own label where images are mixed: see `Mixing.share`."""
     answers: Answers | None
-    """The teacher's logits and the labels, where they were computed once; labels are then the places of the images."""
+    """The teacher's outputs and the targets, where they were computed once; the targets are then the images' places."""
     half: torch.dtype | None
     """16-bit type of the forward pass; None for float32."""
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean loss over images `(B, C, H, W)` with labels `y`, logits `(B, num_classes)`, and labels.
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Any, Tensor]:
+        """Return the mean loss over images `(B, C, H, W)` with targets `y`, the outputs, and the targets.
 
-        Labels have shape `(B,)`, or `(B, 2)` where images are mixed.
+        Targets have a second axis of length 2 where images are mixed.
         """
-        spec = self.spec
+        spec, task = self.spec, self.task
         with torch.autocast(x.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None):
-            logits = self.model(x).float()
+            outputs = in_float32(task.run(self.model, x, y))
             # Not inference_mode, because autograd keeps the teacher's outputs for the backward pass.
             with torch.no_grad():
                 asked = self.teacher if self.answers is None else None
-                teacher_logits = None if asked is None else asked(x).float()
+                taught = None if asked is None else in_float32(task.run(asked, x, y))
         if self.answers is not None:
-            teacher_logits, y = self.answers.logits[y], self.answers.labels[y]
+            taught, y = self.answers.logits[y], self.answers.labels[y]
         own, *partners = [y] if self.share is None else y.unbind(1)
-        loss = functional.cross_entropy(logits, own, label_smoothing=spec.label_smoothing)
+        loss = task.loss(outputs, own)
         if self.share is not None:
-            other = functional.cross_entropy(logits, partners[0], label_smoothing=spec.label_smoothing)
-            loss = torch.lerp(other, loss, self.share)
-        if teacher_logits is not None and spec.distillation > 0:
-            soft = LOGIT_LOSSES[spec.teacher_loss](logits, teacher_logits, spec.temperature)
+            loss = torch.lerp(task.loss(outputs, partners[0]), loss, self.share)
+        if taught is not None and spec.distillation > 0 and task.distils:
+            soft = task.distil(outputs, taught, spec)
             loss = (1 - spec.distillation) * loss + spec.distillation * soft
         if self.maps is not None:
             loss = loss + spec.features * self.maps.loss()
-        return loss, logits, y
+        return loss, outputs, y
 
 
 @contextmanager
@@ -297,6 +304,7 @@ def _objective(
     teacher: nn.Module | None,
     channels: ChannelMap | None,
     spec: TrainSpec,
+    task: Task,
     share: Tensor | None,
     answers: Answers | None,
     half: torch.dtype | None,
@@ -306,7 +314,7 @@ def _objective(
     """Yield the objective; within the context the networks are observed and joined with those of other processes."""
     with_maps = spec.features > 0 and channels is not None
     if teacher is not None:
-        teacher = teacher.eval() if spec.distillation > 0 or with_maps else None
+        teacher = teacher.eval() if (spec.distillation > 0 and task.distils) or with_maps else None
     maps = None
     if teacher is not None and channels is not None and with_maps:
         maps = FeatureMaps(model, teacher, channels, split.device)
@@ -317,7 +325,7 @@ def _objective(
 
     try:
         with distributed.joined(model, ranks, example) as joined:
-            yield _Objective(joined, teacher, maps, spec, share, answers, half)
+            yield _Objective(joined, teacher, maps, spec, task, share, answers, half)
     finally:
         if maps is not None:
             maps.close()
@@ -346,45 +354,54 @@ def _backward(
     for number, (images, labels) in enumerate(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True), start=1):
         # The processes add up their gradients once, after the last part.
         with distributed.apart(objective.model) if number < parts else nullcontext():
-            loss, logits, known = objective(images, labels)
+            loss, outputs, known = objective(images, labels)
             weight = factor * len(labels) / len(y)
             scaler.scale(loss if weight == 1 else loss * weight).backward()
-        tally.add(loss, logits, known, weight * count / ranks.size, objective.share)
+        tally.add(loss, outputs, known, weight * count / ranks.size, objective.share)
 
 
 class _Tally:
     """Sums over an epoch, kept on the device so that no step waits for a transfer."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, task: Task) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.float64, device=device)
+        self._task = task
+        self._sums: Tensor | None = None
         self.count = 0
         """Number of images of all processes."""
 
     def clear(self) -> None:
         """Begin an epoch with the same tensors, which a captured step adds to."""
         self.loss.zero_()
-        self.correct.zero_()
+        if self._sums is not None:
+            self._sums.zero_()
         self.count = 0
 
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor, images: float, share: Tensor | None) -> None:
+    @torch.no_grad()
+    def add(self, loss: Tensor, outputs: Any, y: Tensor, images: float, share: Tensor | None) -> None:
         """Add the mean loss of a part that represents `images` images.
 
-        A mixed image counts as correct by the parts of its labels.
+        A mixed image counts by the parts of its targets.
         """
         self.loss += loss.detach().double() * images
-        found = logits.detach().argmax(1)
         if share is None:
-            self.correct += (found == y).sum() * (images / len(y))
+            sums = self._task.sums(outputs, y)
         else:
-            own, other = (found[:, None] == y).sum(0).float()
-            self.correct += torch.lerp(other, own, share) * (images / len(y))
+            own, other = (self._task.sums(outputs, targets).float() for targets in y.unbind(1))
+            sums = torch.lerp(other, own, share)
+        if self._sums is None:
+            self._sums = torch.zeros_like(sums, dtype=torch.float64)
+        part = images / len(y)
+        # Where every image counts once, integers stay exact.
+        self._sums += sums if abs(part - 1) < 1e-9 else sums * part
 
     def epoch(self, number: int, epochs: float, lr: float, started: float, ranks: Ranks) -> Epoch:
-        loss, correct = distributed.total(torch.stack([self.loss, self.correct]), ranks).tolist()
+        assert self._sums is not None, "an epoch has at least one step"
+        loss, *sums = distributed.total(torch.cat([self.loss[None], self._sums]), ranks).tolist()
         # The transfer has waited for the epoch's work on the device.
         seconds = time.perf_counter() - started
-        return Epoch(number, epochs, loss / self.count, correct / self.count, lr, seconds)
+        value = self._task.value(torch.tensor(sums, dtype=torch.float64), self.count)
+        return Epoch(number, epochs, loss / self.count, value, lr, seconds)
 
 
 def _check_finite(epoch: Epoch, spec: TrainSpec) -> None:

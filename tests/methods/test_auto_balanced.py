@@ -265,7 +265,7 @@ class SmallServices:
     def allowed(self, num_channels: int) -> list[int]:
         return list(range(1, num_channels + 1))
 
-    def correct(self, model: nn.Module, images: int | None = None) -> Tensor:
+    def metric(self, model: nn.Module, images: int | None = None) -> float:
         raise AssertionError("the path is not led by accuracy")
 
     def train(self, model, epochs, *, lr=None, regularize=None, distil=False) -> None:  # type: ignore[no-untyped-def]

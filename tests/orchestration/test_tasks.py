@@ -18,7 +18,7 @@ from raprune.orchestration.cluster.failures import FAILURES_IN_A_ROW, RETRIES_AF
 from raprune.orchestration.cluster.time_limit import ENOUGH, TimeLimit
 from raprune.orchestration.searcher import CandidateSearcher
 from raprune.orchestration.seats import Seated
-from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report, Task
+from raprune.orchestration.tasks import Assignment, CandidateTask, Look, Report, WorkerTask
 from raprune.records import Proposal, Trial, TrialState
 from raprune.results.stages import SEARCH, Stages
 from raprune.results.test_split import UNTESTED, SplitAccuracies
@@ -100,9 +100,9 @@ def searcher_of(
     )
 
 
-def carry_out(searcher: CandidateSearcher, answer: Any = None) -> list[Task]:
+def carry_out(searcher: CandidateSearcher, answer: Any = None) -> list[WorkerTask]:
     """Run a searcher to its end in this process: each task is answered before the next one is asked for."""
-    done: list[Task] = []
+    done: list[WorkerTask] = []
     for number in range(100):
         config = searcher.suggest(str(number))
         if config == Searcher.FINISHED:
@@ -115,7 +115,7 @@ def carry_out(searcher: CandidateSearcher, answer: Any = None) -> list[Task]:
     raise AssertionError("the search does not end")
 
 
-def right(task: Task) -> Report:
+def right(task: WorkerTask) -> Report:
     """The report on a task that goes well."""
     if isinstance(task, tasks.TestTask):
         return Report(test=SplitAccuracies(candidates={f"{task.number}/network": 0.5 + task.number / 10}))
@@ -206,7 +206,7 @@ def test_error_of_the_run_ends_the_search_with_it(report: Report, message: str) 
 
 
 def test_search_whose_candidates_all_fail_ends_with_the_last_error() -> None:
-    def fails(task: Task) -> Report:
+    def fails(task: WorkerTask) -> Report:
         assert isinstance(task, CandidateTask)
         method, state = task.proposal.method, TrialState.FAILED
         return Report(points=(Point(trial_id=task.trial_id, state=state, error="no memory", method=method),))

@@ -88,14 +88,12 @@ class Counting(WorkloadServices):
         return None
 
 
-def test_correct_is_what_evaluation_counts_on_a_part_that_stays() -> None:
+def test_metric_is_that_of_an_evaluation_on_a_part_that_stays() -> None:
     model = workload().model
-    right = services().correct(model)
-    assert right.dtype is torch.bool
-    assert right.double().mean().item() == evaluate(model, workload().validation).accuracy
-    some = services().correct(model, 20)
-    assert len(some) == 20
-    assert torch.equal(some, services(seed=7).correct(model, 20))
+    assert services().metric(model) == evaluate(model, workload().validation).accuracy
+    some = services().metric(model, 20)
+    assert (20 * some) % 1 == pytest.approx(0.0, abs=1e-12), "a fraction of 20 images"
+    assert some == services(seed=7).metric(model, 20)
 
 
 def test_training_goes_by_the_job_and_the_same_seed_gives_the_same_weights() -> None:

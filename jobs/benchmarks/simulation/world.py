@@ -24,7 +24,7 @@ from raprune.orchestration.attempts import Attempts
 from raprune.orchestration.cluster.time_limit import TimeLimit
 from raprune.orchestration.scheduler import KeepWorkers, WorkerResources
 from raprune.orchestration.searcher import CandidateSearcher
-from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Task
+from raprune.orchestration.tasks import Assignment, CandidateTask, Report, WorkerTask
 from raprune.orchestration.workers.trials import RECORDS_AHEAD
 from raprune.records import Trial
 from raprune.results.stages import Stages
@@ -215,7 +215,7 @@ class World:
     def _begin(self, worker: Worker, assignment: Assignment, answer: Answer) -> None:
         self._try(worker, list(assignment.tasks), [], answer)
 
-    def _try(self, worker: Worker, tasks: list[Task], points: list[Point], answer: Answer) -> None:
+    def _try(self, worker: Worker, tasks: list[WorkerTask], points: list[Point], answer: Answer) -> None:
         """Try the first of `tasks`, then the others; the worker answers once there are none."""
         task = tasks.pop(0)
         assert isinstance(task, CandidateTask)

@@ -48,6 +48,7 @@ def prepare_dense(
             validation = evaluate(
                 workload.model,
                 workload.validation,
+                task=workload.task,
                 batch_size=spec.search.eval_batch_size,
                 precision=spec.search.eval_precision,
             )

@@ -27,7 +27,7 @@ from raprune.orchestration.cluster.failures import (
 from raprune.orchestration.coordinator import ask
 from raprune.orchestration.progress import Teller
 from raprune.orchestration.seats import Seat
-from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, Task, TestTask
+from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, TestTask, WorkerTask
 from raprune.orchestration.workers.device import end_process, works
 from raprune.orchestration.workers.meeting import MEETING_S
 from raprune.orchestration.workers.scores import statistics_store
@@ -152,12 +152,12 @@ class Equipment:
         accuracies: dict[str, float] = {}
         for split in splits:
             if task.dense:
-                dense = evaluate(workload.model, split, batch_size=batch_size).accuracy
+                dense = evaluate(workload.model, split, task=workload.task, batch_size=batch_size).accuracy
         for look in task.looks:
             trial = self.recorded(look.proposal)
             model = self._last(trial, keep=look.keep)
             for split in splits if look.test else []:
-                accuracies[trial.network] = evaluate(model, split, batch_size=batch_size).accuracy
+                accuracies[trial.network] = evaluate(model, split, task=workload.task, batch_size=batch_size).accuracy
         return SplitAccuracies(dense=dense, candidates=accuracies)
 
     def _last(self, trial: Trial, *, keep: bool) -> nn.Module:
@@ -265,7 +265,7 @@ class CandidateTrial(tune.Trainable):
     def _tell(self, work: Work) -> None:
         self._teller(work)
 
-    def _sit(self, task: Task, *, is_up: bool) -> None:
+    def _sit(self, task: WorkerTask, *, is_up: bool) -> None:
         """Tell the coordinator that this worker has the task, without waiting for an answer."""
         sit: Any = self._shared.coordinator.sit
         sit.remote(self._seat, task.trial_id, is_up=is_up)

@@ -1,0 +1,1 @@
+"""Tasks: what a network is trained for and judged by. One file a task; open `task.py` first."""

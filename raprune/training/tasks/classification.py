@@ -1,0 +1,48 @@
+"""Classification: one label for each image, cross-entropy, top-1 accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional
+
+from raprune.spec.job import TrainSpec
+from raprune.training.distillation import LOGIT_LOSSES
+from raprune.training.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Outputs are logits `(B, num_classes)`, targets are class numbers `(B,)`; the metric is the top-1 accuracy."""
+
+    metric: ClassVar[str] = "accuracy"
+    mixes: ClassVar[bool] = True
+    distils: ClassVar[bool] = True
+
+    label_smoothing: float = 0.0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+
+    def summed_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, reduction="sum", label_smoothing=self.label_smoothing)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the number of correct images, shape `(1,)`. Logits with a NaN count as wrong."""
+        # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.
+        correct = (outputs.argmax(1) == targets) & ~outputs.isnan().any(1)
+        return correct.sum().view(1)
+
+    def value(self, sums: Tensor, images: int) -> float:
+        return float(sums[0]) / images
+
+    def distil(self, outputs: Tensor, teacher: Tensor, spec: TrainSpec) -> Tensor:
+        return LOGIT_LOSSES[spec.teacher_loss](outputs, teacher, spec.temperature)
+
+    def smoothed(self, label_smoothing: float) -> Task:
+        return Classification(label_smoothing)
+
+
+CLASSIFICATION = Classification()
