@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raprune.channels.graph import ChannelGraph, IndexArray, KeptPositions
+from raprune.channels.code import edit_code
+from raprune.channels.graph import ChannelGraph, CodeEdit, IndexArray, KeptPositions
 from raprune.channels.multihead import make_cut
 from raprune.channels.transfer import arrays_on
 from raprune.errors import RecipeError
@@ -39,7 +40,7 @@ def cut(model: ModuleT, graph: ChannelGraph, candidate: Candidate) -> ModuleT:
     """
     graph = without_blocks(graph, candidate.identity)
     positions, numbers = kept_positions(graph, candidate.kept), sizes_of(graph, candidate.kept)
-    smaller = slice_parameters(model, positions, numbers, candidate.identity)
+    smaller = slice_parameters(model, positions, numbers, candidate.identity, graph.edits if positions else ())
     if graph.scales:
         _rescale(smaller, graph, candidate.kept)
     return smaller
@@ -109,15 +110,20 @@ def kept_positions(graph: ChannelGraph, kept: Mapping[str, tuple[int, ...]]) -> 
 
 
 def slice_parameters(
-    model: ModuleT, kept: Positions, numbers: Sequence[NumberOnModule] = (), identity: Sequence[str] = ()
+    model: ModuleT,
+    kept: Positions,
+    numbers: Sequence[NumberOnModule] = (),
+    identity: Sequence[str] = (),
+    edits: Sequence[CodeEdit] = (),
 ) -> ModuleT:
     """Return a new network whose parameters and buffers keep only the positions of `kept`; size attributes match.
 
     `numbers` are further attributes to set: module, name, place in a tuple or list or None, and value. `nn.Identity`
-    takes the place of the modules `identity`.
+    takes the place of the modules `identity`. `edits` are changes of the modules' code.
 
     Raises:
-        RecipeError: if `kept` names a parameter that the network does not have, or positions outside its shape.
+        RecipeError: if `kept` names a parameter that the network does not have, or positions outside its shape, or if
+            the code has no such call.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, axes in kept.items():
@@ -157,6 +163,7 @@ def slice_parameters(
                 make_cut(module)
     for owner, attribute, place, value in numbers:
         _set_number(smaller.get_submodule(owner), attribute, place, value)
+    edit_code(smaller, edits)
     return smaller
 
 

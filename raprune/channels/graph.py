@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -123,6 +123,18 @@ class SizeAttribute:
 
 
 @dataclass(frozen=True)
+class CodeEdit:
+    """One size of a reshape in the code of a module that a cut replaces by -1."""
+
+    module: str
+    function: str
+    """Method of the module's class, or function that its `forward` calls."""
+    call: str
+    """Text of the call, as `ast.unparse` writes it."""
+    argument: int
+
+
+@dataclass(frozen=True)
 class WidthScale:
     """Positions on the first axis of a parameter that a cut multiplies by `sqrt(width / num_channels)` of a group.
 
@@ -186,6 +198,8 @@ class ChannelGraph:
     """Numbers on modules that a cut sets anew."""
     scales: tuple[WidthScale, ...] = ()
     """Weights that a cut multiplies, so that attention keeps the scale of the dense network."""
+    edits: tuple[CodeEdit, ...] = ()
+    """Sizes in the code that a cut lets PyTorch compute."""
     gates: tuple[str, ...] = ()
     """Names of the residual blocks whose place `nn.Identity` can take (`raprune.channels.gates`), in the order in which
     they run. Empty if nobody looked for them."""
@@ -286,6 +300,7 @@ class ChannelGraph:
             shapes={name: shape for name, shape in self.shapes.items() if not inside(name)},
             attributes=tuple(attribute for attribute in attributes if attribute.size.groups),
             scales=tuple(s for s in self.scales if not inside(s.parameter) and s.group not in gone),
+            edits=tuple(edit for edit in self.edits if not inside(edit.module)),
             gates=tuple(gate for gate in self.gates if gate not in gates),
         )
 
@@ -373,6 +388,7 @@ class ChannelGraph:
             # Only where there are some: the digests of all other networks stay as they were.
             **({"attributes": [_attribute_row(a) for a in self.attributes]} if self.attributes else {}),
             **({"scales": [_scale_row(s) for s in self.scales]} if self.scales else {}),
+            **({"edits": [list(astuple(edit)) for edit in self.edits]} if self.edits else {}),
             **({"gates": list(self.gates)} if self.gates else {}),
         }
 
@@ -415,6 +431,7 @@ class ChannelGraph:
                 WidthScale(parameter, unpack_positions(runs), group)
                 for parameter, runs, group in data.get("scales", ())
             ),
+            edits=tuple(CodeEdit(*row) for row in data.get("edits", ())),
             gates=tuple(data.get("gates", ())),
         )
 

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from raprune.channels.code import Reshape, reshape_here
+
 Ids = npt.NDArray[np.int64]
 
 
@@ -53,6 +55,8 @@ class HeadShadows:
         self.used: list[Ids] = []
         """Head ids over which a product ran head by head."""
         self.splits: list[HeadSplit] = []
+        self.reshapes: dict[Reshape, None] = {}
+        """Reshapes that split an axis into heads, or join heads, each once."""
         self.scales: list[tuple[Ids, Ids]] = []
         """Ids of the widths of queries whose products PyTorch scales by their number, and of all their positions."""
 
@@ -102,6 +106,12 @@ class HeadShadows:
         ids = np.arange(self.num_ids, self.num_ids + count)
         self.num_ids += count
         return ids
+
+    def record_reshape(self, module: str, channels: list[int], rank: int) -> None:
+        """Record the place in the network's code that is reshaping heads; `channels` are axes of the result."""
+        reshape = reshape_here(module, channels, rank)
+        if reshape is not None:
+            self.reshapes[reshape] = None
 
     def record_split(self, module: str, heads: Ids, widths: Ids) -> None:
         """Record the split of an axis into heads and widths in a module."""

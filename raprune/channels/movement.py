@@ -123,7 +123,10 @@ def view(call: TracedCall) -> None:
         with tracer.heads.inside():  # the heads have equal widths, but go one by one
             tracer.couple(small, compact(equal).expand(small.shape))
         tracer.split_heads(x, out, after, kept, changing[:-1])
+        tracer.heads.record_reshape(tracer.module, changing, out.dim())
         after = equal
+    if tracer.heads.layers(x):
+        tracer.heads.record_reshape(tracer.module, [d for d in range(out.dim()) if varies(after, d)], out.dim())
     tracer.set_shadow(out, after)
 
 

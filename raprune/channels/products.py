@@ -107,6 +107,8 @@ def attention(call: TracedCall) -> None:
             tracer.freeze_value(value, "fused attention with a parameter")
     pairs = [ids for ids in (q, k) if ids is not None and bool(ids.any())]
     own = tracer.heads.own(call.args[0])
+    if own is None:  # one head: the channels were never split
+        own = tracer.activation(call.args[0])
     if len(pairs) == 1 or (pairs and call.kwargs.get("scale") is None and own is None):
         for ids in pairs:
             tracer.freeze(ids, "the scale of attention follows the width")

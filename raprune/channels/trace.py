@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from raprune.channels.attributes import size_attributes
+from raprune.channels.code import code_edits
 from raprune.channels.components import components
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph, Frozen, IndexArray, Term
@@ -182,6 +183,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> tu
         notes=_notes(tracer, parameters),
         attributes=() if heads is None else size_attributes(model, heads, factors),
         scales=() if heads is None else width_scales(tracer, model, grouping),
+        edits=() if heads is None else code_edits(model, tracer.heads.reshapes),
     )
     architecture = f"{structure_hash(model, input_shape)}-{graph.digest()}"
     return replace(graph, architecture=architecture), grouping

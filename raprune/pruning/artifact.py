@@ -14,8 +14,8 @@ import hashlib
 import json
 import platform
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
 from importlib import metadata
 from typing import Any
 
@@ -26,7 +26,7 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from raprune.channels.cut import ModuleT, NumberOnModule, kept_positions, sizes_of, slice_parameters, without_blocks
-from raprune.channels.graph import ChannelGraph, IndexArray, pack_positions, unpack_positions
+from raprune.channels.graph import ChannelGraph, CodeEdit, IndexArray, pack_positions, unpack_positions
 from raprune.channels.maxout import insert, inserted
 from raprune.channels.trace import code_hash, structure_hash
 from raprune.data.dataset import Dataset
@@ -41,7 +41,9 @@ FORMAT_WITH_NUMBERS = 2
 """Format of a recipe that also sets numbers on modules, which older versions would not do."""
 FORMAT_WITH_IDENTITY = 3
 """Format of a recipe that also leaves out blocks, which older versions would not do."""
-FORMATS = (FORMAT, FORMAT_WITH_NUMBERS, FORMAT_WITH_IDENTITY)
+FORMAT_WITH_CODE = 4
+"""Format of a recipe that also changes sizes in code, which older versions would not do."""
+FORMATS = (FORMAT, FORMAT_WITH_NUMBERS, FORMAT_WITH_IDENTITY, FORMAT_WITH_CODE)
 
 
 def save(
@@ -62,8 +64,9 @@ def save(
     maxout = inserted(model)
     kept = _kept_in(model, graph, candidate, maxout)
     numbers = sizes_of(graph, candidate.kept)
+    edits = graph.edits if kept else ()
     recipe = {
-        "format": FORMAT_WITH_IDENTITY if candidate.identity else FORMAT_WITH_NUMBERS if numbers else FORMAT,
+        "format": _format(numbers, candidate.identity, edits),
         "candidate": candidate.id,
         "method": candidate.method,
         "settings": dict(candidate.settings),
@@ -73,6 +76,7 @@ def save(
         "kept": {name: {str(a): pack_positions(p) for a, p in axes.items()} for name, axes in kept.items()},
         "dense_shapes": {name: list(graph.shapes[name]) for name in kept},
         **({"numbers": numbers} if numbers else {}),
+        **({"code": [list(astuple(edit)) for edit in edits]} if edits else {}),
         **({"identity": list(candidate.identity)} if candidate.identity else {}),
         **({"maxout": maxout} if maxout else {}),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -83,6 +87,13 @@ def save(
     prefix = f"{folder}/" if folder else ""
     store.write_bytes(prefix + WEIGHTS, weights)
     store.write_bytes(prefix + RECIPE, json.dumps(recipe, indent=1).encode())
+
+
+def _format(numbers: Sequence[NumberOnModule], identity: Sequence[str], edits: Sequence[CodeEdit]) -> int:
+    """Return the oldest format that a recipe with these parts has."""
+    if edits:
+        return FORMAT_WITH_CODE
+    return FORMAT_WITH_IDENTITY if identity else FORMAT_WITH_NUMBERS if numbers else FORMAT
 
 
 def load(model: ModuleT, folder: str) -> ModuleT:
@@ -101,7 +112,9 @@ def load_from(model: ModuleT, store: Store, folder: str) -> ModuleT:
     """`load` for a folder inside a store."""
     prefix = f"{folder}/" if folder else ""
     recipe = read_recipe(store, folder)
-    smaller = slice_parameters(model, _kept(model, recipe), _numbers(model, recipe), _identity(model, recipe))
+    smaller = slice_parameters(
+        model, _kept(model, recipe), _numbers(model, recipe), _identity(model, recipe), _edits(model, recipe)
+    )
     file = next((name for name in (WEIGHTS, HUB_WEIGHTS) if store.exists(prefix + name)), None)
     if file is None:
         raise RecipeError(
@@ -288,6 +301,23 @@ def _identity(model: nn.Module, recipe: Mapping[str, Any]) -> list[str]:
                 hint="Pass the dense network that the recipe was made from.",
             )
     return names
+
+
+def _edits(model: nn.Module, recipe: Mapping[str, Any]) -> list[CodeEdit]:
+    """Return the changes of code that the recipe makes, in modules that the network has.
+
+    Raises:
+        RecipeError: if the network has no such module.
+    """
+    modules = dict(model.named_modules())
+    edits = [CodeEdit(*row) for row in recipe.get("code", ())]
+    for edit in edits:
+        if edit.module not in modules:
+            raise RecipeError(
+                f"The recipe changes the code of {edit.module!r}, which this network does not have.",
+                hint="Pass the dense network that the recipe was made from.",
+            )
+    return edits
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:

@@ -182,10 +182,10 @@ def test_graph_with_heads_survives_json() -> None:
     assert again.scales == graph.scales
 
 
-def test_numbers_in_the_code_stay_with_the_place_that_stops() -> None:
+def test_numbers_of_heads_in_the_code_stay_with_the_place_that_stops() -> None:
     _, graph = network("hard")
     reasons = {frozen.module: frozen.reason for frozen in graph.frozen}
-    assert set(graph.by_name) == {"embed"}
+    assert set(graph.by_name) == {"embed", "attention.qkv"}
     assert "stops in attention" in reasons["attention.heads"]
 
 

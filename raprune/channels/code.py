@@ -1,0 +1,237 @@
+"""Sizes in Python code that a cut lets PyTorch compute: one argument of a reshape becomes -1.
+
+Attention often takes the number of channels from its input, `B, N, C = x.shape`, and uses it for the heads:
+`q.reshape(B, N, heads, C // heads)`. After a cut of heads or widths that number is another one. A reshape that ran
+gives the same result if one of its sizes is -1, so this change of the code means the same for the dense network; for
+cut networks it is proved like everything else in a graph. The code is changed on a class of its own for the modules of
+a cut network; the user's class stays as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from raprune.channels.graph import CodeEdit
+from raprune.errors import RecipeError
+
+_RESHAPES = ("reshape", "view")
+_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+"""Folders whose code is not the network's."""
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """One reshape of heads that ran in a trace."""
+
+    module: str
+    """Name of the module that was running."""
+    code: CodeType
+    """Code of the function that called it."""
+    end: tuple[int, int]
+    """Last line and column of the call."""
+    channels: tuple[int, ...]
+    """Axes of the result along which the channels change."""
+    rank: int
+
+
+def reshape_here(module: str, channels: Sequence[int], rank: int) -> Reshape | None:
+    """Return the reshape that the network's code is calling; None if the place in the code is not known."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    if positions[1] is None or positions[3] is None:
+        return None
+    return Reshape(module, frame.f_code, (positions[1], positions[3]), tuple(channels), rank)
+
+
+def code_edits(model: nn.Module, reshapes: Iterable[Reshape]) -> tuple[CodeEdit, ...]:
+    """Return the changes of the code, each once, for all modules of the classes whose reshapes a trace has seen."""
+    seen: dict[type[nn.Module], dict[str, tuple[CodeType, dict[tuple[int, int], Reshape]]]] = {}
+    for reshape in reshapes:
+        kind = type(model.get_submodule(reshape.module))
+        name = _function_name(kind, reshape.code)
+        if name is not None:
+            seen.setdefault(kind, {}).setdefault(name, (reshape.code, {}))[1][reshape.end] = reshape
+    found: dict[CodeEdit, None] = {}
+    for module_name, module in model.named_modules():
+        for name, (code, ends) in seen.get(type(module), {}).items():
+            for call, argument in _arguments(code, ends):
+                found[CodeEdit(module_name, name, call, argument)] = None
+    return tuple(found)
+
+
+def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator[tuple[str, int]]:
+    """Yield the reshapes of a function, and the argument of each that PyTorch can compute.
+
+    It is the last size along which the channels were seen to change, unless an attribute of the module gives it. Where
+    no channels were seen, it is the only size that is made of the number of channels.
+    """
+    function = _functions(code.co_filename).get(code.co_firstlineno)
+    if function is None:
+        return
+    numbers = _numbers_of_channels(function)
+    for call in _reshapes(function):
+        reshape = ends.get((call.end_lineno or 0, call.end_col_offset or 0))
+        if any(map(_is_rest, call.args)):
+            continue
+        if reshape is None:
+            sizes = [place for place, size in enumerate(call.args) if _names(size) & numbers]
+            sizes = sizes if len(sizes) == 1 else []
+        else:
+            sizes = [dim for dim in reshape.channels if len(call.args) == reshape.rank]
+            sizes = [dim for dim in sizes if not isinstance(call.args[dim], ast.Attribute)]
+        if sizes:
+            yield ast.unparse(call), sizes[-1]
+
+
+def _numbers_of_channels(function: ast.FunctionDef) -> set[str]:
+    """Return the names that a function gives to the last of three sizes of a tensor: batch, tokens, channels."""
+    found = set()
+    for node in ast.walk(function):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Tuple)
+            and "shape" in ast.unparse(node.value)
+        ):
+            names = node.targets[0].elts
+            if len(names) == 3 and isinstance(names[2], ast.Name):
+                found.add(names[2].id)
+    return found
+
+
+def _names(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def edit_code(model: nn.Module, edits: Iterable[CodeEdit]) -> None:
+    """Give modules of a cut network the class whose code has the edits.
+
+    Raises:
+        RecipeError: if a module's code has no such call.
+    """
+    by_module: dict[str, list[CodeEdit]] = {}
+    for edit in edits:
+        by_module.setdefault(edit.module, []).append(CodeEdit("", edit.function, edit.call, edit.argument))
+    for name, own in by_module.items():
+        module = model.get_submodule(name)
+        kind: Any = type(module)
+        module.__class__ = _edited_class(kind, tuple(own))
+
+
+@cache
+def _edited_class(kind: type[nn.Module], edits: tuple[CodeEdit, ...]) -> type[nn.Module]:
+    """Return a subclass of the module's class with the edits; the same one for the same edits."""
+    methods: dict[str, object] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    for name in dict.fromkeys(edit.function for edit in edits):
+        own = [edit for edit in edits if edit.function == name]
+        method = getattr(kind, name, None)
+        if isinstance(method, FunctionType):
+            methods[name] = _edited_function(method, own)
+            continue
+        # A function beside the class: the method that calls it gets a copy of its globals.
+        caller = methods.get("forward", kind.forward)
+        function = getattr(caller, "__globals__", {}).get(name)
+        if not isinstance(caller, FunctionType) or not isinstance(function, FunctionType):
+            raise _no_call(own[0])
+        names = {**caller.__globals__, name: _edited_function(function, own)}
+        methods["forward"] = _function(caller.__code__, caller, names)
+    return type(kind.__name__, (kind,), methods)
+
+
+def _edited_function(function: FunctionType, edits: Sequence[CodeEdit]) -> FunctionType:
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+        (tree,) = ast.parse(source).body
+    except (OSError, TypeError, ValueError, SyntaxError):
+        raise _no_call(edits[0]) from None
+    assert isinstance(tree, ast.FunctionDef)
+    tree.decorator_list = []
+    for edit in edits:
+        calls = [node for node in _reshapes(tree) if ast.unparse(node) == edit.call and edit.argument < len(node.args)]
+        if not calls:
+            raise _no_call(edit)
+        for call in calls:
+            call.args[edit.argument] = ast.copy_location(ast.Constant(-1), call.args[edit.argument])
+    # Inside a function that has the names of the closure, so that the new code has the same free variables.
+    free = function.__code__.co_freevars
+    outer = ast.FunctionDef(
+        "outer", ast.arguments([], [ast.arg(name) for name in free], None, [], [], None, []), [tree], [], lineno=1
+    )
+    whole = ast.fix_missing_locations(ast.Module([outer], []))
+    ast.increment_lineno(whole, function.__code__.co_firstlineno - 1)
+    compiled = compile(whole, function.__code__.co_filename, "exec", _flags(function), dont_inherit=True)
+    return _function(_inner(_inner(compiled, "outer"), function.__code__.co_name), function, function.__globals__)
+
+
+def _function(code: CodeType, like: FunctionType, names: dict[str, object]) -> FunctionType:
+    """Return a function with this code and these globals, and all else of `like`."""
+    cells = dict(zip(like.__code__.co_freevars, like.__closure__ or (), strict=True))
+    new = FunctionType(code, names, like.__name__, like.__defaults__, tuple(cells[name] for name in code.co_freevars))
+    new.__kwdefaults__, new.__qualname__, new.__doc__ = like.__kwdefaults__, like.__qualname__, like.__doc__
+    new.__module__ = like.__module__
+    return new
+
+
+def _flags(function: FunctionType) -> int:
+    """The `from __future__ import annotations` of the function's file."""
+    import __future__
+
+    return function.__code__.co_flags & __future__.annotations.compiler_flag
+
+
+def _inner(code: CodeType, name: str) -> CodeType:
+    return next(part for part in code.co_consts if isinstance(part, CodeType) and part.co_name == name)
+
+
+def _function_name(kind: type[nn.Module], code: CodeType) -> str | None:
+    """Return the name of the method, or of the function beside `forward`, that has this code; None if there is none."""
+    for owner in kind.__mro__:
+        for name, value in vars(owner).items():
+            if isinstance(value, FunctionType) and value.__code__ is code and getattr(kind, name) is value:
+                return name
+    beside = getattr(kind.forward, "__globals__", {}).get(code.co_name)
+    return code.co_name if isinstance(beside, FunctionType) and beside.__code__ is code else None
+
+
+@cache
+def _functions(file: str) -> dict[int, ast.FunctionDef]:
+    """Return the functions of a file by their first line, which is that of the first decorator."""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return {min([node.lineno, *(d.lineno for d in node.decorator_list)]): node for node in functions}
+
+
+def _reshapes(tree: ast.AST) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _RESHAPES:
+            yield node
+
+
+def _is_rest(argument: ast.expr) -> bool:
+    """True for -1, of which a reshape can have one, and for a starred argument, whose number of sizes is not known."""
+    return isinstance(argument, ast.Starred) or ast.unparse(argument) == "-1"
+
+
+def _no_call(edit: CodeEdit) -> RecipeError:
+    return RecipeError(
+        f"The recipe changes {edit.call!r} in {edit.function!r}, which the code of this network does not have.",
+        hint="Use the version of the code that the network was pruned with.",
+    )
