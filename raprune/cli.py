@@ -581,11 +581,28 @@ def report(
         str | None,
         typer.Option(metavar="FOLDER", help="Folder of the report. (default: report/ in the folder of the run)"),
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=FILE",
+            help="Smaller network of the family, with its trained weights, to set beside the front. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the report of a run: one HTML file to send to someone, and its figures as PDF, SVG and PNG."""
+    """Write the report of a run: one HTML file to send to someone, and its figures as PDF, SVG and PNG.
+
+    --compare measures smaller networks, which were trained alike, on the data of the run. The report keeps them, and
+    says where one of them is the better choice.
+    """
     from raprune.report.html import report as write
 
-    write(run, folder=output, console=_console())
+    console, siblings = _console(), []
+    if compare:
+        with _loading(console) as stages:
+            from raprune.pruning.siblings import NamedNetwork, measure_siblings
+
+            siblings = measure_siblings(run, [NamedNetwork.of(text) for text in compare], stages=stages)
+    write(run, folder=output, siblings=siblings, console=console)
 
 
 @app.command(rich_help_panel=ONE_NETWORK)

@@ -253,6 +253,11 @@ RULES: list[tuple[str, Check, str]] = [
         "there is no such bucket: tests/page and tests/store run on one",
     ),
     (r"uv run raprune export .*--format", is_parsed, "seconds of exporters: tests/pruning/test_export.py runs it"),
+    (
+        r"uv run raprune report .*--compare",
+        is_parsed,
+        "needs a trained network: tests/orchestration/test_siblings.py runs it",
+    ),
     (r"uv run raprune runs$", is_list_of_runs, ""),
     (r"(uv run )?raprune (submit|jobs|logs|stop)\b", is_parsed, "needs a cluster: tests/orchestration runs it on one"),
     (

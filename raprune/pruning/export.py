@@ -16,7 +16,6 @@ from torch import nn
 from raprune.cost.conditions import table_key
 from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table
-from raprune.data.dataset import Dataset
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.pruning.artifact import load_from, provenance, save, trial_provenance
 from raprune.pruning.delivery import RECIPE_FORMAT, check_free, checked, deliver, write_wanted
@@ -25,6 +24,7 @@ from raprune.pruning.preparation import (
     DENSE,
     InStages,
     Prepared,
+    check_same_data,
     check_writable,
     job_data,
     prepare,
@@ -333,7 +333,7 @@ def _workload_of_run(store: Store, spec: SearchSpec, described: RunRecord, trial
     try:
         stages.begin(LOAD_DATA)
         data = job_data(spec, described)
-        _check_same_data(data, described)
+        check_same_data(data, described)
         stages.begin(LOAD_NETWORK)
         weights = dict(load_arrays(store.read_bytes(DENSE)))
         return build_workload(spec, data=data, device=_device(), weights=weights)
@@ -346,7 +346,7 @@ def _workload_of_run(store: Store, spec: SearchSpec, described: RunRecord, trial
 
 def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages: Stages) -> Pruner:
     prepared = prepare(spec, InStages(stages), recorded=described)
-    _check_same_data(prepared.data, described)
+    check_same_data(prepared.data, described)
     weights = dict(load_arrays(store.read_bytes(DENSE)))
     workload = build_workload(spec, data=prepared.data, device=_device(), weights=weights)
     # Beside the run at its present place; another user may own that, and it may be read-only.
@@ -356,15 +356,6 @@ def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages:
     return Pruner(
         workload, prepared.graph, spec, statistics=statistics, latency=table, on_work=lambda work: stages.hear([work])
     )
-
-
-def _check_same_data(data: Dataset, described: RunRecord) -> None:
-    now, before = data.fingerprint, described.data.fingerprint
-    if before not in (None, now):
-        raise StoreError(
-            f"the data changed since the run began (fingerprint {before}, now {now}).",
-            hint="Bring the data back as they were.",
-        )
 
 
 def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics: Statistics) -> LatencyTable:

@@ -170,6 +170,20 @@ def job_data(spec: SearchSpec, recorded: RunRecord | None = None) -> Dataset:
     return load_data(spec.data, seed=spec.seed, default=default, statistics=statistics)
 
 
+def check_same_data(data: Dataset, described: RunRecord) -> None:
+    """Compare the data with the fingerprint that the run recorded.
+
+    Raises:
+        StoreError: if it changed.
+    """
+    now, before = data.fingerprint, described.data.fingerprint
+    if before not in (None, now):
+        raise StoreError(
+            f"the data changed since the run began (fingerprint {before}, now {now}).",
+            hint="Bring the data back as they were.",
+        )
+
+
 def _recorded_normalisation(data: DataRecord) -> Normalisation | None:
     """The figures of a run; None for one that was written when they were not recorded, and measured."""
     if data.mean is None or data.std is None or data.normalisation is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raprune.report.formats import about, times_as_fast
+from raprune.report.formats import about, count, times_as_fast
 from raprune.results.front import budget_of, floor_of
 from raprune.results.rows import CandidateRow
+from raprune.results.siblings import SiblingComparison
 from raprune.results.stages import FINETUNE, LATENCY, PHASES, REPORT, SCORES, SEARCH, TEST
 from raprune.results.timings import Times, Timing, is_faster
 from raprune.store.record import RunRecord
@@ -24,6 +25,20 @@ def summary(row: CandidateRow, run: RunRecord, times: Times) -> str:
     if floor is not None and row.val_accuracy < floor:
         said += f" No network has the required accuracy, {_percent(floor)} on the validation split."
     return said
+
+
+def compared(comparison: SiblingComparison, run: RunRecord) -> str:
+    """A sentence that compares the front with a smaller dense network; a second one if that is the better choice."""
+    sibling, rival, lead = comparison.sibling, comparison.rival, comparison.lead
+    own, other = comparison.accuracies
+    flops = run.dense.flops if run.dense is not None else None
+    at = f" at {_percent(sibling.flops / flops)} of the FLOPs" if flops else f" with {count(sibling.flops)} FLOPs"
+    said = f"{sibling.name} ({sibling.weights}) has {100 * own:.2f} % {comparison.split} accuracy{at}"
+    if rival is None or lead is None or other is None:
+        return f"{said}; the front has no network with so few."
+    points = f"{abs(100 * lead):.2f} points {'less' if comparison.is_beaten else 'more'}"
+    said += f"; {rival.candidate}, the best of the front with no more, has {100 * other:.2f} %, {points}."
+    return f"{said} The smaller dense network is the better choice there." if comparison.is_beaten else said
 
 
 def _kept(row: CandidateRow, run: RunRecord) -> str:

@@ -12,13 +12,14 @@ from raprune.records import Trial
 from raprune.report.display import line
 from raprune.report.formats import duration
 from raprune.report.run_table import render_runs
-from raprune.report.summary import summary
+from raprune.report.summary import compared, summary
 from raprune.report.tables import render_ablation, render_progress, render_rows
 from raprune.results.ablation import ablation
-from raprune.results.front import budget_of, listed, measured_in, pick, starred
+from raprune.results.front import budget_of, front_of, listed, measured_in, pick, starred
 from raprune.results.progress import progress
 from raprune.results.rows import candidates
 from raprune.results.run_list import list_runs
+from raprune.results.siblings import compare_siblings, read_siblings
 from raprune.results.stages import read_stages
 from raprune.results.test_split import UNTESTED, read_test
 from raprune.results.timings import Times, read_times, with_times
@@ -85,6 +86,9 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
             if row.starred:
                 console.print(summary(row, run, times), highlight=False, markup=False)
         console.print(render_rows(rows, run, test, times=times, width=console.width))
+        for comparison in compare_siblings(read_siblings(store), front_of(rows, budget_of(run))):
+            style = "yellow" if comparison.is_beaten else ""
+            console.print(compared(comparison, run), style=style, markup=False, highlight=False)
         for sentence in run.left_out:
             console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
         _print_next(store, console, next((row.candidate for row in rows if row.starred), None))

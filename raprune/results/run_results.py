@@ -13,6 +13,7 @@ from raprune.results.exports import ExportProof, read_proofs
 from raprune.results.front import budget_of, floor_of, front_of, listed, starred
 from raprune.results.progress import Progress, SpentRow, progress, spent
 from raprune.results.rows import CandidateRow, candidates
+from raprune.results.siblings import Sibling, SiblingComparison, compare_siblings, read_siblings
 from raprune.results.test_split import SplitAccuracies, read_test
 from raprune.results.timings import Times, read_times, with_times
 from raprune.spec.budget import Budget
@@ -34,6 +35,9 @@ class RunResults:
     """In the order of their records."""
     exports: Mapping[str, ExportProof] = field(default_factory=dict)
     """Network -> the proof of its latest export as a program."""
+
+    siblings: Sequence[Sibling] = ()
+    """Smaller dense networks that the run is compared with, by ascending FLOPs."""
 
     @property
     def dense(self) -> DenseRecord | None:
@@ -61,6 +65,11 @@ class RunResults:
     def front(self) -> list[CandidateRow]:
         """The rows on the front within the budget."""
         return front_of(self.rows, self.budget)
+
+    @cached_property
+    def comparisons(self) -> list[SiblingComparison]:
+        """The front against each of `siblings`."""
+        return compare_siblings(self.siblings, self.front)
 
     @cached_property
     def listed(self) -> list[CandidateRow]:
@@ -133,6 +142,7 @@ def read_run_results(store: Store, *, run: RunRecord | None = None) -> RunResult
         times=read_times(store, trials),
         trials=trials,
         exports=read_proofs(store),
+        siblings=read_siblings(store),
     )
 
 

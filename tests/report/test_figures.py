@@ -17,6 +17,7 @@ from PIL import Image
 from raprune.report import figures
 from raprune.report.figures.canvas import COLUMN_IN, KINDS, PAGE_IN, accuracy_ticks, canvas, marks, save, thinned
 from raprune.results.run_results import RunResults, read_run_results
+from raprune.results.siblings import Sibling
 from raprune.store.folder import Store
 from raprune.store.record import GraphRecord, RunRecord
 from tests.factories import GROUPS, make_run
@@ -88,7 +89,10 @@ def drawn(name: str, results: RunResults, width_in: float) -> tuple[Figure, str]
 @pytest.mark.parametrize("width_in", [COLUMN_IN, PAGE_IN])
 @pytest.mark.parametrize("name", list(figures.FIGURES))
 def test_text_of_a_figure_stays_inside_it(results: RunResults, name: str, width_in: float) -> None:
-    figure, _ = drawn(name, results, width_in)
+    assert_text_inside(drawn(name, results, width_in)[0])
+
+
+def assert_text_inside(figure: Figure) -> None:
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     width, height = figure.canvas.get_width_height()
     for axes in figure.axes:
@@ -109,6 +113,27 @@ def test_figure_of_the_front_shows_budget_dense_network_and_test_accuracies(resu
         place = [float(np.asarray(values).item()) for values in line.get_data()]
         assert place == pytest.approx([100 * row.flops_fraction, 100 * (1 - row.val_accuracy)])
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "fewer errors are further up"
+
+
+def test_smaller_dense_networks_are_points_with_their_names_and_accuracies(results: RunResults) -> None:
+    assert results.dense is not None and results.dense.flops is not None
+    siblings = [
+        Sibling(
+            name="timm:mobilenetv3_small_100.lamb_in1k",
+            weights="small.safetensors",
+            weights_hash=str(share),
+            flops=round(share * results.dense.flops),
+            params=1,
+            val_accuracy=accuracy,
+            test_accuracy=accuracy - 0.01,
+        )
+        for share, accuracy in ((0.05, 0.5), (0.29, 0.99), (0.9, 0.999))
+    ]
+    figure, words = drawn("front", replace(results, siblings=siblings), COLUMN_IN)
+    assert "smaller dense network" in words and words.count("timm:mobilenetv3") == 3
+    places = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_marker() == "D"]
+    assert [float(place[0]) for place in places if len(place)] == pytest.approx([5, 29, 90], abs=0.1)  # type: ignore[arg-type,index]
+    assert_text_inside(figure)
 
 
 def with_these(results: RunResults, **worked_out: Any) -> RunResults:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raprune.report.figures.canvas import FAINT, INK, PAPER, Mark, error_axis, is_wide, marks
+from raprune.report.formats import shortened
 from raprune.results.rows import CandidateRow
 from raprune.results.run_results import RunResults
 
@@ -17,6 +18,12 @@ MANY = 400
 
 TEST = "_"
 """Marker of an accuracy on the test split."""
+
+SIBLING = "D"
+"""Marker of a smaller dense network."""
+
+LONGEST_NAME = 22
+"""Letters of its name beside it: half of the narrowest figure."""
 
 
 def height_in(results: RunResults, *, wide: bool) -> float:
@@ -32,6 +39,7 @@ def draw(figure: Figure, results: RunResults) -> None:
     _front(axes, results, known)
     _limits(axes, results)
     _scales(axes, results)
+    _siblings(axes, results)
     _legend(figure, axes, results, known)
 
 
@@ -96,6 +104,34 @@ def _front(axes: Axes, results: RunResults, known: dict[str, Mark]) -> None:
         axes.plot(*place, marker="o", markersize=11, color=INK, fillstyle="none", linestyle="none", zorder=4)
 
 
+def _sibling_costs(results: RunResults) -> list[float]:
+    """Costs of the smaller dense networks on the axis; none on an axis of latency, which nobody measured for them."""
+    if results.budget.cost != "flops" or results.dense is None or not results.dense.flops:
+        return []
+    return [100 * sibling.flops / results.dense.flops for sibling in results.siblings]
+
+
+def _siblings(axes: Axes, results: RunResults) -> None:
+    for cost, sibling in zip(_sibling_costs(results), results.siblings, strict=False):
+        error = results.error(sibling.val_accuracy)
+        axes.plot([cost], [error], marker=SIBLING, markersize=5, color=INK, linestyle="none", zorder=6)
+        # Beside the mark: above and below it is that of the test accuracy.
+        side = 1 if cost < sum(axes.get_xlim()) / 2 else -1
+        axes.annotate(
+            shortened(sibling.name, LONGEST_NAME),
+            (cost, error),
+            xytext=(6 * side, 0),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            color=INK,
+            zorder=6,
+        )
+        if sibling.test_accuracy is not None:
+            tested = results.error(sibling.test_accuracy)
+            axes.plot([cost], [tested], marker=TEST, markersize=5, color=INK, linestyle="none", zorder=6)
+
+
 def _limits(axes: Axes, results: RunResults) -> None:
     limit = getattr(results.budget, results.budget.cost)
     top = axes.get_xaxis_transform()
@@ -116,9 +152,13 @@ def _scales(axes: Axes, results: RunResults) -> None:
     accuracies += [row.test_accuracy for row in results.front if row.test_accuracy is not None]
     lines = results.run.dense_accuracy, results.test.dense, results.floor
     accuracies += [value for value in lines if value is not None]
+    if _sibling_costs(results):
+        accuracies += [sibling.val_accuracy for sibling in results.siblings]
+        accuracies += [sibling.test_accuracy for sibling in results.siblings if sibling.test_accuracy is not None]
     error_axis(axes.yaxis, [results.error(accuracy) for accuracy in accuracies])
     axes.set_ylabel("validation accuracy, %")
     costs = [cost_of(row, results) for row in results.rows] or [0.0, 100.0]
+    costs += _sibling_costs(results)
     end = max([*costs, 100 * results.budget.limit])
     start = min(costs)
     margin = 0.05 * (end - start) or 1.0
@@ -145,6 +185,8 @@ def _legend(figure: Figure, axes: Axes, results: RunResults, known: dict[str, Ma
         sign("o", INK, "chosen", filled=False, size=8)
     if any(row.test_accuracy is not None for row in results.front):
         sign(TEST, INK, "its test accuracy")
+    if _sibling_costs(results):
+        sign(SIBLING, INK, "smaller dense network")
     if results.run.dense_accuracy is not None:
         sign("", INK, "dense network", line=":")
     if results.test.dense is not None:

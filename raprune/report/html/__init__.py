@@ -9,14 +9,17 @@ figures/front.pdf, front-wide.pdf, ...   `raprune.report.figures.files`: only `r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
 from raprune.report import figures
 from raprune.report.html import sections
 from raprune.report.html.markup import page
+from raprune.report.summary import compared
 from raprune.results.run_results import RunResults, read_run_results
+from raprune.results.siblings import Sibling, keep_siblings, with_siblings
 from raprune.store.folder import Store
 from raprune.store.record import RunRecord
 
@@ -47,14 +50,19 @@ def write_report(store: Store, *, run: RunRecord | None = None) -> None:
         store.write_bytes(f"{FOLDER}/{name}", content)
 
 
-def report(uri: str, *, folder: str | None = None, console: Console) -> None:
+def report(uri: str, *, folder: str | None = None, siblings: Sequence[Sibling] = (), console: Console) -> None:
     """Write the report and all figures to `folder`, a path or a URI, or into the run's own folder.
+
+    `siblings` are smaller dense networks beside those that the run was compared with before; the run keeps them.
 
     Raises:
         StoreError: if there is no run, or the folder cannot be written to.
     """
     store = Store(uri)
     results = read_run_results(store)
+    if siblings:
+        results = replace(results, siblings=with_siblings(results.siblings, siblings))
+        keep_siblings(store, results.siblings)
     into, below = (store, f"{FOLDER}/") if folder is None else (Store(folder), "")
     number = 0
     for name, content in (*_files(store, results), *((f"figures/{n}", c) for n, c in figures.files(results))):
@@ -62,6 +70,9 @@ def report(uri: str, *, folder: str | None = None, console: Console) -> None:
         number += 1
     where = f"{into.name}/{below}".rstrip("/")
     unfinished = "" if results.progress.finished else " The run is not finished, and the report notes this."
+    for comparison in results.comparisons:
+        style = "yellow" if comparison.is_beaten else ""
+        console.print(compared(comparison, results.run), style=style, markup=False, highlight=False)
     console.print(
         f"Wrote {where}/{PAGE}, a self-contained page, and {number - 1} other files: figures for a paper in figures/, "
         f"tables as JSON.{unfinished}",

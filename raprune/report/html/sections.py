@@ -7,7 +7,7 @@ from raprune.plugins import GIVEN
 from raprune.report import figures, formats
 from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
-from raprune.report.summary import summary
+from raprune.report.summary import compared, summary
 from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
 from raprune.results.exports import ExportProof
 from raprune.results.rows import CandidateRow
@@ -30,8 +30,9 @@ def title(results: RunResults) -> str:
 def lead(results: RunResults) -> str:
     """Return the result in a sentence, after notices if the run has not ended or its dense network looks wrong."""
     chosen = results.chosen
+    beaten = [compared(comparison, results.run) for comparison in results.comparisons if comparison.is_beaten]
     before = "" if results.progress.finished else _unfinished(results)
-    before += "".join(notice(sentence) for sentence in symptoms(results.run, results.test))
+    before += "".join(notice(sentence) for sentence in [*symptoms(results.run, results.test), *beaten])
     if chosen is None:
         return before + paragraph("No network within the budget is known yet.")
     return before + paragraph(summary(chosen, results.run, results.times), name="lead")
@@ -131,8 +132,35 @@ def front(results: RunResults) -> str:
     ]
     ids = [f"candidate-{row.candidate}" for row in rows]
     return section(
-        "The front", figure(drawn, caption), table("The networks of the front", head, cells, ids=ids), _notes(results)
+        "The front",
+        figure(drawn, caption),
+        table("The networks of the front", head, cells, ids=ids),
+        _notes(results),
+        _siblings(results),
     )
+
+
+def _siblings(results: RunResults) -> str:
+    """Return the table of the smaller dense networks beside the front; empty if there are none."""
+    dense = results.dense
+    if not results.comparisons or dense is None or not dense.flops or not dense.params:
+        return ""
+    head = ["network", "weights", "#FLOPs %", "#FLOPs", "#params %", "#params", "#validation %", "#test %"]
+    cells = [
+        [
+            sibling.name,
+            sibling.weights,
+            formats.percent(sibling.flops / dense.flops),
+            formats.count(sibling.flops),
+            formats.percent(sibling.params / dense.params),
+            formats.count(sibling.params),
+            formats.accuracy(sibling.val_accuracy),
+            formats.accuracy(sibling.test_accuracy),
+        ]
+        for sibling in results.siblings
+    ]
+    sentences = [compared(comparison, results.run) for comparison in results.comparisons]
+    return table("Smaller dense networks beside the front", head, cells) + paragraph(*sentences)
 
 
 def chosen(results: RunResults) -> str:
