@@ -319,7 +319,7 @@ def test_networks(
     if not tuned.by_group:
         return SplitResult(searched.accuracies)
     tasks = plan_tests(driven.run, driven.placement, driven.trials())
-    return SplitResult(evaluate_finalists(driven.run, known.shared, tasks))
+    return SplitResult(evaluate_finalists(driven.run, known.shared, tasks, searched.left_out))
 
 
 def report(driven: DrivenRun, tested: SplitResult) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import ray
 
@@ -47,12 +47,14 @@ def plan_tests(run: Run, placement: Placement, trials: Sequence[Trial]) -> list[
     ]
 
 
-def evaluate_finalists(run: Run, shared: Shared, tests: Sequence[TestTask]) -> SplitAccuracies:
-    """Accuracies on the test split, from tasks of the cluster.
+def evaluate_finalists(
+    run: Run, shared: Shared, tests: Sequence[TestTask], left_out: Collection[str] = ()
+) -> SplitAccuracies:
+    """Accuracies on the test split, from tasks on any node but those whose ids are in `left_out`.
 
     For a run whose workers of the search have ended already.
     """
-    task = task_on(shared.placement, evaluate_on_test)
+    task = task_on(shared.placement, evaluate_on_test, left_out=left_out)
     references = [task.remote([shared], test) for test in tests]
     accuracies = UNTESTED
     with run.stages.stage(TEST, total=len(tests), unit="tasks"):

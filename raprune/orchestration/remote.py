@@ -5,17 +5,27 @@ An answer is a value, or an error as itself instead of wrapped in Ray's.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import ray
 
 from raprune.errors import RapruneError
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
-from raprune.orchestration.cluster.placement import Placement
+from raprune.orchestration.cluster.placement import Placement, nodes_but
 
 
-def task_on(placement: Placement, work: Any, *, max_retries: int = RETRIES_AFTER_LOSS, **options: Any) -> Any:
+def task_on(
+    placement: Placement,
+    work: Any,
+    *,
+    max_retries: int = RETRIES_AFTER_LOSS,
+    left_out: Collection[str] = (),
+    **options: Any,
+) -> Any:
     """The remote function `work` with the CPUs and GPUs of a trial of `placement`; `options` as for `ray.remote`.
+
+    `left_out`: ids of nodes on which it never runs.
 
     A process that has used a GPU runs no second task: CUDA ignores the CUDA_VISIBLE_DEVICES of the second one, and the
     memory that the first one took is given back at the end of the process alone. Ray ends such a process by itself, but
@@ -29,6 +39,8 @@ def task_on(placement: Placement, work: Any, *, max_retries: int = RETRIES_AFTER
         import torch
 
         options |= {"max_calls": 1, "retry_exceptions": [torch.AcceleratorError]}
+    if left_out:
+        options["label_selector"] = nodes_but(left_out)
     remote: Any = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=max_retries, **options)
     return remote(work)
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler
 from ray.util.placement_group import PlacementGroup, placement_group
 
+from raprune.orchestration.cluster.placement import nodes_but
 from raprune.orchestration.ray_private import has_actor, keep_idle_actors
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
-
-
-NODE_ID = "ray.io/node-id"
-"""Label that Ray gives each node: its id."""
-
-
-def nodes_but(left_out: Collection[str]) -> dict[str, str]:
-    """The selector of all nodes but those of the ids in `left_out`, for `label_selector` of Ray."""
-    return {NODE_ID: f"!in({','.join(sorted(left_out))})"} if left_out else {}
 
 
 class WorkerResources(PlacementGroupFactory):

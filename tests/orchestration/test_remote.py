@@ -34,6 +34,12 @@ def test_task_on_gpus_is_retried_after_an_error_of_its_gpu() -> None:
     assert not on_cpu._retry_exceptions
 
 
+def test_task_runs_on_any_node_but_those_that_are_left_out() -> None:
+    placement = Placement(2, 1.0, 0.0, "")
+    assert task_on(placement, work, left_out={"b", "a"})._label_selector == {"ray.io/node-id": "!in(a,b)"}
+    assert not task_on(placement, work)._label_selector
+
+
 def test_gpus_of_tasks_are_never_passed_to_options() -> None:
     """Ray ends the process of a GPU task only if it is told of the GPU by `ray.remote`."""
     guilty = [

@@ -18,7 +18,7 @@ Nothing here can lock up, for these reasons:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raprune.errors import UsageError
@@ -47,6 +47,15 @@ SLOWDOWN = 2.0
 Groups exchange gradients, and take half a minute to start. So a group is formed where at least half of the GPUs would
 be idle otherwise: the search's own workers train each network on one GPU.
 """
+
+
+NODE_ID = "ray.io/node-id"
+"""Label that Ray gives each node: its id."""
+
+
+def nodes_but(left_out: Collection[str]) -> dict[str, str]:
+    """The selector of all nodes but those of the ids in `left_out`, for `label_selector` of Ray."""
+    return {NODE_ID: f"!in({','.join(sorted(left_out))})"} if left_out else {}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raprune.data.ranks import Ranks
 from raprune.errors import RapruneError, StoreError
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS, Action, Failure, decide, error_text
-from raprune.orchestration.cluster.placement import TrainPlacement
-from raprune.orchestration.scheduler import nodes_but
+from raprune.orchestration.cluster.placement import TrainPlacement, nodes_but
 from raprune.orchestration.tasks import Shared
 from raprune.orchestration.workers.bulletin import Bulletin, News, Order
 from raprune.orchestration.workers.trainings import Rank, Training
