@@ -252,6 +252,12 @@ MultipleOf = Annotated[
     int | None,
     typer.Option(help="Number that all widths are multiples of.", metavar="N", rich_help_panel=BUDGET),
 ]
+Depth = Annotated[
+    bool | None,
+    typer.Option(
+        "--depth/--no-depth", help="Let whole residual blocks go, beside channels.", metavar="", rich_help_panel=BUDGET
+    ),
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
@@ -330,6 +336,7 @@ def search(
     exclude: Exclude = None,
     min_channels: MinChannels = None,
     multiple_of: MultipleOf = None,
+    depth: Depth = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -682,6 +689,7 @@ def prune(
     exclude: Exclude = None,
     min_channels: MinChannels = None,
     multiple_of: MultipleOf = None,
+    depth: Depth = None,
     method: Annotated[
         str,
         typer.Option(

@@ -229,8 +229,8 @@ class Proposal:
 
     `allocation` is a name of `raprune.pruning.allocate.ALLOCATIONS`: how scores become widths. `keep_ratios` maps a
     group's name to the fraction of its channels to keep, in (0, 1], before the projection onto the target; groups that
-    are not named use 1. `target` holds the fractions of the dense network that the candidate should reach and must not
-    exceed; a cost without a value has no limit.
+    are not named use 1. The name of a residual block is mapped to 0 if the block goes. `target` holds the fractions of
+    the dense network that the candidate should reach and must not exceed; a cost without a value has no limit.
     """
 
     number: int

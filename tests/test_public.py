@@ -132,7 +132,10 @@ HOOKS = {
 """Hook that a user's own method may define -> its signature."""
 
 GIVEN = {
-    "Cut": "(dense: 'nn.Module', graph: 'ChannelGraph', kept: 'Kept', room: 'int | None' = None) -> None",
+    "Cut": (
+        "(dense: 'nn.Module', graph: 'ChannelGraph', kept: 'Kept', room: 'int | None' = None, "
+        "identity: 'tuple[str, ...]' = ()) -> None"
+    ),
     "Network": "(model: 'nn.Module', graph: 'ChannelGraph', kept: 'Kept') -> None",
     "Regularizer": "(*, epochs: 'float', lr: 'float') -> None",
     "Step": (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 
+from raprune.channels.gates import with_gates
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
@@ -24,7 +26,7 @@ from raprune.errors import MethodError, ModelError, RapruneError
 from raprune.methods import method_named
 from raprune.models.traits import traits_of
 from raprune.pruning.memory import worker_memory
-from raprune.pruning.preparation import Steps, check_output, job_data, prepare, without_excluded
+from raprune.pruning.preparation import Steps, check_output, job_data, prepare, without_excluded, without_excluded_gates
 from raprune.pruning.workload import Workload, build_workload
 from raprune.sampling.warm_start import Identity, read
 from raprune.spec import automatic
@@ -183,8 +185,10 @@ def _inspect(workload: Workload, spec: SearchSpec) -> Inspection:
     started = time.perf_counter()
     graph = trace(workload.model, example)
     seconds = time.perf_counter() - started
-    graph = without_excluded(graph, spec.exclude)
-    return Inspection(spec.model.name, prove(workload.model, graph, example, seed=spec.seed), seconds)
+    proof = prove(workload.model, without_excluded(graph, spec.exclude), example, seed=spec.seed)
+    gated = with_gates(workload.model, proof.graph, example, seed=spec.seed)
+    gated = without_excluded_gates(gated, workload.model, spec.exclude)
+    return Inspection(spec.model.name, replace(proof, graph=gated), seconds)
 
 
 def _check_trains(workload: Workload) -> None:

@@ -73,6 +73,11 @@ class CostModel:
         self.dense_params: int = int(self.params(self.num_channels)) if dense is None else dense.dense_params
         self.dense_memory: int = int(self.memory_bytes(self.num_channels)) if dense is None else dense.dense_memory
 
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the blocks whose place `nn.Identity` can take."""
+        return self._graph.gates
+
     def closed(self, gates: Sequence[str]) -> CostModel:
         """Return the costs of the network in which `nn.Identity` takes the place of the blocks `gates`.
 

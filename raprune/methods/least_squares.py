@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import dropwhile
 from typing import cast
 
 import torch
@@ -60,7 +59,8 @@ def refit(model: nn.Module, batches: Batches, cut: Cut, *, asymmetric: bool = Tr
     Images that do not fit into `cut.room` together pass in chunks, which takes a forward pass up to each layer;
     the sums over them are the same. More images than `LARGEST` allows are left out, which is logged.
     """
-    if all(len(channels) == cut.graph.by_name[name].num_channels for name, channels in cut.kept.items()):
+    is_whole = all(len(channels) == cut.graph.by_name[name].num_channels for name, channels in cut.kept.items())
+    if is_whole and not cut.identity:
         return
     with evaluating(model), evaluating(cut.dense), torch.no_grad():
         layers, images, size, largest = _layers(model, cut, [images for images, _ in batches()])
@@ -258,8 +258,6 @@ class _Layer:
     """Positions on the dense layer's input axis (of each group) that stay."""
     outputs: Tensor
     """Outputs of the dense layer that stay."""
-    is_whole: bool
-    """True if the layer reads all channels that the dense layer reads."""
     patches: Patches
     turn: int
     """Place in the order in which the layers are refitted."""
@@ -404,8 +402,13 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
     modules, dense = dict(model.named_modules()), dict(cut.dense.named_modules())
     stays = KeptPositions(cut.graph, cut.kept)
     sliced = set(stays.sliced)
-    layers = {}
+    layers: dict[str, _Layer] = {}
+    is_behind = False
     for seed, (name, here) in enumerate(ran.items()):
+        if name not in modules:
+            # Inside a block that is gone: all layers behind it read other inputs than in the dense network.
+            is_behind = True
+            continue
         module = cast(nn.Conv2d | nn.Linear, modules[name])
         shape = cast(Tensor, dense[name].weight).shape
         outputs, inputs = (
@@ -416,10 +419,11 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
         )
         norm = None if here.norm is None else cast(nn.BatchNorm2d, modules[here.norm])
         patches = Patches.drawn(module, here.output, len(images), seed)
-        is_whole = len(inputs) == shape[1]
+        # Layers before the first missing channel have the same outputs as in the dense network.
+        is_behind = is_behind or len(inputs) != shape[1]
+        if not is_behind:
+            continue
         factors = stays.gain(f"{name}.weight")
         gain = None if factors is None else torch.from_numpy(factors).to(images.device)
-        layers[name] = _Layer(module, norm, here.added, inputs, outputs, is_whole, patches, here.turn, gain)
-    # Layers before the first missing channel have the same outputs as in the dense network.
-    behind = dropwhile(lambda item: item[1].is_whole, layers.items())
-    return dict(behind), images, len(parts[0]), largest
+        layers[name] = _Layer(module, norm, here.added, inputs, outputs, patches, here.turn, gain)
+    return layers, images, len(parts[0]), largest

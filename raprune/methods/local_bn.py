@@ -94,6 +94,8 @@ def normalised(size: ScaleSizes) -> ScaleSizes:
 def ablated(cut: Cut) -> nn.Module:
     """Return the dense network with scale 0 for the pruned channels; unscaled channels have zero weights instead."""
     model = copy.deepcopy(cut.dense).eval()
+    for name in cut.identity:
+        model.set_submodule(name, nn.Identity())
     gammas = scales(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     positions = KeptPositions(cut.graph, cut.kept)

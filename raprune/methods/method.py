@@ -59,6 +59,9 @@ class Cut:
     """Channels of `dense` that stay; a group that is not named is whole."""
     room: int | None = None
     """Bytes of the device's memory that a repair may take; None: no limit."""
+    identity: tuple[str, ...] = ()
+    """Names of the blocks of `dense` that are gone. `graph` is then that of the network without them, and the cut
+    network has `nn.Identity` in their place."""
 
 
 @dataclass(frozen=True, kw_only=True)

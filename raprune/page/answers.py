@@ -186,6 +186,7 @@ def detail_trial(
         "settings": dict(proposal.settings),
         "candidate_settings": None if candidate is None else dict(candidate.settings),
         "widths": None if candidate is None else candidate.widths,
+        "identity": None if candidate is None else list(candidate.identity),
         "keep_ratios": dict(proposal.keep_ratios),
         "target_params": proposal.target.params,
         "target_latency": proposal.target.latency,

@@ -19,6 +19,8 @@ from raprune.errors import BudgetError
 from raprune.records import Candidate, Setting
 from raprune.spec.budget import Budget
 
+LEAST_DAMAGE = "least_damage"
+"""The allocation that follows what the method predicts."""
 MOVES = 128
 """Maximum number of moves in `least_damage`."""
 SIDES = 32
@@ -87,14 +89,23 @@ def allocate(
 
 
 def select(
-    scores: ScoresByGroup, cost: CostModel, widths: Counts, *, method: str, settings: Mapping[str, Setting]
+    scores: ScoresByGroup,
+    cost: CostModel,
+    widths: Counts,
+    *,
+    method: str,
+    settings: Mapping[str, Setting],
+    identity: tuple[str, ...] = (),
 ) -> Candidate:
-    """The candidate that keeps the best-scored channels of each group; of equal scores the lower index stays."""
+    """The candidate that keeps the best-scored channels of each group; of equal scores the lower index stays.
+
+    `cost` is that of the network without the blocks `identity`.
+    """
     kept = {}
     for name, width in zip(cost.group_names, widths.tolist(), strict=True):
         best = np.argsort(-scores[name], kind="stable")[:width]
         kept[name] = tuple(sorted(best.tolist()))
-    return Candidate(method, kept, settings)
+    return Candidate(method, kept, settings, identity)
 
 
 def ratios(
@@ -313,7 +324,7 @@ ALLOCATIONS: dict[str, Allocation] = {
     "ratios": ratios,
     "uniform": uniform,
     "global_rank": global_rank,
-    "least_damage": least_damage,
+    LEAST_DAMAGE: least_damage,
 }
 """Name of each allocation -> the function that finds the widths."""
 

@@ -17,6 +17,7 @@ from raprune.cost.conditions import table_key
 from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table
 from raprune.errors import RapruneError, StoreError, UsageError
+from raprune.pruning.allocate import LEAST_DAMAGE
 from raprune.pruning.artifact import load_from, provenance, save, trial_provenance
 from raprune.pruning.delivery import RECIPE_FORMAT, check_free, checked, deliver, write_wanted
 from raprune.pruning.hugging_face import CardFigures
@@ -111,6 +112,11 @@ def prune_once(
     elif wanted.files != (WEIGHTS, RECIPE):
         raise UsageError(
             f"--format {', '.join(formats)}: there is no folder to write to.", hint="Give one: --output FOLDER"
+        )
+    if spec.search.depth and allocation != LEAST_DAMAGE:
+        raise UsageError(
+            f"search.depth (--depth) with --allocation {allocation}: only {LEAST_DAMAGE} decides on blocks.",
+            hint=f"Give --allocation {LEAST_DAMAGE}, or leave --depth out.",
         )
     asked = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
     stages, device = stages or Stages(), _device()

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load
+from torch import nn
 
 from raprune.channels.cache import cached_trace
+from raprune.channels.gates import with_gates
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
@@ -125,6 +127,9 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
     traced = trace if spec.model.given is not None else cached_trace
     graph = without_excluded(traced(workload.model, workload.example_input()), spec.exclude)
     proof = prove(workload.model, graph, workload.example_input(), seed=spec.seed)
+    if spec.search.depth:
+        gated = with_gates(workload.model, proof.graph, workload.example_input(), seed=spec.seed)
+        proof = replace(proof, graph=without_excluded_gates(gated, workload.model, spec.exclude))
     if not proof.graph.groups:
         reasons = "; ".join(sorted({f.reason for f in proof.graph.frozen})[:3])
         raise ModelError(
@@ -335,6 +340,16 @@ def without_excluded(graph: ChannelGraph, patterns: tuple[str, ...]) -> ChannelG
             )
         reasons |= dict.fromkeys(matching, f"excluded by {pattern!r}")
     return graph.without(reasons)
+
+
+def without_excluded_gates(graph: ChannelGraph, model: nn.Module, patterns: tuple[str, ...]) -> ChannelGraph:
+    """The graph without the gates that have a module of one of these glob patterns in them, or are in such a module."""
+
+    def is_excluded(gate: str) -> bool:
+        own = [f"{gate}.{name}".rstrip(".") for name, _ in model.get_submodule(gate).named_modules()]
+        return any(_matches(pattern, name) for pattern in patterns for name in own)
+
+    return replace(graph, gates=tuple(gate for gate in graph.gates if not is_excluded(gate)))
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -23,8 +23,9 @@ from raprune.channels.graph import ChannelGraph
 from raprune.channels.maxout import inserted
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable
-from raprune.methods import Cut, Kept, Method, Network, Scores, Step
-from raprune.pruning.allocate import Target, allocate, select
+from raprune.methods import Cut, Kept, Method, Network, Scores, Step, method_named
+from raprune.pruning.allocate import LEAST_DAMAGE, Target, allocate, select
+from raprune.pruning.depth import allocate_with_blocks
 from raprune.pruning.gradual import kept_in_steps, positions_of
 from raprune.pruning.phases import DenseInputs, Phases, telling
 from raprune.pruning.record import Pruned, check_not_trained, is_trained, method_of, record
@@ -187,29 +188,39 @@ class Pruner:
         method = method_of(parent)
         base, _ = self.phases.base(method)
         scores = self.scoring.scores(method, parent.seed)
-        stages = kept_in_steps(self.graph, pruned.candidate.kept, scores, self._spec.finalists.steps)
+        # The blocks that go are gone from the first cut on.
+        gone = pruned.candidate.identity
+        left = self.graph.closed(gone)
+        stages = kept_in_steps(left, pruned.candidate.kept, scores, self._spec.finalists.steps)
         part = spec.model_copy(update={"epochs": spec.epochs / len(stages)})
-        first = self._stage_of(stored, base, stages, part, seed)
-        whole = {group.name: tuple(range(group.num_channels)) for group in self.graph.groups}
+        first = self._stage_of(stored, base, stages, gone, part, seed)
+        whole = {group.name: tuple(range(group.num_channels)) for group in left.groups}
         network, history = Network(base, self.graph, whole), list[Epoch]()
         for number, kept in list(enumerate(stages))[first or 0 :]:
-            narrower = positions_of(kept, network.kept)
-            model = cut(network.model, network.graph, Candidate(parent.method, narrower))
+            narrower = Candidate(parent.method, positions_of(kept, network.kept), identity=gone)
+            model = cut(network.model, network.graph, narrower)
             # A checkpoint has all weights: only the channels of this network count.
             if number != first:
                 method.repair(model, self.scoring.batches, self._cut(network.model, narrower, network.graph))
                 agree_on_weights(model, ranks)
             stage = replace(pruned, model=model, candidate=replace(pruned.candidate, kept=kept))
             history = fit(stage, part, seed + number, history, overwrite=number not in (0, first))
-            network = Network(model, network.graph.after(narrower), kept)
+            network = Network(model, network.graph.closed(gone).after(narrower.kept), kept)
+            gone = ()
         return replace(pruned, model=network.model), history
 
     def _stage_of(
-        self, stored: bytes | None, base: nn.Module, stages: Sequence[Kept], part: TrainSpec, seed: int
+        self,
+        stored: bytes | None,
+        base: nn.Module,
+        stages: Sequence[Kept],
+        gone: tuple[str, ...],
+        part: TrainSpec,
+        seed: int,
     ) -> int | None:
         """Return the number of the cut after which the training of the checkpoint `stored` came; None if of none."""
         for number, kept in enumerate(stages):
-            model = cut(base, self.graph, Candidate("stage", kept))
+            model = cut(base, self.graph, Candidate("stage", kept, identity=gone))
             augment, split = self.workload.augment, self.workload.training
             if is_checkpoint_of(stored, model, split, part, augment=augment, seed=seed + number):
                 return number
@@ -223,7 +234,7 @@ class Pruner:
         candidate = self._candidate(proposal, method, scores)
         model = cut(base, self.graph, candidate)
         after_cut = self._evaluate(model).accuracy if judge_cut else None
-        method.repair(model, self.scoring.batches, self._cut(base, candidate.kept))
+        method.repair(model, self.scoring.batches, self._cut(base, candidate))
         return Pruned(model, candidate, epochs, after_cut)
 
     def repaired_again(self, trial: Trial) -> nn.Module:
@@ -236,12 +247,13 @@ class Pruner:
         method = method_of(trial.proposal)
         base, _ = self.phases.base(method)
         model = cut(base, self.graph, trial.channels)
-        method.repair(model, self.scoring.batches, self._cut(base, trial.channels.kept))
+        method.repair(model, self.scoring.batches, self._cut(base, trial.channels))
         return model
 
-    def _cut(self, base: nn.Module, kept: Kept, graph: ChannelGraph | None = None) -> Cut:
+    def _cut(self, base: nn.Module, candidate: Candidate, graph: ChannelGraph | None = None) -> Cut:
         """Return the description of a cut of `base`, whose graph is that of the dense network unless it is given."""
-        return Cut(base, graph or self.graph, kept, repair_room(self.workload.device))
+        left = (graph or self.graph).closed(candidate.identity)
+        return Cut(base, left, candidate.kept, repair_room(self.workload.device), candidate.identity)
 
     def made_again(self, parent: Proposal) -> Pruned:
         """Return the network of a search trial before any fine-tuning."""
@@ -255,16 +267,39 @@ class Pruner:
             min_channels=self._search.min_channels,
             multiple_of=self._search.step,
         )
-        widths = allocate(
-            proposal.allocation,
-            self.cost,
-            target,
-            scores=scores,
-            keep_ratios=proposal.keep_ratios,
-            damage=method.damage(scores),
-            comparable=method.comparable,
+        gone = self._closed_by(proposal)
+        if self._chooses_blocks(proposal):
+            usual = method_named(proposal.method)(**self._spec.settings.get(proposal.method, {}))
+            gone, widths = allocate_with_blocks(self.cost, target, method, scores, self.scoring.blocks(usual))
+        else:
+            widths = allocate(
+                proposal.allocation,
+                self.cost.closed(gone),
+                target,
+                scores=scores,
+                keep_ratios=proposal.keep_ratios,
+                damage=method.damage(scores),
+                comparable=method.comparable,
+            )
+        return select(
+            scores,
+            self.cost.closed(gone),
+            widths,
+            method=proposal.method,
+            settings=proposal.settings,
+            identity=gone,
         )
-        return select(scores, self.cost, widths, method=proposal.method, settings=proposal.settings)
+
+    def _closed_by(self, proposal: Proposal) -> tuple[str, ...]:
+        """Return the blocks that the proposal leaves out; a method that trains while it cuts keeps all."""
+        if method_of(proposal).has_path():
+            return ()
+        return tuple(gate for gate in self.graph.gates if proposal.keep_ratios.get(gate, 1.0) == 0.0)
+
+    def _chooses_blocks(self, proposal: Proposal) -> bool:
+        """True if the allocation chooses the blocks that go."""
+        may_choose = bool(self.graph.gates) and not method_of(proposal).has_path()
+        return may_choose and proposal.allocation == LEAST_DAMAGE
 
     def _walk(self, proposal: Proposal) -> Iterator[Result]:
         for here, pruned, seconds in self._path(proposal):
@@ -300,8 +335,11 @@ class Pruner:
         """Return the kept channels of the dense network; None where maxout units stand between the two networks."""
         if inserted(pruned.model):
             return None
-        kept = pruned.candidate.kept
-        return channel_map(self.workload.model, self.graph, kept, self.workload.example_input())
+        candidate, teacher, graph = pruned.candidate, self.workload.model, self.graph
+        if candidate.identity:
+            # The maps are those of layers that both networks have.
+            teacher = cut(teacher, graph, Candidate("whole", {}, identity=candidate.identity))
+        return channel_map(teacher, graph.closed(candidate.identity), candidate.kept, self.workload.example_input())
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         search = self._search

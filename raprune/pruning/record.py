@@ -84,22 +84,25 @@ def _costs(pruned: Pruned, workload: Workload, cost: CostModel) -> tuple[int, in
     """Return FLOPs and parameters. Networks with maxout units are counted, as the closed form has no such units."""
     if inserted(pruned.model):
         return measured(pruned.model, workload.example_input())
-    widths = cost.vector(pruned.candidate.widths)
-    return int(cost.flops(widths)), int(cost.params(widths))
+    here = cost.closed(pruned.candidate.identity)
+    widths = here.vector(pruned.candidate.widths)
+    return int(here.flops(widths)), int(here.params(widths))
 
 
 def _latency_ms(pruned: Pruned, cost: CostModel) -> float | None:
     """Return the latency that the run's table predicts; None without a table, and for networks with maxout units."""
     if cost.table is None or inserted(pruned.model):
         return None
-    return float(cost.latency_ms(cost.vector(pruned.candidate.widths)))
+    here = cost.closed(pruned.candidate.identity)
+    return float(here.latency_ms(here.vector(pruned.candidate.widths)))
 
 
 def _memory_bytes(pruned: Pruned, cost: CostModel) -> int | None:
     """Return the peak of the activations of one image; None where the closed form does not know it."""
     if not cost.dense_memory or inserted(pruned.model):
         return None
-    return int(cost.memory_bytes(cost.vector(pruned.candidate.widths)))
+    here = cost.closed(pruned.candidate.identity)
+    return int(here.memory_bytes(here.vector(pruned.candidate.widths)))
 
 
 def method_of(proposal: Proposal) -> Method:

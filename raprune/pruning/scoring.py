@@ -9,10 +9,19 @@ from torch import Tensor
 
 from raprune.channels.graph import ChannelGraph
 from raprune.methods import Method, Scores
+from raprune.pruning.depth import (
+    BlockDamage,
+    block_damage,
+    key_of_blocks,
+    key_of_references,
+    read_blocks,
+    references,
+)
 from raprune.pruning.keys import score_key
 from raprune.pruning.phases import DenseInputs, Phases
 from raprune.results.stages import Work
 from raprune.spec.job import SearchSpec
+from raprune.store.scores import Arrays
 from raprune.training.tasks.task import Calibration
 
 
@@ -51,6 +60,39 @@ class Scoring:
             count = len(graph.groups)
             self._inputs.on_work(Work(what=type(method).__name__.lower(), done=count, total=count, unit="groups"))
         return scores
+
+    def blocks_key(self, method: Method) -> str:
+        """Key of the damage of blocks, for a method with its default settings and those that the job fixes."""
+        base = None if method.regularize() is None else self._phases.key(method)
+        return key_of_blocks(method, self._phases.network, base=base, images=len(self._calibration))
+
+    def blocks(self, method: Method) -> BlockDamage:
+        """The damage of leaving out blocks, beside the damage of widths that the method predicts."""
+        return read_blocks(self._inputs.graph, self.block_damage(method), self.references(method))
+
+    def block_damage(self, method: Method) -> Arrays:
+        """The damage of leaving out blocks; computed once for all methods with the same repair."""
+        model, graph = self._phases.base(method)[0], self._inputs.graph
+        return self._inputs.statistics.once(
+            self.blocks_key(method), lambda: block_damage(model, graph, method, self.batches)
+        )
+
+    def references_key(self, method: Method) -> str:
+        """Key of the references of a method."""
+        return key_of_references(method, self.key(method), limits=self._limits)
+
+    def references(self, method: Method) -> Arrays:
+        """The predicted and the measured damage of some widths; computed once for each method."""
+        model, graph, seed = self._phases.base(method)[0], self._inputs.graph, self._inputs.spec.seed
+        return self._inputs.statistics.once(
+            self.references_key(method),
+            lambda: references(model, graph, method, self.scores(method, seed), self.batches, limits=self._limits),
+        )
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        search = self._inputs.spec.search
+        return {"min_channels": search.min_channels, "multiple_of": search.step}
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """The calibration images."""

@@ -17,7 +17,7 @@ from raprune.report.tables import render_ablation, render_progress, render_rows
 from raprune.results.ablation import ablation
 from raprune.results.front import budget_of, front_of, listed, measured_in, pick, starred
 from raprune.results.progress import progress
-from raprune.results.rows import candidates
+from raprune.results.rows import CandidateRow, candidates
 from raprune.results.run_list import list_runs
 from raprune.results.siblings import compare_siblings, read_siblings
 from raprune.results.stages import read_stages
@@ -89,6 +89,7 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
         for comparison in compare_siblings(read_siblings(store), front_of(rows, budget_of(run))):
             style = "yellow" if comparison.is_beaten else ""
             console.print(compared(comparison, run), style=style, markup=False, highlight=False)
+        _print_blocks(rows, console)
         for sentence in run.left_out:
             console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
         _print_next(store, console, next((row.candidate for row in rows if row.starred), None))
@@ -123,6 +124,7 @@ def print_pick(
         console.out(json.dumps(row.to_json(), indent=2), highlight=False)
         return
     console.print(render_rows([row], run, test, times=times, width=console.width))
+    _print_blocks([row], console)
     hint = f"To export it: raprune export {store.name} {row.candidate} FOLDER"
     console.print(hint, highlight=False, markup=False, soft_wrap=True)
 
@@ -139,7 +141,17 @@ def print_single(
         params=round(trial.metrics.params / trial.metrics.params_fraction),
     )
     run = RunRecord(spec=spec.model_dump(mode="json"), dense=dense)
-    console.print(render_rows(with_times(candidates([trial]), Times()), run, UNTESTED, width=console.width))
+    rows = with_times(candidates([trial]), Times())
+    console.print(render_rows(rows, run, UNTESTED, width=console.width))
+    _print_blocks(rows, console)
+
+
+def _print_blocks(rows: Sequence[CandidateRow], console: Console) -> None:
+    """Print the residual blocks that went, for each network that lacks some."""
+    for row in rows:
+        if row.identity:
+            told = f"Blocks that went in {row.candidate}: {', '.join(row.identity)}"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_warnings(warnings: Sequence[str], *, console: Console) -> None:

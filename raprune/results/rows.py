@@ -88,6 +88,8 @@ class CandidateRow:
     accuracy_after_repair: float | None = None
     widths: Mapping[str, int] = field(default_factory=dict)
     """Group name -> number of channels that stay."""
+    identity: tuple[str, ...] = ()
+    """Names of the residual blocks that are gone, with the groups that were all inside of them."""
     trial_id: str
     on_front: bool = False
     starred: bool = False
@@ -127,6 +129,10 @@ class CandidateRow:
         """Measured latency as a fraction of the dense network's; None if it was not measured."""
         return None if self.measured is None else self.measured.measured_latency_fraction
 
+    def width_of(self, group: str, dense: int) -> int:
+        """The channels that stay in a group, of `dense` in the dense network; 0 if its block is gone."""
+        return self.widths.get(group, 0 if self.identity else dense)
+
     def fraction(self, cost: str) -> float | None:
         """The fraction of the dense network's cost that this network has; `cost` is one of `COSTS`."""
         fraction: float | None = getattr(self, f"{cost}_fraction")
@@ -137,7 +143,7 @@ class CandidateRow:
         """Plain data under the keys that `raprune front --json` prints; with measured times if they were read."""
         row = {name: getattr(self, name) for name in _KEYS}
         row |= {"settings": dict(self.settings), "widths": dict(self.widths), "stage": self.stage.value}
-        row |= {"repeats": list(self.repeats), "trials": list(self.trials)}
+        row |= {"repeats": list(self.repeats), "trials": list(self.trials), "identity": list(self.identity)}
         return row if self.measured is None else row | asdict(self.measured)
 
 
@@ -146,7 +152,7 @@ _KEYS = (
     *("flops", "macs", "flops_fraction", "params", "params_fraction", "zeros", "nonzero_fraction"),
     *("latency_ms", "latency_fraction", "memory_bytes", "memory_fraction", "rung", "repeats", "trials"),
     *("val_accuracy", "val_interval", "test_interval", "test_accuracy", "dense_test_accuracy"),
-    *("accuracy_after_cut", "accuracy_after_repair", "widths", "trial_id", "on_front", "starred"),
+    *("accuracy_after_cut", "accuracy_after_repair", "widths", "identity", "trial_id", "on_front", "starred"),
 )
 """Keys of a row in JSON, in their order."""
 
@@ -243,6 +249,7 @@ def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
         accuracy_after_cut=trial.accuracy_after_cut,
         accuracy_after_repair=trial.accuracy_after_repair,
         widths=trial.candidate.widths,
+        identity=trial.candidate.identity,
         trial_id=trial.trial_id,
     )
 

@@ -46,6 +46,10 @@ CHILDREN = 32
 """Number of children for each target, of its parents in turn; one of all children is chosen."""
 LOWEST = 0.01
 """Smallest ratio of a child."""
+TOGGLED = 0.5
+"""Fraction of the children that take out one block of their parent, or put one back, where blocks may go."""
+CLOSED = -1.0
+"""Logarithm that stands for the ratio 0 of a block that is gone, so that it weighs like other changes of a child."""
 LEARNED = 256
 """Maximum number of results that the model is fitted to: those whose error is least above the front's."""
 PENDING = 64
@@ -64,12 +68,13 @@ _SAME_COST, _ROUNDED = 1e-9, 1e-4
 class Mutator:
     """Children of the front of results that are learned one after another.
 
-    `groups` are the names of the groups, `cost` names the cost of targets and of the front, which counts up to
-    `highest`, a fraction of the dense network's.
+    `groups` are the names of the groups, `gates` those of the blocks that may go, which have the ratio 0 or 1. `cost`
+    names the cost of targets and of the front, which counts up to `highest`, a fraction of the dense network's.
     """
 
-    def __init__(self, groups: Sequence[str], *, cost: str, highest: float) -> None:
-        self._groups, self._cost, self._highest = tuple(groups), cost, highest
+    def __init__(self, groups: Sequence[str], *, gates: Sequence[str] = (), cost: str, highest: float) -> None:
+        self._groups, self._cost, self._highest = (*groups, *gates), cost, highest
+        self._num_gates = len(gates)
         self._points: list[Point] = []
         self._logs = _Rows(len(self._groups))
         self._objectives = _Rows(2)
@@ -83,7 +88,7 @@ class Mutator:
     def learn(self, point: Point) -> None:
         """Take a result; its `keep_ratios` are the ratios that the candidate came to."""
         self._points.append(point)
-        self._logs.append(_logs([point], self._groups)[0])
+        self._logs.append(_logs([point], self._groups, self._num_gates)[0])
         error, cost = point.objectives(self._cost)
         self._objectives.append([max(error, LEAST), cost])
 
@@ -109,7 +114,7 @@ class Mutator:
         for target in targets:
             nearest = nearest_to(front_costs, target)
             parents += [int(nearest[index % len(nearest)]) for index in range(CHILDREN)]
-            children.append(_changed(front_logs[nearest], generator))
+            children.append(_changed(front_logs[nearest], generator, self._num_gates))
         logs, costs = np.vstack(children), np.repeat(targets, CHILDREN)
         objectives, modelled = self._objectives.array[fit.front], None
         if fit.model is not None:
@@ -125,7 +130,8 @@ class Mutator:
         The accuracy of `chosen` is ignored. A child that is chosen or pending is not chosen again. With fewer than
         `ENOUGH` results the first of the other children is returned.
 
-        The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1], are to be projected onto its
+        The returned point is the predicted result. Its `keep_ratios`, in [`LOWEST`, 1] (0 or 1 for gates), are to be
+        projected onto its
         cost.
         """
         fit, gains = litter.fit, np.zeros(len(litter.costs))
@@ -150,12 +156,16 @@ class Mutator:
             state=TrialState.WAITING,
             method=parent.method,
             settings=parent.settings,
-            keep_ratios={
-                name: round(float(np.exp(log)), 6) for name, log in zip(self._groups, litter.logs[best], strict=True)
-            },
+            keep_ratios=self._ratios(litter.logs[best]),
             accuracy=1.0 - error,
         )
         return child.with_fraction(self._cost, float(litter.costs[best]))
+
+    def _ratios(self, logs: Floats) -> dict[str, float]:
+        """The ratios of groups and gates with these logarithms."""
+        ratios = {name: round(float(np.exp(log)), 6) for name, log in zip(self._groups, logs, strict=True)}
+        gates = self._groups[len(self._groups) - self._num_gates :]
+        return ratios | {gate: float(ratios[gate] == 1.0) for gate in gates}
 
     def _taken(self, logs: Floats, costs: Floats, points: Sequence[Point]) -> IndexArray:
         """Positions of the children with these logarithms of ratios and costs that are among `points`."""
@@ -165,7 +175,7 @@ class Mutator:
         which, children = np.nonzero(abs(costs / known[:, None] - 1.0) < _SAME_COST)
         if not len(which):
             return children
-        far = abs(logs[children] - _logs(points, self._groups)[which]).max(axis=1)
+        far = abs(logs[children] - _logs(points, self._groups, self._num_gates)[which]).max(axis=1)
         return np.asarray(children[far < _ROUNDED])
 
     def _fit(self, count: int, count_of_kernel: int | None) -> _Fit:
@@ -224,7 +234,7 @@ class Mutator:
     def _inputs_of(self, points: Sequence[Point], columns: _Columns) -> tuple[Floats, Floats]:
         """Costs of points, shape `(N,)`, and the inputs of the model for them, shape `(N, D)`."""
         costs = np.array([point.fraction(self._cost) for point in points])
-        return costs, _inputs(np.log(costs), _logs(points, self._groups), columns.of(points))
+        return costs, _inputs(np.log(costs), _logs(points, self._groups, self._num_gates), columns.of(points))
 
 
 def _with_predicted(front: Floats, errors: Floats, costs: Floats) -> Floats:
@@ -286,21 +296,35 @@ def _normal(values: Floats) -> Floats:
     return np.asarray(ends + step * t * u * (u * _SLOPES[left] - t * _SLOPES[left + 1]))
 
 
-def _changed(parents: Floats, generator: np.random.Generator) -> Floats:
-    """Logarithms of the ratios of `CHILDREN` children, of the `parents` in turn, shape `(CHILDREN, groups)`."""
-    count, groups = CHILDREN, parents.shape[1]
+def _changed(parents: Floats, generator: np.random.Generator, num_gates: int = 0) -> Floats:
+    """Logarithms of the ratios of `CHILDREN` children, of the `parents` in turn, shape `(CHILDREN, groups)`.
+
+    The last `num_gates` columns are those of gates, of which a child changes one at most.
+    """
+    count, groups = CHILDREN, parents.shape[1] - num_gates
     changes = generator.normal(0.0, STEP, (count, groups))
     changes *= generator.random(changes.shape) < CHANGED
     # At least one group changes.
     unchanged = np.flatnonzero(~changes.any(axis=1))
     changes[unchanged, generator.integers(groups, size=len(unchanged))] = STEP
-    return np.asarray(np.clip(parents[np.arange(count) % len(parents)] + changes, np.log(LOWEST), 0.0))
+    own = parents[np.arange(count) % len(parents)]
+    children = np.asarray(np.clip(own[:, :groups] + changes, np.log(LOWEST), 0.0))
+    if not num_gates:
+        return children
+    gates = own[:, groups:].copy()
+    which = generator.integers(num_gates, size=count)
+    toggled = np.flatnonzero(generator.random(count) < TOGGLED)
+    gates[toggled, which[toggled]] = CLOSED - gates[toggled, which[toggled]]
+    return np.hstack([children, gates])
 
 
-def _logs(points: Sequence[Point], groups: Sequence[str]) -> Floats:
-    """Logarithms of the points' ratios, shape `(N, groups)`."""
+def _logs(points: Sequence[Point], groups: Sequence[str], num_gates: int = 0) -> Floats:
+    """Logarithms of the points' ratios, shape `(N, groups)`; the last `num_gates` are 0 or `CLOSED`."""
     ratios = np.array([[point.keep_ratios[name] for name in groups] for point in points])
-    return np.asarray(np.log(np.maximum(ratios, LOWEST)))
+    logs = np.asarray(np.log(np.maximum(ratios, LOWEST)))
+    if num_gates:
+        logs[:, -num_gates:] = np.where(ratios[:, -num_gates:] > 0, 0.0, CLOSED)
+    return logs
 
 
 class _Rows:

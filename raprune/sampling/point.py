@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from raprune.records import Proposal, Setting, Trial, TrialState
+from raprune.records import Candidate, CandidateOutline, Proposal, Setting, Trial, TrialState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Point:
     """Fractions of the dense network's costs, in [0, 1]; None if latency is not part of the budget, and where a trial
     does not know its memory."""
     widths: Mapping[str, int] = field(default_factory=dict)
-    """Group name -> number of channels that stay."""
+    """Group name -> number of channels that stay; 0 for the name of a block that is gone."""
     error: str | None = None
     rung: int = 0
     """Rung of successive halving after which `accuracy` was measured."""
@@ -40,7 +40,8 @@ class Point:
     """Hyper-parameters of the proposal."""
     allocation: str = ""
     keep_ratios: Mapping[str, float] = field(default_factory=dict)
-    """Group name -> fraction of its channels to keep, in (0, 1], before the projection onto the target."""
+    """Group name -> fraction of its channels to keep, in (0, 1], before the projection onto the target; 0 for the name
+    of a block that goes."""
     target: float | None = None
     """Target of the proposal, in the cost that the search targets; None if its target is another cost."""
     run: str = ""
@@ -69,7 +70,7 @@ class Point:
             params_fraction=trial.metrics.params_fraction,
             latency_fraction=trial.metrics.latency_fraction,
             memory_fraction=trial.metrics.memory_fraction,
-            widths=trial.candidate.widths,
+            widths=widths_of(trial.candidate),
             error=trial.error,
             rung=rung,
             seconds=trial.seconds,
@@ -103,3 +104,8 @@ class Point:
     def objectives(self, cost: str = "flops") -> tuple[float, float]:
         """The objectives to minimise: the error, and the fraction of the dense network's cost `cost`."""
         return (1.0 - self.accuracy, self.fraction(cost))
+
+
+def widths_of(candidate: Candidate | CandidateOutline) -> dict[str, int]:
+    """The widths of a candidate's groups, and 0 for each block that is gone: a gate is a group of one."""
+    return {**candidate.widths, **dict.fromkeys(candidate.identity, 0)}

@@ -135,7 +135,8 @@ class Mutations(ProposalSource):
 
     def __init__(self, space: SearchSpace, *, seed: int, after: int, lookahead: int) -> None:
         self._space, self._seed, self._after = space, seed, after
-        self._mutator = Mutator(tuple(space.channels), cost=space.target, highest=space.highest)
+        groups = tuple(name for name in space.channels if name not in space.gates)
+        self._mutator = Mutator(groups, gates=space.gates, cost=space.target, highest=space.highest)
         self._fit_every = min(_KERNEL_EVERY, max(1, lookahead // _DELAY))
         self._counts = [0]
         """Number of heard results -> number of those that mutations start from, with those of earlier runs."""

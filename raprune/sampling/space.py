@@ -43,7 +43,9 @@ class SearchSpace:
     limits: Budget = field(default_factory=Budget)
     """Fixed limits of the other costs."""
     channels: Mapping[str, int] = field(default_factory=dict)
-    """Group name -> its number of channels."""
+    """Group name -> its number of channels. A gate is a group of one: the name of its block -> 1."""
+    gates: tuple[str, ...] = ()
+    """Names of the blocks that may go, which are in `channels` as well."""
     baselines: tuple[str, ...] = ()
     """Methods that are tried for comparison, at spread targets, and not searched over."""
     fixed: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class SearchSpace:
         return 1.0 if target is None else target
 
     def ratios_of(self, widths: Mapping[str, int]) -> dict[str, float]:
-        """The fraction of each group's channels that stayed; a group that is not named is whole."""
+        """The fraction of each group's channels that stayed, 0 or 1 for a gate; a group that is not named is whole."""
         return {name: widths.get(name, count) / count for name, count in self.channels.items()}
 
 
@@ -104,7 +106,8 @@ def search_space(
         # Widths by predicted damage are the best of the simple ones, and tried first.
         allocations=spec.allocations or (RATIOS, *(name for name in reversed(allocations) if name != RATIOS)),
         blocks=make_blocks(cost.group_names),
-        channels=dict(zip(cost.group_names, cost.num_channels.tolist(), strict=True)),
+        channels=dict(zip(cost.group_names, cost.num_channels.tolist(), strict=True)) | dict.fromkeys(cost.gates, 1),
+        gates=cost.gates,
         lowest=min(highest, lowest),
         highest=highest,
         target=target,

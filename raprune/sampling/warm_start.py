@@ -15,7 +15,7 @@ from typing import Any
 from raprune.errors import RapruneError, UsageError
 from raprune.pareto import non_dominated, spread
 from raprune.records import Stage, Trial, TrialState
-from raprune.sampling.point import Point
+from raprune.sampling.point import Point, widths_of
 from raprune.sampling.space import RATIOS, SearchSpace
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
@@ -159,7 +159,7 @@ def _check_same(run: EarlierRun, now: Identity) -> None:
 
 def _alike(its: SearchSpec, ours: SearchSpec) -> bool:
     """True if a trial of one search would give the same result in the other."""
-    fields = ("rungs", "calibration_images", "batch_size", "min_channels", "multiple_of")
+    fields = ("rungs", "calibration_images", "batch_size", "min_channels", "multiple_of", "depth")
     same = all(getattr(its.search, name) == getattr(ours.search, name) for name in fields)
     taught = its.teacher.name == ours.teacher.name and its.finalists.train.decided() == ours.finalists.train.decided()
     trained = taught or ours.search.rungs[-1] == 0
@@ -185,7 +185,7 @@ def _complete(run: EarlierRun, space: SearchSpace) -> list[Point]:
             allocation=trial.proposal.allocation,
             target=trial.proposal.target.fractions[space.target],
             keep_ratios=dict(trial.proposal.keep_ratios),
-            widths=trial.candidate.widths,
+            widths=widths_of(trial.candidate),
             accuracy=trial.metrics.accuracy,
             flops_fraction=trial.metrics.flops_fraction,
             params_fraction=trial.metrics.params_fraction,

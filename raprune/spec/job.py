@@ -69,6 +69,7 @@ FLAGS = {
     "search.sampler": "--sampler",
     "search.min_channels": "--min-channels",
     "search.multiple_of": "--multiple-of",
+    "search.depth": "--depth",
     "finalists.count": "--finalists",
     "finalists.seeds": "--seeds",
     "finalists.train.epochs": "--epochs",
@@ -440,6 +441,10 @@ class SamplerSpec(Part):
     """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
     multiples of 8. Where these miss the budget, GPUs get any widths, too. For ONNX Runtime groups of 16 channels are
     enough. Default: 8 on GPUs, and on CPUs where every group has 32 channels or more; else 1."""
+    depth: bool = False
+    """Let whole residual blocks go, beside channels: `nn.Identity` takes their place. The allocation `least_damage`
+    decides on blocks and widths together, and mutations take blocks out and put them back. Methods that train while
+    they cut keep all blocks."""
     calibration_images: Annotated[int, Field(ge=2)] | None = None
     """Number of training images for batch-norm re-estimation and for methods that use activations.
     Default: a sixteenth of them, but 256 to 1,024."""
@@ -611,7 +616,7 @@ class SearchSpec(Limits):
     """Allocations that the search chooses among: names of `raprune methods`. An allocation divides the budget over the
     layers. Empty: all of them."""
     exclude: tuple[str, ...] = ()
-    """Glob patterns of module names whose channels all stay."""
+    """Glob patterns of module names whose channels all stay. A block with such a module in it stays, too."""
     search: SamplerSpec = SamplerSpec()
     dense: DenseTrainSpec = DenseTrainSpec()
     finalists: FinalistSpec = FinalistSpec()

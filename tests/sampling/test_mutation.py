@@ -344,3 +344,16 @@ def test_a_job_without_ratios_is_given_none() -> None:
     while (proposal := proposals.next()) is not None:
         assert proposal.allocation == "uniform"
         proposals.tell(proposal.number, truth(proposal))
+
+
+def test_children_take_one_block_out_or_put_it_back_at_most() -> None:
+    gates = ("x", "y", "z")
+    mutator = Mutator(NAMES, gates=gates, cost="flops", highest=0.5)
+    for one in (seen(0.3, 0.2, x=0.0, y=1.0, z=1.0), seen(0.1, 0.4, x=1.0, y=1.0, z=1.0)):
+        mutator.learn(one)
+    found = [mutator.child(mutator.litter([0.31], generator=np.random.default_rng(seed))) for seed in range(60)]
+    now = [tuple(one.keep_ratios[gate] for gate in gates) for one in found]
+    assert {state for state in now if state != (0.0, 1.0, 1.0)} == {(1.0, 1.0, 1.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)}
+    assert 0.3 < sum(state == (0.0, 1.0, 1.0) for state in now) / len(now) < 0.7
+    plain = child([seen(0.3, 0.2), seen(0.1, 0.4)], [0.31], 5)
+    assert {name: found[5].keep_ratios[name] for name in NAMES} == dict(plain.keep_ratios)

@@ -132,7 +132,7 @@ def _network(trial: Trial, model: nn.Module, graph: ChannelGraph, store: Store) 
         folder = find_network(store, trial)
         assert folder is not None, "a network that was trained is stored"
         return artifact.load_from(model, store, folder)
-    return cut(model, graph, Candidate("timed", trial.channels.kept))
+    return cut(model, graph, Candidate("timed", trial.channels.kept, identity=trial.channels.identity))
 
 
 def _run_alone(work: Any, subject: Subject, *arguments: Any) -> Any:

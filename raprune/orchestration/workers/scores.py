@@ -92,6 +92,8 @@ def gather(inputs: Inputs, methods: Sequence[str], stages: Stages) -> Gathered:
     for method in made:
         if not method.seeded:
             known[pruner.scoring.key(method)] = statistics.get(pruner.scoring.key(method)) or {}
+    if inputs.graph.gates:
+        _measure_blocks(inputs, pruner, made, known, stages)
     return Gathered(known, list(statistics.computed))
 
 
@@ -109,6 +111,27 @@ def _score_all(
     for key, tasks in pending.items():
         scores = {name: values for task in tasks for name, values in _get(task).items()}
         statistics.put(key, {group.name: scores[group.name] for group in inputs.graph.groups})
+
+
+def _measure_blocks(
+    inputs: Inputs, pruner: Pruner, methods: Sequence[Method], known: dict[str, Arrays], stages: Stages
+) -> None:
+    """Measure the damage of leaving out blocks, once for all methods with the same repair, then their references."""
+    statistics, scoring = pruner.statistics, pruner.scoring
+    cutting = [method for method in methods if not method.has_path()]
+    for work, wanted in (
+        (_blocks, {scoring.blocks_key(method): method for method in cutting}),
+        (_references, {scoring.references_key(method): method for method in cutting}),
+    ):
+        lacking = {key: method for key, method in wanted.items() if statistics.get(key) is None}
+        if lacking:
+            reference = ray.put(dict(known))
+            with stages.stage(SCORES, total=len(lacking), unit="measurements of blocks"):
+                tasks = {key: _task(work, inputs).remote(inputs, method, reference) for key, method in lacking.items()}
+                for key, task in tasks.items():
+                    statistics.put(key, _get(task))
+                    stages.step()
+        known.update({key: statistics.get(key) or {} for key in wanted})
 
 
 def _watched(inputs: Inputs, stages: Stages, prefix: str) -> AbstractContextManager[None]:
@@ -184,6 +207,16 @@ def _score(inputs: Inputs, method: Method, names: list[str], known: dict[str, Ar
     """The scores of the groups of these names; `key` names the task to the coordinator."""
     pruner = _pruner(inputs, known, device=inputs.placement.device, on_work=Teller(inputs.coordinator, key))
     return pruner.scoring.part(method, inputs.graph.only(names), inputs.spec.seed)
+
+
+def _blocks(inputs: Inputs, method: Method, known: dict[str, Arrays]) -> Arrays:
+    """The damage of leaving out blocks."""
+    return _pruner(inputs, known, device=inputs.placement.device).scoring.block_damage(method)
+
+
+def _references(inputs: Inputs, method: Method, known: dict[str, Arrays]) -> Arrays:
+    """The predicted and the measured damage of some widths."""
+    return _pruner(inputs, known, device=inputs.placement.device).scoring.references(method)
 
 
 def _pruner(inputs: Inputs, known: dict[str, Arrays], *, device: str, on_work: OnWork | None = None) -> Pruner:

@@ -83,7 +83,7 @@ export class Detail {
     const positions = this.view.get("trials").positions;
     const open = (id) => (positions.has(id) ? () => this.view.set({ selected: positions.get(id) }) : null);
     return [
-      widthsSection(told.trial.widths, run.dense.widths ?? {}, run.groups),
+      widthsSection(told.trial.widths, run.dense.widths ?? {}, run.groups, told.trial.identity ?? []),
       lineageSection(told.history, open),
       curveSection([...Object.values(told.curves ?? {}), told.curve ?? []]),
       takeAlong(told),
@@ -104,6 +104,7 @@ export class Detail {
       ["Method", get("method")],
       ["Settings", settingsText(told?.trial?.candidate_settings ?? trials.settings[i]) || "the method's own"],
       ["Widths by", get("allocation")],
+      ["Blocks that went", told?.trial?.identity?.join(", ")],
       ["Network", get("network")],
       ["Validation", withInterval(accuracy, row?.val_interval, against(run.dense.val_accuracy, accuracy))],
       ["Test", withInterval(row?.test_accuracy ?? get("test_accuracy"), row?.test_interval)],

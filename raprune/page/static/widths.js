@@ -3,8 +3,11 @@
 import { element } from "./dom.js";
 import { percent } from "./format.js";
 
-/** A section with one bar per group, from {group: channels} of this and of the dense network; null without groups. */
-export function widthsSection(widths, dense, order) {
+/**
+ * A section with one bar per group, from {group: channels} of this and of the dense network; null without groups.
+ * `gone` names the blocks that went.
+ */
+export function widthsSection(widths, dense, order, gone = []) {
   const groups = (order?.length ? order : Object.keys(dense)).filter((group) => dense[group]);
   if (!widths || !groups.length) return null;
   const title = `Widths, ${groups.length} ${groups.length === 1 ? "group" : "groups"} of channels`;
@@ -16,8 +19,8 @@ export function widthsSection(widths, dense, order) {
     element("th", { scope: "col", class: "number" }, "channels"),
     element("th", { scope: "col", class: "number" }, "kept"),
   );
-  // A group that a candidate does not name stays whole.
-  const rows = groups.map((group) => bar(group, widths[group] ?? dense[group], dense[group]));
+  // A group that a candidate does not name stays whole, or went with its block.
+  const rows = groups.map((group) => bar(group, widths[group] ?? (gone.length ? 0 : dense[group]), dense[group]));
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, rows));
   return element(
     "section",

@@ -36,12 +36,12 @@ def draw(figure: Figure, results: RunResults) -> None:
 
 def _panel(axes: Axes, row: CandidateRow, groups: dict[str, int], colour: str, *, numbered: bool) -> None:
     places = range(len(groups))
-    shares = [100 * row.widths.get(name, dense) / dense for name, dense in groups.items()]
+    shares = [100 * row.width_of(name, dense) / dense for name, dense in groups.items()]
     axes.bar(places, [100] * len(groups), width=0.8, color=RULE)
     axes.bar(places, shares, width=0.8, color=colour)
     is_numbered = numbered and len(groups) <= NUMBERED
     for place, (name, dense) in enumerate(groups.items()) if is_numbered else ():
-        axes.annotate(f"{row.widths.get(name, dense)} of {dense}", (place, 104), ha="center", va="bottom")
+        axes.annotate(f"{row.width_of(name, dense)} of {dense}", (place, 104), ha="center", va="bottom")
     # With few groups the bars must not become too wide.
     beside = max(0.6, 0.6 + (FEW - len(groups)) / 2)
     axes.set_xlim(-beside, len(groups) - 1 + beside)

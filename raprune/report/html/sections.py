@@ -202,6 +202,7 @@ def chosen(results: RunResults) -> str:
     steps = {
         "Candidate": f"{row.candidate} (trial {row.trial_id})",
         "Method": f"{row.method}{f' with {settings}' if settings else ''}, widths by {row.allocation}",
+        "Blocks that went": ", ".join(row.identity),
         "Validation accuracy": _way(row),
         "Seeds": f"{len(row.repeats)}: mean, ± half the 95 % interval" if len(row.repeats) > 1 else "",
         "Measured for": measured_at(results.times.conditions),
@@ -252,7 +253,7 @@ def widths(results: RunResults) -> str:
         return ""
     drawn = figures.element("widths", results, label="Channels that stayed, by layer; the table below has the figures")
     head = ["group of channels", "#dense", *(f"#{row.candidate}" for row in shown)]
-    cells = [[name, str(dense), *(str(row.widths.get(name, dense)) for row in shown)] for name, dense in groups.items()]
+    cells = [[name, str(dense), *(str(row.width_of(name, dense)) for row in shown)] for name, dense in groups.items()]
     whole: dict[str, list[str]] = {}
     for name, _, reason in results.run.graph.frozen:
         known = whole.setdefault(reason, [])
