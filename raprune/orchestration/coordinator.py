@@ -25,6 +25,7 @@ from raprune.orchestration.seats import Seat, Seated, Seats
 from raprune.records import Trial
 from raprune.results.progress import Progress, progress
 from raprune.results.stages import Work
+from raprune.store.files import UnreachableStoreError
 from raprune.store.folder import RUN_FILE, Store
 
 NAMESPACE = "raprune"
@@ -232,6 +233,15 @@ def find_coordinator(store: Store, *, orphaned_s: float = ORPHANED_S) -> ActorHa
     ready: Any = handle.progress
     ask(ready.remote())
     return handle
+
+
+def is_cut_off(coordinator: Any, error: Exception) -> bool:
+    """True if the run's folder did not answer to this process but answers to the coordinator: the node is at fault.
+
+    Raises:
+        RapruneError: if the coordinator ended.
+    """
+    return isinstance(error, UnreachableStoreError) and bool(ask(coordinator.reaches_store.remote()))
 
 
 def ask(reference: Any) -> Any:

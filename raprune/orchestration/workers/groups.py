@@ -28,6 +28,7 @@ from raprune.data.ranks import Ranks
 from raprune.errors import RapruneError, StoreError
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS, Action, Failure, decide, error_text
 from raprune.orchestration.cluster.placement import TrainPlacement, nodes_but
+from raprune.orchestration.coordinator import is_cut_off
 from raprune.orchestration.tasks import Shared
 from raprune.orchestration.workers.bulletin import Bulletin, News, Order
 from raprune.orchestration.workers.trainings import Rank, Training
@@ -222,7 +223,11 @@ def _train_each(config: Mapping[str, GroupWork]) -> None:
         try:
             continues = _carry_out(rank, work, number)
         except StoreError as error:
-            ray.get(bulletin.stop.remote(error))
+            if is_cut_off(work.shared.coordinator, error):
+                # Only this node: the group is lost, and its training goes on in the next one.
+                ray.get(bulletin.fault.remote(work.group, error_text(error)))
+            else:
+                ray.get(bulletin.stop.remote(error))
             raise
         if not continues:
             return

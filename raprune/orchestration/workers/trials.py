@@ -24,7 +24,7 @@ from raprune.orchestration.cluster.failures import (
     device_error,
     error_text,
 )
-from raprune.orchestration.coordinator import ask
+from raprune.orchestration.coordinator import ask, is_cut_off
 from raprune.orchestration.progress import Teller
 from raprune.orchestration.seats import Seat
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report, Shared, TestTask, WorkerTask
@@ -41,7 +41,6 @@ from raprune.results.stages import OnWork, Work
 from raprune.results.test_split import SplitAccuracies
 from raprune.sampling.point import Point
 from raprune.spec.job import SamplerSpec
-from raprune.store.files import UnreachableStoreError
 from raprune.store.learning_curves import write_curve
 from raprune.store.networks import MODELS, copy_network, find_network
 from raprune.store.scores import Statistics
@@ -279,14 +278,11 @@ class CandidateTrial(tune.Trainable):
         return decide_on_device(device_error(error), works=is_well, is_smaller=is_smaller)
 
     def _is_cut_off(self, error: Exception) -> bool:
-        """True if the run's folder did not answer to this worker but answers to the coordinator: the node is at fault.
+        """True if the node is at fault: the trial is then tried elsewhere.
 
-        The trial is then tried elsewhere, and a node that loses many is given no further workers.
+        A node that loses many is given no further workers.
         """
-        if not isinstance(error, UnreachableStoreError):
-            return False
-        reaches: Any = self._shared.coordinator.reaches_store
-        return bool(ask(reaches.remote()))
+        return is_cut_off(self._shared.coordinator, error)
 
     def _end(self, error: Exception) -> NoReturn:
         """End this process, so that its task is tried by another one; tell the coordinator why."""

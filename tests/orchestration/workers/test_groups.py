@@ -8,22 +8,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import ray
 import torch
 from safetensors.numpy import load, save
 
-from raprune.errors import RapruneError
+from raprune.errors import RapruneError, StoreError
 from raprune.methods.slimming import Slimming
 from raprune.orchestration.cluster.failures import RETRIES_AFTER_LOSS
 from raprune.orchestration.cluster.placement import TrainPlacement
 from raprune.orchestration.coordinator import find_coordinator
 from raprune.orchestration.tasks import CandidateTask, Shared
+from raprune.orchestration.workers import groups
 from raprune.orchestration.workers.bulletin import Bulletin, News
 from raprune.orchestration.workers.groups import FOLDER, GroupStages, train_together
-from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining
+from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining, Rank
 from raprune.pruning.preparation import DENSE, Prepared, prepare
 from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload, train_dense
@@ -31,6 +33,7 @@ from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE, Stages
 from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
+from raprune.store.files import UnreachableStoreError
 from raprune.store.folder import Store
 from raprune.store.learning_curves import read_curve
 from raprune.store.record import RunRecord
@@ -39,6 +42,7 @@ from raprune.training.checkpoint import unpack
 from raprune.training.epoch import Epoch
 from tests.factories import EMPTY_RUN
 from tests.orchestration.chaos import AGENTS, start, wait_until_gone
+from tests.orchestration.in_process import in_process
 
 TWO = TrainPlacement(2, 1.0, 0.0, "2 x 1 CPU together")
 
@@ -256,6 +260,36 @@ def test_training_is_taken_by_one_group_until_that_group_is_lost() -> None:
     bulletin.leave("a")
     assert not bulletin.take(0, "b"), "its result is stored"
     assert bulletin.take(2, "b") and bulletin.ended() == 1
+
+
+@pytest.mark.parametrize(("error", "stops"), [(UnreachableStoreError, False), (StoreError, True)])
+def test_group_whose_node_alone_does_not_reach_the_store_is_lost_and_the_run_goes_on(
+    error: type[StoreError], stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(*_: object) -> bool:
+        raise error("run: does not answer")
+
+    with in_process():
+        remote: Any = ray.remote
+        bulletin = remote(Bulletin).remote()
+        shared = SimpleNamespace(coordinator=remote(Reaching).remote())
+        work = groups.GroupWork(cast(Shared, shared), (DenseTraining(),), bulletin, "group 0")
+        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        monkeypatch.setattr(ray.train, "get_context", lambda: context)
+        monkeypatch.setattr(groups, "_word_of_first", lambda ranks, ask_it: ask_it())
+        monkeypatch.setattr(Rank, "of", lambda shared, ranks: None)
+        monkeypatch.setattr(groups, "_carry_out", carry_out)
+        with pytest.raises(error):
+            groups._train_each({"work": work})
+        assert (ray.get(bulletin.failure.remote()) is not None) == stops
+        assert (ray.get(bulletin.last_fault.remote("group 0")) is not None) == (not stops)
+
+
+class Reaching:
+    """A coordinator whose store answers."""
+
+    def reaches_store(self) -> bool:
+        return True
 
 
 def test_attempts_are_counted_from_the_last_epoch_on() -> None:
