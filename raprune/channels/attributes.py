@@ -6,7 +6,7 @@ with them, run, and compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -14,19 +14,26 @@ from raprune.channels.graph import Factor, SizeAttribute
 from raprune.channels.grouping import FactorTable
 from raprune.channels.head_groups import Heads
 from raprune.channels.head_shadows import HeadSplit
+from raprune.channels.parts import OTHERS, SizedPart
 
-_OTHERS = ("window", "scale", "layer", "block", "depth", "patch", "kernel", "stride", "pad", "eps", "drop", "index")
-"""Parts of names of numbers that mean something else, even if they are equal by chance."""
 _OF_HEADS = ("num_heads", "n_heads", "nheads", "num_attention_heads", "heads", "num_head", "n_head", "num_groups")
 """Names of numbers of heads."""
 _PARTS = (1, 2, 3)
 """Multiples of heads times width: queries, keys and values may be in one tensor."""
 
 
-def size_attributes(model: nn.Module, heads: Heads, factors: FactorTable) -> tuple[SizeAttribute, ...]:
-    """Return the numbers on the modules that split an axis into heads, as functions of the widths."""
+def size_attributes(
+    model: nn.Module, heads: Heads | None, parts: Sequence[SizedPart], factors: FactorTable
+) -> tuple[SizeAttribute, ...]:
+    """Return the numbers on modules that split an axis into heads or into parts, as functions of the widths."""
     found: dict[tuple[str, str, int | None], SizeAttribute] = {}
-    for split in heads.splits:
+    for part in parts:
+        size = _size_of(part, factors)
+        if size.groups:
+            found.setdefault(
+                (part.module, part.name, part.place), SizeAttribute(part.module, part.name, part.place, size)
+            )
+    for split in heads.splits if heads else ():
         module = model.get_submodule(split.module)
         sizes = _sizes(split, factors)
         for name, place, value in _numbers(module):
@@ -34,6 +41,13 @@ def size_attributes(model: nn.Module, heads: Heads, factors: FactorTable) -> tup
             if size is not None and size.groups:
                 found.setdefault((split.module, name, place), SizeAttribute(split.module, name, place, size))
     return tuple(found.values())
+
+
+def _size_of(part: SizedPart, factors: FactorTable) -> Factor:
+    width = factors.factor(part.ids, of_each_head=part.heads is not None) or Factor(len(part.ids))
+    if part.heads is None or not part.times_heads:
+        return width
+    return _times(factors.factor(-part.heads) or Factor(len(part.heads)), width, 1)
 
 
 def _sizes(split: HeadSplit, factors: FactorTable) -> dict[str, list[tuple[int, Factor]]]:
@@ -62,7 +76,7 @@ def _times(left: Factor, right: Factor, parts: int) -> Factor:
 def _named(name: str, value: int, sizes: dict[str, list[tuple[int, Factor]]]) -> Factor | None:
     """Return the factor of a number; where several are equal to it, its name decides."""
     lower = name.lower()
-    if any(part in lower for part in _OTHERS):
+    if any(part in lower for part in OTHERS):
         return None
     kinds = ["heads"] if lower.rpartition(".")[2] in _OF_HEADS else ["width", "both", "heads"]
     for kind in kinds:

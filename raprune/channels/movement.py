@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from raprune.channels.shadow import ParameterShadow, Shadow, TracedCall, Tracer, collapse, compact, varies
+from raprune.channels.graph import IndexArray
+from raprune.channels.shadow import ParameterShadow, Shadow, TracedCall, Tracer, collapse, compact, line, varies
 
 aten = torch.ops.aten
 
@@ -50,9 +52,26 @@ def at_fixed_positions(call: TracedCall) -> None:
     tracer, x = call.tracer, call.args[0]
     ids = tracer.activation(x)
     touched = touched_axes(call)
-    if ids is not None and any(varies(ids, dim) for dim in touched):
+    if ids is not None and any(varies(ids, dim) for dim in touched) and not _sliced_at_a_number(call, ids):
         tracer.freeze(compact(ids), f"{call.name} at fixed positions of the channels")
     move(call)
+
+
+def _sliced_at_a_number(call: TracedCall, ids: Tensor) -> bool:
+    """Return True for `x[:, :self.n]` and `x[:, self.n:]` along an axis of channels, where n can follow the cut."""
+    x = call.args[0]
+    if call.name != "slice" or call.arg(4, "step", 1) != 1:
+        return False
+    dim = int(call.arg(1, "dim", 0)) % x.dim()
+    start, end = call.arg(2, "start") or 0, call.arg(3, "end")
+    end = x.shape[dim] if end is None else min(end, x.shape[dim])
+    at = end if start == 0 else start
+    if not 0 < at < x.shape[dim] or (start and end < x.shape[dim]):
+        return False
+    if any(varies(ids, other) for other in range(ids.dim()) if other != dim):
+        return False
+    own = line(ids, dim).numpy()
+    return call.tracer.size_parts([own[:at]]) is not None
 
 
 def touched_axes(call: TracedCall) -> list[int]:
@@ -81,9 +100,38 @@ def split(call: TracedCall) -> None:
         sizes = {part.shape[dim] for part in call.out}
         if len(sizes) == 1:
             equal_parts(tracer, x, dim, len(call.out))
+            part, count = line(tracer.activation(x), dim).numpy(), len(call.out)
+            tracer.size_parts([part[: len(part) // count]] * count, _heads_beside(call, dim))
         else:
-            tracer.freeze(compact(ids), "split into unequal parts")
+            _unequal_parts(call, ids, dim)
     move(call)
+
+
+def _unequal_parts(call: TracedCall, ids: Tensor, dim: int) -> None:
+    """Let the parts of a split lose channels apart, if numbers on the module say where it splits; else freeze."""
+    tracer = call.tracer
+    if any(varies(ids, other) for other in range(ids.dim()) if other != dim):
+        tracer.freeze(compact(ids), "split into unequal parts")
+        return
+    parts = np.split(line(ids, dim).numpy(), np.cumsum([part.shape[dim] for part in call.out])[:-1])
+    found = tracer.size_parts(parts, _heads_beside(call, dim))
+    if found is None:
+        tracer.freeze(compact(ids), "split into unequal parts")
+        return
+    by_number: dict[tuple[str, int | None], IndexArray] = {}
+    for part in parts:  # parts of one size that have one number stay equal
+        for one in found:
+            if one.place is None and len(part) == len(one.ids) and part is not one.ids:
+                tracer.couple(part, by_number.setdefault((one.name, None), one.ids))
+
+
+def _heads_beside(call: TracedCall, dim: int) -> IndexArray | None:
+    """Return the ids of the heads of a tensor whose widths are split along `dim`; None if it has no heads."""
+    for layer in call.tracer.heads.layers(call.args[0]):
+        others = [other for other in range(layer.dim()) if other != dim and varies(layer, other)]
+        if len(others) == 1 and not varies(layer, dim):
+            return line(layer, others[0]).numpy()
+    return None
 
 
 def equal_parts(tracer: Tracer, value: Tensor, dim: int, parts: int) -> None:

@@ -28,6 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from raprune.channels.graph import IndexArray
 from raprune.channels.head_shadows import HeadShadows
+from raprune.channels.parts import SizedPart, sized_parts
 
 NO_CHANNEL = 0
 """The id of a position that cannot be removed."""
@@ -158,6 +159,7 @@ class Tracer(TorchDispatchMode):
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._names |= {id(b): name for name, b in model.named_buffers() if id(b) not in self._names}
         self._modules = {id(module): name for name, module in model.named_modules()}
+        self._by_name = dict(model.named_modules())
         self._stack: list[str] = [""]
         self._next_id = 1
         self.shapes = {
@@ -175,6 +177,8 @@ class Tracer(TorchDispatchMode):
         """Ids across which a normalisation ran: masking such a channel is not the same as removing it."""
         self.reduced: set[tuple[str, int]] = set()
         """Every (parameter, axis) over which a statistic was taken: it is no channel unless a layer uses it as one."""
+        self.sized: list[SizedPart] = []
+        """Numbers on modules that are the sizes of parts of an axis."""
         self.costs: list[CostRecord] = []
         self.costs_before = 0
         """Number of costs before the operation that is running."""
@@ -388,6 +392,12 @@ class Tracer(TorchDispatchMode):
     def module(self) -> str:
         """Name of the module that is running."""
         return self._stack[-1]
+
+    def size_parts(self, parts: Sequence[IndexArray], heads: IndexArray | None = None) -> list[SizedPart] | None:
+        """Record the numbers of the running module that are the sizes of the parts of an axis; None without any."""
+        found = sized_parts(self._by_name[self.module], self.module, parts, heads)
+        self.sized += found or ()
+        return found
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
