@@ -6,7 +6,7 @@ with them, run, and compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -23,7 +23,7 @@ _PARTS = (1, 2, 3)
 
 
 def size_attributes(
-    model: nn.Module, heads: Heads | None, parts: Sequence[SizedPart], factors: FactorTable
+    model: nn.Module, heads: Heads | None, parts: Iterable[SizedPart], factors: FactorTable
 ) -> tuple[SizeAttribute, ...]:
     """Return the numbers on modules that split an axis into heads or into parts, as functions of the widths."""
     found: dict[tuple[str, str, int | None], SizeAttribute] = {}
@@ -37,9 +37,9 @@ def size_attributes(
         module = model.get_submodule(split.module)
         sizes = _sizes(split, factors)
         for name, place, value in _numbers(module):
-            size = _named(name, value, sizes)
-            if size is not None and size.groups:
-                found.setdefault((split.module, name, place), SizeAttribute(split.module, name, place, size))
+            named = _named(name, value, sizes)
+            if named is not None and named.groups:
+                found.setdefault((split.module, name, place), SizeAttribute(split.module, name, place, named))
     return tuple(found.values())
 
 

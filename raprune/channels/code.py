@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -27,7 +28,7 @@ from raprune.channels.graph import CodeEdit
 from raprune.errors import RecipeError
 
 _RESHAPES = ("reshape", "view")
-_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 """Folders whose code is not the network's."""
 
 
@@ -44,34 +45,58 @@ class Reshape:
     channels: tuple[int, ...]
     """Axes of the result along which the channels change."""
     rank: int
+    roots: tuple[tuple[str, float], ...] = ()
+    """Powers of the number of channels in the function, and their values: the scales of attention."""
 
 
 def reshape_here(module: str, channels: Sequence[int], rank: int) -> Reshape | None:
     """Return the reshape that the network's code is calling; None if the place in the code is not known."""
-    frame: FrameType | None = sys._getframe(1)
+    found = _place()
+    return None if found is None else Reshape(module, *found[:2], tuple(channels), rank, _roots(*found))
+
+
+def attribute_here(dim: int, rank: int) -> str | None:
+    """Return `name` if the network's code is calling a reshape to `rank` axes with `self.name` as the size of `dim`."""
+    found = _place()
+    function = None if found is None else _functions(found[0].co_filename).get(found[0].co_firstlineno)
+    if found is None or function is None:
+        return None
+    for call in _reshapes(function):
+        if (call.end_lineno, call.end_col_offset) == found[1] and len(call.args) == rank:
+            size = call.args[dim]
+            own = isinstance(size, ast.Attribute) and isinstance(size.value, ast.Name) and size.value.id == "self"
+            return size.attr if own and isinstance(size, ast.Attribute) else None
+    return None
+
+
+def _place() -> tuple[CodeType, tuple[int, int], Mapping[str, object]] | None:
+    """Return the network's code that is running, the last line and column of what it is calling, and its variables."""
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     if frame is None:
         return None
-    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-    if positions[1] is None or positions[3] is None:
-        return None
-    return Reshape(module, frame.f_code, (positions[1], positions[3]), tuple(channels), rank)
+    _, line, _, column = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    return None if line is None or column is None else (frame.f_code, (line, column), frame.f_locals)
 
 
 def code_edits(model: nn.Module, reshapes: Iterable[Reshape]) -> tuple[CodeEdit, ...]:
     """Return the changes of the code, each once, for all modules of the classes whose reshapes a trace has seen."""
+    seen_reshapes = list(reshapes)
     seen: dict[type[nn.Module], dict[str, tuple[CodeType, dict[tuple[int, int], Reshape]]]] = {}
-    for reshape in reshapes:
+    for reshape in seen_reshapes:
         kind = type(model.get_submodule(reshape.module))
         name = _function_name(kind, reshape.code)
         if name is not None:
             seen.setdefault(kind, {}).setdefault(name, (reshape.code, {}))[1][reshape.end] = reshape
     found: dict[CodeEdit, None] = {}
+    roots = {(r.module, r.code): r.roots for r in seen_reshapes}
     for module_name, module in model.named_modules():
         for name, (code, ends) in seen.get(type(module), {}).items():
             for call, argument in _arguments(code, ends):
                 found[CodeEdit(module_name, name, call, argument)] = None
+            for text, value in roots.get((module_name, code), ()):
+                found[CodeEdit(module_name, name, text, value=value)] = None
     return tuple(found)
 
 
@@ -101,17 +126,16 @@ def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator
 
 def _numbers_of_channels(function: ast.FunctionDef) -> set[str]:
     """Return the names that a function gives to the last of three sizes of a tensor: batch, tokens, channels."""
-    found = set()
+    return {names[2] for names in _unpacked(function) if len(names) == 3}
+
+
+def _unpacked(function: ast.FunctionDef) -> Iterator[list[str]]:
+    """Yield the names that a function gives to the sizes of a tensor; a size without one has an empty name."""
     for node in ast.walk(function):
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Tuple)
-            and "shape" in ast.unparse(node.value)
-        ):
-            names = node.targets[0].elts
-            if len(names) == 3 and isinstance(names[2], ast.Name):
-                found.add(names[2].id)
-    return found
+        if isinstance(node, ast.Assign) and "shape" in ast.unparse(node.value):
+            for target in node.targets:
+                if isinstance(target, ast.Tuple):
+                    yield [name.id if isinstance(name, ast.Name) else "" for name in target.elts]
 
 
 def _names(tree: ast.AST) -> set[str]:
@@ -126,7 +150,7 @@ def edit_code(model: nn.Module, edits: Iterable[CodeEdit]) -> None:
     """
     by_module: dict[str, list[CodeEdit]] = {}
     for edit in edits:
-        by_module.setdefault(edit.module, []).append(CodeEdit("", edit.function, edit.call, edit.argument))
+        by_module.setdefault(edit.module, []).append(replace(edit, module=""))
     for name, own in by_module.items():
         module = model.get_submodule(name)
         kind: Any = type(module)
@@ -161,7 +185,12 @@ def _edited_function(function: FunctionType, edits: Sequence[CodeEdit]) -> Funct
         raise _no_call(edits[0]) from None
     assert isinstance(tree, ast.FunctionDef)
     tree.decorator_list = []
-    for edit in edits:
+    for edit in (edit for edit in edits if edit.argument < 0):
+        before = ast.dump(tree)
+        tree = _Replaced(edit).visit(tree)
+        if ast.dump(tree) == before:
+            raise _no_call(edit)
+    for edit in (edit for edit in edits if edit.argument >= 0):
         calls = [node for node in _reshapes(tree) if ast.unparse(node) == edit.call and edit.argument < len(node.args)]
         if not calls:
             raise _no_call(edit)
@@ -176,6 +205,36 @@ def _edited_function(function: FunctionType, edits: Sequence[CodeEdit]) -> Funct
     ast.increment_lineno(whole, function.__code__.co_firstlineno - 1)
     compiled = compile(whole, function.__code__.co_filename, "exec", _flags(function), dont_inherit=True)
     return _function(_inner(_inner(compiled, "outer"), function.__code__.co_name), function, function.__globals__)
+
+
+class _Replaced(ast.NodeTransformer):
+    """Put a number in the place of an expression."""
+
+    def __init__(self, edit: CodeEdit) -> None:
+        self._edit = edit
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        if ast.unparse(node) == self._edit.call:
+            return ast.copy_location(ast.Constant(self._edit.value), node)
+        return self.generic_visit(node)
+
+
+def _roots(code: CodeType, _: tuple[int, int], variables: Mapping[str, object]) -> tuple[tuple[str, float], ...]:
+    """Return the powers with a negative or broken exponent of whole numbers that a function holds, and their values."""
+    function = _functions(code.co_filename).get(code.co_firstlineno)
+    if function is None:
+        return ()
+    of_images = {name for names in _unpacked(function) for name in names[:-1]}  # such as the number of tokens
+    found = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and not _names(node) & of_images:
+            numbers = {name: variables.get(name) for name in _names(node)}
+            plain = not any(isinstance(part, ast.Call | ast.Attribute | ast.Subscript) for part in ast.walk(node))
+            if plain and numbers and all(type(number) is int for number in numbers.values()):
+                # Only names of whole numbers and operators are left: nothing here can call anything.
+                value = eval(ast.unparse(node), {"__builtins__": {}}, numbers)
+                found.append((ast.unparse(node), float(value)))
+    return tuple(found)
 
 
 def _function(code: CodeType, like: FunctionType, names: dict[str, object]) -> FunctionType:

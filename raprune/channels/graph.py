@@ -124,14 +124,17 @@ class SizeAttribute:
 
 @dataclass(frozen=True)
 class CodeEdit:
-    """One size of a reshape in the code of a module that a cut replaces by -1."""
+    """A change of the code of a module: -1 in place of one size of a reshape, or a number in place of an expression."""
 
     module: str
     function: str
     """Method of the module's class, or function that its `forward` calls."""
     call: str
-    """Text of the call, as `ast.unparse` writes it."""
-    argument: int
+    """Text of the call or of the expression, as `ast.unparse` writes it."""
+    argument: int = -1
+    """Place of the size in the reshape; negative for an expression."""
+    value: float = -1
+    """Number that the dense network has there."""
 
 
 @dataclass(frozen=True)

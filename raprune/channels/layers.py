@@ -100,8 +100,11 @@ def couple_vector(tracer: Tracer, vector: Any, onto: AxisUse) -> None:
     if not isinstance(vector, Tensor):
         return
     use = tracer.axis(vector, 0)
+    joined = tracer.activation(vector)
     if use is not None:
         tracer.couple(use.ids, onto.ids)
+    elif joined is not None and tuple(joined.shape) == onto.ids.shape:
+        tracer.couple(joined, onto.ids)
     else:
         tracer.freeze(onto.ids, "a bias that is computed")
         tracer.freeze_value(vector, "a bias that is computed")

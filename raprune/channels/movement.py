@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raprune.channels.code import attribute_here
 from raprune.channels.graph import IndexArray
+from raprune.channels.parts import SizedPart
 from raprune.channels.shadow import ParameterShadow, Shadow, TracedCall, Tracer, collapse, compact, line, varies
 
 aten = torch.ops.aten
@@ -100,8 +102,8 @@ def split(call: TracedCall) -> None:
         sizes = {part.shape[dim] for part in call.out}
         if len(sizes) == 1:
             equal_parts(tracer, x, dim, len(call.out))
-            part, count = line(tracer.activation(x), dim).numpy(), len(call.out)
-            tracer.size_parts([part[: len(part) // count]] * count, _heads_beside(call, dim))
+            first_part, count = line(ids, dim).numpy()[: call.out[0].shape[dim]], len(call.out)
+            tracer.size_parts([first_part] * count, _heads_beside(call, dim))
         else:
             _unequal_parts(call, ids, dim)
     move(call)
@@ -173,9 +175,20 @@ def view(call: TracedCall) -> None:
         tracer.split_heads(x, out, after, kept, changing[:-1])
         tracer.heads.record_reshape(tracer.module, changing, out.dim())
         after = equal
+    _record_number(tracer, out, after)
     if tracer.heads.layers(x):
         tracer.heads.record_reshape(tracer.module, [d for d in range(out.dim()) if varies(after, d)], out.dim())
     tracer.set_shadow(out, after)
+
+
+def _record_number(tracer: Tracer, out: Tensor, ids: Tensor) -> None:
+    """Record an attribute that the code passes to a reshape as the number of channels: `x.reshape(n, self.dim, -1)`."""
+    numbers = tracer.numbers
+    for dim in range(out.dim()) if numbers else ():
+        if out.shape[dim] in numbers and varies(ids, dim):
+            name = attribute_here(dim, out.dim())
+            if name in numbers[out.shape[dim]]:
+                tracer.record_part(SizedPart(tracer.module, name, None, line(ids, dim).numpy()))
 
 
 def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
@@ -215,6 +228,12 @@ def concatenate(call: TracedCall) -> None:
         if varies(ids, axis)
     }
     if not axes:
+        vectors = [tracer.axis(value, 0) if value.dim() == 1 else None for value in values]
+        uses = [use for use in vectors if use is not None]
+        if call.name == "cat" and len(uses) == len(vectors):
+            # One bias of several, as for queries, keys and values.
+            tracer.set_shadow(out, torch.from_numpy(np.concatenate([use.ids for use in uses])))
+            return
         for value in values:
             tracer.freeze_value(value, "parameters joined before use")
         tracer.set_shadow(out, None)

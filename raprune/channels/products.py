@@ -58,6 +58,10 @@ def _contraction(call: TracedCall, left: Tensor, right: Tensor) -> None:
         tracer.couple(summed, line(b, b.dim() - 2))
         _recount(call, summed)
         return
+    if a is not None and b is None and rows and not inner_a and not any(varies(a, d) for d in range(a.dim() - 2)):
+        _recount(call, line(a, a.dim() - 2))
+        tracer.set_shadow(out, a.narrow(a.dim() - 1, 0, 1).expand(out.shape))
+        return
     # A product whose cost or meaning depends on channels of more than one axis is frozen.
     if columns and b is not None and not (inner_a or inner_b or rows):
         if a is not None:

@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from raprune.channels.graph import IndexArray
 from raprune.channels.head_shadows import HeadShadows
-from raprune.channels.parts import SizedPart, sized_parts
+from raprune.channels.parts import SizedPart, numbers_of, sized_parts
 
 NO_CHANNEL = 0
 """The id of a position that cannot be removed."""
@@ -160,6 +160,7 @@ class Tracer(TorchDispatchMode):
         self._names |= {id(b): name for name, b in model.named_buffers() if id(b) not in self._names}
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._by_name = dict(model.named_modules())
+        self._numbers: dict[str, dict[int, list[str]]] = {}
         self._stack: list[str] = [""]
         self._next_id = 1
         self.shapes = {
@@ -177,8 +178,8 @@ class Tracer(TorchDispatchMode):
         """Ids across which a normalisation ran: masking such a channel is not the same as removing it."""
         self.reduced: set[tuple[str, int]] = set()
         """Every (parameter, axis) over which a statistic was taken: it is no channel unless a layer uses it as one."""
-        self.sized: list[SizedPart] = []
-        """Numbers on modules that are the sizes of parts of an axis."""
+        self.sized: dict[tuple[str, str, int | None], SizedPart] = {}
+        """Numbers on modules that are the sizes of parts of an axis, by module, attribute and place."""
         self.costs: list[CostRecord] = []
         self.costs_before = 0
         """Number of costs before the operation that is running."""
@@ -393,11 +394,28 @@ class Tracer(TorchDispatchMode):
         """Name of the module that is running."""
         return self._stack[-1]
 
+    @property
+    def numbers(self) -> dict[int, list[str]]:
+        """Names of the attributes of the running module that may be numbers of channels, by value."""
+        known = self._numbers.get(self.module)
+        if known is None:
+            known = self._numbers[self.module] = {}
+            for name, value in numbers_of(self._by_name[self.module]):
+                known.setdefault(value, []).append(name)
+        return known
+
     def size_parts(self, parts: Sequence[IndexArray], heads: IndexArray | None = None) -> list[SizedPart] | None:
         """Record the numbers of the running module that are the sizes of the parts of an axis; None without any."""
         found = sized_parts(self._by_name[self.module], self.module, parts, heads)
-        self.sized += found or ()
+        for part in found or ():
+            self.record_part(part)
         return found
+
+    def record_part(self, part: SizedPart) -> None:
+        """Record a number on a module; channels that have one number are coupled, so that they stay equally many."""
+        known = self.sized.setdefault((part.module, part.name, part.place), part)
+        if known is not part and not np.array_equal(known.ids, part.ids):
+            self.couple(known.ids, part.ids)
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:

@@ -181,7 +181,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> tu
         factors=tuple(factors.factors),
         shapes={m.parameter: tracer.shapes[m.parameter] for g in groups for m in g.members},
         notes=_notes(tracer, parameters),
-        attributes=size_attributes(model, heads, tracer.sized, factors),
+        attributes=size_attributes(model, heads, tracer.sized.values(), factors),
         scales=() if heads is None else width_scales(tracer, model, grouping),
         edits=() if heads is None else code_edits(model, tracer.heads.reshapes),
     )

@@ -54,12 +54,12 @@ class OfItsParent(ShapeAttention):
 def attended(x: Tensor, qkv: nn.Module, heads: int) -> Tensor:
     B, N, C = x.shape
     q, k, v = qkv(x).reshape(B, N, 3, heads, C // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    out: Tensor = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    out: Tensor = (q * (C // heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
     return out.transpose(1, 2).reshape(B, N, C)
 
 
 class BesideIt(ShapeAttention):
-    """A function beside the class, as in torchvision's Swin."""
+    """A function beside the class, whose scale follows the number of channels, as in torchvision's Swin."""
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.proj(attended(x, self.qkv, self.num_heads))
