@@ -119,7 +119,10 @@ def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator
             sizes = sizes if len(sizes) == 1 else []
         else:
             sizes = [dim for dim in reshape.channels if len(call.args) == reshape.rank]
-            sizes = [dim for dim in sizes if not isinstance(call.args[dim], ast.Attribute)]
+            # A number that is written there, as the 3 of queries, keys and values, suits a cut unless it is last.
+            given = (ast.Attribute, ast.Constant)
+            last = sizes[-1:]
+            sizes = [dim for dim in sizes if not isinstance(call.args[dim], given[:1] if dim in last else given)]
         if sizes:
             yield ast.unparse(call), sizes[-1]
 

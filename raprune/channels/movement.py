@@ -72,8 +72,7 @@ def _sliced_at_a_number(call: TracedCall, ids: Tensor) -> bool:
         return False
     if any(varies(ids, other) for other in range(ids.dim()) if other != dim):
         return False
-    own = line(ids, dim).numpy()
-    return call.tracer.size_parts([own[:at]]) is not None
+    return not _over_heads(call, dim) and call.tracer.size_parts([line(ids, dim).numpy()[:at]]) is not None
 
 
 def touched_axes(call: TracedCall) -> list[int]:
@@ -103,7 +102,8 @@ def split(call: TracedCall) -> None:
         if len(sizes) == 1:
             equal_parts(tracer, x, dim, len(call.out))
             first_part, count = line(ids, dim).numpy()[: call.out[0].shape[dim]], len(call.out)
-            tracer.size_parts([first_part] * count, _heads_beside(call, dim))
+            if not _over_heads(call, dim):
+                tracer.size_parts([first_part] * count, _heads_beside(call, dim))
         else:
             _unequal_parts(call, ids, dim)
     move(call)
@@ -116,7 +116,7 @@ def _unequal_parts(call: TracedCall, ids: Tensor, dim: int) -> None:
         tracer.freeze(compact(ids), "split into unequal parts")
         return
     parts = np.split(line(ids, dim).numpy(), np.cumsum([part.shape[dim] for part in call.out])[:-1])
-    found = tracer.size_parts(parts, _heads_beside(call, dim))
+    found = None if _over_heads(call, dim) else tracer.size_parts(parts, _heads_beside(call, dim))
     if found is None:
         tracer.freeze(compact(ids), "split into unequal parts")
         return
@@ -125,6 +125,11 @@ def _unequal_parts(call: TracedCall, ids: Tensor, dim: int) -> None:
         for one in found:
             if one.place is None and len(part) == len(one.ids) and part is not one.ids:
                 tracer.couple(part, by_number.setdefault((one.name, None), one.ids))
+
+
+def _over_heads(call: TracedCall, dim: int) -> bool:
+    """Return True if an axis has the widths of all heads in a row: its parts have no number of their own."""
+    return any(varies(layer, dim) for layer in call.tracer.heads.layers(call.args[0]))
 
 
 def _heads_beside(call: TracedCall, dim: int) -> IndexArray | None:
@@ -175,7 +180,8 @@ def view(call: TracedCall) -> None:
         tracer.split_heads(x, out, after, kept, changing[:-1])
         tracer.heads.record_reshape(tracer.module, changing, out.dim())
         after = equal
-    _record_number(tracer, out, after)
+    if not tracer.heads.layers(x) and not tracer.heads.layers(out):
+        _record_number(tracer, out, after)
     if tracer.heads.layers(x):
         tracer.heads.record_reshape(tracer.module, [d for d in range(out.dim()) if varies(after, d)], out.dim())
     tracer.set_shadow(out, after)

@@ -51,7 +51,8 @@ def sized_parts(
         own = list(_of_size(owner, module, parts[sizes.index(size)], heads))
         missing += not own
         found += own
-    total = [part for part in _of_size(owner, module, whole, heads) if len(whole) not in sizes]
+    # The widths of a head have no total: they are not divided further.
+    total = [] if heads is not None or len(whole) in sizes else list(_of_size(owner, module, whole, None))
     if missing > bool(total):
         return None
     return [*found, *total]

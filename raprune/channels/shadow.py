@@ -414,7 +414,7 @@ class Tracer(TorchDispatchMode):
     def record_part(self, part: SizedPart) -> None:
         """Record a number on a module; channels that have one number are coupled, so that they stay equally many."""
         known = self.sized.setdefault((part.module, part.name, part.place), part)
-        if known is not part and not np.array_equal(known.ids, part.ids):
+        if known is not part and len(known.ids) == len(part.ids) and not np.array_equal(known.ids, part.ids):
             self.couple(known.ids, part.ids)
 
     @contextmanager
