@@ -170,6 +170,16 @@ Model = Annotated[
         autocompletion=names.complete_model,
     ),
 ]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="What the network is trained for: classification, multi_label, regression, segmentation, or "
+        "package.module:Class.",
+        metavar="NAME",
+        rich_help_panel=NETWORK,
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -312,6 +322,7 @@ def search(
     job: Job = None,
     model: Model = None,
     weights: Weights = None,
+    task: TaskName = None,
     data: Data = None,
     train: Train = None,
     validation: Validation = None,
@@ -624,6 +635,7 @@ def inspect(
         ),
     ] = None,
     weights: Weights = None,
+    task: TaskName = None,
     data: Data = None,
     train: Train = None,
     channels: Annotated[
@@ -677,6 +689,7 @@ def prune(
     job: Job = None,
     model: Model = None,
     weights: Weights = None,
+    task: TaskName = None,
     data: Data = None,
     train: Train = None,
     validation: Validation = None,
@@ -751,7 +764,14 @@ def prune(
             stages=stages,
             examine=examine,
         )
-    print_single(made.trial, spec, dense_accuracy=made.dense_accuracy, console=console, warnings=made.warnings)
+    print_single(
+        made.trial,
+        spec,
+        dense_accuracy=made.dense_accuracy,
+        console=console,
+        warnings=made.warnings,
+        metric=made.metric,
+    )
     _print_proof(made.proof, console)
 
 
@@ -845,7 +865,7 @@ def export(
     loads = f" raprune.load(model, {folder!r}) reads them." if wanted == [RECIPE_FORMAT] else ""
     typer.echo(
         f"Wrote {files} to {folder}: network {made.network}, trial {made.trial_id}, "
-        f"validation accuracy {made.val_accuracy:.2%}.{loads}"
+        f"validation {made.metric} {made.val_accuracy:.2%}.{loads}"
     )
     _print_proof(made.proof, console)
 
@@ -1000,6 +1020,7 @@ def check(
     job: Job = None,
     model: Model = None,
     weights: Weights = None,
+    task: TaskName = None,
     data: Data = None,
     train: Train = None,
     validation: Validation = None,

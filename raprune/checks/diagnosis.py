@@ -55,6 +55,8 @@ def accuracy_on_training(workload: Workload) -> Accuracy:
 
 def examine(workload: Workload, validation: Evaluation) -> list[str]:
     """Return the warnings about a dense network that was evaluated on the validation split, before anything is cut."""
+    if workload.data.chance is None:
+        return []
     measured = Accuracy(validation.accuracy, len(workload.data.validation))
     doubt = cannot_classify(
         measured,

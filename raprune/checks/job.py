@@ -17,11 +17,13 @@ from raprune.checks.diagnosis import accuracy_on_training, accuracy_on_validatio
 from raprune.checks.inspect import Inspection
 from raprune.checks.memory import described, too_small, workers_a_card
 from raprune.checks.symptoms import cannot_classify
+from raprune.checks.task import check_task
 from raprune.cost.flops import CostModel
 from raprune.data import ignored, sorted_stream
 from raprune.data.dataset import Dataset
 from raprune.data.residence import device_memory
 from raprune.data.standard import stand_in
+from raprune.data.targets import ANY, COLUMNS
 from raprune.errors import MethodError, ModelError, RapruneError
 from raprune.methods import method_named
 from raprune.models.traits import traits_of
@@ -81,17 +83,21 @@ class _Printed(Steps):
     def built(self, workload: Workload) -> None:
         self._workload = workload
         data = workload.data
-        self._print("network", f"{self._spec.model.name} gives {data.num_classes} logits for one image")
+        self._print("network", f"{self._spec.model.name} gives {_outputs(workload)}")
         _check_trains(workload)
         self._print("training", "the loss has a gradient")
+        check_task(workload)
+        if self._spec.task != "classification":
+            self._print("task", f"{self._spec.task}, judged by {workload.task.metric}; its sums add up")
         if self._spec.weights is not None:
             validation, training = accuracy_on_validation(workload), accuracy_on_training(workload)
             self._print(
                 "weights",
-                f"{validation.value:.2%} on the validation split (a constant guess has {data.chance:.2%}), "
+                f"{validation.value:.2%} on the validation split{_guess(data)}, "
                 f"{training.value:.2%} on {training.images:,} training images",
             )
-            self._warn(cannot_classify(validation, training, chance=data.chance, has_weights=True))
+            if data.chance is not None:
+                self._warn(cannot_classify(validation, training, chance=data.chance, has_weights=True))
             with self._console.status("trying the common normalisations"):
                 better = better_normalisation(workload)
             self._warn(better)
@@ -191,6 +197,18 @@ def _inspect(workload: Workload, spec: SearchSpec) -> Inspection:
     return Inspection(spec.model.name, replace(proof, graph=gated), seconds)
 
 
+def _outputs(workload: Workload) -> str:
+    """Description of the network's outputs."""
+    count = workload.data.num_classes
+    if workload.spec.task == "classification":
+        return f"{count} logits for one image"
+    return f"outputs that {workload.spec.task} takes"
+
+
+def _guess(data: Dataset) -> str:
+    return "" if data.chance is None else f" (a constant guess has {data.chance:.2%})"
+
+
 def _check_trains(workload: Workload) -> None:
     x, y = next(workload.sample(2, torch.Generator()).batches(2))
     parameters = [p for p in workload.model.parameters() if p.requires_grad]
@@ -226,4 +244,8 @@ def _describe(data: Dataset) -> str:
     train = f"{data.num_train:,} training"
     if data.stream is not None:
         train += f" (streamed, {len(data.train):,} of them in memory)"
-    return f"{train}, {len(data.validation):,} validation and {test} test images of {shape}, {data.num_classes} classes"
+    return f"{train}, {len(data.validation):,} validation and {test} test images of {shape}, {_counted(data)}"
+
+
+def _counted(data: Dataset) -> str:
+    return f"{data.num_classes} {'numbers each' if data.form in (COLUMNS, ANY) else 'classes'}"

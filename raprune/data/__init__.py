@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ from raprune.data.division import carve
 from raprune.data.normalisation import Normalisation, as_they_are, measure, resolve
 from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
 from raprune.data.shuffle import pool_size
-from raprune.data.source import EncodedSource, Source, Sources
+from raprune.data.source import ArraySource, EncodedSource, Source, Sources
 from raprune.data.split import stratified
 from raprune.data.stream import VALIDATION_IMAGES, classes_in_pool
+from raprune.data.targets import ANY, FORMS, LABELS, MASKS, TargetArray
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
@@ -60,26 +61,30 @@ FROM_FILES = ("parquet", "imagefolder", "imagenet")
 
 
 def load_data(
-    spec: DataSpec, *, seed: int, default: Normalisation | None = None, statistics: Statistics | None = None
+    spec: DataSpec,
+    *,
+    seed: int,
+    default: Normalisation | None = None,
+    statistics: Statistics | None = None,
+    form: str = LABELS,
 ) -> Dataset:
     """Load and decode the data set of `spec`.
 
     A data set without a validation split gets one from its training images, drawn by `seed`. Images are normalised
     by the mean and standard deviation of `spec`, else of `default`, else of the training split. `statistics` keep how
-    streamed files were divided, so that they are read as a whole only once.
+    streamed files were divided, so that they are read as a whole only once. `form` is that of the targets, a name in
+    `raprune.data.targets.FORMS`.
 
     Raises:
         UsageError: if the name is unknown or a file is missing.
         DataError: if the data cannot be read, its splits do not match, or it does not fit into memory.
     """
-    sources = _open(spec, seed)
+    sources = _open(spec, seed, form)
     if isinstance(sources, Dataset):
         return _normalised(sources, spec)
     source, own = sources.train, sources.validation
-    num_classes = _check_labels(source, None)
-    for other in (own, sources.test):
-        if other is not None:
-            _check_labels(other, num_classes)
+    splits = [split for split in (source, own, sources.test) if split is not None]
+    num_classes = _num_classes(splits) if FORMS[form].has_classes else _num_outputs(splits, form)
     image_size = spec.image_size or STANDARD_SIZE.get(spec.name)
     shape, resize = source.shape(image_size), image_size is not None
     fraction = spec.validation_fraction if own is None else 0.0
@@ -122,11 +127,12 @@ def load_data(
         held_out=own is None,
         test=None if sources.test is None else read(sources.test, _draw(sources.test.labels, spec.max_images, seed)),
         num_classes=num_classes,
+        form=form,
         label_names=source.label_names or tuple(str(label) for label in range(num_classes)),
         mean=figures.mean,
         std=figures.std,
         origin=figures.origin,
-        augment=_augment(spec, source),
+        augment=_augment(spec, source, form),
         stream=stream,
         mixing=mixing,
         drawn=drawn,
@@ -155,8 +161,8 @@ def sorted_stream(data: Dataset) -> str | None:
 
 
 def _items(source: Source, spec: DataSpec) -> ItemsSource | None:
-    """Return the source if it is a map-style data set that was given as an object."""
-    if spec.given is None:
+    """Return the source if it is a map-style data set."""
+    if isinstance(source, ArraySource | EncodedSource):
         return None
     # Imported here, as in `_open`: it needs torch, and images of files are loaded without.
     from raprune.data.given import ItemsSource
@@ -164,8 +170,19 @@ def _items(source: Source, spec: DataSpec) -> ItemsSource | None:
     return source if isinstance(source, ItemsSource) else None
 
 
-def _augment(spec: DataSpec, source: Source) -> str:
-    """Return the training augmentation; `auto` leaves it to the transforms of a map-style data set."""
+def _augment(spec: DataSpec, source: Source, form: str) -> str:
+    """Return the training augmentation; `auto` leaves it to the transforms of a map-style data set.
+
+    Raises:
+        UsageError: if the images are to be changed, and their targets would have to change with them.
+    """
+    if form in (MASKS, ANY):
+        if spec.augment not in ("auto", "none"):
+            raise UsageError(
+                f"data.augment {spec.augment!r}: images would be moved, and their targets would not.",
+                hint="Leave it out, and change images and targets together in a map-style data set of your own.",
+            )
+        return "none"
     if spec.augment != "auto":
         return spec.augment
     return "none" if _items(source, spec) is not None else AUGMENT.get(spec.name, "shift")
@@ -177,11 +194,11 @@ def _normalised(data: Dataset, spec: DataSpec) -> Dataset:
     return replace(data, mean=figures.mean, std=figures.std, origin=figures.origin)
 
 
-def _open(spec: DataSpec, seed: int) -> Dataset | Sources:
+def _open(spec: DataSpec, seed: int, form: str) -> Dataset | Sources:
     if spec.given is not None or spec.name.startswith(GIVEN):
         from raprune.data.given import given_data, open_given
 
-        return open_given(given_data(spec), spec, seed=seed)
+        return open_given(given_data(spec), spec, seed=seed, form=form)
     known = spec.name in DATASETS or is_user_function(spec.name)
     if spec.stream and known and spec.name not in FROM_FILES:
         raise UsageError(
@@ -195,15 +212,55 @@ def _open(spec: DataSpec, seed: int) -> Dataset | Sources:
             '"validation"; for other data sets, data.validation_fraction of the training split is held out.',
         )
     if spec.name in DATASETS:
+        if form not in (LABELS, ANY):
+            raise UsageError(
+                f"data.name {spec.name!r} has one class for each image; the task needs {FORMS[form].described}.",
+                hint="Name a function of your own that returns such data (package.module:function): docs/tasks.md.",
+            )
         return DATASETS[spec.name](spec)
     check_name_form(spec.name, field="data.name")
     if is_user_function(spec.name):
-        return open_user(spec)
+
+        def of_items(split: object, names: tuple[str, ...] | None, where: str) -> Source:
+            from raprune.data.given import source_of
+
+            return source_of(split, names, where, seed=seed, form=form)
+
+        return open_user(spec, form, of_items)
     close = difflib.get_close_matches(spec.name, DATASETS, n=3)
     raise UsageError(
         f"data.name {spec.name!r}: no such data set." + (f" Did you mean {' or '.join(close)}?" if close else ""),
         hint=f"Valid: {', '.join(DATASETS)}, or package.module:function.",
     )
+
+
+def _num_classes(splits: Sequence[Source]) -> int:
+    """Check the labels of all splits, the training split first, and return the number of classes."""
+    found: int | None = None
+    for split in splits:
+        found = _check_labels(split, found)
+    assert found is not None, "there is a training split"
+    return found
+
+
+def _num_outputs(splits: Sequence[Source], form: str) -> int:
+    """Return the number of outputs of a network for the targets of all splits.
+
+    Raises:
+        DataError: if a split has no images, or the splits differ in the shape of their targets.
+    """
+    first = splits[0]
+    for split in splits:
+        if not len(split.labels):
+            raise DataError(f"{split.where}: no images.", hint="Give a split with at least one row.")
+        if split.labels.shape[1:] != first.labels.shape[1:]:
+            raise DataError(
+                f"{split.where}: targets of an image have shape {split.labels.shape[1:]}, those of {first.where} "
+                f"{first.labels.shape[1:]}.",
+                hint="Give the targets of all splits one shape.",
+            )
+    found = max(FORMS[form].count(split.labels) for split in splits)
+    return max(found, len(first.label_names or ()))
 
 
 def _check_labels(source: Source, num_classes: int | None) -> int:
@@ -240,11 +297,17 @@ def _divide(source: Source, spec: DataSpec, fraction: float, seed: int) -> tuple
             f"{held_out} for validation and {len(rows) - held_out} for training.",
             hint="Both splits need at least one image: use more images, or another fraction.",
         )
-    validation, train = stratified(source.labels[rows], held_out, seed=seed)
+    validation, train = stratified(_strata(source.labels)[rows], held_out, seed=seed)
     return rows[train], rows[validation]
 
 
-def _draw(labels: LabelArray, max_images: int | None, seed: int) -> LabelArray:
+def _draw(labels: TargetArray, max_images: int | None, seed: int) -> LabelArray:
     if max_images is None or max_images >= len(labels):
         return np.arange(len(labels))
-    return stratified(labels, max_images, seed=seed)[0]
+    return stratified(_strata(labels), max_images, seed=seed)[0]
+
+
+def _strata(labels: TargetArray) -> LabelArray:
+    """Return the class of each image by which images are drawn: one class for all where targets are no labels."""
+    is_class = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    return labels if is_class else np.zeros(len(labels), np.int64)

@@ -20,7 +20,8 @@ class Split:
     """Images `(N, C, H, W)`, C-contiguous, and their labels `(N,)`."""
 
     images: ImageArray
-    labels: LabelArray
+    labels: npt.NDArray[Any]
+    """Class numbers, or the targets of another task (`raprune.data.targets`); the first axis is N."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -12,6 +12,7 @@ import numpy as np
 from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
 from raprune.data.normalisation import GIVEN, Normalisation
 from raprune.data.stream import StreamSource
+from raprune.data.targets import LABELS
 
 if TYPE_CHECKING:
     from raprune.data.items import PackedItems
@@ -31,6 +32,9 @@ class Dataset:
     """True if `validation` was drawn from the training split; False if the data set has its own validation split."""
     test: Split | None
     num_classes: int
+    """Number of outputs of a network for the targets: of classes, or of numbers for each image."""
+    form: str = LABELS
+    """Form of the targets: a name in `raprune.data.targets.FORMS`."""
     label_names: tuple[str, ...]
     mean: tuple[float, ...]
     """Mean of each channel, for pixels in [0, 1]."""
@@ -57,8 +61,13 @@ class Dataset:
         return Normalisation(mean=self.mean, std=self.std, origin=self.origin)
 
     @property
-    def chance(self) -> float:
-        """Validation accuracy of the best constant guess, in [0, 1]: the fraction of the most frequent class."""
+    def chance(self) -> float | None:
+        """Validation accuracy of the best constant guess, in [0, 1]: the fraction of the most frequent class.
+
+        None for other targets than labels.
+        """
+        if self.form != LABELS:
+            return None
         counts = np.bincount(self.validation.labels, minlength=self.num_classes)
         return max(1 / self.num_classes, float(counts.max() / counts.sum()))
 
@@ -86,6 +95,8 @@ class Dataset:
                 continue
             digest.update(repr(split.images.shape).encode())
             digest.update(np.ascontiguousarray(split.images).data)
+            if self.form != LABELS:
+                digest.update(f"{self.form} {split.labels.dtype} {split.labels.shape}".encode())
             digest.update(np.ascontiguousarray(split.labels).data)
         if self.stream is not None:
             digest.update(self.stream.identity.encode())

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
 from raprune.data.items import TRIED, Items, PackedItems
 from raprune.data.source import ArraySource, Source, Sources
-from raprune.data.user import channels_first
+from raprune.data.targets import ANY, FORMS, LABELS, TargetArray
+from raprune.data.user import channels_first, typed
 from raprune.errors import DataError, UsageError
 from raprune.plugins import GIVEN
 from raprune.spec.job import DataSpec
@@ -82,12 +83,12 @@ def first_image(data: GivenData) -> Split:
     """
     where, train = f"train ({data.name.removeprefix(GIVEN)})", data.train
     if _is_pair(train):
-        source = _arrays((train[0][:1], train[1][:1]), None, where)
+        source = _arrays((train[0][:1], train[1][:1]), None, where, ANY)
         return Split(source.images, source.labels)
-    return _items(train, where).read(np.arange(1), seed=0)
+    return _items(train, where, ANY).read(np.arange(1), seed=0)
 
 
-def open_given(data: GivenData, spec: DataSpec, *, seed: int) -> Sources:
+def open_given(data: GivenData, spec: DataSpec, *, seed: int, form: str = LABELS) -> Sources:
     """The sources of the splits. Random transforms draw from `seed`.
 
     Raises:
@@ -101,10 +102,8 @@ def open_given(data: GivenData, spec: DataSpec, *, seed: int) -> Sources:
 
     def source(split: object, field: str) -> Source:
         where = f"{field} ({data.name.removeprefix(GIVEN)})"
-        names = _label_names(split, data.num_classes)
-        if _is_pair(split):
-            return _arrays(split, names, where)
-        return _drawn(_items(split, where), names, seed)
+        names = _label_names(split, data.num_classes) if FORMS[form].has_classes else None
+        return source_of(split, names, where, seed=seed, form=form)
 
     return Sources(
         train=source(data.train, "train"),
@@ -113,12 +112,23 @@ def open_given(data: GivenData, spec: DataSpec, *, seed: int) -> Sources:
     )
 
 
+def source_of(split: object, names: tuple[str, ...] | None, where: str, *, seed: int, form: str) -> Source:
+    """The source of one split: a pair of arrays, a map-style data set, or a DataLoader of one.
+
+    Raises:
+        DataError: if an image or target is not of the form that is needed.
+    """
+    if _is_pair(split):
+        return _arrays(split, names, where, form)
+    return _drawn(_items(split, where, form), names, seed)
+
+
 @dataclass(frozen=True, eq=False)
 class ItemsSource:
     """A split of a map-style data set."""
 
     items: Items
-    labels: LabelArray
+    labels: TargetArray
     label_names: tuple[str, ...] | None
     held: Split | None
     """All images, where they fit into memory."""
@@ -181,13 +191,13 @@ def _is_pair(split: object) -> TypeGuard[tuple[Any, Any]]:
     return isinstance(split, tuple | list) and len(split) == 2 and isinstance(split[0], np.ndarray | Tensor)
 
 
-def _items(split: object, where: str) -> Items:
+def _items(split: object, where: str, form: str) -> Items:
     if isinstance(split, DataLoader):
         from torch.utils.data import default_collate
 
         collate = None if split.collate_fn is default_collate else split.collate_fn
-        return Items(where, split.dataset, collate=collate, workers=split.num_workers)
-    return Items(where, split)
+        return Items(where, split.dataset, collate=collate, workers=split.num_workers, form=form)
+    return Items(where, split, form=form)
 
 
 def _drawn(items: Items, names: tuple[str, ...] | None, seed: int) -> ItemsSource:
@@ -200,11 +210,11 @@ def _drawn(items: Items, names: tuple[str, ...] | None, seed: int) -> ItemsSourc
     return ItemsSource(items, labels, names, held, items.is_random(), seed)
 
 
-def _all_labels(items: Items, seed: int) -> LabelArray:
+def _all_labels(items: Items, seed: int) -> TargetArray:
     """The labels of a data set whose images do not fit into memory: its `targets`, where these are its labels."""
     targets = getattr(items.dataset, "targets", None)
     tried = np.arange(min(TRIED, len(items)))
-    if targets is not None and len(targets) == len(items):
+    if items.form == LABELS and targets is not None and len(targets) == len(items):
         found = np.asarray(targets)
         if np.issubdtype(found.dtype, np.integer) and np.array_equal(found[tried], items.read(tried, seed=seed).labels):
             return found.astype(np.int64)
@@ -212,8 +222,10 @@ def _all_labels(items: Items, seed: int) -> LabelArray:
     return np.concatenate([labels for _, labels in items.batches(parts, seed=seed)])
 
 
-def _arrays(pair: tuple[Any, Any], names: tuple[str, ...] | None, where: str) -> ArraySource:
+def _arrays(pair: tuple[Any, Any], names: tuple[str, ...] | None, where: str, form: str) -> ArraySource:
     images, labels = (np.asarray(part.cpu() if isinstance(part, Tensor) else part) for part in pair)
+    if form != LABELS:
+        return ArraySource(where, FORMS[form].array(labels, len(images), where), names, typed(images, where, form))
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
     elif images.dtype != np.uint8:

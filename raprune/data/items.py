@@ -28,6 +28,7 @@ from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
 from raprune.data.augment import Augmentation
 from raprune.data.batches import DeviceSplit, EpochDraws
 from raprune.data.ranks import ALONE, Ranks
+from raprune.data.targets import FORMS, LABELS, TargetArray
 from raprune.data.transfer import sent
 from raprune.errors import DataError
 
@@ -52,11 +53,13 @@ class Items:
     """The user's own `collate_fn`."""
     workers: int = 0
     """Number of processes that draw items, for each reader; 0: the reader itself."""
+    form: str = LABELS
+    """Form of the targets: a name in `raprune.data.targets.FORMS`."""
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batches(self, parts: Sequence[Sequence[int]], *, seed: int) -> Iterator[tuple[Tensor, LabelArray]]:
+    def batches(self, parts: Sequence[Sequence[int]], *, seed: int) -> Iterator[tuple[Tensor, TargetArray]]:
         """Yield images and labels of each part, a list of item numbers, drawn under `seed`.
 
         Raises:
@@ -67,7 +70,7 @@ class Items:
             self.dataset,
             batch_sampler=[list(part) for part in parts],
             num_workers=self.workers,
-            collate_fn=_Collated(self.where, self.collate),
+            collate_fn=_Collated(self.where, self.collate, self.form),
             generator=generator,
         )
         with _drawn_under(seed):
@@ -95,18 +98,24 @@ class Items:
         numbers = rows.tolist()
         parts = [numbers[start : start + READ_AT_ONCE] for start in range(0, len(numbers), READ_AT_ONCE)]
         images: ImageArray | None = None
-        labels = np.empty(len(rows), np.int64)
+        labels: TargetArray | None = None
         at = 0
         for batch, of_batch in self.batches(parts, seed=seed):
-            if images is None:
+            if images is None or labels is None:
                 images = np.empty((len(rows), *batch.shape[1:]), _dtype(batch))
+                labels = np.empty((len(rows), *of_batch.shape[1:]), of_batch.dtype)
+            if of_batch.shape[1:] != labels.shape[1:]:
+                raise DataError(
+                    f"{self.where}: targets differ in shape: {_by(of_batch.shape[1:])} and {_by(labels.shape[1:])}.",
+                    hint="Give the targets of all images one shape.",
+                )
             check_alike(batch, images.shape[1:] if shape is None else shape, self.where)
             if _dtype(batch) != images.dtype:
                 raise DataError(f"{self.where}: some images are uint8 and others floats.", hint="Give all of one type.")
             images[at : at + len(batch)] = batch.numpy()
             labels[at : at + len(batch)] = of_batch
             at += len(batch)
-        if images is None:
+        if images is None or labels is None:
             raise DataError(f"{self.where}: no images.", hint="Give a data set with at least one item.")
         return Split(images, labels)
 
@@ -238,10 +247,10 @@ class DrawnSplit:
 class _Collated:
     """Makes a batch of items: images `(B, C, H, W)` uint8 or float32, labels `(B,)`."""
 
-    def __init__(self, where: str, collate: Collate | None) -> None:
-        self._where, self._collate = where, collate
+    def __init__(self, where: str, collate: Collate | None, form: str) -> None:
+        self._where, self._collate, self._form = where, collate, form
 
-    def __call__(self, items: list[Any]) -> tuple[Tensor, LabelArray]:
+    def __call__(self, items: list[Any]) -> tuple[Tensor, TargetArray]:
         if self._collate is None:
             pairs = [self._pair(item) for item in items]
             shapes = {tuple(image.shape) for image, _ in pairs}
@@ -252,11 +261,26 @@ class _Collated:
                     hint="Give all images one size in the transforms, such as Resize and CenterCrop.",
                 )
             images = torch.stack([image for image, _ in pairs])
-            return images, np.array([label for _, label in pairs], np.int64)
+            return images, self._stacked([label for _, label in pairs])
         images, labels = self._pair_of_batch(self._collate(items))
-        return _typed(images, self._where), np.asarray(labels, np.int64).reshape(-1)
+        images = _typed(images, self._where)
+        if self._form == LABELS:
+            return images, np.asarray(labels, np.int64).reshape(-1)
+        return images, FORMS[self._form].array(labels, len(images), self._where)
 
-    def _pair(self, item: Any) -> tuple[Tensor, int]:
+    def _stacked(self, labels: list[Any]) -> TargetArray:
+        if self._form == LABELS:
+            return np.array(labels, np.int64)
+        arrays = [np.asarray(label) for label in labels]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1:
+            some = " and ".join(_by(shape) for shape in sorted(shapes)[:2])
+            raise DataError(
+                f"{self._where}: targets differ in shape: {some}.", hint="Give the targets of all images one shape."
+            )
+        return FORMS[self._form].array(np.stack(arrays), len(arrays), self._where)
+
+    def _pair(self, item: Any) -> tuple[Tensor, Any]:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{self._where}: an item is {_kind(item)}, not a pair.", hint=PAIR)
         image, label = item
@@ -270,6 +294,8 @@ class _Collated:
         image = image[None] if image.ndim == 2 else image
         if image.ndim != 3:
             raise DataError(f"{self._where}: an image has shape {_by(tuple(image.shape))}.", hint=PAIR)
+        if self._form != LABELS:
+            return _typed(image, self._where), label
         try:
             number = int(label)
             is_whole = number == label

@@ -10,6 +10,7 @@ import numpy as np
 
 from raprune.data.arrays import ImageArray, ImageShape, LabelArray
 from raprune.data.decode import Blob, decode, probe, resize_all
+from raprune.data.targets import TargetArray
 from raprune.errors import DataError
 
 
@@ -21,7 +22,7 @@ class Source(Protocol):
         """Name of the source in messages: its file or folder."""
 
     @property
-    def labels(self) -> LabelArray: ...
+    def labels(self) -> TargetArray: ...
 
     @property
     def label_names(self) -> tuple[str, ...] | None: ...
@@ -100,7 +101,7 @@ class ArraySource:
     """Images that are already an array of shape `(N, C, H, W)`."""
 
     where: str
-    labels: LabelArray
+    labels: TargetArray
     label_names: tuple[str, ...] | None
     images: ImageArray
 
@@ -116,5 +117,11 @@ class ArraySource:
                 f"{self.where}: images are {self.images.shape[2]}x{self.images.shape[3]}, "
                 f"images of the training split are {shape[1]}x{shape[2]}.",
                 hint="Give data.image_size: the shorter side is scaled to it and the centre cut out.",
+            )
+        if self.labels.ndim > 2:
+            raise DataError(
+                f"{self.where}: images are {self.images.shape[2]}x{self.images.shape[3]} and not "
+                f"{shape[1]}x{shape[2]}, and their targets are not resized with them.",
+                hint="Give images and masks of one size, and no data.image_size.",
             )
         return resize_all(self.images[rows], shape)

@@ -8,26 +8,32 @@
             "label_names": ["cat", "dog"],      # optional
         }
 
-The function may also return a `raprune.data.Dataset`, which keeps its own validation split.
+For another task than classification the second array has that task's form (targets.py). A split may also be a
+map-style data set, whose items are pairs of an image and its target. The function may also return a
+`raprune.data.Dataset`, which keeps its own validation split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from raprune.data.dataset import Dataset, ImageArray
-from raprune.data.source import ArraySource, Sources
+from raprune.data.source import ArraySource, Source, Sources
+from raprune.data.targets import ANY, FORMS, LABELS
 from raprune.errors import DataError
 from raprune.plugins import load_function
 from raprune.spec.job import DataSpec
 
+OfItems = Callable[[object, tuple[str, ...] | None, str], Source]
+"""Function that makes the source of a map-style data set, from its class names and its name in messages."""
+
 EXPECTED = 'Return {"train": (images, labels), "test": (images, labels)} with uint8 images (N, C, H, W).'
 
 
-def open_user(spec: DataSpec) -> Dataset | Sources:
+def open_user(spec: DataSpec, form: str, of_items: OfItems) -> Dataset | Sources:
     """Call `package.module:function(**spec.arguments)`; return its `Dataset`, or the sources of its splits.
 
     Raises:
@@ -49,7 +55,9 @@ def open_user(spec: DataSpec) -> Dataset | Sources:
     names = result.get("label_names")
     label_names = None if names is None else tuple(str(name) for name in names)
     train, validation, test = (
-        None if result.get(name) is None else _source(result[name], label_names, where=f"{spec.name} ({name})")
+        None
+        if result.get(name) is None
+        else _source(result[name], label_names, form, of_items, where=f"{spec.name} ({name})")
         for name in ("train", "validation", "test")
     )
     if train is None:
@@ -57,12 +65,18 @@ def open_user(spec: DataSpec) -> Dataset | Sources:
     return Sources(train=train, validation=validation, test=test)
 
 
-def _source(pair: Any, label_names: tuple[str, ...] | None, *, where: str) -> ArraySource:
+def _source(pair: Any, label_names: tuple[str, ...] | None, form: str, of_items: OfItems, *, where: str) -> Source:
+    if not isinstance(pair, tuple | list) and hasattr(pair, "__getitem__") and hasattr(pair, "__len__"):
+        return of_items(pair, label_names, where)
     try:
         images, labels = pair
         images, labels = np.asarray(images), np.asarray(labels)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: not a pair (images, labels): {error}", hint=EXPECTED) from error
+    if form != LABELS:
+        return ArraySource(
+            where, FORMS[form].array(labels, len(images), where), label_names, typed(images, where, form)
+        )
     if images.dtype != np.uint8:
         raise DataError(f"{where}: images are {images.dtype}, not uint8.", hint=EXPECTED)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
@@ -71,6 +85,20 @@ def _source(pair: Any, label_names: tuple[str, ...] | None, *, where: str) -> Ar
             hint=EXPECTED,
         )
     return ArraySource(where, labels.astype(np.int64), label_names, channels_first(images, where))
+
+
+def typed(images: ImageArray, where: str, form: str) -> ImageArray:
+    """Return images of uint8 or of floats, which become float32, as `(N, C, H, W)`.
+
+    Raises:
+        DataError: if they are of another type or shape.
+    """
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+    elif images.dtype != np.uint8:
+        raise DataError(f"{where}: images are {images.dtype}.", hint="Give uint8 from 0 to 255, or floats.")
+    # A task of the user's may take any number of channels.
+    return images if form == ANY and images.ndim == 4 else channels_first(images, where)
 
 
 def channels_first(images: ImageArray, where: str) -> ImageArray:

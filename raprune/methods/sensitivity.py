@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
+from raprune.channels.inputs import tensors_in
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -88,7 +89,7 @@ def effects_of_parameters(
             parameters[name].requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for image in images.split(1):
-                logits = model(image).flatten(1)
+                logits = _flat(model(image))
                 found = torch.autograd.grad(
                     logits, [parameters[name] for name in names], _signs(logits, generator), allow_unused=True
                 )
@@ -104,6 +105,13 @@ def effects_of_parameters(
         for name, is_wanted in wanted.items():
             parameters[name].requires_grad_(is_wanted)
     return {key: value / (2 * max(1, len(images))) for key, value in total.items()}
+
+
+def _flat(outputs: object) -> Tensor:
+    """Return all outputs of a network with values and a gradient, one row for each image."""
+    if isinstance(outputs, Tensor):
+        return outputs.flatten(1)
+    return torch.cat([value.flatten(1) for value in tensors_in(outputs) if value.requires_grad], dim=1)
 
 
 def _signs(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,7 +148,7 @@ def _moved(
     handles = [modules[name].register_forward_hook(partial(observe, mine)) for name, mine in by_layer.items()]
     try:
         with torch.enable_grad():
-            logits = model(images).flatten(1)
+            logits = _flat(model(images))
         torch.autograd.backward(logits, _signs(logits, generator), inputs=[zero])
     finally:
         for handle in handles:

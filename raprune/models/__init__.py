@@ -24,7 +24,7 @@ from raprune.models.mnist_resnet import MnistResNet
 from raprune.models.weights import load_weights
 from raprune.plugins import TIMM, check_name_form, is_user_function, load_function
 from raprune.spec.job import ModelSpec
-from raprune.spec.names import list_models, torchvision_models
+from raprune.spec.names import list_models, segmentation_models, torchvision_models
 
 __all__ = ["build_model", "image_shape_of", "list_models", "load_weights"]
 
@@ -102,10 +102,11 @@ def image_shape_of(name: str) -> ImageShape | None:
     return None
 
 
-def build_model(spec: ModelSpec, *, num_classes: int, image_shape: ImageShape) -> nn.Module:
+def build_model(spec: ModelSpec, *, num_classes: int, image_shape: ImageShape, takes_images: bool = True) -> nn.Module:
     """Build the network of `spec` with `num_classes` outputs for images `(channels, height, width)`, in training mode.
 
-    The weights are random, from torch's global generator; nothing is downloaded.
+    The weights are random, from torch's global generator; nothing is downloaded. `takes_images` is False for a network
+    with several inputs, whose channels are not those of the images.
 
     Raises:
         UsageError: if the name is unknown.
@@ -128,7 +129,8 @@ def build_model(spec: ModelSpec, *, num_classes: int, image_shape: ImageShape) -
             f"model.name {spec.name!r} returned {type(model).__name__}, not a torch.nn.Module.",
             hint="The function must build and return the network.",
         )
-    _check_channels(model, spec.name, image_shape)
+    if takes_images:
+        _check_channels(model, spec.name, image_shape)
     return model
 
 
@@ -141,7 +143,7 @@ def _resolve(name: str, num_classes: int, image_shape: ImageShape) -> tuple[Call
     if is_user_function(name):
         function = load_function(name, field="model.name")
         return function, _accepted(function, {"num_classes": num_classes, "image_shape": image_shape})
-    if name in torchvision_models():
+    if name in torchvision_models() or name in segmentation_models():
         return _torchvision(name, num_classes, image_shape)
     close = difflib.get_close_matches(name, list_models(), n=3)
     raise UsageError(
@@ -157,6 +159,8 @@ def _torchvision(
     from torchvision import models
 
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if name in segmentation_models():
+        arguments["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         # The auxiliary heads run only in training. Initialising these two networks takes a minute, and is usually
         # overwritten by loaded weights.

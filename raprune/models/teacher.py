@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -30,9 +31,8 @@ class Teacher(nn.Module):
         self.register_buffer("scale", scale_C.view(-1, 1, 1))
         self.register_buffer("shift", shift_C.view(-1, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x * self.scale + self.shift)
-        return logits
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x * self.scale + self.shift)
 
 
 def load_teacher(
@@ -43,14 +43,19 @@ def load_teacher(
     mean: Sequence[float],
     std: Sequence[float],
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
+    fits: Callable[[object, Tensor], bool] | None = None,
+    expected: str = "",
 ) -> Teacher:
     """Return the teacher of `spec` in evaluation mode, on the CPU, for images normalised by `mean` and `std`.
+
+    `fits` says if the task takes an output for some images, and `expected` describes such an output. Default: one logit
+    for each class.
 
     Its weights are `weights` if given, else those of its file, else those that its own function gave it.
 
     Raises:
         UsageError: if there is no such network or file.
-        ModelError: if it cannot be built or loaded, or gives other outputs than one logit for each class.
+        ModelError: if it cannot be built or loaded, or gives other outputs than the task takes.
     """
     asked = ModelSpec(name=spec.name, weights=spec.weights, arguments=spec.arguments)
     try:
@@ -70,7 +75,10 @@ def load_teacher(
     )
     scale_C, shift_C = std_C / own_std_C, (mean_C - own_mean_C) / own_std_C
     teacher = Teacher(network, scale_C.float(), shift_C.float()).eval()
-    _check_runs(teacher, spec.name, num_classes, image_shape)
+    if fits is None:
+        fits = partial(_gives_logits, num_classes)
+        expected = f"the data's {num_classes} classes need logits of shape {(1, num_classes)}"
+    _check_runs(teacher, spec.name, fits, expected, image_shape)
     return teacher
 
 
@@ -78,10 +86,17 @@ def _of_teacher(text: str) -> str:
     return text.replace("model.", "teacher.")
 
 
-def _check_runs(teacher: Teacher, name: str, num_classes: int, image_shape: ImageShape) -> None:
+def _gives_logits(num_classes: int, output: object, images: Tensor) -> bool:
+    return isinstance(output, Tensor) and tuple(output.shape) == (len(images), num_classes)
+
+
+def _check_runs(
+    teacher: Teacher, name: str, fits: Callable[[object, Tensor], bool], expected: str, image_shape: ImageShape
+) -> None:
+    image = torch.zeros(1, *image_shape)
     try:
         with torch.inference_mode():
-            output = teacher(torch.zeros(1, *image_shape))
+            output = teacher(image)
     except Exception as error:
         shape = "x".join(str(size) for size in image_shape)
         raise ModelError(
@@ -89,9 +104,8 @@ def _check_runs(teacher: Teacher, name: str, num_classes: int, image_shape: Imag
             hint="A teacher sees the images of the training; choose one for images of this size.",
         ) from error
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if came != (1, num_classes):
+    if not fits(output, image):
         raise ModelError(
-            f"teacher.name {name!r} gives {came} for one image; the data's {num_classes} classes need logits of shape "
-            f"{(1, num_classes)}.",
+            f"teacher.name {name!r} gives {came} for one image; {expected}.",
             hint="A teacher must know the classes of the data; look at teacher.arguments and the labels.",
         )

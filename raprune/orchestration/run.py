@@ -34,6 +34,7 @@ from raprune.store.folder import Store
 from raprune.store.learning_curves import write_curve
 from raprune.store.record import DataRecord, DenseRecord, GraphRecord, ProofRecord, RunRecord
 from raprune.store.retry import Patience
+from raprune.training.tasks import task_named
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def describe(run: Run) -> RunRecord:
         started_at=time.time(),
         versions=dict(versions()),
         machine=machine(),
+        metric=task_named(run.spec.task).metric,
         data=_summary(data),
         architecture=graph.architecture,
         weights_hash=None,
@@ -235,7 +237,7 @@ def keep_table(run: Run) -> None:
 
 
 def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
-    cost, graph = prepared.cost, prepared.graph
+    cost, graph, metric = prepared.cost, prepared.graph, task_named(spec.task).metric
     asked = [
         f"keep at most {value:.0%} of the {name} ({value * dense:,.0f})"
         for name, value, dense in (
@@ -250,9 +252,9 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
     if spec.budget.latency_ms is not None:
         asked.append(f"a latency of at most {spec.budget.latency_ms:g} ms per batch")
     if spec.min_accuracy is not None:
-        asked.append(f"a validation accuracy of {spec.min_accuracy:.2%} or more")
+        asked.append(f"a validation {metric} of {spec.min_accuracy:.2%} or more")
     if spec.max_drop is not None:
-        asked.append(f"at most {100 * spec.max_drop:g} points less accuracy")
+        asked.append(f"at most {100 * spec.max_drop:g} points less {metric}")
     console.print(
         f"{spec.model.name} on {spec.data.name}: {cost.dense_flops:,} FLOPs ({cost.dense_flops // 2:,} MACs), "
         f"{cost.dense_params:,} parameters, {len(graph.groups)} groups of channels. Asked for: {'; '.join(asked)}.",

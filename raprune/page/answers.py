@@ -86,6 +86,7 @@ def describe_run(known: KnownRun, away: Away | None, stages: RunStages | None, *
         "started_at": run.started_at,
         "finished_at": run.finished_at,
         "spec": without_secrets(run.spec),
+        "metric": run.metric,
         "dense": dense
         | {
             "test_accuracy": known.test.dense,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from raprune.errors import StoreError, UsageError
+from raprune.errors import ModelError, StoreError, UsageError
 from raprune.models.programs import FILES, ONNX, Description, check_installed
 from raprune.pruning.artifact import read_recipe
 from raprune.pruning.hugging_face import CARD, CONFIG, HUB_FILES, CardFigures, card, config_of
@@ -93,8 +93,16 @@ def write_wanted(
     """Write what is wanted besides recipe and weights to a local folder, which holds these two.
 
     Returns the proof of the programs; None if there are none.
+
+    Raises:
+        ModelError: if the network has another task than the formats are made for, or a format does not take it.
     """
     data, spec = workload.data, workload.spec
+    if wanted.needs_data and spec.task != "classification":
+        raise ModelError(
+            f"--format: programs and the Hub's layout are made for classification, and the task is {spec.task}.",
+            hint=f"Export {RECIPE_FORMAT}, which raprune.load reads into your own class.",
+        )
     if wanted.has_hub:
         recipe = read_recipe(Store(folder), "")
         config = config_of(recipe, classes=data.label_names, image_shape=data.image_shape)

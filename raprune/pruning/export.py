@@ -77,6 +77,11 @@ class Single:
     """The proof of the exported programs; None if there are none."""
 
     @property
+    def metric(self) -> str:
+        """Name of the task's metric."""
+        return self.pruner.workload.task.metric
+
+    @property
     def model(self) -> nn.Module:
         """The condensed network, in evaluation mode."""
         return self.result.model
@@ -130,7 +135,7 @@ def prune_once(
         spec, prepared = with_table(spec, prepared, _table(workload, prepared, spec, statistics))
     if spec.weights is None:
         stages.begin(TRAIN_DENSE, total=math.ceil(spec.dense.epochs), unit="epochs")
-        train_dense(workload, spec, on_epoch=partial(_tell_epoch, stages))
+        train_dense(workload, spec, on_epoch=partial(_tell_epoch, stages, workload.task.metric))
     stages.begin(JUDGE_DENSE)
     dense = evaluate(
         workload.model,
@@ -161,7 +166,7 @@ def prune_once(
         start = pruner.made_again(proposal)
         train = spec.finalists.train.decided()
         stages.begin(FINETUNE, total=math.ceil(train.epochs), unit="epochs")
-        tell = partial(_tell_epoch, stages)
+        tell = partial(_tell_epoch, stages, workload.task.metric)
         result = pruner.finetune(proposal, proposal, train, start=start, on_epoch=tell)
     else:
         result = pruner.prune(proposal)
@@ -192,8 +197,8 @@ def save_single(single: Single, folder: str) -> None:
     _save(store, single.result, single.pruner, single.spec)
 
 
-def _tell_epoch(stages: Stages, epoch: Epoch) -> None:
-    stages.update(done=epoch.number, detail=f"training accuracy {epoch.accuracy:.2%}")
+def _tell_epoch(stages: Stages, metric: str, epoch: Epoch) -> None:
+    stages.update(done=epoch.number, detail=f"training {metric} {epoch.accuracy:.2%}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +209,9 @@ class Exported:
     """Its name in the run."""
     trial_id: str
     val_accuracy: float
-    """Accuracy of this network on the validation split, as the run recorded it."""
+    """Value of the metric of this network on the validation split, as the run recorded it."""
+    metric: str
+    """Name of the task's metric."""
     is_stored: bool
     """True if the run has its weights; else they were made again."""
     files: tuple[str, ...]
@@ -276,6 +283,7 @@ def export(
         network=trial.network,
         trial_id=trial.trial_id,
         val_accuracy=trial.metrics.accuracy,
+        metric=described.metric,
         is_stored=found is not None,
         files=files,
         proof=proof,

@@ -25,7 +25,9 @@ def phase_spec(spec: SearchSpec, regularizer: Regularizer) -> TrainSpec:
 def network_content(workload: Workload, graph: ChannelGraph) -> dict[str, Any]:
     """Return the part of a key that identifies the dense network and its data; it reads all weights."""
     data = workload.data.fingerprint
-    return {"weights": workload.weights_hash, "architecture": graph.architecture, "data": data}
+    content = {"weights": workload.weights_hash, "architecture": graph.architecture, "data": data}
+    # Keys of classification stay as they were before there were other tasks.
+    return content if workload.spec.task == "classification" else content | {"task": workload.spec.task}
 
 
 def base_key(method: Method, network: Mapping[str, Any], spec: SearchSpec, *, augment: str) -> str:

@@ -26,7 +26,13 @@ _TRAINING = 4.0
 def measure_pace(workload: Workload, spec: SearchSpec) -> Pace:
     """Seconds per image of evaluating and of fine-tuning the network as the job says; the network is not changed."""
     model, search = workload.model, spec.search
-    judged = partial(evaluate, model, batch_size=search.eval_batch_size, precision=search.eval_precision)
+    judged = partial(
+        evaluate,
+        model,
+        task=workload.task,
+        batch_size=search.eval_batch_size,
+        precision=search.eval_precision,
+    )
     few = workload.validation.take(_FEWEST, torch.Generator())
     judged(few)
     first_s = _timed(lambda: judged(few)) / len(few)

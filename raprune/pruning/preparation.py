@@ -37,6 +37,7 @@ from raprune.spec.recipes import Traits
 from raprune.store.folder import Store
 from raprune.store.record import DataRecord, RunRecord
 from raprune.store.scores import Statistics
+from raprune.training.tasks import task_named
 
 DENSE = "models/dense/weights.safetensors"
 """File of the dense network's weights in a run's folder."""
@@ -172,7 +173,8 @@ def job_data(spec: SearchSpec, recorded: RunRecord | None = None) -> Dataset:
     """
     default = usual_normalisation(spec.model) if recorded is None else _recorded_normalisation(recorded.data)
     statistics = Statistics(Store(spec.statistics_folder)) if spec.data.stream else None
-    return load_data(spec.data, seed=spec.seed, default=default, statistics=statistics)
+    form = task_named(spec.task).targets
+    return load_data(spec.data, seed=spec.seed, default=default, statistics=statistics, form=form)
 
 
 def check_same_data(data: Dataset, described: RunRecord) -> None:
@@ -224,6 +226,7 @@ def _check_names(spec: SearchSpec) -> None:
     Raises:
         UsageError: if one does not exist or is not valid.
     """
+    task_named(spec.task)
     for name in spec.methods:
         method_named(name)
     if spec.latency.runtime == "onnxruntime":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raprune.data.arrays import ImageShape
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset, Split
 from raprune.data.host import HostSplit, ImageSplit
@@ -28,8 +29,9 @@ from raprune.spec.job import SearchSpec
 from raprune.training.cpu_memory import keep_freed_memory
 from raprune.training.epoch import Epoch
 from raprune.training.loop import ALONE, Checkpoints, Ranks, train
-from raprune.training.tasks.classification import CLASSIFICATION
-from raprune.training.tasks.task import Task
+from raprune.training.tasks import task_named
+from raprune.training.tasks.inputs import parting_inputs, parts_images
+from raprune.training.tasks.task import Task, in_float32
 
 WeightArrays = dict[str, npt.NDArray[Any]]
 """A state dict as arrays, which the object store holds without a copy."""
@@ -65,7 +67,7 @@ class Workload:
     @property
     def task(self) -> Task:
         """The task that the network is trained for and judged by."""
-        return CLASSIFICATION
+        return task_named(self.spec.task)
 
     @cached_property
     def layout(self) -> torch.memory_format:
@@ -88,6 +90,8 @@ class Workload:
         teacher = load_teacher(
             spec,
             num_classes=data.num_classes,
+            fits=partial(_fits, self.task, data.num_classes),
+            expected=self.task.expected(data.num_classes),
             image_shape=data.image_shape,
             mean=data.mean,
             std=data.std,
@@ -192,7 +196,7 @@ def build_workload(
         keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = build_model(spec.model, num_classes=data.num_classes, image_shape=data.image_shape)
+        model = task_network(spec, num_classes=data.num_classes, image_shape=data.image_shape)
     given = given_model(spec.model)
     if weights is None and given is not None:
         weights = given.weights
@@ -203,6 +207,19 @@ def build_workload(
     workload = Workload(model.to(device).eval(), data, torch.device(device), spec, reader, card_share, teacher)
     _check_runs(workload)
     return workload
+
+
+def task_network(spec: SearchSpec, *, num_classes: int, image_shape: ImageShape) -> nn.Module:
+    """The network of `spec` as `build_model` makes it, which takes the images of its task's data sets.
+
+    Raises:
+        UsageError, ModelError: as `build_model` and `task_named`.
+    """
+    task = task_named(spec.task)
+    model = build_model(
+        spec.model, num_classes=num_classes, image_shape=image_shape, takes_images=not parts_images(task)
+    )
+    return parting_inputs(model, task)
 
 
 def hash_of(weights: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -253,11 +270,22 @@ def _check_runs(workload: Workload) -> None:
             f"model.name {name!r} does not run on images of {shape}: {type(error).__name__}: {error}",
             hint="The network may need larger images (data.image_size) or another number of channels.",
         ) from error
-    expected = (1, workload.data.num_classes)
-    if not isinstance(output, Tensor) or tuple(output.shape) != expected:
-        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if not _fits(workload.task, workload.data.num_classes, output, workload.example_input()):
         raise ModelError(
-            f"model.name {name!r} gives {came} for one image; the data's {workload.data.num_classes} classes need "
-            f"logits of shape {expected}.",
-            hint="The network must return one logit for each class; look at model.arguments and the labels.",
+            f"model.name {name!r} gives {_shown(output)} for one image; "
+            f"{workload.task.expected(workload.data.num_classes)}.",
+            hint="Look at model.arguments, at the targets of the data, and at the task (--task).",
         )
+
+
+def _fits(task: Task, num_outputs: int, output: object, images: Tensor) -> bool:
+    """True if the task takes this output of a network."""
+    try:
+        return task.fits(in_float32(output), images, num_outputs)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        # Outputs of another kind than the task looks into.
+        return False
+
+
+def _shown(output: object) -> str:
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__

@@ -23,7 +23,7 @@ def summary(row: CandidateRow, run: RunRecord, times: Times) -> str:
     said = f"The chosen network, {row.candidate} by {row.method}, {', '.join(parts[:-1])} and {parts[-1]}."
     floor = floor_of(run)
     if floor is not None and row.val_accuracy < floor:
-        said += f" No network has the required accuracy, {_percent(floor)} on the validation split."
+        said += f" No network has the required {run.metric}, {_percent(floor)} on the validation split."
     return said
 
 
@@ -70,7 +70,7 @@ def _accuracy(row: CandidateRow, run: RunRecord) -> str:
     if accuracy is None:
         split, accuracy, dense = "validation", row.val_accuracy, run.dense_accuracy
     against = "" if dense is None else f" against {100 * dense:.1f} % of the dense network"
-    return f"has {100 * accuracy:.1f} % {split} accuracy{against}"
+    return f"has {100 * accuracy:.1f} % {split} {run.metric}{against}"
 
 
 def _percent(fraction: float) -> str:

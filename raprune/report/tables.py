@@ -18,7 +18,10 @@ from raprune.results.progress import Progress
 from raprune.results.rows import CandidateRow
 from raprune.results.test_split import SplitAccuracies
 from raprune.results.timings import Times, Timing, measured_at, slow
-from raprune.store.record import DenseRecord, LatencyRecord, RunRecord
+from raprune.store.record import LatencyRecord, RunRecord
+
+ACCURACY = "accuracy"
+"""Metric of classification: a fraction of the images, so that their number gives its standard error."""
 
 WIDE = 118
 """Width of a terminal, in characters, that shows the whole table of most runs."""
@@ -74,10 +77,15 @@ def render_standing(now: Progress) -> Table:
         dense = "" if now.dense_accuracy is None else f", dense {now.dense_accuracy:.2%}"
         grid.add_row(
             "best",
-            f"{now.best.val_accuracy:.2%} validation at {now.best.flops_fraction:.1%} of the FLOPs "
+            f"{now.best.val_accuracy:.2%} {_on_validation(now.metric)} at {now.best.flops_fraction:.1%} of the FLOPs "
             f"({escape(now.best.method)}, {_how(now.best)}){dense}",
         )
     return grid
+
+
+def _on_validation(metric: str) -> str:
+    """Return the metric on the validation split in words; accuracy goes without saying."""
+    return "validation" if metric == ACCURACY else f"validation {metric}"
 
 
 def finetuned_of(now: Progress) -> str:
@@ -101,7 +109,7 @@ def render_rows(
     if not rows:
         return "No candidate is on the front yet."
     times = times or Times()
-    columns = _fitting(_columns(rows, run.dense, test, times), width)
+    columns = _fitting(_columns(rows, run, test, times), width)
     shown = {column.name for column in columns}
     gap = 2 if _table_width(columns, gap=2) <= width else 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
@@ -120,23 +128,28 @@ def render_rows(
         notes.append("-ft: fine-tuned.")
     if "nonzero" in shown:
         notes.append("Nonzero: parameters that are not exactly zero.")
+    if run.metric != ACCURACY:
+        notes.append(f"val and test: {run.metric}, in %.")
     notes += filter(None, [why_starred(rows, run)])
     seeds = max(len(r.repeats) for r in rows)
     if seeds > 1:
         interval = ", with their 95 % confidence interval" if "interval" in shown else ""
-        notes.append(f"Fine-tuned accuracies are means over {seeds} seeds{interval}.")
+        figures = "accuracies" if run.metric == ACCURACY else "figures"
+        notes.append(f"Fine-tuned {figures} are means over {seeds} seeds{interval}.")
     if "drop" in shown and test.images:
-        notes.append(f"Drop: test accuracy against dense, in points, ± standard error of {test.images} images.")
+        error = f", ± standard error of {test.images} images" if run.metric == ACCURACY else ""
+        notes.append(f"Drop: test {run.metric} against dense, in points{error}.")
     elif "drop" in shown:
-        notes.append("Drop: validation accuracy against dense, in points; the test split was not touched.")
+        notes.append(f"Drop: validation {run.metric} against dense, in points; the test split was not touched.")
     timings = times.conditions if "faster alone" in shown else times.conditions[-1:] if "faster" in shown else ()
     notes += how_timed(rows, run, timings, has_latency="latency" in shown)
     remark = slow(rows, times)
     return Group(table, f"[dim]{escape(' '.join(notes))}[/dim]", *([escape(remark)] if remark else []))
 
 
-def _columns(rows: list[CandidateRow], dense: DenseRecord | None, test: SplitAccuracies, times: Times) -> list[_Column]:
+def _columns(rows: list[CandidateRow], run: RunRecord, test: SplitAccuracies, times: Times) -> list[_Column]:
     """All columns of the front; the last cell of each is the dense network's, if it is known."""
+    dense = run.dense
 
     def column(header: str, cells: Iterable[str], of_dense: str, name: str = "") -> _Column:
         found = [*cells, *([of_dense] if dense is not None else [])]
@@ -176,7 +189,7 @@ def _columns(rows: list[CandidateRow], dense: DenseRecord | None, test: SplitAcc
         if any(interval is not None for interval in intervals):
             cells = ("" if interval is None else f"±{100 * interval:.2f}" for interval in intervals)
             columns += [column("", cells, "", "interval")]
-    return [*columns, column("drop", (drop(r, dense, test) for r in rows), "", "drop")]
+    return [*columns, column("drop", (drop(r, run, test) for r in rows), "", "drop")]
 
 
 def _fitting(columns: list[_Column], width: int) -> list[_Column]:
@@ -223,7 +236,8 @@ def render_ablation(rows: list[AblationRow], run: RunRecord, *, width: int = WID
         return "The run has no complete trial within its budget yet."
     dense = run.dense_accuracy
     notes = (
-        "[dim]For each method, the network with the best validation accuracy within the budget: its accuracy in %, at "
+        f"[dim]For each method, the network with the best validation {run.metric} within the budget: its {run.metric} "
+        "in %, at "
         "its fraction of the dense network's cost. Epochs: of training since the dense network, including the method's "
         f"own training.{'' if dense is None else f' Dense: {_points(dense)}.'}[/dim]"
     )
@@ -282,10 +296,11 @@ def why_starred(rows: list[CandidateRow], run: RunRecord) -> str:
     if chosen is None:
         return ""
     if floor is not None and chosen.val_accuracy >= floor:
-        return f"★ cheapest with the required validation accuracy, {floor:.2%}."
-    sentences = ["★ most accurate on the validation split within the budget."]
+        return f"★ cheapest with the required validation {run.metric}, {floor:.2%}."
+    best = "most accurate" if run.metric == ACCURACY else f"best {run.metric}"
+    sentences = [f"★ {best} on the validation split within the budget."]
     if floor is not None:
-        sentences.append(f"No network has the required validation accuracy, {floor:.2%}.")
+        sentences.append(f"No network has the required validation {run.metric}, {floor:.2%}.")
     baselines = {row.method for row in rows if is_baseline(row, run)}
     ahead = {row.method for row in rows if row.val_accuracy > chosen.val_accuracy} & baselines
     if chosen.method in baselines:
@@ -295,15 +310,16 @@ def why_starred(rows: list[CandidateRow], run: RunRecord) -> str:
     return " ".join(sentences)
 
 
-def drop(row: CandidateRow, dense: DenseRecord | None, test: SplitAccuracies) -> str:
-    """The difference in accuracy to the dense network in points, + if better, with its standard error."""
+def drop(row: CandidateRow, run: RunRecord, test: SplitAccuracies) -> str:
+    """The difference of the metric to the dense network in points, + if better; an accuracy with its standard error."""
+    dense = run.dense
     if row.test_accuracy is not None and row.dense_test_accuracy is not None:
         accuracy, reference, images = row.test_accuracy, row.dense_test_accuracy, test.images
     elif dense is not None and dense.val_accuracy is not None:
         accuracy, reference, images = row.val_accuracy, dense.val_accuracy, dense.val_images
     else:
         return "-"
-    error = f" ± {100 * standard_error(accuracy, images):.2f}" if images else ""
+    error = f" ± {100 * standard_error(accuracy, images):.2f}" if images and run.metric == ACCURACY else ""
     return f"{100 * (accuracy - reference):+.2f}{error}"
 
 

@@ -130,9 +130,15 @@ def print_pick(
 
 
 def print_single(
-    trial: Trial, spec: SearchSpec, *, dense_accuracy: float, console: Console, warnings: Sequence[str] = ()
+    trial: Trial,
+    spec: SearchSpec,
+    *,
+    dense_accuracy: float,
+    console: Console,
+    warnings: Sequence[str] = (),
+    metric: str = "accuracy",
 ) -> None:
-    """Print one network that was pruned without a search, and the dense network with its `warnings`."""
+    """Print one network that was pruned without a search by its `metric`, and the dense network with its `warnings`."""
     print_warnings(warnings, console=console)
     assert trial.metrics is not None
     dense = DenseRecord(
@@ -140,7 +146,7 @@ def print_single(
         flops=round(trial.metrics.flops / trial.metrics.flops_fraction),
         params=round(trial.metrics.params / trial.metrics.params_fraction),
     )
-    run = RunRecord(spec=spec.model_dump(mode="json"), dense=dense)
+    run = RunRecord(spec=spec.model_dump(mode="json"), dense=dense, metric=metric)
     rows = with_times(candidates([trial]), Times())
     console.print(render_rows(rows, run, UNTESTED, width=console.width))
     _print_blocks(rows, console)

@@ -92,8 +92,11 @@ def is_baseline(row: CandidateRow, run: RunRecord) -> bool:
 
 
 def standard_error(accuracy: float, images: int | None) -> float:
-    """Standard error of an accuracy on so many images, a fraction; 0 where their number is not known."""
-    return (accuracy * (1 - accuracy) / images) ** 0.5 if images else 0.0
+    """Standard error of an accuracy on so many images, a fraction; 0 where their number is not known.
+
+    For the metric of another task it is a rough measure, and 0 for one that is negative.
+    """
+    return (max(0.0, accuracy * (1 - accuracy)) / images) ** 0.5 if images else 0.0
 
 
 def pick(rows: Sequence[CandidateRow], budget: Budget, *, min_accuracy: float | None = None) -> CandidateRow:

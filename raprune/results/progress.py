@@ -25,6 +25,8 @@ from raprune.store.record import RunRecord
 class Progress:
     """The progress of a run."""
 
+    metric: str
+    """Name of the task's metric."""
     states: dict[str, int]
     """State -> number of the trials that were asked for; trials that are not yet recorded are WAITING or RUNNING."""
     steps: int
@@ -86,6 +88,7 @@ def progress(
     )
     elapsed = max(0.0, (time.time() if now is None else now) - started if live else ended - started)
     return Progress(
+        metric=run.metric,
         states={state: count for state, count in sorted(states.items()) if count},
         steps=len(trials) - len(asked_for),
         searched=len(searched),

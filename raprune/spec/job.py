@@ -48,6 +48,7 @@ FLAGS = {
     "model.weights": "--weights",
     "teacher.name": "--teacher",
     "teacher.weights": "--teacher-weights",
+    "task": "--task",
     "data.name": "--data",
     "data.train": "--train",
     "data.validation": "--validation",
@@ -603,6 +604,8 @@ class Limits(Part):
 class SearchSpec(Limits):
     """The whole job."""
 
+    task: Annotated[str, Field(json_schema_extra={VALID: "a name, or `package.module:Class`"})] = "classification"
+    """Task, which sets loss and metric (docs/tasks.md)."""
     model: ModelSpec = ModelSpec()
     teacher: TeacherSpec = TeacherSpec()
     data: DataSpec = DataSpec()

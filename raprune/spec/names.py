@@ -27,7 +27,8 @@ _DEPRECATED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}", 
 
 def list_models() -> list[str]:
     """All names that `ModelSpec.name` takes, the project's own first; timm's as `timm:NAME` where it is installed."""
-    return [*own_models(), *torchvision_models(), *(f"timm:{name}" for name in timm_models())]
+    timm = (f"timm:{name}" for name in timm_models())
+    return [*own_models(), *torchvision_models(), *segmentation_models(), *timm]
 
 
 def own_models() -> list[str]:
@@ -39,6 +40,12 @@ def own_models() -> list[str]:
 def torchvision_models() -> list[str]:
     """torchvision's networks for classification, in alphabetical order."""
     return sorted(name for text in _sources("torchvision") for name in _registered(text))
+
+
+@cache
+def segmentation_models() -> list[str]:
+    """torchvision's networks for semantic segmentation, in alphabetical order."""
+    return sorted(name for text in _sources("torchvision", "segmentation") for name in _registered(text))
 
 
 @cache
@@ -99,11 +106,11 @@ def _keys(path: str, variable: str) -> list[str]:
     raise AssertionError(f"{path} assigns no {variable}")
 
 
-def _sources(package: str) -> Iterator[str]:
-    """Texts of the modules in the folder `models` of an installed package, which is not imported."""
+def _sources(package: str, kind: str = "") -> Iterator[str]:
+    """Texts of the modules in `models`, or a folder in it, of an installed package, which is not imported."""
     spec = find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or ():
-        for path in sorted(Path(folder, "models").glob("*.py")):
+        for path in sorted(Path(folder, "models", kind).glob("*.py")):
             yield path.read_text(encoding="utf-8")
 
 

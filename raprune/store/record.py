@@ -167,6 +167,8 @@ class RunRecord(_Part):
     """Reason why the search ended early."""
     versions: dict[str, str | None] = Field(default_factory=dict)
     machine: str | None = None
+    metric: str = "accuracy"
+    """Name of the task's metric: what every field that is named after an accuracy holds, at most 1."""
     data: DataRecord = DataRecord()
     architecture: str | None = None
     weights_hash: str | None = None

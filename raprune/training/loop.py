@@ -123,7 +123,8 @@ def train(
         if checkpoints is not None:
             course.resume(checkpoints.load())
         distributed.check_equal(model, ranks, split.device, step=course.step)
-        changes = Augmentation(augment, spec.crop_scale, spec.policy, spec.policy_magnitude)
+        policy = spec.policy if task.augments else "none"
+        changes = Augmentation(augment if task.augments else "none", spec.crop_scale, policy, spec.policy_magnitude)
         mixing = _mixing(spec, task, split.device, seed, ranks)
         share = None if mixing is None else mixing.share
         answers = None

@@ -121,7 +121,7 @@ def test_a_validation_fraction_that_is_set_and_ignored_is_said() -> None:
 
 def test_chance_is_the_fraction_of_the_most_frequent_class() -> None:
     data = load_data(DataSpec(name="digits"), seed=0)
-    assert 0.1 <= data.chance < 0.12
+    assert data.chance is not None and 0.1 <= data.chance < 0.12
     labels = np.zeros_like(data.validation.labels)
     assert replace(data, validation=replace(data.validation, labels=labels)).chance == 1.0
 

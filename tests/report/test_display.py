@@ -15,6 +15,7 @@ from raprune.results.stages import RunStage, RunStages, Stages
 from tests.factories import candidate_row
 
 STANDING = Progress(
+    metric="accuracy",
     states={"COMPLETE": 12, "FAILED": 1, "WAITING": 51},
     steps=0,
     searched=13,

@@ -227,4 +227,4 @@ class OpenedRun:
             )
         channels, height, width = (0, 0, 0) if folder is None else read_recipe(store, folder)["input_shape"]
         classes = described.data.num_classes or 0
-        return build_model(spec, num_classes=classes, image_shape=(channels, height, width))
+        return build_model(spec, num_classes=classes, image_shape=(channels, height, width), takes_images=False)

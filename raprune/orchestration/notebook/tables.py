@@ -73,11 +73,17 @@ class CandidateTable(Sequence[CandidateRow]):
         if not self.rows:
             return "<p>No candidate yet.</p>"
         columns = [column for column in _COLUMNS if any(column.cell(row) for row in self.rows)]
-        head = "".join(f'<th style="text-align:{column.align}">{html.escape(column.title)}</th>' for column in columns)
+        head = "".join(
+            f'<th style="text-align:{column.align}">{html.escape(self._title(column))}</th>' for column in columns
+        )
         body = "".join(_row_html(row, columns) for row in self.rows[:MOST])
         note = f"<p>{html.escape(self._left_out().strip())}</p>" if self._left_out() else ""
         dense = _dense_html(self.results, columns)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}{dense}</tbody></table>{note}"
+
+    def _title(self, column: _ShownColumn) -> str:
+        """Title of a column, with the name of the task's metric."""
+        return column.title.replace("accuracy", self.results.run.metric)
 
     def _left_out(self) -> str:
         more = len(self.rows) - MOST
@@ -152,6 +158,6 @@ def described(results: RunResults) -> str:
     on_front = f"{len(results.front)} network{'s' * (len(results.front) != 1)} on the front"
     parts = [f"{run.state or 'unknown'}, {len(results.trials)} trials, {on_front}"]
     if dense is not None and dense.flops is not None:
-        known = "" if dense.val_accuracy is None else f", {dense.val_accuracy:.2%} validation accuracy"
+        known = "" if dense.val_accuracy is None else f", {dense.val_accuracy:.2%} validation {run.metric}"
         parts.append(f"dense network {run.job.model.name}: {formats.count(dense.flops)} FLOPs{known}")
     return "; ".join(parts)

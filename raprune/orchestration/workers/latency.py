@@ -24,12 +24,12 @@ from raprune.cost.reported import measure_reported
 from raprune.data.dataset import Dataset
 from raprune.errors import RapruneError
 from raprune.methods import method_named
-from raprune.models import build_model
 from raprune.orchestration.cluster.connect import node_resources
 from raprune.orchestration.cluster.placement import Placement, place_timing
 from raprune.orchestration.remote import answer, task_on
 from raprune.pruning import artifact
 from raprune.pruning.preparation import Prepared, stored_table
+from raprune.pruning.workload import task_network
 from raprune.records import Candidate, Trial
 from raprune.results.front import listed
 from raprune.results.rows import candidates
@@ -60,7 +60,7 @@ class Subject:
 
     def model(self) -> nn.Module:
         """The network on the workers' device."""
-        model = build_model(self.spec.model, num_classes=self.num_classes, image_shape=self.image_shape)
+        model = task_network(self.spec, num_classes=self.num_classes, image_shape=self.image_shape)
         return model.to(self.placement.device).eval()
 
 

@@ -16,10 +16,11 @@ const WIDTH = 330;
 const HEIGHT = 132;
 
 /** A section with the curves of consecutive trainings, from the first to the last; null if none is known. */
-export function curveSection(trainings) {
+export function curveSection(trainings, metric) {
   const { epochs, joints } = joined(trainings.filter((training) => training.length));
   if (!epochs.length) return null;
-  const series = SERIES.filter(({ key }) => epochs.some((epoch) => known(epoch[key]))).slice(0, SHOWN);
+  const series = SERIES.filter(({ key }) => epochs.some((epoch) => known(epoch[key]))).slice(0, SHOWN)
+    .map((one) => ({ ...one, title: one.title.replace("accuracy", metric) }));
   const last = epochs[epochs.length - 1];
   const ends = series.map(({ key, title, factor }) => `${title} ${Number((factor * last[key]).toPrecision(4))}`);
   const label = `Training curve over ${last.at} epochs; at the end: ${ends.join(", ")}`;

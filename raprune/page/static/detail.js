@@ -85,7 +85,7 @@ export class Detail {
     return [
       widthsSection(told.trial.widths, run.dense.widths ?? {}, run.groups, told.trial.identity ?? []),
       lineageSection(told.history, open),
-      curveSection([...Object.values(told.curves ?? {}), told.curve ?? []]),
+      curveSection([...Object.values(told.curves ?? {}), told.curve ?? []], run.metric),
       takeAlong(told),
     ];
   }

@@ -218,7 +218,7 @@ export class FrontChart {
           scale: y,
           ticks: this.yTicks,
           text: (tick) => `${Number((100 * tick).toPrecision(7))}`,
-          title: error ? "validation accuracy, % (logarithm of the error)" : "validation accuracy, %",
+          title: `validation ${run.metric}, %${error ? " (logarithm of the error)" : ""}`,
         },
       }),
     ];
@@ -271,7 +271,7 @@ export class FrontChart {
           height: area.bottom - at,
         }),
         shape("line", { class: "floor", x1: area.left, x2: area.right, y1: at, y2: at }),
-        shape("text", { class: "note", x: area.left + 6, y: at + 14 }, `accuracy floor ${percent(run.floor)}`),
+        shape("text", { class: "note", x: area.left + 6, y: at + 14 }, `${run.metric} floor ${percent(run.floor)}`),
       );
     }
     const dense = run.dense.val_accuracy;

@@ -33,7 +33,7 @@ def draw(figure: Figure, results: RunResults) -> None:
     shown = [row.best.val_accuracy for row in results.ablation if row.share in shares]
     dense = results.run.dense_accuracy
     error_axis(panels[0].xaxis, [results.error(value) for value in (shown if dense is None else [*shown, dense])])
-    panels[len(panels) // 2].set_xlabel("validation accuracy, %")
+    panels[len(panels) // 2].set_xlabel(f"validation {results.run.metric}, %")
     _legend(figure, panels[0], results)
 
 

@@ -23,7 +23,7 @@ def draw(figure: Figure, results: RunResults) -> None:
     above, below = figure.subplots(*shape, sharex=True)
     _line(above, hours, [row.hypervolume for row in spent], end, PALETTE[0], "hypervolume")
     errors = [results.error(row.val_accuracy) for row in spent if row.val_accuracy is not None]
-    _line(below, hours, errors, end, PALETTE[1], "best accuracy, %")
+    _line(below, hours, errors, end, PALETTE[1], f"best {results.run.metric}, %")
     dense = results.run.dense_accuracy
     if dense is not None:
         level = results.error(dense)

@@ -156,7 +156,7 @@ def _scales(axes: Axes, results: RunResults) -> None:
         accuracies += [sibling.val_accuracy for sibling in results.siblings]
         accuracies += [sibling.test_accuracy for sibling in results.siblings if sibling.test_accuracy is not None]
     error_axis(axes.yaxis, [results.error(accuracy) for accuracy in accuracies])
-    axes.set_ylabel("validation accuracy, %")
+    axes.set_ylabel(f"validation {results.run.metric}, %")
     costs = [cost_of(row, results) for row in results.rows] or [0.0, 100.0]
     costs += _sibling_costs(results)
     end = max([*costs, 100 * results.budget.limit])
@@ -184,7 +184,7 @@ def _legend(figure: Figure, axes: Axes, results: RunResults, known: dict[str, Ma
     if results.chosen is not None:
         sign("o", INK, "chosen", filled=False, size=8)
     if any(row.test_accuracy is not None for row in results.front):
-        sign(TEST, INK, "its test accuracy")
+        sign(TEST, INK, f"its test {results.run.metric}")
     if _sibling_costs(results):
         sign(SIBLING, INK, "smaller dense network")
     if results.run.dense_accuracy is not None:
@@ -192,7 +192,7 @@ def _legend(figure: Figure, axes: Axes, results: RunResults, known: dict[str, Ma
     if results.test.dense is not None:
         sign("", FAINT, "dense, test", line=(0, (1, 3)))
     if results.floor is not None:
-        sign("", FAINT, "required accuracy", line="-.")
+        sign("", FAINT, f"required {results.run.metric}", line="-.")
     if any(row.val_interval for row in results.front):
         sign("|", FAINT, "95 % interval")
     figure.legend(handles=handles, loc="outside lower center", ncols=5 if is_wide(figure) else 3)

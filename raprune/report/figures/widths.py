@@ -51,7 +51,7 @@ def _panel(axes: Axes, row: CandidateRow, groups: dict[str, int], colour: str, *
 
 def _title(row: CandidateRow, results: RunResults) -> str:
     is_chosen = results.chosen is not None and row.candidate == results.chosen.candidate
-    costs = f"{100 * row.flops_fraction:.1f} % FLOPs, {100 * row.val_accuracy:.1f} % accuracy"
+    costs = f"{100 * row.flops_fraction:.1f} % FLOPs, {100 * row.val_accuracy:.1f} % {results.run.metric}"
     return f"{'chosen: ' if is_chosen else ''}{row.method}, {costs}"
 
 

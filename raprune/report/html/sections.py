@@ -8,7 +8,7 @@ from raprune.report import figures, formats
 from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.report.summary import compared, summary
-from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
+from raprune.report.tables import ACCURACY, drop, finetuned_of, how_timed, latency_conditions, why_starred
 from raprune.results.exports import ExportProof
 from raprune.results.rows import CandidateRow
 from raprune.results.run_results import RunResults
@@ -66,12 +66,12 @@ def asked(results: RunResults) -> str:
     entries = {
         "Dense network": f"{job.model.name or ''}{_whence(job.model.weights)}",
         "Dense cost": network,
-        "Dense accuracy": ", ".join(accuracies),
+        f"Dense {run.metric}": ", ".join(accuracies),
         "Channels": f"{sum(groups.values()):,} in {len(groups)} groups that can be cut" if groups else "",
         "Images": ", ".join(splits),
         "Normalisation": _normalisation(run.data),
         "Budget": _budget(results),
-        "Required accuracy": "" if results.floor is None else f"{results.floor:.2%} on the validation split",
+        f"Required {run.metric}": "" if results.floor is None else f"{results.floor:.2%} on the validation split",
         "Methods": ", ".join(job.methods),
         "Search": "" if job.search.trials is None else f"{job.search.trials} candidates",
         "Fine-tuning": f"{finalists.count} finalists, {tuned:g} epochs, {finalists.seeds} seed"
@@ -93,15 +93,15 @@ def _normalisation(data: DataRecord) -> str:
 
 def front(results: RunResults) -> str:
     """Return the section with the figure and the table of the front."""
-    rows = results.listed
+    rows, metric = results.listed, results.run.metric
     if not rows:
         return section("The front", paragraph("No candidate is on the front yet."))
     hovers = {row.candidate: _recipe(row) for row in rows}
     drawn = figures.element(
-        "front", results, label="Validation accuracy over cost; the table below has the figures", hovers=hovers
+        "front", results, label=f"Validation {metric} over cost; the table below has the figures", hovers=hovers
     )
     caption = (
-        f"Validation accuracy over {figures.front.cost_title(results)}: {len(results.rows)} candidates, "
+        f"Validation {metric} over {figures.front.cost_title(results)}: {len(results.rows)} candidates, "
         f"{len(results.front)} of them on the front; the others are faint. The axis is the logarithm of the error."
     )
     pruned = any(row.weights_pruned for row in rows)
@@ -126,7 +126,7 @@ def front(results: RunResults) -> str:
             *(formats.times_as_fast(timing.speedup(row.candidate)) for timing in timings),
             formats.accuracy(row.val_accuracy, row.val_interval),
             formats.accuracy(row.test_accuracy, row.test_interval),
-            drop(row, results.dense, results.test),
+            drop(row, results.run, results.test),
         ]
         for row in rows
     ]
@@ -189,21 +189,22 @@ def chosen(results: RunResults) -> str:
         whole = row.latency_ms / row.latency_fraction
         cells.append(["latency of the budget, predicted", *_compared_ms(whole, row.latency_ms)])
     dense_val = formats.accuracy(dense.val_accuracy)
-    cells.append(["validation accuracy, %", dense_val, formats.accuracy(row.val_accuracy, row.val_interval), ""])
+    metric = results.run.metric
+    cells.append([f"validation {metric}, %", dense_val, formats.accuracy(row.val_accuracy, row.val_interval), ""])
     if row.test_accuracy is not None:
-        against = f"{drop(row, dense, test)} points"
+        against = f"{drop(row, results.run, test)} points"
         tested = [
             formats.accuracy(test.dense),
             formats.accuracy(row.test_accuracy, row.test_interval),
             against,
         ]
-        cells.append([f"test accuracy, % ({images:,} images)", *tested])
+        cells.append([f"test {metric}, % ({images:,} images)", *tested])
     settings = _settings(row)
     steps = {
         "Candidate": f"{row.candidate} (trial {row.trial_id})",
         "Method": f"{row.method}{f' with {settings}' if settings else ''}, widths by {row.allocation}",
         "Blocks that went": ", ".join(row.identity),
-        "Validation accuracy": _way(row),
+        f"Validation {metric}": _way(row),
         "Seeds": f"{len(row.repeats)}: mean, ± half the 95 % interval" if len(row.repeats) > 1 else "",
         "Measured for": measured_at(results.times.conditions),
         "Export": f"raprune export {results.name} {row.candidate} FOLDER",
@@ -303,7 +304,7 @@ def cost(results: RunResults) -> str:
     if not results.spent:
         return ""
     unit, per_hour = figures.cost.unit_of(results)
-    drawn = figures.element("cost", results, label=f"Hypervolume and best accuracy over {unit}")
+    drawn = figures.element("cost", results, label=f"Hypervolume and best {results.run.metric} over {unit}")
     last = results.spent[-1]
     at_all = (
         f"{per_hour * results.hours:.3g} {unit} of trials in all; the last one to enlarge the front ended after "
@@ -348,18 +349,24 @@ def repeat(results: RunResults) -> str:
 def _notes(results: RunResults) -> str:
     rows, test, times = results.listed, results.test, results.times
     has_latency = any(formats.latency_share(row) for row in rows)
-    seeds = max(len(row.repeats) for row in rows)
+    seeds, metric = max(len(row.repeats) for row in rows), results.run.metric
+    error = f", ± standard error of {test.images:,} images" if metric == ACCURACY and test.images else ""
     return paragraph(
         why_starred(rows, results.run),
-        f"Accuracies are means over {seeds} seeds, ± half of their 95 % confidence interval." if seeds > 1 else "",
-        f"Drop: test accuracy against the dense network, ± standard error of {test.images:,} images; the test split "
-        "was used once."
+        f"{_figures(metric)} are means over {seeds} seeds, ± half of their 95 % confidence interval."
+        if seeds > 1
+        else "",
+        f"Drop: test {metric} against the dense network{error}; the test split was used once."
         if test.images
-        else "Drop: validation accuracy against the dense network; the test split was not used.",
+        else f"Drop: validation {metric} against the dense network; the test split was not used.",
         "Epochs: training since the dense network. FLOPs count a multiply-add as 2.",
         *how_timed(rows, results.run, times.conditions, has_latency=has_latency),
         slow(rows, times),
     )
+
+
+def _figures(metric: str) -> str:
+    return "Accuracies" if metric == ACCURACY else f"Values of {metric}"
 
 
 def _proof(results: RunResults) -> str:

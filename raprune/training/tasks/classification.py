@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
+from raprune.data.targets import LABELS
 from raprune.spec.job import TrainSpec
 from raprune.training.distillation import LOGIT_LOSSES
 from raprune.training.tasks.task import Task
@@ -18,6 +19,8 @@ class Classification(Task):
     """Outputs are logits `(B, num_classes)`, targets are class numbers `(B,)`; the metric is the top-1 accuracy."""
 
     metric: ClassVar[str] = "accuracy"
+    targets: ClassVar[str] = LABELS
+    augments: ClassVar[bool] = True
     mixes: ClassVar[bool] = True
     distils: ClassVar[bool] = True
 
@@ -40,6 +43,12 @@ class Classification(Task):
 
     def distil(self, outputs: Tensor, teacher: Tensor, spec: TrainSpec) -> Tensor:
         return LOGIT_LOSSES[spec.teacher_loss](outputs, teacher, spec.temperature)
+
+    def expected(self, num_outputs: int) -> str:
+        return f"the data's {num_outputs} classes need logits of shape {(1, num_outputs)}"
+
+    def fits(self, outputs: Any, images: Tensor, num_outputs: int) -> bool:
+        return isinstance(outputs, Tensor) and tuple(outputs.shape) == (len(images), num_outputs)
 
     def smoothed(self, label_smoothing: float) -> Task:
         return Classification(label_smoothing)

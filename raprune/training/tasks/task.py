@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from raprune.data.targets import ANY
 from raprune.methods.method import Batches, Loss
 from raprune.spec.job import TrainSpec
 
@@ -25,6 +26,10 @@ class Task(ABC):
 
     metric: ClassVar[str]
     """Name of the metric as people read it, in lower case: `accuracy`, `mean IoU`."""
+    targets: ClassVar[str] = ANY
+    """Form of the targets: a name in `raprune.data.targets.FORMS`."""
+    augments: ClassVar[bool] = False
+    """True if targets stay right when images are shifted, mirrored, cut out or changed in their colours."""
     mixes: ClassVar[bool] = False
     """True if the loss of two mixed images is a mixture of their losses, so that mixup and cutmix can be used."""
     distils: ClassVar[bool] = False
@@ -37,6 +42,14 @@ class Task(ABC):
         """
         del targets
         return model(images)
+
+    def inputs(self, images: Tensor) -> tuple[Any, ...]:
+        """Return the arguments that the network takes for a batch of images. Default: the images.
+
+        A data set holds one tensor for each image. Several inputs of a network are held as its channels, and parted
+        here.
+        """
+        return (images,)
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -66,6 +79,16 @@ class Task(ABC):
         It takes the place of the fraction `spec.distillation` of the loss.
         """
         raise TypeError(f"{type(self).__name__} compares no outputs with a teacher's")
+
+    def expected(self, num_outputs: int) -> str:
+        """Return a clause on the outputs that the task needs for one image, for messages."""
+        del num_outputs
+        return f"the loss of {type(self).__name__} takes others"
+
+    def fits(self, outputs: Any, images: Tensor, num_outputs: int) -> bool:
+        """True if the task takes these outputs of a network for `images`. Default: any."""
+        del outputs, images, num_outputs
+        return True
 
     def smoothed(self, label_smoothing: float) -> Task:
         """Return the task with this label smoothing in its loss. Default: the task itself, without class labels."""
