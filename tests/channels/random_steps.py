@@ -293,8 +293,8 @@ def positions(width: int, a: int, b: int, c: int) -> nn.Module:
 def fixed_positions(width: int, a: int, b: int, c: int) -> nn.Module:
     half = width // 2
     kinds: list[Callable[..., Tensor]] = [
-        lambda m, x: x[:, :half] * x[:, half:],
-        lambda m, x: x[:, ::2] + x[:, 1::2],
+        lambda m, x: x[:, :half] * x[:, half : 2 * half],
+        lambda m, x: x[:, : 2 * half : 2] + x[:, 1 : 2 * half : 2],
         lambda m, x: x.flip(1) + x,
         lambda m, x: x.roll(1, 1),
         lambda m, x: x.index_select(1, m.order),
