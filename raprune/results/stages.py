@@ -39,7 +39,7 @@ LATENCY = "measure latency"
 REPORT = "write the report"
 STOP_RAY = "stop Ray"
 EXPORT = "export"
-COMPARE = "measure the networks to compare with"
+COMPARE = "compare networks"
 
 FILE = "progress.json"
 """File of the stages in the run's folder while a driver works on it, for other processes."""
