@@ -51,7 +51,7 @@ def test_description_of_a_run_in_json_has_the_fields_in_the_order_of_earlier_ver
     spec = load_spec(None, given)
     described = describe(Run(spec, Store(spec.output), prepare(spec), Console(), Stages())).to_json()
     assert list(described) == [
-        *("spec", "state", "created_at", "started_at", "versions", "machine"),
+        *("spec", "state", "created_at", "started_at", "versions", "machine", "metric"),
         *("data", "architecture", "weights_hash", "dense", "graph"),
     ]
     first = ["val_accuracy", "val_loss", "val_images", "flops", "macs", "params"]

@@ -34,9 +34,9 @@ class Classification(Task):
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the number of correct images, shape `(1,)`. Logits with a NaN count as wrong."""
-        # A row with a NaN has no largest logit: argmax would return the NaN's place, which may be the label.
-        correct = (outputs.argmax(1) == targets) & ~outputs.isnan().any(1)
-        return correct.sum().view(1)
+        # A row with a NaN has no largest logit: the maximum is NaN then, which differs from itself.
+        largest, found = outputs.max(1)
+        return ((found == targets) & (largest == largest)).sum().view(1)
 
     def value(self, sums: Tensor, images: int) -> float:
         return float(sums[0]) / images
