@@ -12,6 +12,7 @@ REASONS = {
     "channels/arithmetic.py": "arguments of a torch operation, as __torch_dispatch__ gives them",
     "channels/graph.py": "JSON of a channel graph, in the cache of traces",
     "channels/inputs.py": "keyword arguments of a user's network",
+    "channels/positions.py": "JSON of indices, in the cache of traces",
     "channels/shadow.py": "arguments of a torch operation, as __torch_dispatch__ gives them",
     "checks/inspect.py": "JSON that `raprune inspect --json` prints",
     "cli.py": "flags as overrides of a job's fields, before the job is checked",

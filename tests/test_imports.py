@@ -135,7 +135,10 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
             "sensitivity",
         )
     }
-    graphs = {f"raprune.channels.{name}" for name in ("graph", "inputs", "maxout", "evaluating", "transfer")}
+    graphs = {
+        f"raprune.channels.{name}"
+        for name in ("graph", "members", "positions", "inputs", "maxout", "evaluating", "transfer")
+    }
     allowed = shared | graphs
     assert own(name) <= allowed
     assert libraries(name) <= {*sys.stdlib_module_names, "numpy", "torch", "raprune"}

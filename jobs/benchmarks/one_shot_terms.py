@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from versus_torch_pruning import ProjectedBlock, projected_resnet56
 
-from raprune.channels.graph import ChannelGraph, Group
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import Group
 from raprune.data.batches import DeviceSplit
 from raprune.pruning.preparation import Prepared
 from raprune.pruning.workload import Workload

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from raprune.channels.graph import Factor, SizeAttribute
 from raprune.channels.grouping import FactorTable
 from raprune.channels.head_groups import Heads
 from raprune.channels.head_shadows import HeadSplit
+from raprune.channels.members import Factor, SizeAttribute
 from raprune.channels.parts import OTHERS, SizedPart
 
 _OF_HEADS = ("num_heads", "n_heads", "nheads", "num_attention_heads", "heads", "num_head", "n_head", "num_groups")

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raprune.channels.graph import CodeEdit
+from raprune.channels.members import CodeEdit
 from raprune.errors import RecipeError
 
 _RESHAPES = ("reshape", "view")

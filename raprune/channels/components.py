@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raprune.channels.graph import IndexArray
+from raprune.channels.positions import IndexArray
 
 
 def components(count: int, pairs: Sequence[tuple[IndexArray, IndexArray]]) -> IndexArray:

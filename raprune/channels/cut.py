@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.code import edit_code
-from raprune.channels.graph import ChannelGraph, CodeEdit, IndexArray, KeptPositions
+from raprune.channels.graph import ChannelGraph, KeptPositions
+from raprune.channels.members import CodeEdit
 from raprune.channels.multihead import make_cut
+from raprune.channels.positions import IndexArray
 from raprune.channels.transfer import arrays_on
 from raprune.errors import RecipeError
 from raprune.records import Candidate

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raprune.channels.ids import ParameterShadow, Shadow, compact, line, varies
 from raprune.channels.movement import first
-from raprune.channels.shadow import ParameterShadow, Shadow, TracedCall, Tracer, compact, line, varies
+from raprune.channels.shadow import TracedCall, Tracer
 
 
 def pointwise(call: TracedCall) -> None:

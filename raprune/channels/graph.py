@@ -13,168 +13,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-IndexArray = npt.NDArray[np.int64]
+from raprune.channels.members import CodeEdit, Factor, Frozen, Group, Member, SizeAttribute, Term, WidthScale
+from raprune.channels.positions import IndexArray, pack_indices, pack_positions, unpack_indices, unpack_positions
 
 _SHOWN = 24
 """Groups that the text of a graph shows: as many as fit a screen."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One axis of one parameter or buffer that a group slices.
-
-    `indices[c]` are the positions on `axis` that channel c owns; shape `(num_channels, multiplicity)`. The multiplicity
-    is above 1 after a flatten (height x width positions per channel) and where equal parts are coupled.
-    """
-
-    parameter: str
-    axis: int
-    indices: IndexArray
-    writes: bool = False
-    """True if the layer writes the channels along this axis (its filters); False if it reads or scales them."""
-
-    def __repr__(self) -> str:
-        shape = "x".join(map(str, self.indices.shape))
-        return f"Member({self.parameter!r}, axis={self.axis}, indices={shape}, writes={self.writes})"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels of several layers that must be removed together."""
-
-    name: str
-    """Name of the module that writes the channels."""
-    num_channels: int
-    members: tuple[Member, ...]
-    maskable: bool = True
-    """True if zeroing a channel equals removing it; False if a normalisation runs across the channels."""
-
-
-@dataclass(frozen=True)
-class Factor:
-    """The size of one tensor axis as a function of the widths.
-
-    It is `constant + sum(coefficients[g] * width[g]) + sum(c * width[g] * width[h] for g, h, c in products)`: an axis
-    of attention has as many positions as heads times their width.
-    """
-
-    constant: int
-    coefficients: Mapping[str, int] = field(default_factory=dict)
-    products: tuple[tuple[str, str, int], ...] = ()
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Names of the groups that change the size, each once."""
-        both = (name for *pair, _ in self.products for name in pair)
-        return tuple(dict.fromkeys([*self.coefficients, *both]))
-
-    def size(self, widths: Mapping[str, int]) -> int:
-        """Return the size of the axis at `widths`, which names all groups of the factor."""
-        affine = self.constant + sum(c * widths[g] for g, c in self.coefficients.items())
-        return affine + sum(c * widths[g] * widths[h] for g, h, c in self.products)
-
-    def part_of(self, name: str, widths: Mapping[str, int]) -> int:
-        """Return the number of positions at `widths` that go if all channels of the group `name` go."""
-        part = self.coefficients.get(name, 0) * widths[name]
-        return part + sum(c * widths[g] * widths[h] for g, h, c in self.products if name in (g, h))
-
-    def without(self, widths: Mapping[str, int]) -> Factor:
-        """Return the factor with the groups of `widths` as constants of these widths."""
-        constant = self.constant + sum(c * widths[g] for g, c in self.coefficients.items() if g in widths)
-        coefficients = {g: c for g, c in self.coefficients.items() if g not in widths}
-        products = []
-        for g, h, c in self.products:
-            left = [name for name in (g, h) if name not in widths]
-            known = c * prod(widths[name] for name in (g, h) if name in widths)
-            if len(left) == 2:
-                products.append((g, h, c))
-            elif left:
-                coefficients[left[0]] = coefficients.get(left[0], 0) + known
-            else:
-                constant += known
-        return Factor(constant, coefficients, tuple(products))
-
-    def to_json(self) -> list[Any]:
-        """Return plain data; a factor without products has two parts, as before there were products."""
-        affine = [self.constant, dict(self.coefficients)]
-        return [*affine, [list(product) for product in self.products]] if self.products else affine
-
-    @classmethod
-    def from_json(cls, constant: int, coefficients: Mapping[str, int], products: Sequence[Any] = ()) -> Factor:
-        return cls(constant, coefficients, tuple((g, h, c) for g, h, c in products))
-
-
-@dataclass(frozen=True)
-class SizeAttribute:
-    """A number that Python code keeps on a module, such as a number of heads, as a function of the widths."""
-
-    module: str
-    name: str
-    """Name of the attribute."""
-    place: int | None
-    """Index in the attribute, if it is a tuple or a list."""
-    size: Factor
-
-
-@dataclass(frozen=True)
-class CodeEdit:
-    """A change of the code of a module: -1 in place of one size of a reshape, or a number in place of an expression."""
-
-    module: str
-    function: str
-    """Method of the module's class, or function that its `forward` calls."""
-    call: str
-    """Text of the call or of the expression, as `ast.unparse` writes it."""
-    argument: int = -1
-    """Place of the size in the reshape; negative for an expression."""
-    value: float = -1
-    """Number that the dense network has there."""
-
-
-@dataclass(frozen=True)
-class WidthScale:
-    """Positions on the first axis of a parameter that a cut multiplies by `sqrt(width / num_channels)` of a group.
-
-    PyTorch's attention divides the products of queries and keys by the root of their width. The products that stay
-    must not change, so the queries take up the difference.
-    """
-
-    parameter: str
-    positions: IndexArray
-    group: str
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, WidthScale):
-            return NotImplemented
-        mine, theirs = ((s.parameter, s.group) for s in (self, other))
-        return mine == theirs and np.array_equal(self.positions, other.positions)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class Term:
-    """A cost of module `module` that is a product of axis sizes: `coefficient * prod(factors)`."""
-
-    module: str
-    coefficient: int
-    factors: tuple[int, ...]
-    """Indices into `ChannelGraph.factors`."""
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Channels that cannot be removed, and the reason."""
-
-    module: str
-    num_channels: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -375,7 +223,7 @@ class ChannelGraph:
                     "num_channels": g.num_channels,
                     "maskable": g.maskable,
                     "members": [
-                        {"parameter": m.parameter, "axis": m.axis, "writes": m.writes, **_pack(m.indices)}
+                        {"parameter": m.parameter, "axis": m.axis, "writes": m.writes, **pack_indices(m.indices)}
                         for m in g.members
                     ],
                 }
@@ -405,7 +253,7 @@ class ChannelGraph:
         def indices(member: Mapping[str, Any]) -> IndexArray:
             # Equal index arrays become one object again, as after a trace, so that a cut handles each array once.
             packed = {key: member[key] for key in ("affine", "indices") if key in member}
-            return arrays.setdefault(repr(packed), _unpack(packed))
+            return arrays.setdefault(repr(packed), unpack_indices(packed))
 
         return cls(
             architecture=data["architecture"],
@@ -526,34 +374,3 @@ class KeptPositions:
     def removed(self, group: Group, member: Member) -> IndexArray:
         """Return the positions of `member`, which is one of `group`, that are removed."""
         return member.indices[~self.stays(group)].reshape(-1)
-
-
-def _pack(indices: IndexArray) -> dict[str, Any]:
-    """Write indices as `start + row * stride + column * step` if they have that form, else in full."""
-    rows, columns = indices.shape
-    start = int(indices[0, 0])
-    stride = int(indices[1, 0] - indices[0, 0]) if rows > 1 else 0
-    step = int(indices[0, 1] - indices[0, 0]) if columns > 1 else 0
-    if np.array_equal(indices, start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :]):
-        return {"affine": [start, rows, stride, columns, step]}
-    return {"indices": indices.tolist()}
-
-
-def _unpack(packed: Mapping[str, Any]) -> IndexArray:
-    if "affine" not in packed:
-        return np.asarray(packed["indices"], dtype=np.int64)
-    start, rows, stride, columns, step = packed["affine"]
-    return (start + stride * np.arange(rows)[:, None] + step * np.arange(columns)[None, :]).astype(np.int64)
-
-
-def pack_positions(positions: IndexArray) -> list[list[int]]:
-    """Write ascending positions as runs `[first, last]`, both included, which are short to read and to write."""
-    breaks = np.flatnonzero(np.diff(positions) != 1)
-    firsts = np.r_[positions[:1], positions[breaks + 1]]
-    lasts = np.r_[positions[breaks], positions[-1:]]
-    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]
-
-
-def unpack_positions(runs: list[list[int]]) -> IndexArray:
-    """Return the positions from the runs of `pack_positions`."""
-    return np.concatenate([np.arange(first, last + 1) for first, last in runs] or [np.arange(0)])

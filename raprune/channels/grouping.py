@@ -10,8 +10,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from raprune.channels.graph import Factor, Group, IndexArray, Member
 from raprune.channels.head_groups import Heads
+from raprune.channels.members import Factor, Group, Member
+from raprune.channels.positions import IndexArray
 from raprune.channels.shadow import Tracer
 
 Reasons = dict[int, tuple[str, str]]

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raprune.channels.components import components
-from raprune.channels.graph import IndexArray
 from raprune.channels.head_shadows import HeadSplit
+from raprune.channels.positions import IndexArray
 from raprune.channels.shadow import Tracer
 
 

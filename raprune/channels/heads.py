@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raprune.channels.ids import AxisUse, ParameterShadow, compact, line, varies
 from raprune.channels.movement import COPIES, RESHAPES, first, moved, packets, touched_axes
-from raprune.channels.shadow import AxisUse, ParameterShadow, TracedCall, Tracer, compact, line, varies
+from raprune.channels.shadow import TracedCall, Tracer
 
 aten = torch.ops.aten
 

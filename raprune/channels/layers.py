@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from raprune.channels.elementwise import elementwise_parameters
+from raprune.channels.ids import AxisUse, ParameterShadow, line, varies
 from raprune.channels.movement import equal_parts, first
-from raprune.channels.shadow import AxisUse, ParameterShadow, TracedCall, Tracer, line, varies
+from raprune.channels.shadow import TracedCall, Tracer
 
 
 def convolution(call: TracedCall) -> None:

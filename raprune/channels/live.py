@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raprune.channels.graph import Factor, IndexArray
 from raprune.channels.grouping import Grouping
-from raprune.channels.shadow import NO_CHANNEL, compact
+from raprune.channels.ids import compact
+from raprune.channels.members import Factor
+from raprune.channels.positions import IndexArray
+from raprune.channels.shadow import NO_CHANNEL
 
 
 class LiveStorages(TorchDispatchMode, ABC):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from raprune.channels.code import attribute_here
-from raprune.channels.graph import IndexArray
+from raprune.channels.ids import ParameterShadow, Shadow, collapse, compact, line, varies
 from raprune.channels.parts import SizedPart
-from raprune.channels.shadow import ParameterShadow, Shadow, TracedCall, Tracer, collapse, compact, line, varies
+from raprune.channels.positions import IndexArray
+from raprune.channels.shadow import TracedCall, Tracer
 
 aten = torch.ops.aten
 

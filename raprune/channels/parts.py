@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from raprune.channels.graph import IndexArray
+from raprune.channels.positions import IndexArray
 
 OTHERS = ("window", "scale", "layer", "block", "depth", "patch", "kernel", "stride", "pad", "eps", "drop", "index")
 """Parts of names of numbers that mean something else, even if they are equal by chance."""

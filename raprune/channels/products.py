@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from raprune.channels.elementwise import elementwise
-from raprune.channels.graph import IndexArray
+from raprune.channels.ids import ParameterShadow, compact, line, varies
 from raprune.channels.layers import linear
 from raprune.channels.movement import first
-from raprune.channels.shadow import CostRecord, ParameterShadow, TracedCall, compact, line, varies
+from raprune.channels.positions import IndexArray
+from raprune.channels.shadow import CostRecord, TracedCall
 
 aten = torch.ops.aten
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from raprune.channels.elementwise import pointwise
+from raprune.channels.ids import ParameterShadow, collapse, compact, varies
 from raprune.channels.movement import first
-from raprune.channels.shadow import ParameterShadow, TracedCall, Tracer, collapse, compact, varies
+from raprune.channels.shadow import TracedCall, Tracer
 
 
 def spatial(call: TracedCall) -> None:

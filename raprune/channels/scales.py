@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from raprune.channels.graph import IndexArray, WidthScale
 from raprune.channels.grouping import Grouping
+from raprune.channels.members import WidthScale
+from raprune.channels.positions import IndexArray
 from raprune.channels.shadow import Tracer
 
 

@@ -20,13 +20,15 @@ from raprune.channels.attributes import size_attributes
 from raprune.channels.code import code_edits
 from raprune.channels.components import components
 from raprune.channels.evaluating import evaluating
-from raprune.channels.graph import ChannelGraph, Frozen, IndexArray, Term
+from raprune.channels.graph import ChannelGraph
 from raprune.channels.grouping import FactorTable, Grouping, grouped
 from raprune.channels.head_groups import heads_of
 from raprune.channels.heads import head_rule
 from raprune.channels.inputs import NetworkInputs, call, described, input_shape, tensors_in
 from raprune.channels.live import LiveActivations
+from raprune.channels.members import Frozen, Term
 from raprune.channels.multihead import takes_cuts
+from raprune.channels.positions import IndexArray
 from raprune.channels.rules import RULES
 from raprune.channels.scales import width_scales
 from raprune.channels.shadow import CostRecord, Tracer

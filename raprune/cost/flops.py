@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raprune.channels.evaluating import evaluating
-from raprune.channels.graph import ChannelGraph, Factor, Term
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import Factor, Term
 from raprune.cost.latency import Floats, LatencyTable
 
 Counts = npt.NDArray[np.int64]

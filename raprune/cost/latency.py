@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raprune.channels.graph import IndexArray
+from raprune.channels.positions import IndexArray
 
 Floats = npt.NDArray[np.float64]
 

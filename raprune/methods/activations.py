@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
-from raprune.channels.graph import ChannelGraph, IndexArray
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.positions import IndexArray
 from raprune.channels.transfer import arrays_on
 from raprune.methods.method import Batches, Scores
 

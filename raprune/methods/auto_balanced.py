@@ -35,7 +35,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import Group, Member
 from raprune.channels.transfer import arrays_on
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Method, Network, Scores, Step, TrainingServices

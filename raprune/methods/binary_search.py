@@ -22,7 +22,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from raprune.channels.graph import ChannelGraph, Term
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import Term
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Method, Network, Scores, Step, TrainingServices, reestimate_batch_norm
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from raprune.channels.graph import Group
+from raprune.channels.members import Group
 from raprune.methods.method import Method, Regularizer
 
 ScaleSizes = npt.NDArray[np.float64]

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from raprune.channels.graph import ChannelGraph, Group, KeptPositions
+from raprune.channels.graph import ChannelGraph, KeptPositions
+from raprune.channels.members import Group
 from raprune.methods.gammas import ScaleSizes, SparseTrained, largest, scales, sizes
 from raprune.methods.method import Batches, Cut, Scores, reestimate_batch_norm
 

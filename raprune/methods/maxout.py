@@ -31,8 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.graph import ChannelGraph
 from raprune.channels.maxout import insert, units
+from raprune.channels.members import Group, Member
 from raprune.methods.activations import readers, watching
 from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Method, Network, Scores, Step, TrainingServices

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
-from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import Group, Member
 from raprune.methods.layer_observer import ObservedLayer, structure_of
 from raprune.methods.least_squares import refit
 from raprune.methods.magnitude import sum_over_layers

@@ -26,8 +26,10 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from raprune.channels.cut import ModuleT, NumberOnModule, kept_positions, sizes_of, slice_parameters, without_blocks
-from raprune.channels.graph import ChannelGraph, CodeEdit, IndexArray, pack_positions, unpack_positions
+from raprune.channels.graph import ChannelGraph
 from raprune.channels.maxout import insert, inserted
+from raprune.channels.members import CodeEdit
+from raprune.channels.positions import IndexArray, pack_positions, unpack_positions
 from raprune.channels.trace import code_hash, structure_hash
 from raprune.data.dataset import Dataset
 from raprune.errors import RecipeError

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raprune.channels.graph import IndexArray
+from raprune.channels.positions import IndexArray
 from raprune.cost.latency import Floats
 from raprune.pareto import non_dominated
 from raprune.records import Setting, TrialState

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from raprune.channels.code import edit_code
 from raprune.channels.cut import cut
-from raprune.channels.graph import ChannelGraph, CodeEdit
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import CodeEdit
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
 from raprune.errors import RecipeError

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import Group, Member
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
 from raprune.errors import ModelError

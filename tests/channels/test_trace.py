@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from raprune.channels.cut import cut
-from raprune.channels.graph import ChannelGraph, Group
+from raprune.channels.graph import ChannelGraph
+from raprune.channels.members import Group
 from raprune.channels.proof import prove
 from raprune.channels.trace import code_hash, structure_hash, trace
 from raprune.errors import ModelError

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raprune.channels.cut import cut
-from raprune.channels.graph import ChannelGraph, Group, Member
+from raprune.channels.graph import ChannelGraph
 from raprune.channels.maxout import insert, inserted
+from raprune.channels.members import Group, Member
 from raprune.channels.trace import trace
 from raprune.checks.contract.networks import NETWORKS, build, conv, graph_of
 from raprune.checks.contract.noise import services_of

@@ -17,8 +17,8 @@ from torch import nn
 
 from raprune.channels.cut import cut
 from raprune.channels.gates import with_gates
-from raprune.channels.graph import pack_positions
 from raprune.channels.maxout import insert, inserted
+from raprune.channels.positions import pack_positions
 from raprune.channels.proof import prove
 from raprune.channels.trace import trace
 from raprune.checks.contract.noise import services_of
