@@ -33,7 +33,7 @@ def compared(comparison: SiblingComparison, run: RunRecord) -> str:
     own, other = comparison.accuracies
     flops = run.dense.flops if run.dense is not None else None
     at = f" at {_percent(sibling.flops / flops)} of the FLOPs" if flops else f" with {count(sibling.flops)} FLOPs"
-    said = f"{sibling.name} ({sibling.weights}) has {100 * own:.2f} % {comparison.split} accuracy{at}"
+    said = f"{sibling.name} ({sibling.weights}) has {100 * own:.2f} % {comparison.split} {run.metric}{at}"
     if rival is None or lead is None or other is None:
         return f"{said}; the front has no network with so few."
     points = f"{abs(100 * lead):.2f} points {'less' if comparison.is_beaten else 'more'}"

@@ -35,6 +35,7 @@ from raprune.orchestration.workers.trainings import Rank, Training
 from raprune.results.stages import Stages
 from raprune.spec.job import SearchSpec
 from raprune.training.epoch import Epoch
+from raprune.training.tasks import task_named
 
 FOLDER = "train"
 """Subfolder of the run for Ray Train's own files; removed when the groups end."""
@@ -64,6 +65,7 @@ class GroupStages:
 
     def __init__(self, stages: Stages, spec: SearchSpec, trainings: Sequence[Training]) -> None:
         self._stages = stages
+        self._metric = task_named(spec.task).metric
         self._totals: Counter[str] = Counter()
         for training in trainings:
             self._totals[training.stage] += math.ceil(training.epochs(spec))
@@ -77,7 +79,7 @@ class GroupStages:
             self._begin(news.stage)
         done, epoch = self._done[news.stage], news.epoch
         done[news.name] = epoch.number
-        detail = f"{news.title}: epoch {epoch.number} of {epoch.epochs:g}, training accuracy {epoch.accuracy:.2%}"
+        detail = f"{news.title}: epoch {epoch.number} of {epoch.epochs:g}, training {self._metric} {epoch.accuracy:.2%}"
         self._stages.update(done=sum(done.values()), detail=detail)
 
     def _begin(self, stage: str) -> None:
