@@ -46,10 +46,6 @@ RAY_GROUP = "ray"
 """Group of the tests that share the session's Ray cluster."""
 
 
-LONGEST = ("test_chaos", "test_several_hosts", "test_end_to_end", "test_search")
-"""Files whose tests take minutes together."""
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray with three processors, its own token, no dashboard and no telemetry."""
@@ -85,10 +81,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the session's Ray cluster to one of xdist's workers; the others take the remaining files, each as a whole.
 
-    The tests of the cluster come first, then the other files of minutes: no worker is left with one at the end.
+    The tests of the cluster come first: they take longest.
     """
     for item in items:
         uses_cluster = "ray_cluster" in getattr(item, "fixturenames", ())
         file = f"{item.path.parent.name}/{item.path.stem}"
         item.add_marker(pytest.mark.xdist_group(RAY_GROUP if uses_cluster else file))
-    items.sort(key=lambda item: ("ray_cluster" not in getattr(item, "fixturenames", ()), item.path.stem not in LONGEST))
+    items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))
