@@ -10,11 +10,13 @@ a cut network; the user's class stays as it is.
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
+import operator
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,14 @@ from raprune.errors import RecipeError
 _RESHAPES = ("reshape", "view")
 _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 """Folders whose code is not the network's."""
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+}
 
 
 @dataclass(frozen=True)
@@ -232,12 +242,30 @@ def _roots(code: CodeType, _: tuple[int, int], variables: Mapping[str, object]) 
     for node in ast.walk(function):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and not _names(node) & of_images:
             numbers = {name: variables.get(name) for name in _names(node)}
-            plain = not any(isinstance(part, ast.Call | ast.Attribute | ast.Subscript) for part in ast.walk(node))
-            if plain and numbers and all(type(number) is int for number in numbers.values()):
-                # Only names of whole numbers and operators are left: nothing here can call anything.
-                value = eval(ast.unparse(node), {"__builtins__": {}}, numbers)
-                found.append((ast.unparse(node), float(value)))
+            if numbers and all(type(number) is int for number in numbers.values()):
+                value = _value(node, numbers)
+                if value is not None:
+                    found.append((ast.unparse(node), value))
     return tuple(found)
+
+
+def _value(node: ast.expr, numbers: Mapping[str, Any]) -> float | None:
+    """Return the value of an expression of numbers, names and arithmetic; None for anything else. Runs no code."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return float(value)
+        case ast.Name(id=name):
+            return float(numbers[name])
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _value(operand, numbers)
+            return None if inner is None else -inner
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            one, other = _value(left, numbers), _value(right, numbers)
+            if one is not None and other is not None:
+                # Division by 0, overflow, or the root of a negative number, which is complex.
+                with contextlib.suppress(ArithmeticError, TypeError):
+                    return float(_OPERATORS[type(op)](one, other))
+    return None
 
 
 def _function(code: CodeType, like: FunctionType, names: dict[str, object]) -> FunctionType:
