@@ -21,7 +21,16 @@ from raprune.store.folder import Store
 from raprune.store.record import RunRecord
 from raprune.store.retry import Patience
 from tests.factories import EMPTY_RUN, proposed_trials
-from tests.orchestration.chaos import Kill, Run, Victim, differences, small_job, wait_until
+from tests.orchestration.chaos import (
+    AGENTS,
+    Kill,
+    Run,
+    Victim,
+    differences,
+    small_job,
+    wait_until,
+    wait_until_gone,
+)
 from tests.store.s3_server import CREDENTIALS, SECRET, Bucket
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
@@ -42,6 +51,7 @@ def test_a_run_on_s3_survives_its_server_and_its_driver(
     bucket.start()
     run.survive([Kill(Victim.DRIVER)])
     assert run.starts == 2
+    assert wait_until_gone(run.mark, but=AGENTS, seconds=90) == set()
     assert differences(run, undisturbed) == []
     said = run.said()
     assert f"s3://{bucket.name}/folder/run does not answer" in said and "Traceback" not in said and SECRET not in said

@@ -19,7 +19,8 @@ from rich.console import Console
 from raprune.data.batches import DeviceSplit
 from raprune.errors import BudgetError, ModelError, RapruneError, StoreError, UsageError
 from raprune.models import build_model
-from raprune.orchestration.coordinator import Coordinator
+from raprune.orchestration import lease
+from raprune.orchestration.coordinator import Coordinator, find_coordinator
 from raprune.orchestration.search import resume, search
 from raprune.pruning.artifact import load
 from raprune.pruning.export import export
@@ -212,6 +213,28 @@ def test_a_finished_run_is_only_shown_again(finished: Store) -> None:
     assert (finished.read_json("report/test.json"), finished.names("trials")) == before
     with pytest.raises(StoreError, match="holds a run already"):
         search(SearchSpec.model_validate(finished.run()["spec"]))
+
+
+def test_a_second_driver_is_refused_by_the_folders_lock_and_by_the_coordinator(
+    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder has a lock; at a URI, which has none, the coordinator knows the driver that it hears of."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    folder = tmp_path / "run"
+    shutil.copytree(finished.uri, folder)
+    described = json.loads((folder / "run.json").read_text()) | {"state": "searching"}
+    (folder / "run.json").write_text(json.dumps(described))
+    with Store(folder).locked(), pytest.raises(StoreError, match="another process works on this run"):
+        resume(str(folder))
+    store = Store(f"file://{folder}")
+    said = Console(file=io.StringIO(), width=120)
+    with (
+        lease.held(find_coordinator(store), "first", store.name, console=said),
+        pytest.raises(UsageError, match="another driver works on this run"),
+    ):
+        resume(store.uri, console=said)
+    assert facts(store.trials()) == facts(finished.trials())
+    assert store.run()["state"] == "searching", "it changed nothing"
 
 
 def test_other_data_are_not_taken_for_those_of_the_run(finished: Store, tmp_path: Path) -> None:

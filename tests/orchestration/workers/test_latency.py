@@ -111,6 +111,8 @@ def test_networks_are_timed_on_a_whole_node_and_where_none_gets_free_in_the_room
         latency.measure_front(subject, timed, store.trials())
         return {timing.threads for timing in read_times(timed, timed.trials()).conditions}
 
+    # On a busy machine, processes of earlier tests give their processors back late.
+    monkeypatch.setattr(latency, "ALONE_S", 300.0)
     assert threads("alone") == {usable_cpus()}
     monkeypatch.setattr(latency, "ALONE_S", 0.5)
     taken = ray.util.placement_group([{"CPU": 1.0}] * len(node_resources()), strategy="STRICT_SPREAD")
