@@ -8,14 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from raprune.channels.detectors import dense_form
 from raprune.errors import ModelError
 
 NetworkInputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 """One tensor; a tuple of positional arguments; a dict of keyword arguments; or a list, which is one argument."""
 
 
-def call(model: nn.Module, inputs: NetworkInputs) -> Any:
-    """Run `model` on `inputs`."""
+def call(model: nn.Module, inputs: NetworkInputs, *, small: bool = False) -> Any:
+    """Run `model` on `inputs`; a detector of torchvision in its dense form, for which see `dense_form`."""
+    model = dense_form(model, small=small)
     if isinstance(inputs, tuple):
         return model(*inputs)
     if isinstance(inputs, dict):

@@ -1,9 +1,10 @@
-"""Rules of operations on maps: pixel shuffles, sampling at places that another input gives."""
+"""Rules of operations on maps: pixel shuffles, sampling at places that another input gives, maps of regions."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from raprune.channels.ids import compact, varies
 from raprune.channels.layers import couple_vector, freeze_computed, read_channels
 from raprune.channels.movement import first
 from raprune.channels.shadow import TracedCall, Tracer
@@ -49,6 +50,28 @@ def _channels_of_maps(tracer: Tracer, out: Tensor, ids: Tensor) -> None:
     """Attach the ids of the channels of maps `(..., channels, height, width)`; three axes behind them for volumes."""
     dim = out.dim() - 3 if out.dim() < 5 else 1
     tracer.set_shadow(out, ids.view([-1 if d == dim else 1 for d in range(out.dim())]).expand(out.shape))
+
+
+def put_rows(call: TracedCall) -> None:
+    """Handle `a[rows] = b`, by which maps of regions are gathered: all rows of `a` have the channels of `b`.
+
+    Channels that rows had before are coupled with those of `b`; rows of zeros lose what the others lose.
+    """
+    tracer, target, indices, values = call.tracer, *call.args[:3]
+    if values.numel() == 0:
+        return
+    ids = tracer.activation(values)
+    own = tracer.activation(target)
+    along_rows = indices[0] is not None and not any(index is not None for index in indices[1:])
+    if ids is None or not along_rows or values.shape[1:] != target.shape[1:] or varies(ids, 0):
+        for value in (target, values):
+            tracer.freeze_value(value, "written at positions that another tensor gives")
+        tracer.set_shadow(target, None)
+    else:
+        row = ids.narrow(0, 0, 1)
+        if own is not None:
+            tracer.couple(compact(own.narrow(0, 0, 1)), compact(row))
+        tracer.set_shadow(target, row.expand(target.shape))
 
 
 def deformable_convolution(call: TracedCall) -> None:

@@ -336,7 +336,7 @@ class ProofNetwork:
             model.train(situation.training)
             with torch.random.fork_rng(devices=[]), torch.no_grad(), ProofArithmetic(norms):
                 torch.manual_seed(self._seed)
-                outputs = list(tensors_in(call(model, situation.inputs)))
+                outputs = list(tensors_in(call(model, situation.inputs, small=True)))
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
         parts = [torch.view_as_real(out) if out.is_complex() else out for out in outputs]

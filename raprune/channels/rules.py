@@ -21,7 +21,7 @@ from raprune.channels.layers import (
     vector_product,
     weight_norm,
 )
-from raprune.channels.maps import deformable_convolution, sample, shuffle_pixels, unshuffle_pixels
+from raprune.channels.maps import deformable_convolution, put_rows, sample, shuffle_pixels, unshuffle_pixels
 from raprune.channels.movement import at_fixed_positions, concatenate, move, packets, pad, restride, split, view
 from raprune.channels.products import attention, batched_product, matrix_product
 from raprune.channels.reductions import along_axis, reduction, spatial
@@ -78,6 +78,7 @@ _TABLE: list[tuple[Callable[[TracedCall], None], str]] = [
     (shuffle_pixels, "pixel_shuffle"),
     (unshuffle_pixels, "pixel_unshuffle"),
     (sample, "grid_sampler_2d grid_sampler_3d cudnn_grid_sampler"),
+    (put_rows, "index_put_"),
     (recurrent, "mkldnn_rnn_layer lstm gru rnn_tanh rnn_relu"),
 ]
 

@@ -15,11 +15,12 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.inputs import NetworkInputs, call
 from raprune.channels.members import Factor, Term
 from raprune.cost.latency import Floats, LatencyTable
 
@@ -189,7 +190,7 @@ class CostModel:
         return np.rint(total).astype(np.int64)
 
 
-def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
+def measured(model: nn.Module, x: NetworkInputs) -> tuple[int, int]:
     """Count the FLOPs of a forward pass of the one image `x`, and the parameters; return both."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -199,7 +200,7 @@ def measured(model: nn.Module, x: Tensor) -> tuple[int, int]:
         for parameter in trained:
             parameter.requires_grad_(False)
         with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(x)
+            call(model, x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in trained:

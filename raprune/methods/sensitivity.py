@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
-from raprune.channels.inputs import tensors_in
+from raprune.channels.inputs import call, tensors_in
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -89,7 +89,7 @@ def effects_of_parameters(
             parameters[name].requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for image in images.split(1):
-                logits = _flat(model(image))
+                logits = _flat(call(model, image))
                 found = torch.autograd.grad(
                     logits, [parameters[name] for name in names], _signs(logits, generator), allow_unused=True
                 )
@@ -148,7 +148,7 @@ def _moved(
     handles = [modules[name].register_forward_hook(partial(observe, mine)) for name, mine in by_layer.items()]
     try:
         with torch.enable_grad():
-            logits = _flat(model(images))
+            logits = _flat(call(model, images))
         torch.autograd.backward(logits, _signs(logits, generator), inputs=[zero])
     finally:
         for handle in handles:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raprune.channels.cut import cut
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.inputs import call, tensors_in
 from raprune.cost.flops import CostModel, Counts, fractions_by_gate
 from raprune.cost.latency import Floats
 from raprune.errors import BudgetError
@@ -234,5 +235,6 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], begin: int, end: int) -> li
 
 def _logits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """The logits of all images, each image's less their mean: a shift of all logits changes no prediction."""
-    logits = torch.cat([model(images).flatten(1).double() for images, _ in batches])
+    outputs = ([value.flatten(1) for value in tensors_in(call(model, images))] for images, _ in batches)
+    logits = torch.cat([torch.cat(values, dim=1).double() for values in outputs])
     return logits - logits.mean(1, keepdim=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from raprune.channels.inputs import tensors_in
+from raprune.channels.inputs import call, tensors_in
 from raprune.data.ranks import Ranks
 from raprune.errors import ModelError
 from raprune.spec.job import TrainSpec
@@ -55,7 +55,7 @@ def _leaves_parameters_out(model: nn.Module, x: Tensor) -> bool:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
-        outputs = [value.float().sum() for value in tensors_in(model(x)) if value.requires_grad]
+        outputs = [value.float().sum() for value in tensors_in(call(model, x)) if value.requires_grad]
         gradients = torch.autograd.grad(torch.stack(outputs).sum(), parameters, allow_unused=True)
     finally:
         model.train()
