@@ -396,7 +396,7 @@ def search(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="Sampler that proposes candidates: mixed, tpe, nsga2 or random.",
+            help="Sampler that proposes candidates: mixed, tpe, gp, nsga2 or random.",
             metavar="NAME",
             rich_help_panel=SEARCH,
         ),

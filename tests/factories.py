@@ -6,6 +6,7 @@ No factory needs torch or Ray. Helpers that train or start processes are modules
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,6 +101,20 @@ def promoted_by_definition(points: Sequence[tuple[float, float]], keep: float) -
     distances = crowding([points[i] for i, r in enumerate(rank) if r == rank[-1]])
     ahead += int((distances[:-1] >= distances[-1]).sum())
     return ahead < max(1, math.ceil(keep * len(points) - 1e-9))
+
+
+def drive(proposals: Proposals, *, workers: int, order: random.Random) -> list[Proposal]:
+    """Run a search to its end with this many workers that finish in a random order."""
+    done: list[Proposal] = []
+    running: list[Proposal] = []
+    while not proposals.over:
+        while len(running) < workers and (proposal := proposals.next()) is not None:
+            running.append(proposal)
+        if running:
+            finished = running.pop(order.randrange(len(running)))
+            proposals.tell(finished.number, outcome(finished))
+            done.append(finished)
+    return sorted(done, key=lambda p: p.number)
 
 
 def trial_of(proposal: Proposal) -> Trial:

@@ -148,7 +148,7 @@ def test_every_command_has_help(cli: CliRunner, command: str) -> None:
         (["search", "missing.toml"], "missing.toml: no such file"),
         (
             ["search", "--sampler", "grid"],
-            "search.sampler (--sampler) 'grid': must be `mixed`, `tpe`, `nsga2` or `random`",
+            "search.sampler (--sampler) 'grid': must be `mixed`, `tpe`, `gp`, `nsga2` or `random`",
         ),
         (["search", "--time-limit", "soon"], "--time-limit soon: not a duration"),
         (["search", "--set", "finalists.train.lr"], "not FIELD=VALUE"),

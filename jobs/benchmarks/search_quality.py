@@ -9,7 +9,8 @@ calibration images; `random` and `l1` are tried by every arm, as by every search
 * `warm`: the product as it is, on the methods that refit by least squares: `reconstruction`, `thinet`, `lasso`.
 * `tpe`: the same without warm starts and without changes of the front: TPE over methods, allocations, widths and
   hyper-parameters.
-* `tpe_ratios`: the same, widths by TPE alone.
+* `gp`: as `warm`, with Optuna's Gaussian process in the place of the mutations and of TPE.
+* `tpe_ratios`: as `tpe`, widths by TPE alone.
 * `random_l1`, `random`: widths drawn at random, with L1 or with the methods of `warm`.
 * `uniform_l1`: every group cut alike, L1; only the target varies.
 * `global`: global ranking of every baseline that needs no training, each in turn.
@@ -72,6 +73,7 @@ COMMON: dict[str, Any] = {
 WITHOUT = {"search.warm_starts": False}
 ARMS: dict[str, dict[str, Any]] = {
     "warm": {},
+    "gp": {"search.sampler": "gp"},
     "tpe": {"search.sampler": "tpe", **WITHOUT},
     "tpe_ratios": {"search.sampler": "tpe", "allocations": ["ratios"], **WITHOUT},
     "random_l1": {"search.sampler": "random", "allocations": ["ratios"], "methods": ["l1"], **WITHOUT},

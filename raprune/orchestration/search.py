@@ -21,7 +21,7 @@ from raprune.report.display import shown
 from raprune.report.terminal import print_front
 from raprune.report.trackers import check_installed
 from raprune.results.stages import START_RAY, Stages
-from raprune.sampling import warm_start
+from raprune.sampling import optuna_gp, warm_start
 from raprune.spec.automatic import decided_as
 from raprune.spec.job import SearchSpec
 from raprune.store.folder import Store
@@ -38,6 +38,7 @@ def search(spec: SearchSpec, *, console: Console | None = None, stages: Stages |
     store = Store(spec.output)
     check_output(store)
     check_installed(spec.track)
+    optuna_gp.check_installed(spec.search)
     with shown(console, stages) as stages:
         asked, prepared = spec, prepare(spec, InStages(stages))
         say_job(console, spec, prepared)

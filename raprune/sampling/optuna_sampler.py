@@ -57,7 +57,7 @@ class Sampler(ProposalSource):
         # A stream of random numbers for each proposal, so that a resumed search need not repeat earlier draws. Before
         # the first result TPE draws at random as well, and takes long to find out that there is none.
         draws = RandomSampler if self._is_tpe and not self._finished else self._make_sampler
-        sampler = draws(seed=_stream(self._seed, turn.number))
+        sampler = draws(seed=seed_of_draw(self._seed, turn.number))
         return self._ask(turn.number, {"target": self._space.at(place)}, sampler)
 
     def propose_fixed(self, turn: Turn, values: Mapping[str, Any]) -> Proposal:
@@ -195,6 +195,7 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "mixed": _tpe,
     "tpe": _tpe,
     "nsga2": _nsga2,
+    "gp": _random,
     "random": _random,
 }
 
@@ -224,7 +225,7 @@ def proposal_of(trial: optuna.trial.BaseTrial, space: SearchSpace, *, number: in
     )
 
 
-def _stream(seed: int, number: int) -> int:
+def seed_of_draw(seed: int, number: int) -> int:
     """The seed of the sampler for one proposal, another one than that of its trial, in [0, 2**31)."""
     return int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0] >> 1)
 

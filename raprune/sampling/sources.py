@@ -15,6 +15,7 @@ import optuna
 
 from raprune.records import Proposal, Setting, TrialState
 from raprune.sampling.mutation import Litter, Mutator, targets_in
+from raprune.sampling.optuna_gp import GaussianSampler
 from raprune.sampling.optuna_sampler import GOLDEN, Sampler, mutates, proposal_of
 from raprune.sampling.point import Point
 from raprune.sampling.source import Asked, ProposalSource, Turn, pending_point, trial_seed
@@ -219,7 +220,8 @@ def make_sources(
     baselines = Baselines(space, trials=spec.trials, seed=seed)
     after = len(earlier.first)
     warm = WarmStarts.values_in(space, trials=spec.trials) if spec.warm_starts else []
-    sampler = Sampler(space, spec, seed=seed, num_warm=len(warm), after=after)
+    kind = GaussianSampler if spec.sampler == "gp" else Sampler
+    sampler = kind(space, spec, seed=seed, num_warm=len(warm), after=after)
     lookahead = spec.lookahead_for(1)
     mutations = Mutations(space, seed=seed, after=after, lookahead=lookahead) if mutates(space, spec) else None
     for known in earlier.observed:

@@ -423,9 +423,10 @@ class SamplerSpec(Part):
     last rung count."""
     keep: Fraction = 1 / 3
     """Fraction of the candidates at a rung that reach the next one: the best by front rank."""
-    sampler: Literal["mixed", "tpe", "nsga2", "random"] = "mixed"
+    sampler: Literal["mixed", "tpe", "gp", "nsga2", "random"] = "mixed"
     """Sampler that proposes the candidates. `mixed` mutates the widths of the front, and asks TPE, which chooses
-    everything but widths, for one proposal in six."""
+    everything but widths, for one proposal in six. `tpe`, `gp` (a Gaussian process over widths) and `nsga2` are
+    Optuna's."""
     warm_starts: bool = True
     """Begin with widths by predicted damage, uniform and global widths, and those of `warm_start`. Without them the
     sampler proposes every candidate after the baselines: for comparisons of samplers."""

@@ -15,21 +15,7 @@ from raprune.sampling.proposals import Proposals
 from raprune.sampling.space import RATIOS, SearchSpace, make_blocks
 from raprune.spec.budget import Budget
 from raprune.spec.job import SamplerSpec
-from tests.factories import SPACE, flops_of, outcome, trial_of
-
-
-def drive(proposals: Proposals, *, workers: int, order: random.Random) -> list[Proposal]:
-    """Run a search to its end with this many workers that finish in a random order."""
-    done: list[Proposal] = []
-    running: list[Proposal] = []
-    while not proposals.over:
-        while len(running) < workers and (proposal := proposals.next()) is not None:
-            running.append(proposal)
-        if running:
-            finished = running.pop(order.randrange(len(running)))
-            proposals.tell(finished.number, outcome(finished))
-            done.append(finished)
-    return sorted(done, key=lambda p: p.number)
+from tests.factories import SPACE, drive, flops_of, outcome, trial_of
 
 
 @pytest.mark.parametrize("sampler", ["mixed", "tpe", "nsga2", "random"])

@@ -106,7 +106,7 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
         ({"search.rungs": [0.5, 2]}, r"\[0.5, 2\]: must be a list of epochs that begins with 0"),
         ({"search.rungs": [0, 2, 1]}, r"\[0, 2, 1\]: must be a list of epochs that begins with 0"),
         ({"search.trials": 0}, r"search.trials \(--trials\) 0: must be a whole number of at least 1"),
-        ({"search.sampler": "grid"}, "'grid': must be `mixed`, `tpe`, `nsga2` or `random`"),
+        ({"search.sampler": "grid"}, "'grid': must be `mixed`, `tpe`, `gp`, `nsga2` or `random`"),
         ({"search.triall": 3}, r"search.triall: no such field. Did you mean search.trials\? Valid here: trials, "),
         ({"bugdet.flops": 0.3}, r"bugdet: no such field. Did you mean budget\? Valid here: min_accuracy, "),
         (
