@@ -161,11 +161,14 @@ def _bytes_of(size: int, tensor: Tensor, ids: Tensor | None, layers: tuple[Tenso
         return _Bytes(size, np.zeros(0, dtype=np.int64), np.zeros(0))
     few = [compact(part) for part in (torch.zeros(1, dtype=torch.int64) if ids is None else ids, *layers)]
     shape = torch.broadcast_shapes(*(part.shape for part in few))
-    flat = torch.stack([part.expand(shape).reshape(-1) for part in few])
-    # A sort of one row takes a tenth of the time of a sort of columns.
-    found, counts = torch.unique(flat[0] if not layers else flat, dim=None if not layers else 1, return_counts=True)
-    found = found.view(len(few), -1).numpy()
-    own = counts.numpy() * (tensor.numel() // flat.shape[1]) * tensor.element_size()
+    # One number for each combination of ids: a sort of numbers takes a hundredth of the time of a sort of columns.
+    bases = [int(part.max()) + 1 for part in few]
+    numbers = torch.zeros(shape, dtype=torch.int64)
+    for part, base in zip(few, bases, strict=True):
+        numbers = numbers * base + part
+    different, counts = torch.unique(numbers, return_counts=True)
+    found = np.stack(np.unravel_index(different.numpy(), bases))
+    own = counts.numpy() * (tensor.numel() // numbers.numel()) * tensor.element_size()
     has_channel = (found != NO_CHANNEL).any(axis=0)
     fixed = size - int(own[has_channel].sum())
     found = found[:, has_channel]
