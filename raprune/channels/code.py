@@ -55,6 +55,8 @@ class Reshape:
     channels: tuple[int, ...]
     """Axes of the result along which the channels change."""
     rank: int
+    source: int = -1
+    """Axis of the reshaped tensor whose size the channels have, where another size of the reshape is -1."""
     roots: tuple[tuple[str, float], ...] = ()
     """Powers of the number of channels in the function, and their values: the scales of attention."""
 
@@ -62,21 +64,78 @@ class Reshape:
 def reshape_here(module: str, channels: Sequence[int], rank: int) -> Reshape | None:
     """Return the reshape that the network's code is calling; None if the place in the code is not known."""
     found = _place()
-    return None if found is None else Reshape(module, *found[:2], tuple(channels), rank, _roots(*found))
+    return None if found is None else Reshape(module, *found[:2], tuple(channels), rank, roots=_roots(*found))
+
+
+def name_here(module: str, dim: int, rank: int, source: int) -> Reshape | None:
+    """Return the reshape that the network's code is calling, if it names the channels of what a layer has returned.
+
+    `self.conv(x).reshape(B, C, -1)` has the number of the channels of `x` in the place of that of its own; -1 cannot
+    stand there. `source` is the axis of the reshaped tensor that the channels have.
+    """
+    found = _place()
+    function = None if found is None else _functions(found[0].co_filename).get(found[0].co_firstlineno)
+    for call in _reshapes(function) if function is not None else ():
+        if found is not None and (call.end_lineno, call.end_col_offset) == found[1] and len(call.args) == rank:
+            size, rest = call.args[dim], [place for place, size in enumerate(call.args) if _is_rest(size)]
+            named = isinstance(size, ast.Name) and len(rest) == 1 and rest[0] != dim
+            if named and isinstance(size, ast.Name) and _is_new(function, call, size.id):
+                return Reshape(module, *found[:2], (dim,), rank, source)
+    return None
+
+
+def _is_new(function: ast.FunctionDef | None, call: ast.Call, size: str) -> bool:
+    """Return True if what a call reshapes was computed after the function took `size` from a shape."""
+    assert function is not None and isinstance(call.func, ast.Attribute)
+    tensor = call.func.value
+    if isinstance(tensor, ast.Call):
+        return True
+    taken = made = 0
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and node.lineno < call.lineno:
+            names = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            if size in names and "shape" in ast.unparse(node.value):
+                taken = max(taken, node.lineno)
+            if isinstance(tensor, ast.Name) and tensor.id in names:
+                made = max(made, node.lineno)
+    return 0 < taken < made
 
 
 def attribute_here(dim: int, rank: int) -> str | None:
-    """Return `name` if the network's code is calling a reshape to `rank` axes with `self.name` as the size of `dim`."""
+    """Return `name` if the network's code is calling a reshape to `rank` axes with `self.name` as the size of `dim`.
+
+    The sizes can be in a tuple that the function made before: `shape = (*x.shape[:-1], -1, self.head_dim)`.
+    """
     found = _place()
     function = None if found is None else _functions(found[0].co_filename).get(found[0].co_firstlineno)
     if found is None or function is None:
         return None
     for call in _reshapes(function):
-        if (call.end_lineno, call.end_col_offset) == found[1] and len(call.args) == rank:
-            size = call.args[dim]
-            own = isinstance(size, ast.Attribute) and isinstance(size.value, ast.Name) and size.value.id == "self"
-            return size.attr if own and isinstance(size, ast.Attribute) else None
+        if (call.end_lineno, call.end_col_offset) == found[1]:
+            sizes = {ast.unparse(size) for size in _sizes_at(function, call, dim, rank)}
+            name = sizes.pop().removeprefix("self.") if len(sizes) == 1 else ""
+            return name if name.isidentifier() else None
     return None
+
+
+def _sizes_at(function: ast.FunctionDef, call: ast.Call, dim: int, rank: int) -> Iterator[ast.expr]:
+    """Yield the expressions that a function gives to a reshape to `rank` axes for the size of `dim`."""
+    if len(call.args) == 1 and rank > 1 and isinstance(call.args[0], ast.Name):
+        made = [
+            node.value.elts
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Tuple)
+            and any(isinstance(target, ast.Name) and target.id == call.args[0].id for target in node.targets)
+        ]
+    else:
+        made = [call.args]
+    for sizes in made:
+        starred = [place for place, size in enumerate(sizes) if isinstance(size, ast.Starred)]
+        if len(starred) == 1 and dim - rank >= starred[0] + 1 - len(sizes):
+            yield sizes[dim - rank]
+        elif not starred and len(sizes) == rank:
+            yield sizes[dim]
 
 
 def _place() -> tuple[CodeType, tuple[int, int], Mapping[str, object]] | None:
@@ -103,15 +162,17 @@ def code_edits(model: nn.Module, reshapes: Iterable[Reshape]) -> tuple[CodeEdit,
     roots = {(r.module, r.code): r.roots for r in seen_reshapes}
     for module_name, module in model.named_modules():
         for name, (code, ends) in seen.get(type(module), {}).items():
-            for call, argument in _arguments(code, ends):
-                found[CodeEdit(module_name, name, call, argument)] = None
+            for call, argument, source in _arguments(code, ends):
+                found[CodeEdit(module_name, name, call, argument, source)] = None
             for text, value in roots.get((module_name, code), ()):
                 found[CodeEdit(module_name, name, text, value=value)] = None
     return tuple(found)
 
 
-def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator[tuple[str, int]]:
-    """Yield the reshapes of a function, and the argument of each that PyTorch can compute.
+def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator[tuple[str, int, int]]:
+    """Yield the reshapes of a function, the argument of each that PyTorch can compute, and its axis of the tensor.
+
+    The axis is -1 where -1 stands for the size.
 
     It is the last size along which the channels were seen to change, unless an attribute of the module gives it. Where
     no channels were seen, it is the only size that is made of the number of channels.
@@ -123,6 +184,8 @@ def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator
     for call in _reshapes(function):
         reshape = ends.get((call.end_lineno or 0, call.end_col_offset or 0))
         if any(map(_is_rest, call.args)):
+            if reshape is not None and reshape.source >= 0:
+                yield ast.unparse(call), reshape.channels[0], reshape.source
             continue
         if reshape is None:
             sizes = [place for place, size in enumerate(call.args) if _names(size) & numbers]
@@ -134,7 +197,7 @@ def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator
             last = sizes[-1:]
             sizes = [dim for dim in sizes if not isinstance(call.args[dim], given[:1] if dim in last else given)]
         if sizes:
-            yield ast.unparse(call), sizes[-1]
+            yield ast.unparse(call), sizes[-1], -1
 
 
 def _numbers_of_channels(function: ast.FunctionDef) -> set[str]:
@@ -203,12 +266,14 @@ def _edited_function(function: FunctionType, edits: Sequence[CodeEdit]) -> Funct
         tree = _Replaced(edit).visit(tree)
         if ast.dump(tree) == before:
             raise _no_call(edit)
+    texts = [(node, ast.unparse(node)) for node in _reshapes(tree)]
     for edit in (edit for edit in edits if edit.argument >= 0):
-        calls = [node for node in _reshapes(tree) if ast.unparse(node) == edit.call and edit.argument < len(node.args)]
+        calls = [node for node, text in texts if text == edit.call and edit.argument < len(node.args)]
         if not calls:
             raise _no_call(edit)
         for call in calls:
-            call.args[edit.argument] = ast.copy_location(ast.Constant(-1), call.args[edit.argument])
+            size = ast.Constant(-1) if edit.value < 0 else _size_of_source(call, int(edit.value))
+            call.args[edit.argument] = ast.copy_location(size, call.args[edit.argument])
     # Inside a function that has the names of the closure, so that the new code has the same free variables.
     free = function.__code__.co_freevars
     outer = ast.FunctionDef(
@@ -218,6 +283,15 @@ def _edited_function(function: FunctionType, edits: Sequence[CodeEdit]) -> Funct
     ast.increment_lineno(whole, function.__code__.co_firstlineno - 1)
     compiled = compile(whole, function.__code__.co_filename, "exec", _flags(function), dont_inherit=True)
     return _function(_inner(_inner(compiled, "outer"), function.__code__.co_name), function, function.__globals__)
+
+
+def _size_of_source(call: ast.Call, axis: int) -> ast.expr:
+    """Return `(y := ...).shape[axis]` for `(...).reshape(...)`, whose tensor gets the name y."""
+    assert isinstance(call.func, ast.Attribute)
+    name = "_reshaped"
+    call.func.value = ast.NamedExpr(ast.Name(name, ast.Store()), call.func.value)
+    shape = ast.Attribute(ast.Name(name, ast.Load()), "shape", ast.Load())
+    return ast.Subscript(shape, ast.Constant(axis), ast.Load())
 
 
 class _Replaced(ast.NodeTransformer):

@@ -63,6 +63,11 @@ def elementwise_parameters(
 
     A standardised or normalised weight, and the scale of a frozen batch norm, are computed so.
     """
+    known = [shadow for shadow in shadows if isinstance(shadow, ParameterShadow)]
+    largest = inputs[next(i for i, shadow in enumerate(shadows) if shadow is not None)]
+    if len(known) == 1 and largest.numel() > 1 and largest.shape != out.shape:
+        _spread_parameter(tracer, known[0], [v for v in inputs if v is not largest], out)
+        return
     main = next(
         (
             value
@@ -79,6 +84,18 @@ def elementwise_parameters(
         tracer.set_shadow(out, None)
         return
     tracer.set_shadow(out, tracer.shadow(main))
+
+
+def _spread_parameter(tracer: Tracer, shadow: ParameterShadow, constants: list[Tensor], out: Tensor) -> None:
+    """Handle a view of a parameter that meets larger constants, as a table of positions meets masks of windows."""
+    positions = [position.expand(out.shape) for position in shadow.positions]
+    for axis, position in enumerate(positions):
+        for value in constants:
+            dims = [d for d in range(-value.dim(), 0) if value.shape[d] > 1 and value.stride(d)]
+            if any(varies(position, dim) for dim in dims):
+                ids = tracer.axis_ids(shadow.name, axis)
+                tracer.freeze(ids, "a parameter meets a constant of the shape of its channels")
+    tracer.set_shadow(out, shadow.moved(positions))
 
 
 def _along_parameter(tracer: Tracer, main: Tensor, value: Tensor) -> bool:
@@ -140,7 +157,8 @@ def _meet(tracer: Tracer, left: Tensor, right: Tensor, shape: torch.Size) -> Ten
 def _meet_constant(tracer: Tracer, ids: Tensor, value: Tensor) -> None:
     """Meet a tensor without channels: one that is broadcast over the channels is harmless, any other freezes them."""
     offset = ids.dim() - value.dim()
-    if any(value.shape[dim] > 1 and varies(ids, dim + offset) for dim in range(value.dim())):
+    # A stride of 0: one value, expanded to the number of channels.
+    if any(value.shape[d] > 1 and value.stride(d) and varies(ids, d + offset) for d in range(value.dim())):
         tracer.freeze(compact(ids), "meets a constant of the shape of the channels")
 
 
@@ -163,7 +181,7 @@ def _meet_parameter(tracer: Tracer, ids: Tensor, value: Tensor) -> None:
 def same_shape_constant(call: TracedCall) -> None:
     """Handle zeros_like and similar operations: the shape follows the channels."""
     shadow = call.tracer.shadow(call.args[0])
-    call.tracer.set_shadow(call.out, shadow if isinstance(shadow, Tensor) else None)
+    call.tracer.set_shadow(call.out, shadow)
 
 
 def only_shape(call: TracedCall) -> None:

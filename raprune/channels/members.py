@@ -111,7 +111,10 @@ class SizeAttribute:
 
 @dataclass(frozen=True)
 class CodeEdit:
-    """A change of the code of a module: -1 in place of one size of a reshape, or a number in place of an expression."""
+    """A change of the code of a module: -1 in place of one size of a reshape, or a number in place of an expression.
+
+    Where another size of the reshape is -1, `y.reshape(B, C, -1)` gets the size of `y` along an axis in place of `C`.
+    """
 
     module: str
     function: str
@@ -121,7 +124,7 @@ class CodeEdit:
     argument: int = -1
     """Place of the size in the reshape; negative for an expression."""
     value: float = -1
-    """Number that the dense network has there."""
+    """Number that the dense network has in place of an expression; the axis of `y`, if another size is -1."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raprune.channels.code import attribute_here
+from raprune.channels.code import attribute_here, name_here
 from raprune.channels.ids import ParameterShadow, Shadow, collapse, compact, line, varies
-from raprune.channels.parts import SizedPart
+from raprune.channels.parts import SizedPart, sequences_of
 from raprune.channels.positions import IndexArray
 from raprune.channels.shadow import TracedCall, Tracer
 
@@ -161,6 +161,7 @@ def view(call: TracedCall) -> None:
     ids = tracer.activation(x)
     if ids is None:
         move(call)
+        _record_shape(tracer, x, out)
         return
     after = ids.reshape(out.shape)
     for inside, outside in _axis_blocks(x.shape, out.shape):
@@ -181,8 +182,11 @@ def view(call: TracedCall) -> None:
         tracer.split_heads(x, out, after, kept, changing[:-1])
         tracer.heads.record_reshape(tracer.module, changing, out.dim())
         after = equal
+        if 1 in out.shape[changing[0] + 1 : kept]:  # parts of one head: the numbers of a head are those of the channels
+            _record_number(tracer, out, after)
     if not tracer.heads.layers(x) and not tracer.heads.layers(out):
         _record_number(tracer, out, after)
+        _record_name(tracer, x, out, after)
     if tracer.heads.layers(x):
         tracer.heads.record_reshape(tracer.module, [d for d in range(out.dim()) if varies(after, d)], out.dim())
     tracer.set_shadow(out, after)
@@ -196,6 +200,25 @@ def _record_number(tracer: Tracer, out: Tensor, ids: Tensor) -> None:
             name = attribute_here(dim, out.dim())
             if name in numbers[out.shape[dim]]:
                 tracer.record_part(SizedPart(tracer.module, name, None, line(ids, dim).numpy()))
+
+
+def _record_shape(tracer: Tracer, x: Tensor, out: Tensor) -> None:
+    """Record the number of channels in a shape that the module keeps for a vector: `self.scale.view(self.shape)`."""
+    use = tracer.axis(x, 0) if x.dim() == 1 and x.numel() > 1 else None
+    if use is None or tracer.axis(out, out.shape.index(x.numel()) if x.numel() in out.shape else 0) is None:
+        return
+    for name, values in sequences_of(tracer.running):
+        if tuple(values) == tuple(out.shape):
+            tracer.record_part(SizedPart(tracer.module, name, list(values).index(x.numel()), use.ids))
+
+
+def _record_name(tracer: Tracer, x: Tensor, out: Tensor, ids: Tensor) -> None:
+    """Record a reshape that names the channels by a number of another tensor: `self.conv(x).reshape(B, C, -1)`."""
+    dims = [dim for dim in range(out.dim()) if varies(ids, dim)]
+    if len(dims) == 1 and dims[0] < x.dim() and x.shape[: dims[0] + 1] == out.shape[: dims[0] + 1]:
+        reshape = name_here(tracer.module, dims[0], out.dim(), dims[0])
+        if reshape is not None:
+            tracer.heads.reshapes[reshape] = None
 
 
 def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:

@@ -42,7 +42,7 @@ def sized_parts(
     A tuple or list of all sizes is taken before single numbers. One part may have no number if the axis has one.
     """
     sizes = [len(part) for part in parts]
-    for name, values in _sequences(owner):
+    for name, values in sequences_of(owner):
         if list(values) == sizes:
             return [SizedPart(module, name, place, part, heads) for place, part in enumerate(parts)]
     whole = np.concatenate(list(parts))
@@ -74,7 +74,8 @@ def numbers_of(owner: nn.Module) -> Iterator[tuple[str, int]]:
                 yield name, value
 
 
-def _sequences(owner: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
+def sequences_of(owner: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield the tuples and lists of whole numbers among the attributes of a module."""
     for name, value in vars(owner).items():
         if isinstance(value, tuple | list) and value and all(type(part) is int for part in value):
             yield name, value

@@ -91,6 +91,11 @@ class Tracer(TorchDispatchMode):
         self.freezes: list[FreezeRecord] = []
         self.across: list[IndexArray] = []
         """Ids across which a normalisation ran: masking such a channel is not the same as removing it."""
+        self.summed: list[IndexArray] = []
+        """Ids over which a statistic of activations was taken."""
+        self.contracted: list[IndexArray] = []
+        """Ids over which a product of two activations ran, which reads them as a layer does."""
+        self._places = WeakIdKeyDictionary()
         self.reduced: set[tuple[str, int]] = set()
         """Every (parameter, axis) over which a statistic was taken: it is no channel unless a layer uses it as one."""
         self.sized: dict[tuple[str, str, int | None], SizedPart] = {}
@@ -183,6 +188,15 @@ class Tracer(TorchDispatchMode):
         if len(unique):
             self.freezes.append(FreezeRecord(unique, self._stack[-1], reason, self.heads.running))
 
+    def freeze_if_used(self, value: Tensor, ids: IndexArray, reason: str) -> None:
+        """Freeze channels as soon as an operation uses `value`, or the network returns it."""
+        self._places[value] = (ids, reason)
+
+    def freeze_used(self, value: object) -> None:
+        """Freeze the channels that wait for the use of a value."""
+        if isinstance(value, Tensor) and value in self._places:
+            self.freeze(*self._places.pop(value))
+
     def freeze_named(self, parameter: str, reason: str) -> None:
         """Freeze all axes of a parameter."""
         for axis in range(len(self.shapes[parameter])):
@@ -269,6 +283,9 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         tracked = [value for value in _tensors(args, kwargs) if self.shadow(value) is not None]
         self.heads.enter(_tensors(args, kwargs))
+        if self._places:
+            for value in _tensors(args, kwargs):
+                self.freeze_used(value)
         self.costs_before = len(self.costs)
         if not tracked and not self.heads.running:
             self.count(func, args, kwargs, out, ())
@@ -308,6 +325,11 @@ class Tracer(TorchDispatchMode):
     def module(self) -> str:
         """Name of the module that is running."""
         return self._stack[-1]
+
+    @property
+    def running(self) -> nn.Module:
+        """The module that is running."""
+        return self._by_name[self.module]
 
     @property
     def numbers(self) -> dict[int, list[str]]:

@@ -60,6 +60,7 @@ def trace(model: nn.Module, example_input: NetworkInputs) -> ChannelGraph:
             ) from error
     for value in tensors_in(outputs):
         tracer.freeze_value(value, "the network's output")
+        tracer.freeze_used(value)
         tracer.heads.freeze_mixed(value)
         for layer in tracer.heads.layers(value):
             tracer.heads.freeze(layer.numpy(), "", "the network's output")
@@ -185,7 +186,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> tu
         notes=_notes(tracer, parameters),
         attributes=size_attributes(model, heads, tracer.sized.values(), factors),
         scales=() if heads is None else width_scales(tracer, model, grouping),
-        edits=() if heads is None else code_edits(model, tracer.heads.reshapes),
+        edits=code_edits(model, [r for r in tracer.heads.reshapes if heads is not None or r.source >= 0]),
     )
     architecture = f"{structure_hash(model, input_shape)}-{graph.digest()}"
     return replace(graph, architecture=architecture), grouping

@@ -84,7 +84,59 @@ class Reshaped(Net):
         return self.mix(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-@pytest.mark.parametrize("kind", [ListOfSizes, NumbersOfParts, WholeAndPart, Slices, Reshaped, InTheCode])
+class ShapeOfScale(Net):
+    """As in timm's MetaFormer: a scale has the shape that the module keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape, self.scale = (8, 1, 1), nn.Parameter(torch.ones(8))
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.scale.view(self.shape)
+
+
+class Reduced(Net):
+    """As in PVT and SegFormer: what a layer returned is reshaped by the number of the channels that it read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.other, self.norm = conv(8, 8, stride=2), conv(8, 8, stride=2), nn.LayerNorm(8)
+
+    def body(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        y = self.pool(x).reshape(batch, channels, -1)
+        x = self.other(x)
+        z = x.view(batch, channels, -1)
+        return self.norm((y + z).transpose(1, 2)).transpose(1, 2).unflatten(2, ((height + 1) // 2, (width + 1) // 2))
+
+
+class ShapeBefore(Net):
+    """As in transformers: a tuple that the function made holds the number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own_dim, self.mix = 8, nn.Linear(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        shape = (*tokens.shape[:-1], -1, self.own_dim)
+        return self.mix(tokens.reshape(shape)).flatten(2).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+KINDS = [
+    ListOfSizes,
+    NumbersOfParts,
+    WholeAndPart,
+    Slices,
+    Reshaped,
+    ShapeOfScale,
+    Reduced,
+    ShapeBefore,
+    InTheCode,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_parts_with_numbers_on_the_module_follow_the_cut(kind: type[Net]) -> None:
     torch.manual_seed(0)
     model = kind().eval()
@@ -116,3 +168,10 @@ def test_parts_that_share_a_number_stay_equally_many() -> None:
     graph = prove(model.eval(), trace(model, image()), image()).graph
     own = next(g for g in graph.groups if any(m.parameter == "one.weight" and m.axis == 1 for m in g.members))
     assert {m.parameter for m in own.members if m.writes} >= {"stem.weight", "again.weight"}
+
+
+def test_parts_that_a_layer_returned_lose_other_channels_than_what_it_read() -> None:
+    torch.manual_seed(0)
+    graph = prove(Reduced().eval(), trace(Reduced(), image()), image()).graph
+    assert graph.widths == {"stem": 8, "pool": 8}
+    assert {edit.value for edit in graph.edits} == {1}
