@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from raprune.channels.statistics import SYMMETRIC, ChannelStatistics
+
 aten = torch.ops.aten
 
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
@@ -28,13 +30,16 @@ class NormScales:
     def __init__(self) -> None:
         self._scales: list[float] = []
         self._next: int | None = None
+        self.statistics = ChannelStatistics()
 
     def __bool__(self) -> bool:
-        return bool(self._scales)
+        """True if a norm ran, or a statistic over a smaller number of channels."""
+        return bool(self._scales) or self.statistics.used
 
     def replay(self) -> NormScales:
         """Use the recorded scales from the first one on; return this object."""
         self._next = 0
+        self.statistics.replay()
         return self
 
     def of(self, x: Tensor) -> float:
@@ -84,6 +89,8 @@ class ProofArithmetic(TorchDispatchMode):
             out = func(*args, **kwargs)
         else:
             out = _raised(func(*(_raised(value) for value in args), **kwargs))
+            if self._norms is not None and packet in _REDUCTIONS and _is_reduction(args):
+                out = self._norms.statistics.of(_REDUCTIONS[packet], args, kwargs, out)
         # One value in place of noise, because a cut network draws fewer numbers than the dense one.
         return out.fill_(_NOISE[packet]) if packet in _NOISE else out
 
@@ -97,6 +104,11 @@ class ProofArithmetic(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self._weights[value] = True
         return out
+
+
+def _is_reduction(args: tuple[Any, ...]) -> bool:
+    """True for a reduction of floating-point values; `max(a, b)` of two tensors is none."""
+    return bool(args[0].is_floating_point()) and not (len(args) > 1 and isinstance(args[1], Tensor))
 
 
 def _fixed_statistic(packet: Any, args: tuple[Any, ...], out: Any) -> Any:
@@ -130,6 +142,7 @@ def _scaled(norms: NormScales, x: Tensor, weight: Any, bias: Any, first: int) ->
     return out, out.new_zeros(1), out.new_ones(1)
 
 
+_REDUCTIONS = {getattr(aten, name): name for name in SYMMETRIC}
 _STATISTICS_OF_WEIGHTS = {aten.mean, aten.var, aten.std, aten.var_mean, aten.native_batch_norm}
 
 _NOISE = {

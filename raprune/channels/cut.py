@@ -318,7 +318,7 @@ def _fix_sizes(module: nn.Module, rows: IndexArray | None) -> None:
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = weight.shape[0]
         module.num_groups = min(module.num_groups, module.num_channels)
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.RNNBase):
         module.input_size = module.get_parameter("weight_ih_l0").shape[1]

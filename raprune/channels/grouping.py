@@ -111,6 +111,10 @@ def grouped(
     across = np.zeros(len(labels), dtype=bool)
     for seen in tracer.across:
         across[labels[seen]] = True
+    summed, contracted = (np.zeros(len(labels), dtype=bool) for _ in range(2))
+    for marks, seen_ids in ((summed, tracer.summed), (contracted, tracer.contracted)):
+        for seen in seen_ids:
+            marks[labels[seen]] = True
     made = _Members(tracer, places.axes)
     groups: list[Group] = []
     names: Counter[str] = Counter()
@@ -123,6 +127,13 @@ def grouped(
         if all(places.axes[a] in tracer.reduced for a in signature):
             frozen[own] = True
             reasons.update(dict.fromkeys(own.tolist(), ("", "only a statistic is taken over these positions")))
+            continue
+        unread = not any(_reads(tracer, places.axes[a]) for a in signature) and not contracted[own].any()
+        if unread and summed[own].any():
+            frozen[own] = True
+            reasons.update(
+                dict.fromkeys(own.tolist(), ("", "no layer reads them: only a statistic is taken over them"))
+            )
             continue
         name = _group_name(tracer, [places.axes[a] for a in dict.fromkeys(signature)])
         names[name] += 1
@@ -175,6 +186,11 @@ def _add_heads(
 def _module_of(heads: Heads, classes: IndexArray) -> str:
     """Return the module of the first split into these heads."""
     return next(s.module for s in heads.splits if np.isin(heads.label[s.heads], classes).any())
+
+
+def _reads(tracer: Tracer, axis: tuple[str, int]) -> bool:
+    """Return True for an axis along which a layer with a matrix reads channels."""
+    return axis not in tracer.written and len(tracer.shapes[axis[0]]) > 1
 
 
 def _group_name(tracer: Tracer, axes: list[tuple[str, int]]) -> str:

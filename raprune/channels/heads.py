@@ -17,6 +17,7 @@ from torch import Tensor
 from raprune.channels.ids import AxisUse, ParameterShadow, compact, line, varies
 from raprune.channels.movement import COPIES, RESHAPES, first, moved, packets, touched_axes
 from raprune.channels.shadow import TracedCall, Tracer
+from raprune.channels.statistics import reduced_axes
 
 aten = torch.ops.aten
 
@@ -64,13 +65,15 @@ def concatenate(call: TracedCall) -> None:
     joined = int(call.arg(1, "dim", 0)) % out.dim()
     known = [heads.layers(value) for value in values]
     dims = [[_dims(layer) for layer in layers] for layers in known]
-    if call.name != "cat" or any(d != dims[0] for d in dims) or any(joined in dim for dim in dims[0]):
+    stacked = call.name == "stack"
+    if any(d != dims[0] for d in dims) or (not stacked and any(joined in dim for dim in dims[0])):
         _freeze_all(call, f"{call.name} of heads")
         return
     for layers in known[1:]:
         for layer, one in zip(layers, known[0], strict=True):
             heads.couple(_line(layer), _line(one))
-    heads.set_layers(out, [layer.narrow(joined, 0, 1).expand(out.shape) for layer in known[0]])
+    parts = [layer.unsqueeze(joined) if stacked else layer.narrow(joined, 0, 1) for layer in known[0]]
+    heads.set_layers(out, [part.expand(out.shape) for part in parts])
 
 
 def pad(call: TracedCall) -> None:
@@ -300,10 +303,7 @@ def reduction(call: TracedCall) -> None:
     if len(call.args) > 1 and isinstance(call.args[1], Tensor):
         pointwise(call)
         return
-    position = 2 if "norm" in call.name else 1
-    dims, keepdim = call.arg(position, "dim"), bool(call.arg(position + 1, "keepdim", False))
-    dims = list(range(x.dim())) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    dims = sorted({d % x.dim() for d in dims})
+    dims, keepdim = reduced_axes(call.name, call.args, call.kwargs)
     known = heads.layers(x)
     layers = [layer for layer in known if not any(varies(layer, dim) for dim in dims)]
     mixed = [layer for layer in known if not any(layer is one for one in layers)]
@@ -378,7 +378,7 @@ _TABLE: list[tuple[Callable[[TracedCall], None], str]] = [
         "permute transpose t expand squeeze unsqueeze repeat slice select index index_select roll flip narrow unbind "
         "split split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes",
     ),
-    (concatenate, "cat"),
+    (concatenate, "cat stack"),
     (pad, "constant_pad_nd"),
 ]
 

@@ -23,12 +23,22 @@ def matrix_product(call: TracedCall) -> None:
     left, right = call.args[-2:]
     bias = call.args[0] if len(call.args) == 3 else None
     tracer = call.tracer
+    if all(isinstance(tracer.shadow(value), ParameterShadow) for value in (left, right)):
+        _read_table(call, left)
     if isinstance(tracer.shadow(right), ParameterShadow) and not isinstance(tracer.shadow(left), ParameterShadow):
         linear(call, left, right, bias)
     else:
         _contraction(call, left, right)
         if bias is not None:
             elementwise(tracer, (call.out, bias), call.out)
+
+
+def _read_table(call: TracedCall, table: Tensor) -> None:
+    """Let a parameter that a layer reads, as a detector's queries, be an activation: its columns are channels."""
+    use = call.tracer.axis(table, 1)
+    if use is not None:
+        call.tracer.freeze(call.tracer.axis_ids(use.parameter, 1 - use.axis), "the rows of a table")
+        call.tracer.write(use, table, 1)
 
 
 def batched_product(call: TracedCall) -> None:
@@ -57,8 +67,24 @@ def _contraction(call: TracedCall, left: Tensor, right: Tensor) -> None:
     if a is not None and b is not None and inner_a and inner_b and not (rows or columns):
         summed = line(a, a.dim() - 1)
         tracer.couple(summed, line(b, b.dim() - 2))
+        tracer.contracted.append(_numbers(summed))
         _recount(call, summed)
         return
+    if a is not None and b is not None and rows and columns and not (inner_a or inner_b):
+        # The result has channels along two axes; those of the larger one pass on.
+        fewer = min((a, b), key=lambda ids: int(compact(ids).unique().numel()))
+        tracer.freeze(compact(fewer), f"{call.name} with channels on both sides")
+        if fewer is a:
+            a, rows = None, False
+        else:
+            b, columns = None, False
+    # Channels on one side of the sum meet an axis without channels on the other side; what else runs there passes on.
+    if a is not None and b is not None and inner_b and rows and not (inner_a or columns):
+        tracer.freeze(compact(b), f"{call.name} contracts over channels of an activation")
+        b = None
+    if a is not None and b is not None and inner_a and columns and not (inner_b or rows):
+        tracer.freeze(compact(a), f"{call.name} contracts over channels of an activation")
+        a, inner_a = None, False
     if a is not None and b is None and rows and not inner_a and not any(varies(a, d) for d in range(a.dim() - 2)):
         _recount(call, line(a, a.dim() - 2))
         tracer.set_shadow(out, a.narrow(a.dim() - 1, 0, 1).expand(out.shape))
@@ -110,6 +136,9 @@ def attention(call: TracedCall) -> None:
     for value in call.args[:3]:
         if isinstance(tracer.shadow(value), ParameterShadow):
             tracer.freeze_value(value, "fused attention with a parameter")
+    for mask in (*call.args[3:], *call.kwargs.values()):
+        if isinstance(tracer.shadow(mask), ParameterShadow):
+            tracer.freeze_value(mask, "they are the heads of attention")
     pairs = [ids for ids in (q, k) if ids is not None and bool(ids.any())]
     own = tracer.heads.own(call.args[0])
     if own is None:  # one head: the channels were never split
@@ -120,6 +149,7 @@ def attention(call: TracedCall) -> None:
         q = None
     elif pairs:
         tracer.couple(pairs[0], pairs[1])
+        tracer.contracted.append(_numbers(pairs[0]))
         if call.kwargs.get("scale") is None and own is not None:
             tracer.heads.scales.append((_numbers(pairs[0]), np.unique(compact(own).numpy())))
     _count_both(call, q, v)

@@ -242,7 +242,8 @@ class ProofNetwork:
             return replace(out, reason=f"with one channel left, {out.reason}")
         if out.shape != self._reference.shape:
             return _Failure("with one channel left, the cut network's output has another shape")
-        return None
+        finite = bool(out.isfinite().all())
+        return None if finite else _Failure("with one channel left, the cut network's output is not finite")
 
     def _run_smaller(
         self, smaller: nn.Module, situation: Situation, norms: NormScales | None = None
@@ -274,8 +275,8 @@ class ProofNetwork:
         masked_network, smaller_network = self._masked_and_cut(graph, names)
         scales = NormScales() if norms else None
         masked = self.run(masked_network, situation, scales)
-        self.has_norms = self.has_norms or bool(scales)
         smaller = self._run_smaller(smaller_network, situation, None if scales is None else scales.replay())
+        self.has_norms = self.has_norms or bool(scales)
         phrase = f"{situation.name}, " if situation.name else ""
         if isinstance(smaller, _Failure):
             return replace(smaller, reason=phrase + smaller.reason)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from raprune.channels.elementwise import pointwise
 from raprune.channels.ids import ParameterShadow, collapse, compact, varies
 from raprune.channels.movement import first
-from raprune.channels.shadow import TracedCall, Tracer
+from raprune.channels.shadow import NO_CHANNEL, TracedCall, Tracer
+from raprune.channels.statistics import SYMMETRIC, reduced_axes
 
 
 def spatial(call: TracedCall) -> None:
@@ -34,17 +36,16 @@ def spatial(call: TracedCall) -> None:
 
 
 def reduction(call: TracedCall) -> None:
-    """Handle mean, sum, max and norm over axes: harmless if the axes carry no channels, else frozen."""
+    """Handle mean, sum, max and norm over axes: harmless along axes without channels.
+
+    Across all channels, a mean, a sum, a deviation, a norm or the largest value is as symmetric as a layer norm; the
+    channels may go. Where one of them is taken decides, as for `argmax`, they stay.
+    """
     tracer, x, out = call.tracer, call.args[0], first(call.out)
     if len(call.args) > 1 and isinstance(call.args[1], Tensor):  # max(a, b)
         pointwise(call)
         return
-    position = 2 if "norm" in call.name else 1
-    dims = call.arg(position, "dim")
-    keepdim = bool(call.arg(position + 1, "keepdim", False))
-    if dims is None or dims == []:
-        dims = list(range(x.dim()))
-    dims = sorted({d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)})
+    dims, keepdim = reduced_axes(call.name, call.args, call.kwargs)
     shadow = tracer.shadow(x)
     if isinstance(shadow, ParameterShadow) and call.name in _STATISTICS:
         _reduced_parameter(call, shadow, dims, keepdim)
@@ -52,15 +53,30 @@ def reduction(call: TracedCall) -> None:
     ids = tracer.activation(x)
     if ids is not None and call.name in ("sum", "mean"):
         ids = _equal_along(tracer, ids, dims)
-    if ids is None or any(varies(ids, dim) for dim in dims):
-        tracer.freeze_value(x, f"{call.name} across channels")
+    if ids is not None and any(varies(ids, dim) for dim in dims):
+        if call.name in SYMMETRIC and not any(varies(ids, dim) for dim in range(x.dim()) if dim not in dims):
+            _across(call, ids)
+        else:
+            tracer.freeze_value(x, f"{call.name} across channels")
         ids = None
+    elif ids is None:
+        tracer.freeze_value(x, f"{call.name} across channels")
     for value in call.out if isinstance(call.out, tuple) else (out,):
         reduced = ids
         if reduced is not None:
             for dim in reversed(dims):
                 reduced = reduced.narrow(dim, 0, 1) if keepdim else reduced.select(dim, 0)
         tracer.set_shadow(value, reduced)
+
+
+def _across(call: TracedCall, ids: Tensor) -> None:
+    """Record a statistic over channels; the places of the largest and smallest values must not be used."""
+    numbers = np.unique(compact(ids).numpy())
+    numbers = numbers[numbers != NO_CHANNEL]
+    call.tracer.across.append(numbers)
+    call.tracer.summed.append(numbers)
+    for value in call.out[1:] if call.name in ("max", "min") and isinstance(call.out, tuple) else ():
+        call.tracer.freeze_if_used(value, numbers, f"the place of {call.name} across channels")
 
 
 def _equal_along(tracer: Tracer, ids: Tensor, dims: list[int]) -> Tensor:

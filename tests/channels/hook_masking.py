@@ -1,7 +1,8 @@
 """An independent reference for a cut: the dense network, with hooks that zero the removed channels.
 
 Nothing here uses the surgery of raprune, its masks or its arithmetic. A layer that reads channels sees zeros in place
-of the removed ones, and a layer that writes them gives zeros. A norm across channels only scales, in both networks.
+of the removed ones, and a layer that writes them gives zeros. A norm across channels only scales, and a statistic
+across channels is a constant, in both networks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph
-from tests.channels.random_steps import ComputedWeight
+from tests.channels.random_steps import ComputedWeight, Of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -26,7 +27,7 @@ ACROSS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @contextmanager
 def norms_that_scale(model: nn.Module) -> Iterator[None]:
-    """Let norms across channels be `x * 0.3 * weight + bias` within the context."""
+    """Let norms across channels be `x * 0.3 * weight + bias`, and statistics 0.3, within the context."""
 
     def scaled(module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = inputs[0] * 0.3
@@ -36,7 +37,7 @@ def norms_that_scale(model: nn.Module) -> Iterator[None]:
         return x if bias is None else x + bias.view(shape)
 
     handles = [m.register_forward_hook(scaled) for m in model.modules() if isinstance(m, ACROSS)]
-    computed = [module for module in model.modules() if isinstance(module, ComputedWeight)]
+    computed = [module for module in model.modules() if isinstance(module, ComputedWeight | Of)]
     for module in computed:
         module.fixed = True
     try:

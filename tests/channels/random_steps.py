@@ -25,6 +25,9 @@ def resized(x: Tensor, size: int) -> Tensor:
 class Of(nn.Module):
     """A step whose code is a function of the module and the tensor; the parts are its submodules and parameters."""
 
+    fixed = False
+    """True if statistics across channels are constants, as `norms_that_scale` sets it."""
+
     def __init__(self, code: Callable[..., Tensor], **parts: object) -> None:
         super().__init__()
         self.code = code
@@ -33,6 +36,10 @@ class Of(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.code(self, x)
+
+    def statistic(self, value: Tensor) -> Tensor:
+        """Return a statistic across channels, which a cut changes as it changes those of a norm."""
+        return torch.full_like(value, 0.3) if self.fixed else value
 
 
 def even(width: int, parts: int) -> int:
@@ -309,24 +316,22 @@ def fixed_positions(width: int, a: int, b: int, c: int) -> nn.Module:
 def response(m: Any, x: Tensor) -> Tensor:
     """Global response normalisation, without weights."""
     norms = x.norm(dim=(2, 3), keepdim=True)
-    return x * (norms / (norms.mean(1, keepdim=True) + 1))
+    return x * (norms / (m.statistic(norms.mean(1, keepdim=True)) + 1))
 
 
 def across_channels(width: int, a: int, b: int, c: int) -> nn.Module:
     kinds: list[Callable[..., Tensor]] = [
-        lambda m, x: x * torch.sigmoid(x.mean(1, keepdim=True)),
+        lambda m, x: x * torch.sigmoid(m.statistic(x.mean(1, keepdim=True))),
         lambda m, x: x.softmax(1),
-        lambda m, x: functional.normalize(x, dim=1),
+        lambda m, x: x / m.statistic(x.norm(dim=1, keepdim=True)).clamp_min(1e-12).expand_as(x),
         lambda m, x: x * x.shape[1] ** -0.5,
-        lambda m, x: x - x.amax(1, keepdim=True),
-        lambda m, x: (
-            x * (x.norm(dim=(2, 3), keepdim=True) / (x.norm(dim=(2, 3), keepdim=True).mean(1, keepdim=True) + 1))
-        ),
+        lambda m, x: x - m.statistic(x.amax(1, keepdim=True)),
+        response,
         lambda m, x: x.cumsum(1),
-        lambda m, x: torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True), x], 1),
+        lambda m, x: torch.cat([m.statistic(x.mean(1, keepdim=True)), m.statistic(x.amax(1, keepdim=True)), x], 1),
         lambda m, x: functional.local_response_norm(x, 3),
-        lambda m, x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1).sqrt(),
-        lambda m, x: x / (1 + x.square().sum(1, keepdim=True)).sqrt() * x.size(1) ** 0.5,
+        lambda m, x: (x - m.statistic(x.mean(1, keepdim=True))) / (m.statistic(x.var(1, keepdim=True)) + 1).sqrt(),
+        lambda m, x: x / (1 + m.statistic(x.square().sum(1, keepdim=True))).sqrt() * x.size(1) ** 0.5,
     ]
     return Of(kinds[a % len(kinds)])
 
@@ -344,7 +349,7 @@ def stacked(width: int, a: int, b: int, c: int) -> nn.Module:
         lambda m, x: (x.unflatten(1, (groups, -1)) * x.mean((2, 3)).view(len(x), groups, -1, 1, 1).softmax(1)).flatten(
             1, 2
         ),
-        lambda m, x: x.unflatten(1, (-1, groups)).amax(2),
+        lambda m, x: m.statistic(x.unflatten(1, (-1, groups)).amax(2)),
         lambda m, x: x.view(len(x), groups, x.shape[1] // groups, *x.shape[2:]).permute(0, 2, 1, 3, 4).reshape(x.shape),
     ]
     return Of(kinds[b % len(kinds)])

@@ -225,7 +225,7 @@ FROZEN: dict[str, dict[str, str]] = {
     "SpatialGate": {"gate": "one channel stretched over many"},
     "Im2Col": {"stem": "aten.im2col has no rule"},
     "UnequalSplit": {"stem": "split into unequal parts"},
-    "Maxout": {"expand": "amax across channels"},
+    "Maxout": {"expand": "only a statistic is taken over them"},
     "FixedSlice": {"stem": "slice at fixed positions of the channels"},
     "FixedView": {"squeeze": "stops in mixer"},
     "ScaledBySize": {"stem": "differs from the masked one"},
