@@ -259,8 +259,12 @@ MinChannels = Annotated[
     typer.Option(help="Minimum number of channels that stay in each group.", metavar="N", rich_help_panel=BUDGET),
 ]
 MultipleOf = Annotated[
-    int | None,
-    typer.Option(help="Number that all widths are multiples of.", metavar="N", rich_help_panel=BUDGET),
+    str | None,
+    typer.Option(
+        help="Number that all widths are multiples of; auto: the step at which latency falls.",
+        metavar="N",
+        rich_help_panel=BUDGET,
+    ),
 ]
 Depth = Annotated[
     bool | None,

@@ -14,7 +14,7 @@ from raprune.channels.graph import ChannelGraph
 from raprune.cost.stopwatch import mode_of
 from raprune.cost.timing_target import ServedTarget
 from raprune.models.precision import half_precision
-from raprune.spec.job import LatencySpec
+from raprune.spec.job import LatencySpec, Multiple
 from raprune.store.scores import key_of
 
 
@@ -48,7 +48,7 @@ def timed_device_name(spec: LatencySpec, device: str) -> str:
     return device_name(torch.device(timed_device(spec, device)))
 
 
-def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0, multiple_of: int = 1) -> str:
+def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0, multiple_of: Multiple = 1) -> str:
     """Return the key of this network's table for this device in the statistics. Weights do not affect the key."""
     content = {
         "architecture": graph.architecture,
@@ -60,7 +60,7 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
         "torch": torch.__version__,
         "seed": seed,
     }
-    if multiple_of > 1:
+    if multiple_of != 1:
         content["multiple_of"] = multiple_of
     if spec.runtime == "onnxruntime":
         content["runtime"] = f"onnxruntime {metadata.version('onnxruntime')}"

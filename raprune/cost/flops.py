@@ -65,6 +65,7 @@ class CostModel:
         self._graph = graph
         self._closed: dict[tuple[str, ...], CostModel] = {}
         self.table = table
+        self._is_dense = dense is None
         self.group_names: tuple[str, ...] = tuple(group.name for group in graph.groups)
         self.num_channels: Counts = np.array([group.num_channels for group in graph.groups], dtype=np.int64)
         self._sizes = _Axes(graph.factors, self.group_names)
@@ -112,9 +113,15 @@ class CostModel:
         return np.rint(moments.max(axis=-1, initial=0.0)).astype(np.int64)
 
     def latency_ms(self, widths: npt.ArrayLike) -> Floats:
-        """Predict the milliseconds of one batch by the table; shape `(...,)`."""
+        """Predict the milliseconds of one batch by the table; shape `(...,)`.
+
+        The dense network has the time that was measured for it.
+        """
         assert self.table is not None, "latency needs a table"
-        return self.table.predict(self.sizes(widths))
+        predicted = self.table.predict(self.sizes(widths))
+        if not self._is_dense:
+            return predicted
+        return np.where(np.all(np.asarray(widths) == self.num_channels, axis=-1), self.table.dense_ms, predicted)
 
     @property
     def dense_latency_ms(self) -> float:

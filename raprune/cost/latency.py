@@ -7,9 +7,8 @@ Each operation's time is a grid over the sizes of at most two tensor axes, inter
 milliseconds. Scales and offset are fitted to whole networks, because the sum alone includes neither the time between
 operations nor the effect of caches on a tensor that another operation just wrote.
 
-Times are made monotone in the sizes, and no network is predicted slower than the dense network: the projection onto a
-budget needs both. Real times are only roughly monotone: a width that is no multiple of the vector unit's width can
-take longer than the next multiple.
+Times are those that were measured. They need not rise with the sizes: a width that is no multiple of the vector unit's
+width can take longer than the next multiple, and then the wider network is the faster one.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class LatencyTable:
     grids: Floats
     """Ascending sizes of the two axes, shape `(T, 2, W)`; a shorter grid repeats its last size."""
     times_ms: Floats
-    """Times at the points of the grids, shape `(T, W, W)`; monotone in both axes."""
+    """Times at the points of the grids, shape `(T, W, W)`."""
     tables: IndexArray
     """Index of each operation's grid, shape `(N,)`."""
     factors: IndexArray
@@ -83,6 +82,8 @@ class LatencyTable:
     """Runtime in which the operations were timed: a value of `latency.runtime`."""
     corrected_by: int = 0
     """Number of whole networks that corrected the scales, because the error was above 10 % at first; 0: none."""
+    step: int = 1
+    """Number that the timed widths are multiples of."""
 
     def predict(self, sizes: npt.ArrayLike) -> Floats:
         """Predict the milliseconds of a batch from the `sizes` of the graph's factors; shape `(..., F)` to `(...,)`."""
@@ -119,8 +120,8 @@ class LatencyTable:
 
     def _predict(self, sizes: Floats) -> Floats:
         lookup, weights = self._distinct
-        total = lookup.times(self.times_ms, sizes) @ weights + self.offset_ms
-        return np.minimum(total, self.dense_ms)
+        total: Floats = lookup.times(self.times_ms, sizes) @ weights + self.offset_ms
+        return total
 
     @cached_property
     def _all(self) -> _Lookup:
@@ -141,6 +142,7 @@ class LatencyTable:
             "offset_ms": self.offset_ms,
             "runtime": self.runtime,
             "corrected_by": self.corrected_by,
+            "step": self.step,
             "dense_ms": self.dense_ms,
             "accuracy": vars(self.accuracy),
             "device": self.device,
@@ -171,9 +173,10 @@ class LatencyTable:
             batch_size=about["batch_size"],
             precision=about["precision"],
             unknown=tuple(about["unknown"]),
-            # Tables of earlier versions have neither.
+            # Tables of earlier versions have none of these.
             runtime=about.get("runtime", "eager"),
             corrected_by=about.get("corrected_by", 0),
+            step=about.get("step", 1),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -230,18 +233,6 @@ class _Lookup:
         far = times_ms[tables, up, j] * (1 - v) + times_ms[tables, up, on] * v
         result: Floats = near * (1 - u) + far * u
         return result
-
-
-def monotone(times: Floats) -> Floats:
-    """Return the nearest times, by the maximum norm, that never fall along an axis; any shape.
-
-    These are half way between the least monotone times above `times` and the greatest monotone times below.
-    """
-    above, below = times.copy(), times.copy()
-    for axis in range(times.ndim):
-        above = np.maximum.accumulate(above, axis=axis)
-        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
-    return (above + below) / 2
 
 
 def fitted(sums: Floats, measured_ms: Floats) -> Floats:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ from torch import nn
 from raprune.channels.graph import ChannelGraph
 from raprune.cost.conditions import conditions
 from raprune.cost.flops import CostModel, Counts
-from raprune.cost.latency import KINDS, Floats, LatencyTable, PredictionError, fitted, monotone
+from raprune.cost.latency import KINDS, Floats, LatencyTable, PredictionError, fitted
 from raprune.cost.operations import SizedCall, follow
+from raprune.cost.steps import find_step
 from raprune.cost.stopwatch import Repeats, Stopwatch
 from raprune.cost.timed import TimedNetwork, timed_network
 from raprune.errors import ModelError
-from raprune.spec.job import LatencySpec
+from raprune.spec.job import LatencySpec, Multiple
 
 PROBES = 5
 """Number of networks of other widths that show which sizes follow which axes."""
@@ -29,16 +32,24 @@ HELD_OUT = 10
 """Number of whole networks that the predictions are compared with."""
 CORRECTED = 0.1
 """Median error above which further whole networks correct the scales."""
+PASSES, PASSES_S = 3, 30.0
+"""Maximum number of passes over all operations, and the time after which no other pass begins."""
+LEAST_REPEATS = 3
+"""Minimum number of timings of an operation in a pass."""
 _NETWORK_S = 3.0
 """Maximum time for all timings of one network."""
+_STEP_S, _STEP_REPEATS = 0.5, 5
+"""This time, and the factor of the number of timings, where the step of the widths is looked for: half a step of a
+small network is a few percent."""
 
 
 def measure_table(
-    model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0, multiple_of: int = 1
+    model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int = 0, multiple_of: Multiple = 1
 ) -> LatencyTable:
     """Measure the latency table of `model` on `device`, and its error for whole networks; `graph` is the model's trace.
 
-    With `multiple_of`, only widths that are multiples of it are timed.
+    Only widths that are multiples of `multiple_of` are timed; with "auto", of the step at which the latency of this
+    network falls (`find_step`).
 
     Raises:
         UsageError: if the runtime of `spec` is not installed.
@@ -48,8 +59,13 @@ def measure_table(
     torch.set_num_threads(spec.threads)
     try:
         subject, cost = timed_network(model, graph, spec, device=device), CostModel(graph)
-        raw = _operation_times(subject, cost, spec, seed, multiple_of)
-        return _calibrated(raw, subject, cost, spec, seed, multiple_of)
+        if multiple_of == "auto":
+            often = Repeats(most=_STEP_REPEATS * spec.repeats, limit_s=_STEP_S)
+            step = find_step(cost, partial(_whole_ms, subject, cost, repeats=often))
+        else:
+            step = multiple_of
+        raw = _operation_times(subject, cost, spec, seed, step)
+        return replace(_calibrated(raw, subject, cost, spec, seed, step), step=step)
     finally:
         torch.set_num_threads(threads)
 
@@ -98,7 +114,7 @@ def _operation_times(
     failed = {number for number, times in enumerate(measured) if np.isnan(times).any()}
     times = [np.zeros_like(of_one) if number in failed else of_one for number, of_one in enumerate(measured)]
     grids = [own for _, own in distinct]
-    padded_grids, padded_times = _padded(grids, times if subject.keeps_steps else [monotone(t) for t in times])
+    padded_grids, padded_times = _padded(grids, times)
     return LatencyTable(
         grids=padded_grids,
         times_ms=padded_times,
@@ -153,8 +169,23 @@ def _grid_times(
     """Measure the milliseconds of each operation at every point of its grids, each of shape `(W1, W2)`.
 
     The size is 1 where there is no axis. Operations at the same index of their grids are timed after one another, so
-    that the weights of one are not in the caches because the same operation ran just before.
+    that the weights of one are not in the caches because the same operation ran just before. The timings of a point
+    are spread over passes, of which the fastest counts: other load of the machine comes in bursts, and a burst in a
+    single pass looks like a step of the hardware.
     """
+    started = time.monotonic()
+    times = _pass_over_grids(subject, distinct, dense)
+    for _ in range(PASSES - 1):
+        if time.monotonic() - started > PASSES_S:
+            break
+        again = _pass_over_grids(subject, distinct, dense)
+        times = [np.minimum(one, other) for one, other in zip(times, again, strict=True)]
+    return times
+
+
+def _pass_over_grids(
+    subject: TimedNetwork, distinct: Sequence[tuple[SizedCall, Sequence[Floats]]], dense: Floats
+) -> list[Floats]:
     times = [np.zeros((*(len(grid) for grid in own), 1, 1)[:2]) for _, own in distinct]
     at_index: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, (_, own) in enumerate(distinct):
@@ -166,7 +197,8 @@ def _grid_times(
             operation, own = distinct[number]
             sizes = [float(grid[i]) for grid, i in zip(own, index, strict=True)]
             sized.append((operation, sizes, [float(dense[factor]) for factor in operation.factors]))
-        for number, time_ms in zip(numbers, subject.times(sized), strict=True):
+        repeats = max(LEAST_REPEATS, -(-subject.spec.repeats // PASSES))
+        for number, time_ms in zip(numbers, subject.times(sized, repeats=repeats), strict=True):
             times[number][(*index, 0, 0)[:2]] = time_ms
     return times
 
@@ -208,24 +240,28 @@ def _calibrated(
     def drawn(count: int) -> Counts:
         return np.stack([_to_steps(_some_widths(cost, generator), cost, multiple_of) for _ in range(count)])
 
-    # The fit includes the narrowest network, because it decides whether a budget can be reached.
+    # The fit includes the narrowest network, because it decides whether a budget can be reached, and the dense one.
     narrowest = cost.smallest(multiple_of=multiple_of)
     vectors = np.concatenate([narrowest[None], drawn(FITTED - 1 + HELD_OUT)])
     *measured, dense_ms = _whole_ms(subject, cost, [*vectors, cost.num_channels])
-    table = _fitted(raw, cost, vectors[:FITTED], np.array(measured[:FITTED]), float(dense_ms))
+    whole = cost.num_channels[None]
+    of_fit = np.array([*measured[:FITTED], dense_ms])
+    table = _fitted(raw, cost, np.concatenate([vectors[:FITTED], whole]), of_fit, float(dense_ms))
     accuracy = _error(table, cost, vectors[FITTED:], np.array(measured[FITTED:]))
     if accuracy.median_error <= CORRECTED:
         return replace(table, accuracy=accuracy)
     others = drawn(HELD_OUT)
     found = _whole_ms(subject, cost, list(others))
-    table = _fitted(raw, cost, vectors, np.array(measured), float(dense_ms))
+    table = _fitted(raw, cost, np.concatenate([vectors, whole]), np.array([*measured, dense_ms]), float(dense_ms))
     return replace(table, accuracy=_error(table, cost, others, found), corrected_by=len(vectors))
 
 
-def _whole_ms(subject: TimedNetwork, cost: CostModel, vectors: Sequence[Counts]) -> Floats:
+def _whole_ms(
+    subject: TimedNetwork, cost: CostModel, vectors: Sequence[Counts], *, repeats: Repeats | None = None
+) -> Floats:
     """Measure the milliseconds of whole networks, in turns."""
     models = [subject.narrowed(cost, widths) for widths in vectors]
-    return np.array(subject.medians(models, Repeats(most=subject.spec.repeats, limit_s=_NETWORK_S)))
+    return np.array(subject.medians(models, repeats or Repeats(most=subject.spec.repeats, limit_s=_NETWORK_S)))
 
 
 def _fitted(raw: LatencyTable, cost: CostModel, vectors: Counts, measured: Floats, dense_ms: float) -> LatencyTable:

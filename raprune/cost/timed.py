@@ -59,13 +59,13 @@ class TimedNetwork:
         """Return the operations that the runtime runs for a network of `placed`."""
         return calls(model, self.x)
 
-    def times(self, sized: Sequence[AtSizes]) -> list[float]:
+    def times(self, sized: Sequence[AtSizes], *, repeats: int) -> list[float]:
         """Return the milliseconds of operations at sizes; NaN for an operation that refuses to run by itself."""
         stopwatch = stopwatch_of(self.spec, self.device)
 
         def median(operation: SizedCall, sizes: Sequence[float], dense_sizes: Sequence[float]) -> float:
             try:
-                return stopwatch.median(operation.made(sizes, dense_sizes), repeats=self.spec.repeats)
+                return stopwatch.median(operation.made(sizes, dense_sizes), repeats=repeats)
             except Exception:  # an operation that runs inside the network may refuse tensors of ones
                 return float("nan")
 
@@ -83,14 +83,9 @@ class TimedNetwork:
         """True for a convolution or a product of matrices."""
         return any(part in str(operation.call.operation) for part in MATRIX)
 
-    keeps_steps = False
-    """True if the times keep the steps of the hardware; else they are made monotone."""
-
 
 class OnnxTimedNetwork(TimedNetwork):
     """A network whose narrower networks run in ONNX Runtime, on this machine's CPU or on the target of the job."""
-
-    keeps_steps = True
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, spec: LatencySpec) -> None:
         """Export the dense network.
@@ -118,9 +113,9 @@ class OnnxTimedNetwork(TimedNetwork):
         files = [self._networks.file_of(model) for model in models]
         return target.medians(files, self.x.shape, threads=self.spec.threads, repeats=repeats)
 
-    def times(self, sized: Sequence[AtSizes]) -> list[float]:
+    def times(self, sized: Sequence[AtSizes], *, repeats: int) -> list[float]:
         target = self._served or ThisMachine()
-        return times_of(sized, target=target, threads=self.spec.threads, repeats=self.spec.repeats)
+        return times_of(sized, target=target, threads=self.spec.threads, repeats=repeats)
 
     def is_matrix(self, operation: SizedCall) -> bool:
         return operation.call.operation.proto.op_type in MATRIX_NODES

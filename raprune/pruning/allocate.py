@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,10 @@ from raprune.spec.budget import Budget
 
 LEAST_DAMAGE = "least_damage"
 """The allocation that follows what the method predicts."""
+KNOTS = 16
+"""Maximum number of widths of a group at which `least_damage` looks up latencies; between them it interpolates."""
+SCALES = 64
+"""Number of scales, or of numbers of channels, that are tried before the bisection between two of them."""
 MOVES = 128
 """Maximum number of moves in `least_damage`."""
 SIDES = 32
@@ -138,20 +143,18 @@ def global_rank(
     order = np.argsort(-np.concatenate(ranked), kind="stable")
     sequence = np.concatenate(groups)[order]
 
-    def widths(count: int) -> Counts:
-        return floor + np.bincount(sequence[:count], minlength=len(floor))
+    def rounded(count: float) -> Counts:
+        widths = floor + np.bincount(sequence[: int(count)], minlength=len(floor))
+        return _to_multiple(widths, cost, floor, target.multiple_of)
 
-    def rounded(count: int) -> Counts:
-        return _to_multiple(widths(count), cost, floor, target.multiple_of)
-
-    low, high = 0, len(sequence)
-    while low < high:
-        middle = (low + high + 1) // 2
+    low, high = _bracket(cost, target, rounded, np.linspace(0, len(sequence), SCALES).astype(np.int64))
+    while low < high - 1:
+        middle = (low + high) // 2
         if _fits(cost, target, rounded(middle)):
             low = middle
         else:
-            high = middle - 1
-    return _fill(cost, target, rounded(low), (int(g) for g in sequence[low:]))
+            high = middle
+    return _fill(cost, target, rounded(low), (int(g) for g in sequence[int(low) :]))
 
 
 def least_damage(
@@ -162,6 +165,11 @@ def least_damage(
     Starting from the dense network, each group gives up the channels that do least damage for their cost, at the
     other groups' present widths. Then channels that still fit come back, and groups trade channels as long as that
     lowers the sum.
+
+    This is a knapsack with a choice of widths for each group, solved at a price of the cost that rises. Where the cost
+    is a sum over the groups, the damage is above the least one by no more than the largest damage of one group's move
+    (Sinha and Zoltners, "The multiple-choice knapsack problem", 1979). Costs of layers between two groups are products,
+    for which no bound holds.
     """
     if _fits(cost, target, cost.num_channels):
         return cost.num_channels.copy()
@@ -195,12 +203,14 @@ def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[
     # Each round narrows a group by at least one of its choices, and the narrowest network fits.
     for _ in range(sum(len(choice.widths) for choice in choices)):
         offers = []
-        for group, load in enumerate(_loads_of_a_channel(cost, target, choices, widths)):
-            choice, here = choices[group], at[group]
-            saved = (choice.widths[here] - choice.widths[here + 1 :]) * load
-            if len(saved) and load > 0:
+        for group, saved in enumerate(_saved(cost, target, choices, at)):
+            if (saved > 0).any():
+                choice, here = choices[group], at[group]
                 lost = choice.damage[here + 1 :] - choice.damage[here]
-                offers.append((float((lost / saved).min()), group, lost, saved))
+                offers.append((float((lost[saved > 0] / saved[saved > 0]).min()), group, lost, saved))
+        if not offers:
+            # Latency need not fall with each single group.
+            return [len(choice.widths) - 1 for choice in choices]
         price = max(price * 1.05, min(rate for rate, *_ in offers))
         for rate, group, lost, saved in sorted(offers, key=lambda offer: offer[:2]):
             if rate > price:
@@ -218,20 +228,33 @@ def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[
     raise AssertionError("the narrowest network is within the target")
 
 
-def _loads_of_a_channel(cost: CostModel, target: Target, choices: list[_Choices], widths: Counts) -> list[float]:
-    """Return for each group the fraction of the target's cost that one channel takes at the present widths."""
-    narrowest = np.repeat(widths[None], len(widths), axis=0)
-    spans = np.ones(len(widths))
-    for group, choice in enumerate(choices):
-        if widths[group] > choice.widths[-1]:
-            spans[group] = widths[group] - choice.widths[-1]
-            narrowest[group, group] = choice.widths[-1]
-    loads = np.zeros(len(widths))
-    for (counts, limit), (now, _) in zip(
-        _against_limits(cost, target, narrowest), _against_limits(cost, target, widths), strict=True
+def _saved(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> list[npt.NDArray[np.float64]]:
+    """Return for each group the fractions of the target's cost that its narrower choices save at the others' widths.
+
+    FLOPs, parameters and bytes of a group are nearly lines over its widths; latency has steps.
+    """
+    widths, most = _widths(choices, at), 2 if target.budget.latency is None else KNOTS
+    places = [_spread(here, len(choice.widths) - 1, most) for choice, here in zip(choices, at, strict=True)]
+    vectors = np.repeat(widths[None], sum(map(len, places)), axis=0)
+    groups = np.repeat(np.arange(len(choices)), [len(of_group) for of_group in places])
+    vectors[np.arange(len(vectors)), groups] = np.concatenate(
+        [choice.widths[of_group] for choice, of_group in zip(choices, places, strict=True)]
+    )
+    loads = sum((counts / limit for counts, limit in _against_limits(cost, target, vectors)), np.zeros(len(vectors)))
+    saved = []
+    for choice, here, of_group, load in zip(
+        choices, at, places, np.split(loads, np.cumsum([len(p) for p in places])[:-1]), strict=True
     ):
-        loads += (now - counts) / limit
-    return (loads / spans).tolist()
+        # Descending widths, so that their negatives ascend.
+        saved.append(load[0] - np.interp(-choice.widths[here + 1 :], -choice.widths[of_group], load))
+    return saved
+
+
+def _spread(first: int, last: int, most: int) -> npt.NDArray[np.int64]:
+    """Return at most `most` whole numbers from `first` to `last`, both included."""
+    if last - first < most:
+        return np.arange(first, last + 1)
+    return first + np.arange(most) * (last - first) // (most - 1)
 
 
 def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> list[int]:
@@ -252,9 +275,7 @@ def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[i
             for step in pair:
                 if step.group >= 0:
                     vectors[row, step.group] = choices[step.group].widths[step.place]
-        fits = np.ones(len(pairs), dtype=bool)
-        for counts, limit in _against_limits(cost, target, vectors):
-            fits &= counts <= limit
+        fits = _all_fit(cost, target, vectors)
         if not fits.any():
             break
         best = int(fits.argmax())
@@ -282,7 +303,7 @@ def _steps(
     for (counts, limit), (now, _) in zip(
         _against_limits(cost, target, vectors), _against_limits(cost, target, widths), strict=True
     ):
-        loads += np.abs(counts - now) / limit
+        loads += (counts - now if up else now - counts) / limit
     steps = [_Step(*move, move[2] / max(load, 1e-30)) for move, load in zip(found, loads.tolist(), strict=True)]
     return sorted(steps, key=lambda step: step.rate)
 
@@ -291,11 +312,13 @@ def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tup
     """Return for each limit of the target the costs at these widths, and the limit.
 
     FLOPs without a limit still weigh in against the dense network's: of two moves that save as many parameters, the one
-    that saves more FLOPs comes first.
+    that saves more FLOPs comes first. Beside a limit of latency, which stands for the time itself, they do not.
     """
     budget = target.budget
     flops = 1.0 if budget.flops is None else budget.flops
-    found: list[tuple[Counts | Floats, float]] = [(cost.flops(widths), flops * cost.dense_flops)]
+    found: list[tuple[Counts | Floats, float]] = []
+    if budget.flops is not None or budget.latency is None:
+        found.append((cost.flops(widths), flops * cost.dense_flops))
     if budget.params is not None:
         found.append((cost.params(widths), budget.params * cost.dense_params))
     if budget.memory is not None:
@@ -411,16 +434,26 @@ def _scaled(cost: CostModel, target: Target, wanted: npt.NDArray[np.float64]) ->
         raw = np.clip(np.floor(channels * scale + 1e-9), floor, cost.num_channels).astype(np.int64)
         return _to_multiple(raw, cost, floor, target.multiple_of)
 
-    low, high = 0.0, 1.0 / float(wanted.min())
-    if _fits(cost, target, widths(high)):
-        return widths(high)
-    for _ in range(50):
+    low, high = _bracket(cost, target, widths, np.linspace(0.0, 1.0 / float(wanted.min()), SCALES))
+    for _ in range(50 if low < high else 0):
         middle = (low + high) / 2
         if _fits(cost, target, widths(middle)):
             low = middle
         else:
             high = middle
     return _fill(cost, target, widths(low), _next_in_turn(channels, low, target.multiple_of))
+
+
+def _bracket(
+    cost: CostModel, target: Target, widths: Callable[[float], Counts], scales: npt.NDArray[Any]
+) -> tuple[Any, Any]:
+    """Return the largest of the ascending `scales` whose widths fit, and the scale after it, or itself if it is last.
+
+    Latency need not rise with the widths, so that wider networks than one that does not fit may fit.
+    """
+    fits = _all_fit(cost, target, np.stack([widths(scale) for scale in scales]))
+    last = int(np.flatnonzero(fits)[-1]) if fits.any() else 0
+    return scales[last], scales[min(last + 1, len(scales) - 1)]
 
 
 def _next_in_turn(channels: npt.NDArray[np.float64], scale: float, multiple_of: int) -> Iterator[int]:
@@ -458,3 +491,11 @@ def _to_multiple(widths: Counts, cost: CostModel, floor: Counts, multiple_of: in
 
 def _fits(cost: CostModel, target: Target, widths: Counts) -> bool:
     return all(float(count) <= limit for count, limit in _against_limits(cost, target, widths))
+
+
+def _all_fit(cost: CostModel, target: Target, vectors: Counts) -> npt.NDArray[np.bool_]:
+    """True for each width vector, a row of `vectors`, that is within the target."""
+    fits = np.ones(len(vectors), dtype=bool)
+    for counts, limit in _against_limits(cost, target, vectors):
+        fits &= counts <= limit
+    return fits

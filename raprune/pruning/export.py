@@ -374,7 +374,7 @@ def _pruner_of_run(store: Store, spec: SearchSpec, described: RunRecord, stages:
 
 def _table(workload: Workload, prepared: Prepared, spec: SearchSpec, statistics: Statistics) -> LatencyTable:
     """The table from the folder of statistics, else measured here."""
-    device, graph, step = workload.device.type, prepared.graph, spec.search.step
+    device, graph, step = workload.device.type, prepared.graph, spec.search.multiple_of or 1
     arrays = statistics.once(
         table_key(graph, spec.latency, device=device, multiple_of=step),
         lambda: measure_table(workload.model, graph, spec.latency, device=device, multiple_of=step).to_arrays(),

@@ -201,14 +201,29 @@ def _recorded_normalisation(data: DataRecord) -> Normalisation | None:
 def with_table(spec: SearchSpec, prepared: Prepared, table: LatencyTable) -> tuple[SearchSpec, Prepared]:
     """The job once latency is known: its budget is a fraction of the dense network's, its costs have the table.
 
+    A step that the job left to the measurement is that of the table, or the largest half, quarter ... of it that the
+    budget leaves within reach.
+
     Raises:
         BudgetError: if the latency is out of reach.
     """
     assert spec.budget.limits_latency, "a table is measured for a budget"
     spec = spec.model_copy(update={"budget": spec.budget.measured(table.dense_ms)})
     prepared = replace(prepared, cost=CostModel(prepared.graph, table))
+    if spec.search.multiple_of == "auto":
+        spec = _with_step(spec, prepared.cost, table.step)
     _check_budget(prepared.cost, spec)
     return spec, prepared
+
+
+def _with_step(spec: SearchSpec, cost: CostModel, step: int) -> SearchSpec:
+    spec = spec.model_copy(update={"search": spec.search.model_copy(update={"multiple_of": step})})
+    if step > 1:
+        try:
+            _check_budget(cost, spec)
+        except BudgetError:
+            return _with_step(spec, cost, step // 2)
+    return spec
 
 
 def stored_table(store: Store) -> LatencyTable | None:

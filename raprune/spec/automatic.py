@@ -60,6 +60,8 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int], trai
     if spec.weights is None:
         spec = spec.model_copy(update={"dense": with_recipe(spec.dense, spec.dense.epochs, traits)})
     spec = spec.model_copy(update={"finalists": spec.finalists.model_copy(update={"train": train})})
+    if spec.search.multiple_of == "auto" and not spec.budget.limits_latency:
+        spec = _with_open_widths(spec)  # no latency is measured that could tell
     narrowest = NARROWEST_IN_ONNX if spec.latency.runtime == "onnxruntime" else NARROWEST
     steps = (epochs if asked.epochs is None else asked.epochs) * math.ceil(num_train / asked.batch_size)
     return _filled(
@@ -83,6 +85,8 @@ def with_recipe(train: TrainingT, epochs: float, traits: Traits | None) -> Train
 
 def decided_as(spec: SearchSpec, begun: SearchSpec) -> SearchSpec:
     """Return the job with every field that it left open set as in the run `begun`."""
+    if spec.search.multiple_of == "auto":
+        spec = _with_open_widths(spec)
     train = _as_begun(spec.finalists.train, begun.finalists.train)
     spec = spec.model_copy(
         update={
@@ -112,6 +116,10 @@ def _filled(
     search = _with(spec.search, multiple_of=multiple_of, calibration_images=calibration)
     finalists = spec.finalists.model_copy(update={"train": _with(spec.finalists.train, epochs=epochs, lr=lr)})
     return spec.model_copy(update={"methods": spec.methods or methods, "search": search, "finalists": finalists})
+
+
+def _with_open_widths(spec: SearchSpec) -> SearchSpec:
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"multiple_of": None})})
 
 
 def _as_begun(train: TrainingT, begun: TrainingT) -> TrainingT:

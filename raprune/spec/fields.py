@@ -196,8 +196,8 @@ def _valid(schema: Mapping[str, Any]) -> str:
         return str(schema[VALID])
     if "anyOf" in schema:
         return _choice([_valid(kind) for kind in schema["anyOf"] if kind.get("type") != "null"])
-    if "enum" in schema:
-        return _choice([f"`{value}`" for value in schema["enum"]])
+    if "enum" in schema or "const" in schema:
+        return _choice([f"`{value}`" for value in schema.get("enum", [schema.get("const")])])
     match schema.get("type"):
         case "boolean":
             return "true or false"

@@ -19,6 +19,7 @@ from raprune.spec.budget import Budget, Fraction, with_budget_table
 from raprune.spec.fields import VALID, Part
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Multiple = PositiveInt | Literal["auto"]
 Epochs = Annotated[float, Field(ge=0.0)]
 LearningRate = Annotated[float, Field(gt=0.0)]
 UpTo1 = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -439,10 +440,11 @@ class SamplerSpec(Part):
     """Smallest target, as a fraction of the budget. Targets are spread between the two."""
     min_channels: PositiveInt = 1
     """Minimum number of channels that stay in every group."""
-    multiple_of: PositiveInt | None = None
+    multiple_of: Multiple | None = None
     """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
     multiples of 8. Where these miss the budget, GPUs get any widths, too. For ONNX Runtime groups of 16 channels are
-    enough. Default: 8 on GPUs, and on CPUs where every group has 32 channels or more; else 1."""
+    enough. `auto`, for a budget of latency, is the step at which the latency of this network falls on its device and
+    runtime, which is measured. Default: 8 on GPUs, and on CPUs where every group has 32 channels or more; else 1."""
     depth: bool = False
     """Let whole residual blocks go, beside channels: `nn.Identity` takes their place. The allocation `least_damage`
     decides on blocks and widths together, and mutations take blocks out and put them back. Methods that train while
@@ -477,8 +479,8 @@ class SamplerSpec(Part):
 
     @property
     def step(self) -> int:
-        """`multiple_of`; 1 while it is open."""
-        return self.multiple_of or 1
+        """`multiple_of`; 1 while it is open or not measured."""
+        return self.multiple_of if isinstance(self.multiple_of, int) else 1
 
     def lookahead_for(self, workers: int) -> int:
         """Return `lookahead`, or its default for a search that begins with `workers` workers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from raprune.channels.cut import cut
@@ -20,10 +17,12 @@ from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
 from raprune.cost.conditions import conditions, table_key
 from raprune.cost.flops import CostModel
-from raprune.cost.latency import LatencyTable, PredictionError, fitted, monotone
+from raprune.cost.latency import LatencyTable, PredictionError, fitted
 from raprune.cost.measure import measure_table, measure_whole
 from raprune.cost.reported import filling_batch, measure_reported
+from raprune.cost.steps import find_step
 from raprune.cost.stopwatch import Repeats, Stopwatch, mode_of
+from raprune.cost.timed import AtSizes, TimedNetwork
 from raprune.errors import BudgetError, UsageError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.pruning.allocate import ALLOCATIONS, Target, allocate, check_reachable
@@ -98,8 +97,10 @@ def test_many_vectors_at_once_are_one_by_one() -> None:
     assert HAND.predict(np.zeros((0, 2))).shape == (0,)
 
 
-def test_no_network_is_slower_than_the_dense_one() -> None:
-    assert float(replace(HAND, dense_ms=60.0).predict([8, 6])) == 60.0
+def test_network_that_is_slower_than_the_dense_one_is_predicted_so() -> None:
+    assert float(replace(HAND, dense_ms=60.0).predict([8, 6])) > 60.0
+    cost = hand_cost()
+    assert float(cost.latency_ms(cost.num_channels)) == cost.dense_latency_ms == 150.0
 
 
 def test_a_table_is_stored_and_read() -> None:
@@ -107,21 +108,6 @@ def test_a_table_is_stored_and_read() -> None:
     assert again.describe() == HAND.describe() and again.modules == HAND.modules
     sizes = np.random.default_rng(0).uniform(0, 10, (50, 2))
     assert np.array_equal(again.predict(sizes), HAND.predict(sizes))
-
-
-def test_monotone_by_hand() -> None:
-    assert monotone(np.array([1.0, 5.0, 3.0, 4.0, 6.0])).tolist() == [1.0, 4.0, 4.0, 4.5, 6.0]
-
-
-@settings(max_examples=50)
-@given(arrays.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(0, 100)))
-def test_monotone_in_both_axes_and_no_further_than_needed(times: np.ndarray) -> None:
-    made = monotone(times)
-    assert (np.diff(made, axis=0) >= 0).all() and (np.diff(made, axis=1) >= 0).all()
-    # What is monotone already stays, and nothing moves by more than half of the largest fall.
-    assert np.array_equal(monotone(made), made)
-    falls = [times[i, j] - times[i:, j:].min() for i, j in np.ndindex(times.shape)]
-    assert np.abs(made - times).max() <= max(falls) / 2 + 1e-9
 
 
 def test_scales_and_offset_are_found_and_never_negative() -> None:
@@ -248,16 +234,121 @@ def test_a_measured_table_predicts_networks_that_it_never_saw() -> None:
     assert table.accuracy.median_error < 0.3 and table.accuracy.networks == 10
     assert table.unknown == () and table.batch_size == 32 and "1 thread" in table.device
     assert {"conv1", "layer1.0.conv1", "linear"} <= set(table.modules) <= {"", *dict(model.named_modules())}
-    assert (np.diff(table.times_ms, axis=1) >= 0).all() and (np.diff(table.times_ms, axis=2) >= 0).all()
     assert 0 < float(cost.latency_ms(cost.smallest())) < 0.7 * table.dense_ms
 
 
-def test_wider_networks_are_predicted_no_faster() -> None:
+class Staircase(TimedNetwork):
+    """A network whose operations take a millisecond for each begun block of 4 channels, and 2 more within a block."""
+
+    def times(self, sized: Sequence[AtSizes], *, repeats: int) -> list[float]:
+        return [sum(-(-int(size) // 4) + 2.0 * (int(size) % 4 > 0) for size in sizes) for _, sizes, _ in sized]
+
+    def medians(self, models: Sequence[nn.Module], repeats: Repeats, stopwatch: Stopwatch | None = None) -> list[float]:
+        return [float(sum(p.shape[0] for p in model.parameters() if p.dim() == 4)) for model in models]
+
+
+def test_table_of_a_staircase_keeps_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph = proved("Residual")
+    spec = LatencySpec(widths=8)
+    monkeypatch.setattr("raprune.cost.measure.timed_network", lambda *given, **named: Staircase(*given, **named))
+    table = measure_table(model, graph, spec, device="cpu")
+    ends = table.grids[:, :, -1].max(axis=1)
+    wide = int(np.flatnonzero(ends == 8)[0])
+    along = table.times_ms[wide] if table.grids[wide, 0, -1] == 8 else table.times_ms[wide].T
+    found = along[:, 0] - along[0, 0] + 3.0
+    # Widths 1 to 8: narrower networks within a block are slower than the whole block.
+    assert found.tolist() == [3, 3, 3, 1, 4, 4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("block", "within", "step"),
+    [
+        (1, 0.0, 1),
+        (8, 0.0, 8),
+        (16, 0.0, 16),
+        (8, 0.3, 8),  # slower within a block than at its end
+        (64, 0.0, 32),  # no step is larger than half of most groups
+    ],
+)
+def test_step_of_the_widths_is_the_block_of_the_device(block: int, within: float, step: int) -> None:
+    cost = CostModel(trace(nn.Sequential(*_layers(64, 96, 80)).eval(), torch.zeros(1, 3, 8, 8)))
+    assert sorted(cost.num_channels.tolist()) == [64, 80, 96]
+
+    def milliseconds(vectors: Sequence[np.ndarray]) -> np.ndarray:
+        blocks = -(-np.stack(vectors) // block) * block
+        return np.asarray(5.0 + (blocks * np.where(blocks > np.stack(vectors), 1 + within, 1.0)).sum(axis=1) / 10)
+
+    assert find_step(cost, milliseconds) == step
+
+
+def _layers(*widths: int) -> Iterator[nn.Module]:
+    for before, width in zip((3, *widths), widths, strict=False):
+        yield nn.Conv2d(before, width, 3, padding=1)
+        yield nn.ReLU()
+    yield nn.AdaptiveAvgPool2d(1)
+    yield nn.Flatten()
+    yield nn.Linear(widths[-1], 4)
+
+
+def test_latency_that_does_not_follow_widths_has_no_step() -> None:
     _, _, cost, _ = measured()
-    random = np.random.default_rng(0)
-    narrow = random.integers(1, cost.num_channels + 1, (200, len(cost.num_channels)))
-    wide = random.integers(narrow, cost.num_channels + 1)
-    assert (cost.latency_ms(narrow) <= cost.latency_ms(wide) + 1e-12).all()
+    assert find_step(cost, lambda vectors: np.full(len(vectors), 3.0)) == 1
+
+
+def staircase_cost(seed: int) -> CostModel:
+    """A cost model of two groups with 8 and 6 channels, whose times are any at each width, with steps and spikes."""
+    random, cost = np.random.default_rng(seed), hand_cost()
+    assert cost.table is not None
+    grids, times = np.zeros((2, 2, 8)), np.zeros((2, 8, 8))
+    for group, width in enumerate((8, 6)):
+        grids[group, 0] = np.minimum(np.arange(1, 9), width)
+        steps = 10.0 * np.ceil(np.arange(1, width + 1) / 2) + random.choice([0, 0, 15], width)
+        steps[0], steps[-1] = 10.0, 5.0 * width
+        times[group] = np.pad(steps, (0, 8 - width), mode="edge")[:, None]
+    dense_ms = 10.0 + times[:, -1, 0].sum()
+    return CostModel(proved("Residual")[1], replace(cost.table, grids=grids, times_ms=times, dense_ms=dense_ms))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("fraction", [0.5, 0.75])
+def test_least_damage_on_a_staircase_is_within_a_move_of_the_least(seed: int, fraction: float) -> None:
+    cost, random = staircase_cost(seed), np.random.default_rng(seed)
+    damage = {n: np.r_[0.0, np.cumsum(random.lognormal(size=int(c)))] for n, c in _counts(cost)}
+    widths = allocate(
+        "least_damage", cost, Target(budget=Budget(latency=fraction)), scores={}, keep_ratios={}, damage=damage
+    )
+    every = np.array([[a, b] for a in range(1, 9) for b in range(1, 7)])
+    every = every[cost.latency_ms(every) <= fraction * cost.dense_latency_ms]
+    sums = [sum(damage[n][c - w] for (n, c), w in zip(_counts(cost), row, strict=True)) for row in (widths, *every)]
+    move = max(float(np.diff(values).max()) for values in damage.values())
+    assert float(cost.latency_ms(widths)) <= fraction * cost.dense_latency_ms
+    assert sums[0] <= min(sums[1:]) + move
+    # A width is never taken where a wider one is no slower.
+    for group, count in enumerate(cost.num_channels.tolist()):
+        wider = np.repeat(widths[None], count - widths[group], axis=0)
+        wider[:, group] = np.arange(widths[group] + 1, count + 1)
+        assert (cost.latency_ms(wider) > cost.latency_ms(widths)).all()
+
+
+@pytest.mark.parametrize("name", ["uniform", "global_rank"])
+def test_widths_on_a_staircase_are_the_widest_that_fit(name: str) -> None:
+    """Four or five channels of the first group take longer than six, as within a block of a vector unit."""
+    cost = hand_cost()
+    assert cost.table is not None
+    grids, times = np.zeros((2, 2, 8)), np.zeros((2, 8, 8))
+    for group, of_group in enumerate(([10, 20, 30, 90, 90, 40, 70, 80], [10, 20, 30, 40, 50, 60, 60, 60])):
+        grids[group, 0] = np.minimum(np.arange(1, 9), (8, 6)[group])
+        times[group] = np.array(of_group, dtype=float)[:, None]
+    cost = CostModel(proved("Residual")[1], replace(cost.table, grids=grids, times_ms=times))
+    scores = {n: np.arange(1.0, c + 1) for n, c in _counts(cost)}
+    target = Target(budget=Budget(latency=100 / 150))
+    widths = allocate(name, cost, target, scores=scores, keep_ratios={})
+    # A bisection that meets the slow widths ends at three channels in each group.
+    assert widths.tolist() == [6, 5] and float(cost.latency_ms(widths)) == 100.0
+
+
+def _counts(cost: CostModel) -> list[tuple[str, int]]:
+    return list(zip(cost.group_names, cost.num_channels.tolist(), strict=True))
 
 
 def test_half_the_latency_really_is_faster() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from raprune.errors import UsageError
 from raprune.methods import METHODS as ALL_METHODS
 from raprune.spec.automatic import METHODS, decided, decided_as, told
 from raprune.spec.job import BASELINES
@@ -92,3 +93,16 @@ def test_widths_for_onnx_runtime_are_multiples_of_eight_in_narrower_networks_too
     assert decided(spec, num_train=8000, widths={"a": 16, "b": 64}).search.multiple_of == 8
     assert decided(spec, num_train=8000, widths={"a": 12, "b": 64}).search.multiple_of == 1
     assert decided(load_spec(), num_train=8000, widths={"a": 16, "b": 64}).search.multiple_of == 1
+
+
+def test_step_that_follows_the_latency_stays_open_until_it_is_measured() -> None:
+    asked = load_spec(None, {"search.multiple_of": "auto", "budget.latency": 0.5})
+    found = decided(asked, num_train=8000, widths=WIDE)
+    assert (found.search.multiple_of, found.search.step) == ("auto", 1)
+    begun = found.model_copy(update={"search": found.search.model_copy(update={"multiple_of": 16})})
+    assert decided_as(asked, begun).search.multiple_of == 16
+    # Without a budget of latency nothing is measured.
+    other = decided(load_spec(None, {"search.multiple_of": "auto"}), num_train=8000, widths=WIDE)
+    assert other.search.multiple_of == 8
+    with pytest.raises(UsageError, match=r"multiple_of.*a whole number of at least 1 or `auto`"):
+        load_spec(None, {"search.multiple_of": "often"})

@@ -102,7 +102,7 @@ def _measure_table(subject: Subject) -> MeasuredTable:
     model, spec = subject.model(), subject.spec
     device = subject.placement.device
     statistics = Statistics(Store(spec.statistics_folder))
-    step = spec.search.step
+    step = spec.search.multiple_of or 1
     key = table_key(subject.graph, spec.latency, device=device, multiple_of=step)
     arrays = statistics.once(
         key,
