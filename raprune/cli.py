@@ -174,7 +174,7 @@ TaskName = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="What the network is trained for: classification, multi_label, regression, segmentation, or "
+        help="What the network is trained for: classification, multi_label, regression, segmentation, detection, or "
         "package.module:Class.",
         metavar="NAME",
         rich_help_panel=NETWORK,

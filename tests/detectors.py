@@ -26,6 +26,7 @@ def small_detector(num_classes: int = 4, *, stages: int = 1, size: int = 32) -> 
     """An untrained RetinaNet (one stage) or Faster R-CNN (two) with a tiny backbone, which scales images to `size`."""
     from torchvision.models.detection import FasterRCNN, RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.models.detection.retinanet import RetinaNetHead
     from torchvision.ops import MultiScaleRoIAlign
 
@@ -33,11 +34,18 @@ def small_detector(num_classes: int = 4, *, stages: int = 1, size: int = 32) -> 
     image = {"min_size": size, "max_size": size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     if stages == 1:
         head = RetinaNetHead(8, 3, num_classes)
+        for towers in (head.classification_head.conv, head.regression_head.conv):
+            for conv in (module for module in towers.modules() if isinstance(module, nn.Conv2d)):
+                # torchvision's weights are made for 256 channels; with 8 next to nothing would arrive.
+                nn.init.kaiming_normal_(conv.weight)
         return RetinaNet(_TinyMaps(), num_classes, anchor_generator=anchors, head=head, **image)
     return FasterRCNN(
         _TinyMaps(),
-        num_classes,
         rpn_anchor_generator=anchors,
+        rpn_post_nms_top_n_train=40,
+        box_batch_size_per_image=40,
+        box_head=TwoMLPHead(8 * 3 * 3, 16),
+        box_predictor=FastRCNNPredictor(16, num_classes),
         rpn_post_nms_top_n_test=20,
         box_roi_pool=MultiScaleRoIAlign(["0", "1"], output_size=3, sampling_ratio=1),
         **image,

@@ -57,6 +57,7 @@ REASONS = {
     "training/checkpoint.py": "JSON in the header of a checkpoint",
     "training/loop.py": "JSON of a checkpoint's identity",
     "training/optimiser.py": "groups of parameters as torch.optim takes them",
+    "training/tasks/detection.py": "annotations of COCO, which are JSON, and the outputs of a detector",
 }
 """File of the package -> what its `dict[str, Any]` holds."""
 

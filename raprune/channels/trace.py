@@ -137,7 +137,13 @@ def _structure(model: nn.Module, input_shape: tuple[int, ...]) -> hashlib._Hash:
 def _settings(module: nn.Module) -> list[tuple[str, object]]:
     """A module's plain attributes, which few users' layers name in their `extra_repr`."""
     plain = (bool, int, float, str, type(None))
-    own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    # torchvision's pooling of regions sets these two in its first pass.
+    unset = ("scales", "map_levels") if type(module).__name__ == "MultiScaleRoIAlign" else ()
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in ("training", *unset)
+    }
     return sorted(
         (name, value)
         for name, value in own.items()

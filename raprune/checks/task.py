@@ -10,7 +10,7 @@ from torch import Tensor
 from raprune.channels.evaluating import evaluating
 from raprune.errors import ModelError
 from raprune.pruning.workload import Workload
-from raprune.training.tasks.task import added, in_float32
+from raprune.training.tasks.task import in_float32
 
 IMAGES = 6
 """Number of training images that a task is tried on."""
@@ -37,7 +37,7 @@ def check_task(workload: Workload) -> None:
             again = _sums(workload, images, targets)
             parts: Tensor | None = None
             for part in torch.arange(len(images)).tensor_split(2):
-                parts = added(parts, _sums(workload, images[part], targets[part]))
+                parts = task.added(parts, _sums(workload, images[part], targets[part]))
     _require(whole.ndim == 1, name, f"`sums` has shape {tuple(whole.shape)}, not (S,)")
     _require(torch.equal(whole, again), name, "`sums` of the same images differ between two calls")
     assert parts is not None, "a batch has two parts"

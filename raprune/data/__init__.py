@@ -16,13 +16,13 @@ import numpy as np
 from raprune.data.arrays import LabelArray, Split
 from raprune.data.dataset import Dataset
 from raprune.data.division import carve
-from raprune.data.normalisation import Normalisation, as_they_are, measure, resolve
+from raprune.data.normalisation import Normalisation, as_they_are, measure, resolve, unchanged
 from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
 from raprune.data.shuffle import pool_size
 from raprune.data.source import ArraySource, EncodedSource, Source, Sources
 from raprune.data.split import stratified
 from raprune.data.stream import VALIDATION_IMAGES, classes_in_pool
-from raprune.data.targets import ANY, FORMS, LABELS, MASKS, TargetArray
+from raprune.data.targets import ANY, BOXES, FORMS, LABELS, MASKS, TargetArray
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
@@ -119,6 +119,9 @@ def load_data(
     if np.issubdtype(train.images.dtype, np.floating):
         figures = as_they_are(spec, channels=shape[0])
     else:
+        if form == BOXES and default is None:
+            # Detectors normalise images themselves.
+            default = unchanged(shape[0])
         figures = resolve(spec, channels=shape[0], default=default, measured=lambda: measure(train.images))
     return Dataset(
         name=spec.name,
@@ -176,7 +179,7 @@ def _augment(spec: DataSpec, source: Source, form: str) -> str:
     Raises:
         UsageError: if the images are to be changed, and their targets would have to change with them.
     """
-    if form in (MASKS, ANY):
+    if form in (MASKS, BOXES, ANY):
         if spec.augment not in ("auto", "none"):
             raise UsageError(
                 f"data.augment {spec.augment!r}: images would be moved, and their targets would not.",
@@ -253,7 +256,7 @@ def _num_outputs(splits: Sequence[Source], form: str) -> int:
     for split in splits:
         if not len(split.labels):
             raise DataError(f"{split.where}: no images.", hint="Give a split with at least one row.")
-        if split.labels.shape[1:] != first.labels.shape[1:]:
+        if not FORMS[form].fits(split.labels, first.labels):
             raise DataError(
                 f"{split.where}: targets of an image have shape {split.labels.shape[1:]}, those of {first.where} "
                 f"{first.labels.shape[1:]}.",

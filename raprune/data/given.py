@@ -219,7 +219,7 @@ def _all_labels(items: Items, seed: int) -> TargetArray:
         if np.issubdtype(found.dtype, np.integer) and np.array_equal(found[tried], items.read(tried, seed=seed).labels):
             return found.astype(np.int64)
     parts = [range(start, min(start + TRIED, len(items))) for start in range(0, len(items), TRIED)]
-    return np.concatenate([labels for _, labels in items.batches(parts, seed=seed)])
+    return FORMS[items.form].joined([labels for _, labels in items.batches(parts, seed=seed)])
 
 
 def _arrays(pair: tuple[Any, Any], names: tuple[str, ...] | None, where: str, form: str) -> ArraySource:

@@ -98,26 +98,25 @@ class Items:
         numbers = rows.tolist()
         parts = [numbers[start : start + READ_AT_ONCE] for start in range(0, len(numbers), READ_AT_ONCE)]
         images: ImageArray | None = None
-        labels: TargetArray | None = None
-        at = 0
+        labels: list[TargetArray] = []
+        form, at = FORMS[self.form], 0
         for batch, of_batch in self.batches(parts, seed=seed):
-            if images is None or labels is None:
+            labels.append(of_batch)
+            if images is None:
                 images = np.empty((len(rows), *batch.shape[1:]), _dtype(batch))
-                labels = np.empty((len(rows), *of_batch.shape[1:]), of_batch.dtype)
-            if of_batch.shape[1:] != labels.shape[1:]:
+            if not form.fits(of_batch, labels[0]):
                 raise DataError(
-                    f"{self.where}: targets differ in shape: {_by(of_batch.shape[1:])} and {_by(labels.shape[1:])}.",
+                    f"{self.where}: targets differ in shape: {_by(of_batch.shape[1:])} and {_by(labels[0].shape[1:])}.",
                     hint="Give the targets of all images one shape.",
                 )
             check_alike(batch, images.shape[1:] if shape is None else shape, self.where)
             if _dtype(batch) != images.dtype:
                 raise DataError(f"{self.where}: some images are uint8 and others floats.", hint="Give all of one type.")
             images[at : at + len(batch)] = batch.numpy()
-            labels[at : at + len(batch)] = of_batch
             at += len(batch)
-        if images is None or labels is None:
+        if images is None:
             raise DataError(f"{self.where}: no images.", hint="Give a data set with at least one item.")
-        return Split(images, labels)
+        return Split(images, form.joined(labels))
 
     def is_random(self) -> bool:
         """True if items differ when they are drawn again."""
@@ -306,6 +305,9 @@ class _Collated:
         return _typed(image, self._where), number
 
     def _pair_of_batch(self, batch: Any) -> tuple[Tensor, Any]:
+        if isinstance(batch, tuple | list) and len(batch) == 2 and _is_list_of_images(batch[0]):
+            # Detectors take lists of images, and so their collate functions give them.
+            batch = torch.stack(list(batch[0])), batch[1]
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
             raise DataError(
                 f"{self._where}: collate_fn gives {_kind(batch)}, not a pair (images, labels).",
@@ -313,6 +315,11 @@ class _Collated:
             )
         images, labels = batch
         return images, labels
+
+
+def _is_list_of_images(value: object) -> bool:
+    is_list = isinstance(value, tuple | list) and bool(value) and all(isinstance(one, Tensor) for one in value)
+    return is_list and len({tuple(one.shape) for one in value}) == 1  # type: ignore[attr-defined]
 
 
 def check_alike(images: Tensor, shape: Sequence[int], where: str) -> None:

@@ -53,6 +53,11 @@ def common(channels: int) -> tuple[Normalisation, ...]:
     )
 
 
+def unchanged(channels: int) -> Normalisation:
+    """Return the figures that leave pixels in [0, 1], for networks that normalise images themselves."""
+    return Normalisation(mean=(0.0,) * channels, std=(1.0,) * channels, origin="pixels in [0, 1], for a detector")
+
+
 def resolve(
     spec: DataSpec, *, channels: int, default: Normalisation | None, measured: Callable[[], Normalisation]
 ) -> Normalisation:

@@ -122,6 +122,6 @@ class ArraySource:
             raise DataError(
                 f"{self.where}: images are {self.images.shape[2]}x{self.images.shape[3]} and not "
                 f"{shape[1]}x{shape[2]}, and their targets are not resized with them.",
-                hint="Give images and masks of one size, and no data.image_size.",
+                hint="Give images of one size with targets for it, and no data.image_size.",
             )
         return resize_all(self.images[rows], shape)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.inputs import call
 from raprune.channels.positions import IndexArray
 from raprune.channels.transfer import arrays_on
 from raprune.methods.method import Batches, Scores
@@ -75,7 +76,7 @@ def score_by_readers(
 
     with torch.no_grad(), watching(model, seen, see):
         for images, _ in batches():
-            model(images)
+            call(model, images)
     return added(graph, seen, totals)
 
 

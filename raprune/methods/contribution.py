@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.inputs import call
 from raprune.channels.transfer import arrays_on
 from raprune.methods.activations import GroupReader, readers, watching
 from raprune.methods.least_squares import refit
@@ -73,7 +74,7 @@ def contributions(model: nn.Module, graph: ChannelGraph, batches: Batches, *, po
     sums = [_Sums(reader, positions) for reader in readers(model, graph)]
     with torch.no_grad(), watching(model, [], lambda number, x: None), _passing(sums):
         for images, _ in batches():
-            model(images)
+            call(model, images)
     return [one.contribution() for one in sums]
 
 

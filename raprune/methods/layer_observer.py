@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from raprune.channels.inputs import call
+
 
 @dataclass
 class ObservedLayer:
@@ -58,7 +60,7 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLa
         sum_turns[name] = next(turns)
 
     with LayerObserver(model, names, after=after, normed=normed, added=added):
-        model(images)
+        call(model, images)
     for name in sums:
         if sums.count(name) == 1:
             ran[name].added, ran[name].turn = True, sum_turns[name]

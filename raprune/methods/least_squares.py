@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import KeptPositions
+from raprune.channels.inputs import call
 from raprune.channels.transfer import arrays_on
 from raprune.methods.layer_observer import LayerObserver, structure_of
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
@@ -138,7 +139,7 @@ def _refit_front_to_back(
         own.copy_(y if layer.norm is None else layer.norm.forward(y))
 
     with LayerObserver(model, list(layers), before=refit_layer, added=refit_branch):
-        model(images)
+        call(model, images)
 
 
 def _refit_in_chunks(
@@ -197,7 +198,7 @@ def _arriving(
 
     # All layers are observed, because the first operand of a sum decides whose output it is.
     with suppress(_ReachedError), LayerObserver(model, list(layers), before=before, added=added):
-        model(images)
+        call(model, images)
     return found.get("input"), found.get("other")
 
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.inputs import call
 from raprune.channels.maxout import insert, units
 from raprune.channels.members import Group, Member
 from raprune.methods.activations import readers, watching
@@ -107,7 +108,7 @@ class Maxout(Method):
             model = self._united(dense, places, dense.graph.widths, scores, services)[0].model.eval()
             try:
                 with torch.no_grad():
-                    model(images)
+                    call(model, images)
             except (RuntimeError, ValueError):
                 # Some code reads the channels before the maximum.
                 return False
@@ -207,7 +208,7 @@ def wins(model: nn.Module, places: Units, candidates: int, outer: ChannelGraph, 
 
     with torch.no_grad(), _hooked(model, places, hook_of, prepend=True):
         for images, _ in chain([first], passing):
-            model(images)
+            call(model, images)
     return counts
 
 
@@ -224,7 +225,7 @@ def _rectified(model: nn.Module, places: Units, outer: ChannelGraph, images: Ten
         return lambda module, inputs, output: torch.full_like(output, -1)
 
     with torch.no_grad(), watching(model, seen, see), _hooked(model, places, hook_of, prepend=False):
-        model(images)
+        call(model, images)
     return set(places) - through
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.inputs import call
 
 Scores = dict[str, npt.NDArray[np.float64]]
 """Scores by group name, one score per channel, shape `(num_channels,)`; higher means keep."""
@@ -240,6 +241,6 @@ def reestimate_batch_norm(model: nn.Module, batches: Batches) -> None:
             seen += len(images)
             for layer in layers:
                 layer.momentum = len(images) / seen
-            model(images)
+            call(model, images)
     for layer, momentum in momenta.items():
         layer.momentum = momentum

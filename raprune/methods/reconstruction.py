@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
+from raprune.channels.inputs import call
 from raprune.channels.members import Group, Member
 from raprune.methods.layer_observer import ObservedLayer, structure_of
 from raprune.methods.least_squares import refit
@@ -407,7 +408,7 @@ def _problems(
 
     with _watching(model, problems, add):
         for images in parts:
-            model(images)
+            call(model, images)
             first += len(images)
     return [problem for problem in problems if problem.reading.sums.count > 0]
 

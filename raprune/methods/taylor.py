@@ -35,14 +35,15 @@ class Taylor(Method):
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         seen = readers(model, graph)
         totals = zero_totals(seen)
-        passed: dict[int, Tensor] = {}
+        # A layer may run several times in a pass, such as the head of a detector.
+        passed: list[tuple[int, Tensor]] = []
         loss_on = loss_of(batches)
-        with torch.enable_grad(), watching(model, seen, passed.__setitem__):
+        with torch.enable_grad(), watching(model, seen, lambda number, x: passed.append((number, x))):
             for images, labels in _in_parts(batches()):
                 passed.clear()
                 loss = loss_on(model, images, labels)
-                numbers = [number for number, x in passed.items() if x.requires_grad]
-                inputs = [passed[number] for number in numbers]
+                numbers = [number for number, x in passed if x.requires_grad]
+                inputs = [x for _, x in passed if x.requires_grad]
                 gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs else ()
                 for number, x, gradient in zip(numbers, inputs, gradients, strict=True):
                     if gradient is not None:

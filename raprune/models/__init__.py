@@ -24,7 +24,7 @@ from raprune.models.mnist_resnet import MnistResNet
 from raprune.models.weights import load_weights
 from raprune.plugins import TIMM, check_name_form, is_user_function, load_function
 from raprune.spec.job import ModelSpec
-from raprune.spec.names import list_models, segmentation_models, torchvision_models
+from raprune.spec.names import detection_models, list_models, segmentation_models, torchvision_models
 
 __all__ = ["build_model", "image_shape_of", "list_models", "load_weights"]
 
@@ -143,7 +143,7 @@ def _resolve(name: str, num_classes: int, image_shape: ImageShape) -> tuple[Call
     if is_user_function(name):
         function = load_function(name, field="model.name")
         return function, _accepted(function, {"num_classes": num_classes, "image_shape": image_shape})
-    if name in torchvision_models() or name in segmentation_models():
+    if name in (*torchvision_models(), *segmentation_models(), *detection_models()):
         return _torchvision(name, num_classes, image_shape)
     close = difflib.get_close_matches(name, list_models(), n=3)
     raise UsageError(
@@ -159,7 +159,7 @@ def _torchvision(
     from torchvision import models
 
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
-    if name in segmentation_models():
+    if name in (*segmentation_models(), *detection_models()):
         arguments["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         # The auxiliary heads run only in training. Initialising these two networks takes a minute, and is usually

@@ -362,7 +362,7 @@ def _heard(run: Run, news: Any, *, train: bool) -> Dense:
         if isinstance(item, Dense):
             dense = item
             continue
-        run.stages.update(done=item.number, detail=f"training {run.store.record().metric} {item.accuracy:.2%}")
+        run.stages.update(done=item.number, detail=item.described(run.store.record().metric))
         if item.number >= item.epochs:
             run.stages.begin(JUDGE_DENSE)
     assert dense is not None, "a task ends with the network, or raises"

@@ -198,7 +198,7 @@ def save_single(single: Single, folder: str) -> None:
 
 
 def _tell_epoch(stages: Stages, metric: str, epoch: Epoch) -> None:
-    stages.update(done=epoch.number, detail=f"training {metric} {epoch.accuracy:.2%}")
+    stages.update(done=epoch.number, detail=epoch.described(metric))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def _scores_bytes(method: Method, workload: Workload, graph: ChannelGraph, spec:
         batches = Calibration(workload.task, partial(_once, (x, targets)))
         method.score(workload.model, one, batches, seed=spec.seed)
 
-    return peak_bytes(score, image, min(scoring_batch(spec), spec.search.calibration))
+    return peak_bytes(score, image, min(scoring_batch(spec, workload.task), spec.search.calibration))
 
 
 def _training_bytes(workload: Workload, graph: ChannelGraph, spec: SearchSpec, image: Tensor) -> int:

@@ -241,7 +241,7 @@ def _check_names(spec: SearchSpec) -> None:
     Raises:
         UsageError: if one does not exist or is not valid.
     """
-    task_named(spec.task)
+    task = task_named(spec.task)
     for name in spec.methods:
         method_named(name)
     if spec.latency.runtime == "onnxruntime":
@@ -265,6 +265,12 @@ def _check_names(spec: SearchSpec) -> None:
             f"finalists.train.features {features:g} with teacher.name (--teacher) {spec.teacher.name!r}: feature maps "
             "are compared channel by channel, and only the dense network has the channels of a finalist.",
             hint="Set finalists.train.features=0, or leave --teacher out.",
+        )
+    if features > 0 and not task.maps:
+        raise UsageError(
+            f"finalists.train.features {features:g} with task (--task) {spec.task!r}: its finalists learn from the "
+            "targets alone.",
+            hint="Set finalists.train.features=0.",
         )
     if spec.budget.limits_latency and "maxout" in spec.methods:
         raise UsageError(

@@ -22,13 +22,13 @@ from raprune.pruning.phases import DenseInputs, Phases
 from raprune.results.stages import Work
 from raprune.spec.job import SearchSpec
 from raprune.store.scores import Arrays
-from raprune.training.tasks.task import Calibration
+from raprune.training.tasks.task import Calibration, Task
 
 
-def scoring_batch(spec: SearchSpec) -> int:
+def scoring_batch(spec: SearchSpec, task: Task) -> int:
     """Number of calibration images in each batch that methods look at."""
     # Two at least: batch statistics of one image are none (methods/method.py).
-    return max(2, min(spec.search.batch_size, 256))
+    return max(2, min(spec.search.batch_size, task.most_images or 256, 256))
 
 
 class Scoring:
@@ -96,4 +96,4 @@ class Scoring:
 
     def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """The calibration images."""
-        return self._calibration.batches(scoring_batch(self._inputs.spec))
+        return self._calibration.batches(scoring_batch(self._inputs.spec, self._inputs.workload.task))

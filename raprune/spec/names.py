@@ -28,7 +28,7 @@ _DEPRECATED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}", 
 def list_models() -> list[str]:
     """All names that `ModelSpec.name` takes, the project's own first; timm's as `timm:NAME` where it is installed."""
     timm = (f"timm:{name}" for name in timm_models())
-    return [*own_models(), *torchvision_models(), *segmentation_models(), *timm]
+    return [*own_models(), *torchvision_models(), *segmentation_models(), *detection_models(), *timm]
 
 
 def own_models() -> list[str]:
@@ -46,6 +46,12 @@ def torchvision_models() -> list[str]:
 def segmentation_models() -> list[str]:
     """torchvision's networks for semantic segmentation, in alphabetical order."""
     return sorted(name for text in _sources("torchvision", "segmentation") for name in _registered(text))
+
+
+@cache
+def detection_models() -> list[str]:
+    """torchvision's detectors, in alphabetical order."""
+    return sorted(name for text in _sources("torchvision", "detection") for name in _registered(text))
 
 
 @cache

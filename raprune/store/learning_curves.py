@@ -11,7 +11,7 @@ DENSE = "dense"
 """Name of the dense network's learning curve."""
 
 
-def write_curve(store: Store, name: str, epochs: Sequence[Mapping[str, float]]) -> None:
+def write_curve(store: Store, name: str, epochs: Sequence[Mapping[str, float | None]]) -> None:
     """Keep the epochs of the training `name`, each a row of `raprune.training.epoch.Epoch.row`."""
     store.write_json(_file(name), [dict(epoch) for epoch in epochs])
 

@@ -15,14 +15,18 @@ class Epoch:
     """Number of epochs of the whole training."""
     loss: float
     """Mean of the minimised loss."""
-    accuracy: float
-    """Value of the task's metric on the augmented training images, while the weights changed."""
+    accuracy: float | None
+    """Value of the task's metric on the augmented training images, while the weights changed; None if not known."""
     lr: float
     """Learning rate at the epoch's last step."""
     seconds: float
     """Duration of the epoch."""
 
-    def row(self) -> dict[str, float]:
+    def described(self, metric: str) -> str:
+        """Return how the training goes in a few words; `metric` is the name of the task's metric."""
+        return f"training loss {self.loss:.4g}" if self.accuracy is None else f"training {metric} {self.accuracy:.2%}"
+
+    def row(self) -> dict[str, float | None]:
         """Return the epoch as a row of its training's learning curve."""
         return {
             "epoch": self.number,

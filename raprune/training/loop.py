@@ -146,7 +146,7 @@ def train(
             course.update()
 
         take_step: BatchStep = step
-        if split.device.type == "cuda" and spec.cuda_graph:
+        if split.device.type == "cuda" and spec.cuda_graph and task.capturable:
             take_step = _replayed(step, course, sizes[0], split.device, ranks, regularize, steps=total - course.step)
         if split.device.type == "cuda" and total > BENCHMARK_FROM:
             stack.enter_context(timed_algorithms())
@@ -313,7 +313,7 @@ def _objective(
     ranks: Ranks,
 ) -> Iterator[_Objective]:
     """Yield the objective; within the context the networks are observed and joined with those of other processes."""
-    with_maps = spec.features > 0 and channels is not None
+    with_maps = spec.features > 0 and channels is not None and task.maps
     if teacher is not None:
         teacher = teacher.eval() if (spec.distillation > 0 and task.distils) or with_maps else None
     maps = None
@@ -367,7 +367,7 @@ class _Tally:
     def __init__(self, device: torch.device, task: Task) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self._task = task
-        self._sums: Tensor | None = None
+        self._sums: Tensor | None = None if task.judges_training else torch.zeros(0, dtype=torch.float64, device=device)
         self.count = 0
         """Number of images of all processes."""
 
@@ -385,6 +385,8 @@ class _Tally:
         A mixed image counts by the parts of its targets.
         """
         self.loss += loss.detach().double() * images
+        if not self._task.judges_training:
+            return
         if share is None:
             sums = self._task.sums(outputs, y)
         else:
@@ -401,7 +403,8 @@ class _Tally:
         loss, *sums = distributed.total(torch.cat([self.loss[None], self._sums]), ranks).tolist()
         # The transfer has waited for the epoch's work on the device.
         seconds = time.perf_counter() - started
-        value = self._task.value(torch.tensor(sums, dtype=torch.float64), self.count)
+        known = self._task.judges_training
+        value = self._task.value(torch.tensor(sums, dtype=torch.float64), self.count) if known else None
         return Epoch(number, epochs, loss / self.count, value, lr, seconds)
 
 

@@ -13,7 +13,7 @@ from raprune.channels.detectors import dense_form
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.inputs import call, tensors_in
 from raprune.channels.proof import prove
-from raprune.channels.trace import trace
+from raprune.channels.trace import structure_hash, trace
 from raprune.cost.flops import CostModel, measured, prunable_params_fraction
 from raprune.records import Candidate
 from tests.detectors import small_detector
@@ -74,6 +74,14 @@ def test_dense_form_of_a_detector_with_a_forward_of_its_own_is_that_detector() -
 
     model.__class__ = Other
     assert dense_form(model) is model
+
+
+def test_structure_of_a_detector_is_the_same_before_and_after_its_first_pass() -> None:
+    model = small_detector(stages=2).eval()
+    before = structure_hash(model, (3, 32, 32))
+    with torch.no_grad():
+        model([torch.rand(3, 32, 32)])
+    assert structure_hash(model, (3, 32, 32)) == before
 
 
 @pytest.mark.nightly

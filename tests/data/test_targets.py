@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,60 @@ def test_data_sets_of_class_numbers_and_augmentation_are_refused_where_masks_are
         load_data(spec.holding(given((IMAGES, MASKS)).given), seed=0, form="masks")
 
 
+BOXES = [
+    {"boxes": np.array([[1.0, 2, 5, 6]] * count).reshape(-1, 4), "labels": np.full(count, 1 + count % 3)}
+    for count in [0, 1, 2, 3] * 5
+]
+
+
+class Boxed(torch.utils.data.Dataset[tuple[torch.Tensor, dict[str, np.ndarray]]]):
+    """Items as torchvision's detectors are trained on."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
+        return torch.from_numpy(IMAGES[number]), BOXES[number]
+
+
+def collate(items: list[Any]) -> tuple[Any, ...]:
+    """Make a list of images and a list of targets, as torchvision's reference training does."""
+    return tuple(zip(*items, strict=True))
+
+
+@pytest.mark.parametrize(
+    "train",
+    [(IMAGES, BOXES), Boxed(), torch.utils.data.DataLoader(Boxed(), collate_fn=collate)],
+    ids=["arrays", "items", "collate"],
+)
+def test_boxes_of_images_with_different_numbers_of_them_are_held_in_one_array(train: object) -> None:
+    data = load_data(give(train), seed=0, form="boxes")
+    assert data.train.labels.shape[1:] == (3, 6) and data.num_classes == 4
+    every = np.concatenate([data.train.labels, data.validation.labels])
+    assert sorted((every[..., 4] > 0).sum(1)) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+    assert every[every[..., 4] > 0][:, :4].tolist() == [[1, 2, 5, 6]] * 30
+    assert data.std == (1.0, 1.0, 1.0), "a detector normalises images itself"
+
+
+def give(train: object) -> DataSpec:
+    return given((IMAGES, np.array(BOXES))) if isinstance(train, tuple) else given(train)
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ({"boxes": [[5.0, 2, 5, 6]], "labels": [1]}, "no width or no height"),
+        ({"boxes": [[1.0, 2, 5, 6]], "labels": [0]}, "labels are whole numbers from 1"),
+        ({"boxes": [[1.0, 2, 5, 6]], "labels": [1, 2]}, "1 boxes, 2 labels"),
+        ({"boxes": [[1.0, 2, 5, 6]]}, "targets are object"),
+    ],
+)
+def test_wrong_boxes_are_refused_with_the_image(target: dict[str, object], problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        FORMS["boxes"].array([BOXES[1], target], 2, "train")
+
+
 def test_fingerprint_of_other_targets_depends_on_their_form() -> None:
     zeros = np.zeros((20, 1), np.float32)
     found = {load_data(given((IMAGES, zeros)), seed=0, form=form).fingerprint for form in ("columns", "any")}
-    assert len(found) == 2 and set(FORMS) == {"labels", "columns", "masks", "any"}
+    assert len(found) == 2 and set(FORMS) == {"labels", "columns", "masks", "boxes", "any"}

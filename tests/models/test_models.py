@@ -72,8 +72,8 @@ def test_the_list_has_the_own_networks_and_torchvisions() -> None:
     names = list_models()
     assert names[0] == "mnist-resnet"
     assert {"lenet5", "cifar-resnet56", "cifar-vgg19-bn", "resnet50", "maxvit_t"} <= set(names)
-    assert len([name for name in names if not name.startswith("timm:")]) == 10 + 80 + 6, (
-        "of torchvision 80 for classification and 6 for segmentation"
+    assert len([name for name in names if not name.startswith("timm:")]) == 10 + 80 + 6 + 12, (
+        "of torchvision 80 for classification, 6 for segmentation and 12 for detection"
     )
 
 

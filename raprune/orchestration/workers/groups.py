@@ -79,7 +79,7 @@ class GroupStages:
             self._begin(news.stage)
         done, epoch = self._done[news.stage], news.epoch
         done[news.name] = epoch.number
-        detail = f"{news.title}: epoch {epoch.number} of {epoch.epochs:g}, training {self._metric} {epoch.accuracy:.2%}"
+        detail = f"{news.title}: epoch {epoch.number} of {epoch.epochs:g}, {epoch.described(self._metric)}"
         self._stages.update(done=sum(done.values()), detail=detail)
 
     def _begin(self, stage: str) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 
 from raprune.errors import UsageError
 from raprune.plugins import check_name_form, is_user_function, load_function
 from raprune.training.tasks.classification import Classification
 from raprune.training.tasks.columns import MultiLabel, Regression
+from raprune.training.tasks.detection import Detection
 from raprune.training.tasks.segmentation import Segmentation
 from raprune.training.tasks.task import Task
 
 TASKS: dict[str, Callable[[], Task]] = {
     "classification": Classification,
     "segmentation": Segmentation,
+    "detection": Detection,
     "multi_label": MultiLabel,
     "regression": Regression,
 }
@@ -26,10 +29,10 @@ def task_named(name: str) -> Task:
     """Return the task of a name in `TASKS`, or the user's own, `package.module:Class`.
 
     Raises:
-        UsageError: if there is no such task, or the class is none.
+        UsageError: if there is no such task, the class is none, or a module that it needs is not installed.
     """
     if name in TASKS:
-        return TASKS[name]()
+        return _installed(name, TASKS[name]())
     check_name_form(name, field="task (--task)")
     if not is_user_function(name):
         raise UsageError(
@@ -51,5 +54,14 @@ def task_named(name: str) -> Task:
     if not getattr(task, "metric", ""):
         raise UsageError(
             f"task (--task) {name!r} has no name of its metric.", hint='Give it one: metric = "mean error".'
+        )
+    return task
+
+
+def _installed(name: str, task: Task) -> Task:
+    missing = [module for module in task.needs if find_spec(module) is None]
+    if missing:
+        raise UsageError(
+            f"task (--task) {name!r}: not installed: {', '.join(missing)}.", hint=f"pip install 'raprune[{name}]'"
         )
     return task

@@ -34,6 +34,16 @@ class Task(ABC):
     """True if the loss of two mixed images is a mixture of their losses, so that mixup and cutmix can be used."""
     distils: ClassVar[bool] = False
     """True if `distil` compares outputs with those of a teacher."""
+    maps: ClassVar[bool] = True
+    """True if a student's feature maps can be compared with a teacher's."""
+    judges_training: ClassVar[bool] = True
+    """True if `sums` takes outputs in training mode too; else only the loss of training images is known."""
+    most_images: ClassVar[int | None] = None
+    """Maximum number of images in a batch of an evaluation, for networks that take much memory; None: no limit."""
+    capturable: ClassVar[bool] = True
+    """True if the loss does the same work whatever its targets are, so that a GPU can replay it."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Modules that a built-in task needs beside raprune's own, from the extra of the task's name."""
 
     def run(self, model: nn.Module, images: Tensor, targets: Tensor) -> Any:
         """Return the outputs of `model` on a batch, in the mode that the model is in.
@@ -42,6 +52,10 @@ class Task(ABC):
         """
         del targets
         return model(images)
+
+    def run_for_loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Any:
+        """Return outputs of `model` on a batch from which the loss is computed. Default: those of `run`."""
+        return self.run(model, images, targets)
 
     def inputs(self, images: Tensor) -> tuple[Any, ...]:
         """Return the arguments that the network takes for a batch of images. Default: the images.
@@ -64,7 +78,12 @@ class Task(ABC):
         """Return the figures of a batch from which the metric is computed, shape `(S,)`, integers or floats.
 
         They add up: the sum over the parts of a batch, over batches and over processes is that of all their images.
+        A task that keeps figures of each image says in `added` how they go together.
         """
+
+    def added(self, total: Tensor | None, sums: Tensor) -> Tensor:
+        """Return the sums of two sets of images together; `total` is None at the beginning. Default: their sum."""
+        return added(total, sums)
 
     @abstractmethod
     def value(self, sums: Tensor, images: int) -> float:
@@ -112,7 +131,7 @@ class Calibration:
         return self._loss
 
     def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return self._task.summed_loss(self._task.run(model, images, targets), targets)
+        return self._task.summed_loss(self._task.run_for_loss(model, images, targets), targets)
 
 
 def in_float32(outputs: Any) -> Any:
