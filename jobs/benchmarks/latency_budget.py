@@ -1,0 +1,250 @@
+"""A budget of half the latency against budgets of FLOPs, ResNet-20 in ONNX Runtime on the CPU, without fine-tuning.
+
+    uv run python jobs/benchmarks/latency_budget.py
+
+From the checkpoint and the data in the folder that RAPRUNE_DATA names: CIFAR-10 (JPEG), a batch of one image, one
+thread. For each seed, which draws 1,024 calibration images and the validation split, `reconstruction` makes networks by
+the allocations `least_damage`, `global_rank` and `uniform`, in three ways:
+
+* `latency`: for `--budget-latency 0.5`, widths in multiples of 8, which a job gets that names none;
+* `latency, auto`: the same with `--multiple-of auto`;
+* `FLOPs`: for every FLOPs budget from 20 % to 90 % in steps of 5 %, widths in multiples of 8.
+
+All networks of a seed are timed as a whole, in turns with the dense one. Of each way counts the network with the best
+accuracy on 2,000 validation images; of `FLOPs` among those that take at most 0.5 of the dense network's time (+3 %), so
+it may choose by the measured latency, and among 15 times as many networks. Accuracies are those on 4,000 test images.
+
+Rows are kept in `latency_budget.jsonl` beside this file, each with its commit, date and machine; seeds that stand there
+are measured again only with `--again`. The table `latency_budget.md` is written from all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from kept_rows import KeptRows, origin_now
+from torch import nn
+
+from raprune.cost.measure import measure_table, measure_whole
+from raprune.cost.stopwatch import Repeats
+from raprune.pruning.preparation import Prepared, prepare, with_table
+from raprune.pruning.prune import Pruner
+from raprune.pruning.workload import Workload, build_workload
+from raprune.records import Proposal
+from raprune.spec.budget import Budget
+from raprune.spec.job import SearchSpec
+from raprune.spec.toml import load_spec
+from raprune.store.folder import Store
+from raprune.store.scores import Statistics
+from raprune.training.evaluate import evaluate
+
+JOB = Path(__file__).parents[1] / "resnet20_cifar10.toml"
+TABLE = Path(__file__).with_name("latency_budget.md")
+ROWS = Path(__file__).with_name("latency_budget.jsonl")
+SEEDS = (0, 1, 2)
+LATENCY, TOLERATED = 0.5, 1.03
+"""Budget, and the factor by which a measured latency may be above it."""
+ALLOCATIONS = ("least_damage", "global_rank", "uniform")
+FLOPS = tuple(round(0.05 * n, 2) for n in range(4, 19))
+WAYS = ("latency", "latency, auto", "FLOPs")
+VALIDATION_IMAGES, TEST_IMAGES, CALIBRATION = 2_000, 4_000, 1_024
+OFTEN = Repeats(most=200, least=20, limit_s=0.5)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The network that one way of dividing the budget gives."""
+
+    seed: int
+    way: str
+    test: float
+    validation: float
+    latency_fraction: float
+    """Measured as a whole, of the dense network's."""
+    predicted_fraction: float | None
+    """Predicted by the table; None for networks by FLOPs."""
+    flops_fraction: float
+    allocation: str
+    multiple_of: int
+    networks: int
+    """Number of networks that it was chosen from."""
+    dense: float
+    """Test accuracy of the dense network."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network before it is judged."""
+
+    way: str
+    model: nn.Module
+    allocation: str
+    multiple_of: int
+    flops_fraction: float
+    predicted_fraction: float | None
+
+
+Key = tuple[int, str]
+
+
+def key_of(row: Result) -> Key:
+    """Return what makes two rows the same one, measured again."""
+    return (row.seed, row.way)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
+    parser.add_argument("--statistics", help="folder for scores, for a later run")
+    parser.add_argument("--again", action="store_true", help="measure also what stands in the table")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further seed after so long")
+    arguments = parser.parse_args()
+    until = time.monotonic() + arguments.seconds
+    torch.set_num_threads(1)
+    for seed in arguments.seeds:
+        kept = KeptRows(ROWS, Result, key_of)
+        if time.monotonic() < until and (arguments.again or any((seed, way) not in kept for way in WAYS)):
+            for row in measured(seed, arguments.statistics):
+                # Another process may have added rows meanwhile.
+                KeptRows(ROWS, Result, key_of).add(row, origin_now())
+                print(row, flush=True)
+    TABLE.write_text(table(KeptRows(ROWS, Result, key_of)))
+    print(f"wrote {TABLE.name}")
+
+
+def measured(seed: int, statistics: str | None) -> list[Result]:
+    """Make and judge the networks of one seed."""
+    changes = {
+        "seed": seed,
+        "methods": ["reconstruction"],
+        "budget": {"latency": LATENCY},
+        "latency.runtime": "onnxruntime",
+        "search.calibration_images": CALIBRATION,
+        "search.multiple_of": "auto",
+    }
+    prepared = prepare(load_spec(JOB, changes))
+    workload = build_workload(prepared.spec, data=prepared.data, device="cpu", weights=prepared.weights)
+    known = Statistics(Store(statistics) if statistics else None)
+    networks = [
+        *by_latency("latency", with_multiple(prepared.spec, 8), prepared, workload, known),
+        *by_latency("latency, auto", prepared.spec, prepared, workload, known),
+        *by_flops(with_multiple(prepared.spec, 8), prepared, workload, known),
+    ]
+    print(f"seed {seed}: {len(networks)} networks made", flush=True)
+    spec, graph = prepared.spec.latency, prepared.graph
+    *times_ms, dense_ms = measure_whole(
+        [network.model for network in networks], workload.model, graph, spec, device="cpu", repeats=OFTEN
+    )
+    fractions = [time_ms / dense_ms for time_ms in times_ms]
+    assert workload.test is not None
+    test = workload.test.take(TEST_IMAGES, torch.Generator().manual_seed(0))
+    validation = workload.validation.take(VALIDATION_IMAGES, torch.Generator().manual_seed(0))
+    dense = evaluate(workload.model, test).accuracy
+    found = []
+    for way in WAYS:
+        places = [
+            place
+            for place, (network, fraction) in enumerate(zip(networks, fractions, strict=True))
+            if network.way == way and (way != "FLOPs" or fraction <= TOLERATED * LATENCY)
+        ]
+        accuracies = {place: evaluate(networks[place].model, validation).accuracy for place in places}
+        best = max(places, key=accuracies.__getitem__)
+        network = networks[best]
+        found.append(
+            Result(
+                seed=seed,
+                way=way,
+                test=evaluate(network.model, test).accuracy,
+                validation=accuracies[best],
+                latency_fraction=fractions[best],
+                predicted_fraction=network.predicted_fraction,
+                flops_fraction=network.flops_fraction,
+                allocation=network.allocation,
+                multiple_of=network.multiple_of,
+                networks=sum(network.way == way for network in networks),
+                dense=dense,
+            )
+        )
+    return found
+
+
+def with_multiple(spec: SearchSpec, multiple_of: int) -> SearchSpec:
+    """Return the job with widths in these multiples."""
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"multiple_of": multiple_of})})
+
+
+def by_latency(way: str, spec: SearchSpec, prepared: Prepared, workload: Workload, known: Statistics) -> list[Network]:
+    """Make the networks of one budget of latency, with a table of the job's step."""
+    multiple_of = spec.search.multiple_of or 1
+    table = measure_table(workload.model, prepared.graph, spec.latency, device="cpu", multiple_of=multiple_of)
+    spec, _ = with_table(spec, prepared, table)
+    print(f"{way}: multiples of {spec.search.step}, median error {table.accuracy.median_error:.1%}", flush=True)
+    pruner = Pruner(workload, prepared.graph, spec, statistics=known, latency=table)
+    return [made(way, pruner, spec, allocation, Budget(latency=LATENCY)) for allocation in ALLOCATIONS]
+
+
+def by_flops(spec: SearchSpec, prepared: Prepared, workload: Workload, known: Statistics) -> list[Network]:
+    """Make the networks of all budgets of FLOPs."""
+    pruner = Pruner(workload, prepared.graph, spec, statistics=known)
+    return [
+        made("FLOPs", pruner, spec, allocation, Budget(flops=flops)) for flops in FLOPS for allocation in ALLOCATIONS
+    ]
+
+
+def made(way: str, pruner: Pruner, spec: SearchSpec, allocation: str, target: Budget) -> Network:
+    """Make one network."""
+    proposal = Proposal(number=0, method="reconstruction", allocation=allocation, target=target, seed=spec.seed)
+    pruned, cost = pruner.cut_and_repair(proposal), pruner.cost
+    widths = cost.vector(pruned.candidate.widths)
+    return Network(
+        way=way,
+        model=pruned.model,
+        allocation=allocation,
+        multiple_of=spec.search.step,
+        flops_fraction=int(cost.flops(widths)) / cost.dense_flops,
+        predicted_fraction=None if cost.table is None else float(cost.latency_ms(widths)) / cost.dense_latency_ms,
+    )
+
+
+def table(kept: KeptRows[Result]) -> str:
+    """Return the Markdown file."""
+    lines = [
+        "# A budget of latency against budgets of FLOPs",
+        "",
+        "Made by `jobs/benchmarks/latency_budget.py`, whose docstring has the terms: ResNet-20 on CIFAR-10 (JPEG), "
+        f"ONNX Runtime, one image, one thread, `reconstruction`, no fine-tuning, {TEST_IMAGES:,} test images. Latencies "
+        "are measured, as fractions of the dense network's; means, and in brackets each seed.",
+        "",
+        "| way | test accuracy, % | latency | FLOPs | allocation | measured |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for way in WAYS:
+        rows = sorted((row for row in kept.rows.values() if row.way == way), key=lambda row: row.seed)
+        if not rows:
+            continue
+        origins = sorted({kept.origins[key_of(row)] for row in rows}, key=str)
+        said = "; ".join(dict.fromkeys(f"{o.date}, {o.commit}, {o.machine}" for o in origins))
+        accuracies = ", ".join(f"{100 * row.test:.1f}" for row in rows)
+        latencies = ", ".join(f"{row.latency_fraction:.3f}" for row in rows)
+        flops = ", ".join(f"{row.flops_fraction:.0%}" for row in rows)
+        names = ", ".join(f"{row.allocation} in multiples of {row.multiple_of}" for row in rows)
+        lines.append(
+            f"| {way} | **{100 * mean(row.test for row in rows):.1f}** ({accuracies}) | "
+            f"{mean(row.latency_fraction for row in rows):.3f} ({latencies}) | {flops} | {names} | {said} |"
+        )
+    dense = {row.seed: row.dense for row in kept.rows.values()}
+    if dense:
+        lines += ["", f"The dense network has {100 * mean(dense.values()):.2f} % on these images."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAPRUNE_DATA", str(Path(__file__).parents[3] / "shared" / "data"))
+    main()
