@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from bar import show
 from torch import nn
@@ -20,7 +23,9 @@ from torchvision import models
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
+from raprune.cost.conditions import table_key
 from raprune.cost.flops import CostModel, Counts
+from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table, measure_whole
 from raprune.errors import BudgetError
 from raprune.models.cifar_resnet import CifarResNet
@@ -28,6 +33,8 @@ from raprune.pruning.allocate import Target, allocate
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
 from raprune.spec.job import LatencySpec
+from raprune.store.folder import Store
+from raprune.store.scores import Statistics
 
 NETWORKS = ("resnet20", "resnet56", "resnet18", "mobilenet_v2")
 VECTORS = 10_000
@@ -97,6 +104,13 @@ def compare(
     print("  " + ", ".join(f"{p:.3g}/{m:.3g}" for p, m in zip(predicted, measured, strict=True)) + " ms", flush=True)
 
 
+def measured(
+    model: nn.Module, graph: ChannelGraph, spec: LatencySpec, device: str, multiple_of: int
+) -> dict[str, npt.NDArray[Any]]:
+    """Measure the table, as arrays."""
+    return measure_table(model, graph, spec, device=device, multiple_of=multiple_of).to_arrays()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help=f"default {' '.join(NETWORKS)}")
@@ -107,6 +121,10 @@ def main() -> None:
     parser.add_argument("--multiple-of", type=int, default=1, help="widths are multiples of this (default 1)")
     parser.add_argument("--repeats", type=int, default=20, help="timings of each layer and network (default 20)")
     parser.add_argument("--pixels", type=int, help="height and width of the images (default: 32 or 64)")
+    parser.add_argument(
+        "--asked", nargs="*", type=float, default=ASKED, help="shares of the latency (default 0.8 0.65 0.5)"
+    )
+    parser.add_argument("--statistics", help="folder for tables, from which an interrupted run continues")
     parser.add_argument("--front", type=int, default=0, help="networks of a front that are compared (default none)")
     parser.add_argument("--mode", choices=("graph", "eager"), help="default: graph on a GPU, eager on a CPU")
     arguments = parser.parse_args()
@@ -128,7 +146,12 @@ def main() -> None:
                 repeats=arguments.repeats,
             )
             started = time.perf_counter()
-            table = measure_table(model, graph, spec, device=device, multiple_of=arguments.multiple_of)
+            known = Statistics(Store(arguments.statistics) if arguments.statistics else None)
+            arrays = known.once(
+                table_key(graph, spec, device=device, multiple_of=arguments.multiple_of),
+                partial(measured, model, graph, spec, device, arguments.multiple_of),
+            )
+            table = LatencyTable.from_arrays(arrays)
             seconds = time.perf_counter() - started
             cost = CostModel(graph, table)
             widths = np.random.default_rng(0).integers(1, cost.num_channels + 1, (VECTORS, len(cost.num_channels)))
@@ -144,14 +167,17 @@ def main() -> None:
             )
             lowest = float(cost.latency_ms(cost.smallest())) / table.dense_ms
             print(
-                f"  worst {table.accuracy.worst_error:.1%}; dense {table.dense_ms:.3g} ms, lowest {lowest:.1%} of it; "
+                f"  worst {table.accuracy.worst_error:.1%}; corrected by {table.corrected_by} networks; "
+                f"dense {table.dense_ms:.3g} ms, lowest {lowest:.1%} of it; "
                 f"{len(table.times_ms)} shapes for {len(table.tables)} operations in {seconds:.0f} s; "
                 f"{rate:,.0f} vectors/s",
                 flush=True,
             )
             print(
                 "  "
-                + "; ".join(really(asked, model, cost, graph, spec, device, arguments.multiple_of) for asked in ASKED),
+                + "; ".join(
+                    really(asked, model, cost, graph, spec, device, arguments.multiple_of) for asked in arguments.asked
+                ),
                 flush=True,
             )
             if arguments.front:

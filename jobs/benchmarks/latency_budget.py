@@ -219,8 +219,8 @@ def table(kept: KeptRows[Result]) -> str:
         "# A budget of latency against budgets of FLOPs",
         "",
         "Made by `jobs/benchmarks/latency_budget.py`, whose docstring has the terms: ResNet-20 on CIFAR-10 (JPEG), "
-        f"ONNX Runtime, one image, one thread, `reconstruction`, no fine-tuning, {TEST_IMAGES:,} test images. Latencies "
-        "are measured, as fractions of the dense network's; means, and in brackets each seed.",
+        f"ONNX Runtime, one image, one thread, `reconstruction`, no fine-tuning, {TEST_IMAGES:,} test images. "
+        "Latencies are measured, as fractions of the dense network's; means, and in brackets each seed.",
         "",
         "| way | test accuracy, % | latency | FLOPs | allocation | measured |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -60,7 +60,7 @@ class OnnxNetworks:
         self._names = set(model.state_dict())
         self._dense = _exported(model, x)
         _without_zero_biases(self._dense)
-        _with_free_sizes(self._dense, changing)
+        _with_free_sizes(self._dense, changing, batch_size=len(x))
 
     def file_of(self, model: nn.Module) -> bytes:
         """Return the ONNX file of a network with the layers of the dense one, at any widths.
@@ -180,8 +180,11 @@ def _without_zero_biases(proto: Any) -> None:
                 del node.input[2:]
 
 
-def _with_free_sizes(proto: Any, changing: Collection[int]) -> None:
-    """Let a reshape infer the one size that changes with the widths; a reshape with several is left as it is."""
+def _with_free_sizes(proto: Any, changing: Collection[int], *, batch_size: int) -> None:
+    """Let a reshape infer the one size that changes with the widths; a reshape with several is left as it is.
+
+    The first axis is that of the batch if it is as large, even if a width has the same number.
+    """
     from onnx import helper, numpy_helper
 
     constants = {initializer.name: numpy_helper.to_array(initializer) for initializer in proto.graph.initializer}
@@ -206,7 +209,7 @@ def _with_free_sizes(proto: Any, changing: Collection[int]) -> None:
         sizes = value(node.input[1]) if node.op_type == "Reshape" else None
         if sizes is None or -1 in sizes:
             continue
-        free = [axis for axis, size in enumerate(sizes) if size in changing]
+        free = [axis for axis, size in enumerate(sizes) if size in changing and (axis or size != batch_size)]
         if len(free) == 1:
             sizes[free[0]] = -1
             name = f"free_sizes_{number}"

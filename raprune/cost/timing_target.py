@@ -8,9 +8,11 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,21 +105,42 @@ class ServedTarget:
             TargetError: if no timing worker answers, or it refuses the token.
         """
         about = self._ask("GET", "/v1/device")
-        return f"{about['device']}, {about['runtime']}"
+        with self._understood():
+            return f"{about['device']}, {about['runtime']}"
 
     def medians(self, files: Sequence[bytes], shape: Sequence[int], *, threads: int, repeats: Repeats) -> list[float]:
-        networks = [self._ask("POST", "/v1/networks", {"onnx": _encoded(file)})["network"] for file in files]
+        networks = []
+        for file in files:
+            stored = self._ask("POST", "/v1/networks", {"onnx": _encoded(file)})
+            with self._understood():
+                networks.append(str(stored["network"]))
         asked = {"networks": networks, "shape": list(shape), "threads": threads, **_limits(repeats)}
-        times = [float(ms) for ms in self._ask("POST", "/v1/times", asked)["milliseconds"]]
-        if len(times) != len(files):
-            raise self._nonsense(f"{len(times)} times for {len(files)} networks")
-        return times
+        found = self._ask("POST", "/v1/times", asked)
+        with self._understood():
+            times = [_time(ms) for ms in found["milliseconds"]]
+            if len(times) != len(files) or not all(times):
+                raise ValueError(f"{times} are no times of {len(files)} networks")
+            return times
 
     def profile(self, file: bytes, inputs: Mapping[str, Sequence[int]], *, threads: int, repeats: Repeats) -> NodeTimes:
         shapes = {name: list(shape) for name, shape in inputs.items()}
         asked = {"onnx": _encoded(file), "inputs": shapes, "threads": threads, **_limits(repeats)}
         found = self._ask("POST", "/v1/profile", asked)
-        return NodeTimes(int(found["runs"]), tuple((str(n), str(kind), float(ms)) for n, kind, ms in found["events"]))
+        with self._understood():
+            events = tuple((str(name), str(kind), _time(ms)) for name, kind, ms in found["events"])
+            if type(found["runs"]) is not int or found["runs"] <= WARM_UP:
+                raise ValueError(f"{found['runs']} runs")
+            return NodeTimes(found["runs"], events)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Turn the errors of an answer that lacks what it should hold into one of the target."""
+        try:
+            yield
+        except KeyError as error:
+            raise self._nonsense(f"it has no {error}") from None
+        except (TypeError, ValueError) as error:
+            raise self._nonsense(str(error)) from None
 
     # A JSON edge: the protocol of a timing worker.
     def _ask(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -133,7 +156,8 @@ class ServedTarget:
             reason = getattr(error, "reason", None) or error
             raise TargetError(
                 f"latency.target {self.address}: the timing worker does not answer: {reason}.",
-                hint="Start it on the target: raprune latency --serve. `raprune resume` then continues the run.",
+                hint="Start it on the target: raprune latency --serve. Then repeat the command, or continue a run that "
+                "has begun by `raprune resume`.",
             ) from error
         except ValueError as error:
             raise self._nonsense(str(error)) from error
@@ -183,6 +207,12 @@ def given_token() -> str:
 
 def _limits(repeats: Repeats) -> dict[str, float]:
     return {"most": repeats.most, "least": repeats.least, "limit_s": repeats.limit_s}
+
+
+def _time(milliseconds: object) -> float:
+    if type(milliseconds) not in (int, float) or not 0 <= milliseconds < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{milliseconds!r} is no time in milliseconds")
+    return float(milliseconds)  # type: ignore[arg-type]
 
 
 def _encoded(file: bytes) -> str:

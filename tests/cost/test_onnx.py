@@ -16,7 +16,7 @@ from raprune.cost.conditions import conditions, table_key
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table, measure_whole
-from raprune.cost.onnx_networks import check_onnx_runtime
+from raprune.cost.onnx_networks import _with_free_sizes, check_onnx_runtime
 from raprune.cost.timed import OnnxTimedNetwork, timed_network
 from raprune.errors import UsageError
 from raprune.models.programs import INPUT
@@ -95,6 +95,21 @@ def test_table_of_onnx_runtime_knows_every_operation_and_is_read_again() -> None
     assert 0 < float(cost.latency_ms(cost.smallest(multiple_of=8))) <= table.dense_ms
     narrow = cut(model, graph, Candidate("narrow", {group.name: tuple(range(8)) for group in graph.groups}))
     assert all(time_ms > 0 for time_ms in measure_whole([narrow], model, graph, SPEC, device="cpu"))
+
+
+def test_reshape_of_a_batch_as_large_as_a_width_infers_the_width() -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        require_module(name)
+    from onnx import helper, numpy_helper
+
+    values = [helper.make_tensor_value_info(name, 1, None) for name in ("x", "y")]
+    sizes = numpy_helper.from_array(np.array([32, 128]), "sizes")
+    node = helper.make_node("Reshape", ["x", "sizes"], ["y"])
+    for batch_size, inferred in ((32, [32, -1]), (1, [32, 128])):
+        proto = helper.make_model(helper.make_graph([node], "flatten", values[:1], values[1:], [sizes]))
+        _with_free_sizes(proto, {32, 128}, batch_size=batch_size)
+        used = {tensor.name: tensor for tensor in proto.graph.initializer}[proto.graph.node[0].input[1]]
+        assert numpy_helper.to_array(used).tolist() == inferred
 
 
 def test_runtime_whose_libraries_are_missing_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -40,7 +42,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setattr(timing_worker, "check_onnx_runtime", lambda: None)
     monkeypatch.setattr("raprune.cost.timing_worker.metadata.version", lambda name: "1.0")
     monkeypatch.setenv(TOKEN, SECRET)
-    with serve(TimingWorker(MadeUp()), host="127.0.0.1", port=0, token=SECRET) as running:
+    with serving(TimingWorker(MadeUp())) as running:
+        yield running
+
+
+@contextmanager
+def serving(worker: TimingWorker) -> Iterator[ThreadingHTTPServer]:
+    with serve(worker, host="127.0.0.1", port=0, token=SECRET) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
@@ -74,6 +82,52 @@ def test_target_tells_a_file_that_the_runtime_refuses_from_a_worker_that_is_gone
     with pytest.raises(TargetError, match="does not answer") as caught:
         target.device()
     assert "raprune resume" in caught.value.hint
+
+
+class Garbled(TimingWorker):
+    """A worker, or another program, whose answers are JSON of another kind."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def answer(self, method: str, path: str, asked: Mapping[str, Any]) -> Any:
+        return self.answers[path]
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ({"/v1/device": {}}, "no 'device'"),
+        ({"/v1/device": ["a device"]}, "no JSON object"),
+        ({"/v1/networks": {}}, "no 'network'"),
+        ({"/v1/networks": {"network": "a"}, "/v1/times": {}}, "no 'milliseconds'"),
+        ({"/v1/networks": {"network": "a"}, "/v1/times": {"milliseconds": [1.0, 2.0]}}, "no times of 1 networks"),
+        ({"/v1/networks": {"network": "a"}, "/v1/times": {"milliseconds": [0]}}, "no times of 1 networks"),
+        ({"/v1/networks": {"network": "a"}, "/v1/times": {"milliseconds": ["soon"]}}, "'soon' is no time"),
+        ({"/v1/networks": {"network": "a"}, "/v1/times": {"milliseconds": [float("nan")]}}, "nan is no time"),
+        ({"/v1/networks": {"network": "a"}, "/v1/times": {"milliseconds": None}}, "not iterable"),
+        ({"/v1/profile": {"runs": 5}}, "no 'events'"),
+        ({"/v1/profile": {"runs": 1, "events": []}}, "1 runs"),
+        ({"/v1/profile": {"runs": 5, "events": [["o0_", "Conv"]]}}, "not enough values"),
+        ({"/v1/profile": {"runs": 5, "events": [["o0_", "Conv", -1.0]]}}, "-1.0 is no time"),
+    ],
+)
+def test_answer_that_is_no_timing_is_an_error_of_the_target(
+    monkeypatch: pytest.MonkeyPatch, answers: Mapping[str, Any], reason: str
+) -> None:
+    monkeypatch.setattr(timing_worker, "check_onnx_runtime", lambda: None)
+    monkeypatch.setenv(TOKEN, SECRET)
+    asks = {
+        "/v1/device": lambda target: target.device(),
+        "/v1/profile": lambda target: target.profile(b"file", {}, threads=1, repeats=REPEATS),
+        "/v1/networks": lambda target: target.medians([b"file"], (1, 3, 8, 8), threads=1, repeats=REPEATS),
+    }
+    with serving(Garbled(answers)) as server:
+        target = ServedTarget(address(server))
+        with pytest.raises(TargetError, match="not that of a timing worker") as caught:
+            asks[next(iter(answers))](target)
+    assert reason in str(caught.value)
 
 
 @pytest.mark.parametrize(
