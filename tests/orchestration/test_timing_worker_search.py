@@ -48,7 +48,13 @@ def timing_worker(port: int) -> Iterator[subprocess.Popen[str]]:
 def job(folder: Path, port: int) -> SearchSpec:
     latency = {"runtime": "onnxruntime", "target": f"http://127.0.0.1:{port}", "repeats": 3, "widths": 2}
     return small_search(
-        folder / "run", budget={"latency": 0.75}, latency=latency | {"batch_size": 32}, statistics=str(folder / "known")
+        folder / "run",
+        methods=("l2",),
+        budget={"latency": 0.75},
+        latency=latency | {"batch_size": 32, "report_batch": 1},
+        search={"trials": 2, "lookahead": 2, "calibration_images": 64},
+        finalists={"count": 0},
+        statistics=str(folder / "known"),
     )
 
 
