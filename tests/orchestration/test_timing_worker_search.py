@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from raprune.cli import app
 from raprune.cost.timing_target import TOKEN
+from raprune.cost.timing_worker import TimingWorker, serve
 from raprune.errors import TargetError
 from raprune.orchestration import driver
 from raprune.orchestration.search import resume, search_or_resume
@@ -104,9 +106,13 @@ def test_search_with_a_wrong_token_ends_with_one_screen(
         f"latency.target=http://127.0.0.1:{port}",
     ]
     given = [part for field in [*fields, "latency.runtime=onnxruntime"] for part in ("--set", field)]
-    with timing_worker(port):
-        output = str(tmp_path / "run")
+    output = str(tmp_path / "run")
+    with serve(TimingWorker(), host="127.0.0.1", port=port, token=SECRET) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
         result = CliRunner().invoke(app, ["search", "--budget-latency", "0.5", "--output", output, *given])
+        server.shutdown()
+        thread.join()
     said = result.output
     assert result.exit_code != 0 and "the token is wrong" in said and "Traceback" not in said
     assert len(said.splitlines()) < 25 and not Store(output).is_run()
