@@ -57,6 +57,8 @@ class HeadShadows:
         self.splits: list[HeadSplit] = []
         self.reshapes: dict[Reshape, None] = {}
         """Reshapes that split an axis into heads, or join heads, each once."""
+        self.joined: list[tuple[Ids, Ids]] = []
+        """Ids of biases that were joined to one, and of the channels that have them."""
         self.scales: list[tuple[Ids, Ids]] = []
         """Ids of the widths of queries whose products PyTorch scales by their number, and of all their positions."""
 

@@ -168,6 +168,10 @@ def product(call: TracedCall) -> None:
     ids = call.tracer.activation(left)
     if not sides[0] and sides[1] and ids is not None and varies(ids, 0):
         sides[0] = sides[1]  # `products.py` has tagged the channels that are these heads
+    for one, other in ((0, 1), (1, 0)):
+        value = (left, right)[other]
+        if sides[one] and not heads.layers(value) and value.stride(0) == 0:  # all heads share these keys or values
+            sides[other] = sides[one]
     if not all(sides):
         for layer in (*sides[0], *sides[1]):
             _freeze(call, layer, f"{call.name} with a tensor that has no heads")
@@ -202,7 +206,8 @@ def attention(call: TracedCall) -> None:
     heads, out = call.tracer.heads, first(call.out)
     layers = [[layer for layer in heads.layers(value) if _dims(layer) == (1,)] for value in call.args[:3]]
     others = [layer for value in call.args[:3] for layer in heads.layers(value) if _dims(layer) != (1,)]
-    if others or not all(layers):
+    shared = [not heads.layers(value) and (value.shape[1] == 1 or value.stride(1) == 0) for value in call.args[:3]]
+    if others or not layers[0] or not all(own or one for own, one in zip(layers, shared, strict=True)):
         _freeze_all(call, "fused attention with a tensor that has no heads")
         return
     used = _line(layers[0][0])

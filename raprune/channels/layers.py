@@ -106,6 +106,7 @@ def couple_vector(tracer: Tracer, vector: Any, onto: AxisUse) -> None:
         tracer.couple(use.ids, onto.ids)
     elif joined is not None and tuple(joined.shape) == onto.ids.shape:
         tracer.couple(joined, onto.ids)
+        tracer.heads.joined.append((np.asarray(joined.numpy()), onto.ids))
     else:
         tracer.freeze(onto.ids, "a bias that is computed")
         tracer.freeze_value(vector, "a bias that is computed")

@@ -203,13 +203,22 @@ def _record_number(tracer: Tracer, out: Tensor, ids: Tensor) -> None:
 
 
 def _record_shape(tracer: Tracer, x: Tensor, out: Tensor) -> None:
-    """Record the number of channels in a shape that the module keeps for a vector: `self.scale.view(self.shape)`."""
-    use = tracer.axis(x, 0) if x.dim() == 1 and x.numel() > 1 else None
-    if use is None or tracer.axis(out, out.shape.index(x.numel()) if x.numel() in out.shape else 0) is None:
+    """Record the number of channels or heads in a shape that the module keeps for a parameter.
+
+    `self.scale.view(self.shape)` is one case, and `self.table[self.index].view(self.bias_shape)` another.
+    """
+    if not isinstance(tracer.shadow(out), ParameterShadow):
         return
-    for name, values in sequences_of(tracer.running):
-        if tuple(values) == tuple(out.shape):
-            tracer.record_part(SizedPart(tracer.module, name, list(values).index(x.numel()), use.ids))
+    # A method of a part may be called in place of the part itself, as `self.rel_pos.get_bias()`.
+    prefix = f"{tracer.module}." if tracer.module else ""
+    owners = [(tracer.module, tracer.running), *((prefix + n, m) for n, m in tracer.running.named_children())]
+    for module, owner in owners:
+        for name, values in sequences_of(owner):
+            if tuple(values) == tuple(out.shape):
+                for place, size in enumerate(values):
+                    use = tracer.axis(out, place) if size > 1 else None
+                    if use is not None and len(use.ids) == tracer.shapes[use.parameter][use.axis]:
+                        tracer.record_part(SizedPart(module, name, place, use.ids))
 
 
 def _record_name(tracer: Tracer, x: Tensor, out: Tensor, ids: Tensor) -> None:

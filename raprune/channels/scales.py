@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from torch import nn
 
@@ -29,7 +31,19 @@ def width_scales(tracer: Tracer, model: nn.Module, grouping: Grouping) -> tuple[
         group = grouping.groups[int(numbers[0])].name
         for name, _ in modules[module].named_parameters(prefix=module, recurse=False):
             found.append(WidthScale(name, positions, group))
+        for bias, channels in tracer.heads.joined:
+            found += [
+                WidthScale(name, places, group) for name, places in _vectors(tracer, bias[np.isin(channels, own)])
+            ]
     return tuple(found)
+
+
+def _vectors(tracer: Tracer, ids: IndexArray) -> Iterator[tuple[str, IndexArray]]:
+    """Yield the parameters on whose first axis the ids are, and their positions."""
+    for (name, axis), base in tracer.axis_base.items():
+        inside = (ids >= base) & (ids < base + tracer.shapes[name][axis])
+        if axis == 0 and inside.any():
+            yield name, ids[inside] - base
 
 
 def _holds(tracer: Tracer, name: str, ids: IndexArray) -> bool:

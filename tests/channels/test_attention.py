@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
@@ -71,6 +72,76 @@ class BiasOfHeads(Attention):
         return (products + bias.unsqueeze(0)).softmax(-1) @ v
 
 
+class SharedKeys(Attention):
+    """All heads read the same keys and values, as in MobileNetV5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.qkv
+        self.q, self.k, self.v = (nn.Linear(CHANNELS, size) for size in (HEADS * WIDTH, WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
+        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+class JoinedBias(Attention):
+    """The biases of queries, keys and values are parameters of their own, as in BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(CHANNELS, 3 * HEADS * WIDTH, bias=False)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.randn(HEADS * WIDTH)) for _ in range(2))
+        self.register_buffer("k_bias", torch.zeros(HEADS * WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.k_bias, Tensor)
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        qkv = functional.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+class Places(nn.Module):
+    """A table of positions with a number for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.bias_shape = nn.Parameter(torch.randn(9, HEADS)), (4, 4, HEADS)
+        self.register_buffer("index", (torch.arange(4)[:, None] - torch.arange(4)[None]).reshape(-1) + 4)
+
+    def bias(self) -> Tensor:
+        assert isinstance(self.index, Tensor)
+        return self.table[self.index].view(self.bias_shape).permute(2, 0, 1).unsqueeze(0)
+
+
+class BiasOfPart(Attention):
+    """The table of positions is that of a part with a shape of its own, as in MaxViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = Places()
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v, self.places.bias())
+
+
+class Rotary(Attention):
+    """Queries and keys are turned by their positions, pair by pair, as in EVA."""
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        angles = torch.arange(4.0).to(q)[:, None] * torch.tensor([1.0, 1.0, 0.1, 0.1]).to(q)
+
+        def turned(x: Tensor) -> Tensor:
+            across = torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
+            return x * angles.cos() + across * angles.sin()
+
+        return functional.scaled_dot_product_attention(turned(q), turned(k), v)
+
+
 class HardNumbers(Attention):
     """The number of channels of the output comes from the input."""
 
@@ -102,6 +173,10 @@ def network(kind: str) -> tuple[nn.Module, ChannelGraph]:
         "packed": PackedAttention,
         "talking": TalkingHeads,
         "biased": BiasOfHeads,
+        "shared": SharedKeys,
+        "joined bias": JoinedBias,
+        "biased by a part": BiasOfPart,
+        "rotary": Rotary,
         "hard": HardNumbers,
         "module": lambda: SelfAttention(need_weights=False),
         "module with weights": lambda: SelfAttention(need_weights=True),
@@ -110,7 +185,19 @@ def network(kind: str) -> tuple[nn.Module, ChannelGraph]:
     return model, prove(model, trace(model, image()), image()).graph
 
 
-WHOLE = ("fused", "written", "separate", "packed", "talking", "biased", "module", "module with weights")
+WHOLE = (
+    "fused",
+    "written",
+    "separate",
+    "packed",
+    "talking",
+    "biased",
+    "biased by a part",
+    "shared",
+    "joined bias",
+    "module",
+    "module with weights",
+)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -180,6 +267,13 @@ def test_graph_with_heads_survives_json() -> None:
     assert again.to_json() == graph.to_json()
     assert again.attributes == graph.attributes
     assert again.scales == graph.scales
+
+
+def test_attention_with_rotary_positions_loses_heads_and_no_widths() -> None:
+    _, graph = network("rotary")
+    assert graph.widths["attention.heads"] == HEADS
+    assert "attention.qkv" not in graph.widths
+    assert {"embed", "attention.heads"} <= set(graph.widths)
 
 
 def test_numbers_of_heads_in_the_code_stay_with_the_place_that_stops() -> None:
