@@ -131,6 +131,7 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
             "gammas",
             "patches",
             "least_squares",
+            "block_matching",
             "contribution",
             "sensitivity",
         )

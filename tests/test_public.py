@@ -114,6 +114,7 @@ METHODS: dict[str, dict[str, object]] = {
         "sensitivity": 1.0,
         "target": "asymmetric",
         "error_budget": 1.0,
+        "match_steps": 0,
     },
     "slimming": {"strength": 0.001, "sparse_epochs": 20.0, "sparse_lr": 0.05},
     "taylor": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from one_shot_terms import PRUNED, SEED, WHOLE, Attempt, Ground
 
@@ -11,12 +12,16 @@ from raprune.pruning.prune import Pruner
 from raprune.records import Proposal
 from raprune.spec.budget import Budget
 
+MATCHED = "reconstruction, blocks matched"
+"""`reconstruction` whose blocks learn the dense blocks' outputs after the refit, without labels."""
+MATCH_STEPS = 200
+
 
 class Raprune:
     """Every method that trains nothing, by every allocation that needs no search, with its own repair."""
 
     def __init__(self, ground: Ground) -> None:
-        self.names = one_shot_methods()
+        self.names = [*one_shot_methods(), MATCHED]
         self.settings = [(name, stream) for name in ground.contest.allocations for stream in (WHOLE, PRUNED)]
         spec = ground.prepared.spec
         self._pruners = {stream: Pruner(ground.workload, graph, spec) for stream, graph in ground.graphs.items()}
@@ -24,7 +29,9 @@ class Raprune:
     def attempt(self, name: str, budget: float, *setting: str) -> Attempt:
         allocation, stream = setting
         pruner, started = self._pruners[stream], time.process_time()
-        method = METHODS[name]()
+        settings = {"match_steps": MATCH_STEPS} if name == MATCHED else {}
+        name = name.partition(",")[0]
+        method = METHODS[name](**settings)
         if not method.seeded:
             # A group's scores do not depend on the other groups.
             scores = self._pruners[PRUNED].scoring.scores(method, SEED)
@@ -32,6 +39,7 @@ class Raprune:
                 pruner.scoring.key(method), {group: scores[group] for group in pruner.cost.group_names}
             )
         proposal = Proposal(number=0, method=name, allocation=allocation, target=Budget(flops=budget), seed=SEED)
+        proposal = replace(proposal, settings=settings)
         pruned = pruner.cut_and_repair(proposal)
         seconds = time.process_time() - started
         left = float(pruner.cost.flops(pruner.cost.vector(pruned.candidate.widths)))

@@ -37,6 +37,7 @@ from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.inputs import call
 from raprune.channels.members import Group, Member
+from raprune.methods.block_matching import match_blocks
 from raprune.methods.layer_observer import ObservedLayer, structure_of
 from raprune.methods.least_squares import refit
 from raprune.methods.magnitude import sum_over_layers
@@ -93,6 +94,10 @@ class Reconstruction(Method):
     error_budget: float = field(default=1.0, metadata={"search": {"low": 0.05, "high": 1.0}, "repair": True})
     """Fraction of its readers' outputs that a group may lose; `least_damage` exceeds it only if all groups must."""
 
+    match_steps: int = field(default=0, metadata={"repair": True})
+    """Steps in which each block learns the dense block's outputs after the refit, without labels
+    (`block_matching.py`). 200 are enough; 0: none, because they take ten times as long as the refit."""
+
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         with evaluating(model), torch.no_grad():
             ran, _ = structure_of(model, next(iter(batches()))[0][:2])
@@ -137,6 +142,8 @@ class Reconstruction(Method):
 
     def repair(self, model: nn.Module, batches: Batches, cut: Cut) -> None:
         refit(model, batches, cut, asymmetric=self.target == "asymmetric", ridge=self.ridge)
+        if self.match_steps > 0:
+            match_blocks(model, batches, cut, steps=self.match_steps)
 
 
 def removal(readers: Sequence[Solution], count: int | None = None) -> tuple[list[int], Curve]:

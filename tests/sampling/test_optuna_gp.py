@@ -34,7 +34,7 @@ def test_warm_start_teaches_by_the_widths_that_it_came_to() -> None:
 def test_gaussian_process_without_scipy_is_refused_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(optuna_gp.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="--sampler") as caught:
         check_installed(SPEC)
     assert "raprune[gp]" in caught.value.hint
