@@ -25,10 +25,10 @@ def test_search_for_detection_ends_with_networks_that_load_and_a_report_by_its_m
     fields = {
         "task": "detection",
         "model": {"name": "tests.detectors:small_detector", "arguments": {"stages": 2}},
-        "data": {"name": "jobs.shapes:detection", "arguments": {"train": 80, "test": 20, "size": 32}},
+        "data": {"name": "jobs.shapes:detection", "arguments": {"train": 48, "test": 12, "size": 32}},
         "methods": ["taylor", "reconstruction"],
-        "dense": {"epochs": 6.0, "batch_size": 8, "optimizer": "adamw", "lr": 0.02},
-        "search": {"trials": 4, "calibration_images": 32},
+        "dense": {"epochs": 3.0, "batch_size": 8, "optimizer": "adamw", "lr": 0.02},
+        "search": {"trials": 3, "calibration_images": 24},
         "finalists": {"count": 1, "each_method": False, "train": {"epochs": 1.0, "batch_size": 8}},
         "budget": {"flops": 0.6},
         "resources": {"workers": 1},
