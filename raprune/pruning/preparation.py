@@ -266,6 +266,12 @@ def _check_names(spec: SearchSpec) -> None:
             "are compared channel by channel, and only the dense network has the channels of a finalist.",
             hint="Set finalists.train.features=0, or leave --teacher out.",
         )
+    if spec.teacher.name and not (task.distils or task.maps):
+        raise UsageError(
+            f"teacher.name (--teacher) {spec.teacher.name!r} with task (--task) {spec.task!r}: its finalists learn "
+            "from the targets alone.",
+            hint="Leave --teacher out.",
+        )
     if features > 0 and not task.maps:
         raise UsageError(
             f"finalists.train.features {features:g} with task (--task) {spec.task!r}: its finalists learn from the "

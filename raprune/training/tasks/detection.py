@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +28,8 @@ class Detection(Task):
     mode it gives `boxes`, `scores` and `labels` for each image. Targets are `(B, M, 6)`: left, top, right and bottom in
     pixels, the class from 1, and 1 for a crowd; rows of class 0 are no boxes.
 
+    Passes run in float32 in every precision, because 16 bits hold no places of boxes.
+
     The metric is COCO's mAP: the mean over classes and over thresholds of the intersection over union from 0.5 to 0.95
     of the average precision. It is no sum over images. `sums` are therefore records, the boxes of each image found and
     wanted, and records of several batches are joined; pycocotools computes the value from them.
@@ -48,15 +50,15 @@ class Detection(Task):
         """Return the losses, and in evaluation mode the boxes of each image as well, from one pass of the backbone."""
         if model.training:
             return self.run_for_loss(model, images, targets)
-        with _outputs_kept(model):
+        with _outputs_kept(model), torch.autocast(images.device.type, enabled=False):
             boxes = model(images)
             return {"boxes": boxes, **self.run_for_loss(model, images, targets)}
 
     def run_for_loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Any]:
         wanted = [_target(rows) for rows in targets]
-        if model.training:
-            return {"losses": model(images, wanted)}
-        with _giving_losses(model):
+        giving = nullcontext() if model.training else _giving_losses(model)
+        # bfloat16 has 8 bits: an anchor at 300 pixels would be rounded by one.
+        with giving, torch.autocast(images.device.type, enabled=False):
             return {"losses": model(images, wanted)}
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from raprune.data.batches import DeviceSplit
 from raprune.data.targets import FORMS
 from raprune.errors import UsageError
 from raprune.methods.taylor import Taylor
-from raprune.spec.job import DenseTrainSpec
+from raprune.pruning.preparation import prepare
+from raprune.spec.job import DenseTrainSpec, SearchSpec
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import train
 from raprune.training.tasks import task_named
@@ -90,6 +91,24 @@ def test_evaluation_gives_boxes_and_losses_from_one_pass_of_the_backbone_and_cha
     alone = TASK.loss(TASK.run_for_loss(model, x, y), y)
     assert alone.item() == pytest.approx(first.loss, rel=1e-4) and alone.requires_grad
     assert len(passes) == 5, "twice in each evaluation, of which the second call keeps the outputs, and once here"
+
+
+def test_boxes_and_losses_are_those_of_float32_in_a_precision_of_16_bits() -> None:
+    model, data = detector(), split(2)
+    assert evaluate(model, data, task=TASK) == evaluate(model, data, task=TASK, precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"teacher": {"name": "some.module:function"}}, "--teacher"),
+        ({"finalists": {"train": {"features": 1.0}}}, "features 1"),
+    ],
+)
+def test_teacher_of_a_detector_is_refused(changes: dict[str, Any], field: str) -> None:
+    spec = SearchSpec.model_validate({"task": "detection", "model": {"name": "ssd300_vgg16"}, **changes})
+    with pytest.raises(UsageError, match=rf"{field}.*its finalists learn from the targets alone"):
+        prepare(spec)
 
 
 def test_loss_leaves_out_crowds_and_takes_images_without_boxes() -> None:
