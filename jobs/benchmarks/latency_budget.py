@@ -6,8 +6,8 @@ The bundled network and its sample of MNIST, a batch of one image, one thread. F
 calibration images and the validation split, `reconstruction` makes networks by the allocations `least_damage`,
 `global_rank` and `uniform`, in three ways:
 
-* `latency`: for each budget of latency, widths in multiples of 8, which a job gets that names none;
-* `latency, auto`: the same with `--multiple-of auto`;
+* `latency`: for each budget of latency, widths in multiples of 8;
+* `latency, auto`: the same with `--multiple-of auto`, which a job gets that names none;
 * `FLOPs`: for every FLOPs budget from 5 % to 90 % in steps of 5 %, widths in multiples of 8.
 
 All networks of a seed are timed as a whole, in turns with the dense one. Of each way counts the network with the best

@@ -153,9 +153,9 @@ def with_fast_widths(asked: SearchSpec, spec: SearchSpec, cost: CostModel) -> Se
     """The job `spec` where its trials run on GPUs: with widths in multiples of 8 if `asked` leaves that open.
 
     The convolutions of GPUs are made for such widths, and a search on few different widths meets few shapes that their
-    libraries do not know yet. Unchanged where the budget is out of reach in steps of 8.
+    libraries do not know yet. Unchanged where the budget is out of reach in steps of 8, or latency is to set the step.
     """
-    if asked.search.multiple_of is not None:
+    if asked.search.multiple_of is not None or spec.search.multiple_of == "auto":
         return spec
     fast = spec.model_copy(update={"search": spec.search.model_copy(update={"multiple_of": automatic.FAST_MULTIPLE})})
     try:

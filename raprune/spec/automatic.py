@@ -62,6 +62,8 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int], trai
     spec = spec.model_copy(update={"finalists": spec.finalists.model_copy(update={"train": train})})
     if spec.search.multiple_of == "auto" and not spec.budget.limits_latency:
         spec = _with_open_widths(spec)  # no latency is measured that could tell
+    if spec.latency.runtime == "onnxruntime" and spec.budget.limits_latency:
+        spec = spec.model_copy(update={"search": _with(spec.search, multiple_of="auto")})
     narrowest = NARROWEST_IN_ONNX if spec.latency.runtime == "onnxruntime" else NARROWEST
     steps = (epochs if asked.epochs is None else asked.epochs) * math.ceil(num_train / asked.batch_size)
     return _filled(

@@ -54,7 +54,7 @@ def job(folder: Path, port: int) -> SearchSpec:
         methods=("l2",),
         budget={"latency": 0.75},
         latency=latency | {"batch_size": 32, "report_batch": 1},
-        search={"trials": 2, "lookahead": 2, "calibration_images": 64},
+        search={"trials": 2, "lookahead": 2, "calibration_images": 64, "multiple_of": 8},
         finalists={"count": 0},
         statistics=str(folder / "known"),
     )

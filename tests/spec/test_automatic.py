@@ -101,6 +101,9 @@ def test_step_that_follows_the_latency_stays_open_until_it_is_measured() -> None
     assert (found.search.multiple_of, found.search.step) == ("auto", 1)
     begun = found.model_copy(update={"search": found.search.model_copy(update={"multiple_of": 16})})
     assert decided_as(asked, begun).search.multiple_of == 16
+    in_onnx = load_spec(None, {"latency.runtime": "onnxruntime", "budget.latency": 0.5})
+    assert decided(in_onnx, num_train=8000, widths=WIDE).search.multiple_of == "auto"
+    assert decided_as(in_onnx, begun).search.multiple_of == 16
     # Without a budget of latency nothing is measured.
     other = decided(load_spec(None, {"search.multiple_of": "auto"}), num_train=8000, widths=WIDE)
     assert other.search.multiple_of == 8
