@@ -285,7 +285,7 @@ def say_latency(run: Run, table: LatencyTable, *, is_new: bool) -> None:
         f"Latency of a batch of {table.batch_size} on {table.device} ({table.precision}, {table.runtime}): the dense "
         f"network takes {table.dense_ms:.3g} ms. Table of layer times {origin}; on {accuracy.networks} other networks "
         f"its median error is {accuracy.median_error:.1%}, the worst {accuracy.worst_error:.1%}."
-        + (f" Widths are multiples of {table.step}." if table.step > 1 else "")
+        + (f" Layers are timed at multiples of {table.step} channels." if table.step > 1 else "")
         + (
             f" The times of {table.corrected_by} whole networks corrected it, as its error was above 10 % at first."
             if table.corrected_by
