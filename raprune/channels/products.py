@@ -23,9 +23,14 @@ def matrix_product(call: TracedCall) -> None:
     left, right = call.args[-2:]
     bias = call.args[0] if len(call.args) == 3 else None
     tracer = call.tracer
-    if all(isinstance(tracer.shadow(value), ParameterShadow) for value in (left, right)):
+    table = tracer.shadow(left)
+    # A buffer is data, such as the coordinates of a window: its columns stay, as an image's colours do.
+    data = isinstance(table, ParameterShadow) and table.name in tracer.buffers
+    if isinstance(table, ParameterShadow) and isinstance(tracer.shadow(right), ParameterShadow) and not data:
         _read_table(call, left)
-    if isinstance(tracer.shadow(right), ParameterShadow) and not isinstance(tracer.shadow(left), ParameterShadow):
+    if isinstance(tracer.shadow(right), ParameterShadow) and (
+        data or not isinstance(tracer.shadow(left), ParameterShadow)
+    ):
         linear(call, left, right, bias)
     else:
         _contraction(call, left, right)
@@ -37,7 +42,9 @@ def _read_table(call: TracedCall, table: Tensor) -> None:
     """Let a parameter that a layer reads, as a detector's queries, be an activation: its columns are channels."""
     use = call.tracer.axis(table, 1)
     if use is not None:
-        call.tracer.freeze(call.tracer.axis_ids(use.parameter, 1 - use.axis), "the rows of a table")
+        for axis in range(len(call.tracer.shapes[use.parameter])):
+            if axis != use.axis:
+                call.tracer.freeze(call.tracer.axis_ids(use.parameter, axis), "the rows of a table")
         call.tracer.write(use, table, 1)
 
 

@@ -73,6 +73,7 @@ class Tracer(TorchDispatchMode):
         self._tensors = [*model.parameters(), *model.buffers()]
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._names |= {id(b): name for name, b in model.named_buffers() if id(b) not in self._names}
+        self.buffers = {name for name, _ in model.named_buffers()}
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._by_name = dict(model.named_modules())
         self._numbers: dict[str, dict[int, list[str]]] = {}

@@ -269,6 +269,26 @@ def test_graph_with_heads_survives_json() -> None:
     assert again.scales == graph.scales
 
 
+def test_attention_coordinates_in_a_buffer_are_no_channels() -> None:
+    class Coordinates(nn.Module):
+        """A network of relative coordinates gives a bias, as in Swin v2."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("coordinates", torch.randn(16, 2))
+            self.wide, self.narrow, self.mix = nn.Linear(2, 6), nn.Linear(6, 4), nn.Linear(CHANNELS, CHANNELS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = self.narrow(self.wide(self.coordinates)).mean(1).view(4, 4)
+            return self.mix(bias @ x)
+
+    torch.manual_seed(0)
+    model = Transformer(Coordinates()).eval()
+    graph = prove(model, trace(model, image()), image()).graph
+    assert "attention.wide" in graph.widths
+    assert not any(member.parameter.endswith("coordinates") for group in graph.groups for member in group.members)
+
+
 def test_attention_with_rotary_positions_loses_heads_and_no_widths() -> None:
     _, graph = network("rotary")
     assert graph.widths["attention.heads"] == HEADS
