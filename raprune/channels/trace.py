@@ -94,6 +94,11 @@ def _refuse(model: nn.Module) -> None:
             hint="Pass the network itself, and export the pruned network.",
         )
     for name, module in model.named_modules():
+        if hasattr(module, "fake_quant_enabled"):  # of torch.ao's FakeQuantizeBase, which runs in float32 only
+            raise ModelError(
+                f"The network is prepared for quantisation: {name!r} rounds what a layer computes.",
+                hint="Pass the network as it was before, and prepare the pruned network.",
+            )
         if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
             raise ModelError(
                 f"The {f'module {name!r}' if name else 'network'} is compiled, and so made for its dense sizes.",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 from torch.nn import functional
 from torchvision.ops import DeformConv2d, roi_align
 
@@ -162,8 +163,21 @@ def exported() -> nn.Module:
     return model
 
 
+def prepared() -> nn.Module:
+    """As `torch.ao.quantization.prepare_qat` leaves a network, whose own call warns that it is deprecated."""
+    model = Net()
+    model.stem.register_module("rounded", FakeQuantize())
+    return model
+
+
 @pytest.mark.parametrize(
-    ("network", "message"), [(lazy, "is lazy"), (compiled, "network is compiled"), (exported, "exported program")]
+    ("network", "message"),
+    [
+        (lazy, "is lazy"),
+        (compiled, "network is compiled"),
+        (exported, "exported program"),
+        (prepared, "prepared for quantisation: 'stem.rounded'"),
+    ],
 )
 def test_trace_network_without_parameters_or_with_fixed_code_is_refused(
     network: Callable[[], nn.Module], message: str
