@@ -29,7 +29,8 @@ from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table, measure_whole
 from raprune.errors import BudgetError
 from raprune.models.cifar_resnet import CifarResNet
-from raprune.pruning.allocate import Target, allocate
+from raprune.pruning.allocate import allocate
+from raprune.pruning.target import Target
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
 from raprune.spec.job import LatencySpec

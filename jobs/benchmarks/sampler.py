@@ -33,7 +33,8 @@ from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel, Counts
 from raprune.methods import method_named, searched_settings
 from raprune.models.cifar_resnet import CifarResNet
-from raprune.pruning.allocate import Target, allocate
+from raprune.pruning.allocate import allocate
+from raprune.pruning.target import Target
 from raprune.records import Candidate, Metrics, Proposal, Setting, Trial, TrialState
 from raprune.sampling.point import Point
 from raprune.sampling.proposals import Proposals

@@ -59,6 +59,8 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
         "device": timed_device_name(spec, device),
         "torch": torch.__version__,
         "seed": seed,
+        # Tables that smoothed the steps of the hardware away have a key without it.
+        "keeps_steps": True,
     }
     if multiple_of != 1:
         content["multiple_of"] = multiple_of

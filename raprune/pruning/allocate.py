@@ -8,63 +8,28 @@ equal widths.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raprune.cost.flops import CostModel, Counts
-from raprune.cost.latency import Floats
 from raprune.errors import BudgetError
+from raprune.pruning.knapsack import choices_of, narrowed, traded, widths_at
+from raprune.pruning.target import Target, all_fit, fits
 from raprune.records import Candidate, Setting
 from raprune.spec.budget import Budget
 
 LEAST_DAMAGE = "least_damage"
 """The allocation that follows what the method predicts."""
-KNOTS = 16
-"""Maximum number of widths of a group at which `least_damage` looks up latencies; between them it interpolates."""
 SCALES = 64
 """Number of scales, or of numbers of channels, that are tried before the bisection between two of them."""
-MOVES = 128
-"""Maximum number of moves in `least_damage`."""
-SIDES = 32
-"""Maximum number of narrowing and of widening steps that are tried against one another for a move."""
 
 ScoresByGroup = Mapping[str, npt.NDArray[np.float64]]
 """Group name -> one score a channel, shape `(num_channels,)`; higher means keep."""
 
 Damage = Mapping[str, npt.NDArray[np.float64]]
 """Group name -> predicted damage when its m lowest-scored channels go, m = 0 .. num_channels; ascending."""
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """The widths that a group may have, descending, and the damage of each."""
-
-    widths: Counts
-    damage: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One group's move to another of its choices."""
-
-    group: int
-    place: int
-    change: float
-    """Change of the damage."""
-    rate: float
-    """Change of the damage, divided by the fraction of the target's cost that the move takes or gives."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """The target of a candidate: fractions of the dense network, and the widths that are allowed."""
-
-    budget: Budget
-    min_channels: int = 1
-    multiple_of: int = 1
 
 
 def allocate(
@@ -150,7 +115,7 @@ def global_rank(
     low, high = _bracket(cost, target, rounded, np.linspace(0, len(sequence), SCALES).astype(np.int64))
     while low < high - 1:
         middle = (low + high) // 2
-        if _fits(cost, target, rounded(middle)):
+        if fits(cost, target, rounded(middle)):
             low = middle
         else:
             high = middle
@@ -171,161 +136,19 @@ def least_damage(
     (Sinha and Zoltners, "The multiple-choice knapsack problem", 1979). Costs of layers between two groups are products,
     for which no bound holds.
     """
-    if _fits(cost, target, cost.num_channels):
+    if fits(cost, target, cost.num_channels):
         return cost.num_channels.copy()
     floor = cost.smallest(min_channels=target.min_channels, multiple_of=target.multiple_of)
     choices = [
-        _choices(np.asarray(damage[name], dtype=np.float64), int(lowest), target.multiple_of)
+        choices_of(np.asarray(damage[name], dtype=np.float64), int(lowest), target.multiple_of)
         for name, lowest in zip(cost.group_names, floor, strict=True)
     ]
     equal = uniform(cost, target, scores, keep_ratios, damage)
     at_equal = [int(np.flatnonzero(c.widths == width)[0]) for c, width in zip(choices, equal, strict=True)]
     # Trades end in a local optimum, so they start from two places.
-    found = [_traded(cost, target, choices, at) for at in (_narrowed(cost, target, choices), at_equal)]
+    found = [traded(cost, target, choices, at) for at in (narrowed(cost, target, choices), at_equal)]
     at = min(found, key=lambda at: sum(float(c.damage[place]) for c, place in zip(choices, at, strict=True)))
-    return _widths(choices, at)
-
-
-def _widths(choices: list[_Choices], at: list[int]) -> Counts:
-    return np.array([choice.widths[place] for choice, place in zip(choices, at, strict=True)], dtype=np.int64)
-
-
-def _choices(damage: npt.NDArray[np.float64], lowest: int, multiple_of: int) -> _Choices:
-    whole = len(damage) - 1
-    widths = np.arange(whole, lowest - 1, -1)
-    widths = widths[(widths % multiple_of == 0) | (widths == whole)]
-    return _Choices(widths, damage[whole - widths])
-
-
-def _narrowed(cost: CostModel, target: Target, choices: list[_Choices]) -> list[int]:
-    """A choice for each group, within the target: groups give what is worth its cost, at a price that rises."""
-    at, widths, price = [0] * len(choices), cost.num_channels.copy(), 0.0
-    # Each round narrows a group by at least one of its choices, and the narrowest network fits.
-    for _ in range(sum(len(choice.widths) for choice in choices)):
-        offers = []
-        for group, saved in enumerate(_saved(cost, target, choices, at)):
-            if (saved > 0).any():
-                choice, here = choices[group], at[group]
-                lost = choice.damage[here + 1 :] - choice.damage[here]
-                offers.append((float((lost[saved > 0] / saved[saved > 0]).min()), group, lost, saved))
-        if not offers:
-            # Latency need not fall with each single group.
-            return [len(choice.widths) - 1 for choice in choices]
-        price = max(price * 1.05, min(rate for rate, *_ in offers))
-        for rate, group, lost, saved in sorted(offers, key=lambda offer: offer[:2]):
-            if rate > price:
-                break
-            was, place = at[group], at[group] + 1 + int((lost - price * saved).argmin())
-            widths[group] = choices[group].widths[place]
-            if _fits(cost, target, widths):
-                # No further than it has to.
-                for nearest in range(was + 1, place + 1):
-                    widths[group] = choices[group].widths[nearest]
-                    if _fits(cost, target, widths):
-                        at[group] = nearest
-                        return at
-            at[group] = place
-    raise AssertionError("the narrowest network is within the target")
-
-
-def _saved(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> list[npt.NDArray[np.float64]]:
-    """Return for each group the fractions of the target's cost that its narrower choices save at the others' widths.
-
-    FLOPs, parameters and bytes of a group are nearly lines over its widths; latency has steps.
-    """
-    widths, most = _widths(choices, at), 2 if target.budget.latency is None else KNOTS
-    places = [_spread(here, len(choice.widths) - 1, most) for choice, here in zip(choices, at, strict=True)]
-    vectors = np.repeat(widths[None], sum(map(len, places)), axis=0)
-    groups = np.repeat(np.arange(len(choices)), [len(of_group) for of_group in places])
-    vectors[np.arange(len(vectors)), groups] = np.concatenate(
-        [choice.widths[of_group] for choice, of_group in zip(choices, places, strict=True)]
-    )
-    loads = sum((counts / limit for counts, limit in _against_limits(cost, target, vectors)), np.zeros(len(vectors)))
-    saved = []
-    for choice, here, of_group, load in zip(
-        choices, at, places, np.split(loads, np.cumsum([len(p) for p in places])[:-1]), strict=True
-    ):
-        # Descending widths, so that their negatives ascend.
-        saved.append(load[0] - np.interp(-choice.widths[here + 1 :], -choice.widths[of_group], load))
-    return saved
-
-
-def _spread(first: int, last: int, most: int) -> npt.NDArray[np.int64]:
-    """Return at most `most` whole numbers from `first` to `last`, both included."""
-    if last - first < most:
-        return np.arange(first, last + 1)
-    return first + np.arange(most) * (last - first) // (most - 1)
-
-
-def _traded(cost: CostModel, target: Target, choices: list[_Choices], at: list[int]) -> list[int]:
-    """Widen groups, and narrow others to make room, always by the best such move, until no move helps."""
-    at, widths = list(at), _widths(choices, at)
-    for _ in range(MOVES):
-        wider = _steps(cost, target, choices, at, widths, up=True)
-        narrower = [_Step(-1, 0, 0.0, 0.0), *_steps(cost, target, choices, at, widths, up=False)[:SIDES]]
-        pairs = [
-            (a, b)
-            for b in narrower
-            for a in (wider if b.group < 0 else wider[:SIDES])
-            if a.group != b.group and a.change + b.change < 0
-        ]
-        pairs.sort(key=lambda pair: pair[0].change + pair[1].change)
-        vectors = np.repeat(widths[None], len(pairs), axis=0)
-        for row, pair in enumerate(pairs):
-            for step in pair:
-                if step.group >= 0:
-                    vectors[row, step.group] = choices[step.group].widths[step.place]
-        fits = _all_fit(cost, target, vectors)
-        if not fits.any():
-            break
-        best = int(fits.argmax())
-        for step in pairs[best]:
-            if step.group >= 0:
-                at[step.group] = step.place
-        widths = vectors[best]
-    return at
-
-
-def _steps(
-    cost: CostModel, target: Target, choices: list[_Choices], at: list[int], widths: Counts, *, up: bool
-) -> list[_Step]:
-    """Return the moves of one group by 1, 2, 4 ... of its choices, ordered by their gain per cost."""
-    found = []
-    for group, (choice, here) in enumerate(zip(choices, at, strict=True)):
-        for distance in (1, 2, 4, 8, 16):
-            place = here - distance if up else here + distance
-            if 0 <= place < len(choice.widths):
-                found.append((group, place, float(choice.damage[place] - choice.damage[here])))
-    vectors = np.repeat(widths[None], len(found), axis=0)
-    for row, (group, place, _) in enumerate(found):
-        vectors[row, group] = choices[group].widths[place]
-    loads = np.zeros(len(found))
-    for (counts, limit), (now, _) in zip(
-        _against_limits(cost, target, vectors), _against_limits(cost, target, widths), strict=True
-    ):
-        loads += (counts - now if up else now - counts) / limit
-    steps = [_Step(*move, move[2] / max(load, 1e-30)) for move, load in zip(found, loads.tolist(), strict=True)]
-    return sorted(steps, key=lambda step: step.rate)
-
-
-def _against_limits(cost: CostModel, target: Target, widths: Counts) -> list[tuple[Counts | Floats, float]]:
-    """Return for each limit of the target the costs at these widths, and the limit.
-
-    FLOPs without a limit still weigh in against the dense network's: of two moves that save as many parameters, the one
-    that saves more FLOPs comes first. Beside a limit of latency, which stands for the time itself, they do not.
-    """
-    budget = target.budget
-    flops = 1.0 if budget.flops is None else budget.flops
-    found: list[tuple[Counts | Floats, float]] = []
-    if budget.flops is not None or budget.latency is None:
-        found.append((cost.flops(widths), flops * cost.dense_flops))
-    if budget.params is not None:
-        found.append((cost.params(widths), budget.params * cost.dense_params))
-    if budget.memory is not None:
-        found.append((cost.memory_bytes(widths), budget.memory * cost.dense_memory))
-    if budget.latency is not None:
-        found.append((cost.latency_ms(widths), budget.latency * cost.dense_latency_ms))
-    return found
+    return widths_at(choices, at)
 
 
 def _check_finite(what: str, by_group: Mapping[str, npt.NDArray[np.float64]]) -> None:
@@ -437,7 +260,7 @@ def _scaled(cost: CostModel, target: Target, wanted: npt.NDArray[np.float64]) ->
     low, high = _bracket(cost, target, widths, np.linspace(0.0, 1.0 / float(wanted.min()), SCALES))
     for _ in range(50 if low < high else 0):
         middle = (low + high) / 2
-        if _fits(cost, target, widths(middle)):
+        if fits(cost, target, widths(middle)):
             low = middle
         else:
             high = middle
@@ -451,8 +274,8 @@ def _bracket(
 
     Latency need not rise with the widths, so that wider networks than one that does not fit may fit.
     """
-    fits = _all_fit(cost, target, np.stack([widths(scale) for scale in scales]))
-    last = int(np.flatnonzero(fits)[-1]) if fits.any() else 0
+    within = all_fit(cost, target, np.stack([widths(scale) for scale in scales]))
+    last = int(np.flatnonzero(within)[-1]) if within.any() else 0
     return scales[last], scales[min(last + 1, len(scales) - 1)]
 
 
@@ -472,7 +295,7 @@ def _fill(cost: CostModel, target: Target, widths: Counts, order: Iterator[int])
         wider[group] = min(wider[group] + target.multiple_of, cost.num_channels[group])
         if target.multiple_of > 1 and wider[group] % target.multiple_of and wider[group] != cost.num_channels[group]:
             continue
-        if _fits(cost, target, wider):
+        if fits(cost, target, wider):
             widths = wider
         else:
             misfits += 1
@@ -487,15 +310,3 @@ def _to_multiple(widths: Counts, cost: CostModel, floor: Counts, multiple_of: in
         return widths
     whole = widths >= cost.num_channels
     return np.where(whole, cost.num_channels, np.maximum(widths // multiple_of * multiple_of, floor))
-
-
-def _fits(cost: CostModel, target: Target, widths: Counts) -> bool:
-    return all(float(count) <= limit for count, limit in _against_limits(cost, target, widths))
-
-
-def _all_fit(cost: CostModel, target: Target, vectors: Counts) -> npt.NDArray[np.bool_]:
-    """True for each width vector, a row of `vectors`, that is within the target."""
-    fits = np.ones(len(vectors), dtype=bool)
-    for counts, limit in _against_limits(cost, target, vectors):
-        fits &= counts <= limit
-    return fits

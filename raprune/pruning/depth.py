@@ -25,7 +25,8 @@ from raprune.cost.flops import CostModel, Counts, fractions_by_gate
 from raprune.cost.latency import Floats
 from raprune.errors import BudgetError
 from raprune.methods import Batches, Cut, Method, Scores
-from raprune.pruning.allocate import LEAST_DAMAGE, Target, allocate, select
+from raprune.pruning.allocate import LEAST_DAMAGE, allocate, select
+from raprune.pruning.target import Target
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
 from raprune.store.scores import Arrays, key_of

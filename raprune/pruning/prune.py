@@ -24,7 +24,7 @@ from raprune.channels.maxout import inserted
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable
 from raprune.methods import Cut, Kept, Method, Network, Scores, Step, method_named
-from raprune.pruning.allocate import LEAST_DAMAGE, Target, allocate, select
+from raprune.pruning.allocate import LEAST_DAMAGE, allocate, select
 from raprune.pruning.depth import allocate_with_blocks
 from raprune.pruning.gradual import kept_in_steps, positions_of
 from raprune.pruning.phases import DenseInputs, Phases, telling
@@ -32,6 +32,7 @@ from raprune.pruning.record import Pruned, check_not_trained, is_trained, method
 from raprune.pruning.room import repair_room
 from raprune.pruning.scoring import Scoring
 from raprune.pruning.services import WorkloadServices
+from raprune.pruning.target import Target
 from raprune.pruning.workload import Workload
 from raprune.records import Candidate, Proposal, Stage, Trial
 from raprune.results.stages import OnWork

@@ -25,9 +25,10 @@ from raprune.cost.stopwatch import Repeats, Stopwatch, mode_of
 from raprune.cost.timed import AtSizes, TimedNetwork
 from raprune.errors import BudgetError, UsageError
 from raprune.models.cifar_resnet import CifarResNet
-from raprune.pruning.allocate import ALLOCATIONS, Target, allocate, check_reachable
+from raprune.pruning.allocate import ALLOCATIONS, allocate, check_reachable
 from raprune.pruning.export import prune_once
 from raprune.pruning.preparation import prepare
+from raprune.pruning.target import Target
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
 from raprune.spec.job import LatencySpec, SearchSpec

@@ -16,7 +16,8 @@ from raprune.cost.flops import CostModel
 from raprune.methods import METHODS, Regularizer, Scores
 from raprune.methods.gammas import SparseGamma, scales
 from raprune.methods.slimming import Slimming
-from raprune.pruning.allocate import Target, allocate
+from raprune.pruning.allocate import allocate
+from raprune.pruning.target import Target
 from raprune.spec.budget import Budget
 from tests.channels.networks import build, image
 

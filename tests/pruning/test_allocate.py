@@ -16,7 +16,8 @@ from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel
 from raprune.errors import BudgetError
 from raprune.models.cifar_resnet import CifarResNet
-from raprune.pruning.allocate import ALLOCATIONS, Target, allocate, check_reachable, select
+from raprune.pruning.allocate import ALLOCATIONS, allocate, check_reachable, select
+from raprune.pruning.target import Target
 from raprune.spec.budget import Budget
 from tests.channels.networks import image
 from tests.channels.proved import proved

@@ -14,11 +14,11 @@ from torch import nn
 from raprune.channels.cut import cut
 from raprune.errors import UsageError
 from raprune.methods import METHODS, Cut
-from raprune.pruning.allocate import Target
 from raprune.pruning.depth import BlockDamage, allocate_with_blocks, read_blocks
 from raprune.pruning.export import prune_once
 from raprune.pruning.preparation import Prepared, prepare, without_excluded_gates
 from raprune.pruning.prune import Pruner
+from raprune.pruning.target import Target
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Candidate, Proposal, Stage
 from raprune.spec.budget import Budget

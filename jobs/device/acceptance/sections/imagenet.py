@@ -10,8 +10,9 @@ from raprune.channels.cut import cut
 from raprune.methods import Cut, Scores, method_named
 from raprune.methods.reconstruction import Reconstruction
 from raprune.models.precision import Precision
-from raprune.pruning.allocate import Target, allocate, select
+from raprune.pruning.allocate import allocate, select
 from raprune.pruning.room import repair_room
+from raprune.pruning.target import Target
 from raprune.records import Candidate
 from raprune.spec.budget import Budget
 from raprune.spec.job import TrainSpec

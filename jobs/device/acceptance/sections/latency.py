@@ -16,7 +16,8 @@ from raprune.cost.measure import measure_table, measure_whole
 from raprune.cost.stopwatch import Repeats, Stopwatch
 from raprune.cost.timed import TimedNetwork
 from raprune.models import build_model
-from raprune.pruning.allocate import Target, allocate
+from raprune.pruning.allocate import allocate
+from raprune.pruning.target import Target
 from raprune.spec.budget import Budget
 from raprune.spec.job import LatencySpec, ModelSpec
 
