@@ -83,6 +83,9 @@ def test_paths_follow_the_environment(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAPRUNE_DATA", str(tmp_path))
     moved = load_spec(path)
     for before, after in zip(_paths(beside), _paths(moved), strict=True):
+        if "runs/dense" in before:
+            assert after == before, "weights that the project trains"
+            continue
         inside = Path(before).resolve().relative_to((JOBS / "../../shared/data").resolve())
         assert Path(after) == tmp_path / inside
 
