@@ -444,8 +444,8 @@ class SamplerSpec(Part):
     """Number that all widths are a multiple of. A group with fewer channels stays whole; CPUs and GPUs are fast at
     multiples of 8. Where these miss the budget, GPUs get any widths, too. For ONNX Runtime groups of 16 channels are
     enough. `auto`, for a budget of latency, is the step at which the latency of this network falls on its device and
-    runtime, which is measured. Default: `auto` for a budget of latency in ONNX Runtime; 8 on GPUs, and on CPUs where
-    every group has 32 channels or more; else 1."""
+    runtime, which is measured. Without a value it is `auto` for a budget of latency in ONNX Runtime, 8 on GPUs, and on
+    CPUs where every group has 32 channels or more. Default: `auto`, 8 or 1, by budget, device and widths."""
     depth: bool = False
     """Let whole residual blocks go, beside channels: `nn.Identity` takes their place. The allocation `least_damage`
     decides on blocks and widths together, and mutations take blocks out and put them back. Methods that train while

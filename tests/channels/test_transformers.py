@@ -18,6 +18,7 @@ from raprune.cost.flops import prunable_params_fraction
 from raprune.records import Candidate
 from tests.channels.networks import image
 from tests.channels.proved import outputs
+from tests.tools import require_module
 
 pytestmark = pytest.mark.nightly
 
@@ -89,7 +90,7 @@ def built(make: Callable[[Any], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers imports whatever is there, such as torchao
-        model = make(pytest.importorskip("transformers")).eval()
+        model = make(require_module("transformers")).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and not bool(parameter.any()):
             nn.init.normal_(parameter, std=0.02)
