@@ -100,6 +100,24 @@ class ChannelGraph:
         """Number of channels of each group in the dense network, by group name."""
         return {group.name: group.num_channels for group in self.groups}
 
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """A number for each group, by name: two groups have the same one if they slice the same kinds of layers.
+
+        A kind of layer is the form of its weight without the numbers of channels, the axis that is sliced, and the
+        positions that a channel has on it: heads, widths of heads, MLPs, streams and filters are different kinds.
+        """
+        known: dict[tuple[Any, ...], int] = {}
+        return {group.name: known.setdefault(self._kind(group), len(known)) for group in self.groups}
+
+    def _kind(self, group: Group) -> tuple[Any, ...]:
+        layers = []
+        for member in group.members:
+            shape = self.shapes.get(member.parameter, ())
+            if len(shape) > 1:
+                layers.append((shape[2:], shape[1] == 1, member.axis, member.indices.shape[1], member.writes))
+        return tuple(sorted(layers))
+
     def without(self, names: Mapping[str, str]) -> ChannelGraph:
         """Return the graph with the groups of `names` (name -> reason) frozen: their widths become constants."""
         if not names:

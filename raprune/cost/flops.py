@@ -67,6 +67,8 @@ class CostModel:
         self.table = table
         self._is_dense = dense is None
         self.group_names: tuple[str, ...] = tuple(group.name for group in graph.groups)
+        self.kinds: Counts = np.array([graph.kinds[name] for name in self.group_names], dtype=np.int64)
+        """Number of each group's kind: see `ChannelGraph.kinds`."""
         self.num_channels: Counts = np.array([group.num_channels for group in graph.groups], dtype=np.int64)
         self._sizes = _Axes(graph.factors, self.group_names)
         self._flops = _collect(graph.flops)

@@ -61,7 +61,7 @@ from raprune.orchestration.workers.meeting import start_meeting
 from raprune.orchestration.workers.scores import Inputs, gather, missing, named, phases, warm_up
 from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining, Training
 from raprune.orchestration.workers.trials import CandidateTrial
-from raprune.pruning.allocate import ALLOCATIONS
+from raprune.pruning.allocate import by_default
 from raprune.pruning.artifact import provenance
 from raprune.pruning.preparation import with_table
 from raprune.pruning.workload import WeightArrays
@@ -372,7 +372,7 @@ def _heard(run: Run, news: Any, *, train: bool) -> Dense:
 def _space(run: Run) -> SearchSpace:
     """Methods, settings and widths among which the search of the run chooses."""
     settings = {name: searched_settings(method_named(name)) for name in run.spec.methods}
-    return search_space(run.spec, run.prepared.cost, allocations=tuple(ALLOCATIONS), settings=settings)
+    return search_space(run.spec, run.prepared.cost, allocations=by_default(), settings=settings)
 
 
 def _attempts(driven: DrivenRun, stored: Sequence[Trial]) -> Attempts:

@@ -122,6 +122,26 @@ def global_rank(
     return _fill(cost, target, rounded(low), (int(g) for g in sequence[int(low) :]))
 
 
+def isomorphic(
+    cost: CostModel, target: Target, scores: ScoresByGroup, keep_ratios: Mapping[str, float], damage: Damage
+) -> Counts:
+    """The best-scored channels of each kind of layers, the same fraction of every kind.
+
+    Fang, Ma, Mi, Wang: "Isomorphic Pruning for Vision Models", ECCV 2024 (arXiv 2407.04616) rank scores only among
+    sub-structures of the same form, because those of different forms have other distributions.
+    """
+    places: dict[str, npt.NDArray[np.float64]] = {}
+    for kind in np.unique(cost.kinds):
+        names = [name for name, own in zip(cost.group_names, cost.kinds, strict=True) if own == kind]
+        joined = np.concatenate([scores[name] for name in names])
+        place = np.empty(len(joined))
+        # Of equal scores the first counts as the better one, as in `select`.
+        place[np.argsort(-joined, kind="stable")] = (np.arange(len(joined)) + 0.5) / len(joined)
+        ends = np.cumsum([len(scores[name]) for name in names])
+        places |= dict(zip(names, np.split(1.0 - place, ends[:-1]), strict=True))
+    return global_rank(cost, target, places, keep_ratios, damage)
+
+
 def least_damage(
     cost: CostModel, target: Target, scores: ScoresByGroup, keep_ratios: Mapping[str, float], damage: Damage
 ) -> Counts:
@@ -170,9 +190,17 @@ ALLOCATIONS: dict[str, Allocation] = {
     "ratios": ratios,
     "uniform": uniform,
     "global_rank": global_rank,
+    "isomorphic": isomorphic,
     LEAST_DAMAGE: least_damage,
 }
 """Name of each allocation -> the function that finds the widths."""
+ON_REQUEST = ("isomorphic",)
+"""Allocations that a search tries only if its job names them."""
+
+
+def by_default() -> tuple[str, ...]:
+    """Return the allocations among which a search chooses if its job names none."""
+    return tuple(name for name in ALLOCATIONS if name not in ON_REQUEST)
 
 
 def list_allocations() -> dict[str, str]:

@@ -8,7 +8,7 @@ from raprune.methods import method_named, searched_settings
 from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.plan import plan_of
 from raprune.orchestration.workers.scores import Missing, named
-from raprune.pruning.allocate import ALLOCATIONS
+from raprune.pruning.allocate import by_default
 from raprune.pruning.preparation import prepare
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.forecast import Plan
@@ -33,7 +33,7 @@ def planned(*stored: Trial) -> Plan:
     space = search_space(
         SPEC,
         prepared.cost,
-        allocations=tuple(ALLOCATIONS),
+        allocations=by_default(),
         settings={name: searched_settings(method_named(name)) for name in SPEC.methods},
     )
     methods = named(SPEC, (*space.baselines, *space.methods))

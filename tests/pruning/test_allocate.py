@@ -119,7 +119,7 @@ def test_a_larger_target_gives_no_fewer_flops(name: str) -> None:
     scores, ratios = random_scores(cost, 1), random_ratios(cost, 1)
     flops = [
         int(cost.flops(allocate(name, cost, Target(budget=Budget(flops=float(f))), scores=scores, keep_ratios=ratios)))
-        for f in np.linspace(0.05, 1.0, 39)
+        for f in np.linspace(0.05, 1.0, 20)
     ]
     assert flops == sorted(flops)
 
@@ -175,6 +175,29 @@ def test_global_rank_does_not_ask_for_the_scale_of_a_group() -> None:
     target = Target(budget=Budget(flops=0.4))
     one, other = (allocate("global_rank", cost, target, scores=s, keep_ratios={}) for s in (scores, scaled))
     assert np.abs(one - other).max() <= 1
+
+
+def test_isomorphic_keeps_the_same_fraction_of_every_kind_and_the_best_within_it() -> None:
+    """Bottlenecks of ResNet-50: filters of 1x1, filters of 3x3, and streams, each with scores of another size."""
+    cost = cost_of("resnet50")
+    names, kinds = cost.group_names, cost.kinds
+    inner = [kind for kind in np.unique(kinds) if (kinds == kind).sum() == 16]
+    assert len(inner) == 2, "the two layers inside of each of the 16 blocks"
+    rng = np.random.default_rng(0)
+    scores = {
+        name: rng.random(int(n)) * 10.0 ** int(k) for name, n, k in zip(names, cost.num_channels, kinds, strict=True)
+    }
+    widths = allocate(
+        "isomorphic", cost, Target(budget=Budget(flops=0.4)), scores=scores, keep_ratios={}, comparable=True
+    )
+    for kind in inner:
+        ours = kinds == kind
+        joined = np.concatenate([scores[name] for name, own in zip(names, ours, strict=True) if own])
+        threshold = np.sort(joined)[::-1][int(widths[ours].sum()) - 1]
+        best = [int((scores[name] >= threshold).sum()) for name, own in zip(names, ours, strict=True) if own]
+        assert np.abs(widths[ours] - best).max() <= 1
+    shares = [float(widths[kinds == kind].sum() / cost.num_channels[kinds == kind].sum()) for kind in inner]
+    assert abs(shares[0] - shares[1]) < 0.01
 
 
 def test_scores_that_are_all_zero_still_allocate() -> None:

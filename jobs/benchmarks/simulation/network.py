@@ -9,7 +9,7 @@ from raprune.channels.cache import cached_trace
 from raprune.cost.flops import CostModel
 from raprune.methods import method_named, searched_settings
 from raprune.models import build_model
-from raprune.pruning.allocate import ALLOCATIONS
+from raprune.pruning.allocate import by_default
 from raprune.records import Candidate, Metrics, Proposal, Trial, TrialState
 from raprune.sampling.space import SearchSpace, search_space
 from raprune.spec.job import ModelSpec, SearchSpec
@@ -25,7 +25,7 @@ class Resnet:
 
     def space(self, spec: SearchSpec) -> SearchSpace:
         settings = {name: searched_settings(method_named(name)) for name in spec.methods}
-        return search_space(spec, self._cost, allocations=tuple(ALLOCATIONS), settings=settings)
+        return search_space(spec, self._cost, allocations=by_default(), settings=settings)
 
     def trial(self, proposal: Proposal, *, seconds: float) -> Trial:
         """The record of a proposal: what stays is the first channels, and wider networks are more accurate."""
