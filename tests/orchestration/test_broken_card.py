@@ -109,10 +109,11 @@ def test_worker_on_a_broken_card_ends_again_and_again_and_loses_no_trial(ray_clu
     cards = tmp_path / "cards"
     cards.mkdir()
     model = {"name": "tests.orchestration.broken_card:build", "arguments": {"cards": str(cards)}}
-    spec = small_search(tmp_path / "run", model=model)
+    search = {"trials": 8, "lookahead": 4, "calibration_images": 64}
+    spec = small_search(tmp_path / "run", model=model, search=search, finalists={"count": 0})
     run(spec)
     trials = Store(spec.output).trials()
-    assert len(trials) == 14 and {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert len(trials) == 8 and {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert list(cards.glob("broken-*")), "a worker was on the broken card"
 
 
@@ -123,7 +124,15 @@ def test_trial_that_hangs_fails_by_the_time_limit_and_the_search_ends(ray_cluste
     # Far more than any other trial takes, on a busy machine too.
     resources = {"workers": 2, "trial_timeout_s": 20.0}
     settings = {HANGING: {"mark": str(mark)}}
-    spec = small_search(tmp_path / "run", methods=[HANGING], settings=settings, resources=resources)
+    search = {"trials": 4, "lookahead": 4, "calibration_images": 64}
+    spec = small_search(
+        tmp_path / "run",
+        methods=[HANGING],
+        settings=settings,
+        resources=resources,
+        search=search,
+        finalists={"count": 0},
+    )
     run(spec)
     failed = [trial for trial in Store(spec.output).trials() if trial.state is not TrialState.COMPLETE]
     assert [trial.proposal.method for trial in failed] == [HANGING] and mark.exists()

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 NODES = ("one", "two", "three")
 S3, S3_PORT = "s3", 5000
-TRIALS = 16
+TRIALS = 12
 
 
 @pytest.fixture(scope="module")
