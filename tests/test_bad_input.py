@@ -105,7 +105,7 @@ def for_check(arguments: str) -> list[str]:
     ("arguments", "told"),
     [
         ("--method l3", "method 'l3': no such method. Valid: "),
-        ("--allocation by-hand", "allocation 'by-hand': no such allocation. Valid: global_rank, least_damage, "),
+        ("--allocation by-hand", "allocation 'by-hand': no such allocation. Valid: global_rank, isomorphic, "),
         ("--method l2 --set settings.l2.power=2", "settings.l2.power: the method has no such hyper-parameter"),
         ("--output file/net", "file is a file"),
     ],
