@@ -31,7 +31,7 @@ from raprune.methods.method import Batches, Cut
 
 BATCH = 64
 LR = 1e-3
-"""Peak learning rate of Adam, which falls to 0 along a cosine. Measured on ResNet-56: see docs/methods.md."""
+"""Peak learning rate of Adam, which falls to 0 along a cosine."""
 HELD_OUT = 8
 """One image in so many judges the result: a block that does worse on them keeps its weights."""
 LARGEST = 2**30

@@ -96,7 +96,7 @@ class Reconstruction(Method):
 
     match_steps: int = field(default=0, metadata={"repair": True})
     """Steps in which each block learns the dense block's outputs after the refit, without labels
-    (`block_matching.py`). 200 are enough; 0: none, because they take ten times as long as the refit."""
+    (`block_matching.py`), for example 200. 0: none, because they take minutes for a network."""
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         with evaluating(model), torch.no_grad():

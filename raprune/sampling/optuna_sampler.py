@@ -195,6 +195,7 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "mixed": _tpe,
     "tpe": _tpe,
     "nsga2": _nsga2,
+    # `optuna_gp.py` makes its own sampler for each proposal.
     "gp": _random,
     "random": _random,
 }
