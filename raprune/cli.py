@@ -12,11 +12,11 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from raprune import __version__
 from raprune.errors import (
@@ -28,6 +28,7 @@ from raprune.errors import (
     UsageError,
 )
 from raprune.orchestration import interruption
+from raprune.report.command_help import PlainCommand, PlainGroup
 from raprune.report.formats import first_lines
 from raprune.spec import names
 from raprune.store.address import public_address
@@ -43,7 +44,7 @@ TRACEBACK = "RAPRUNE_TRACEBACK"
 """Environment variable; 1 makes an unexpected error show its traceback."""
 
 
-class Commands(TyperGroup):
+class Commands(PlainGroup):
     """Group of commands that prints each error on one screen."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -91,8 +92,10 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
+command = partial(app.command, cls=PlainCommand)
 
 
 def main() -> None:
@@ -320,7 +323,7 @@ ClusterAddress = Annotated[
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job, as `raprune jobs` prints it.")]
 
 
-@app.command(rich_help_panel=SEARCHES)
+@command(rich_help_panel=SEARCHES)
 def search(
     ctx: typer.Context,
     job: Job = None,
@@ -514,7 +517,7 @@ def search(
         (search_or_resume if resume_it else run_search)(spec, console=console, stages=stages)
 
 
-@app.command(rich_help_panel=SEARCHES)
+@command(rich_help_panel=SEARCHES)
 def resume(ctx: typer.Context, run: RunPath) -> None:
     """Resume a search that was stopped or killed; finished work is kept."""
     ctx.find_root().obj = run
@@ -525,7 +528,7 @@ def resume(ctx: typer.Context, run: RunPath) -> None:
         run_resume(run, console=console, stages=stages)
 
 
-@app.command(rich_help_panel=RESULTS)
+@command(rich_help_panel=RESULTS)
 def runs(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder that holds runs: a path or a URI.")] = "runs",
     as_json: AsJson = False,
@@ -536,7 +539,7 @@ def runs(
     print_runs(folder, console=_console(), as_json=as_json)
 
 
-@app.command(rich_help_panel=RESULTS)
+@command(rich_help_panel=RESULTS)
 def status(run: RunPath, as_json: AsJson = False) -> None:
     """Show the progress of a run: trials, front, hypervolume, best network within the budget."""
     from raprune.report.terminal import print_status
@@ -544,7 +547,7 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
     print_status(run, console=_console(), as_json=as_json)
 
 
-@app.command(rich_help_panel=RESULTS)
+@command(rich_help_panel=RESULTS)
 def front(
     run: RunPath,
     as_json: AsJson = False,
@@ -564,7 +567,7 @@ def front(
     print_front(run, console=_console(), as_json=as_json, everything=everything)
 
 
-@app.command(rich_help_panel=RESULTS)
+@command(rich_help_panel=RESULTS)
 def pick(
     ctx: typer.Context,
     run: RunPath,
@@ -596,7 +599,7 @@ def pick(
     )
 
 
-@app.command(rich_help_panel=RESULTS)
+@command(rich_help_panel=RESULTS)
 def report(
     run: RunPath,
     output: Annotated[
@@ -627,7 +630,7 @@ def report(
     write(run, folder=output, siblings=siblings, console=console)
 
 
-@app.command(rich_help_panel=ONE_NETWORK)
+@command(rich_help_panel=ONE_NETWORK)
 def inspect(
     ctx: typer.Context,
     model_or_job: Annotated[
@@ -687,7 +690,7 @@ def inspect(
         show(found, _console())
 
 
-@app.command(rich_help_panel=ONE_NETWORK)
+@command(rich_help_panel=ONE_NETWORK)
 def prune(
     ctx: typer.Context,
     job: Job = None,
@@ -779,7 +782,7 @@ def prune(
     _print_proof(made.proof, console)
 
 
-@app.command(rich_help_panel=CLUSTERS)
+@command(rich_help_panel=CLUSTERS)
 def latency(
     is_served: Annotated[
         bool, typer.Option("--serve", help="Time networks for runs on other machines, until Ctrl-C.", metavar="")
@@ -804,7 +807,7 @@ def latency(
     run_worker(host=host, port=port, token_file=token_file)
 
 
-@app.command(rich_help_panel=RESULTS)
+@command(rich_help_panel=RESULTS)
 def serve(
     run: Annotated[
         str,
@@ -830,7 +833,7 @@ def serve(
     run_serve(run, host=host, port=port, token_file=token_file, console=_console())
 
 
-@app.command(rich_help_panel=RESULTS)
+@command(rich_help_panel=RESULTS)
 def export(
     run: RunPath,
     network: Annotated[
@@ -874,7 +877,7 @@ def export(
     _print_proof(made.proof, console)
 
 
-@app.command(rich_help_panel=CLUSTERS, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@command(rich_help_panel=CLUSTERS, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def submit(
     ctx: typer.Context,
     address: ClusterAddress = None,
@@ -960,7 +963,7 @@ def submit(
     raise typer.Exit(code)
 
 
-@app.command(rich_help_panel=CLUSTERS)
+@command(rich_help_panel=CLUSTERS)
 def jobs(
     address: ClusterAddress = None,
     everything: Annotated[
@@ -974,7 +977,7 @@ def jobs(
     print_jobs(address, everything=everything, as_json=as_json, console=_console())
 
 
-@app.command(rich_help_panel=CLUSTERS)
+@command(rich_help_panel=CLUSTERS)
 def logs(
     job: JobName,
     address: ClusterAddress = None,
@@ -988,7 +991,7 @@ def logs(
     raise typer.Exit(print_logs(job, address, follow=follow, console=_console()))
 
 
-@app.command(rich_help_panel=CLUSTERS)
+@command(rich_help_panel=CLUSTERS)
 def stop(job: JobName, address: ClusterAddress = None) -> None:
     """Stop a job on a cluster; submit it again to resume its run."""
     from raprune.orchestration.jobs.client import stop as run_stop
@@ -996,7 +999,7 @@ def stop(job: JobName, address: ClusterAddress = None) -> None:
     run_stop(job, address, console=_console())
 
 
-@app.command(rich_help_panel=REFERENCE)
+@command(rich_help_panel=REFERENCE)
 def methods() -> None:
     """List the methods with their papers and settings, and the allocations."""
     from raprune.methods import list_methods
@@ -1012,13 +1015,13 @@ def methods() -> None:
         typer.echo(f"{name:<15} {title}")
 
 
-@app.command(rich_help_panel=REFERENCE)
+@command(rich_help_panel=REFERENCE)
 def models() -> None:
     """List the names that --model takes."""
     typer.echo("\n".join(names.list_models()))
 
 
-@app.command(rich_help_panel=SEARCHES)
+@command(rich_help_panel=SEARCHES)
 def check(
     ctx: typer.Context,
     job: Job = None,
@@ -1063,11 +1066,13 @@ def check(
     run_check(spec, console=_console())
 
 
-dashboards = typer.Typer(no_args_is_help=True, help="Install raprune's dashboard into Grafana.")
+dashboards = typer.Typer(
+    cls=PlainGroup, no_args_is_help=True, rich_markup_mode=None, help="Install raprune's dashboard into Grafana."
+)
 app.add_typer(dashboards, name="dashboards", rich_help_panel=CLUSTERS)
 
 
-@dashboards.command("install")
+@dashboards.command("install", cls=PlainCommand)
 def install_dashboards(
     folder: Annotated[
         str | None,
@@ -1086,7 +1091,7 @@ def install_dashboards(
 def _parsed_as_search(ctx: typer.Context) -> typer.Context:
     """The remaining arguments of a command, parsed as those of `search`."""
     group = ctx.find_root().command
-    assert isinstance(group, TyperGroup)
+    assert isinstance(group, PlainGroup)
     read: Any = group.commands["search"].make_context(ctx.info_name, list(ctx.args), parent=ctx.parent)
     return read
 
