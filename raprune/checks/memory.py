@@ -45,7 +45,9 @@ def described(memory: WorkerMemory, *, workers: int, card: DeviceMemory | None) 
             f"    fine-tuning {size(memory.finetuning)}: the same, and {size(memory.training)} activations, gradients "
             "and optimiser"
         )
-    if memory.images:
+    if workers > 1:
+        yield "    images of both splits: one copy in the host's memory for all, from which each batch is copied"
+    elif memory.images:
         yield (
             f"    training images {size(memory.images)}: on the card from {size(memory.resident_from)} a worker on, "
             "else in the host's memory, from which each batch is copied"

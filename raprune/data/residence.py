@@ -27,9 +27,10 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
 def fits(needed: int, memory: DeviceMemory | None, *, share: float = 1.0) -> bool:
     """Return True if a split of `needed` bytes is to be stored on the device.
 
-    It may take `RESIDENT` of the free memory, and of this process's `share` of the whole memory, in (0, 1]: processes
-    that share a card all look at the free memory before any of them has taken its part.
+    It may take `RESIDENT` of the free memory. Processes that share a card, those whose `share` of it is below 1, store
+    nothing there: their one copy is that of the host, which all processes of a node map. A batch of 256 ImageNet
+    photographs is 38 MB, 2 ms of the bus and 1 % of its evaluation, while each would hold the whole split.
     """
     if memory is None:
         return True
-    return needed <= RESIDENT * min(memory.free, share * memory.total)
+    return share >= 1 and needed <= RESIDENT * memory.free

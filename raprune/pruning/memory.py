@@ -38,7 +38,7 @@ class WorkerMemory:
     calibration: int
     """Calibration images."""
     validation: int
-    """Validation images."""
+    """Validation images; 0 where several workers share a card, whose images stay on the host."""
     weights: int
     """The dense network and a candidate that is as large."""
     evaluation: int
@@ -50,7 +50,7 @@ class WorkerMemory:
     training: int
     """Peak of a step of fine-tuning the dense network: activations, gradients, momentum, and the trained copy."""
     images: int
-    """Training images; 0 where they are streamed, or where nothing is trained."""
+    """Training images; 0 where they are streamed, where nothing is trained, or where several workers share a card."""
 
     @property
     def always(self) -> int:
@@ -85,6 +85,7 @@ def worker_memory(workload: Workload, graph: ChannelGraph, spec: SearchSpec) -> 
     calibration = min(spec.search.calibration, len(data.train))
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     methods = [method_named(name)(**spec.settings.get(name, {})) for name in {*BASELINES, *spec.methods}]
+    shares = 0 < (spec.resources.gpus_per_trial or 0) < 1
     with torch.random.fork_rng(devices=[]):
         batch = min(spec.search.batch_size, len(data.validation))
         evaluation = evaluation_bytes(model, image, batch)
@@ -95,13 +96,13 @@ def worker_memory(workload: Workload, graph: ChannelGraph, spec: SearchSpec) -> 
         repair = refit_bytes(model, image, calibration, each=evaluation / batch) if repairs else 0
     return WorkerMemory(
         calibration=calibration * a_image,
-        validation=len(data.validation) * a_image,
+        validation=0 if shares else len(data.validation) * a_image,
         weights=2 * weights,
         evaluation=_with_gaps(evaluation),
         scores=_with_gaps(scores),
         repair=repair,
         training=_with_gaps(training),
-        images=0 if spec.data.stream or not trained else len(data.train) * a_image,
+        images=0 if shares or spec.data.stream or not trained else len(data.train) * a_image,
     )
 
 

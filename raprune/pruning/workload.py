@@ -40,10 +40,10 @@ WeightArrays = dict[str, npt.NDArray[Any]]
 class Workload:
     """The dense network in evaluation mode, and its data, on `device`. Build it with `build_workload`.
 
-    A split is placed when it is first asked for, so that a process that trains nothing places no training split. Each
-    process on a GPU places its own: to share one copy, a process of its own would have to hold the images and outlive
-    all others (CUDA IPC), with half a gigabyte for its context. `raprune check` counts the copies instead, and those
-    that do not fit stay on the host, where all processes of a node share one.
+    A split is placed when it is first asked for, so that a process that trains nothing places no training split.
+    Processes that share a card leave their splits on the host, where all processes of a node share one copy. A copy on
+    the card for all of them (CUDA IPC) would need a process that holds the images and outlives the others, with half a
+    gigabyte for its context, and gain a percent of an evaluation.
     """
 
     def __init__(

@@ -77,14 +77,13 @@ def test_host_split_keeps_the_memory_of_its_images() -> None:
     [
         (60, 100, 1.0, True),
         (61, 100, 1.0, False),
-        (15, 100, 0.25, True),
-        # Four processes look before any has placed its images: each may count on its quarter alone.
-        (16, 100, 0.25, False),
+        # Four processes share the card: they share the copy of the host.
+        (1, 100, 0.25, False),
         (13, 20, 1.0, False),
         (0, 0, 1.0, True),
     ],
 )
-def test_fits_split_needs_its_fraction_of_free_memory_and_of_the_share(
+def test_fits_split_needs_its_fraction_of_free_memory_on_a_card_of_its_own(
     needed: int, free: int, share: float, expected: bool
 ) -> None:
     assert fits(needed, DeviceMemory(free=free, total=100), share=share) is expected

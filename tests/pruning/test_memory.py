@@ -9,7 +9,7 @@ import pytest
 
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
-from raprune.checks.memory import workers_a_card
+from raprune.checks.memory import described, workers_a_card
 from raprune.data import load_data
 from raprune.data.dataset import Dataset
 from raprune.data.standard import stand_in
@@ -116,3 +116,13 @@ def test_stand_in_of_data_of_unknown_size_is_none() -> None:
 @pytest.mark.parametrize(("gpus", "workers"), [(None, 1), (1.0, 1), (2.0, 1), (0.25, 4), (0.3, 3), (0.0, 0)])
 def test_workers_a_card_follows_the_gpus_of_a_trial(gpus: float | None, workers: int) -> None:
     assert workers_a_card(ResourceSpec(gpus_per_trial=gpus)) == workers
+
+
+def test_workers_that_share_a_card_hold_no_split_on_it() -> None:
+    spec = spec_of("l2")
+    shared = spec.model_copy(update={"resources": ResourceSpec(gpus_per_trial=0.25)})
+    (alone, _), (memory, _) = estimated(spec), estimated(shared)
+    assert (memory.validation, memory.images) == (0, 0) and alone.validation > 0 < alone.images
+    assert alone.needed - memory.needed >= alone.validation
+    assert any("one copy" in line for line in described(memory, workers=4, card=None))
+    assert not any("one copy" in line for line in described(alone, workers=1, card=None))

@@ -122,6 +122,23 @@ def test_training_split_that_does_not_fit_gives_the_same_weights_from_the_host(m
     assert other.weights_hash == resident.weights_hash
 
 
+def test_processes_that_share_a_card_share_the_images_of_the_host() -> None:
+    spec = small()
+    data = load_data(spec.data, seed=0)
+    with pretend_cuda() as card:
+        alone = build_workload(spec, data=data, device="cuda:0")
+        first, second = (build_workload(spec, data=data, device="cuda:0", card_share=0.5) for _ in range(2))
+        used = card.used
+        held = [split for sharer in (first, second) for split in (sharer.training, sharer.validation)]
+        assert card.used - used < SLACK
+        assert {split.images.untyped_storage().data_ptr() for split in held} == {
+            split.images.ctypes.data for split in (data.train, data.validation)
+        }
+        expected = evaluate(alone.model, alone.validation, task=alone.task, batch_size=64)
+        assert evaluate(first.model, first.validation, task=first.task, batch_size=64) == expected
+        assert card.used - used > data.validation.images.nbytes
+
+
 def test_weights_travel_as_arrays_that_nobody_writes_to() -> None:
     spec = small()
     data = load_data(spec.data, seed=0)
