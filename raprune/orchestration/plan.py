@@ -94,7 +94,7 @@ def plan_of(
         rescored=sum(again.values()),
         finetunings=max(0, finalists * spec.finalists.seeds - tuned),
         finetuning_epochs=train.epochs,
-        teacher=train.distillation > 0 or train.features > 0,
+        teacher=train.distillation > 0 or train.features != 0,
         latency_repeats=spec.latency.repeats,
         grouped=grouped,
     )

@@ -127,8 +127,8 @@ def _training_bytes(workload: Workload, graph: ChannelGraph, spec: SearchSpec, i
     asked, model = spec.finalists.train.decided(epochs=1.0), workload.model
     at_once = -(-min(asked.batch_size, len(workload.data.train)) // asked.accumulate)
     precision = "float32" if asked.precision == "float32" else "bfloat16"
-    teacher = workload.teacher if asked.distillation > 0 or asked.features > 0 else None
-    channels = channel_map(model, graph, {}, image) if asked.features > 0 else None
+    teacher = workload.teacher if asked.distillation > 0 or asked.features != 0 else None
+    channels = channel_map(model, graph, {}, image) if asked.features != 0 else None
 
     def step(x: Tensor) -> None:
         changes = {"batch_size": len(x), "accumulate": 1, "precision": precision}

@@ -260,9 +260,10 @@ def _check_names(spec: SearchSpec) -> None:
             hint="Use --budget-flops or --budget-params with it, or leave it out of --methods.",
         )
     features = spec.finalists.train.features
-    if spec.teacher.name and features > 0:
+    asks = features not in (None, 0)
+    if spec.teacher.name and asks:
         raise UsageError(
-            f"finalists.train.features {features:g} with teacher.name (--teacher) {spec.teacher.name!r}: feature maps "
+            f"finalists.train.features {features} with teacher.name (--teacher) {spec.teacher.name!r}: feature maps "
             "are compared channel by channel, and only the dense network has the channels of a finalist.",
             hint="Set finalists.train.features=0, or leave --teacher out.",
         )
@@ -272,9 +273,9 @@ def _check_names(spec: SearchSpec) -> None:
             "from the targets alone.",
             hint="Leave --teacher out.",
         )
-    if features > 0 and not task.maps:
+    if asks and features != "auto" and not task.maps:
         raise UsageError(
-            f"finalists.train.features {features:g} with task (--task) {spec.task!r}: its finalists learn from the "
+            f"finalists.train.features {features} with task (--task) {spec.task!r}: its finalists learn from the "
             "targets alone.",
             hint="Set finalists.train.features=0.",
         )

@@ -54,9 +54,13 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int], trai
     train = with_recipe(asked, asked.epochs or epochs, traits)
     if traits is not None and train.teacher_once is None:
         changed = train.decided()
-        changes = changed.policy != "none" or max(changed.erase, changed.mixup, changed.cutmix, changed.features) > 0
+        changes = changed.policy != "none" or max(changed.erase, changed.mixup, changed.cutmix) > 0
+        changes = changes or changed.features != 0
         once = traits.is_plain and not changes and (asked.epochs or epochs) >= 2
         train = train.model_copy(update={"teacher_once": once})
+    if traits is not None and train.features is None:
+        maps = not spec.teacher.name and train.distillation > 0 and not train.teacher_once
+        train = train.model_copy(update={"features": "auto" if maps else 0.0})
     if spec.weights is None:
         spec = spec.model_copy(update={"dense": with_recipe(spec.dense, spec.dense.epochs, traits)})
     spec = spec.model_copy(update={"finalists": spec.finalists.model_copy(update={"train": train})})

@@ -280,8 +280,10 @@ class _Training(Part):
     teacher_once: bool | None = None
     """Compute the teacher's logits once for all epochs. Only where training images are in memory and none is changed.
     Default: true where that is so and the training has two epochs or more, else false."""
-    features: NotNegative = 0.0
-    """Weight of the teacher's feature maps in the loss; 0 leaves them out. Only the dense network has such maps."""
+    features: NotNegative | Literal["auto"] | None = None
+    """Weight of the teacher's feature maps in the loss; 0 leaves them out. Only the dense network has such maps. `auto`
+    is the weight with which they count 15 times as much as the rest of the loss when the training begins.
+    Default: `auto` for a finalist of the dense network whose logits are not computed once, else 0."""
     accumulate: PositiveInt = 1
     """Number of parts in which a batch passes the network: more parts need less memory."""
     sync_batch_norm: bool | None = None
@@ -323,6 +325,7 @@ class TrainSpec(_Training):
     label_smoothing: Below1 = 0.0
     ema: Below1 = 0.0
     teacher_once: bool = False
+    features: NotNegative | Literal["auto"] = 0.0
     policy: Policy = "none"
     policy_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     crop_scale: Fraction = 0.35

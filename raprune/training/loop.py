@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from raprune.channels.evaluating import evaluating
 from raprune.data.augment import Augmentation
 from raprune.data.batches import DeviceSplit, batch_sizes
 from raprune.data.host import HostSplit
@@ -31,7 +32,7 @@ from raprune.spec.job import TrainSpec
 from raprune.training import distributed
 from raprune.training.checkpoint import Checkpoints as Checkpoints
 from raprune.training.checkpoint import unpack
-from raprune.training.distillation import Answers, ChannelMap, FeatureMaps, teacher_in
+from raprune.training.distillation import Answers, ChannelMap, FeatureMaps, balanced_weight, teacher_in
 from raprune.training.epoch import Epoch
 from raprune.training.mixing import Mixing
 from raprune.training.optimiser import rate
@@ -134,6 +135,9 @@ def train(
         objective = stack.enter_context(
             _objective(model, teacher, channels, spec, trained, share, answers, half, split, ranks)
         )
+        if course.features is None:
+            course.features = _weight_of_maps(objective, model, split, spec, seed)
+        objective = replace(objective, features=course.features)
         tally = _Tally(split.device, task)
 
         def step(x: Tensor, y: Tensor) -> None:
@@ -264,6 +268,8 @@ class _Objective:
     """The trained network, wrapped if there are several processes."""
     teacher: nn.Module | None
     maps: FeatureMaps | None
+    features: float
+    """Weight of the feature maps."""
     spec: TrainSpec
     task: Task
     share: Tensor | None
@@ -295,7 +301,7 @@ class _Objective:
             soft = task.distil(outputs, taught, spec)
             loss = (1 - spec.distillation) * loss + spec.distillation * soft
         if self.maps is not None:
-            loss = loss + spec.features * self.maps.loss()
+            loss = loss + self.features * self.maps.loss()
         return loss, outputs, y
 
 
@@ -313,7 +319,7 @@ def _objective(
     ranks: Ranks,
 ) -> Iterator[_Objective]:
     """Yield the objective; within the context the networks are observed and joined with those of other processes."""
-    with_maps = spec.features > 0 and channels is not None and task.maps
+    with_maps = spec.features != 0 and channels is not None and task.maps
     if teacher is not None:
         teacher = teacher.eval() if (spec.distillation > 0 and task.distils) or with_maps else None
     maps = None
@@ -326,10 +332,22 @@ def _objective(
 
     try:
         with distributed.joined(model, ranks, example) as joined:
-            yield _Objective(joined, teacher, maps, spec, task, share, answers, half)
+            yield _Objective(joined, teacher, maps, 0.0, spec, task, share, answers, half)
     finally:
         if maps is not None:
             maps.close()
+
+
+def _weight_of_maps(objective: _Objective, model: nn.Module, split: TrainingSplit, spec: TrainSpec, seed: int) -> float:
+    """Return the weight of the feature maps; with `auto` by the losses of one batch, the same one in all processes."""
+    if spec.features != "auto":
+        return float(spec.features)
+    if objective.maps is None:
+        return 0.0
+    x, y = next(split.shuffled(spec.batch_size, torch.Generator().manual_seed(seed), "none", ALONE))
+    with evaluating(model), torch.no_grad():
+        rest, _, _ = replace(objective, model=model, share=None)(x, y)
+        return balanced_weight(float(rest), float(objective.maps.loss()))
 
 
 def _half_precision(spec: TrainSpec, device: torch.device) -> torch.dtype | None:

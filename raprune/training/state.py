@@ -32,6 +32,8 @@ class TrainingState:
         self, model: nn.Module, spec: TrainSpec, seed: int, scaler: torch.amp.GradScaler, *, of: Mapping[str, Any]
     ) -> None:
         self.step = 0
+        self.features: float | None = None
+        """Weight of the feature maps; None until it is known."""
         self.before: list[Epoch] = []
         self.history: list[Epoch] = []
         self.generator = torch.Generator().manual_seed(seed)
@@ -95,7 +97,7 @@ class TrainingState:
         history = [asdict(epoch) for epoch in self.history]
         scale = self._scaler.state_dict()
         before = [asdict(epoch) for epoch in self.before]
-        progress = {"of": self._of, "step": self.step, "history": history, "scale": scale}
+        progress = {"of": self._of, "step": self.step, "history": history, "scale": scale, "features": self.features}
         return pack(tensors, progress | ({"before": before} if before else {}))
 
     def resume(self, content: bytes | None) -> None:
@@ -117,6 +119,7 @@ class TrainingState:
             )
             return
         self.step = progress["step"]
+        self.features = progress.get("features")
         self.history = [Epoch(**epoch) for epoch in progress["history"]]
         self.before = [Epoch(**epoch) for epoch in progress.get("before", [])]
         self.generator.set_state(tensors["generator"])

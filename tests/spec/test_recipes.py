@@ -64,7 +64,7 @@ def test_recipe_follows_the_network_the_images_and_the_length(of: Traits, epochs
 
 def test_short_training_of_a_convolutional_network_is_that_of_earlier_versions() -> None:
     for epochs in (0.25, 2.0, 40.0):
-        with_recipe, without = job(CNN, epochs=epochs), job(None, epochs=epochs)
+        with_recipe, without = job(CNN, epochs=epochs, features=0.0), job(None, epochs=epochs)
         assert with_recipe.finalists.train.decided().identity() == without.finalists.train.decided().identity()
         assert with_recipe.dense.decided().identity() == without.dense.decided().identity()
         assert without.finalists.train.recipe is None
@@ -149,3 +149,21 @@ def test_method_that_names_its_rate_trains_by_sgd() -> None:
 )
 def test_teacher_answers_once_where_no_image_changes(is_plain: bool, fields: dict[str, Any], once: bool) -> None:
     assert job(replace(CNN, is_plain=is_plain), **fields).finalists.train.teacher_once is once
+
+
+@pytest.mark.parametrize(
+    ("is_plain", "fields", "features"),
+    [
+        (False, {"epochs": 2}, "auto"),
+        (True, {"epochs": 1}, "auto"),
+        # The teacher's logits are computed once; its maps would need a pass in each step.
+        (True, {"epochs": 2}, 0.0),
+        (False, {"distillation": 0.0}, 0.0),
+        (False, {"features": 3.0}, 3.0),
+        (False, {"features": 0.0}, 0.0),
+    ],
+)
+def test_feature_maps_of_the_dense_network_are_on_by_default(
+    is_plain: bool, fields: dict[str, Any], features: float | str
+) -> None:
+    assert job(replace(CNN, is_plain=is_plain), **fields).finalists.train.features == features

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -18,14 +21,18 @@ from raprune.models.digits import DigitsNet
 from raprune.records import Candidate
 from raprune.spec.job import DataSpec, TrainSpec
 from raprune.training.distillation import (
+    LARGEST_WEIGHT,
+    MAPS_OVER_REST,
     ChannelMap,
     FeatureMaps,
+    balanced_weight,
     channel_map,
     dist_loss,
     logit_loss,
     map_loss,
     teacher_in,
 )
+from raprune.training.epoch import Epoch
 from raprune.training.loop import train
 
 
@@ -146,6 +153,67 @@ def test_training_brings_the_maps_together(accumulate: int) -> None:
         return found.item()
 
     assert distance(5.0) < 0.7 * distance(0.0)
+
+
+def test_weight_auto_makes_the_maps_count_a_multiple_of_the_rest_and_survives_a_resume() -> None:
+    split = digits()
+    torch.manual_seed(1)
+    teacher = DigitsNet(width=8)
+    train(teacher, split, TrainSpec(epochs=4, batch_size=32), augment="none", seed=0)
+    x, _ = next(split.shuffled(32, torch.Generator().manual_seed(7)))
+    graph = trace(teacher, x[:1])
+    kept = every_second(graph)
+    channels = channel_map(teacher, graph, kept, x[:1])
+    start = cut(teacher, graph, Candidate("l1", kept))
+    maps = FeatureMaps(start, teacher, channels, x.device)
+    with torch.no_grad():
+        rest, distance = logit_loss(start(x), teacher(x), 4.0).item(), maps.loss().item()
+    maps.close()
+    weight = MAPS_OVER_REST * rest / distance
+
+    def trained(features: float | Literal["auto"], places: Kept | None = None, stop: int = 0) -> dict[str, Tensor]:
+        student = cut(teacher, graph, Candidate("l1", kept))
+        spec = TrainSpec(epochs=3, batch_size=32, distillation=1.0, features=features, lr=0.02)
+
+        def told(epoch: Epoch) -> None:
+            if epoch.number == stop:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            train(
+                student, split, spec, augment="none", seed=7, teacher=teacher, channels=channels,
+                checkpoints=places, on_epoch=told,
+            )  # fmt: skip
+        return student.state_dict()
+
+    expected, by_rule = trained(weight), trained("auto")
+    for name, value in expected.items():
+        assert torch.allclose(by_rule[name].double(), value.double(), rtol=1e-3, atol=1e-4), name
+    places = Kept()
+    trained("auto", places, stop=2)
+    resumed = trained("auto", places)
+    assert all(torch.equal(value, resumed[name]) for name, value in by_rule.items())
+
+
+def test_weight_of_equal_maps_is_zero_and_no_weight_is_huge() -> None:
+    assert balanced_weight(0.5, 0.0) == 0.0
+    assert balanced_weight(0.5, 0.1) == pytest.approx(5 * MAPS_OVER_REST)
+    assert balanced_weight(0.5, 1e-9) == LARGEST_WEIGHT
+
+
+class Kept:
+    """Checkpoints in memory."""
+
+    content: bytes | None = None
+
+    def load(self) -> bytes | None:
+        return self.content
+
+    def save(self, content: bytes) -> None:
+        self.content = content
+
+    def is_due(self) -> bool:
+        return True
 
 
 def test_dist_loss_is_one_minus_the_correlations_of_rows_and_columns() -> None:

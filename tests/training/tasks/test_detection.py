@@ -102,7 +102,7 @@ def test_boxes_and_losses_are_those_of_float32_in_a_precision_of_16_bits() -> No
     ("changes", "field"),
     [
         ({"teacher": {"name": "some.module:function"}}, "--teacher"),
-        ({"finalists": {"train": {"features": 1.0}}}, "features 1"),
+        ({"finalists": {"train": {"features": 1.0}}}, "features 1.0"),
     ],
 )
 def test_teacher_of_a_detector_is_refused(changes: dict[str, Any], field: str) -> None:
