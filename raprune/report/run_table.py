@@ -10,6 +10,7 @@ from rich.text import Text
 from raprune.report.formats import ago
 from raprune.results.run_list import ListedRun, RunSummary
 from raprune.spec.budget import Budget
+from raprune.store.record import ACCURACY
 
 _COLUMNS = ("run", "state", "began", "trials", "budget", "best, val %", "network")
 _RIGHT = ("trials",)
@@ -43,7 +44,7 @@ def render_runs(runs: Sequence[ListedRun], *, now: float, width: int) -> Text:
         text.append(cells[1], style or _STYLES.get(row[1], ""))
         text.append((" " * _GAP + (" " * _GAP).join(cells[2:])).rstrip(), style)
         text.append("\n")
-    text.append("best: validation accuracy at the fraction of the dense network's cost, of the starred network.", "dim")
+    text.append(_note(runs), "dim")
     return text
 
 
@@ -80,3 +81,12 @@ def _best(summary: RunSummary) -> str:
         return "none yet"
     fraction = best.latency_fraction if cost == "latency" else best.flops_fraction
     return f"{100 * best.val_accuracy:.2f}" + ("" if fraction is None else f" at {fraction:.1%}")
+
+
+def _note(runs: Sequence[ListedRun]) -> str:
+    """Return the note on the column `best`, with the name of the metric, or of several with a run of each."""
+    named = {run.summary.metric: run.name for run in reversed(runs) if run.summary is not None}
+    metric = next(iter(named)) if len(named) == 1 else ACCURACY
+    if len(named) > 1:
+        metric = "value of the task's metric (" + ", ".join(f"{one}: {run}" for one, run in named.items()) + ")"
+    return f"best: validation {metric} at the fraction of the dense network's cost, of the starred network."

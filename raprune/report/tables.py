@@ -18,10 +18,7 @@ from raprune.results.progress import Progress
 from raprune.results.rows import CandidateRow
 from raprune.results.test_split import SplitAccuracies
 from raprune.results.timings import Times, Timing, measured_at, slow
-from raprune.store.record import LatencyRecord, RunRecord
-
-ACCURACY = "accuracy"
-"""Metric of classification: a fraction of the images, so that their number gives its standard error."""
+from raprune.store.record import ACCURACY, LatencyRecord, RunRecord
 
 WIDE = 118
 """Width of a terminal, in characters, that shows the whole table of most runs."""

@@ -34,9 +34,12 @@ def front_of(rows: Sequence[CandidateRow], budget: Budget, *, cost: str | None =
 
 
 def starred(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
-    """The rows with the one of `choose` marked `starred`."""
+    """The rows with the name of the run's metric, and the one of `choose` marked `starred`."""
     chosen = choose(rows, run)
-    return [replace(row, starred=chosen is not None and row.candidate == chosen.candidate) for row in rows]
+    return [
+        replace(row, metric=run.metric, starred=chosen is not None and row.candidate == chosen.candidate)
+        for row in rows
+    ]
 
 
 def listed(rows: Sequence[CandidateRow], run: RunRecord) -> list[CandidateRow]:
@@ -125,9 +128,9 @@ def pick(rows: Sequence[CandidateRow], budget: Budget, *, min_accuracy: float | 
     if not accurate:
         best = max(admitted, key=lambda row: row.val_accuracy)
         raise RapruneError(
-            f"No candidate within {_wanted(budget)} has a validation accuracy of {min_accuracy:g}: the best, "
+            f"No candidate within {_wanted(budget)} has a validation {best.metric} of {min_accuracy:g}: the best, "
             f"{best.candidate}, has {best.val_accuracy:.4f}.",
-            hint="Ask for less accuracy, pick a larger budget, or search longer.",
+            hint=f"Ask for less {best.metric}, pick a larger budget, or search longer.",
         )
     return min(accurate, key=_cheapest)
 

@@ -14,6 +14,7 @@ from typing import Any
 from raprune import pareto
 from raprune.records import Setting, Stage, Trial
 from raprune.results.test_split import UNTESTED, SplitAccuracies
+from raprune.store.record import ACCURACY
 
 COSTS = ("flops", "params", "latency", "memory")
 """Costs that a budget can limit, each a fraction of the dense network's."""
@@ -96,12 +97,14 @@ class CandidateRow:
     """True for the candidate that the run recommends."""
     measured: MeasuredSpeed | None = None
     """None if the measured times were not read."""
+    metric: str = ACCURACY
+    """Name of the task's metric, which the accuracies hold."""
 
     def __repr__(self) -> str:
-        test = "" if self.test_accuracy is None else f", test accuracy {self.test_accuracy:.2%}"
+        test = "" if self.test_accuracy is None else f", test {self.metric} {self.test_accuracy:.2%}"
         return (
             f"{type(self).__name__}({self.candidate} by {self.method}: {self.flops_fraction:.1%} of the FLOPs, "
-            f"{self.params_fraction:.1%} of the parameters, validation accuracy {self.val_accuracy:.2%}{test})"
+            f"{self.params_fraction:.1%} of the parameters, validation {self.metric} {self.val_accuracy:.2%}{test})"
         )
 
     @property

@@ -28,10 +28,10 @@ from raprune.store.folder import READERS, RUN_FILE, Store
 from raprune.store.local import write_local
 from raprune.store.new_trials import TrialReader
 from raprune.store.parts import TrialFile
-from raprune.store.record import RunRecord
+from raprune.store.record import ACCURACY, RunRecord
 from raprune.store.run_folders import LostFolder, find_runs
 
-VERSION = 2
+VERSION = 3
 """Version of the summaries in the cache; those of another version are not read."""
 
 
@@ -70,12 +70,14 @@ class RunSummary(BaseModel):
     network: str | None
     """Name of the network, as `dataset` that of its data."""
     dataset: str | None
+    metric: str = ACCURACY
+    """Name of the task's metric, which the fields named after an accuracy hold."""
     data_fingerprint: str | None
     architecture: str | None
     """Hash of the dense network's graph."""
     budget: Budget
     floor: float | None
-    """Validation accuracy that was asked for."""
+    """Validation value of the metric that was asked for."""
     dense_accuracy: float | None
     val_images: int | None
     searched: int
@@ -295,6 +297,7 @@ def summarize(run: RunRecord, trials: Sequence[Trial]) -> RunSummary:
         finished_at=run.finished_at,
         network=run.job.model.name,
         dataset=run.data.name or run.job.data.name,
+        metric=run.metric,
         data_fingerprint=run.data.fingerprint,
         architecture=run.architecture,
         budget=budget,

@@ -11,6 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ACCURACY = "accuracy"
+"""Metric of classification: a fraction of the images, so that their number gives its standard error."""
+
 
 class _Part(BaseModel):
     """A part of `run.json`. Fields of other versions are kept as they are."""
@@ -167,7 +170,7 @@ class RunRecord(_Part):
     """Reason why the search ended early."""
     versions: dict[str, str | None] = Field(default_factory=dict)
     machine: str | None = None
-    metric: str = "accuracy"
+    metric: str = ACCURACY
     """Name of the task's metric: what every field that is named after an accuracy holds, at most 1."""
     data: DataRecord = DataRecord()
     architecture: str | None = None

@@ -24,6 +24,7 @@ from raprune.plugins import is_user_function
 from raprune.spec.job import PATHS, SearchSpec
 from raprune.spec.toml import dump_spec, load_spec
 from raprune.store.address import last_part, public_address
+from raprune.store.record import ACCURACY
 
 JOB_FILE = "raprune-job.toml"
 """The job's fields, in the working folder on the cluster."""
@@ -128,10 +129,15 @@ def budget(spec: SearchSpec) -> str:
     if spec.budget.memory_bytes is not None:
         asked.append(f"memory {spec.budget.memory_bytes:,} bytes")
     if spec.min_accuracy is not None:
-        asked.append(f"accuracy at least {spec.min_accuracy:.1%}")
+        asked.append(f"{_metric(spec)} at least {spec.min_accuracy:.1%}")
     if spec.max_drop is not None:
-        asked.append(f"at most {100 * spec.max_drop:g} points less accuracy")
+        asked.append(f"at most {100 * spec.max_drop:g} points less {_metric(spec)}")
     return ", ".join(asked)
+
+
+def _metric(spec: SearchSpec) -> str:
+    """Return words for the task's metric. Its name is in the task's module, which may be on the cluster alone."""
+    return ACCURACY if spec.task == "classification" else f"metric of {spec.task}"
 
 
 def _given(job: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:

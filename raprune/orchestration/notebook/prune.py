@@ -20,7 +20,7 @@ from raprune.spec.budget import Budget
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PrunedNetwork:
-    """A network that `raprune.prune` made, with its trial and the dense network's accuracy."""
+    """A network that `raprune.prune` made, with its trial and the dense network's value of the task's metric."""
 
     single: Single
 
@@ -36,13 +36,13 @@ class PrunedNetwork:
 
     @property
     def accuracy(self) -> float:
-        """Accuracy on the validation split, in [0, 1]."""
+        """Value of the task's metric on the validation split, at most 1; for classification the accuracy."""
         assert self.trial.metrics is not None, "a complete trial has metrics"
         return self.trial.metrics.accuracy
 
     @property
     def dense_accuracy(self) -> float:
-        """Accuracy of the dense network on the validation split, in [0, 1]."""
+        """Value of the task's metric of the dense network on the validation split, at most 1."""
         return self.single.dense_accuracy
 
     def export(self, folder: str | os.PathLike[str]) -> None:
@@ -64,7 +64,7 @@ class PrunedNetwork:
         assert metrics is not None, "a complete trial has metrics"
         return (
             f"{proposal.method}, {proposal.allocation}: {metrics.flops_fraction:.1%} of the FLOPs, "
-            f"{metrics.params_fraction:.1%} of the parameters, validation accuracy {metrics.accuracy:.2%}, "
+            f"{metrics.params_fraction:.1%} of the parameters, validation {self.single.metric} {metrics.accuracy:.2%}, "
             f"dense {self.dense_accuracy:.2%}"
         )
 

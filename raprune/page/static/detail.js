@@ -106,8 +106,11 @@ export class Detail {
       ["Widths by", get("allocation")],
       ["Blocks that went", told?.trial?.identity?.join(", ")],
       ["Network", get("network")],
-      ["Validation", withInterval(accuracy, row?.val_interval, against(run.dense.val_accuracy, accuracy))],
-      ["Test", withInterval(row?.test_accuracy ?? get("test_accuracy"), row?.test_interval)],
+      [
+        `Validation ${run.metric}`,
+        withInterval(accuracy, row?.val_interval, against(run.dense.val_accuracy, accuracy)),
+      ],
+      [`Test ${run.metric}`, withInterval(row?.test_accuracy ?? get("test_accuracy"), row?.test_interval)],
       ["After cut", ofNetwork(get("accuracy_after_cut"), 2)],
       ["After repair", ofNetwork(get("accuracy_after_repair"), 2)],
       ["FLOPs", ofNetwork(get("flops_fraction"), 1, `: ${count(get("flops"))}`)],

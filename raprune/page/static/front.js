@@ -1,4 +1,4 @@
-/** The front: accuracy against a cost. Points on a canvas; axes, front, budget and selection above it. */
+/** The front: the task's metric against a cost. Points on a canvas; axes, front, budget and selection above it. */
 
 import { Area, axes, glyph, palette, staircase, Tip, trace } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
@@ -400,7 +400,7 @@ export class FrontChart {
     const settings = settingsText(trials.settings[trial]);
     const lines = [
       [`${get("method")} · ${get("trial_id")}`],
-      ["validation", `${percent(row ? row.accuracy : get("val_accuracy"))}${interval}`],
+      [`validation ${this.view.get("run").metric}`, `${percent(row ? row.accuracy : get("val_accuracy"))}${interval}`],
     ];
     const test = row ? row.test : get("test_accuracy");
     if (known(test)) lines.push(["test", percent(test)]);

@@ -118,6 +118,13 @@ export class FrontsChart {
       : ticks(Math.max(0, bottom), Math.min(1, top), 7);
   }
 
+  /** The name of the metric of all drawn runs. */
+  #metric() {
+    const drawn = this.shown.filter((run) => run.points.length);
+    if (differ(drawn, (run) => run.metric)) return "metric of each run";
+    return (drawn[0] ?? this.shown[0])?.metric ?? "metric";
+  }
+
   /** The run's budget on the axis; null where it has none in this unit. */
   #limit(run) {
     return this.view.get("unit") === "fraction" ? run.budget[this.view.get("cost")] : null;
@@ -142,7 +149,7 @@ export class FrontsChart {
           scale: y,
           ticks: this.yTicks,
           text: (tick) => `${Number((100 * tick).toPrecision(7))}`,
-          title: isError ? "validation accuracy, % (logarithm of the error)" : "validation accuracy, %",
+          title: `validation ${this.#metric()}, %${isError ? " (logarithm of the error)" : ""}`,
         },
       }),
     ];
@@ -203,8 +210,10 @@ export class FrontsChart {
   #note() {
     const drawn = this.shown.filter((run) => run.points.length);
     const notes = [];
-    if (differ(drawn, (run) => run.data_fingerprint ?? run.dataset)) {
-      notes.push("These runs are on different data: their accuracies do not compare.");
+    if (differ(drawn, (run) => run.metric)) {
+      notes.push("These runs have different metrics, which do not compare.");
+    } else if (differ(drawn, (run) => run.data_fingerprint ?? run.dataset)) {
+      notes.push("These runs are on different data: their figures do not compare.");
     }
     if (this.view.get("unit") === "fraction" && differ(drawn, (run) => run.architecture ?? run.network)) {
       notes.push("Their dense networks differ: compare their costs in absolute units.");
@@ -245,7 +254,7 @@ export class FrontsChart {
 
   #lines({ run, network }) {
     const interval = known(network.val_interval) ? ` ± ${(100 * network.val_interval).toFixed(2)}` : "";
-    const lines = [[run.name], ["validation", `${percent(network.val_accuracy)}${interval}`]];
+    const lines = [[run.name], [`validation ${run.metric}`, `${percent(network.val_accuracy)}${interval}`]];
     if (known(run.dense_accuracy)) lines.push(["dense", percent(run.dense_accuracy)]);
     lines.push(["FLOPs", `${percent(network.flops_fraction, 1)} (${short(network.flops)})`]);
     lines.push(["parameters", `${percent(network.params_fraction, 1)} (${short(network.params)})`]);

@@ -36,7 +36,7 @@ export class Header {
       [
         "Best within budget",
         best ? percent(best.val_accuracy) : "–",
-        best ? `at ${percent(best.flops_fraction, 1)} of the FLOPs` : "none yet",
+        best ? `${run.metric}, at ${percent(best.flops_fraction, 1)} of the FLOPs` : "none yet",
       ],
       now.gpu_hours > 0
         ? ["GPU-hours", now.gpu_hours.toFixed(now.gpu_hours < 10 ? 2 : 1), `${duration(now.elapsed_s)} elapsed`]
@@ -119,7 +119,7 @@ function asked(run) {
   const limits = Object.entries(COSTS)
     .filter(([cost]) => known(run.budget[cost]))
     .map(([cost, name]) => `${percent(run.budget[cost], 0)} of the ${name}`);
-  const floor = known(run.floor) ? `, at least ${percent(run.floor)} accuracy` : "";
+  const floor = known(run.floor) ? `, at least ${percent(run.floor)} ${run.metric}` : "";
   const what = [spec.model?.name, spec.data?.name].filter(Boolean).join(" on ");
   return `${what}${limits.length ? `: at most ${limits.join(" and ")}` : ""}${floor}`;
 }

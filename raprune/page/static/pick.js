@@ -88,6 +88,7 @@ export class Picker {
     const run = this.view.get("run");
     if (!wanted || !run) return;
     named("pick-select").disabled = this.row === null;
+    named("pick-metric").textContent = run.metric;
     const parts = Object.entries(wanted.budget)
       .filter(([, share]) => share !== null)
       .map(([cost, share]) => `--budget-${cost} ${Number(share.toFixed(4))}`);
@@ -106,7 +107,7 @@ export class Picker {
     const settings = settingsText(row.settings);
     return [
       element("strong", {}, `${percent(row.val_accuracy)}${interval}`),
-      ` validation${test}, at ${costs.join(", ")}. `,
+      ` validation ${this.view.get("run").metric}${test}, at ${costs.join(", ")}. `,
       element(
         "span",
         { class: "quiet" },

@@ -152,8 +152,8 @@ function best(run) {
   const cost = known(run.budget.latency) && !known(run.budget.flops) ? "latency" : "flops";
   const at = run.best[`${cost}_fraction`];
   return [
-    element("strong", { title: "validation accuracy" }, percent(run.best.val_accuracy)),
-    element("span", { class: "about" }, known(at) ? `at ${percent(at, 1)} of the ${COSTS[cost]}` : ""),
+    element("strong", { title: `validation ${run.metric}` }, percent(run.best.val_accuracy)),
+    element("span", { class: "about" }, [run.metric, known(at) ? ` at ${percent(at, 1)} of the ${COSTS[cost]}` : ""]),
   ];
 }
 

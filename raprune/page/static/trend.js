@@ -7,10 +7,15 @@ import { linear, ticks } from "./scale.js";
 import { whenSeen } from "./view.js";
 
 const PANELS = [
-  { name: "hypervolume", title: "hypervolume", text: (value) => number(value), said: (value) => value.toFixed(4) },
+  {
+    name: "hypervolume",
+    title: () => "hypervolume",
+    text: (value) => number(value),
+    said: (value) => value.toFixed(4),
+  },
   {
     name: "best",
-    title: "best within budget, % validation",
+    title: (metric) => `best within budget, % validation ${metric}`,
     text: (value) => number(100 * value),
     said: (value) => percent(value),
   },
@@ -57,6 +62,7 @@ export class Trend {
     const middle = (area.top + area.bottom) / 2;
     const halves = [[middle - 22, area.top], [area.bottom, middle + 22]];
     const nodes = [];
+    const metric = this.view.get("run")?.metric ?? "metric";
     this.panels = PANELS.map((panel, i) => {
       const [bottom, top] = halves[i];
       const series = history[panel.name];
@@ -74,7 +80,7 @@ export class Trend {
             text: last ? text : () => "",
             title: last ? title : "",
           },
-          y: { scale: y, ticks: ticks(...y.domain, 4), text: panel.text, title: panel.title },
+          y: { scale: y, ticks: ticks(...y.domain, 4), text: panel.text, title: panel.title(metric) },
         }),
         shape("path", { class: `trend ${panel.name}`, d: steps(values, series, this.x, y) }),
       );

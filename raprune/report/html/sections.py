@@ -8,14 +8,14 @@ from raprune.report import figures, formats
 from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.report.summary import compared, summary
-from raprune.report.tables import ACCURACY, drop, finetuned_of, how_timed, latency_conditions, why_starred
+from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
 from raprune.results.exports import ExportProof
 from raprune.results.rows import CandidateRow
 from raprune.results.run_results import RunResults
 from raprune.results.timings import measured_at, slow
 from raprune.spec.fields import normalisation_in_words
 from raprune.store.address import last_part
-from raprune.store.record import DataRecord, RecordedSource
+from raprune.store.record import ACCURACY, DataRecord, RecordedSource
 
 FINISHED = "finished"
 MOST_ERRORS = 5
@@ -274,7 +274,9 @@ def methods(results: RunResults) -> str:
     rows = results.ablation
     if not rows:
         return ""
-    drawn = figures.element("ablation", results, label="Accuracy of each method; the table below has the figures")
+    drawn = figures.element(
+        "ablation", results, label=f"Best {results.run.metric} of each method; the table below has the figures"
+    )
     head = ["method", f"#up to, % of the {rows[0].cost_in_words}", "#fine-tuned, epochs", "#epochs in all", "candidate"]
     head += ["#FLOPs %", "#params %", "#validation %", "#test %"]
     cells = [
@@ -293,7 +295,7 @@ def methods(results: RunResults) -> str:
     ]
     return section(
         "The methods side by side",
-        figure(drawn, "The most accurate network of each method within the budget, and within two smaller budgets."),
+        figure(drawn, "The best network of each method within the budget, and within two smaller budgets."),
         table("The best of each method, after equal fine-tuning", head, cells),
         paragraph("random and l1 are baselines: a method that does not beat them is not worth its cost."),
     )
