@@ -136,12 +136,23 @@ def render_rows(
     if "drop" in shown and test.images:
         error = f", ± standard error of {test.images} images" if run.metric == ACCURACY else ""
         notes.append(f"Drop: test {run.metric} against dense, in points{error}.")
+        notes += _further(rows, test)
     elif "drop" in shown:
         notes.append(f"Drop: validation {run.metric} against dense, in points; the test split was not touched.")
     timings = times.conditions if "faster alone" in shown else times.conditions[-1:] if "faster" in shown else ()
     notes += how_timed(rows, run, timings, has_latency="latency" in shown)
     remark = slow(rows, times)
     return Group(table, f"[dim]{escape(' '.join(notes))}[/dim]", *([escape(remark)] if remark else []))
+
+
+def _further(rows: list[CandidateRow], test: SplitAccuracies) -> list[str]:
+    """Return a sentence for each further figure of the starred row, or of the only one, and of the dense network."""
+    told = [row for row in rows if row.starred or len(rows) == 1][:1]
+    return [
+        f"Test {name}: {figure:.2%} of {row.candidate}, {formats.accuracy(test.dense_further.get(name))}% of dense."
+        for row in told
+        for name, figure in row.test_further.items()
+    ]
 
 
 def _columns(rows: list[CandidateRow], run: RunRecord, test: SplitAccuracies, times: Times) -> list[_Column]:

@@ -85,6 +85,8 @@ class CandidateRow:
     test_interval: float | None = None
     test_accuracy: float | None = None
     dense_test_accuracy: float | None = None
+    test_further: Mapping[str, float] = field(default_factory=dict)
+    """Further figures on the test split by name, in [0, 1], such as the top-5 accuracy: of repeats their means."""
     accuracy_after_cut: float | None = None
     accuracy_after_repair: float | None = None
     widths: Mapping[str, int] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class CandidateRow:
         """Plain data under the keys that `raprune front --json` prints; with measured times if they were read."""
         row = {name: getattr(self, name) for name in _KEYS}
         row |= {"settings": dict(self.settings), "widths": dict(self.widths), "stage": self.stage.value}
+        row["test_further"] = dict(self.test_further)
         row |= {"repeats": list(self.repeats), "trials": list(self.trials), "identity": list(self.identity)}
         return row if self.measured is None else row | asdict(self.measured)
 
@@ -155,6 +158,7 @@ _KEYS = (
     *("flops", "macs", "flops_fraction", "params", "params_fraction", "zeros", "nonzero_fraction"),
     *("latency_ms", "latency_fraction", "memory_bytes", "memory_fraction", "rung", "repeats", "trials"),
     *("val_accuracy", "val_interval", "test_interval", "test_accuracy", "dense_test_accuracy"),
+    *("test_further",),
     *("accuracy_after_cut", "accuracy_after_repair", "widths", "identity", "trial_id", "on_front", "starred"),
 )
 """Keys of a row in JSON, in their order."""
@@ -221,7 +225,14 @@ def _row_of(alike: Sequence[Trial], *, test: SplitAccuracies) -> CandidateRow:
         val_interval=val_interval,
         test_accuracy=test_accuracy,
         test_interval=test_interval,
+        test_further=_means([test.further.get(trial.network, {}) for trial in repeats]),
     )
+
+
+def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure that all of them have."""
+    shared = [name for name in figures[0] if all(name in other for other in figures)]
+    return {name: mean(one[name] for one in figures) for name in shared}
 
 
 def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
@@ -249,6 +260,7 @@ def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
         val_accuracy=trial.metrics.accuracy,
         test_accuracy=test.candidates.get(trial.network),
         dense_test_accuracy=test.dense,
+        test_further=test.further.get(trial.network, {}),
         accuracy_after_cut=trial.accuracy_after_cut,
         accuracy_after_repair=trial.accuracy_after_repair,
         widths=trial.candidate.widths,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Evaluation:
     accuracy: float
     """Value of the task's metric, at most 1."""
     loss: float
+    further: Mapping[str, float] = field(default_factory=dict)
+    """Further figures of the task by name, in [0, 1]: `Task.further`."""
 
 
 def fitting_batch(sizes: Sequence[int]) -> int:
@@ -62,6 +64,7 @@ def evaluate(
         batch_size = min(batch_size, LARGEST_ON_CPU)
     sums: Tensor | None = None
     loss = torch.zeros((), dtype=torch.float64, device=split.device)
+    further: dict[str, Tensor] = {}
     with (
         evaluating(model),
         laid_out(model, split.layout),
@@ -72,7 +75,14 @@ def evaluate(
             outputs = in_float32(task.run(model, x, y))
             sums = task.added(sums, task.sums(outputs, y))
             loss += task.summed_loss(outputs, y).double()
+            for name, figure in task.further(outputs, y).items():
+                further[name] = further.get(name, 0) + figure.double()
     assert sums is not None, "a split has at least one image"
     # One transfer from the device.
-    found = torch.cat([sums.double(), loss[None]]).cpu()
-    return Evaluation(accuracy=task.value(found[:-1], len(split)), loss=float(found[-1]) / len(split))
+    found = torch.cat([sums.double(), torch.stack([loss, *further.values()])]).cpu()
+    mean_loss, *figures = (float(total) / len(split) for total in found[len(sums) :])
+    return Evaluation(
+        accuracy=task.value(found[: len(sums)], len(split)),
+        loss=mean_loss,
+        further=dict(zip(further, figures, strict=True)),
+    )

@@ -316,7 +316,9 @@ def test_test_accuracy_of_repeats_needs_every_repeat() -> None:
     three = repeats(1, [0.90, 0.96, 0.93], flops=0.2, parent="search-00001")
     name = three[0].network
     tested = {name: 0.9, f"{name}-s1": 0.92, f"{name}-s2": 0.94}
-    (row,) = candidates(three, test=SplitAccuracies(dense=0.97, candidates=tested))
+    top_5 = {network: {"top-5 accuracy": value + 0.05} for network, value in tested.items()}
+    (row,) = candidates(three, test=SplitAccuracies(dense=0.97, candidates=tested, further=top_5))
+    assert row.test_further == {"top-5 accuracy": pytest.approx(0.97)}
     assert row.test_accuracy == pytest.approx(0.92) and row.test_interval == pytest.approx(0.04968, abs=1e-5)
     del tested[f"{name}-s1"]
     (row,) = candidates(three, test=SplitAccuracies(dense=0.97, candidates=tested))

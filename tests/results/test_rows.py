@@ -19,7 +19,15 @@ KEYS = [
     *("flops_fraction", "params", "params_fraction", "zeros", "nonzero_fraction", "latency_ms", "latency_fraction"),
     *("memory_bytes", "memory_fraction"),
     *("rung", "repeats", "trials", "val_accuracy", "val_interval", "test_interval", "test_accuracy"),
-    *("dense_test_accuracy", "accuracy_after_cut", "accuracy_after_repair", "widths", "identity", "trial_id"),
+    *(
+        "dense_test_accuracy",
+        "test_further",
+        "accuracy_after_cut",
+        "accuracy_after_repair",
+        "widths",
+        "identity",
+        "trial_id",
+    ),
     *("on_front", "starred"),
 ]
 MEASURED = [

@@ -29,6 +29,16 @@ def test_accuracies_in_json_have_the_keys_of_earlier_versions_in_their_order() -
     assert UNTESTED.to_json() == {}
 
 
+def test_further_figures_are_stored_and_read_the_same_and_shown_in_the_rows(tmp_path: Path) -> None:
+    dense = SplitAccuracies(dense=0.97, dense_further={"top-5 accuracy": 0.99})
+    pruned = SplitAccuracies(candidates={"a": 0.9}, further={"a": {"top-5 accuracy": 0.98}})
+    store = Store(tmp_path)
+    store.write_json(TEST_FILE, (dense | pruned).to_json())
+    read = read_test(store, ())
+    assert read == dense | pruned == pruned | dense
+    assert read.further["a"]["top-5 accuracy"] == 0.98 and read.dense_further["top-5 accuracy"] == 0.99
+
+
 @pytest.mark.parametrize("measured", [SplitAccuracies(dense=0.97), SplitAccuracies(candidates={"a": 0.9})])
 def test_accuracies_without_any_measurement_are_false(measured: SplitAccuracies) -> None:
     assert measured and not UNTESTED

@@ -33,6 +33,18 @@ def test_accuracy_and_loss_equal_those_of_one_batch() -> None:
     assert result.loss == pytest.approx(functional.cross_entropy(logits, y).item(), rel=1e-5)
 
 
+def test_top_5_accuracy_of_batches_equals_that_of_one_and_is_at_least_the_metric() -> None:
+    torch.manual_seed(0)
+    model, data = LeNet5(num_classes=20), split()
+    ((x, y),) = data.batches(1000)
+    with torch.no_grad():
+        found = (model(x).topk(5).indices == y[:, None]).any(1)
+    result = evaluate(model, data, batch_size=7)
+    assert result.further == {"top-5 accuracy": found.sum().item() / 50}
+    assert result.further["top-5 accuracy"] >= result.accuracy
+    assert evaluate(LeNet5(), data).further == {}
+
+
 @pytest.mark.parametrize(("size", "wanted"), [(28, 2500), (32, 2500), (48, 1111), (224, 512)])
 def test_batch_on_a_gpu_has_more_images_the_smaller_they_are(size: int, wanted: int) -> None:
     assert fitting_batch((size, size)) == wanted

@@ -38,7 +38,7 @@ from raprune.pruning.record import Pruned, is_trained
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import OnWork, Work
-from raprune.results.test_split import SplitAccuracies
+from raprune.results.test_split import UNTESTED, SplitAccuracies
 from raprune.sampling.point import Point
 from raprune.spec.job import SamplerSpec
 from raprune.store.learning_curves import write_curve
@@ -147,17 +147,19 @@ class Equipment:
         """Accuracies on the test split; networks with `keep` are stored too."""
         workload, batch_size = self.workload, self.shared.spec.search.eval_batch_size
         splits = [workload.hold(split) for split in ray.get(task.split)]
-        dense: float | None = None
-        accuracies: dict[str, float] = {}
+        tested = UNTESTED
         for split in splits:
             if task.dense:
-                dense = evaluate(workload.model, split, task=workload.task, batch_size=batch_size).accuracy
+                found = evaluate(workload.model, split, task=workload.task, batch_size=batch_size)
+                tested |= SplitAccuracies(dense=found.accuracy, dense_further=found.further)
         for look in task.looks:
             trial = self.recorded(look.proposal)
             model = self._last(trial, keep=look.keep)
             for split in splits if look.test else []:
-                accuracies[trial.network] = evaluate(model, split, task=workload.task, batch_size=batch_size).accuracy
-        return SplitAccuracies(dense=dense, candidates=accuracies)
+                found = evaluate(model, split, task=workload.task, batch_size=batch_size)
+                further = {trial.network: found.further} if found.further else {}
+                tested |= SplitAccuracies(candidates={trial.network: found.accuracy}, further=further)
+        return tested
 
     def _last(self, trial: Trial, *, keep: bool) -> nn.Module:
         """The network of a recorded trial: loaded, else made again; with `keep` it is stored under its name."""

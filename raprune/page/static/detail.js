@@ -111,6 +111,7 @@ export class Detail {
         withInterval(accuracy, row?.val_interval, against(run.dense.val_accuracy, accuracy)),
       ],
       [`Test ${run.metric}`, withInterval(row?.test_accuracy ?? get("test_accuracy"), row?.test_interval)],
+      ...Object.entries(told?.row?.test_further ?? {}).map(([name, value]) => [`Test ${name}`, percent(value)]),
       ["After cut", ofNetwork(get("accuracy_after_cut"), 2)],
       ["After repair", ofNetwork(get("accuracy_after_repair"), 2)],
       ["FLOPs", ofNetwork(get("flops_fraction"), 1, `: ${count(get("flops"))}`)],

@@ -199,6 +199,9 @@ def chosen(results: RunResults) -> str:
             against,
         ]
         cells.append([f"test {metric}, % ({images:,} images)", *tested])
+    for name, tested_at in row.test_further.items():
+        of_dense = formats.accuracy(test.dense_further.get(name))
+        cells.append([f"test {name}, %", of_dense, formats.accuracy(tested_at), ""])
     settings = _settings(row)
     steps = {
         "Candidate": f"{row.candidate} (trial {row.trial_id})",

@@ -13,10 +13,16 @@ from raprune.spec.job import TrainSpec
 from raprune.training.distillation import LOGIT_LOSSES
 from raprune.training.tasks.task import Task
 
+FEW_CLASSES = 10
+"""Number of classes up to which the top-5 accuracy says little, and is not reported."""
+
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Outputs are logits `(B, num_classes)`, targets are class numbers `(B,)`; the metric is the top-1 accuracy."""
+    """Outputs are logits `(B, num_classes)`, targets are class numbers `(B,)`; the metric is the top-1 accuracy.
+
+    The top-5 accuracy is reported beside it for more than `FEW_CLASSES` classes.
+    """
 
     metric: ClassVar[str] = "accuracy"
     targets: ClassVar[str] = LABELS
@@ -40,6 +46,12 @@ class Classification(Task):
 
     def value(self, sums: Tensor, images: int) -> float:
         return float(sums[0]) / images
+
+    def further(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if outputs.shape[1] <= FEW_CLASSES:
+            return {}
+        ahead = (outputs > outputs.gather(1, targets[:, None])).sum(1)
+        return {"top-5 accuracy": ((ahead < 5) & ~outputs.isnan().any(1)).sum()}
 
     def distil(self, outputs: Tensor, teacher: Tensor, spec: TrainSpec) -> Tensor:
         return LOGIT_LOSSES[spec.teacher_loss](outputs, teacher, spec.temperature)

@@ -92,6 +92,15 @@ class Task(ABC):
         Higher is better and 1 is perfect; a guess has about 0.
         """
 
+    def further(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        """Return further figures of a batch by the name that people read, each the sum of a number in [0, 1] per image.
+
+        Their means over all images of the test split are reported beside the metric, which alone steers the search.
+        Default: none.
+        """
+        del outputs, targets
+        return {}
+
     def distil(self, outputs: Any, teacher: Any, spec: TrainSpec) -> Tensor:
         """Return the mean difference of the outputs from a teacher's, by the loss and temperature of `spec`.
 

@@ -19,6 +19,14 @@ def test_value_is_the_fraction_of_correct_images_and_a_nan_counts_as_wrong() -> 
     assert CLASSIFICATION.value(CLASSIFICATION.sums(LOGITS, LABELS).double(), 4) == 0.5
 
 
+def test_top_5_accuracy_counts_labels_among_the_five_largest_logits() -> None:
+    logits = torch.arange(12.0).repeat(4, 1)
+    logits[3, 0] = float("nan")
+    labels = torch.tensor([11, 7, 6, 11])  # first, fifth, sixth, and a NaN
+    assert CLASSIFICATION.further(logits, labels)["top-5 accuracy"] == 2
+    assert CLASSIFICATION.further(logits[:, :10], labels.clamp(max=9)) == {}, "ten classes are too few"
+
+
 def test_sums_of_two_parts_add_up_to_those_of_the_batch() -> None:
     total: Tensor | None = None
     for part in (slice(0, 1), slice(1, 4)):
