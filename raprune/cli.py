@@ -1008,8 +1008,8 @@ def methods() -> None:
     for method in list_methods():
         origin = "" if method.origin == "raprune" else f"  [{method.origin}]"
         typer.echo(f"{method.name:<15} {method.title}{origin}")
-        if method.settings:
-            typer.echo(" " * 16 + ", ".join(method.settings))
+        for line in filter(None, (", ".join(method.settings), method.labels)):
+            typer.echo(" " * 16 + line)
     typer.echo("\nAllocations, which divide the budget over the layers:")
     for name, title in list_allocations().items():
         typer.echo(f"{name:<15} {title}")

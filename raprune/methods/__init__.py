@@ -68,6 +68,8 @@ class ListedMethod:
     title: str
     settings: tuple[str, ...]
     """`field=default` for each hyper-parameter."""
+    labels: str = ""
+    """Need of labels in a few words; empty for a method that cannot be loaded."""
 
 
 def method_named(name: str) -> type[Method]:
@@ -113,7 +115,15 @@ def list_methods() -> list[ListedMethod]:
 
 
 def _listed(name: str, origin: str, kind: type[Method]) -> ListedMethod:
-    return ListedMethod(name, origin, kind.title, tuple(f"{entry.name}={entry.default}" for entry in fields(kind)))
+    settings = tuple(f"{entry.name}={entry.default}" for entry in fields(kind))
+    return ListedMethod(name, origin, kind.title, settings, _labels(kind))
+
+
+def _labels(kind: type[Method]) -> str:
+    """Return the method's need of labels in a few words."""
+    if kind.uses_labels:
+        return "needs labels"
+    return "needs labels, because it trains" if kind.needs_labels() else "unlabelled images suffice"
 
 
 def _entry_points() -> list[EntryPoint]:

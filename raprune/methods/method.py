@@ -150,6 +150,8 @@ class Method:
     """One line with the idea and the source of the method."""
     data_free: ClassVar[bool] = False
     """True if `score` never uses the batches."""
+    uses_labels: ClassVar[bool] = False
+    """True if `score` or `repair` looks at the targets of the batches, or at the task's loss."""
     seeded: ClassVar[bool] = False
     """True if another seed gives other scores, which are then not shared between candidates."""
     comparable: ClassVar[bool] = False
@@ -198,6 +200,11 @@ class Method:
     def has_path(cls) -> bool:
         """True if the method trains while it cuts."""
         return cls.path is not Method.path
+
+    @classmethod
+    def needs_labels(cls) -> bool:
+        """True if the method with its default settings needs targets, for its scores or because it trains."""
+        return cls.uses_labels or cls.has_path() or cls().regularize() is not None
 
     def behind_scores(self) -> dict[str, bool | int | float | str]:
         """Return the hyper-parameters that scores depend on."""

@@ -31,6 +31,7 @@ class Taylor(Method):
     """The score | a_c dL/da_c |, averaged over images."""
 
     title: ClassVar[str] = "first-order change of the loss (Taylor; Molchanov et al., ICLR 2017)"
+    uses_labels: ClassVar[bool] = True
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         seen = readers(model, graph)

@@ -171,6 +171,15 @@ class LooksAtData(Good):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LooksAtLabels(Good):
+    data_free = False
+
+    def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        mean = float(torch.cat([labels for _, labels in batches()]).double().mean())
+        return {name: values + mean for name, values in super().score(model, graph, batches, seed=seed).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class InNumPy(Good):
     """A method that computes in NumPy, which has no bfloat16."""
 
@@ -316,6 +325,7 @@ BROKEN: dict[type[Method], tuple[str, str]] = {
     LeavesEvaluation: ("leaves the network", "the network's training mode was changed"),
     UsesTheGenerator: ("leaves the network", "torch's global generator was used"),
     LooksAtData: ("sets data_free", "`data_free` is True, but batches were used"),
+    LooksAtLabels: ("sets uses_labels", "`uses_labels` is False, but other labels gave other scores"),
     InNumPy: ("takes weights of any dtype", "raised TypeError"),
     FallingDamage: ("predicts damage", "Residual, group stem: damage falls"),
     ShortDamage: ("predicts damage", "not one value for each of 0 .. all channels removed"),

@@ -116,6 +116,14 @@ def test_the_list_says_where_methods_come_from_and_what_is_wrong_with_them() -> 
     assert "raised ModuleNotFoundError" in added["nowhere"].title
 
 
+def test_the_list_says_which_methods_need_labels() -> None:
+    listed = {method.name: method.labels for method in list_methods() if method.origin == "raprune"}
+    assert listed.pop("taylor") == "needs labels"
+    training = [name for name, labels in listed.items() if labels == "needs labels, because it trains"]
+    assert training == ["auto_balanced", "binary_search", "local_bn", "maxout", "slimming"]
+    assert {labels for name, labels in listed.items() if name not in training} == {"unlabelled images suffice"}
+
+
 @pytest.mark.nightly
 def test_method_of_a_distribution_is_found_in_a_new_process(folder: Path) -> None:
     """The command line finds an installed method by its entry point, and checks it against the contract."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
-from raprune.checks.contract.networks import NETWORKS, build, graph_of
+from raprune.checks.contract.networks import CLASSES, NETWORKS, build, graph_of
 from raprune.checks.contract.noise import Noise, services_of
 from raprune.errors import MethodError
 from raprune.methods import Cut, Method, Network, Regularizer, Scores, Step
@@ -113,6 +113,14 @@ def says_whether_it_needs_data(kind: type[Method]) -> None:
     kind().score(build("Residual"), graph_of("Residual"), batches, seed=0)
     used = "used" if batches.calls else "not used"
     _require((batches.calls == 0) is kind.data_free, f"`data_free` is {kind.data_free}, but batches were {used}")
+
+
+def says_whether_it_needs_labels(kind: type[Method]) -> None:
+    batches = Noise()
+    batches.data = [(images, (labels + 1) % CLASSES) for images, labels in batches.data]
+    other = kind().score(build("Residual"), graph_of("Residual"), batches, seed=0)
+    used = not _equal(_score(kind, "Residual"), other)
+    _require(kind.uses_labels or not used, "`uses_labels` is False, but other labels gave other scores")
 
 
 def weights_of_any_dtype(kind: type[Method]) -> None:
@@ -223,6 +231,7 @@ CHECKS: dict[str, Check] = {
     "names in behind_scores every setting that changes the scores": scores_are_shared_rightly,
     "leaves the network, the batches and the generator unchanged": scoring_leaves_everything_as_it_was,
     "sets data_free if, and only if, its scores need no batches": says_whether_it_needs_data,
+    "sets uses_labels if its scores depend on labels": says_whether_it_needs_labels,
     "takes weights of any dtype": weights_of_any_dtype,
     "predicts damage that ascends with the number of removed channels": damage_ascends,
     "gives the same regularizer each time, or none": regularizers_are_equal,
