@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from raprune import __version__
 from raprune.errors import ModelError, UsageError
@@ -35,8 +36,8 @@ FILES = {TORCH: "model.pt2", ONNX: "model.onnx"}
 """Format -> name of its file."""
 NEEDED = {TORCH: (), ONNX: ("onnx", "onnxscript", "onnxruntime")}
 """Format -> modules that it needs besides PyTorch."""
-INPUT, OUTPUT = "images", "logits"
-"""Names of the input and the output of an ONNX file."""
+INPUT = "images"
+"""Name of the input of an ONNX file."""
 
 LARGEST_FILE = 1_800_000_000
 """Bytes of weights above which an ONNX file has a second file for them: protobuf allows 2 GB."""
@@ -46,8 +47,8 @@ _LOGGERS = ("torch.onnx", "torch._export", "torch.export", "torch._dynamo", "onn
 _MOST_LINES, _MOST_CHARACTERS = 3, 400
 """Maximum length of the quoted beginning of an exporter's message."""
 
-Runner = Callable[[Tensor], Tensor]
-"""Runs images `(B, C, H, W)`, float32 on the CPU, and returns logits `(B, classes)`."""
+Runner = Callable[[Tensor], list[Tensor]]
+"""Runs images `(B, C, H, W)`, float32 on the CPU, and returns all output tensors in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ class Description:
     """Mean of each channel, for pixels in [0, 1]."""
     std: Sequence[float]
     """Standard deviation of each channel, for pixels in [0, 1]."""
+    task: str = "classification"
+    output: str = "logits"
+    """Name of the output of a network that gives one tensor; others are named by their keys."""
 
     def properties(self) -> dict[str, str]:
         """Key -> text; `classes`, `mean`, `std` and `image_shape` are JSON."""
@@ -72,6 +76,7 @@ class Description:
             "std": json.dumps(list(self.std)),
             "image_shape": json.dumps(list(self.image_shape)),
             "normalisation": "(pixel / 255 - mean) / std",
+            "task": self.task,
             "network": self.network,
             "trial_id": self.trial_id,
             "raprune": __version__,
@@ -111,8 +116,21 @@ def capture(model: nn.Module, image_shape: Sequence[int]) -> ExportedProgram:
     """
     # Two images: a dimension of size 1 could be taken for one that is broadcast.
     example = torch.zeros(2, *image_shape)
+    # A hook that parts the images into several inputs is not in the signature of `forward`, which the exporter reads.
+    whole = _TakesImages(model) if model._forward_pre_hooks else model
     with quiet(), explained(TORCH):
-        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        return torch.export.export(whole, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+
+
+class _TakesImages(nn.Module):
+    """A network with several inputs that a hook makes from a batch of images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
 
 
 def write_torch(program: ExportedProgram, path: Path, description: Description) -> None:
@@ -131,9 +149,9 @@ def open_torch(path: Path) -> Runner:
     with quiet():
         module = torch.export.load(path).module()
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> list[Tensor]:
         with torch.inference_mode():
-            return module(images)
+            return output_tensors(module(images))
 
     return run
 
@@ -146,7 +164,8 @@ def write_onnx(program: ExportedProgram, path: Path, description: Description) -
     """
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     with quiet(), explained(ONNX):
-        exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
+        names = _output_names(program, description.output)
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=names)
         assert exported is not None, "no file was named, so the program is returned"
         model = exported.model
         for value in (*model.graph.inputs, *model.graph.outputs):
@@ -168,9 +187,8 @@ def open_onnx(path: Path, *, threads: int) -> Runner:
     with explained(ONNX):
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
-        return torch.from_numpy(logits)
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {INPUT: images.numpy()})]
 
     return run
 
@@ -181,10 +199,24 @@ def runtime(kind: str) -> str:
     return f"{title} {metadata.version(name)}"
 
 
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """Return the tensors among the outputs of a network, in their order."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _output_names(program: ExportedProgram, alone: str) -> list[str]:
+    """Return the names of the outputs of a program: their keys, or `alone` for the only one."""
+    spec = program.call_spec.out_spec
+    assert spec is not None, "a program has outputs"
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(range(spec.num_leaves), spec))
+    return ["_".join(re.sub(r"\W", "", str(key)) for key in path) or alone for path, _ in paths]
+
+
 # A graph of `onnx_ir`, which has no stub files.
 def _name_batch(value: Any) -> None:
     """Give the first axis the name `batch`, in place of the number of a symbol."""
-    value.shape = type(value.shape)(["batch", *list(value.shape)[1:]])
+    if value.shape:
+        value.shape = type(value.shape)(["batch", *list(value.shape)[1:]])
 
 
 @contextmanager

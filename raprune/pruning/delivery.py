@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from raprune.data.targets import BOXES
 from raprune.errors import ModelError, StoreError, UsageError
 from raprune.models.programs import FILES, ONNX, Description, check_installed
 from raprune.pruning.artifact import read_recipe
@@ -21,6 +22,7 @@ from raprune.records import Trial
 from raprune.results.exports import EXPORT_FILE, ExportProof
 from raprune.store.folder import Store
 from raprune.store.networks import HUB_WEIGHTS, RECIPE, WEIGHTS
+from raprune.training.tasks.task import LOGITS
 
 RECIPE_FORMAT, HUB = "recipe", "huggingface"
 FORMATS = (RECIPE_FORMAT, *FILES, HUB)
@@ -95,19 +97,29 @@ def write_wanted(
     Returns the proof of the programs; None if there are none.
 
     Raises:
-        ModelError: if the network has another task than the formats are made for, or a format does not take it.
+        ModelError: if a format does not take the network.
     """
-    data, spec = workload.data, workload.spec
-    if wanted.needs_data and spec.task != "classification":
+    data, spec, task = workload.data, workload.spec, workload.task
+    if wanted.programs and task.targets == BOXES:
         raise ModelError(
-            f"--format: programs and the Hub's layout are made for classification, and the task is {spec.task}.",
+            f"--format {', '.join(wanted.programs)}: PyTorch exports no detector: the number of boxes that suppression "
+            "(torchvision::nms) leaves depends on the image.",
             hint=f"Export {RECIPE_FORMAT}, which raprune.load reads into your own class.",
         )
     if wanted.has_hub:
         recipe = read_recipe(Store(folder), "")
-        config = config_of(recipe, classes=data.label_names, image_shape=data.image_shape)
+        classes = data.label_names if task.targets == BOXES or task.output == LOGITS else ()
+        config = config_of(recipe, classes=classes, image_shape=data.image_shape)
         (folder / CONFIG).write_text(json.dumps(config, indent=1))
-        text = card(recipe, figures, classes=data.num_classes, image_shape=data.image_shape)
+        text = card(
+            recipe,
+            figures,
+            task=spec.task,
+            metric=task.metric,
+            classes=len(classes),
+            outputs=data.num_classes,
+            image_shape=data.image_shape,
+        )
         (folder / CARD).write_text(text)
         (folder / HUB_WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     if not wanted.programs:
@@ -119,6 +131,8 @@ def write_wanted(
         classes=data.label_names,
         mean=data.mean,
         std=data.std,
+        task=spec.task,
+        output=task.output,
     )
     calibration = None
     if wanted.quantize:
@@ -131,6 +145,7 @@ def write_wanted(
         dense=workload.model,
         data=data,
         description=description,
+        task=task,
         calibration=calibration,
     )
     (folder / EXPORT_FILE).write_text(json.dumps(proof.to_json(), indent=1))

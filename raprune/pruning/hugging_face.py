@@ -14,12 +14,19 @@ from raprune.data.arrays import ImageShape
 from raprune.store.networks import HUB_WEIGHTS, RECIPE
 
 CONFIG, CARD = "config.json", "README.md"
+PIPELINES = {
+    "classification": "image-classification",
+    "multi_label": "image-classification",
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+}
+"""Task -> the Hub's name for it."""
 HUB_FILES = (CONFIG, HUB_WEIGHTS, CARD, RECIPE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFigures:
-    """Accuracies for a model card that are not in the recipe, in [0, 1]; None where they were not measured."""
+    """Values of the metric for a model card that are not in the recipe; None where they were not measured."""
 
     dense_validation: float | None = None
     test: float | None = None
@@ -48,23 +55,36 @@ def config_of(recipe: Mapping[str, Any], *, classes: Sequence[str], image_shape:
 
 
 # A JSON edge: `recipe` is the content of `recipe.json`.
-def card(recipe: Mapping[str, Any], figures: CardFigures, *, classes: int, image_shape: ImageShape) -> str:
-    """The model card, as Markdown with the metadata that the Hub reads."""
+def card(
+    recipe: Mapping[str, Any],
+    figures: CardFigures,
+    *,
+    task: str,
+    metric: str,
+    classes: int,
+    outputs: int,
+    image_shape: ImageShape,
+) -> str:
+    """The model card, as Markdown with the metadata that the Hub reads.
+
+    `classes` is 0 for a task without classes, whose network has so many `outputs`.
+    """
+    kind = PIPELINES.get(task, "other")
     name, data = recipe["model"]["name"], recipe["data"]["name"]
     title = f"{name}, pruned to {recipe['flops_fraction']:.0%} of its FLOPs"
     header = {
         "library_name": "raprune",
-        "pipeline_tag": "image-classification",
-        "tags": ["pruning", "model-compression", "image-classification"],
-        "metrics": ["accuracy"],
+        "pipeline_tag": kind,
+        "tags": ["pruning", "model-compression", kind],
+        "metrics": [metric],
         "model-index": [
             {
                 "name": title,
                 "results": [
                     {
-                        "task": {"type": "image-classification"},
+                        "task": {"type": kind},
                         "dataset": {"name": data, "type": data, "split": split},
-                        "metrics": [{"type": "accuracy", "value": accuracy}],
+                        "metrics": [{"type": metric, "value": accuracy}],
                     }
                     for split, accuracy in (("validation", recipe["accuracy"]), ("test", figures.test))
                     if accuracy is not None
@@ -77,12 +97,13 @@ def card(recipe: Mapping[str, Any], figures: CardFigures, *, classes: int, image
     rows = [
         ("FLOPs for one image", f"{recipe['flops']:,}", f"{dense_flops:,.0f}"),
         ("parameters", f"{recipe['params']:,}", f"{dense_params:,.0f}"),
-        ("validation accuracy", _percent(recipe["accuracy"]), _percent(figures.dense_validation)),
+        (f"validation {metric}", _percent(recipe["accuracy"]), _percent(figures.dense_validation)),
     ]
     if figures.test is not None:
         images = "" if figures.test_images is None else f" ({figures.test_images:,} images)"
-        rows.append((f"test accuracy{images}", _percent(figures.test), _percent(figures.dense_test)))
+        rows.append((f"test {metric}{images}", _percent(figures.test), _percent(figures.dense_test)))
     size = "x".join(map(str, image_shape))
+    wanted = f"{classes} classes" if classes else f"{outputs} outputs"
     lines = [
         # JSON is YAML, and needs no library.
         "---",
@@ -91,7 +112,7 @@ def card(recipe: Mapping[str, Any], figures: CardFigures, *, classes: int, image
         "",
         f"# {title}",
         "",
-        f"A `{name}` for {classes} classes of `{data}`, made smaller by [raprune]"
+        f"A `{name}` for {wanted} of `{data}`, made smaller by [raprune]"
         "(https://github.com/raprune/raprune): channels that the method "
         f"`{recipe['method']}` found least useful are gone from the weights"
         + (f", and it was trained for {recipe['epochs']:g} epochs since." if recipe["epochs"] else "."),
@@ -100,7 +121,7 @@ def card(recipe: Mapping[str, Any], figures: CardFigures, *, classes: int, image
         "| --- | --- | --- |",
         *(f"| {what} | {here} | {dense} |" for what, here, dense in rows),
         "",
-        "FLOPs count a multiply-add as 2. The search chose by the validation accuracy.",
+        f"FLOPs count a multiply-add as 2. The search chose by the validation {metric}.",
         "",
         "## Use",
         "",

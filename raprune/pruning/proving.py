@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from raprune.cost.conditions import device_name
 from raprune.cost.stopwatch import Repeats, Stopwatch
@@ -18,6 +20,7 @@ from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
 from raprune.data.dataset import Dataset
 from raprune.data.host import ImageSplit
+from raprune.data.targets import LABELS
 from raprune.errors import ModelError
 from raprune.models.programs import (
     FILES,
@@ -27,12 +30,15 @@ from raprune.models.programs import (
     Runner,
     capture,
     on_cpu,
+    output_tensors,
     runtime,
     write_onnx,
     write_torch,
 )
 from raprune.pruning.quantising import INT8, INT8_FILE, quantise
 from raprune.results.exports import BatchTimes, ExportProof, ProvedFile
+from raprune.training.tasks.classification import CLASSIFICATION
+from raprune.training.tasks.task import Task
 
 IMAGES = 256
 """Maximum number of validation images on which a file is compared with PyTorch."""
@@ -43,7 +49,9 @@ CALIBRATION = 256
 BATCH = 32
 """Number of images in a batch of the comparison; the first image is also run alone."""
 TOLERANCE = 1e-3
-"""Maximum difference of an output in float32, relative to the largest output of the PyTorch network."""
+"""Maximum difference of an output in float32, relative to the largest value of this output in PyTorch."""
+TIES = 0.02
+"""Maximum difference of the metric in float32: room for some images or pixels whose classes tie."""
 TIMED = (1, 32)
 """Numbers of images in the timed batches."""
 OFTEN = Repeats(most=100, least=5, limit_s=1.0)
@@ -55,13 +63,13 @@ class Agreement:
 
     max_difference: float
     relative_difference: float
-    """`max_difference` over the PyTorch network's largest absolute output."""
-    equal_top1: int
-    """Number of images of equal prediction."""
+    """Largest difference of an output tensor over its largest absolute value in PyTorch."""
+    equal_top1: int | None
+    """Number of images of equal prediction; None for other tasks than classification."""
     accuracy: float
-    """Top-1 accuracy of the file, in [0, 1]."""
+    """Value of the task's metric for the file, at most 1."""
     reference_accuracy: float
-    """Top-1 accuracy of the PyTorch network, in [0, 1]."""
+    """Value of the task's metric for the PyTorch network, at most 1."""
 
 
 def write_programs(
@@ -72,6 +80,7 @@ def write_programs(
     dense: nn.Module,
     data: Dataset,
     description: Description,
+    task: Task = CLASSIFICATION,
     calibration: ImageSplit | None = None,
 ) -> ExportProof:
     """Write `model` to `folder` in each of `formats`, and prove each file.
@@ -89,7 +98,7 @@ def write_programs(
     program, dense_program = (capture(network, data.image_shape) for network in (small, whole))
     beside = folder / "dense"
     beside.mkdir()
-    proving = _Proving(small, images, torch.get_num_threads())
+    proving = _Proving(small, images, task, torch.get_num_threads())
     for kind in formats:
         path, dense_path = folder / FILES[kind], beside / FILES[kind]
         opset = None
@@ -107,6 +116,7 @@ def write_programs(
     return ExportProof(
         network=description.network,
         images=len(images),
+        metric=task.metric,
         accuracy=proving.accuracy,
         device=device_name(torch.device("cpu")),
         threads=proving.threads,
@@ -117,11 +127,12 @@ def write_programs(
 class _Proving:
     """The files of one network that are proved so far."""
 
-    def __init__(self, model: nn.Module, images: DeviceSplit, threads: int) -> None:
+    def __init__(self, model: nn.Module, images: DeviceSplit, task: Task, threads: int) -> None:
         self.threads = threads
         self.files: list[ProvedFile] = []
         self.accuracy = 0.0
-        """Accuracy of the PyTorch network."""
+        """Value of the metric for the PyTorch network."""
+        self._task = task
         self._model = model
         self._images = images
 
@@ -132,7 +143,7 @@ class _Proving:
             ModelError: if a file in float32 computes something else.
         """
         run, run_dense = (OPENERS[kind](file, self.threads) for file in (path, dense_path))
-        found = compare(run, self._model, self._images)
+        found = compare(run, self._model, self._images, self._task)
         if precision == "float32":
             check_equal(found, kind)
         self.accuracy = found.reference_accuracy
@@ -153,40 +164,60 @@ class _Proving:
         self.files.append(proved)
 
 
-def compare(run: Runner, model: nn.Module, images: DeviceSplit) -> Agreement:
+def compare(run: Runner, model: nn.Module, images: DeviceSplit, task: Task = CLASSIFICATION) -> Agreement:
     """Compare the outputs of `run` with those of `model` on all images: on the first one alone, then in batches.
 
     The last batch may be smaller, so that batches of up to three sizes are run.
+
+    Raises:
+        ModelError: if outputs have other shapes.
     """
-    different, largest, equal, right, reference_right = [0.0], 0.0, 0, 0, 0
+    different: dict[int, float] = {}
+    largest: dict[int, float] = {}
+    totals: list[Tensor | None] = [None, None]
+    equal = 0
     with torch.inference_mode():
         for number, (x, y) in enumerate(_batches(images)):
-            wanted, came = model(x), run(x)
-            if came.shape != wanted.shape:
-                raise ModelError(
-                    f"The exported network gives {tuple(came.shape)} for a batch of {len(x)} images; in PyTorch it "
-                    f"gives {tuple(wanted.shape)}.",
-                    hint="Its code may compute a shape from the size of the batch. Nothing was written.",
-                )
-            # NaN would be lost in a maximum of Python.
-            different.append(float((came - wanted).abs().nan_to_num(nan=float("inf")).max()))
-            largest = max(largest, float(wanted.abs().max()))
+            outputs, found = model(x), run(x)
+            wanted = output_tensors(outputs)
+            _check_shapes(found, wanted, len(x))
+            for place, (one, other) in enumerate(zip(found, wanted, strict=True)):
+                # NaN would be lost in a maximum of Python.
+                difference = (one.double() - other.double()).abs().nan_to_num(nan=float("inf"))
+                different[place] = max(different.get(place, 0.0), float(difference.max()))
+                largest[place] = max(largest.get(place, 0.0), float(other.double().abs().max()))
             if number:
-                equal += int((came.argmax(1) == wanted.argmax(1)).sum())
-                right += int((came.argmax(1) == y).sum())
-                reference_right += int((wanted.argmax(1) == y).sum())
-    most = max(different)
+                both = (_in_place(outputs, found), outputs)
+                totals = [task.added(total, task.sums(one, y)) for total, one in zip(totals, both, strict=True)]
+                if task.targets == LABELS:
+                    equal += int((found[0].argmax(1) == wanted[0].argmax(1)).sum())
+    value, reference = (task.value(total.double(), len(images)) for total in totals if total is not None)
     return Agreement(
-        max_difference=most,
-        relative_difference=most / largest if largest else most,
-        equal_top1=equal,
-        accuracy=right / len(images),
-        reference_accuracy=reference_right / len(images),
+        max_difference=max(different.values()),
+        relative_difference=max(most / (largest[place] or 1.0) for place, most in different.items()),
+        equal_top1=equal if task.targets == LABELS else None,
+        accuracy=value,
+        reference_accuracy=reference,
     )
 
 
+def _check_shapes(found: Sequence[Tensor], wanted: Sequence[Tensor], images: int) -> None:
+    shapes = [", ".join(str(tuple(tensor.shape)) for tensor in tensors) for tensors in (found, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"The exported network gives {shapes[0]} for a batch of {images} images; in PyTorch it gives {shapes[1]}.",
+            hint="Its code may compute a shape from the size of the batch. Nothing was written.",
+        )
+
+
+def _in_place(outputs: Any, tensors: Sequence[Tensor]) -> Any:
+    """Return the outputs of a network with `tensors` in place of its own."""
+    left = iter(tensors)
+    return pytree.tree_map_only(Tensor, lambda _: next(left), outputs)
+
+
 def check_equal(found: Agreement, kind: str) -> None:
-    """Refuse a file whose outputs are not those of PyTorch within float32's rounding.
+    """Refuse a file whose outputs, or whose metric, are not those of PyTorch within float32's rounding.
 
     Predictions differ within this tolerance only where two classes are a tie.
 
@@ -200,6 +231,12 @@ def check_equal(found: Agreement, kind: str) -> None:
             f"{TOLERANCE:.0e} is float32's rounding).",
             hint="Nothing was written. Its code may depend on values of its input, which a program holds fixed; or it "
             "draws random numbers in evaluation mode.",
+        )
+    if abs(found.accuracy - found.reference_accuracy) > TIES:
+        raise ModelError(
+            f"The network exported to {kind} reaches {found.accuracy:.2%} by the task's metric, in PyTorch "
+            f"{found.reference_accuracy:.2%}.",
+            hint="Nothing was written. Export another format; recipe takes every network.",
         )
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from raprune.report import formats
 from raprune.results.exports import BatchTimes, ExportProof
+from raprune.store.record import ACCURACY
 
 
 def render_exports(proof: ExportProof) -> RenderableType:
@@ -16,7 +17,9 @@ def render_exports(proof: ExportProof) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("file", no_wrap=True)
     sizes = [times.batch_size for times in proof.files[0].times]
-    headers = ["MB", "differs", "agree", "top-1", *(f"ms@{size}" for size in sizes)]
+    is_top1 = proof.metric == ACCURACY
+    judged = ["agree", "top-1"] if is_top1 else [proof.metric]
+    headers = ["MB", "differs", *judged, *(f"ms@{size}" for size in sizes)]
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for file in proof.files:
@@ -24,7 +27,7 @@ def render_exports(proof: ExportProof) -> RenderableType:
             escape(file.file),
             _megabytes(file.size_bytes),
             f"{file.max_difference:.1e}",
-            f"{file.equal_top1}/{proof.images}",
+            *([f"{file.equal_top1}/{proof.images}"] if is_top1 else []),
             formats.accuracy(file.accuracy),
             *map(_time, file.times),
         )
@@ -36,9 +39,13 @@ def render_exports(proof: ExportProof) -> RenderableType:
     )
     notes = [
         f"MB: size of the file; the dense network's is {dense}.",
-        f"Differs: largest difference of an output from PyTorch's on {proof.images} validation images. Agree: images "
-        "of the same predicted class. Top-1: accuracy on these images in percent; the PyTorch network's is "
-        f"{formats.accuracy(proof.accuracy)}.",
+        f"Differs: largest difference of an output from PyTorch's on {proof.images} validation images. "
+        + (
+            "Agree: images of the same predicted class. Top-1: accuracy on these images in percent"
+            if is_top1
+            else f"{proof.metric}: on these images, in percent"
+        )
+        + f"; the PyTorch network's is {formats.accuracy(proof.accuracy)}.",
         "ms@N: milliseconds for a batch of N images, and how much faster that is than the dense network in float32, "
         f"exported alike; on {proof.device}, {threads}.",
         f"Runtimes: {', '.join([*runtimes, *opsets])}.",

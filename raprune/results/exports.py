@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from raprune.store.folder import Store
+from raprune.store.record import ACCURACY
 
 EXPORT_FILE = "export.json"
 EXPORTS = "report/exports"
@@ -51,11 +52,11 @@ class ProvedFile:
     max_difference: float
     """Largest absolute difference of an output from the PyTorch network's."""
     relative_difference: float
-    """`max_difference` over the PyTorch network's largest absolute output."""
-    equal_top1: int
-    """Number of images for which both networks predict the same class."""
+    """Largest difference of an output tensor over its largest absolute value in PyTorch."""
+    equal_top1: int | None
+    """Number of images for which both networks predict the same class; None for other tasks than classification."""
     accuracy: float
-    """Top-1 accuracy of the file on these images, in [0, 1]."""
+    """Value of the task's metric for the file on these images, at most 1."""
     times: Sequence[BatchTimes]
     """By ascending batch size; the dense network is in float32."""
 
@@ -68,11 +69,13 @@ class ExportProof:
     images: int
     """Number of validation images that all files were compared on."""
     accuracy: float
-    """Top-1 accuracy of the PyTorch network on these images, in [0, 1]."""
+    """Value of the task's metric for the PyTorch network on these images, at most 1."""
     device: str
     """Product name of the CPU that ran the files."""
     threads: int
     files: Sequence[ProvedFile]
+    metric: str = ACCURACY
+    """Name of the task's metric."""
 
     # A JSON edge.
     def to_json(self) -> dict[str, Any]:

@@ -227,7 +227,8 @@ def _exported(proof: ExportProof | None) -> str:
     if proof is None:
         return ""
     sizes = [times.batch_size for times in proof.files[0].times]
-    head = ["file", "precision", "#MB", "#top-1 %", "#largest difference", *(f"#ms, batch of {n}" for n in sizes)]
+    judged = "top-1" if proof.metric == ACCURACY else proof.metric
+    head = ["file", "precision", "#MB", f"#{judged} %", "#largest difference", *(f"#ms, batch of {n}" for n in sizes)]
     cells = [
         [
             file.file,
@@ -241,8 +242,8 @@ def _exported(proof: ExportProof | None) -> str:
     ]
     threads = f"{proof.threads} thread{'s' * (proof.threads != 1)}"
     return table("Exported as a program", head, cells) + paragraph(
-        f"Compared with PyTorch on {proof.images:,} validation images, on which it has {proof.accuracy:.2%} top-1. In "
-        f"brackets: how much faster than the dense network in float32, exported alike; on {proof.device}, {threads}."
+        f"Compared with PyTorch on {proof.images:,} validation images, on which it has {proof.accuracy:.2%} {judged}. "
+        f"In brackets: how much faster than the dense network in float32, exported alike; on {proof.device}, {threads}."
     )
 
 

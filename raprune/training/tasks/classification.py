@@ -11,7 +11,7 @@ from torch.nn import functional
 from raprune.data.targets import LABELS
 from raprune.spec.job import TrainSpec
 from raprune.training.distillation import LOGIT_LOSSES
-from raprune.training.tasks.task import Task
+from raprune.training.tasks.task import LOGITS, Task
 
 FEW_CLASSES = 10
 """Number of classes up to which the top-5 accuracy says little, and is not reported."""
@@ -25,6 +25,7 @@ class Classification(Task):
     """
 
     metric: ClassVar[str] = "accuracy"
+    output: ClassVar[str] = LOGITS
     targets: ClassVar[str] = LABELS
     augments: ClassVar[bool] = True
     mixes: ClassVar[bool] = True

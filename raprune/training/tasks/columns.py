@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from raprune.data.targets import COLUMNS
 from raprune.spec.job import TrainSpec
-from raprune.training.tasks.task import Task
+from raprune.training.tasks.task import LOGITS, Task
 
 BINS = 2048
 """Number of bins of the logits of a class, from which its average precision is computed."""
@@ -43,6 +43,7 @@ class MultiLabel(_Columns):
     """
 
     metric: ClassVar[str] = "mean average precision"
+    output: ClassVar[str] = LOGITS
     mixes: ClassVar[bool] = True
 
     label_smoothing: float = 0.0

@@ -13,7 +13,7 @@ from torch.nn import functional
 from raprune.data.targets import MASKS, UNLABELLED
 from raprune.spec.job import TrainSpec
 from raprune.training.distillation import LOGIT_LOSSES
-from raprune.training.tasks.task import Task
+from raprune.training.tasks.task import LOGITS, Task
 
 AUXILIARY = 0.5
 """Weight of the loss of an auxiliary head, `aux` among the outputs, as in torchvision's reference training."""
@@ -28,6 +28,7 @@ class Segmentation(Task):
     """
 
     metric: ClassVar[str] = "mean IoU"
+    output: ClassVar[str] = LOGITS
     targets: ClassVar[str] = MASKS
     distils: ClassVar[bool] = True
 

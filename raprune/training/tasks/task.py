@@ -16,6 +16,9 @@ from raprune.data.targets import ANY
 from raprune.methods.method import Batches, Loss
 from raprune.spec.job import TrainSpec
 
+LOGITS = "logits"
+"""Name of an output that has a number for each class."""
+
 
 class Task(ABC):
     """The loss and the metric of a network. A task has no state: every process makes it again, without arguments.
@@ -26,6 +29,8 @@ class Task(ABC):
 
     metric: ClassVar[str]
     """Name of the metric as people read it, in lower case: `accuracy`, `mean IoU`."""
+    output: ClassVar[str] = "outputs"
+    """Name of the output of an exported network that gives one tensor."""
     targets: ClassVar[str] = ANY
     """Form of the targets: a name in `raprune.data.targets.FORMS`."""
     augments: ClassVar[bool] = False
