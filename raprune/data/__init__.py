@@ -18,11 +18,12 @@ from raprune.data.dataset import Dataset
 from raprune.data.division import carve
 from raprune.data.normalisation import Normalisation, as_they_are, measure, resolve, unchanged
 from raprune.data.parquet import open_digits, open_mnist_sample, open_parquet
+from raprune.data.parquet_targets import open_parquet_targets
 from raprune.data.shuffle import pool_size
 from raprune.data.source import ArraySource, EncodedSource, Source, Sources
 from raprune.data.split import stratified
 from raprune.data.stream import VALIDATION_IMAGES, classes_in_pool
-from raprune.data.targets import ANY, BOXES, FORMS, LABELS, MASKS, TargetArray
+from raprune.data.targets import ANY, BOXES, COLUMNS, FORMS, LABELS, MASKS, TargetArray
 from raprune.data.torchvision_sets import open_imagefolder, open_torchvision
 from raprune.data.user import open_user
 from raprune.errors import DataError, UsageError
@@ -215,10 +216,13 @@ def _open(spec: DataSpec, seed: int, form: str) -> Dataset | Sources:
             '"validation"; for other data sets, data.validation_fraction of the training split is held out.',
         )
     if spec.name in DATASETS:
+        if spec.name == "parquet" and form in (MASKS, BOXES, COLUMNS):
+            return open_parquet_targets(spec, form)
         if form not in (LABELS, ANY):
             raise UsageError(
                 f"data.name {spec.name!r} has one class for each image; the task needs {FORMS[form].described}.",
-                hint="Name a function of your own that returns such data (package.module:function): docs/tasks.md.",
+                hint="Give Parquet with a column of them (--data parquet), or name a function of your own that returns "
+                "such data (package.module:function): docs/tasks.md.",
             )
         return DATASETS[spec.name](spec)
     check_name_form(spec.name, field="data.name")

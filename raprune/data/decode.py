@@ -42,7 +42,7 @@ def check_header(data: bytes, *, shape: ImageShape, resize: bool, row: int, wher
     Raises:
         DataError: if the bytes are no image, or the image has another size than `shape` and `resize` is False.
     """
-    with _decodable(row, where):
+    with decodable(row, where):
         width, height = Image.open(io.BytesIO(data)).size
     if not resize:
         _check_size(height, width, shape, row=row, where=where)
@@ -85,7 +85,7 @@ def resize_all(images: ImageArray, shape: ImageShape) -> ImageArray:
 
 
 def _open(data: bytes, *, row: int, where: str) -> Image.Image:
-    with _decodable(row, where):
+    with decodable(row, where):
         image = Image.open(io.BytesIO(data))
         image.load()
     if image.mode.startswith(("I", "F")):
@@ -97,7 +97,7 @@ def _open(data: bytes, *, row: int, where: str) -> Image.Image:
 
 
 @contextmanager
-def _decodable(row: int, where: str) -> Iterator[None]:
+def decodable(row: int, where: str) -> Iterator[None]:
     """Turn the errors of Pillow into a `DataError`."""
     try:
         yield
@@ -117,7 +117,7 @@ def _write(image: Image.Image, target: ImageArray, *, resize: bool, row: int, wh
     if image.size != (width, height):
         if not resize:
             _check_size(image.height, image.width, (channels, height, width), row=row, where=where)
-        image = _fit(image, height, width)
+        image = fit(image, height, width)
     pixels = np.asarray(image)
     if channels == 1:
         target[0] = pixels
@@ -133,12 +133,19 @@ def _check_size(height: int, width: int, shape: ImageShape, *, row: int, where: 
         )
 
 
-def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
-    scale = max(height / image.height, width / image.width)
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def fit(
+    image: Image.Image, height: int, width: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
+    """Return the image with its shorter side scaled, and the centre cut out."""
+    size, left, top = placement(image.width, image.height, height, width)
+    return image.resize(size, resample).crop((left, top, left + width, top + height))
+
+
+def placement(image_width: int, image_height: int, height: int, width: int) -> tuple[tuple[int, int], int, int]:
+    """Return width and height of a scaled image, and the left and upper edge of what is cut out of it, in pixels."""
+    scale = max(height / image_height, width / image_width)
+    size = max(width, round(image_width * scale)), max(height, round(image_height * scale))
+    return size, (size[0] - width) // 2, (size[1] - height) // 2
 
 
 def _size(shape: ImageShape) -> str:

@@ -79,7 +79,13 @@ def open_parquet(spec: DataSpec) -> Sources:
     )
 
 
-def _open(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:
+def open_dataset(uri: str, *, field: str) -> pads.Dataset:
+    """Open the Parquet files at a path, a folder or a pattern.
+
+    Raises:
+        UsageError: if there is no such file.
+        DataError: if it is no Parquet file.
+    """
     filesystem, path = _filesystem(uri, field=field)
     with _readable(uri):
         files = _files(filesystem, path)
@@ -88,7 +94,12 @@ def _open(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:
                 f"{field} {uri}: no such file.",
                 hint="A Parquet file, a folder of them or a pattern (train-*.parquet), local or as a URI.",
             )
-        dataset = pads.dataset(files, format="parquet", filesystem=filesystem)
+        return pads.dataset(files, format="parquet", filesystem=filesystem)
+
+
+def _open(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:
+    dataset = open_dataset(uri, field=field)
+    with _readable(uri):
         return replace(_source(dataset, spec, where=uri), files=_parquet_files(dataset, spec, where=uri))
 
 
@@ -204,20 +215,25 @@ def _source(dataset: pads.Dataset, spec: DataSpec, *, where: str) -> EncodedSour
                 f"{where}: no column {name!r}. Its columns: {', '.join(schema.names)}.",
                 hint=f"Name the right column with {field}.",
             )
-    _check_image_type(schema.field(spec.image_column).type, spec, where)
+    check_image_type(schema.field(spec.image_column).type, spec.image_column, where)
 
     def fetch(rows: LabelArray) -> Blob:
-        return _fetch(dataset, spec.image_column, rows, where)
+        return fetch_images(dataset, spec.image_column, rows, where)
 
-    return EncodedSource(where, _labels(dataset, spec, where), _label_names(schema, spec.label_column), fetch)
+    return EncodedSource(where, _labels(dataset, spec, where), label_names_of(schema, spec.label_column), fetch)
 
 
-def _check_image_type(kind: pa.DataType, spec: DataSpec, where: str) -> None:
+def check_image_type(kind: pa.DataType, column: str, where: str) -> None:
+    """Refuse a column of another type than encoded images.
+
+    Raises:
+        DataError: with the type.
+    """
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
         raise DataError(
-            f"{where}: column {spec.image_column!r} has type {kind}; images must be encoded bytes "
+            f"{where}: column {column!r} has type {kind}; images must be encoded bytes "
             f"(struct<bytes, path> or binary).",
             hint="Data sets of Hugging Face have this layout; name the right column with data.image_column.",
         )
@@ -237,7 +253,12 @@ def _labels(dataset: pads.Dataset, spec: DataSpec, where: str) -> LabelArray:
     return labels
 
 
-def _fetch(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> Blob:
+def fetch_images(dataset: pads.Dataset, column: str, rows: LabelArray, where: str) -> Blob:
+    """Read the encoded images of `rows` and return a function that gives the bytes of each of them by position.
+
+    Raises:
+        DataError: if a row has none, or they do not fit into memory.
+    """
     whole = len(rows) == dataset.count_rows() and np.array_equal(rows, np.arange(len(rows)))
     files = getattr(dataset, "files", [])
     size = sum(info.size for info in dataset.filesystem.get_file_info(files)) if files else 0
@@ -262,7 +283,8 @@ def _blobs(column: Any, rows: LabelArray, where: str) -> Any:
     return blobs
 
 
-def _label_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+def label_names_of(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """Return the names of the classes of a column, as the file has them; None if it has none."""
     metadata = schema.metadata or {}
     if b"label_names" in metadata:
         return tuple(metadata[b"label_names"].decode().split(","))
