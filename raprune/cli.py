@@ -342,7 +342,9 @@ def search(
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            help="Minimum validation accuracy of a network, in (0, 1].", metavar="FRACTION", rich_help_panel=BUDGET
+            help="Minimum validation accuracy of a network, or value of the task's metric, in (0, 1].",
+            metavar="FRACTION",
+            rich_help_panel=BUDGET,
         ),
     ] = None,
     max_drop: Annotated[
@@ -578,7 +580,7 @@ def pick(
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            help="Minimum validation accuracy, in (0, 1]; the cheapest such network is picked.",
+            help="Minimum validation accuracy, or value of the task's metric, in (0, 1]; the cheapest is picked.",
             metavar="FRACTION",
             rich_help_panel=BUDGET,
         ),

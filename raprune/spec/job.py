@@ -173,7 +173,8 @@ class DataSpec(_Subject):
     image_column: str = "image"
     """Column of a Parquet file that holds the images."""
     label_column: str = "label"
-    """Column of a Parquet file that holds the labels."""
+    """Column of a Parquet file that holds the labels, masks or boxes. Where there is none of this name, `mask` holds
+    masks and `objects` holds boxes."""
     image_size: PositiveInt | None = None
     """Pixels to which the shorter side of each image is resized; the image is then cropped to a square. Needed where
     images differ in size. Default: images keep their size."""
@@ -597,10 +598,11 @@ class Limits(Part):
 
     budget: Budget = Budget()
     min_accuracy: Fraction | None = None
-    """Validation accuracy that a candidate must keep. Candidates below it are not recommended and come last for
-    fine-tuning. Default: no limit."""
+    """Validation accuracy, or value of the task's metric, that a candidate must keep. Candidates below it are not
+    recommended and come last for fine-tuning. Default: no limit."""
     max_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Largest loss of validation accuracy against the dense network: 0.01 is one point. Default: no limit."""
+    """Largest loss of validation accuracy, or of the task's metric, against the dense network: 0.01 is one point.
+    Default: no limit."""
 
     @model_validator(mode="before")
     @classmethod
