@@ -601,8 +601,7 @@ class Limits(Part):
     """Validation accuracy, or value of the task's metric, that a candidate must keep. Candidates below it are not
     recommended and come last for fine-tuning. Default: no limit."""
     max_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Largest loss of validation accuracy, or of the task's metric, against the dense network: 0.01 is one point.
-    Default: no limit."""
+    """Largest loss of validation accuracy or metric against the dense network: 0.01 is one point. Default: no limit."""
 
     @model_validator(mode="before")
     @classmethod

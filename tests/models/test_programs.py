@@ -13,7 +13,8 @@ from raprune.data.arrays import Split
 from raprune.data.batches import DeviceSplit
 from raprune.errors import ModelError
 from raprune.models.programs import capture, refused
-from raprune.pruning.proving import check_equal, compare
+from raprune.pruning.proving import Agreement, check_equal, compare
+from raprune.training.tasks.segmentation import Segmentation
 
 
 class Branching(nn.Module):
@@ -52,12 +53,12 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (70, 1, 2, 2), dtype=np.uint8
 LABELS = np.arange(70) % 3
 
 
-def compared(change: Callable[[Tensor], Tensor]) -> tuple[float, int]:
+def compared(change: Callable[[Tensor], Tensor]) -> tuple[float, int | None]:
     """Difference, relative to the largest output, and equal predictions of a network and of the same with a change."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
     images = DeviceSplit.place(Split(IMAGES, LABELS), (0.5,), (0.5,), "cpu")
-    found = compare(lambda x: change(model(x)), model, images)
+    found = compare(lambda x: [change(model(x))], model, images)
     check_equal(found, "onnx")
     return found.relative_difference, found.equal_top1
 
@@ -82,3 +83,29 @@ def test_other_outputs_are_refused(change: Callable[[Tensor], Tensor]) -> None:
 def test_outputs_of_another_shape_are_refused() -> None:
     with pytest.raises(ModelError, match="for a batch of 32 images"):
         compared(lambda logits: logits[:1])
+
+
+class TwoOutputs(nn.Module):
+    """Logits of masks, and of an auxiliary head that the metric does not look at."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": torch.cat([images, -images, images * 0], 1), "aux": images}
+
+
+def test_all_output_tensors_are_compared() -> None:
+    masks = np.random.default_rng(1).integers(0, 3, (70, 2, 2))
+    images = DeviceSplit.place(Split(IMAGES, masks), (0.5,), (0.5,), "cpu")
+    model = TwoOutputs()
+    found = compare(lambda x: list(model(x).values()), model, images, Segmentation())
+    assert (found.max_difference, found.equal_top1) == (0.0, None) and found.accuracy == found.reference_accuracy
+    check_equal(found, "onnx")
+    with pytest.raises(ModelError, match="does not compute what PyTorch computes"):
+        check_equal(compare(lambda x: [model(x)["out"], x * 1.01], model, images, Segmentation()), "onnx")
+
+
+def test_another_metric_is_refused() -> None:
+    found = Agreement(
+        max_difference=0.0, relative_difference=0.0, equal_top1=None, accuracy=0.5, reference_accuracy=0.6
+    )
+    with pytest.raises(ModelError, match=r"reaches 50.00% by the task's metric, in PyTorch 60.00%"):
+        check_equal(found, "torch")

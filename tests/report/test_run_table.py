@@ -100,3 +100,16 @@ def test_budget_is_told_in_few_words(budget: Budget, words: str) -> None:
 )
 def test_time_since_a_run_began_is_told_in_its_largest_unit(seconds: float, words: str) -> None:
     assert ago(seconds) == words
+
+
+def test_list_names_the_metric_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_short_run(tmp_path / "runs" / "masks", metric="mean IoU")
+    assert "best: validation mean IoU at the fraction" in listed(str(tmp_path / "runs")).stdout
+    make_short_run(tmp_path / "runs" / "classes", metric="accuracy")
+    said = " ".join(listed(str(tmp_path / "runs"), width=300).stdout.split())
+    assert "mean IoU: masks" in said and "accuracy: classes" in said
+    assert {run["metric"] for run in json.loads(listed(str(tmp_path / "runs"), "--json").stdout)} == {
+        "accuracy",
+        "mean IoU",
+    }

@@ -151,3 +151,13 @@ def test_status_at_any_width_has_all_its_words(run: Store, width: int) -> None:
     shown, wide = (printed(render_progress(now), columns) for columns in (width, 200))
     assert max(map(len, shown.splitlines())) <= width
     assert shown.split() == wide.split()
+
+
+def test_further_figures_of_the_starred_network_are_told_below_the_table(run: Store) -> None:
+    rows = starred(candidates(run.trials()), run.record())
+    rows = [replace(row, test_further={"top-5 accuracy": 0.987}) for row in rows]
+    test = replace(TEST, dense_further={"top-5 accuracy": 0.991})
+    name = next(row.candidate for row in rows if row.starred)
+    lines = " ".join(printed(render_rows(rows, run.record(), test), 200).split())
+    assert f"Test top-5 accuracy: 98.70% of {name}, 99.10% of dense." in lines
+    assert "top-5" not in printed(render_rows(starred(candidates(run.trials()), run.record()), run.record(), TEST), 200)
