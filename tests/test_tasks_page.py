@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 import raprune
 from raprune.checks.job import check
@@ -20,6 +22,7 @@ from raprune.errors import ModelError
 from raprune.pruning.export import prune_once
 from raprune.spec.job import SearchSpec
 from raprune.training.tasks import task_named
+from tests.task_networks import Numbers
 
 PAGE = Path(__file__).parent.parent / "docs" / "tasks.md"
 
@@ -34,6 +37,32 @@ def shifts(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     task_named.cache_clear()
     yield module
     task_named.cache_clear()
+
+
+def test_images_without_labels_are_judged_by_their_agreement_with_the_dense_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "unlabelled" in block
+    )
+    torch.manual_seed(0)
+    network = Numbers(4).eval()
+    save_file(network.state_dict(), tmp_path / "trained.safetensors")
+    nets, page = types.ModuleType("mynets"), types.ModuleType("page")
+    vars(nets)["trained"] = lambda: network
+    monkeypatch.setitem(sys.modules, "mynets", nets)
+    monkeypatch.setitem(sys.modules, "page", page)
+    exec(code, page.__dict__)
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (60, 3, 16, 16), dtype=np.uint8))
+    figures = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    job = {
+        "model": {"name": "tests.task_networks:Numbers", "weights": str(tmp_path / "trained.safetensors")},
+        "data": {"name": "page:unlabelled", "arguments": {"folder": str(tmp_path)}, **figures},
+        "budget": {"flops": 0.8},
+    }
+    made = prune_once(SearchSpec.model_validate(job), method="reconstruction", allocation="uniform")
+    assert made.dense_accuracy == 1.0
+    assert made.trial.metrics is not None and 0.25 < made.trial.metrics.accuracy <= 1.0
 
 
 def spec(tmp_path: Path, **others: Any) -> SearchSpec:
