@@ -44,7 +44,7 @@ def open_parquet_targets(spec: DataSpec, form: str) -> Sources:
     if spec.stream:
         raise UsageError(
             f"data.stream is set, but images with {form} are held in memory.",
-            hint="Remove data.stream; data.image_size or data.max_images make the data smaller.",
+            hint="Remove data.stream; data.image_size makes the images smaller.",
         )
     if spec.train is None:
         raise UsageError(
