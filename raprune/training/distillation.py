@@ -148,15 +148,19 @@ def map_loss(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
     return (difference_C / var_C.clamp(min=VARIANCE_FLOOR * var_C.mean() + 1e-8)).mean()
 
 
-MAPS_OVER_REST = 15.0
-"""The loss of the feature maps as a multiple of the rest of the loss when a training begins, with the weight `auto`."""
+MAPS_OVER_REST = 2.0
+"""The gradient of the feature maps' loss as a multiple of that of the rest of the loss when a training begins, with the
+weight `auto`."""
 
 LARGEST_WEIGHT = 1000.0
 """The largest weight of the feature maps: maps of a network that differs little from its teacher say little."""
 
 
 def balanced_weight(rest: float, maps: float) -> float:
-    """Return the weight of feature maps whose loss is `maps` beside a loss of `rest`, in [0, `LARGEST_WEIGHT`]."""
+    """Return the weight of feature maps in [0, `LARGEST_WEIGHT`].
+
+    `maps` is the norm of the gradient of their loss by all weights, `rest` that of the rest of the loss.
+    """
     return min(LARGEST_WEIGHT, MAPS_OVER_REST * rest / maps) if maps > 0 else 0.0
 
 

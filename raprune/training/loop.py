@@ -339,15 +339,26 @@ def _objective(
 
 
 def _weight_of_maps(objective: _Objective, model: nn.Module, split: TrainingSplit, spec: TrainSpec, seed: int) -> float:
-    """Return the weight of the feature maps; with `auto` by the losses of one batch, the same one in all processes."""
+    """Return the weight of the feature maps; with `auto` by the gradients of one batch, the same in all processes.
+
+    The network is in evaluation mode: statistics of a batch would change the buffers of its batch norms.
+    """
     if spec.features != "auto":
         return float(spec.features)
     if objective.maps is None:
         return 0.0
-    x, y = next(split.shuffled(spec.batch_size, torch.Generator().manual_seed(seed), "none", ALONE))
-    with evaluating(model), torch.no_grad():
+    count = max(1, spec.batch_size // spec.accumulate)
+    x, y = next(split.shuffled(count, torch.Generator().manual_seed(seed), "none", ALONE))
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model):
         rest, _, _ = replace(objective, model=model, share=None)(x, y)
-        return balanced_weight(float(rest), float(objective.maps.loss()))
+        return balanced_weight(_gradient_norm(rest, weights), _gradient_norm(objective.maps.loss(), weights))
+
+
+def _gradient_norm(loss: Tensor, weights: Sequence[nn.Parameter]) -> float:
+    """Return the norm of the gradient of `loss` by all `weights`; the graph stays for another gradient."""
+    gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+    return float(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
 
 
 def _half_precision(spec: TrainSpec, device: torch.device) -> torch.dtype | None:

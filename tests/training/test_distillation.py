@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Literal
 
@@ -166,8 +168,11 @@ def test_weight_auto_makes_the_maps_count_a_multiple_of_the_rest_and_survives_a_
     channels = channel_map(teacher, graph, kept, x[:1])
     start = cut(teacher, graph, Candidate("l1", kept))
     maps = FeatureMaps(start, teacher, channels, x.device)
-    with torch.no_grad():
-        rest, distance = logit_loss(start(x), teacher(x), 4.0).item(), maps.loss().item()
+    soft = logit_loss(start(x), teacher(x).detach(), 4.0)
+    rest, distance = (
+        norm_of(torch.autograd.grad(loss, list(start.parameters()), retain_graph=True, allow_unused=True))
+        for loss in (soft, maps.loss())
+    )
     maps.close()
     weight = MAPS_OVER_REST * rest / distance
 
@@ -199,6 +204,10 @@ def test_weight_of_equal_maps_is_zero_and_no_weight_is_huge() -> None:
     assert balanced_weight(0.5, 0.0) == 0.0
     assert balanced_weight(0.5, 0.1) == pytest.approx(5 * MAPS_OVER_REST)
     assert balanced_weight(0.5, 1e-9) == LARGEST_WEIGHT
+
+
+def norm_of(gradients: Iterable[Tensor | None]) -> float:
+    return math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
 
 
 class Kept:
