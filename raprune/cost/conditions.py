@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from raprune.channels.graph import ChannelGraph
+from raprune.cost.compiled import COMPILE, TENSORRT
 from raprune.cost.stopwatch import mode_of
 from raprune.cost.timing_target import ServedTarget
 from raprune.models.precision import half_precision
@@ -66,7 +67,11 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
         content["multiple_of"] = multiple_of
     if spec.runtime == "onnxruntime":
         content["runtime"] = f"onnxruntime {metadata.version('onnxruntime')}"
-    elif torch.device(device).type == "cuda":
+    elif spec.runtime == TENSORRT:
+        content["runtime"] = f"{TENSORRT} {metadata.version('torch_tensorrt')}"
+    elif spec.runtime == COMPILE:
+        content["runtime"] = COMPILE  # a part of PyTorch, whose version is there
+    if spec.runtime != "onnxruntime" and torch.device(device).type == "cuda":
         content |= {"mode": mode_of(spec, torch.device(device)), "libraries": _gpu_libraries()}
     return key_of("latency", content)
 

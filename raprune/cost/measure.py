@@ -26,10 +26,6 @@ from raprune.spec.job import LatencySpec, Multiple
 
 PROBES = 5
 """Number of networks of other widths that show which sizes follow which axes."""
-FITTED = 8
-"""Number of whole networks, besides the dense one, for the fit of scales and offset."""
-HELD_OUT = 10
-"""Number of whole networks that the predictions are compared with."""
 CORRECTED = 0.1
 """Median error above which further whole networks correct the scales."""
 PASSES, PASSES_S = 3, 30.0
@@ -236,21 +232,22 @@ def _calibrated(
     Where the error is above `CORRECTED`, all of these networks correct the scales, and others give the error.
     """
     generator = np.random.default_rng([seed, 1])
+    fitted_to, held_out = subject.num_fitted, subject.num_held_out
 
     def drawn(count: int) -> Counts:
         return np.stack([_to_steps(_some_widths(cost, generator), cost, multiple_of) for _ in range(count)])
 
     # The fit includes the narrowest network, because it decides whether a budget can be reached, and the dense one.
     narrowest = cost.smallest(multiple_of=multiple_of)
-    vectors = np.concatenate([narrowest[None], drawn(FITTED - 1 + HELD_OUT)])
+    vectors = np.concatenate([narrowest[None], drawn(fitted_to - 1 + held_out)])
     *measured, dense_ms = _whole_ms(subject, cost, [*vectors, cost.num_channels])
     whole = cost.num_channels[None]
-    of_fit = np.array([*measured[:FITTED], dense_ms])
-    table = _fitted(raw, cost, np.concatenate([vectors[:FITTED], whole]), of_fit, float(dense_ms))
-    accuracy = _error(table, cost, vectors[FITTED:], np.array(measured[FITTED:]))
+    of_fit = np.array([*measured[:fitted_to], dense_ms])
+    table = _fitted(raw, cost, np.concatenate([vectors[:fitted_to], whole]), of_fit, float(dense_ms))
+    accuracy = _error(table, cost, vectors[fitted_to:], np.array(measured[fitted_to:]))
     if accuracy.median_error <= CORRECTED:
         return replace(table, accuracy=accuracy)
-    others = drawn(HELD_OUT)
+    others = drawn(held_out)
     found = _whole_ms(subject, cost, list(others))
     table = _fitted(raw, cost, np.concatenate([vectors, whole]), np.array([*measured, dense_ms]), float(dense_ms))
     return replace(table, accuracy=_error(table, cost, others, found), corrected_by=len(vectors))

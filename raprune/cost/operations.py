@@ -127,8 +127,29 @@ class SizedCall:
         )
         return str(self.call.operation), str(self.call.tree), leaves, tuple(sorted(self.rules.items(), key=str))
 
-    def made(self, sizes: Sequence[float], dense_sizes: Sequence[float]) -> Callable[[], object]:
-        """Return a function that runs the operation on new tensors, with its factors at `sizes`."""
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """A key that is equal for operations that differ in nothing but sizes."""
+        leaves = tuple(
+            (len(leaf.shape), leaf.order, leaf.expanded, leaf.dtype)
+            if isinstance(leaf, TensorTemplate)
+            else type(leaf)
+            if type(leaf) is int
+            else repr(leaf)
+            for leaf in self.call.leaves
+        )
+        return str(self.call.operation), str(self.call.tree), leaves
+
+    def made(
+        self,
+        sizes: Sequence[float],
+        dense_sizes: Sequence[float],
+        run: Callable[..., object] | None = None,
+    ) -> Callable[[], object]:
+        """Return a function that runs the operation on new tensors, with its factors at `sizes`.
+
+        `run` takes the place of the operation.
+        """
 
         def number(leaf: int, axis: int, dense: int) -> int:
             rule = self.rules.get((leaf, axis))
@@ -141,7 +162,8 @@ class SizedCall:
             else:
                 leaves.append(number(i, -1, leaf) if type(leaf) is int else leaf)
         arguments, keywords = pytree.tree_unflatten(leaves, self.call.tree)
-        return lambda: self.call.operation(*arguments, **keywords)
+        run = run or self.call.operation
+        return lambda: run(*arguments, **keywords)
 
 
 def calls(model: nn.Module, x: Tensor) -> list[OperationCall]:

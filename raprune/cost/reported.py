@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from raprune.channels.graph import ChannelGraph
+from raprune.cost.compiled import COMPILE, TENSORRT
 from raprune.cost.conditions import precision_of, timed_device, timed_device_name
 from raprune.cost.flops import CostModel
 from raprune.cost.measure import measure_whole
@@ -39,8 +40,8 @@ def measure_reported(
     """Measure the times of the named networks, cut from `model`, for a report.
 
     The times are wall times of one image and of a batch that fills the device, on `threads` CPU threads. With
-    `budgeted` they include the times under the conditions of `spec`, which are those of the latency table. A batch
-    size that is chosen here is at most `largest`.
+    `budgeted` they include the times under the conditions of `spec`, which are those of the latency table; beside these
+    a runtime that compiles networks is not used. A batch size that is chosen here is at most `largest`.
     """
     watch = stopwatch or replace(stopwatch_of(spec, torch.device(timed_device(spec, device))), clock=time.perf_counter)
     # A front has a dozen networks or more, and other load of the machine comes in bursts: time short calls often.
@@ -58,10 +59,15 @@ def measure_reported(
             batch_size=conditions.batch_size,
             dense_ms=dense_ms,
             candidates=dict(zip(models, times_ms, strict=True)),
+            runtime=conditions.runtime,
         )
 
     def on_all_threads(batch_size: int) -> Timing:
-        return under(spec.model_copy(update={"batch_size": batch_size, "threads": threads}))
+        changes: dict[str, object] = {"batch_size": batch_size, "threads": threads}
+        if budgeted and spec.runtime in (COMPILE, TENSORRT):
+            # A compilation of each network for each batch size would take longer than the search.
+            changes["runtime"] = "eager"
+        return under(spec.model_copy(update=changes))
 
     chosen = filling_batch(
         CostModel(graph).dense_flops, device=timed_device(spec, device), threads=threads, largest=largest

@@ -1,14 +1,28 @@
-"""Networks prepared for timing in the runtime that will serve them: eager PyTorch, or ONNX Runtime."""
+"""Networks prepared for timing in the runtime that will serve them: PyTorch, compiled or not, or ONNX Runtime."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
+from raprune.cost.compiled import (
+    COMPILE,
+    TENSORRT,
+    check_compiler,
+    check_nvidia,
+    check_tensorrt,
+    check_triton,
+    compiled,
+    compiled_operation,
+    engine_of,
+)
 from raprune.cost.conditions import precision_of, timed_device
 from raprune.cost.flops import CostModel, Counts
 from raprune.cost.onnx_networks import OnnxNetworks, check_float32, check_onnx_runtime
@@ -17,7 +31,7 @@ from raprune.cost.operations import OperationCall, SizedCall, calls, filled
 from raprune.cost.stopwatch import Repeats, Stopwatch, stopwatch_of
 from raprune.cost.timing_target import ServedTarget, ThisMachine
 from raprune.models.memory_format import layout_for
-from raprune.models.programs import INPUT
+from raprune.models.programs import INPUT, quiet
 from raprune.records import Candidate
 from raprune.spec.job import LatencySpec
 
@@ -28,8 +42,16 @@ AtSizes = tuple[SizedCall, Sequence[float], Sequence[float]]
 """An operation, the sizes of its factors, and their dense sizes."""
 
 
+_LOG = logging.getLogger(__name__)
+
+
 class TimedNetwork:
     """A network prepared for timing: evaluation mode, one batch, and the memory format in which it runs fastest."""
+
+    num_fitted: ClassVar[int] = 8
+    """Number of whole networks, besides the dense one, for the fit of scales and offset."""
+    num_held_out: ClassVar[int] = 10
+    """Number of whole networks that the predictions are compared with."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str) -> None:
         self.graph, self.spec = graph, spec
@@ -121,12 +143,110 @@ class OnnxTimedNetwork(TimedNetwork):
         return operation.call.operation.proto.op_type in MATRIX_NODES
 
 
+class CompiledTimedNetwork(TimedNetwork):
+    """A network whose narrower networks run under `torch.compile`.
+
+    Compiled code calls the convolutions and the products of matrices of PyTorch's libraries as they are, and fuses all
+    other operations. So the former are timed as they are. The latter are compiled, each once for all sizes, and the
+    time of a call without work is taken off, because a network is one call. The scales, which are fitted to whole
+    networks, hold the gain of the fusion. Whole networks are few, as each takes tens of seconds to compile.
+    """
+
+    num_fitted = 3
+    num_held_out = 3
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str) -> None:
+        """Refuse a machine that cannot compile.
+
+        Raises:
+            UsageError: if there is no C++ compiler, or no Triton for a GPU.
+        """
+        check_compiler()
+        check_triton(torch.device(device))
+        super().__init__(model, graph, spec, device=device)
+        self._operations: dict[Any, Callable[..., object]] = {}
+
+    def call(self, model: nn.Module) -> Callable[[], object]:
+        return compiled(model, self.x)
+
+    def times(self, sized: Sequence[AtSizes], *, repeats: int) -> list[float]:
+        plain = super().times([one for one in sized if self.is_matrix(one[0])], repeats=repeats)
+        matrix = iter(plain)
+        return [next(matrix) if self.is_matrix(one[0]) else self._compiled_ms(*one, repeats=repeats) for one in sized]
+
+    def _compiled_ms(
+        self, operation: SizedCall, sizes: Sequence[float], dense_sizes: Sequence[float], *, repeats: int
+    ) -> float:
+        if operation.form not in self._operations:
+            self._operations[operation.form] = compiled_operation(operation.call.operation)
+        try:
+            with torch.inference_mode():
+                call = operation.made(sizes, dense_sizes, self._operations[operation.form])
+                with quiet():
+                    call()
+                return max(self._median(call, repeats) - self._empty_ms, 0.0)
+        except Exception as error:  # an operation that runs inside the network may refuse tensors of ones
+            _LOG.info("%s is not timed by itself: %s", operation.call.operation, error)
+            return float("nan")
+
+    def _median(self, call: Callable[[], object], repeats: int) -> float:
+        return stopwatch_of(self.spec, self.device).median(call, repeats=repeats)
+
+    @cached_property
+    def _empty_ms(self) -> float:
+        """Milliseconds of a call of compiled code with next to no work; 0 for CUDA graphs, which have no such calls."""
+        if stopwatch_of(self.spec, self.device).mode == "graph":
+            return 0.0
+        function = compiled_operation(torch.ops.aten.relu.default)
+        one = torch.ones(2, dtype=self._dtype, device=self.device)
+        with torch.inference_mode():
+            return self._median(lambda: function(one), self.spec.repeats)
+
+
+class TensorRTTimedNetwork(TimedNetwork):
+    """A network whose narrower networks run in TensorRT; operations are timed in PyTorch on the same GPU.
+
+    TensorRT builds an engine for a minute or longer, too long for each width of each operation. The scales of the
+    operations are fitted to whole networks in TensorRT.
+    """
+
+    num_fitted = 3
+    num_held_out = 3
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str) -> None:
+        """Refuse a machine that has no TensorRT.
+
+        Raises:
+            UsageError: if the device is no GPU, or Torch-TensorRT is not installed.
+        """
+        check_nvidia(torch.device(device))
+        check_tensorrt()
+        super().__init__(model, graph, spec, device=device)
+
+    def call(self, model: nn.Module) -> Callable[[], object]:
+        engine = engine_of(model, self.x)
+        return lambda: engine(self.x)
+
+
 def timed_network(model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str) -> TimedNetwork:
     """Return the network prepared for the runtime of `spec`.
 
     Raises:
-        UsageError, ModelError: as `OnnxTimedNetwork`.
+        UsageError, ModelError: if the runtime is not installed, does not run on the device or refuses the network.
     """
     if spec.runtime == "onnxruntime":
         return OnnxTimedNetwork(model, graph, spec)
-    return TimedNetwork(model, graph, spec, device=timed_device(spec, device))
+    kind = {COMPILE: CompiledTimedNetwork, TENSORRT: TensorRTTimedNetwork}.get(spec.runtime, TimedNetwork)
+    return kind(model, graph, spec, device=timed_device(spec, device))
+
+
+def check_runtime(spec: LatencySpec, *, device: str) -> None:
+    """Refuse a runtime that does not run on the device of the workers.
+
+    Raises:
+        UsageError: with the ways out.
+    """
+    if spec.runtime == COMPILE:
+        check_triton(torch.device(device))
+    if spec.runtime == TENSORRT:
+        check_nvidia(torch.device(device))

@@ -41,8 +41,11 @@ INPUT = "images"
 
 LARGEST_FILE = 1_800_000_000
 """Bytes of weights above which an ONNX file has a second file for them: protobuf allows 2 GB."""
-_LOGGERS = ("torch.onnx", "torch._export", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime")
-"""Loggers of the exporters, which write pages about a network that they refuse."""
+_LOGGERS = (
+    *("torch.onnx", "torch._export", "torch.export", "torch._dynamo", "torch._inductor", "torch.utils.cpp_extension"),
+    *("onnxscript", "onnx_ir", "onnxruntime"),
+)
+"""Loggers of exporters and compilers, which write pages about a network that they refuse."""
 
 _MOST_LINES, _MOST_CHARACTERS = 3, 400
 """Maximum length of the quoted beginning of an exporter's message."""

@@ -22,6 +22,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.actor import ActorHandle
 
+from raprune.cost.timed import check_runtime
 from raprune.data.dataset import Dataset
 from raprune.methods import method_named, searched_settings
 from raprune.orchestration.attempts import Attempts
@@ -181,8 +182,10 @@ def with_latency(run: Run, placement: Placement) -> Run:
     """The run with its latency budget as a fraction, and costs that know latency; unchanged without such a budget.
 
     Raises:
+        UsageError: if the runtime of the latency does not run on the device of the workers.
         BudgetError: if the budget is out of reach.
     """
+    check_runtime(run.spec.latency, device=placement.device)
     if not run.spec.budget.limits_latency:
         return run
     with run.stages.stage(LAYER_TIMES):

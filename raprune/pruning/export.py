@@ -16,6 +16,7 @@ from torch import nn
 from raprune.cost.conditions import table_key
 from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table
+from raprune.cost.timed import check_runtime
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.pruning.allocate import LEAST_DAMAGE
 from raprune.pruning.artifact import load_from, provenance, save, trial_provenance
@@ -125,6 +126,7 @@ def prune_once(
         )
     asked = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
     stages, device = stages or Stages(), _device()
+    check_runtime(spec.latency, device=device)
     prepared, statistics = prepare(asked, InStages(stages)), _statistics(asked)
     spec = prepared.spec if device == "cpu" else with_fast_widths(asked, prepared.spec, prepared.cost)
     workload = build_workload(

@@ -16,6 +16,7 @@ from raprune.channels.gates import with_gates
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.proof import Proof, prove
 from raprune.channels.trace import trace
+from raprune.cost.compiled import COMPILE, TENSORRT, check_compiler, check_tensorrt
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import TABLE, LatencyTable
 from raprune.cost.onnx_networks import check_float32, check_onnx_runtime
@@ -244,6 +245,10 @@ def _check_names(spec: SearchSpec) -> None:
     task = task_named(spec.task)
     for name in spec.methods:
         method_named(name)
+    if spec.latency.runtime == COMPILE:
+        check_compiler()
+    if spec.latency.runtime == TENSORRT:
+        check_tensorrt()
     if spec.latency.runtime == "onnxruntime":
         check_onnx_runtime()
         check_float32(spec.latency.precision)
@@ -251,7 +256,8 @@ def _check_names(spec: SearchSpec) -> None:
             given_token()
     elif spec.latency.target is not None:
         raise UsageError(
-            f'latency.target {spec.latency.target}: a timing worker takes ONNX files, and latency.runtime is "eager".',
+            f"latency.target {spec.latency.target}: a timing worker takes ONNX files, and latency.runtime is "
+            f'"{spec.latency.runtime}".',
             hint='Set latency.runtime = "onnxruntime".',
         )
     if spec.budget.limits_memory and "maxout" in spec.methods:

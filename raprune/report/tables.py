@@ -17,7 +17,7 @@ from raprune.results.front import floor_of, is_baseline, standard_error
 from raprune.results.progress import Progress
 from raprune.results.rows import CandidateRow
 from raprune.results.test_split import SplitAccuracies
-from raprune.results.timings import Times, Timing, measured_at, slow
+from raprune.results.timings import Times, Timing, measured_at, runtime_words, slow
 from raprune.store.record import ACCURACY, LatencyRecord, RunRecord
 
 WIDE = 118
@@ -234,7 +234,7 @@ def how_timed(
 
 def latency_conditions(latency: LatencyRecord) -> str:
     """Conditions of a latency budget, in words."""
-    by = ", ONNX Runtime" if latency.runtime == "onnxruntime" else ""
+    by = runtime_words(latency.runtime)
     return f"a batch of {latency.batch_size}, {latency.precision} on {latency.device}{by}"
 
 

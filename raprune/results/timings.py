@@ -20,6 +20,8 @@ NOT_FASTER = 0.95
 """Fraction of the dense network's time above which a network is not called faster."""
 HARDLY_FASTER = 1 / 3
 """Fraction of the saved FLOPs that a network must save in time, or it is called hardly faster."""
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "compile": "torch.compile", "tensorrt": "TensorRT"}
+"""Value of `latency.runtime` -> its name; eager PyTorch is not named."""
 _WORTH_MENTIONING = 0.1
 """Minimum fraction of saved FLOPs for a remark on a network's time."""
 
@@ -36,6 +38,8 @@ class Timing:
     dense_ms: float
     candidates: Mapping[str, float]
     """Network (`Trial.network`) -> milliseconds a batch."""
+    runtime: str | None = None
+    """Runtime, a value of `latency.runtime`; None in runs of versions that did not write it."""
 
     def speedup(self, candidate: str) -> float | None:
         """The dense network's time over the candidate's; None if the candidate was not timed."""
@@ -46,7 +50,12 @@ class Timing:
     def where(self) -> str:
         """Precision and device in words: `float32 on AMD EPYC, 2 threads`."""
         threads = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{self.precision} on {self.device}{threads}"
+        return f"{self.precision} on {self.device}{threads}{runtime_words(self.runtime)}"
+
+
+def runtime_words(runtime: str | None) -> str:
+    """The runtime behind the device, as in `, ONNX Runtime`; empty for eager PyTorch and for None."""
+    return f", {RUNTIMES[runtime]}" if runtime in RUNTIMES else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -571,9 +571,11 @@ class LatencySpec(Part):
     """Number of timings of each layer; their median counts."""
     widths: Annotated[int, Field(ge=2)] = 6
     """Number of widths at which each layer is timed. Those between are interpolated."""
-    runtime: Literal["eager", "onnxruntime"] = "eager"
-    """Runtime in which networks are timed. `eager` is PyTorch on the worker's device. `onnxruntime` is ONNX Runtime on
-    the worker's CPU, in float32; it needs the extra `raprune[export]` on every node."""
+    runtime: Literal["eager", "compile", "onnxruntime", "tensorrt"] = "eager"
+    """Runtime in which networks are timed. `eager` is PyTorch on the worker's device, and `compile` PyTorch under
+    `torch.compile` there: each network that is timed takes seconds to minutes to compile. `onnxruntime` is ONNX Runtime
+    on the worker's CPU, in float32; it needs the extra `raprune[export]` on every node. `tensorrt` is TensorRT on the
+    worker's GPU through Torch-TensorRT; it has not run on a GPU yet."""
     target: Annotated[str, Field(pattern=r"^https?://[^/]+$", json_schema_extra={VALID: "http://HOST:PORT"})] | None = (
         None
     )
