@@ -781,6 +781,8 @@ def prune(
         warnings=made.warnings,
         metric=made.metric,
     )
+    if made.latency is not None:
+        console.print(made.latency.sentence, markup=False, highlight=False)
     _print_proof(made.proof, console)
 
 

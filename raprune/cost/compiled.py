@@ -156,7 +156,8 @@ def _operate(operation: Callable[..., object], arguments: Sequence[Any], keyword
     return operation(*arguments, **keywords)
 
 
-def _new(function: types.FunctionType) -> Callable[..., object]:
+def _new(function: Callable[..., object]) -> Callable[..., object]:
     """Return a copy of the function with code of its own, which `torch.compile` keeps its versions with."""
+    assert isinstance(function, types.FunctionType)
     name = f"{function.__name__}_{next(_NUMBERS)}"
     return types.FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)

@@ -62,6 +62,8 @@ def table_key(graph: ChannelGraph, spec: LatencySpec, *, device: str, seed: int 
         "seed": seed,
         # Tables that smoothed the steps of the hardware away have a key without it.
         "keeps_steps": True,
+        # Tables whose whole networks were timed with the weights of others in the caches have a key without it.
+        "warm_turns": True,
     }
     if multiple_of != 1:
         content["multiple_of"] = multiple_of

@@ -5,7 +5,8 @@ Each operation's time is a grid over the sizes of at most two tensor axes, inter
     offset + sum over its operations of scale[kind] * time
 
 milliseconds. Scales and offset are fitted to whole networks, because the sum alone includes neither the time between
-operations nor the effect of caches on a tensor that another operation just wrote.
+operations nor the effect of caches on a tensor that another operation just wrote. Networks of the run that were timed
+correct the sum (`correction.py`).
 
 Times are those that were measured. They need not rise with the sizes: a width that is no multiple of the vector unit's
 width can take longer than the next multiple, and then the wider network is the faster one.
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raprune.channels.positions import IndexArray
+from raprune.cost.correction import Correction
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,13 +86,21 @@ class LatencyTable:
     """Number of whole networks that corrected the scales, because the error was above 10 % at first; 0: none."""
     step: int = 1
     """Number that the timed widths are multiples of."""
+    correction: Correction | None = None
+    """Correction by whole networks of the run; None if there is none."""
 
     def predict(self, sizes: npt.ArrayLike) -> Floats:
         """Predict the milliseconds of a batch from the `sizes` of the graph's factors; shape `(..., F)` to `(...,)`."""
         values = np.asarray(sizes, dtype=np.float64)
         flat = values.reshape(-1, values.shape[-1])
-        parts = [self._predict(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)]
+        parts = [self._corrected(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)]
         return np.concatenate(parts or [np.zeros(0)]).reshape(values.shape[:-1])
+
+    def corrected(self, sizes: Floats, measured_ms: Floats) -> LatencyTable:
+        """Return the table corrected by networks of these sizes, `(n, F)`, which took `measured_ms`, `(n,)`."""
+        factors = measured_ms / self._predict(sizes)
+        more = Correction(sizes, factors) if self.correction is None else self.correction.with_more(sizes, factors)
+        return replace(self, correction=more)
 
     def without(self, modules: Sequence[str]) -> LatencyTable:
         """Return the table without the operations inside these modules; the dense network's time stays."""
@@ -117,6 +127,10 @@ class LatencyTable:
         """Return for each kind the sum of its operations' times before any scale; `(n, F)` to `(n, len(KINDS))`."""
         times = self._all.times(self.times_ms, sizes)
         return np.stack([times[:, self.kinds == kind].sum(axis=1) for kind in range(len(KINDS))], axis=1)
+
+    def _corrected(self, sizes: Floats) -> Floats:
+        predicted = self._predict(sizes)
+        return predicted if self.correction is None else predicted * self.correction.at(sizes)
 
     def _predict(self, sizes: Floats) -> Floats:
         lookup, weights = self._distinct
@@ -150,7 +164,7 @@ class LatencyTable:
             "precision": self.precision,
             "unknown": self.unknown,
         }
-        return {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8).copy(),
             "grids": self.grids,
             "times_ms": self.times_ms,
@@ -158,6 +172,7 @@ class LatencyTable:
             "factors": self.factors,
             "kinds": self.kinds,
         }
+        return arrays if self.correction is None else arrays | self.correction.to_arrays()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> LatencyTable:
@@ -177,6 +192,7 @@ class LatencyTable:
             runtime=about.get("runtime", "eager"),
             corrected_by=about.get("corrected_by", 0),
             step=about.get("step", 1),
+            correction=Correction.from_arrays(arrays),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -191,6 +207,7 @@ class LatencyTable:
             "worst_error": self.accuracy.worst_error,
             "networks": self.accuracy.networks,
             "unknown": list(self.unknown),
+            "corrected_by": 0 if self.correction is None else len(self.correction.factors),
         }
 
 

@@ -21,6 +21,10 @@ _LOG = logging.getLogger(__name__)
 OPERATION_S = 0.1
 """Maximum time for all timings of one size of an operation."""
 
+SHORT_MS = 20.0
+"""Time of a call below which each of its timings follows a call that is not timed, where several calls take turns: the
+calls between would leave other weights in the caches."""
+
 WARM_UP_S = 0.5
 """Time for which a GPU works before it is timed."""
 COPIES = 20
@@ -130,7 +134,7 @@ class Stopwatch:
         timed = self._ready(several, copies=1)
         for call in timed:
             call()
-        timings = self._timings(timed, repeats)
+        timings = self._timings(timed, repeats, warm=len(timed) > 1)
         return np.array([statistics.median(of_one) for of_one in timings])
 
     def _ready(self, several: Sequence[Callable[[], object]], *, copies: int) -> Sequence[Callable[[], object]]:
@@ -145,11 +149,15 @@ class Stopwatch:
             _LOG.info("Timing without CUDA graphs: %s", error)
             return several
 
-    def _timings(self, several: Sequence[Callable[[], object]], repeats: Repeats) -> list[list[float]]:
+    def _timings(
+        self, several: Sequence[Callable[[], object]], repeats: Repeats, *, warm: bool = False
+    ) -> list[list[float]]:
         timings: list[list[float]] = [[] for _ in several]
         spent_ms, limit_ms = 0.0, 1e3 * repeats.limit_s * len(several)
         while len(timings[0]) < repeats.most and (len(timings[0]) < repeats.least or spent_ms < limit_ms):
             for call, of_one in zip(several, timings, strict=True):
+                if warm and (not of_one or of_one[-1] < SHORT_MS):
+                    call()
                 of_one.append(self.milliseconds(call))
                 spent_ms += of_one[-1]
         return timings

@@ -22,6 +22,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.actor import ActorHandle
 
+from raprune.cost.flops import CostModel
 from raprune.cost.timed import check_runtime
 from raprune.data.dataset import Dataset
 from raprune.methods import method_named, searched_settings
@@ -42,6 +43,7 @@ from raprune.orchestration.run import (
     Run,
     earlier_trials,
     finish,
+    keep_correction,
     keep_table,
     note_finetunings,
     note_left_out,
@@ -57,7 +59,7 @@ from raprune.orchestration.tasks import CandidateTask, Dense, Shared
 from raprune.orchestration.tracking import tracked
 from raprune.orchestration.workers.dense import prepare_dense
 from raprune.orchestration.workers.groups import GroupStages, train_together
-from raprune.orchestration.workers.latency import Subject, latency_table, measure_front
+from raprune.orchestration.workers.latency import Subject, first_candidates, latency_table, measure_front
 from raprune.orchestration.workers.meeting import start_meeting
 from raprune.orchestration.workers.scores import Inputs, gather, missing, named, phases, warm_up
 from raprune.orchestration.workers.trainings import DenseTraining, FinalistTraining, PhaseTraining, Training
@@ -69,6 +71,7 @@ from raprune.pruning.workload import WeightArrays
 from raprune.records import Trial
 from raprune.results.stages import (
     CHECK_NODES,
+    FIRST_CANDIDATES,
     JUDGE_DENSE,
     LATENCY,
     LAYER_TIMES,
@@ -221,7 +224,7 @@ def carry_out(run: Run, placement: Placement) -> None:
             weights = dense_network(driven)
             note_page()
             ask(coordinator.reread.remote())
-            known = gather_statistics(driven, weights)
+            driven, known = with_correction(driven, gather_statistics(driven, weights))
             searched = search_candidates(driven, known)
             tuned = finetune_finalists(driven, known, searched)
             report(driven, test_networks(driven, known, searched, tuned))
@@ -273,6 +276,23 @@ def gather_statistics(driven: DrivenRun, weights: SharedWeights) -> StatisticsRe
     gathered = gather(inputs, methods, run.stages)
     say_statistics(run, gathered)
     return StatisticsResult(replace(shared, statistics=ray.put(gathered.arrays)), space, stored)
+
+
+def with_correction(driven: DrivenRun, known: StatisticsResult) -> tuple[DrivenRun, StatisticsResult]:
+    """The run with latencies corrected by its first candidates; unchanged without a budget of latency."""
+    run, spec = driven.run, driven.run.spec
+    if not spec.budget.limits_latency:
+        return driven, known
+    with run.stages.stage(FIRST_CANDIDATES):
+        subject = Subject.of(spec, run.prepared, driven.placement)
+        found = first_candidates(subject, known.shared, spec.methods, recorded=known.stored)
+    if found is None:
+        return driven, known
+    keep_correction(run, found)
+    cost = CostModel(run.prepared.graph, found.table)
+    run = replace(run, prepared=replace(run.prepared, cost=cost))
+    known = replace(known, shared=replace(known.shared, latency=found.table), space=_space(run))
+    return replace(driven, run=run), known
 
 
 def search_candidates(driven: DrivenRun, known: StatisticsResult) -> SearchResult:

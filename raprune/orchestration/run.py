@@ -19,6 +19,7 @@ from raprune.models.given import given_model
 from raprune.orchestration.cluster.connect import machine, node_resources
 from raprune.orchestration.cluster.placement import Trainings, TrainPlacement, place_training
 from raprune.pruning.artifact import versions
+from raprune.pruning.first_candidates import Corrected
 from raprune.pruning.preparation import DENSE, Prepared
 from raprune.pruning.workload import WeightArrays
 from raprune.report.terminal import print_front
@@ -234,6 +235,16 @@ def keep_table(run: Run) -> None:
     if table is not None and not run.store.exists(TABLE):
         run.store.write_bytes(TABLE, save(table.to_arrays()))
         run.store.note({"latency": table.describe()})
+
+
+def keep_correction(run: Run, found: Corrected) -> None:
+    """Say how near the first candidates came to the table, and store the table that they corrected."""
+    from safetensors.numpy import save
+
+    run.console.print(found.sentence, markup=False, highlight=False)
+    if found.table.correction is not None:
+        run.store.write_bytes(TABLE, save(found.table.to_arrays()))
+        run.store.note({"latency": found.table.describe()})
 
 
 def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:

@@ -21,6 +21,7 @@ from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.pruning.allocate import LEAST_DAMAGE
 from raprune.pruning.artifact import load_from, provenance, save, trial_provenance
 from raprune.pruning.delivery import RECIPE_FORMAT, check_free, checked, deliver, write_wanted
+from raprune.pruning.first_candidates import Corrected, corrected_once
 from raprune.pruning.hugging_face import CardFigures
 from raprune.pruning.preparation import (
     DENSE,
@@ -43,6 +44,7 @@ from raprune.results.rows import candidates
 from raprune.results.stages import (
     EXPORT,
     FINETUNE,
+    FIRST_CANDIDATES,
     JUDGE_DENSE,
     LAYER_TIMES,
     LOAD_DATA,
@@ -76,6 +78,8 @@ class Single:
     """Warnings about the dense network, one sentence or more each."""
     proof: ExportProof | None = None
     """The proof of the exported programs; None if there are none."""
+    latency: Corrected | None = None
+    """The timing of its widths, and the table that it corrected; None without a budget of latency."""
 
     @property
     def metric(self) -> str:
@@ -163,6 +167,11 @@ def prune_once(
         target=spec.budget,
         seed=spec.seed,
     )
+    first = None
+    if spec.budget.limits_latency:
+        stages.begin(FIRST_CANDIDATES)
+        first = corrected_once(pruner, spec, [proposal])
+        pruner = pruner.knowing(first.table)
     stages.begin(PRUNE)
     if finetune:
         start = pruner.made_again(proposal)
@@ -184,7 +193,7 @@ def prune_once(
             )
             deliver(Path(temporary), store, wanted)
     stages.end()
-    return Single(result.trial, dense.accuracy, result, pruner, spec, warnings, proof)
+    return Single(result.trial, dense.accuracy, result, pruner, spec, warnings, proof, first)
 
 
 def save_single(single: Single, folder: str) -> None:

@@ -86,6 +86,21 @@ class Pruner:
         other._search = self._search.model_copy(update={"eval_batch_size": batch_size})
         return other
 
+    def knowing(self, table: LatencyTable) -> Pruner:
+        """Return a copy of this pruner with another latency table; it shares all else."""
+        other = copy.copy(self)
+        other.cost = CostModel(self.graph, table)
+        return other
+
+    def candidate(self, proposal: Proposal) -> Candidate:
+        """Return the channels that the proposal keeps, without any cut.
+
+        Raises:
+            BudgetError: if no widths meet the proposal's target.
+        """
+        method = method_of(proposal)
+        return self._candidate(proposal, method, self.scoring.scores(method, proposal.seed))
+
     def prune(self, proposal: Proposal) -> Result:
         """The proposal's network, cut and repaired, and its trial.
 

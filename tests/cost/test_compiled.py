@@ -104,10 +104,11 @@ def test_engine_of_tensorrt_is_asked_for_as_its_library_documents(monkeypatch: p
         return program.module()
 
     stand_in = SimpleNamespace(dynamo=SimpleNamespace(compile=compile_program))
-    monkeypatch.setitem(sys.modules, "torch_tensorrt", stand_in)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", stand_in)
     model, x = Small().eval(), torch.ones(2, 3, 8, 8)
     engine = engine_of(model, x)
-    assert torch.equal(engine(x), model(x))
+    found = engine(x)
+    assert isinstance(found, Tensor) and torch.equal(found, model(x))
     [arguments] = asked
     assert list(arguments) == ["inputs", "use_explicit_typing", "min_block_size"]
     assert arguments["inputs"][0] is x and arguments["use_explicit_typing"] is True

@@ -408,8 +408,8 @@ def test_a_batch_fills_the_device_and_takes_no_longer_than_it_must(
     assert filling_batch(flops, device=device, threads=threads, largest=largest) == size
 
 
-@pytest.mark.parametrize(("ms", "rounds"), [(0.1, 20), (100.0, 10), (1000.0, 7)])
-def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rounds: int) -> None:
+@pytest.mark.parametrize(("ms", "rounds", "in_turn"), [(0.1, 20, 2), (100.0, 10, 1), (1000.0, 7, 1)])
+def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rounds: int, in_turn: int) -> None:
     called: list[str] = []
 
     class Fixed(Stopwatch):
@@ -418,8 +418,14 @@ def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rou
             return ms
 
     calls = [lambda: called.append("a"), lambda: called.append("b")]
-    medians = Fixed(torch.device("cpu")).medians(calls, Repeats(most=20, least=7, limit_s=1.0))
-    assert medians.tolist() == [ms, ms] and called == ["a", "b"] * (1 + rounds), "once before, untimed"
+    watch, often = Fixed(torch.device("cpu")), Repeats(most=20, least=7, limit_s=1.0)
+    assert watch.medians(calls, often).tolist() == [ms, ms]
+    turn = ["a"] * in_turn + ["b"] * in_turn
+    first = ["a", "a", "b", "b"]
+    assert called == ["a", "b"] + first + turn * (rounds - 1), "once before, untimed; a short call twice in its turn"
+    called.clear()
+    watch.medians(calls[:1], often)
+    assert called == ["a"] * (1 + rounds), "no other call between"
 
 
 class Ticking(Stopwatch):

@@ -1,6 +1,6 @@
-"""Latency on the workers' device: the table before the search, whole networks of the front after it.
+"""Latency on the workers' device: the table and first candidates before the search, the front's networks after it.
 
-Both are measured while no other task of the run works, on a whole GPU. Where there is none, a task of the size of a
+All are measured while no other task of the run works, on a whole GPU. Where there is none, a task of the size of a
 trial measures the table, and a task that has a whole node to itself measures the networks.
 """
 
@@ -27,10 +27,13 @@ from raprune.methods import method_named
 from raprune.orchestration.cluster.connect import node_resources
 from raprune.orchestration.cluster.placement import Placement, place_timing
 from raprune.orchestration.remote import answer, task_on
+from raprune.orchestration.tasks import Shared
+from raprune.orchestration.workers.trials import Equipment
 from raprune.pruning import artifact
+from raprune.pruning.first_candidates import Corrected, corrected_once, first_proposals
 from raprune.pruning.preparation import Prepared, stored_table
 from raprune.pruning.workload import task_network
-from raprune.records import Candidate, Trial
+from raprune.records import Candidate, Proposal, Trial
 from raprune.results.front import listed
 from raprune.results.rows import candidates
 from raprune.results.timings import LATENCY_FILE, Times
@@ -87,6 +90,24 @@ def latency_table(subject: Subject, store: Store) -> tuple[LatencyTable, bool]:
     run = _run_alone if subject.placement.gpus > 0 else _run
     measured: MeasuredTable = run(_measure_table, subject)
     return LatencyTable.from_arrays(measured.arrays), measured.is_new
+
+
+def first_candidates(
+    subject: Subject, shared: Shared, methods: Sequence[str], *, recorded: Sequence[Trial]
+) -> Corrected | None:
+    """Time the first candidates of the search, which may correct its table; None for a run with trials or corrections.
+
+    `recorded` trials were made by the table as it is.
+    """
+    proposals = first_proposals(subject.spec, methods)
+    if shared.latency is None or shared.latency.correction is not None or recorded or not proposals:
+        return None
+    found: Corrected = _run_alone(_time_first, subject, [shared], proposals)
+    return found
+
+
+def _time_first(subject: Subject, shared: list[Shared], proposals: Sequence[Proposal]) -> Corrected:
+    return corrected_once(Equipment.of(shared[0]).pruner, subject.spec, proposals)
 
 
 def measure_front(subject: Subject, store: Store, trials: Sequence[Trial]) -> None:
