@@ -9,8 +9,8 @@ the same scores and the same least-squares repair. 4,000 test images, the same f
 
 Budgets of latency are for eager PyTorch on one CPU thread, a batch of 8 images. As in a search, the first candidate of
 either kind is timed as a whole network and corrects the table until its time is the predicted one. Both networks of a
-seed are then timed in turns with the dense one, three times, of which the least fraction counts. `--costs flops` makes
-networks for half and a quarter of the FLOPs instead.
+seed are then timed in turns with the dense one, three times, of which the least time of each counts. `--costs flops`
+makes networks for half and a quarter of the FLOPs instead.
 
 Rows are kept in `blocks.jsonl` beside this file, each with its commit, date and machine; what stands there is measured
 again only with `--again`. The table `blocks.md` is written from all of them.
@@ -197,14 +197,13 @@ def table_of(cost: str, prepared: Prepared, workload: Workload) -> LatencyTable 
 
 
 def latencies(models: list[nn.Module], prepared: Prepared, workload: Workload) -> list[float]:
-    """Return the measured latencies over the dense network's: the least of `TIMES` timings of each."""
-    rounds = []
-    for _ in range(TIMES):
-        *times_ms, dense_ms = measure_whole(
-            models, workload.model, prepared.graph, prepared.spec.latency, device="cpu", repeats=OFTEN
-        )
-        rounds.append([time_ms / dense_ms for time_ms in times_ms])
-    return [min(of_one) for of_one in zip(*rounds, strict=True)]
+    """Return the measured latencies over the dense network's: of each network the least of `TIMES` timings."""
+    rounds = [
+        measure_whole(models, workload.model, prepared.graph, prepared.spec.latency, device="cpu", repeats=OFTEN)
+        for _ in range(TIMES)
+    ]
+    *times_ms, dense_ms = [min(of_one) for of_one in zip(*rounds, strict=True)]
+    return [time_ms / dense_ms for time_ms in times_ms]
 
 
 def table(kept: KeptRows[Result]) -> str:
@@ -213,8 +212,9 @@ def table(kept: KeptRows[Result]) -> str:
         "# Blocks and widths together, without fine-tuning",
         "",
         "Made by `jobs/benchmarks/blocks.py`, whose docstring has the terms: ResNet-56 on CIFAR-10 (JPEG), "
-        f"`reconstruction` by `least_damage`, {TEST_IMAGES:,} test images. Latencies are for a batch of {BATCH} in eager "
-        "PyTorch on one CPU thread, as fractions of the dense network's. Means over the seeds, and in brackets each seed.",
+        f"`reconstruction` by `least_damage`, {TEST_IMAGES:,} test images. Latencies are for a batch of {BATCH} in "
+        "eager PyTorch on one CPU thread, as fractions of the dense network's. Means over the seeds, and in brackets "
+        "each seed.",
         "",
         "| budget | candidate | test accuracy, % | latency, measured | FLOPs | blocks that went | measured |",
         "| --- | --- | --- | --- | --- | --- | --- |",

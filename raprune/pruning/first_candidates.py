@@ -26,6 +26,7 @@ from raprune.pruning.prune import Pruner
 from raprune.pruning.record import method_of
 from raprune.pruning.workload import hash_of
 from raprune.records import Candidate, Proposal
+from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.store.scores import Arrays, key_of
 
@@ -103,7 +104,7 @@ def corrected_once(pruner: Pruner, spec: SearchSpec, proposals: Sequence[Proposa
         "table": hash_of(pruner.cost.table.to_arrays()),
         "limits": [spec.search.min_channels, spec.search.step],
         "proposals": [
-            [one.allocation, pruner.scoring.key(method_of(one)), one.target.model_dump(mode="json"), one.seed]
+            [one.allocation, pruner.scoring.key(method_of(one)), _limits(one.target), one.seed, dict(one.keep_ratios)]
             for one in proposals
         ],
     }
@@ -139,6 +140,11 @@ def corrected(
             break
         table = table.corrected(sizes, measured)
     return Corrected(table, len(seen), before, after)
+
+
+def _limits(budget: Budget) -> list[float | None]:
+    # A time becomes a fraction with rounding errors.
+    return [None if limit is None else round(limit, 9) for limit in budget.fractions.values()]
 
 
 def _distinct(pruner: Pruner, proposals: Sequence[Proposal]) -> dict[str, Candidate]:
