@@ -24,8 +24,9 @@ from raprune.cost.timed import TimedNetwork, timed_network
 from raprune.errors import ModelError
 from raprune.spec.job import LatencySpec, Multiple
 
-PROBES = 5
-"""Number of networks of other widths that show which sizes follow which axes."""
+PROBES, MOST_PROBES = 5, 24
+"""Number of networks of other widths that show which sizes follow which axes, and the maximum if groups would stay
+alike in all of them."""
 CORRECTED = 0.1
 """Median error above which further whole networks correct the scales."""
 PASSES, PASSES_S = 3, 30.0
@@ -132,11 +133,7 @@ def _operation_times(
 
 
 def _sized(subject: TimedNetwork, cost: CostModel, seed: int, multiple_of: int) -> list[SizedCall]:
-    generator = np.random.default_rng(seed)
-    # An axis of width 1 has no place in the memory format, and other operations would run.
-    least = np.minimum(2, cost.num_channels)
-    drawn = [generator.integers(least, cost.num_channels + 1) for _ in range(PROBES)]
-    vectors = [cost.num_channels, *(_to_steps(widths, cost, multiple_of) for widths in drawn)]
+    vectors = _probes(cost, np.random.default_rng(seed), multiple_of)
     runs = [subject.operations(subject.narrowed(cost, widths)) for widths in vectors]
     operations = follow(runs, cost.sizes(np.stack(vectors)))
     if operations is None:
@@ -148,15 +145,34 @@ def _sized(subject: TimedNetwork, cost: CostModel, seed: int, multiple_of: int) 
     return operations
 
 
+def _probes(cost: CostModel, generator: np.random.Generator, multiple_of: int) -> list[Counts]:
+    """Return the dense widths and those of probes, in which no two groups keep the same fractions throughout.
+
+    An operation between two groups of 32 channels that have 16 in all probes would seem to follow one of them alone.
+    """
+    # An axis of width 1 has no place in the memory format, and other operations would run.
+    least = np.minimum(2, cost.num_channels)
+    vectors = [cost.num_channels]
+    while len(vectors) <= PROBES or (len(vectors) <= MOST_PROBES and _are_alike(np.stack(vectors), least)):
+        vectors.append(_to_steps(generator.integers(least, cost.num_channels + 1), cost, multiple_of))
+    return vectors
+
+
+def _are_alike(vectors: Counts, least: Counts) -> bool:
+    """True if the widths of two groups have the same ratios, or the same differences, in all vectors."""
+    may_change = vectors[:, vectors[0] > least].astype(np.float64)
+    for series in (may_change / may_change[0], may_change - may_change[0]):
+        if len(np.unique(series, axis=1).T) < series.shape[1]:
+            return True
+    return False
+
+
 def _to_steps(widths: Counts, cost: CostModel, multiple_of: int) -> Counts:
-    """Round widths down to a multiple, but neither below one step nor above the dense network."""
+    """Round widths to the nearest multiple, but neither below one step nor above the dense network."""
     if multiple_of == 1:
         return widths
-    return np.where(
-        widths == cost.num_channels,
-        widths,
-        np.minimum(np.maximum(widths // multiple_of, 1) * multiple_of, cost.num_channels),
-    )
+    nearest = np.maximum((widths + multiple_of // 2) // multiple_of, 1) * multiple_of
+    return np.where(widths == cost.num_channels, widths, np.minimum(nearest, cost.num_channels))
 
 
 def _grid_times(

@@ -178,6 +178,23 @@ def _without_zero_biases(proto: Any) -> None:
             bias = made_by.get(node.input[2])
             if bias is not None and bias.op_type == "Expand":
                 del node.input[2:]
+    _without_unused(proto.graph)
+
+
+def _without_unused(graph: Any) -> None:
+    """Remove the nodes whose outputs nobody reads: ONNX Runtime would run them, a tenth of a small network's time.
+
+    A graph with graphs in its nodes, which may read any name, is left as it is.
+    """
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        return
+    while True:
+        read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        unused = [node for node in graph.node if read.isdisjoint(node.output)]
+        if not unused:
+            return
+        for node in unused:
+            graph.node.remove(node)
 
 
 def _with_free_sizes(proto: Any, changing: Collection[int], *, batch_size: int) -> None:

@@ -18,7 +18,7 @@ from raprune.channels.trace import trace
 from raprune.cost.conditions import conditions, table_key
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable, PredictionError, fitted
-from raprune.cost.measure import measure_table, measure_whole
+from raprune.cost.measure import _are_alike, _probes, _to_steps, measure_table, measure_whole
 from raprune.cost.reported import filling_batch, measure_reported
 from raprune.cost.steps import find_step
 from raprune.cost.stopwatch import Repeats, Stopwatch, mode_of
@@ -282,6 +282,23 @@ def test_step_of_the_widths_is_the_block_of_the_device(block: int, within: float
     assert find_step(cost, milliseconds) == step
 
 
+def test_probes_of_coarse_steps_tell_groups_of_equal_width_apart() -> None:
+    cost = CostModel(trace(nn.Sequential(*_layers(32, 32, 32, 32)).eval(), torch.zeros(1, 3, 8, 8)))
+    for seed in range(20):
+        vectors = np.stack(_probes(cost, np.random.default_rng(seed), 16))
+        assert set(np.unique(vectors)) == {16, 32}
+        assert len(np.unique(vectors, axis=1).T) == 4
+    # A group of one channel never changes, and is told from no other.
+    assert not _are_alike(np.array([[1, 1, 32], [1, 1, 16]]), np.array([1, 1, 2]))
+
+
+def test_widths_are_rounded_to_the_nearest_step() -> None:
+    cost = CostModel(trace(nn.Sequential(*_layers(32, 40)).eval(), torch.zeros(1, 3, 8, 8)))
+    assert _to_steps(np.array([7, 39]), cost, 16).tolist() == [16, 32]
+    assert _to_steps(np.array([24, 40]), cost, 16).tolist() == [32, 40]
+    assert _to_steps(np.array([24, 40]), cost, 1).tolist() == [24, 40]
+
+
 def _layers(*widths: int) -> Iterator[nn.Module]:
     for before, width in zip((3, *widths), widths, strict=False):
         yield nn.Conv2d(before, width, 3, padding=1)
@@ -408,7 +425,7 @@ def test_a_batch_fills_the_device_and_takes_no_longer_than_it_must(
     assert filling_batch(flops, device=device, threads=threads, largest=largest) == size
 
 
-@pytest.mark.parametrize(("ms", "rounds", "in_turn"), [(0.1, 20, 2), (100.0, 10, 1), (1000.0, 7, 1)])
+@pytest.mark.parametrize(("ms", "rounds", "in_turn"), [(0.1, 20, 3), (100.0, 10, 1), (1000.0, 7, 1)])
 def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rounds: int, in_turn: int) -> None:
     called: list[str] = []
 
@@ -421,8 +438,8 @@ def test_calls_are_timed_by_turns_and_often_unless_they_take_long(ms: float, rou
     watch, often = Fixed(torch.device("cpu")), Repeats(most=20, least=7, limit_s=1.0)
     assert watch.medians(calls, often).tolist() == [ms, ms]
     turn = ["a"] * in_turn + ["b"] * in_turn
-    first = ["a", "a", "b", "b"]
-    assert called == ["a", "b"] + first + turn * (rounds - 1), "once before, untimed; a short call twice in its turn"
+    first = ["a"] * 3 + ["b"] * 3
+    assert called == ["a", "b"] + first + turn * (rounds - 1), "once before, untimed; a short call thrice in its turn"
     called.clear()
     watch.medians(calls[:1], often)
     assert called == ["a"] * (1 + rounds), "no other call between"

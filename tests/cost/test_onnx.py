@@ -16,7 +16,7 @@ from raprune.cost.conditions import conditions, table_key
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import LatencyTable
 from raprune.cost.measure import measure_table, measure_whole
-from raprune.cost.onnx_networks import _with_free_sizes, check_onnx_runtime
+from raprune.cost.onnx_networks import _with_free_sizes, _without_unused, check_onnx_runtime
 from raprune.cost.timed import OnnxTimedNetwork, timed_network
 from raprune.errors import UsageError
 from raprune.models.programs import INPUT
@@ -110,6 +110,21 @@ def test_reshape_of_a_batch_as_large_as_a_width_infers_the_width() -> None:
         _with_free_sizes(proto, {32, 128}, batch_size=batch_size)
         used = {tensor.name: tensor for tensor in proto.graph.initializer}[proto.graph.node[0].input[1]]
         assert numpy_helper.to_array(used).tolist() == inferred
+
+
+def test_nodes_whose_output_nobody_reads_are_removed_with_those_that_only_they_read() -> None:
+    require_module("onnx")
+    from onnx import helper
+
+    values = [helper.make_tensor_value_info(name, 1, None) for name in ("x", "y")]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], name="only for the cast"),
+        helper.make_node("Cast", ["shape"], ["unread"], name="for nobody", to=1),
+        helper.make_node("Relu", ["x"], ["y"], name="kept"),
+    ]
+    graph = helper.make_graph(nodes, "unused", values[:1], values[1:])
+    _without_unused(graph)
+    assert [node.name for node in graph.node] == ["kept"]
 
 
 def test_runtime_whose_libraries_are_missing_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
