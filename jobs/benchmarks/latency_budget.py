@@ -13,7 +13,7 @@ calibration images and the validation split, `reconstruction` makes networks by 
 
 As in a search, the first candidates of a budget of latency are timed as whole networks and correct the table, until
 they take the time that it predicts. Then all networks of a seed are timed as a whole: six in turns with the dense one,
-and of each the least time of five rounds counts, because other load of the machine only adds time. Of each way
+and of each the least time of six rounds counts, because other load of the machine only adds time. Of each way
 counts the network with the best validation accuracy; of `FLOPs` among those that take at most the budget of the dense
 network's time (+3 %), so that it may choose by the measured latency, and among more networks. Of equally
 accurate networks counts the one with the least loss. Accuracies are those on the test split.
@@ -64,8 +64,8 @@ ALLOCATIONS = ("least_damage", "global_rank", "uniform")
 FLOPS = tuple(round(0.05 * n, 2) for n in range(1, 19))
 WAYS = ("latency", "latency, auto", "FLOPs")
 CALIBRATION = 1_024
-TOGETHER, ROUNDS = 6, 5
-"""Number of networks that are timed in turns with the dense one, and number of rounds, of which the least counts."""
+TOGETHER, ROUNDS = 6, 2
+"""Number of networks that are timed in turns with the dense one, and how often they are, each time in three rounds."""
 OFTEN = Repeats(most=200, least=20, limit_s=0.5)
 
 
@@ -201,7 +201,7 @@ def latencies(networks: list[Network], prepared: Prepared, workload: Workload) -
     for start in range(0, len(networks), TOGETHER):
         models = [network.model for network in networks[start : start + TOGETHER]]
         placed = [subject.placed(model) for model in (*models, workload.model)]
-        rounds = [subject.medians(placed, OFTEN) for _ in range(ROUNDS)]
+        rounds = [subject.least_medians(placed, OFTEN) for _ in range(ROUNDS)]
         *times_ms, dense_ms = [min(of_one) for of_one in zip(*rounds, strict=True)]
         fractions += [time_ms / dense_ms for time_ms in times_ms]
     return fractions

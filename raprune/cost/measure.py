@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,8 @@ LEAST_REPEATS = 3
 """Minimum number of timings of an operation in a pass."""
 _NETWORK_S = 3.0
 """Maximum time for all timings of one network."""
+OFTEN = Repeats(most=200, least=7, limit_s=0.5)
+"""Timings of a network by a `WholeTimer` in a round."""
 _STEP_S, _STEP_REPEATS = 0.5, 5
 """This time, and the factor of the number of timings, where the step of the widths is looked for: half a step of a
 small network is a few percent."""
@@ -90,6 +92,30 @@ def measure_whole(
         return subject.medians(placed, repeats, stopwatch)
     finally:
         torch.set_num_threads(threads)
+
+
+WholeTimer = Callable[[Sequence[nn.Module]], list[float]]
+"""Measures the milliseconds of a batch through each of the networks that were cut from one dense network, and last
+through the dense one."""
+
+
+def whole_timer(model: nn.Module, graph: ChannelGraph, spec: LatencySpec, *, device: str) -> WholeTimer:
+    """Return a timer of networks that are cut from `model`, which is prepared for the runtime only once.
+
+    Raises:
+        UsageError, ModelError: as `timed_network`.
+    """
+    subject = timed_network(model, graph, spec, device=device)
+
+    def milliseconds(models: Sequence[nn.Module]) -> list[float]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(spec.threads)
+        try:
+            return subject.least_medians([subject.placed(one) for one in (*models, model)], OFTEN)
+        finally:
+            torch.set_num_threads(threads)
+
+    return milliseconds
 
 
 def _operation_times(
@@ -272,9 +298,9 @@ def _calibrated(
 def _whole_ms(
     subject: TimedNetwork, cost: CostModel, vectors: Sequence[Counts], *, repeats: Repeats | None = None
 ) -> Floats:
-    """Measure the milliseconds of whole networks, in turns."""
+    """Measure the milliseconds of whole networks."""
     models = [subject.narrowed(cost, widths) for widths in vectors]
-    return np.array(subject.medians(models, repeats or Repeats(most=subject.spec.repeats, limit_s=_NETWORK_S)))
+    return np.array(subject.least_medians(models, repeats or Repeats(most=subject.spec.repeats, limit_s=_NETWORK_S)))
 
 
 def _fitted(raw: LatencyTable, cost: CostModel, vectors: Counts, measured: Floats, dense_ms: float) -> LatencyTable:

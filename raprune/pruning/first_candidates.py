@@ -17,8 +17,7 @@ import numpy as np
 
 from raprune.channels.cut import cut
 from raprune.cost.latency import Floats, LatencyTable
-from raprune.cost.measure import measure_whole
-from raprune.cost.stopwatch import Repeats, Stopwatch
+from raprune.cost.measure import WholeTimer, whole_timer
 from raprune.errors import BudgetError
 from raprune.methods import method_named
 from raprune.pruning.allocate import LEAST_DAMAGE
@@ -36,8 +35,6 @@ MOST_ROUNDS, ROUNDS_S = 8, 60.0
 """Maximum number of rounds, and the time after which no other round begins."""
 MOST = 6
 """Maximum number of first candidates."""
-OFTEN = Repeats(most=200, least=7, limit_s=0.5)
-"""Timings of a network."""
 ALLOCATIONS = (LEAST_DAMAGE, "global_rank", "uniform")
 """Allocations of first candidates, unless the job names others."""
 
@@ -114,9 +111,7 @@ def corrected_once(pruner: Pruner, spec: SearchSpec, proposals: Sequence[Proposa
     return Corrected.from_arrays(arrays)
 
 
-def corrected(
-    pruner: Pruner, spec: SearchSpec, proposals: Sequence[Proposal], *, stopwatch: Stopwatch | None = None
-) -> Corrected:
+def corrected(pruner: Pruner, spec: SearchSpec, proposals: Sequence[Proposal]) -> Corrected:
     """Time the candidates of `proposals` as whole networks, and return the table that they correct.
 
     Candidates whose time is within `TOLERATED` of the prediction leave the table as it is.
@@ -125,6 +120,8 @@ def corrected(
     assert table is not None, "a budget of latency has a table"
     seen: set[str] = set()
     before = after = 0.0
+    workload = pruner.workload
+    timer = whole_timer(workload.model, pruner.graph, spec.latency, device=workload.device.type)
     began = time.monotonic()
     for number in range(MOST_ROUNDS):
         aiming = pruner.knowing(table)
@@ -133,7 +130,7 @@ def corrected(
             break
         seen |= set(new)
         sizes = np.stack([_sizes(aiming, one) for one in new.values()])
-        measured = _measured_ms(pruner, spec, list(new.values()), table.dense_ms, stopwatch)
+        measured = _measured_ms(pruner, timer, list(new.values()), table.dense_ms)
         after = float(np.abs(measured / _predicted_ms(aiming, list(new.values())) - 1).max())
         before = before if number else after
         if after <= TOLERATED:
@@ -160,21 +157,10 @@ def _distinct(pruner: Pruner, proposals: Sequence[Proposal]) -> dict[str, Candid
     return found
 
 
-def _measured_ms(
-    pruner: Pruner, spec: SearchSpec, candidates: Sequence[Candidate], dense_ms: float, stopwatch: Stopwatch | None
-) -> Floats:
+def _measured_ms(pruner: Pruner, timer: WholeTimer, candidates: Sequence[Candidate], dense_ms: float) -> Floats:
     """Milliseconds of the candidates' networks, on the scale of the table, for which the dense one took `dense_ms`."""
-    workload = pruner.workload
-    networks = [cut(workload.model, pruner.graph, candidate) for candidate in candidates]
-    *times_ms, dense_now_ms = measure_whole(
-        networks,
-        workload.model,
-        pruner.graph,
-        spec.latency,
-        device=workload.device.type,
-        stopwatch=stopwatch,
-        repeats=OFTEN,
-    )
+    networks = [cut(pruner.workload.model, pruner.graph, candidate) for candidate in candidates]
+    *times_ms, dense_now_ms = timer(networks)
     return np.array(times_ms) / dense_now_ms * dense_ms
 
 
