@@ -5,18 +5,25 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from rich.console import Console
+from torch import nn
 
 from raprune.cost.conditions import usable_cpus
-from raprune.cost.latency import TABLE
+from raprune.cost.flops import CostModel
+from raprune.cost.latency import TABLE, LatencyTable
+from raprune.cost.measure import WholeTimer
 from raprune.errors import BudgetError
+from raprune.orchestration import driver
 from raprune.orchestration.cluster.connect import node_resources
 from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.search import search
 from raprune.orchestration.workers import latency
+from raprune.orchestration.workers.latency import latency_table
+from raprune.pruning import first_candidates
 from raprune.pruning.export import export
 from raprune.pruning.preparation import prepare, stored_table
 from raprune.records import Stage
@@ -78,6 +85,44 @@ def test_every_candidate_is_predicted_within_the_budget(finished: tuple[Store, s
     known = store.run()["latency"]
     assert known["dense_ms"] == table.dense_ms and 0 <= known["median_error"] <= known["worst_error"]
     assert "Table of layer times measured; on 10 other networks its median error is" in " ".join(said.split())
+
+
+@pytest.mark.nightly
+def test_first_candidates_are_timed_before_the_search_and_their_correction_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predicted_ms(model: nn.Module) -> float:
+        cost = CostModel(prepare(spec).graph, seen[0])
+        widths = {name: len(model.get_parameter(f"{name}.weight")) for name in cost.group_names}
+        return float(cost.latency_ms(cost.vector(widths)))
+
+    def slow(*given: object, **named: object) -> WholeTimer:
+        """Time networks as if each took 30 % longer than the table predicts, beside the dense one."""
+        return lambda models: [*(1.3 * predicted_ms(model) for model in models), seen[0].dense_ms]
+
+    seen: list[LatencyTable] = []
+    made = latency_table
+
+    def table(*given: Any) -> tuple[LatencyTable, bool]:
+        found, is_new = made(*given)
+        seen.append(found)
+        return found, is_new
+
+    monkeypatch.setattr(driver, "latency_table", table)
+    monkeypatch.setattr(first_candidates, "whole_timer", slow)
+    spec, said = spec_of(tmp_path, 0.95), console()
+    with in_process():
+        search(spec, console=said)
+    store = Store(spec.output)
+    kept, words = stored_table(store), " ".join(text(said).split())
+    assert kept is not None and kept.correction is not None
+    assert store.run()["latency"]["corrected_by"] == len(kept.correction.factors) > 0
+    assert "timed as whole networks: within 30.0% of the prediction. These networks correct the prediction" in words
+    for trial in store.trials():
+        assert trial.metrics is not None and trial.metrics.latency_ms is not None
+        cost = CostModel(prepare(spec).graph, kept)
+        assert trial.metrics.latency_ms == pytest.approx(float(cost.latency_ms(cost.vector(trial.channels.widths))))
+        assert trial.metrics.latency_fraction is not None and trial.metrics.latency_fraction <= 0.95
 
 
 def test_whole_networks_of_the_front_were_measured(finished: tuple[Store, str]) -> None:
