@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from raprune.channels.softmax import FUSED, SOFTMAX, SoftmaxInputs
 from raprune.channels.statistics import SYMMETRIC, ChannelStatistics
 
 aten = torch.ops.aten
@@ -31,6 +32,7 @@ class NormScales:
         self._scales: list[float] = []
         self._next: int | None = None
         self.statistics = ChannelStatistics()
+        self.softmax = SoftmaxInputs()
 
     def __bool__(self) -> bool:
         """True if a norm ran, or a statistic over a smaller number of channels."""
@@ -40,6 +42,7 @@ class NormScales:
         """Use the recorded scales from the first one on; return this object."""
         self._next = 0
         self.statistics.replay()
+        self.softmax.replay()
         return self
 
     def of(self, x: Tensor) -> float:
@@ -81,6 +84,10 @@ class ProofArithmetic(TorchDispatchMode):
             if packet in (aten.div, aten._weight_norm_interface):  # a filter of zeros has no direction
                 out = pytree.tree_map(torch.nan_to_num, out)
             return self._weight(out)
+        if self._norms is not None and packet in SOFTMAX:
+            self._norms.softmax.softmax(args[0], int(args[1]))
+        elif self._norms is not None and packet is FUSED:
+            self._norms.softmax.attention(args, kwargs)
         if packet is aten.native_dropout:
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if kwargs.get("dtype") in _LOW:

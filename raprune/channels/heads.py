@@ -244,6 +244,23 @@ def _add_axis(call: TracedCall, heads: Any) -> None:
         costs[place] = replace(costs[place], axes=(*costs[place].axes, -heads))
 
 
+def spatial(call: TracedCall) -> None:
+    """Pass heads through pooling and resizing of the image axes, as the queries of Hiera."""
+    heads, x, out = call.tracer.heads, call.args[0], first(call.out)
+    dims = list(range(x.dim() - next(rank for rank in (1, 2, 3) if f"{rank}d" in call.name), x.dim()))
+
+    def resized(ids: Tensor) -> Tensor:
+        for dim in dims:
+            ids = ids.narrow(dim, 0, 1)
+        return ids.expand(out.shape)
+
+    layers = _without(call, heads.layers(x), dims, f"{call.name} over heads")
+    heads.set_layers(out, [resized(layer) for layer in layers])
+    own = heads.own(x)
+    if own is not None and not any(varies(own, dim) for dim in dims):
+        heads.set_own(out, resized(own))
+
+
 # -- layers with weights ---------------------------------------------------------------------------------------------
 
 
@@ -278,6 +295,11 @@ def _tag_vectors(tracer: Tracer, vectors: tuple[Any, ...], ids: Any) -> None:
 def batch_norm(call: TracedCall) -> None:
     """Tag the vectors of a norm over channels that are heads times widths."""
     _normalised(call, 1, call.args[1:5])
+    weight, out = call.args[1], first(call.out)
+    use = call.tracer.axis(weight, 0) if isinstance(weight, Tensor) else None
+    if use is not None and call.tracer.heads.own(call.args[0]) is not None:
+        shape = [-1 if dim == 1 else 1 for dim in range(out.dim())]
+        call.tracer.heads.set_own(out, torch.from_numpy(use.ids).view(shape).expand(out.shape))
 
 
 def layer_norm(call: TracedCall) -> None:
@@ -314,8 +336,15 @@ def reduction(call: TracedCall) -> None:
     mixed = [layer for layer in known if not any(layer is one for one in layers)]
     for dim in reversed(dims):
         layers = [layer.narrow(dim, 0, 1) if keepdim else layer.select(dim, 0) for layer in layers]
+    own = heads.own(x) if call.name in _HOMOGENEOUS else None
+    if own is not None and any(varies(own, dim) for dim in dims):
+        own = None
+    for dim in reversed(dims):
+        if own is not None:
+            own = own.narrow(dim, 0, 1) if keepdim else own.select(dim, 0)
     for value in call.out if isinstance(call.out, tuple) else (call.out,):
         heads.set_layers(value, layers)
+        heads.set_own(value, own)
         for layer in mixed:
             # The mean of all heads' weights is often returned and never used.
             heads.freeze_if_used(value, _line(layer), call.tracer.module, f"{call.name} across heads")
@@ -358,6 +387,8 @@ def _freeze_all(call: TracedCall, reason: str) -> None:
 
 _LINEAR = ("mul", "div", "neg", "native_dropout")
 """Operations that keep a tensor proportional to the weights that made it, if the other operand is a number."""
+_HOMOGENEOUS = ("amax", "amin", "max", "min", "mean", "sum")
+"""Reductions whose result is proportional to what they reduce."""
 _AT_POSITIONS = set(packets("slice select index index_select roll flip narrow unbind")) | set(
     packets("split split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes")
 )
@@ -382,6 +413,12 @@ _TABLE: list[tuple[Callable[[TracedCall], None], str]] = [
         move,
         "permute transpose t expand squeeze unsqueeze repeat slice select index index_select roll flip narrow unbind "
         "split split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes",
+    ),
+    (
+        spatial,
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
+        "_adaptive_avg_pool2d _adaptive_avg_pool3d mkldnn_max_pool2d upsample_nearest1d upsample_nearest2d "
+        "upsample_linear1d upsample_bilinear2d upsample_bicubic2d",
     ),
     (concatenate, "cat stack"),
     (pad, "constant_pad_nd"),

@@ -173,8 +173,11 @@ def _normalised(call: TracedCall, dim: int, vectors: tuple[Any, ...], *, across:
             tracer.freeze_value(vector, "normalisation with weights that are computed")
         else:
             tracer.couple(ids, use.ids)
-    if ids is not None and across:
-        tracer.across.append(ids.numpy())
+    if ids is not None:
+        weight = tracer.axis(vectors[0], 0) if isinstance(vectors[0], Tensor) else None
+        tracer.normed.append((ids.numpy(), None if weight is None else weight.ids))
+        if across:
+            tracer.across.append(ids.numpy())
     shadow = tracer.activation(x)
     if ids is None or shadow is None:
         tracer.set_shadow(out, None)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from raprune.channels.elementwise import elementwise
 from raprune.channels.ids import ParameterShadow, compact, line, varies
 from raprune.channels.layers import linear
 from raprune.channels.movement import first
 from raprune.channels.positions import IndexArray
-from raprune.channels.shadow import CostRecord, TracedCall
+from raprune.channels.shadow import CostRecord, TracedCall, Tracer
 
 aten = torch.ops.aten
 
@@ -146,25 +150,71 @@ def attention(call: TracedCall) -> None:
     for mask in (*call.args[3:], *call.kwargs.values()):
         if isinstance(tracer.shadow(mask), ParameterShadow):
             tracer.freeze_value(mask, "they are the heads of attention")
+    tracer.fused += 1
     pairs = [ids for ids in (q, k) if ids is not None and bool(ids.any())]
-    own = tracer.heads.own(call.args[0])
-    if own is None:  # one head: the channels were never split
-        own = tracer.activation(call.args[0])
+    own = _positions_of(tracer, call.args[0])
     if len(pairs) == 1 or (pairs and call.kwargs.get("scale") is None and own is None):
         for ids in pairs:
-            tracer.freeze(ids, "the scale of attention follows the width")
+            tracer.freeze(ids, _FOLLOWS)
         q = None
     elif pairs:
         tracer.couple(pairs[0], pairs[1])
         tracer.contracted.append(_numbers(pairs[0]))
         if call.kwargs.get("scale") is None and own is not None:
-            tracer.heads.scales.append((_numbers(pairs[0]), np.unique(compact(own).numpy())))
+            tracer.heads.scales.append((_numbers(pairs[0]), own))
     _count_both(call, q, v)
     for value in call.out if isinstance(call.out, tuple) else (call.out,):
         if isinstance(value, Tensor):
             tracer.set_shadow(value, None)
     if v is not None:
         tracer.set_shadow(out, v.view(1, 1, 1, -1).expand(out.shape))
+
+
+_FOLLOWS = "the scale of attention follows the width"
+
+
+def _positions_of(tracer: Tracer, query: Tensor) -> IndexArray | None:
+    """Return the ids that the elements of the queries had before they were split into heads; None if not known."""
+    own = tracer.heads.own(query)
+    if own is None:  # one head: the channels were never split
+        ids = tracer.activation(query)
+        if ids is None or query.shape[:-2].numel() > len(query):
+            return None
+        own = ids
+    return np.unique(compact(own).numpy())
+
+
+class ScaledAttention(TorchFunctionMode):
+    """Mode that sees the calls of PyTorch's attention that run as single operations, such as one over five axes.
+
+    Their scale is a number that follows the width of the queries, as that of fused attention.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        before = self._tracer.fused
+        out = func(*args, **kwargs)
+        if self._tracer.fused == before and kwargs.get("scale") is None:
+            self._follow(args[0] if args else kwargs["query"])
+        return out
+
+    def _follow(self, query: Tensor) -> None:
+        tracer, ids = self._tracer, self._tracer.activation(query)
+        if ids is None or not varies(ids, ids.dim() - 1):
+            return
+        widths, own = line(ids, ids.dim() - 1), _positions_of(tracer, query)
+        if own is None:
+            tracer.freeze(widths, _FOLLOWS)
+        else:
+            tracer.heads.scales.append((_numbers(widths), own))
 
 
 def _numbers(ids: Tensor) -> IndexArray:

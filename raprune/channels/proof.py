@@ -6,7 +6,8 @@ In float64, on a copy of the network whose constant parameters are made random (
    for every architecture, layer norm included;
 2. the narrowest network is cut and runs;
 3. random candidates are cut and run. Their outputs equal those of the network whose removed channels are zeroed.
-   Layer norms and group norms, which run across the channels, only scale in both networks of this comparison;
+   Layer norms and group norms, which run across the channels, only scale in both networks of this comparison, and
+   the inputs of each softmax are compared (`softmax.py`);
 4. the comparison is made again with an image of another size, with a batch of two and other values, and in training
    mode, as far as the dense network runs in these situations (`situations.py`).
 """
@@ -285,6 +286,8 @@ class ProofNetwork:
         error = float((masked - smaller).abs().max()) / max(float(masked.abs().max()), 1e-300)
         if not error <= (TRAINING_TOLERANCE if situation.training else TOLERANCE):
             return _Failure(f"{phrase}the cut network differs from the masked one ({error:.0e})")
+        if scales is not None and scales.softmax.differ and not situation.training:
+            return _Failure(f"{phrase}a softmax of the cut network has other inputs than that of the masked one")
         if not situation.name:
             self.worst_cut = max(self.worst_cut, error)
         return None

@@ -19,7 +19,8 @@ def width_scales(tracer: Tracer, model: nn.Module, grouping: Grouping) -> tuple[
     modules = dict(model.named_modules())
     for widths, own in tracer.heads.scales:
         numbers = np.unique(grouping.of_id[widths])
-        if len(numbers) != 1 or numbers[0] < 0:
+        own = _behind_norms(tracer, own)
+        if len(numbers) != 1 or numbers[0] < 0 or not len(own):
             continue
         writer = next((name for name, axis in tracer.axis_base if axis == 0 and _holds(tracer, name, own)), None)
         if writer is None:
@@ -36,6 +37,20 @@ def width_scales(tracer: Tracer, model: nn.Module, grouping: Grouping) -> tuple[
                 WidthScale(name, places, group) for name, places in _vectors(tracer, bias[np.isin(channels, own)])
             ]
     return tuple(found)
+
+
+def _behind_norms(tracer: Tracer, own: IndexArray) -> IndexArray:
+    """Return the ids of the weights of the last norm over the channels `own`, which set their scale.
+
+    Without a norm the ids are `own` itself; where a norm has no weights, or runs over some of the channels, there are
+    none.
+    """
+    for ids, weights in reversed(tracer.normed):
+        inside = np.isin(own, ids)
+        if inside.any():
+            known = dict(zip(ids.tolist(), () if weights is None else weights.tolist(), strict=False))
+            return np.unique([known[one] for one in own.tolist()]) if inside.all() and known else own[:0]
+    return own
 
 
 def _vectors(tracer: Tracer, ids: IndexArray) -> Iterator[tuple[str, IndexArray]]:

@@ -96,6 +96,10 @@ class Tracer(TorchDispatchMode):
         """Ids over which a statistic of activations was taken."""
         self.contracted: list[IndexArray] = []
         """Ids over which a product of two activations ran, which reads them as a layer does."""
+        self.normed: list[tuple[IndexArray, IndexArray | None]] = []
+        """Ids of the channels that a norm ran over, and of its weights for them, None without weights, in order."""
+        self.fused = 0
+        """Number of fused attentions."""
         self._places = WeakIdKeyDictionary()
         self.reduced: set[tuple[str, int]] = set()
         """Every (parameter, axis) over which a statistic was taken: it is no channel unless a layer uses it as one."""

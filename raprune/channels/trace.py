@@ -29,6 +29,7 @@ from raprune.channels.live import LiveActivations
 from raprune.channels.members import Frozen, Term
 from raprune.channels.multihead import takes_cuts
 from raprune.channels.positions import IndexArray
+from raprune.channels.products import ScaledAttention
 from raprune.channels.rules import RULES
 from raprune.channels.scales import width_scales
 from raprune.channels.shadow import CostRecord, Tracer
@@ -51,7 +52,7 @@ def trace(model: nn.Module, example_input: NetworkInputs) -> ChannelGraph:
     live = LiveActivations(tracer.activation, tracer.heads.layers)
     with _traceable(model), torch.no_grad(), tracer.watching(model):
         try:
-            with tracer, live:
+            with tracer, live, ScaledAttention(tracer):
                 outputs = call(model, example_input)
         except Exception as error:
             raise ModelError(
@@ -196,7 +197,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> tu
         shapes={m.parameter: tracer.shapes[m.parameter] for g in groups for m in g.members},
         notes=_notes(tracer, parameters),
         attributes=size_attributes(model, heads, tracer.sized.values(), factors),
-        scales=() if heads is None else width_scales(tracer, model, grouping),
+        scales=width_scales(tracer, model, grouping),
         edits=code_edits(model, [r for r in tracer.heads.reshapes if heads is not None or r.source >= 0]),
     )
     architecture = f"{structure_hash(model, input_shape)}-{graph.digest()}"

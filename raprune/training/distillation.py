@@ -111,12 +111,18 @@ class Answers:
 
     @classmethod
     def of(cls, teacher: nn.Module, split: ImageSplit, batch_size: int, half: torch.dtype | None) -> Answers | None:
-        """Return the answers of `teacher`, in evaluation mode, in the precision of the training; None if too large."""
+        """Return the answers of `teacher`, in evaluation mode, in the precision of the training.
+
+        None if they are too large, or no single tensor, as those of a segmentation network with an auxiliary head.
+        """
         found: list[tuple[Tensor, Tensor]] = []
         autocast = torch.autocast(split.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
         with torch.no_grad(), autocast:
             for x, y in split.batches(batch_size):
-                found.append((teacher(x.contiguous(memory_format=split.layout)).float(), y))
+                out = teacher(x.contiguous(memory_format=split.layout))
+                if not isinstance(out, Tensor):
+                    return None
+                found.append((out.float(), y))
                 if len(split) * found[0][0][0].nbytes > LARGEST_ANSWERS:
                     return None
         logits, labels = zip(*found, strict=True)
