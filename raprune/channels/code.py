@@ -57,14 +57,20 @@ class Reshape:
     rank: int
     source: int = -1
     """Axis of the reshaped tensor whose size the channels have, where another size of the reshape is -1."""
+    same: tuple[tuple[int, int], ...] = ()
+    """Axes of the result that are axes of the reshaped tensor, which follow."""
     roots: tuple[tuple[str, float], ...] = ()
     """Powers of the number of channels in the function, and their values: the scales of attention."""
 
 
-def reshape_here(module: str, channels: Sequence[int], rank: int) -> Reshape | None:
+def reshape_here(
+    module: str, channels: Sequence[int], rank: int, same: Iterable[tuple[int, int]] = ()
+) -> Reshape | None:
     """Return the reshape that the network's code is calling; None if the place in the code is not known."""
     found = _place()
-    return None if found is None else Reshape(module, *found[:2], tuple(channels), rank, roots=_roots(*found))
+    if found is None:
+        return None
+    return Reshape(module, *found[:2], tuple(channels), rank, same=tuple(same), roots=_roots(*found))
 
 
 def name_here(module: str, dim: int, rank: int, source: int) -> Reshape | None:
@@ -186,6 +192,8 @@ def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator
         if any(map(_is_rest, call.args)):
             if reshape is not None and reshape.source >= 0:
                 yield ast.unparse(call), reshape.channels[0], reshape.source
+            elif reshape is not None:
+                yield from _in_place_of_rest(call, reshape)
             continue
         if reshape is None:
             sizes = [place for place, size in enumerate(call.args) if _names(size) & numbers]
@@ -198,6 +206,20 @@ def _arguments(code: CodeType, ends: dict[tuple[int, int], Reshape]) -> Iterator
             sizes = [dim for dim in sizes if not isinstance(call.args[dim], given[:1] if dim in last else given)]
         if sizes:
             yield ast.unparse(call), sizes[-1], -1
+
+
+def _in_place_of_rest(call: ast.Call, reshape: Reshape) -> Iterator[tuple[str, int, int]]:
+    """Yield two changes of a reshape that has a -1 already, as `kv.reshape(batch, -1, 2, heads, channels // heads)`.
+
+    The last size becomes -1, and that which was -1 is taken from the reshaped tensor, whose axis it is.
+    """
+    rest = [place for place, size in enumerate(call.args) if ast.unparse(size) == "-1"]
+    if len(call.args) != reshape.rank or len(rest) != 1 or any(isinstance(size, ast.Starred) for size in call.args):
+        return
+    (place,), last, axes = rest, reshape.channels[-1], dict(reshape.same)
+    if last != place and place in axes and isinstance(call.args[last], ast.BinOp):
+        yield ast.unparse(call), last, -1
+        yield ast.unparse(call), place, axes[place]
 
 
 def _numbers_of_channels(function: ast.FunctionDef) -> set[str]:

@@ -109,9 +109,12 @@ class HeadShadows:
         self.num_ids += count
         return ids
 
-    def record_reshape(self, module: str, channels: list[int], rank: int) -> None:
-        """Record the place in the network's code that is reshaping heads; `channels` are axes of the result."""
-        reshape = reshape_here(module, channels, rank)
+    def record_reshape(self, module: str, channels: list[int], rank: int, same: Iterable[tuple[int, int]] = ()) -> None:
+        """Record the place in the network's code that is reshaping heads; `channels` are axes of the result.
+
+        `same` are axes of the result that are axes of the reshaped tensor, which follow.
+        """
+        reshape = reshape_here(module, channels, rank, same)
         if reshape is not None:
             self.reshapes[reshape] = None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from raprune.channels.elementwise import elementwise_parameters
 from raprune.channels.ids import AxisUse, ParameterShadow, line, varies
 from raprune.channels.movement import equal_parts, first
+from raprune.channels.parts import SizedPart
 from raprune.channels.shadow import TracedCall, Tracer
 
 
@@ -43,6 +44,11 @@ def convolution(call: TracedCall) -> None:
     tracer.write(onto, out, 1)
     if groups > 1 and groups != in_channels:
         equal_parts(tracer, out, 1, groups)
+    elif groups == in_channels == len(onto.ids) and not isinstance(tracer.running, nn.modules.conv._ConvNd):
+        # A module with a convolution in its code, such as a blur, keeps the number of its groups.
+        names = tracer.numbers.get(groups, ())
+        if len(names) == 1:
+            tracer.record_part(SizedPart(tracer.module, names[0], None, onto.ids))
 
 
 def freeze_computed(call: TracedCall, x: Tensor, weight: Tensor, reason: str) -> None:

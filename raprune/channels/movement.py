@@ -164,7 +164,9 @@ def view(call: TracedCall) -> None:
         _record_shape(tracer, x, out)
         return
     after = ids.reshape(out.shape)
-    for inside, outside in _axis_blocks(x.shape, out.shape):
+    blocks = _axis_blocks(x.shape, out.shape)
+    same = [(outside[0], inside[0]) for inside, outside in blocks if len(inside) == len(outside) == 1]
+    for inside, outside in blocks:
         if len(outside) < 2 or not any(varies(ids, dim) for dim in inside):
             continue
         changing = [dim for dim in outside if varies(after, dim)]
@@ -180,7 +182,7 @@ def view(call: TracedCall) -> None:
         with tracer.heads.inside():  # the heads have equal widths, but go one by one
             tracer.couple(small, compact(equal).expand(small.shape))
         tracer.split_heads(x, out, after, kept, changing[:-1])
-        tracer.heads.record_reshape(tracer.module, changing, out.dim())
+        tracer.heads.record_reshape(tracer.module, changing, out.dim(), same)
         after = equal
         if 1 in out.shape[changing[0] + 1 : kept]:  # parts of one head: the numbers of a head are those of the channels
             _record_number(tracer, out, after)

@@ -67,6 +67,22 @@ class BesideIt(ShapeAttention):
         return out
 
 
+class KeysOfFewerTokens(ShapeAttention):
+    """Keys and values of a smaller map, whose number of tokens is -1 in the code already, as in Twins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.qkv
+        self.q, self.kv = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, 2 * CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q = self.q(x).reshape(B, N, self.num_heads, C // self.num_heads).permute(0, 2, 1, 3)
+        kv = self.kv(x[:, ::2]).reshape(B, -1, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+        out: Tensor = self.proj(self.mixed(q, kv[0], kv[1]).transpose(1, 2).reshape(B, N, C))
+        return out
+
+
 def network(kind: type[Attention]) -> tuple[nn.Module, ChannelGraph]:
     torch.manual_seed(0)
     model = Transformer(kind())
@@ -78,10 +94,11 @@ def half(graph: ChannelGraph) -> Candidate:
     return Candidate("test", {group.name: tuple(range(0, group.num_channels, 2)) for group in graph.groups})
 
 
-@pytest.mark.parametrize("kind", [ShapeAttention, BesideIt])
+@pytest.mark.parametrize("kind", [ShapeAttention, BesideIt, KeysOfFewerTokens])
 def test_code_with_sizes_of_its_input_is_cut_everywhere(kind: type[Attention]) -> None:
     model, graph = network(kind)
-    assert graph.widths == {"embed": CHANNELS, "attention.qkv": 4, "attention.heads": 3}
+    first = "attention.q" if kind is KeysOfFewerTokens else "attention.qkv"
+    assert graph.widths == {"embed": CHANNELS, first: 4, "attention.heads": 3}
     smaller = cut(model, graph, half(graph))
     assert outputs(smaller, image((2, 3, 16, 16))).isfinite().all()
     assert type(model.get_submodule("attention")) is kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from raprune.channels.cut import cut
 from raprune.channels.proof import prove
@@ -123,7 +124,33 @@ class ShapeBefore(Net):
         return self.mix(tokens.reshape(shape)).flatten(2).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+class Blur(nn.Module):
+    """A fixed filter of each channel, with the number of channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filter", torch.ones(channels, 1, 3, 3) / 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.filter, Tensor)
+        return functional.conv2d(x, self.filter, padding=1, groups=self.channels)
+
+
+class Blurred(Net):
+    """As in TResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blur = Blur(8)
+
+    def body(self, x: Tensor) -> Tensor:
+        y: Tensor = self.blur(x)
+        return y
+
+
 KINDS = [
+    Blurred,
     ListOfSizes,
     NumbersOfParts,
     WholeAndPart,
