@@ -29,6 +29,8 @@ from kept_rows import KeptRows, origin_now
 
 LIMIT_S = 60
 """CPU seconds of a network, the start of Python and PyTorch with them."""
+LARGE_PX = 400
+"""Size from which on the batch of two has images of the proof's size, because those of its own take minutes."""
 WHOLE = 0.97
 """Fraction of the parameters on channels that can go from which on a network counts as wholly prunable."""
 ROWS = Path(__file__).with_name("zoo_timm.jsonl")
@@ -290,9 +292,13 @@ def examine(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # a classifier of zeros would agree with any other
+            torch.nn.init.normal_(parameter, std=0.02)
     config: Any = model.pretrained_cfg
     shape = tuple(config.get("input_size") or (3, 224, 224))
-    found = inspect(model, torch.zeros(1, *shape), name=name, proved_on=smallest_image(model, shape))
+    small = smallest_image(model, shape)
+    found = inspect(model, torch.zeros(1, *shape), name=name, proved_on=small)
     graph, data = found.graph, found.to_json()
     generator = torch.Generator().manual_seed(0)
     kept = {
@@ -321,7 +327,10 @@ def examine(name: str) -> dict[str, Any]:
     dense = model.double()
     smaller = cut(dense, graph, candidate)
     masked = zeroed(dense, graph, kept) if all(group.maskable for group in graph.groups) else None
-    row["batch"] = compared(dense, smaller, masked, (2, *shape))
+    if shape[-1] > LARGE_PX:
+        row["batch"] = f"{compared(dense, smaller, masked, (2, *small.shape[1:]))} at {small.shape[-1]} px"
+    else:
+        row["batch"] = compared(dense, smaller, masked, (2, *shape))
     seconds = [(s := round(shape[-1] * part / 32) * 32) and (shape[0], s, s) for part in (0.75, 1.25)]
     told = "takes no other size"
     for other in seconds:

@@ -227,6 +227,7 @@ def attention(call: TracedCall) -> None:
 def _meet_mask(call: TracedCall, masks: list[Tensor], out: Tensor, used: Any) -> None:
     """Let the heads meet masks and biases, `(..., heads, queries, keys)`."""
     scores = torch.from_numpy(used).view(1, -1, 1, 1).expand(*out.shape[:3], masks[0].shape[-1])
+    values = call.tracer.shadow(out)
     for mask in masks:
         for layer in call.tracer.heads.layers(mask):
             if _dims(layer) == (mask.dim() - 3,):
@@ -235,6 +236,7 @@ def _meet_mask(call: TracedCall, masks: list[Tensor], out: Tensor, used: Any) ->
                 _freeze(call, layer, "a mask with heads along another axis")
         if not _passes(call, mask, -3, scores):
             _freeze(call, scores, "a mask of the shape of the heads")
+    call.tracer.set_shadow(out, values)  # not those that a mask has, as a sum of scores and mask would
 
 
 def _add_axis(call: TracedCall, heads: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from raprune.channels.elementwise import elementwise_parameters
-from raprune.channels.ids import AxisUse, ParameterShadow, line, varies
+from raprune.channels.ids import AxisUse, ParameterShadow, collapse, compact, line, varies
 from raprune.channels.movement import equal_parts, first
 from raprune.channels.parts import SizedPart
 from raprune.channels.shadow import TracedCall, Tracer
@@ -22,6 +22,8 @@ def convolution(call: TracedCall) -> None:
     tracer, out = call.tracer, call.out
     x, weight, bias = call.args[:3]
     transposed, groups = call.arg(6, "transposed", False), call.arg(8, "groups", 1)
+    if _beside_channels(call):
+        return
     ids = tracer.channels(x, 1, "convolution over a shape whose spatial axes carry channels")
     into, onto = tracer.axis(weight, 1), tracer.axis(weight, 0)
     if transposed:
@@ -49,6 +51,39 @@ def convolution(call: TracedCall) -> None:
         names = tracer.numbers.get(groups, ())
         if len(names) == 1:
             tracer.record_part(SizedPart(tracer.module, names[0], None, onto.ids))
+
+
+def _beside_channels(call: TracedCall) -> bool:
+    """Let channels along a spatial axis pass a convolution that takes each place of this axis by itself.
+
+    So CoaT mixes the class tokens of several maps. The maps that it reads and writes stay.
+    """
+    tracer, (x, weight, bias), out = call.tracer, call.args[:3], call.out
+    ids = tracer.activation(x)
+    dims = [] if ids is None else [dim for dim in range(ids.dim()) if varies(ids, dim) and dim != 1]
+    if ids is None or len(dims) != 1 or dims[0] < 2 or call.arg(6, "transposed", False):
+        return False
+    dim = dims[0] - 2
+    single = weight.shape[dims[0]] == 1 and all(
+        _at(call.args[place], dim) == value for place, value in ((3, 1), (4, 0))
+    )
+    if not single:
+        return False
+    if varies(ids, 1):  # the maps have channels of their own: these are coupled, as in a sum
+        equal, small = collapse(ids, [1]), compact(ids)
+        tracer.couple(small, compact(equal).expand(small.shape))
+        ids = equal
+    for value in (weight, bias):
+        if isinstance(value, Tensor):
+            tracer.freeze_value(value, "reads or writes maps beside the channels")
+    tracer.count(call.func, call.args, call.kwargs, out, (line(ids, dims[0]),))
+    tracer.set_shadow(out, ids.narrow(1, 0, 1).expand(out.shape))
+    return True
+
+
+def _at(sizes: Any, dim: int) -> int:
+    """Return the stride or padding of a spatial axis; a single number is that of all."""
+    return int(sizes[dim] if len(sizes) > 1 else sizes[0])
 
 
 def freeze_computed(call: TracedCall, x: Tensor, weight: Tensor, reason: str) -> None:
@@ -155,10 +190,23 @@ def layer_norm(call: TracedCall) -> None:
     if len(shape) == 1 and isinstance(weight, Tensor):
         _normalised(call, x.dim() - 1, call.args[2:4], across=True)
         return
+    if len(shape) == 1 and weight is None and call.arg(3, "bias") is None and _follows(call):
+        _normalised(call, x.dim() - 1, (), across=True)
+        return
     call.tracer.freeze_value(x, "layer norm over several axes or without weights")
     for value in call.args[2:4]:
         call.tracer.freeze_value(value, "layer norm over several axes")
     call.tracer.set_shadow(first(call.out), None)
+
+
+def _follows(call: TracedCall) -> bool:
+    """Return True if the shape of a layer norm without weights is that of its module, which a cut sets."""
+    tracer, x = call.tracer, call.args[0]
+    ids = tracer.activation(x)
+    if ids is None or not isinstance(tracer.running, nn.LayerNorm) or not varies(ids, x.dim() - 1):
+        return False
+    tracer.record_part(SizedPart(tracer.module, "normalized_shape", 0, line(ids, x.dim() - 1).numpy()))
+    return True
 
 
 def _normalised(call: TracedCall, dim: int, vectors: tuple[Any, ...], *, across: bool = False) -> None:
@@ -180,7 +228,7 @@ def _normalised(call: TracedCall, dim: int, vectors: tuple[Any, ...], *, across:
         else:
             tracer.couple(ids, use.ids)
     if ids is not None:
-        weight = tracer.axis(vectors[0], 0) if isinstance(vectors[0], Tensor) else None
+        weight = tracer.axis(vectors[0], 0) if vectors and isinstance(vectors[0], Tensor) else None
         tracer.normed.append((ids.numpy(), None if weight is None else weight.ids))
         if across:
             tracer.across.append(ids.numpy())

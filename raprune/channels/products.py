@@ -148,8 +148,7 @@ def attention(call: TracedCall) -> None:
         if isinstance(tracer.shadow(value), ParameterShadow):
             tracer.freeze_value(value, "fused attention with a parameter")
     for mask in (*call.args[3:], *call.kwargs.values()):
-        if isinstance(tracer.shadow(mask), ParameterShadow):
-            tracer.freeze_value(mask, "they are the heads of attention")
+        tracer.freeze_value(mask, "they are the heads of attention")
     tracer.fused += 1
     pairs = [ids for ids in (q, k) if ids is not None and bool(ids.any())]
     own = _positions_of(tracer, call.args[0])

@@ -129,6 +129,19 @@ class BiasOfPart(Attention):
         return functional.scaled_dot_product_attention(q, k, v, self.places.bias())
 
 
+class BiasOfNetwork(Attention):
+    """A network of relative coordinates gives the mask of fused attention, as in a ViT with relative positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(2, 6), nn.Linear(6, HEADS)
+        self.register_buffer("coordinates", torch.randn(16, 2))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        bias = self.narrow(self.wide(self.coordinates).relu()).view(4, 4, -1).permute(2, 0, 1).unsqueeze(0)
+        return functional.scaled_dot_product_attention(q, k, v, bias)
+
+
 class Rotary(Attention):
     """Queries and keys are turned by their positions, pair by pair, as in EVA."""
 
@@ -176,6 +189,7 @@ def network(kind: str) -> tuple[nn.Module, ChannelGraph]:
         "shared": SharedKeys,
         "joined bias": JoinedBias,
         "biased by a part": BiasOfPart,
+        "biased by a network": BiasOfNetwork,
         "rotary": Rotary,
         "hard": HardNumbers,
         "module": lambda: SelfAttention(need_weights=False),
@@ -193,6 +207,7 @@ WHOLE = (
     "talking",
     "biased",
     "biased by a part",
+    "biased by a network",
     "shared",
     "joined bias",
     "module",

@@ -149,8 +149,34 @@ class Blurred(Net):
         return y
 
 
+class NormWithoutWeights(Net):
+    """As in Qwen3's encoder: the shape of the norm is all that knows the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8, elementwise_affine=False)
+
+    def body(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x.movedim(1, -1))
+        return y.movedim(-1, 1)
+
+
+class StackedMaps(Net):
+    """As in CoaT: a convolution mixes the vectors of two maps, channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.mix = conv(8, 8), nn.Conv1d(2, 3, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        vectors = torch.stack([x.mean((2, 3)), self.other(x).mean((2, 3))], 1)
+        return x + self.mix(vectors).sum(1)[:, :, None, None]
+
+
 KINDS = [
     Blurred,
+    NormWithoutWeights,
+    StackedMaps,
     ListOfSizes,
     NumbersOfParts,
     WholeAndPart,
