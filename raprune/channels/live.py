@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from raprune.channels.grouping import Grouping
 from raprune.channels.ids import compact
@@ -54,12 +54,12 @@ class LiveStorages(TorchDispatchMode, ABC):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                # Weights and images are not made here, but may be returned as a view.
-                self._count(leaf, None)
-        found = func(*args, **(kwargs or {}))
-        results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        kwargs = kwargs or {}
+        for leaf in _tensors((*args, *kwargs.values())):
+            # Weights and images are not made here, but may be returned as a view.
+            self._count(leaf, None)
+        found = func(*args, **kwargs)
+        results = list(_tensors(found if isinstance(found, tuple | list) else (found,)))
         for result in results:
             self._count(result, results)
         return found
@@ -81,6 +81,15 @@ class LiveStorages(TorchDispatchMode, ABC):
         self._known.discard(key)
         if size is not None:
             self.freed(key, size)
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments of an operation, which are values and lists of values."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from (item for item in value if isinstance(item, Tensor))
 
 
 @dataclass(frozen=True)
@@ -115,14 +124,16 @@ class LiveActivations(LiveStorages):
         # The indices of a max pooling have no shadow of their own, and as many channels as its maxima.
         alike = (self._shadow(result) for result in (tensor, *results) if result.shape == tensor.shape)
         ids = next((ids for ids in alike if ids is not None), None)
-        self._storages.append(_bytes_of(size, tensor, ids, self._layers(tensor)))
+        with _no_modes():
+            self._storages.append(_bytes_of(size, tensor, ids, self._layers(tensor)))
         self._has_grown = True
 
     def written(self, key: int, tensor: Tensor) -> None:
         """An operation in place may give channels to a tensor that had none, such as a buffer of zeros."""
         if key in self._now and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
             size = tensor.untyped_storage().nbytes()
-            self._storages[self._now[key]] = _bytes_of(size, tensor, self._shadow(tensor), self._layers(tensor))
+            with _no_modes():
+                self._storages[self._now[key]] = _bytes_of(size, tensor, self._shadow(tensor), self._layers(tensor))
 
     def freed(self, key: int, size: int) -> None:
         self._keep_moment()
@@ -152,6 +163,12 @@ class LiveActivations(LiveStorages):
         if self._has_grown:
             self._moments[frozenset(self._now.values())] = None
             self._has_grown = False
+
+
+def _no_modes() -> AbstractContextManager[Any]:
+    """Return a context in which the tracer does not see the operations on ids, which would double a trace's time."""
+    context: AbstractContextManager[Any] = torch._C._DisableTorchDispatch()
+    return context
 
 
 def _bytes_of(size: int, tensor: Tensor, ids: Tensor | None, layers: tuple[Tensor, ...]) -> _Bytes:
