@@ -14,7 +14,7 @@ from torch.nn import functional
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import trace
-from raprune.data import load_data
+from raprune.data import Split, load_data
 from raprune.data.batches import DeviceSplit
 from raprune.errors import ModelError
 from raprune.models.cifar_resnet import CifarResNet
@@ -25,6 +25,7 @@ from raprune.spec.job import DataSpec, TrainSpec
 from raprune.training.distillation import (
     LARGEST_WEIGHT,
     MAPS_OVER_REST,
+    Answers,
     ChannelMap,
     FeatureMaps,
     balanced_weight,
@@ -243,3 +244,14 @@ def test_dist_loss_of_equal_outputs_has_a_finite_gradient() -> None:
     logits = torch.zeros(3, 4, requires_grad=True)
     dist_loss(logits, torch.randn(3, 4), 1.0).backward()
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
+
+
+def test_answers_of_a_network_that_returns_a_dict_are_not_kept() -> None:
+    class Segmentation(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": x.float(), "aux": x.float()}
+
+    images = np.zeros((4, 1, 8, 8), dtype=np.uint8)
+    data = DeviceSplit.place(Split(images, np.zeros(4, dtype=np.int64)), (0.5,), (0.25,), "cpu")
+    assert Answers.of(Segmentation(), data, 2, None) is None
+    assert Answers.of(nn.Flatten(), data, 2, None) is not None
