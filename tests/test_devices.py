@@ -181,7 +181,8 @@ def test_trace_and_proof_on_cuda_give_the_graph_of_the_cpu(card: Card) -> None:
     [
         ("shift-flip", {}),
         ("crop-flip", {}),
-        ("shift-flip", {"optimizer": "adamw", "layer_decay": 0.9, "clip": 1.0, "schedule": "cosine"}),
+        # No maps: between equal networks their gradient is rounding alone, which AdamW scales up to whole steps.
+        ("shift-flip", {"optimizer": "adamw", "layer_decay": 0.9, "clip": 1.0, "schedule": "cosine", "features": 0.0}),
         ("shift-flip", {"policy": "rand", "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "teacher_loss": "dist"}),
     ],
     ids=["shift-flip", "crop-flip", "adamw", "mixed"],
