@@ -12,10 +12,12 @@ import ray
 from rich.console import Console
 from torch import nn
 
+from raprune.cost import measure
 from raprune.cost.conditions import usable_cpus
 from raprune.cost.flops import CostModel
 from raprune.cost.latency import TABLE, LatencyTable
 from raprune.cost.measure import WholeTimer
+from raprune.cost.stopwatch import Repeats
 from raprune.errors import BudgetError
 from raprune.orchestration import driver
 from raprune.orchestration.cluster.connect import node_resources
@@ -68,7 +70,9 @@ def text(of: Console) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
     spec, said = spec_of(tmp_path_factory.mktemp("latency"), 0.95), console()
-    with in_process():
+    with pytest.MonkeyPatch.context() as quick, in_process():
+        # A minute of timings, for a digits network that no test here needs to be timed well.
+        quick.setattr(measure, "OFTEN", Repeats(most=10, least=3, limit_s=0.05))
         search(spec, console=said)
     return Store(spec.output), text(said)
 
