@@ -540,3 +540,18 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
     from safetensors.numpy import load
 
     return dict(load(data))
+
+
+def test_corrected_table_predicts_what_was_timed_and_is_stored_and_read() -> None:
+    timed = np.array([[8.0, 6.0], [4.0, 6.0], [2.0, 2.0]])
+    plain = HAND.predict(timed)
+    once = HAND.corrected(timed[:2], 1.5 * plain[:2])
+    table = once.corrected(timed[2:], 0.9 * plain[2:])
+    assert once.predict(timed) == pytest.approx(1.5 * plain, rel=1e-6)
+    assert table.predict(timed) == pytest.approx([1.5, 1.5, 0.9] * plain, rel=0.03)
+    assert HAND.predict(timed).tolist() == plain.tolist(), "the table itself is left as it is"
+    again = LatencyTable.from_arrays(table.to_arrays())
+    assert np.array_equal(again.predict(timed), table.predict(timed)) and again.describe()["corrected_by"] == 3
+    assert LatencyTable.from_arrays(HAND.to_arrays()).correction is None
+    # A block that is gone takes its operations with it; the correction stays.
+    assert once.without(["conv1"]).predict(timed) == pytest.approx(1.5 * HAND.without(["conv1"]).predict(timed))
