@@ -230,7 +230,7 @@ class FactorTable:
         if len(ids) and ids[0] < 0:
             return self._affine(self._grouping.of_head[-ids])
         groups, heads = self._grouping.of_id[ids], self._grouping.head_of_id
-        if of_each_head or heads is None or (heads[ids] < 0).all():
+        if of_each_head or heads is None or (heads[ids] < 0).all() or self._is_one_head(groups):
             return self._affine(groups)
         constant = 0
         coefficients: dict[str, int] = {}
@@ -248,6 +248,11 @@ class FactorTable:
             else:
                 constant += count
         return Factor(constant, coefficients, tuple(products))
+
+    def _is_one_head(self, groups: IndexArray) -> bool:
+        """True for an axis that holds each channel of the width of a head once, as the axis of a single head does."""
+        first = int(groups[0]) if len(groups) else -1
+        return first >= 0 and len(groups) == self._counts[first] and bool((groups == first).all())
 
     def _affine(self, groups: IndexArray) -> Factor | None:
         if len(groups) and (groups == groups[0]).all():

@@ -165,6 +165,24 @@ class HardNumbers(Attention):
         return out
 
 
+class ClassToken(nn.Module):
+    """Attention of one token to all, whose queries have an axis of heads and one of a single token, as VOLO's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = HEADS, WIDTH
+        self.kv, self.q = nn.Linear(CHANNELS, 2 * HEADS * WIDTH), nn.Linear(CHANNELS, HEADS * WIDTH)
+        self.proj = nn.Linear(HEADS * WIDTH, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        k, v = self.kv(x).reshape(b, n, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.q(x[:, :1]).reshape(b, self.num_heads, 1, self.head_dim)
+        seen = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        token = self.proj(seen.transpose(1, 2).reshape(b, 1, self.head_dim * self.num_heads))
+        return torch.cat([token, x[:, 1:]], dim=1)
+
+
 class SelfAttention(nn.Module):
     """`nn.MultiheadAttention` over one input."""
 
@@ -192,6 +210,7 @@ def network(kind: str) -> tuple[nn.Module, ChannelGraph]:
         "biased by a network": BiasOfNetwork,
         "rotary": Rotary,
         "hard": HardNumbers,
+        "class token": ClassToken,
         "module": lambda: SelfAttention(need_weights=False),
         "module with weights": lambda: SelfAttention(need_weights=True),
     }[kind]()
@@ -210,6 +229,7 @@ WHOLE = (
     "biased by a network",
     "shared",
     "joined bias",
+    "class token",
     "module",
     "module with weights",
 )
