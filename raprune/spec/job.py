@@ -283,7 +283,7 @@ class _Training(Part):
     Default: true where that is so and the training has two epochs or more, else false."""
     features: NotNegative | Literal["auto"] | None = None
     """Weight of the teacher's feature maps in the loss; 0 leaves them out. Only the dense network has such maps. `auto`
-    is the weight with which their gradient is twice that of the rest of the loss when the training begins.
+    is the weight with which their gradient is as long as that of the rest of the loss when the training begins.
     Default: `auto` for a finalist of the dense network whose logits are not computed once, else 0."""
     accumulate: PositiveInt = 1
     """Number of parts in which a batch passes the network: more parts need less memory."""

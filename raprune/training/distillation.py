@@ -154,7 +154,7 @@ def map_loss(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
     return (difference_C / var_C.clamp(min=VARIANCE_FLOOR * var_C.mean() + 1e-8)).mean()
 
 
-MAPS_OVER_REST = 2.0
+MAPS_OVER_REST = 1.0
 """The gradient of the feature maps' loss as a multiple of that of the rest of the loss when a training begins, with the
 weight `auto`."""
 
