@@ -29,7 +29,7 @@ def fits(needed: int, memory: DeviceMemory | None, *, share: float = 1.0) -> boo
 
     It may take `RESIDENT` of the free memory. Processes that share a card, those whose `share` of it is below 1, store
     nothing there: their one copy is that of the host, which all processes of a node map. A batch of 256 ImageNet
-    photographs is 38 MB, 2 ms of the bus and 1 % of its evaluation, while each would hold the whole split.
+    photographs is 38 MB, by estimate 2 ms of the bus, while each process would hold the whole split.
     """
     if memory is None:
         return True

@@ -43,7 +43,7 @@ class Workload:
     A split is placed when it is first asked for, so that a process that trains nothing places no training split.
     Processes that share a card leave their splits on the host, where all processes of a node share one copy. A copy on
     the card for all of them (CUDA IPC) would need a process that holds the images and outlives the others, with half a
-    gigabyte for its context, and gain a percent of an evaluation.
+    gigabyte for its context, and gain, by estimate, a percent of an evaluation.
     """
 
     def __init__(

@@ -154,10 +154,6 @@ def map_loss(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
     return (difference_C / var_C.clamp(min=VARIANCE_FLOOR * var_C.mean() + 1e-8)).mean()
 
 
-MAPS_OVER_REST = 1.0
-"""The gradient of the feature maps' loss as a multiple of that of the rest of the loss when a training begins, with the
-weight `auto`."""
-
 LARGEST_WEIGHT = 1000.0
 """The largest weight of the feature maps: maps of a network that differs little from its teacher say little."""
 
@@ -165,9 +161,10 @@ LARGEST_WEIGHT = 1000.0
 def balanced_weight(rest: float, maps: float) -> float:
     """Return the weight of feature maps in [0, `LARGEST_WEIGHT`].
 
-    `maps` is the norm of the gradient of their loss by all weights, `rest` that of the rest of the loss.
+    `maps` is the norm of the gradient of their loss by all weights, `rest` that of the rest of the loss: the weighted
+    maps have a gradient as long as the rest has.
     """
-    return min(LARGEST_WEIGHT, MAPS_OVER_REST * rest / maps) if maps > 0 else 0.0
+    return min(LARGEST_WEIGHT, rest / maps) if maps > 0 else 0.0
 
 
 class FeatureMaps:

@@ -24,7 +24,6 @@ from raprune.records import Candidate
 from raprune.spec.job import DataSpec, TrainSpec
 from raprune.training.distillation import (
     LARGEST_WEIGHT,
-    MAPS_OVER_REST,
     Answers,
     ChannelMap,
     FeatureMaps,
@@ -158,7 +157,7 @@ def test_training_brings_the_maps_together(accumulate: int) -> None:
     assert distance(5.0) < 0.7 * distance(0.0)
 
 
-def test_weight_auto_makes_the_maps_count_a_multiple_of_the_rest_and_survives_a_resume() -> None:
+def test_weight_auto_gives_maps_and_rest_gradients_of_one_length_and_survives_a_resume() -> None:
     split = digits()
     torch.manual_seed(1)
     teacher = DigitsNet(width=8)
@@ -175,7 +174,7 @@ def test_weight_auto_makes_the_maps_count_a_multiple_of_the_rest_and_survives_a_
         for loss in (soft, maps.loss())
     )
     maps.close()
-    weight = MAPS_OVER_REST * rest / distance
+    weight = rest / distance
 
     def trained(features: float | Literal["auto"], places: Kept | None = None, stop: int = 0) -> dict[str, Tensor]:
         student = cut(teacher, graph, Candidate("l1", kept))
@@ -203,7 +202,7 @@ def test_weight_auto_makes_the_maps_count_a_multiple_of_the_rest_and_survives_a_
 
 def test_weight_of_equal_maps_is_zero_and_no_weight_is_huge() -> None:
     assert balanced_weight(0.5, 0.0) == 0.0
-    assert balanced_weight(0.5, 0.1) == pytest.approx(5 * MAPS_OVER_REST)
+    assert balanced_weight(0.5, 0.1) == pytest.approx(5)
     assert balanced_weight(0.5, 1e-9) == LARGEST_WEIGHT
 
 
