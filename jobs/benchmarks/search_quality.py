@@ -35,6 +35,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ from bar import commit, show
 
 from raprune import pareto
 from raprune.records import Stage, Trial, TrialState
+from raprune.spec.job import SearchSpec
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
 
@@ -57,6 +59,8 @@ from raprune.orchestration.search import search
 from raprune.spec.job import SearchSpec
 search(SearchSpec.model_validate_json(sys.argv[1]))
 """
+SLACK_S = 15.0
+"""Time after the search's own in which the records of its last trials arrive."""
 BUDGET = 0.5
 LOWEST = 0.125
 CHANCE = 0.1
@@ -142,16 +146,15 @@ def main() -> None:
 
 
 def run(arm: str, *, seed: int, minutes: float, validation: float) -> Result:
-    """One search to its end, and what it found in its time."""
+    """One search, and what it found in its time."""
     with tempfile.TemporaryDirectory() as folder:
         fields = COMMON | ARMS[arm] | {"search.time_limit_s": 60 * minutes, "statistics": f"{folder}/statistics"}
         # The test split is nobody's business here.
         fields |= {"data.test": None, "seed": seed, "output": f"{folder}/run"}
         fields |= {"data.validation_fraction": validation}
         spec = load_spec(JOB, fields)
-        command = [sys.executable, "-c", SEARCH, spec.model_dump_json()]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         store = Store(f"{folder}/run")
+        search_for(spec, store, minutes)
         result = judged(arm, seed, minutes, store.trials(), store.run())
         result = replace(result, validation=validation, commit=commit(), date=f"{datetime.now(UTC):%Y-%m-%d}")
     print(
@@ -160,6 +163,23 @@ def run(arm: str, *, seed: int, minutes: float, validation: float) -> Result:
         flush=True,
     )
     return result
+
+
+def search_for(spec: SearchSpec, store: Store, minutes: float) -> None:
+    """Search in a process of its own, and end it `SLACK_S` after its time: what would follow is not judged.
+
+    Raises:
+        RuntimeError: if the search failed.
+    """
+    process = subprocess.Popen([sys.executable, "-c", SEARCH, spec.model_dump_json()], stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        time.sleep(1.0)
+        if store.is_run() and time.time() > float(store.run()["started_at"]) + 60 * minutes + SLACK_S:
+            process.terminate()
+            process.wait()
+            return
+    if process.returncode != 0:
+        raise RuntimeError(f"the search ended with {process.returncode}")
 
 
 def judged(arm: str, seed: int, minutes: float, trials: Sequence[Trial], described: dict[str, Any]) -> Result:
