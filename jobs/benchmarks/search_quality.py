@@ -54,10 +54,12 @@ from raprune.store.folder import Store
 JOB = Path(__file__).parents[1] / "resnet20_cifar10.toml"
 TABLE = Path(__file__).with_name("search_quality.md")
 SEARCH = """
-import sys
+import contextlib, sys
+from raprune.errors import Terminated
 from raprune.orchestration.search import search
 from raprune.spec.job import SearchSpec
-search(SearchSpec.model_validate_json(sys.argv[1]))
+with contextlib.suppress(Terminated):
+    search(SearchSpec.model_validate_json(sys.argv[1]))
 """
 SLACK_S = 15.0
 """Time after the search's own in which the records of its last trials arrive."""
