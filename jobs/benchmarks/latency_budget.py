@@ -275,7 +275,7 @@ def table(kept: KeptRows[Result]) -> str:
         accuracies = ", ".join(f"{100 * row.test:.2f}" for row in rows)
         latencies = ", ".join(f"{row.latency_fraction:.3f}" for row in rows)
         flops = ", ".join(f"{row.flops_fraction:.0%}" for row in rows)
-        names = ", ".join(f"{row.allocation}, {row.multiple_of}" for row in rows)
+        names = "; ".join(f"{row.allocation}, {row.multiple_of}" for row in rows)
         lines.append(
             f"| {budget:.0%} | {way} | **{100 * mean(row.test for row in rows):.2f}** ({accuracies}) | "
             f"{mean(row.latency_fraction for row in rows):.3f} ({latencies}) | {flops} | {names} | {said} |"
