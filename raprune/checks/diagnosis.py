@@ -71,9 +71,11 @@ def better_normalisation(workload: Workload) -> BetterNormalisation | None:
     """Return the best common normalisation that raises the dense network's accuracy by a point, and significantly.
 
     A few validation images select the promising normalisations; up to `SAMPLE_IMAGES` images decide. None if no
-    normalisation is better than the job's.
+    normalisation is better than the job's, and for float images, which no job normalises.
     """
     data, seed = workload.data, workload.spec.seed
+    if data.has_floats:
+        return None
     known = (*common(data.image_shape[0]), measure(data.train.images))
     others = [figures for figures in known if not _same(figures, data.normalisation)]
 

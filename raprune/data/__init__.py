@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raprune.data.arrays import LabelArray, Split
+from raprune.data.arrays import ImageArray, LabelArray, Split
 from raprune.data.dataset import Dataset
 from raprune.data.division import carve
 from raprune.data.normalisation import Normalisation, as_they_are, measure, resolve, unchanged
@@ -117,6 +117,10 @@ def load_data(
     if own is not None:
         most = min(spec.max_images or VALIDATION_IMAGES, VALIDATION_IMAGES) if spec.stream else spec.max_images
         validation = read(own, _draw(own.labels, most, seed))
+    test = None if sources.test is None else read(sources.test, _draw(sources.test.labels, spec.max_images, seed))
+    for place, split in ((source, train), (source if own is None else own, validation), (sources.test, test)):
+        if place is not None and split is not None:
+            _check_numbers(place.where, split.images, like=train.images)
     if np.issubdtype(train.images.dtype, np.floating):
         figures = as_they_are(spec, channels=shape[0])
     else:
@@ -129,7 +133,7 @@ def load_data(
         train=train,
         validation=validation,
         held_out=own is None,
-        test=None if sources.test is None else read(sources.test, _draw(sources.test.labels, spec.max_images, seed)),
+        test=test,
         num_classes=num_classes,
         form=form,
         label_names=source.label_names or tuple(str(label) for label in range(num_classes)),
@@ -162,6 +166,26 @@ def sorted_stream(data: Dataset) -> str | None:
         f"mixes hold {data.mixing:.0%} of the classes of as many random images. Batches of few classes train badly: "
         f"write the rows in random order, or in smaller row groups."
     )
+
+
+def _check_numbers(where: str, images: ImageArray, *, like: ImageArray) -> None:
+    """Refuse images of another type than those of the training split, and floats that are no numbers.
+
+    Raises:
+        DataError: with the types, or with the place of the first such image.
+    """
+    if images.dtype != like.dtype:
+        raise DataError(
+            f"{where}: images are {images.dtype}, those of the training split {like.dtype}.",
+            hint="Give the images of all splits one type: uint8 is normalised, floats are taken as they are.",
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        wrong = next((place for place, image in enumerate(images) if not np.isfinite(image).all()), None)
+        if wrong is not None:
+            raise DataError(
+                f"{where}: image {wrong} of the {len(images):,} that were read has values that are no finite numbers.",
+                hint="Look at the division by the standard deviation, and at the transforms.",
+            )
 
 
 def _items(source: Source, spec: DataSpec) -> ItemsSource | None:

@@ -57,6 +57,11 @@ class Dataset:
         return channels, height, width
 
     @property
+    def has_floats(self) -> bool:
+        """True if images are floats, which are taken as they are, and not uint8, which are normalised."""
+        return bool(np.issubdtype(self.train.images.dtype, np.floating))
+
+    @property
     def normalisation(self) -> Normalisation:
         return Normalisation(mean=self.mean, std=self.std, origin=self.origin)
 

@@ -76,11 +76,23 @@ def decode(blob: Blob, rows: Sequence[int], *, shape: ImageShape, resize: bool, 
 
 def resize_all(images: ImageArray, shape: ImageShape) -> ImageArray:
     """Resize `images` `(N, C, H, W)` to `(N, *shape)`: scale the shorter side, cut out the centre, convert colours."""
+    if np.issubdtype(images.dtype, np.floating):
+        return _floats_resized(images, shape)
     channels_last = np.moveaxis(images, 1, -1)
     out = np.empty((len(images), *shape), dtype=np.uint8)
     for source, target in zip(channels_last, out, strict=True):
         image = Image.fromarray(source[..., 0] if source.shape[-1] == 1 else np.ascontiguousarray(source))
         _write(image, target, resize=True, row=0, where="")
+    return out
+
+
+def _floats_resized(images: ImageArray, shape: ImageShape) -> ImageArray:
+    """Resize float images `(N, C, H, W)` to `(N, C, *shape[1:])`, each channel by itself, as Pillow has no others."""
+    _, height, width = shape
+    out = np.empty((*images.shape[:2], height, width), np.float32)
+    for channels, resized in zip(images, out, strict=True):
+        for channel, target in zip(channels, resized, strict=True):
+            target[:] = np.asarray(fit(Image.fromarray(np.ascontiguousarray(channel, np.float32)), height, width))
     return out
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -22,7 +23,7 @@ from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
 from raprune.data.items import TRIED, Items, PackedItems
 from raprune.data.source import ArraySource, Source, Sources
 from raprune.data.targets import ANY, FORMS, LABELS, TargetArray
-from raprune.data.user import channels_first, typed
+from raprune.data.user import typed
 from raprune.errors import DataError, UsageError
 from raprune.plugins import GIVEN
 from raprune.spec.job import DataSpec
@@ -223,19 +224,24 @@ def _all_labels(items: Items, seed: int) -> TargetArray:
 
 
 def _arrays(pair: tuple[Any, Any], names: tuple[str, ...] | None, where: str, form: str) -> ArraySource:
-    images, labels = (np.asarray(part.cpu() if isinstance(part, Tensor) else part) for part in pair)
+    images, labels = map(_array, pair)
     if form != LABELS:
         return ArraySource(where, FORMS[form].array(labels, len(images), where), names, typed(images, where, form))
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32)
-    elif images.dtype != np.uint8:
-        raise DataError(f"{where}: images are {images.dtype}.", hint="Give uint8 from 0 to 255, or floats.")
+    images = typed(images, where, form)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{where}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} integers are needed.",
             hint="Labels are class numbers from 0.",
         )
-    return ArraySource(where, labels.astype(np.int64), names, channels_first(images, where))
+    return ArraySource(where, labels.astype(np.int64), names, images)
+
+
+def _array(part: Any) -> npt.NDArray[Any]:
+    """Return an array or tensor of any device as an array; NumPy has no type for bfloat16, so floats get float32."""
+    if not isinstance(part, Tensor):
+        return np.asarray(part)
+    part = part.detach().cpu()
+    return np.asarray(part.float() if part.is_floating_point() else part)
 
 
 def _label_names(split: object, num_classes: int | None) -> tuple[str, ...] | None:

@@ -32,6 +32,8 @@ class Normalisation:
         return f'--set "data.mean={list(self.mean)}" --set "data.std={list(self.std)}"'
 
     def __str__(self) -> str:
+        if self.origin == FLOATS:
+            return f"none ({self.origin})"
         return f"{normalisation_in_words(self.mean, self.std)} ({self.origin})"
 
 

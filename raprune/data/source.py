@@ -124,4 +124,9 @@ class ArraySource:
                 f"{shape[1]}x{shape[2]}, and their targets are not resized with them.",
                 hint="Give images of one size with targets for it, and no data.image_size.",
             )
+        if self.images.shape[1] != shape[0] and np.issubdtype(self.images.dtype, np.floating):
+            raise DataError(
+                f"{self.where}: float images have {self.images.shape[1]} channels and not {shape[0]}.",
+                hint="Give the images of all splits the same channels: floats are not converted.",
+            )
         return resize_all(self.images[rows], shape)

@@ -2,13 +2,14 @@
 
     def my_data(**arguments):
         return {
-            "train": (images, labels),          # uint8 (N, C, H, W), (N, H, W) or (N, H, W, C); integers from 0
+            "train": (images, labels),          # (N, C, H, W), (N, H, W) or (N, H, W, C); integers from 0
             "validation": (images, labels),     # optional: without it, a part of "train" is held out
             "test": (images, labels),           # optional
             "label_names": ["cat", "dog"],      # optional
         }
 
-For another task than classification the second array has that task's form (targets.py). A split may also be a
+Images are uint8 from 0 to 255, which are normalised, or floats, which are taken as they are. For another task than
+classification the second array has that task's form (targets.py). A split may also be a
 map-style data set, whose items are pairs of an image and its target. The function may also return a
 `raprune.data.Dataset`, which keeps its own validation split.
 """
@@ -30,7 +31,7 @@ from raprune.spec.job import DataSpec
 OfItems = Callable[[object, tuple[str, ...] | None, str], Source]
 """Function that makes the source of a map-style data set, from its class names and its name in messages."""
 
-EXPECTED = 'Return {"train": (images, labels), "test": (images, labels)} with uint8 images (N, C, H, W).'
+EXPECTED = 'Return {"train": (images, labels), "test": (images, labels)} with images (N, C, H, W) of uint8 or floats.'
 
 
 def open_user(spec: DataSpec, form: str, of_items: OfItems) -> Dataset | Sources:
@@ -71,20 +72,20 @@ def _source(pair: Any, label_names: tuple[str, ...] | None, form: str, of_items:
     try:
         images, labels = pair
         images, labels = np.asarray(images), np.asarray(labels)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
+        # NumPy takes no tensor of a GPU, with a gradient, or of bfloat16.
         raise DataError(f"{where}: not a pair (images, labels): {error}", hint=EXPECTED) from error
     if form != LABELS:
         return ArraySource(
             where, FORMS[form].array(labels, len(images), where), label_names, typed(images, where, form)
         )
-    if images.dtype != np.uint8:
-        raise DataError(f"{where}: images are {images.dtype}, not uint8.", hint=EXPECTED)
+    images = typed(images, where, form)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{where}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} integers are needed.",
             hint=EXPECTED,
         )
-    return ArraySource(where, labels.astype(np.int64), label_names, channels_first(images, where))
+    return ArraySource(where, labels.astype(np.int64), label_names, images)
 
 
 def typed(images: ImageArray, where: str, form: str) -> ImageArray:

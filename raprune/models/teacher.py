@@ -42,6 +42,7 @@ def load_teacher(
     image_shape: ImageShape,
     mean: Sequence[float],
     std: Sequence[float],
+    is_float: bool = False,
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
     fits: Callable[[object, Tensor], bool] | None = None,
     expected: str = "",
@@ -51,12 +52,19 @@ def load_teacher(
     `fits` says if the task takes an output for some images, and `expected` describes such an output. Default: one logit
     for each class.
 
+    Float images (`is_float`) are taken as they are, by the teacher too.
+
     Its weights are `weights` if given, else those of its file, else those that its own function gave it.
 
     Raises:
-        UsageError: if there is no such network or file.
+        UsageError: if there is no such network or file, or `spec` has figures for float images.
         ModelError: if it cannot be built or loaded, or gives other outputs than the task takes.
     """
+    if is_float and (spec.mean is not None or spec.std is not None):
+        raise UsageError(
+            "teacher.mean and teacher.std: the images are floats, which are taken as they are.",
+            hint="Leave them out: the teacher sees the images as the student does. Or give uint8 images.",
+        )
     asked = ModelSpec(name=spec.name, weights=spec.weights, arguments=spec.arguments)
     try:
         network = build_model(asked, num_classes=num_classes, image_shape=image_shape)
@@ -67,7 +75,7 @@ def load_teacher(
     except (ModelError, UsageError) as error:
         # That room names the fields of the dense network.
         raise type(error)(_of_teacher(error.message), hint=_of_teacher(error.hint)) from error
-    usual = usual_normalisation(asked)
+    usual = None if is_float else usual_normalisation(asked)
     own_mean = spec.mean or (usual.mean if usual else None) or tuple(mean)
     own_std = spec.std or (usual.std if usual else None) or tuple(std)
     own_std_C, own_mean_C, std_C, mean_C = (

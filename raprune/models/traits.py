@@ -18,6 +18,7 @@ def traits_of(model: nn.Module, data: Dataset) -> Traits:
         ),
         image_size=max(data.image_shape[1:]),
         is_plain=data.augment == "none" and data.stream is None and data.drawn is None,
+        has_floats=data.has_floats,
     )
 
 

@@ -144,10 +144,31 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
     spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths, traits=traits)
     cost = CostModel(proof.graph)
     spec = spec.model_copy(update={"budget": spec.budget.traced(cost.dense_memory * spec.latency.batch_size)})
+    check_policies(spec, data)
     steps.decided(spec)
     _check_budget(cost, spec)
     steps.reached(cost)
     return Prepared(spec, data, workload.weights(), proof, cost, traits, workload.teacher_weights())
+
+
+def check_policies(spec: SearchSpec, data: Dataset) -> None:
+    """Refuse a policy for float images, unless the transforms of a data set of items change them.
+
+    Raises:
+        UsageError: with the field that names the policy.
+    """
+    if not data.has_floats or data.drawn is not None:
+        return
+    trainings = {"finalists.train": spec.finalists.train.policy}
+    if spec.weights is None:
+        trainings["dense"] = spec.dense.policy
+    for where, policy in trainings.items():
+        if policy not in (None, "none"):
+            raise UsageError(
+                f"{where}.policy {policy!r}: the images are floats, and its operations change pixels from 0 to 255.",
+                hint="Leave it out, give uint8 images, or put the policy into the transforms of a data set of items. "
+                "Shifts, crops, mirroring, erasing, mixup and cutmix take floats.",
+            )
 
 
 def with_fast_widths(asked: SearchSpec, spec: SearchSpec, cost: CostModel) -> SearchSpec:

@@ -95,6 +95,7 @@ class Workload:
             image_shape=data.image_shape,
             mean=data.mean,
             std=data.std,
+            is_float=data.has_floats,
             weights=self._teacher_weights,
         )
         return teacher.to(self.device)

@@ -86,6 +86,8 @@ def with_recipe(train: TrainingT, epochs: float, traits: Traits | None) -> Train
     if name is None:
         return train
     fields = recipes()[name].fields_for(train.batch_size, is_dense=isinstance(train, DenseTrainSpec))
+    if traits is not None and traits.has_floats:
+        fields.pop("policy", None)
     return _with(train, recipe=name, **fields)
 
 
@@ -153,4 +155,8 @@ def told(asked: SearchSpec, spec: SearchSpec, traits: Traits | None = None) -> d
             f"{after.recipe}, for {traits.kind} and a fine-tuning {length} {LONG_EPOCHS:g} epochs; --recipe NAME for "
             "another"
         )
+    if traits is not None and traits.has_floats and after.recipe is not None and before.policy is None:
+        left_out = recipes()[after.recipe].fields.get("policy")
+        if left_out is not None and spec.finalists.count:
+            decisions["policy"] = f"none instead of the recipe's {left_out}, which changes pixels from 0 to 255"
     return decisions

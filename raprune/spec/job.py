@@ -258,7 +258,8 @@ class _Training(Part):
     Default: 0."""
     policy: Policy | None = None
     """Policy that changes each training image. `rand` is RandAugment, with two operations of one strength, `trivial` is
-    TrivialAugment, with one of a random strength. Images with transforms of their own are left as they are.
+    TrivialAugment, with one of a random strength. Images with transforms of their own are left as they are; arrays of
+    floats take none.
     Default: `none`."""
     policy_magnitude: Annotated[int, Field(ge=0, le=30)] | None = None
     """Strength of RandAugment's operations. Default: 9."""

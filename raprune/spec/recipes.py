@@ -57,6 +57,8 @@ class Traits:
     """Larger side of an image in pixels."""
     is_plain: bool = False
     """True if training images are in memory and the data set's augmentation changes none."""
+    has_floats: bool = False
+    """True if images are floats, which no policy can change: its operations are made for pixels from 0 to 255."""
 
     @property
     def kind(self) -> str:

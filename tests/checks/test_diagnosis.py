@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,13 @@ def test_better_normalisation_of_a_network_that_sees_other_figures_is_named(chan
     assert "100.0% instead of 50.0% on 400 validation images, 50.0 points more" in str(found)
     flags = dict(_assignment(text) for text in re.findall(r'--set "([^"]*)"', str(found)))
     assert flags == {"data.mean": [0.5] * channels, "data.std": [0.5] * channels}
+
+
+def test_better_normalisation_is_none_for_floats_which_are_taken_as_they_are() -> None:
+    held = workload(mean=0.0, std=1 / 255)
+    floats = Split(held.data.train.images.astype(np.float32), held.data.train.labels)
+    held.data = replace(held.data, train=floats, validation=floats)
+    assert better_normalisation(held) is None
 
 
 def test_better_normalisation_is_none_where_the_network_sees_its_own_figures() -> None:

@@ -33,9 +33,6 @@ def own():
 def fails():
     raise KeyError("disk")
 
-def floats():
-    return {"train": (np.zeros((10, 1, 5, 5)), [0] * 10)}
-
 def lengths():
     return {"train": (np.zeros((10, 1, 5, 5), np.uint8), [0] * 9)}
 
@@ -97,7 +94,6 @@ def test_a_data_set_of_the_users_is_taken_as_it_is() -> None:
     ("function", "words"),
     [
         ("fails", "raised KeyError: 'disk'"),
-        ("floats", "float64, not uint8"),
         ("lengths", "10 integers are needed"),
         ("channels", "1 or 3 channels"),
         ("single", "not a pair"),

@@ -56,6 +56,17 @@ def test_teacher_with_another_normalisation_sees_images_as_it_needs_them(weights
     assert torch.allclose(teacher(as_data), teacher.network(as_teacher), atol=1e-5)
 
 
+def test_teacher_of_float_images_sees_them_as_they_are_and_has_no_figures(weights: str) -> None:
+    spec = TeacherSpec(name="digits-net", weights=weights, arguments=ARGUMENTS)
+    teacher = load_teacher(spec, num_classes=10, image_shape=SHAPE, mean=(0.0,), std=(1 / 255,), is_float=True)
+    assert torch.equal(teacher(images()), teacher.network(images()))
+    with pytest.raises(UsageError, match=r"teacher.mean and teacher.std: the images are floats"):
+        load_teacher(
+            spec.model_copy(update={"mean": (0.1,)}),
+            num_classes=10, image_shape=SHAPE, mean=(0.0,), std=(1 / 255,), is_float=True,
+        )  # fmt: skip
+
+
 def test_teacher_of_other_classes_is_refused(weights: str) -> None:
     with pytest.raises(ModelError, match=r"teacher.weights .*: linear.*has shape 10.*the network needs 7"):
         loaded(weights, classes=7)

@@ -38,8 +38,9 @@ def searched(output: Path, **changes: Any) -> raprune.Run:
     }
     train = changes.pop("train", None) or Stripes(300, seed=0, transform=flipped)
     model = changes.pop("model", None) or trained_net()
+    test = changes.pop("test", None) or Stripes(100, seed=1)
     with in_process():
-        return raprune.search(model, train, Stripes(100, seed=1), output=output, **asked | changes)
+        return raprune.search(model, train, test, output=output, **asked | changes)
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +140,12 @@ def test_arrays_and_a_function_that_builds_the_network_are_searched_over(tmp_pat
         model=lambda: StripesNet(),
         weights=weights,
         train=(torch.from_numpy(images), torch.from_numpy(labels)),
+        test=arrays(100, seed=1),
         job=SMALL | {"data": {"mean": [0.0], "std": [1.0]}},
         finalists=0,
     )
     assert Store(run.folder).record().job.model.name == "object:<lambda>"
-    assert run.best.val_accuracy > 0.9
+    assert run.best.val_accuracy > 0.9 and (run.best.test_accuracy or 0) > 0.9
 
 
 def test_loader_gives_its_data_set_and_its_collate_function() -> None:
