@@ -19,13 +19,15 @@ PUBLIC = {
     "load": "(model: 'ModuleT', folder: 'str') -> 'ModuleT'",
     "prune": (
         "(model: 'nn.Module | Callable[[], nn.Module] | str', data: 'object', *, validation: 'object' = None, "
+        "calibration: 'object' = None, "
         "method: 'str' = 'l2', allocation: 'str' = 'uniform', budget: 'Budget | Mapping[str, Any] | None' = None, "
         "weights: 'Mapping[str, Tensor] | str | None' = None, trained: 'bool' = True, finetune: 'bool' = False, "
         "epochs: 'float | None' = None, seed: 'int | None' = None, job: 'JobFields | None' = None) -> 'PrunedNetwork'"
     ),
     "search": (
         "(model: 'nn.Module | Callable[[], nn.Module] | str | SearchSpec', train: 'object' = None, "
-        "test: 'object' = None, *, validation: 'object' = None, budget: 'Budget | Mapping[str, Any] | None' = None, "
+        "test: 'object' = None, *, validation: 'object' = None, calibration: 'object' = None, "
+        "budget: 'Budget | Mapping[str, Any] | None' = None, "
         "weights: 'Mapping[str, Tensor] | str | None' = None, trained: 'bool' = True, methods: 'Sequence[str]' = (), "
         "trials: 'int | None' = None, finalists: 'int | None' = None, epochs: 'float | None' = None, "
         "workers: 'int | None' = None, seed: 'int | None' = None, output: 'str | os.PathLike[str] | None' = None, "

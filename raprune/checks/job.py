@@ -244,7 +244,8 @@ def _describe(data: Dataset) -> str:
     train = f"{data.num_train:,} training"
     if data.stream is not None:
         train += f" (streamed, {len(data.train):,} of them in memory)"
-    return f"{train}, {len(data.validation):,} validation and {test} test images of {shape}, {_counted(data)}"
+    told = f"{train}, {len(data.validation):,} validation and {test} test images of {shape}, {_counted(data)}"
+    return told if data.calibration is None else f"{told}; methods look at {len(data.calibration):,} without labels"
 
 
 def _counted(data: Dataset) -> str:

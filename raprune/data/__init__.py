@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raprune.data.arrays import ImageArray, LabelArray, Split
+from raprune.data.calibration import open_calibration, read_calibration
 from raprune.data.dataset import Dataset
 from raprune.data.division import carve
 from raprune.data.normalisation import Normalisation, as_they_are, measure, resolve, unchanged
@@ -82,6 +83,7 @@ def load_data(
     """
     sources = _open(spec, seed, form)
     if isinstance(sources, Dataset):
+        _refuse_calibration(sources, spec)
         return _normalised(sources, spec)
     source, own = sources.train, sources.validation
     splits = [split for split in (source, own, sources.test) if split is not None]
@@ -117,6 +119,11 @@ def load_data(
     if own is not None:
         most = min(spec.max_images or VALIDATION_IMAGES, VALIDATION_IMAGES) if spec.stream else spec.max_images
         validation = read(own, _draw(own.labels, most, seed))
+    given = open_calibration(spec) if sources.calibration is None else sources.calibration
+    calibration = None
+    if given is not None:
+        calibration = read_calibration(given, spec, shape=shape, resize=resize, seed=seed)
+        _check_numbers(given.where, calibration.images, like=train.images)
     test = None if sources.test is None else read(sources.test, _draw(sources.test.labels, spec.max_images, seed))
     for place, split in ((source, train), (source if own is None else own, validation), (sources.test, test)):
         if place is not None and split is not None:
@@ -143,6 +150,8 @@ def load_data(
         augment=_augment(spec, source, form),
         stream=stream,
         mixing=mixing,
+        calibration=calibration,
+        unlabelled=sources.unlabelled,
         drawn=drawn,
     )
 
@@ -166,6 +175,19 @@ def sorted_stream(data: Dataset) -> str | None:
         f"mixes hold {data.mixing:.0%} of the classes of as many random images. Batches of few classes train badly: "
         f"write the rows in random order, or in smaller row groups."
     )
+
+
+def _refuse_calibration(data: Dataset, spec: DataSpec) -> None:
+    """Refuse calibration images beside a data set that a function of the user's made whole.
+
+    Raises:
+        UsageError: if the job names some.
+    """
+    if spec.calibration is not None:
+        raise UsageError(
+            f"data.calibration {spec.calibration}: {spec.name} returned a data set that holds all of its images.",
+            hint="Give it the field `calibration`, or return a dictionary of splits.",
+        )
 
 
 def _check_numbers(where: str, images: ImageArray, *, like: ImageArray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Dataset:
     """The whole training split, if it is not held in memory."""
     mixing: float = 1.0
     """Classes in a pool of the stream, as a fraction of those of random images (`classes_in_pool`); 1 if all mix."""
+    calibration: Split | None = None
+    """Images without labels that methods look at; None: they look at training images."""
+    unlabelled: frozenset[str] = frozenset()
+    """Names of the splits that came without labels: theirs are the answers of the dense network."""
     drawn: PackedItems | None = None
     """The whole training split, if its items are drawn anew in each epoch."""
 
@@ -85,10 +89,14 @@ class Dataset:
 
     def without_test(self) -> Self:
         """Return the data set without its test split. It keeps its fingerprint, which no process computes again."""
-        lean = replace(self, test=None)
+        return self.alike(test=None)
+
+    def alike(self, **changes: Any) -> Self:
+        """Return the data set with these fields changed and the same fingerprint."""
+        changed = replace(self, **changes)
         # A cached property is an entry of the object's dictionary, which travels with the object.
-        vars(lean)["fingerprint"] = self.fingerprint
-        return lean
+        vars(changed)["fingerprint"] = self.fingerprint
+        return changed
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,4 +115,8 @@ class Dataset:
             digest.update(self.stream.identity.encode())
         if self.drawn is not None:
             digest.update(self.drawn.identity.encode())
+        if self.calibration is not None:
+            images = self.calibration.images
+            digest.update(f"calibration {images.dtype} {images.shape}".encode())
+            digest.update(np.ascontiguousarray(images).data)
         return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ epoch draws the training items anew. The objects stay in the driver. Only a trai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from raprune.data.arrays import ImageArray, ImageShape, LabelArray, Split
-from raprune.data.items import TRIED, Items, PackedItems
+from raprune.data.items import TRIED, Items, PackedItems, drawn_under
 from raprune.data.source import ArraySource, Source, Sources
-from raprune.data.targets import ANY, FORMS, LABELS, TargetArray
+from raprune.data.targets import ANY, COLUMNS, FORMS, LABELS, MASKS, TargetArray
 from raprune.data.user import typed
 from raprune.errors import DataError, UsageError
 from raprune.plugins import GIVEN
@@ -43,23 +43,66 @@ class GivenData:
     train: object = None
     validation: object = None
     test: object = None
+    calibration: object = None
+    """Images without labels that methods look at; None: they look at training images."""
     num_classes: int | None = None
     """Number of classes of the network, where it is known; there may be no image of some of them."""
+    unlabelled: frozenset[str] = frozenset()
+    """Names of the splits that are images without labels."""
 
     def __getstate__(self) -> dict[str, object]:
         return vars(GivenData(self.name))
 
 
 def give_data(
-    train: object, *, validation: object = None, test: object = None, num_classes: int | None = None
+    train: object,
+    *,
+    validation: object = None,
+    test: object = None,
+    calibration: object = None,
+    num_classes: int | None = None,
 ) -> GivenData:
-    """The data of a search, each split as an object.
+    """The data of a search, each split as an object; `calibration` and `train` may be images without labels.
 
     Raises:
-        UsageError: if one of them is none of the forms above.
+        UsageError: if one of them is none of the forms above, or images are judged on that have no labels.
     """
-    names = [_name(split, field) for field, split in (("train", train), ("validation", validation), ("test", test))]
-    return GivenData(name=GIVEN + names[0], train=train, validation=validation, test=test, num_classes=num_classes)
+    splits = {"train": train, "validation": validation, "test": test}
+    names = [_name(split, field) for field, split in (splits | {"calibration": calibration}).items()]
+    unlabelled = {field for field, split in splits.items() if is_unlabelled(split)}
+    for field in sorted(unlabelled - {"train"}):
+        raise UsageError(
+            f"{field}: images without labels, on which no metric can be measured.",
+            hint=f"Give {field} as (images, labels), or leave it out.",
+        )
+    if "train" in unlabelled and validation is None:
+        # It is a part of the training split.
+        unlabelled.add("validation")
+    return GivenData(
+        name=GIVEN + names[0],
+        train=train,
+        validation=validation,
+        test=test,
+        calibration=calibration,
+        num_classes=num_classes,
+        unlabelled=frozenset(unlabelled),
+    )
+
+
+def is_unlabelled(split: object) -> bool:
+    """True for images without labels: an array or tensor, or a map-style data set whose items are images alone."""
+    if isinstance(split, np.ndarray | Tensor):
+        return True
+    dataset: Any = split.dataset if isinstance(split, DataLoader) else split
+    if dataset is None or _is_pair(dataset) or not len(dataset):
+        return False
+    try:
+        with drawn_under(0):
+            first = dataset[0]
+    except Exception:
+        # The error is told where the items are read.
+        return False
+    return isinstance(first, np.ndarray | Tensor) or (isinstance(first, tuple | list) and len(first) == 1)
 
 
 def given_data(spec: DataSpec) -> GivenData:
@@ -83,6 +126,8 @@ def first_image(data: GivenData) -> Split:
         DataError: if it is no image with a label.
     """
     where, train = f"train ({data.name.removeprefix(GIVEN)})", data.train
+    if "train" in data.unlabelled:
+        train = _with_zeros(train[:1] if isinstance(train, np.ndarray | Tensor) else train, where, LABELS)
     if _is_pair(train):
         source = _arrays((train[0][:1], train[1][:1]), None, where, ANY)
         return Split(source.images, source.labels)
@@ -103,14 +148,94 @@ def open_given(data: GivenData, spec: DataSpec, *, seed: int, form: str = LABELS
 
     def source(split: object, field: str) -> Source:
         where = f"{field} ({data.name.removeprefix(GIVEN)})"
+        if field in data.unlabelled:
+            names = _label_names(split, data.num_classes)
+            return _held(
+                source_of(_with_zeros(split, where, form, data.num_classes or 1), names, where, seed=seed, form=form)
+            )
         names = _label_names(split, data.num_classes) if FORMS[form].has_classes else None
         return source_of(split, names, where, seed=seed, form=form)
 
+    def images(split: object) -> Source:
+        # The targets are not looked at, and only tasks of the user's take any number of channels.
+        kind, where = ANY if form == ANY else LABELS, "calibration"
+        return source_of(_with_zeros(split, where, kind), None, where, seed=seed, form=kind)
+
+    if data.unlabelled and (form not in (LABELS, COLUMNS, MASKS) or data.num_classes is None):
+        raise UsageError(
+            "train: images without labels, and it is not known what the network's outputs say of them.",
+            hint="This needs a built-in task other than detection, and a network as an object that runs on these "
+            "images and gives a number for each class.",
+        )
     return Sources(
         train=source(data.train, "train"),
         validation=None if data.validation is None else source(data.validation, "validation"),
         test=None if data.test is None else source(data.test, "test"),
+        calibration=None if data.calibration is None else images(data.calibration),
+        unlabelled=data.unlabelled,
     )
+
+
+class _ImagesAlone:
+    """Items of a data set with zeros in the place of a target, whatever they have there."""
+
+    def __init__(self, dataset: Any, form: str, outputs: int) -> None:
+        self._dataset, self._form, self._outputs = dataset, form, outputs
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        item = self._dataset[index]
+        image = item[0] if isinstance(item, tuple | list) else item
+        zeros = _zeros(self._form, 1, self._outputs, tuple(image.shape[-2:]))[0]
+        return image, int(zeros) if self._form == LABELS else zeros
+
+
+def _zeros(form: str, images: int, outputs: int, size: tuple[int, ...]) -> TargetArray:
+    """Return targets of this form that are all zeros; `size` is that of an image, `(H, W)`."""
+    if form == COLUMNS:
+        return np.zeros((images, outputs), np.float32)
+    return np.zeros((images, *size), np.uint8) if form == MASKS else np.zeros(images, np.int64)
+
+
+def _with_zeros(split: Any, where: str, form: str, outputs: int = 1) -> Any:
+    """Return images as a split whose targets are all zeros; `outputs` is the number of a network's outputs.
+
+    Raises:
+        UsageError: if they come from a DataLoader with a function of its own that makes batches.
+    """
+    if isinstance(split, DataLoader):
+        from torch.utils.data import default_collate
+
+        if split.collate_fn is not default_collate:
+            raise UsageError(
+                f"{where}: images without labels from a DataLoader with a collate_fn of its own.",
+                hint="Give its data set, whose items are images.",
+            )
+        split = split.dataset
+    if _is_pair(split):
+        split = split[0]
+    if isinstance(split, np.ndarray | Tensor):
+        images = typed(_array(split), where, form)
+        return images, _zeros(form, len(images), outputs, images.shape[2:])
+    return _ImagesAlone(split, form, outputs)
+
+
+def _held(source: Source) -> Source:
+    """Return a source of images without labels as it is read once, so that each image keeps the answer to it.
+
+    Raises:
+        DataError: if the images do not fit into memory.
+    """
+    if not isinstance(source, ItemsSource):
+        return source
+    if source.held is None:
+        raise DataError(
+            f"{source.where}: images without labels, of which {HELD_BYTES / 2**30:.0f} GiB at most are taken.",
+            hint="Give fewer, such as a Subset.",
+        )
+    return replace(source, is_random=False)
 
 
 def source_of(split: object, names: tuple[str, ...] | None, where: str, *, seed: int, form: str) -> Source:

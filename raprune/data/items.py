@@ -73,11 +73,11 @@ class Items:
             collate_fn=_Collated(self.where, self.collate, self.form),
             generator=generator,
         )
-        with _drawn_under(seed):
+        with drawn_under(seed):
             batches = iter(loader)
         for number in range(len(parts)):
             try:
-                with _drawn_under(seed + 1_000_003 * (number + 1)):
+                with drawn_under(seed + 1_000_003 * (number + 1)):
                     images, labels = next(batches)
             except DataError:
                 raise
@@ -336,7 +336,7 @@ def check_alike(images: Tensor, shape: Sequence[int], where: str) -> None:
 
 
 @contextmanager
-def _drawn_under(seed: int) -> Iterator[None]:
+def drawn_under(seed: int) -> Iterator[None]:
     """Seed the random numbers of torch, NumPy and Python for the block, and restore them: transforms use any of them.
 
     The numbers of the training itself, such as those of dropout, stay as they were.

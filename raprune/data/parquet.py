@@ -54,7 +54,7 @@ def _bundled(name: str, splits: Sequence[str]) -> Sources:
         )
         for split in splits
     }
-    return Sources(**sources)
+    return Sources(train=sources["train"], validation=sources.get("validation"), test=sources.get("test"))
 
 
 def open_parquet(spec: DataSpec) -> Sources:
@@ -101,6 +101,25 @@ def _open(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:
     dataset = open_dataset(uri, field=field)
     with _readable(uri):
         return replace(_source(dataset, spec, where=uri), files=_parquet_files(dataset, spec, where=uri))
+
+
+def open_images(uri: str, spec: DataSpec, *, field: str) -> EncodedSource:
+    """Open the image column of Parquet files; all labels of the source are 0.
+
+    Raises:
+        UsageError: if there is no such file.
+        DataError: if it is no Parquet file, or lacks the column.
+    """
+    dataset = open_dataset(uri, field=field)
+    _check_column(dataset, spec.image_column, "data.image_column", where=uri)
+    check_image_type(dataset.schema.field(spec.image_column).type, spec.image_column, uri)
+
+    def fetch(rows: LabelArray) -> Blob:
+        return fetch_images(dataset, spec.image_column, rows, uri)
+
+    with _readable(uri):
+        count = dataset.count_rows()
+    return EncodedSource(uri, np.zeros(count, np.int64), None, fetch)
 
 
 @dataclass(frozen=True)
@@ -210,17 +229,21 @@ def _files(filesystem: pafs.FileSystem, path: str) -> list[str]:
 def _source(dataset: pads.Dataset, spec: DataSpec, *, where: str) -> EncodedSource:
     schema = dataset.schema
     for name, field in ((spec.image_column, "data.image_column"), (spec.label_column, "data.label_column")):
-        if name not in schema.names:
-            raise DataError(
-                f"{where}: no column {name!r}. Its columns: {', '.join(schema.names)}.",
-                hint=f"Name the right column with {field}.",
-            )
+        _check_column(dataset, name, field, where=where)
     check_image_type(schema.field(spec.image_column).type, spec.image_column, where)
 
     def fetch(rows: LabelArray) -> Blob:
         return fetch_images(dataset, spec.image_column, rows, where)
 
     return EncodedSource(where, _labels(dataset, spec, where), label_names_of(schema, spec.label_column), fetch)
+
+
+def _check_column(dataset: pads.Dataset, name: str, field: str, *, where: str) -> None:
+    if name not in dataset.schema.names:
+        raise DataError(
+            f"{where}: no column {name!r}. Its columns: {', '.join(dataset.schema.names)}.",
+            hint=f"Name the right column with {field}.",
+        )
 
 
 def check_image_type(kind: pa.DataType, column: str, where: str) -> None:

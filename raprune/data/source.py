@@ -46,6 +46,10 @@ class Sources:
     validation: Source | None = None
     """The validation split, or None: then a part of the training split is held out."""
     test: Source | None = None
+    calibration: Source | None = None
+    """Images without labels for calibration, or None: then methods look at training images. Its labels mean nothing."""
+    unlabelled: frozenset[str] = frozenset()
+    """Names of the splits whose labels stand for none."""
 
 
 class EncodedRows(NamedTuple):

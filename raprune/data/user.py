@@ -5,6 +5,7 @@
             "train": (images, labels),          # (N, C, H, W), (N, H, W) or (N, H, W, C); integers from 0
             "validation": (images, labels),     # optional: without it, a part of "train" is held out
             "test": (images, labels),           # optional
+            "calibration": images,              # optional: methods look at these, which need no labels
             "label_names": ["cat", "dog"],      # optional
         }
 
@@ -63,7 +64,22 @@ def open_user(spec: DataSpec, form: str, of_items: OfItems) -> Dataset | Sources
     )
     if train is None:
         raise DataError(f'data.name {spec.name!r} returned None as "train".', hint=EXPECTED)
-    return Sources(train=train, validation=validation, test=test)
+    images, where = result.get("calibration"), f"{spec.name} (calibration)"
+    return Sources(
+        train=train,
+        validation=validation,
+        test=test,
+        calibration=None if images is None else images_alone(np.asarray(images), where, form),
+    )
+
+
+def images_alone(images: ImageArray, where: str, form: str) -> ArraySource:
+    """Return the source of images without labels, whose labels are all 0.
+
+    Raises:
+        DataError: if they are of another type or shape than images have.
+    """
+    return ArraySource(where, np.zeros(len(images), np.int64), None, typed(images, where, form))
 
 
 def _source(pair: Any, label_names: tuple[str, ...] | None, form: str, of_items: OfItems, *, where: str) -> Source:

@@ -276,6 +276,19 @@ def say_job(console: Console, spec: SearchSpec, prepared: Prepared) -> None:
     if given is not None:
         console.print(given.travels, markup=False, highlight=False)
     console.print(f"Normalisation: {prepared.data.normalisation}.", markup=False, highlight=False)
+    if prepared.data.calibration is not None:
+        console.print(
+            f"Methods look at calibration images without labels, of which there are "
+            f"{len(prepared.data.calibration):,}.",
+            markup=False,
+            highlight=False,
+        )
+    if "train" in prepared.data.unlabelled:
+        console.print(
+            "Training images have no labels: methods look at none, and finalists learn from the dense network alone.",
+            markup=False,
+            highlight=False,
+        )
     for warning in (ignored(spec.data, prepared.data), sorted_stream(prepared.data)):
         if warning is not None:
             console.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False)

@@ -137,7 +137,7 @@ def write_wanted(
     calibration = None
     if wanted.quantize:
         generator = torch.Generator().manual_seed(spec.seed)
-        calibration = workload.sample(min(spec.search.calibration, CALIBRATION), generator)
+        calibration = workload.calibration(min(spec.search.calibration, CALIBRATION), generator)
     proof = write_programs(
         wanted.programs,
         folder,

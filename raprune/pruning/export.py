@@ -19,6 +19,7 @@ from raprune.cost.measure import measure_table
 from raprune.cost.timed import check_runtime
 from raprune.errors import RapruneError, StoreError, UsageError
 from raprune.pruning.allocate import LEAST_DAMAGE
+from raprune.pruning.answers import AGREEMENT
 from raprune.pruning.artifact import load_from, provenance, save, trial_provenance
 from raprune.pruning.delivery import RECIPE_FORMAT, check_free, checked, deliver, write_wanted
 from raprune.pruning.first_candidates import Corrected, corrected_once
@@ -83,8 +84,9 @@ class Single:
 
     @property
     def metric(self) -> str:
-        """Name of the task's metric."""
-        return self.pruner.workload.task.metric
+        """Name of the task's metric; for images without labels, of the agreement of both networks."""
+        workload = self.pruner.workload
+        return AGREEMENT if "validation" in workload.data.unlabelled else workload.task.metric
 
     @property
     def model(self) -> nn.Module:

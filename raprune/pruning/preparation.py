@@ -29,6 +29,7 @@ from raprune.methods import method_named
 from raprune.models.normalisation import usual_normalisation
 from raprune.models.traits import traits_of
 from raprune.pruning.allocate import ALLOCATIONS, check_reachable
+from raprune.pruning.answers import answered, check_labels, unlabelled_images
 from raprune.pruning.workload import WeightArrays, Workload, build_workload, hash_of
 from raprune.records import Setting
 from raprune.results.stages import LOAD_DATA, LOAD_NETWORK, PROVE, Stages
@@ -121,9 +122,12 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
     _check_names(spec)
     steps.named(spec)
     data = job_data(spec, recorded)
+    check_labels(spec, data)
     steps.loaded(data)
     # On the CPU: the driver may have no GPU.
     workload = build_workload(spec, data=data, device="cpu")
+    if data.unlabelled:
+        data = workload.data = answered(workload)
     steps.built(workload)
     # The cache is found by the files of the code, and a notebook's cell is in no file.
     traced = trace if spec.model.given is not None else cached_trace
@@ -141,7 +145,13 @@ def prepare(spec: SearchSpec, steps: Steps | None = None, *, recorded: RunRecord
     steps.traced(proof)
     # A run that has begun has its recipes, or it is from before there were any.
     traits = traits_of(workload.model, data) if recorded is None else None
-    spec = automatic.decided(spec, num_train=data.num_train, widths=proof.graph.widths, traits=traits)
+    spec = automatic.decided(
+        spec,
+        num_train=data.num_train,
+        widths=proof.graph.widths,
+        traits=traits,
+        unlabelled=unlabelled_images(data),
+    )
     cost = CostModel(proof.graph)
     spec = spec.model_copy(update={"budget": spec.budget.traced(cost.dense_memory * spec.latency.batch_size)})
     check_policies(spec, data)

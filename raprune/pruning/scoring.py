@@ -38,7 +38,7 @@ class Scoring:
         self._inputs = inputs
         self._phases = phases
         generator = torch.Generator().manual_seed(inputs.spec.seed)
-        self._calibration = inputs.workload.sample(inputs.spec.search.calibration, generator)
+        self._calibration = inputs.workload.calibration(inputs.spec.search.calibration, generator)
 
     def key(self, method: Method) -> str:
         """Key of the method's scores in the statistics."""

@@ -138,11 +138,21 @@ class Workload:
 
         Only these images are copied. Where the training split is streamed, they come from the part in memory.
         """
-        train = self.data.train
-        if count >= len(train):
-            return self.place(train)
-        rows = torch.randperm(len(train), generator=generator)[:count]
-        return self.place(_rows(train, rows.numpy()))
+        return self._drawn(self.data.train, count, generator)
+
+    def _drawn(self, split: Split, count: int, generator: torch.Generator) -> DeviceSplit:
+        if count >= len(split):
+            return self.place(split)
+        rows = torch.randperm(len(split), generator=generator)[:count]
+        return self.place(_rows(split, rows.numpy()))
+
+    def calibration(self, count: int, generator: torch.Generator) -> DeviceSplit:
+        """Draw `count` of the images that methods look at onto the device: training images, unless there are others.
+
+        Others have no labels.
+        """
+        images = self.data.calibration
+        return self.sample(count, generator) if images is None else self._drawn(images, count, generator)
 
     def example_input(self) -> Tensor:
         """The first training image, normalised: `(1, C, H, W)`."""

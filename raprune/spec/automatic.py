@@ -19,6 +19,9 @@ METHODS = ("reconstruction", "taylor", "activation", "fpgm", "l2")
 """A method of the papers that needs no training, and one strong baseline of each kind: by the loss, by activations, by
 the distance and by the size of the filters."""
 
+UNLABELLED_METHODS = tuple(name for name in METHODS if name != "taylor")
+"""Those of `METHODS` that look at no labels."""
+
 FAST_MULTIPLE = 8
 """Widths that the convolutions of CPUs and GPUs are made for. A ResNet at 30 % of its FLOPs took 0.33 of the dense
 network's time for a batch at multiples of 8, and 0.54 at any widths (two CPU cores, batch of 64)."""
@@ -40,16 +43,26 @@ LEARNING_RATES = ((5_000, 0.05), (1_000, 0.02), (0, 0.01))
 a high rate to weights that were trained and repaired before."""
 
 
-def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int], traits: Traits | None = None) -> SearchSpec:
+def decided(
+    spec: SearchSpec,
+    *,
+    num_train: int,
+    widths: Mapping[str, int],
+    traits: Traits | None = None,
+    unlabelled: int | None = None,
+) -> SearchSpec:
     """Return the job with every field decided that it left open.
 
     `num_train` is the number of training images, `widths` are the channels of each group of the dense network. By
     `traits` each training gets a recipe, unless it names one; without them a training without a recipe stays as it is,
-    as in a run from before there were recipes.
+    as in a run from before there were recipes. `unlabelled` is the number of calibration images where these have no
+    labels.
     """
     keep = min((limit for limit in spec.budget.fractions.values() if limit is not None), default=1.0)
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES * (1 - keep) / num_train, 2)))
     calibration = min(MOST_CALIBRATION, max(LEAST_CALIBRATION, round(CALIBRATION * num_train)))
+    if unlabelled is not None:
+        calibration = min(MOST_CALIBRATION, unlabelled)
     asked = spec.finalists.train
     train = with_recipe(asked, asked.epochs or epochs, traits)
     if traits is not None and train.teacher_once is None:
@@ -72,7 +85,7 @@ def decided(spec: SearchSpec, *, num_train: int, widths: Mapping[str, int], trai
     steps = (epochs if asked.epochs is None else asked.epochs) * math.ceil(num_train / asked.batch_size)
     return _filled(
         spec,
-        methods=METHODS,
+        methods=METHODS if unlabelled is None else UNLABELLED_METHODS,
         calibration=calibration,
         multiple_of=FAST_MULTIPLE if min(widths.values(), default=1) >= narrowest else 1,
         epochs=epochs,
@@ -145,7 +158,9 @@ def told(asked: SearchSpec, spec: SearchSpec, traits: Traits | None = None) -> d
     """Return for each field that `asked` left open the decision and its reason."""
     decisions = {}
     if not asked.methods:
-        decisions["methods"] = f"{', '.join(spec.methods)}, which need no training; random and l1 as baselines"
+        are_unlabelled = spec.methods == UNLABELLED_METHODS
+        need = "neither training nor labels" if are_unlabelled else "no training"
+        decisions["methods"] = f"{', '.join(spec.methods)}, which need {need}; random and l1 as baselines"
     if asked.finalists.train.epochs is None and spec.finalists.count:
         decisions["fine-tuning"] = f"{spec.finalists.train.epochs:g} epochs for each finalist; --epochs N for longer"
     before, after = asked.finalists.train, spec.finalists.train

@@ -170,6 +170,9 @@ class DataSpec(_Subject):
     test: str | None = None
     """Test split: a Parquet path or URI, or a folder of images. It is evaluated once, for the report. An image folder
     without one uses `test/` beside `train/`. Default: that of the data set, if it has one."""
+    calibration: str | None = None
+    """Images for calibration, which need no labels: a Parquet path or URI, or a folder. Methods and repairs look at
+    these instead of training images; a method that needs labels is refused. Default: training images."""
     image_column: str = "image"
     """Column of a Parquet file that holds the images."""
     label_column: str = "label"

@@ -36,7 +36,10 @@ class PrunedNetwork:
 
     @property
     def accuracy(self) -> float:
-        """Value of the task's metric on the validation split, at most 1; for classification the accuracy."""
+        """Value of the task's metric on the validation split, at most 1; for classification the accuracy.
+
+        For images without labels it is the fraction on which both networks agree.
+        """
         assert self.trial.metrics is not None, "a complete trial has metrics"
         return self.trial.metrics.accuracy
 
@@ -74,6 +77,7 @@ def prune(
     data: object,
     *,
     validation: object = None,
+    calibration: object = None,
     method: str = "l2",
     allocation: str = "uniform",
     budget: Budget | Mapping[str, Any] | None = None,
@@ -90,6 +94,10 @@ def prune(
     `raprune prune`. Without `validation` a part of `data` measures the accuracies. `finetune` trains the smaller
     network by distillation from the dense one, for `epochs`.
 
+    `data` may be images without labels, an array or a map-style data set of images, for a method that needs none; the
+    accuracy is then the agreement with the dense network. `calibration` are such images beside labelled data, which the
+    method looks at instead.
+
     Raises:
         UsageError: if a name or a value is not valid, or the budget is out of reach.
         ModelError, DataError: if network or data do not work.
@@ -101,5 +109,14 @@ def prune(
         "finalists.train.epochs": epochs,
         "seed": seed,
     }
-    spec = job_of(model, data, validation=validation, weights=weights, trained=trained, values=values, job=job)
+    spec = job_of(
+        model,
+        data,
+        validation=validation,
+        calibration=calibration,
+        weights=weights,
+        trained=trained,
+        values=values,
+        job=job,
+    )
     return PrunedNetwork(prune_once(spec, method=method, allocation=allocation, finetune=finetune))

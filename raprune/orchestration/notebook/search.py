@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from raprune.spec.budget import Budget
 from raprune.spec.job import SearchSpec
 from raprune.spec.toml import load_spec
 from raprune.store.folder import Store
+from raprune.training.tasks.segmentation import main_logits
 
 JobFields = str | os.PathLike[str] | Mapping[str, Any]
 """Fields of a job: a TOML file, or nested tables as in one."""
@@ -38,6 +40,7 @@ def search(
     test: object = None,
     *,
     validation: object = None,
+    calibration: object = None,
     budget: Budget | Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor] | str | None = None,
     trained: bool = True,
@@ -63,7 +66,9 @@ def search(
 
     `train`, `validation` and `test` are pairs (images, labels) of arrays or tensors, or map-style data sets with their
     own transforms, also inside of a DataLoader. uint8 images are normalised, floats are taken as they are. Without
-    `validation` a part of `train` is held out. `train` may instead be the name of a data set.
+    `validation` a part of `train` is held out. `train` may instead be the name of a data set. `calibration` are images
+    without labels that methods look at instead of training images. `train` may be such images where `validation` has
+    labels: finalists then learn from the network's answers to them.
 
     `track` names trackers that show the run: `mlflow`, `wandb`, `tensorboard`.
 
@@ -93,8 +98,17 @@ def search(
             "output": None if output is None else os.fspath(output),
         }
         spec = job_of(
-            model, train, test, validation=validation, weights=weights, trained=trained, values=values, job=job
+            model,
+            train,
+            test,
+            validation=validation,
+            calibration=calibration,
+            weights=weights,
+            trained=trained,
+            values=values,
+            job=job,
         )
+        _check_judges(spec)
     console = console or _console()
     if resume is None:
         folder = searches.search(spec, console=console, stages=stages)
@@ -116,6 +130,7 @@ def job_of(
     test: object = None,
     *,
     validation: object = None,
+    calibration: object = None,
     weights: Mapping[str, Tensor] | str | None = None,
     trained: bool = True,
     values: Mapping[str, Any],
@@ -143,15 +158,16 @@ def job_of(
             fields["model.weights"] = weights
     data = None
     if isinstance(train, str):
-        _no_objects(test, validation)
+        _no_objects(test, validation, calibration)
         fields["data.name"] = train
     elif train is not None:
-        data = give_data(train, validation=validation, test=test)
-        if isinstance(model, nn.Module):
-            data = give_data(train, validation=validation, test=test, num_classes=_outputs(model, data))
+        data = give_data(train, validation=validation, test=test, calibration=calibration)
+        network = given.build() if given is not None and data.unlabelled else model
+        if isinstance(network, nn.Module):
+            data = replace(data, num_classes=_outputs(network, data))
         fields["data.name"] = data.name
     else:
-        _no_objects(test, validation)
+        _no_objects(test, validation, calibration)
     path = None if job is None or isinstance(job, Mapping) else Path(job)
     spec = load_spec(path, fields)
     if given is not None:
@@ -170,8 +186,22 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield name, value
 
 
-def _no_objects(test: object, validation: object) -> None:
-    for field, split in (("test", test), ("validation", validation)):
+def _check_judges(spec: SearchSpec) -> None:
+    """Refuse a search that would be judged by images without labels.
+
+    Raises:
+        UsageError: with what takes such images.
+    """
+    if isinstance(spec.data.given, GivenData) and "validation" in spec.data.given.unlabelled:
+        raise UsageError(
+            "train: images without labels: a search chooses by the metric on validation images, which needs labels.",
+            hint="Give validation=(images, labels) beside them, or labelled data as train and these images as "
+            "calibration. One network without any labels: raprune.prune(model, images, method=..., budget=...).",
+        )
+
+
+def _no_objects(test: object, validation: object, calibration: object) -> None:
+    for field, split in (("test", test), ("validation", validation), ("calibration", calibration)):
         if split is not None:
             raise UsageError(
                 f"{field}: given as an object, and train is not.",
@@ -180,17 +210,17 @@ def _no_objects(test: object, validation: object) -> None:
 
 
 def _outputs(model: nn.Module, data: GivenData) -> int | None:
-    """Number of logits that the network gives for the first image; None if it does not run on it."""
+    """Number of logits that the network gives for the first image, or each pixel of it; None if it does not run."""
     first = first_image(data)
     parameter = next(model.parameters(), None)
     try:
         image = torch.from_numpy(first.images).float()
         with torch.inference_mode(), evaluating(model):
-            logits = model(image if parameter is None else image.to(parameter.device))
+            logits = main_logits(model(image if parameter is None else image.to(parameter.device)))
     except Exception:
         # The error is told where the network is built for the run, with the remedy.
         return None
-    return int(logits.shape[1]) if isinstance(logits, Tensor) and logits.ndim == 2 else None
+    return int(logits.shape[1]) if isinstance(logits, Tensor) and logits.ndim in (2, 4) else None
 
 
 def _placed(spec: SearchSpec, run: str | os.PathLike[str]) -> SearchSpec:

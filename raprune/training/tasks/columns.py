@@ -79,6 +79,9 @@ class MultiLabel(_Columns):
         own = functional.binary_cross_entropy_with_logits(taught, probable)
         return (functional.binary_cross_entropy_with_logits(soft, probable) - own) * spec.temperature**2
 
+    def answers(self, outputs: Tensor) -> Tensor:
+        return (outputs > 0).float()
+
     def smoothed(self, label_smoothing: float) -> Task:
         return MultiLabel(label_smoothing)
 
@@ -110,6 +113,9 @@ class Regression(_Columns):
         # Equal targets have no variance to explain: the error then counts against their size.
         spread = torch.where(spread > 1e-12 * squares.clamp(min=1e-300), spread, squares.clamp(min=1e-12))
         return float((1 - errors / spread).mean())
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        return outputs
 
     def distil(self, outputs: Tensor, teacher: Tensor, spec: TrainSpec) -> Tensor:
         return functional.mse_loss(outputs, teacher)

@@ -106,6 +106,14 @@ class Task(ABC):
         del outputs, targets
         return {}
 
+    def answers(self, outputs: Any) -> Tensor | None:
+        """Return the targets that the outputs of a network stand for, or None if they stand for none.
+
+        Images without labels get those of the dense network. Default: None.
+        """
+        del outputs
+        return None
+
     def distil(self, outputs: Any, teacher: Any, spec: TrainSpec) -> Tensor:
         """Return the mean difference of the outputs from a teacher's, by the loss and temperature of `spec`.
 
