@@ -130,6 +130,7 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
             "activations",
             "gammas",
             "patches",
+            "refitted_layer",
             "least_squares",
             "block_matching",
             "contribution",

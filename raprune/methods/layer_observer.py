@@ -20,13 +20,16 @@ from raprune.channels.inputs import call
 
 @dataclass
 class ObservedLayer:
-    """Observation of a layer in one forward pass: its output, its batch norm, and its role in a residual branch."""
+    """Observation of a layer in one forward pass: its outputs, its batch norm, and its role in a residual branch."""
 
-    output: Tensor
+    outputs: list[Tensor]
+    """The output of each of its runs: a head may run once for each map."""
     turn: int
-    """Number of the event at which its refit is due: its run, or, if it ends a branch, the sum that ends the branch."""
+    """Number of the event at which its refit is due: its first run, or the sum that ends the branch that it ends."""
     norm: str | None = None
+    """The batch norm that takes its output in every run, if any."""
     added: bool = False
+    """True if it ends a residual branch; never for a layer that runs several times."""
 
 
 def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLayer], int]:
@@ -42,18 +45,23 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLa
     sums: list[str] = []
     turns = count()
     sum_turns: dict[str, int] = {}
+    normed_by: Counter[tuple[str, str]] = Counter()
     largest = 1
 
     def after(name: str, x: Tensor, y: Tensor) -> None:
         nonlocal largest
         # For example, windows of an image count as images for the layer: its rows do not belong to whole images.
-        if name in ran or len(y) != len(images):
+        if len(y) != len(images):
             left_out.add(name)
-        ran[name] = ObservedLayer(y, next(turns))
+        if name in ran:
+            ran[name].outputs.append(y)
+        else:
+            ran[name] = ObservedLayer([y], next(turns))
         largest = max(largest, *(tensor.numel() * tensor.element_size() // len(images) for tensor in (x, y)))
 
     def normed(name: str, norm: str) -> None:
         ran[name].norm = norm
+        normed_by[name, norm] += 1
 
     def added(name: str, own: Tensor, other: Tensor) -> None:
         sums.append(name)
@@ -62,8 +70,10 @@ def structure_of(model: nn.Module, images: Tensor) -> tuple[dict[str, ObservedLa
     with LayerObserver(model, names, after=after, normed=normed, added=added):
         call(model, images)
     for name in sums:
-        if sums.count(name) == 1:
+        if sums.count(name) == len(ran[name].outputs) == 1:
             ran[name].added, ran[name].turn = True, sum_turns[name]
+    # One change of the weights cannot be made up for by the norm of some of the runs.
+    left_out |= {name for (name, _), runs in normed_by.items() if runs != len(ran[name].outputs)}
     return {name: here for name, here in ran.items() if name not in left_out}, largest
 
 

@@ -13,13 +13,18 @@ He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", IC
 in this way from front to back, and fit the sum with the shortcut at the end of a residual branch. Ours: all layers
 behind the cut are refitted, including those that read only channels that stay.
 
-Depthwise and transposed convolutions, layers that compute or share their weights, and layers that run more than once
-in a forward pass or not on whole images keep their weights.
+A layer that runs several times in a forward pass, such as a head that runs once for each map, has one problem for all
+of its runs: their second moments add up, because the weights are the same. All of its inputs must have arrived before
+it is refitted, so that it takes a pass of its own, at the place of its first run.
+
+Depthwise and transposed convolutions, layers that compute or share their weights, and layers that do not run on whole
+images, or whose runs have different batch norms, keep their weights.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,8 +40,8 @@ from raprune.channels.inputs import call
 from raprune.channels.transfer import arrays_on
 from raprune.methods.layer_observer import LayerObserver, structure_of
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
-from raprune.methods.moments import Halves, Moments, solved
 from raprune.methods.patches import CHUNK, Patches
+from raprune.methods.refitted_layer import RefittedLayer, drawn_patches
 
 LARGEST = 2**32
 """Maximum bytes of the largest layer input or output for all images together; of more images the first are used. The
@@ -97,7 +102,8 @@ def refit_bytes(dense: nn.Module, image: Tensor, images: int, *, each: float) ->
     samples, part, longest = 0, 0, 1
     for name, here in ran.items():
         module = cast(nn.Conv2d | nn.Linear, modules[name])
-        rows, entries = Patches.rows(module, here.output, images), module.weight[0].numel()
+        rows = sum(Patches.rows(module, output, images) for output in here.outputs)
+        entries = module.weight[0].numel()
         samples += rows * module.weight.shape[0] * 4
         # Patches are read of every second image at a time.
         part, longest = max(part, min(CHUNK, rows * entries // 2)), max(longest, entries)
@@ -111,29 +117,58 @@ def _refit_front_to_back(
     dense: nn.Module,
     images: Tensor,
     parts: Sequence[Tensor],
-    layers: Mapping[str, _Layer],
+    layers: Mapping[str, RefittedLayer],
     ridge: float,
 ) -> None:
-    """Sample the dense network's outputs, then run the cut network once and refit each layer in this pass.
+    """Sample the dense network's outputs, then run the cut network and refit its layers in this pass.
+
+    A layer that runs several times takes a pass of its own, between passes for the layers before and behind it.
+    """
+    samples = _dense_samples(dense, parts, layers, parts[0].device)
+    for names in _passes(layers):
+        joined = {name: [[torch.cat(of_run)] for of_run in samples.pop(name)] for name in names}
+        if len(layers[names[0]].patches) > 1:
+            _refit_layer(model, [images], layers, names[0], joined[names[0]], ridge)
+        else:
+            _refit_in_one_pass(model, images, layers, {name: joined[name][0][0] for name in names}, ridge)
+
+
+def _passes(layers: Mapping[str, RefittedLayer]) -> list[list[str]]:
+    """Return the names of the layers that are refitted in one pass each, in the order in which they are due."""
+    passes: list[list[str]] = []
+    for name, layer in sorted(layers.items(), key=lambda item: item[1].turn):
+        runs_once = len(layer.patches) == 1
+        if passes and runs_once and len(layers[passes[-1][0]].patches) == 1:
+            passes[-1].append(name)
+        else:
+            passes.append([name])
+    return passes
+
+
+def _refit_in_one_pass(
+    model: nn.Module, images: Tensor, layers: Mapping[str, RefittedLayer], samples: dict[str, Tensor], ridge: float
+) -> None:
+    """Run the cut network once and refit the layers of `samples`, each of which runs once, in this pass.
 
     A layer is refitted when its inputs arrive, or, at the end of a residual branch, when its output is added to the
     stream.
     """
-    samples = _dense_samples(dense, parts, layers, parts[0].device)
     inputs: dict[str, Tensor] = {}
 
     def refit_layer(name: str, x: Tensor) -> None:
+        if name not in samples:
+            return
         if layers[name].added:
             inputs[name] = x
         else:
-            layers[name].fit(x, torch.cat(samples.pop(name)), ridge)
+            layers[name].fit(x, samples.pop(name), ridge)
 
     def refit_branch(name: str, own: Tensor, other: Tensor) -> None:
         layer = layers[name]
-        if not layer.added:
+        if not layer.added or name not in samples:
             return
         x = inputs.pop(name)
-        layer.fit(x, layer.wanted_before(other, torch.cat(samples.pop(name)), x), ridge)
+        layer.fit(x, layer.wanted_before(other, samples.pop(name), x), ridge)
         # `forward` skips the hooks: for the rest of the network this is the same call.
         y = layer.module.forward(x)
         own.copy_(y if layer.norm is None else layer.norm.forward(y))
@@ -146,7 +181,7 @@ def _refit_in_chunks(
     model: nn.Module,
     dense: nn.Module,
     chunks: Sequence[Tensor],
-    layers: Mapping[str, _Layer],
+    layers: Mapping[str, RefittedLayer],
     ridge: float,
     *,
     on_host: bool,
@@ -156,20 +191,33 @@ def _refit_in_chunks(
     Layers are refitted one after another, in the order of that pass; for each, every chunk passes the network up to
     the layer. The samples of the dense network are kept in the memory of the CPU if `on_host`.
     """
-    device = chunks[0].device
-    samples = _dense_samples(dense, chunks, layers, torch.device("cpu") if on_host else device)
-    for name, layer in sorted(layers.items(), key=lambda item: item[1].turn):
-        sums, first = layer.moments(), 0
-        for images, of_dense in zip(chunks, samples.pop(name), strict=True):
-            x, other = _arriving(model, layers, name, images)
-            if x is not None:
-                wanted = of_dense.to(device)
-                if layer.added and other is not None:
-                    wanted = layer.wanted_before(other, wanted, x, first)
-                layer.add(sums, x, wanted, first)
-            first += len(images)
-        if sums.count > 0:
-            layer.update(sums, ridge)
+    place = torch.device("cpu") if on_host else chunks[0].device
+    samples = _dense_samples(dense, chunks, layers, place)
+    for name in sorted(layers, key=lambda name: layers[name].turn):
+        _refit_layer(model, chunks, layers, name, samples.pop(name), ridge)
+
+
+def _refit_layer(
+    model: nn.Module,
+    chunks: Sequence[Tensor],
+    layers: Mapping[str, RefittedLayer],
+    name: str,
+    samples: Sequence[Sequence[Tensor]],
+    ridge: float,
+) -> None:
+    """Refit one layer on the inputs of all its runs; `samples` has a tensor for each run and each of `chunks`."""
+    layer = layers[name]
+    sums, first = layer.moments(), 0
+    for number, images in enumerate(chunks):
+        arrived, other = _arriving(model, layers, name, images)
+        for run, x in enumerate(arrived):
+            wanted = samples[run][number].to(images.device)
+            if layer.added and other is not None:
+                wanted = layer.wanted_before(other, wanted, x, first)
+            layer.add(sums, x, wanted, first, run)
+        first += len(images)
+    if sums.count > 0:
+        layer.update(sums, ridge)
 
 
 class _ReachedError(Exception):
@@ -177,43 +225,49 @@ class _ReachedError(Exception):
 
 
 def _arriving(
-    model: nn.Module, layers: Mapping[str, _Layer], wanted: str, images: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the input of the layer `wanted`, and the tensor that its output is added to if it ends a branch.
+    model: nn.Module, layers: Mapping[str, RefittedLayer], wanted: str, images: Tensor
+) -> tuple[list[Tensor], Tensor | None]:
+    """Return the inputs of all runs of the layer `wanted`, and the tensor that its output is added to, or None.
 
-    The network runs no further than it has to. Each is None if the network does not get there.
+    The network runs no further than it has to. Runs that it does not get to are missing, and so is that tensor.
     """
-    found: dict[str, Tensor] = {}
+    inputs: list[Tensor] = []
+    others: list[Tensor] = []
+    runs = len(layers[wanted].patches)
 
     def before(name: str, x: Tensor) -> None:
         if name == wanted:
-            found["input"] = x
-            if not layers[name].added:
+            is_last = len(inputs) == runs - 1
+            # The network goes on after the other runs, and may change their inputs in place.
+            inputs.append(x if is_last else x.clone())
+            if is_last and not layers[name].added:
                 raise _ReachedError
 
     def added(name: str, own: Tensor, other: Tensor) -> None:
-        if name == wanted:
-            found["other"] = other
+        if name == wanted and layers[name].added:
+            others.append(other)
             raise _ReachedError
 
     # All layers are observed, because the first operand of a sum decides whose output it is.
     with suppress(_ReachedError), LayerObserver(model, list(layers), before=before, added=added):
         call(model, images)
-    return found.get("input"), found.get("other")
+    return inputs, others[0] if others else None
 
 
 def _dense_samples(
-    dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, _Layer], place: torch.device
-) -> dict[str, list[Tensor]]:
-    """Return for each layer and part of the images the outputs that it should have at its patches, on `place`.
+    dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, RefittedLayer], place: torch.device
+) -> dict[str, list[list[Tensor]]]:
+    """Return for each layer, run and part of the images the outputs that the layer should have at its patches.
 
-    At the end of a residual branch these are the sums that the layer's output is a part of.
+    They are on `place`. At the end of a residual branch they are the sums that the layer's output is a part of.
     """
-    samples: dict[str, list[Tensor]] = {name: [] for name in layers}
+    samples: dict[str, list[list[Tensor]]] = {name: [[] for _ in layer.patches] for name, layer in layers.items()}
     first = 0
+    runs: Counter[str] = Counter()
 
     def sample(name: str, y: Tensor) -> None:
-        samples[name].append(layers[name].wanted_of(y, first).to(place))
+        samples[name][runs[name]].append(layers[name].wanted_of(y, first, runs[name]).to(place))
+        runs[name] += 1
 
     def sample_output(name: str, x: Tensor, y: Tensor) -> None:
         if not layers[name].added:
@@ -225,123 +279,31 @@ def _dense_samples(
 
     with LayerObserver(dense, list(layers), after=sample_output, added=sample_sum):
         for images in parts:
+            runs.clear()
             dense(images)
             first += len(images)
     return samples
 
 
-def _refit_against_dense(dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, _Layer], ridge: float) -> None:
+def _refit_against_dense(
+    dense: nn.Module, parts: Sequence[Tensor], layers: Mapping[str, RefittedLayer], ridge: float
+) -> None:
     sums = {name: layer.moments() for name, layer in layers.items()}
     first = 0
+    runs: Counter[str] = Counter()
 
     def add(name: str, x: Tensor, y: Tensor) -> None:
-        layer = layers[name]
-        layer.add(sums[name], layer.staying_inputs(x), layer.wanted_of(y, first), first)
+        layer, run = layers[name], runs[name]
+        layer.add(sums[name], layer.staying_inputs(x), layer.wanted_of(y, first, run), first, run)
+        runs[name] += 1
 
     with LayerObserver(dense, list(layers), after=add):
         for images in parts:
+            runs.clear()
             dense(images)
             first += len(images)
     for name, layer in layers.items():
         layer.update(sums[name], ridge)
-
-
-@dataclass
-class _Layer:
-    """A layer of the cut network that is refitted, and its place in the network."""
-
-    module: nn.Conv2d | nn.Linear
-    norm: nn.BatchNorm2d | None
-    """The batch norm that takes the layer's output, if any."""
-    added: bool
-    """True if the output of the layer, or of its batch norm, is added to a tensor: the end of a residual branch."""
-    inputs: Tensor
-    """Positions on the dense layer's input axis (of each group) that stay."""
-    outputs: Tensor
-    """Outputs of the dense layer that stay."""
-    patches: Patches
-    turn: int
-    """Place in the order in which the layers are refitted."""
-    gain: Tensor | None = None
-    """Factor of each output that stays, where a cut changes the scale of queries."""
-
-    def wanted_of(self, y: Tensor, first: int) -> Tensor:
-        """Return the outputs `(N, M)` that the layer should have at its patches, from the dense layer's output `y`."""
-        wanted = self.patches.of_output(y, first)[:, self.outputs]
-        return wanted if self.gain is None else wanted * self.gain.to(wanted.dtype)
-
-    @property
-    def _centred(self) -> bool:
-        return self.module.bias is not None or self.norm is not None
-
-    def fit(self, x: Tensor, wanted: Tensor, ridge: float) -> None:
-        """Refit on all inputs at once; `wanted` are the target outputs at the patches, shape `(N, M)`."""
-        sums = self.moments()
-        self.add(sums, x, wanted)
-        self.update(sums, ridge)
-
-    def moments(self) -> Halves:
-        return Halves()
-
-    def add(self, halves: Halves, x: Tensor, wanted: Tensor, first: int = 0) -> None:
-        dtype = self.patches.dtype
-        weight = self._weight().to(dtype)
-        wanted_by_image = wanted.unflatten(0, (len(x), -1))
-        for offset in range(min(2, len(x))):
-            sums, targets = halves.parts[(first + offset) % 2], wanted_by_image[offset::2].flatten(0, 1)
-            for part, read in self.patches.of_input(x[offset::2], first + offset, step=2):
-                now = read @ weight
-                if self.module.bias is not None:
-                    now += self.module.bias.to(dtype).reshape(len(weight), 1, -1)
-                sums.add(read, targets[part].to(dtype).unflatten(1, (len(weight), -1)).transpose(0, 1) - now)
-
-    def update(self, halves: Halves, ridge: float) -> None:
-        def system(sums: Moments) -> tuple[Tensor, Tensor]:
-            return sums.gram(centred=self._centred), sums.cross(centred=self._centred)
-
-        sums = halves.whole
-        gram, cross = system(sums)
-        change = solved(gram, cross, halves.ridge_for(gram.shape[-1], ridge, system))
-        self.module.weight.copy_((self._weight() + change).mT.reshape(self.module.weight.shape))
-        if self._centred:
-            mean_x, mean_r = sums.means
-            self._shift((mean_r - (mean_x[:, None, :] @ change)[:, 0]).reshape(-1))
-
-    def wanted_before(self, other: Tensor, total: Tensor, x: Tensor, first: int = 0) -> Tensor:
-        """Return the outputs, `(N, M)`, for which the end of a branch adds up to `total` with the stream `other`."""
-        return self.before_norm(total.double() - self.patches.of_output(other, first).double(), x, first)
-
-    def before_norm(self, y: Tensor, x: Tensor, first: int = 0) -> Tensor:
-        """Return the outputs of the layer, `(N, M)`, for which its batch norm gives `y`.
-
-        For a channel whose scale in the batch norm is nearly 0, return the present output, because it has no effect.
-        """
-        if self.norm is None:
-            return y
-        mean, variance = cast(Tensor, self.norm.running_mean), cast(Tensor, self.norm.running_var)
-        scale = (variance.double() + self.norm.eps).rsqrt()
-        offset = -mean.double() * scale
-        if self.norm.affine:
-            scale, offset = scale * self.norm.weight.double(), offset * self.norm.weight.double() + self.norm.bias
-        cut_off = scale.abs() <= 1e-3 * scale.abs().max()
-        now = self.patches.of_output(self.module.forward(x), first).double() if cut_off.any() else y
-        return torch.where(cut_off, now, (y - offset) / torch.where(cut_off, 1.0, scale))
-
-    def staying_inputs(self, x: Tensor) -> Tensor:
-        """Return the part of the dense layer's input that the cut layer gets."""
-        axis = x.dim() - 1 if isinstance(self.module, nn.Linear) else 1
-        starts = torch.arange(self.patches.groups, device=x.device)[:, None] * (x.shape[axis] // self.patches.groups)
-        return x.index_select(axis, (starts + self.inputs).reshape(-1))
-
-    def _weight(self) -> Tensor:
-        """Return the weights, shape `(G, P, M)`, float64."""
-        return self.module.weight.double().unflatten(0, (self.patches.groups, -1)).flatten(2).mT
-
-    def _shift(self, shift: Tensor) -> None:
-        if self.norm is not None:
-            cast(Tensor, self.norm.running_mean).sub_(shift)
-        else:
-            cast(Tensor, self.module.bias).add_(shift)
 
 
 @dataclass(frozen=True)
@@ -357,12 +319,13 @@ class _Needs:
     """Activations of one image, and the outputs at its patches that a layer is fitted to."""
 
     @classmethod
-    def of(cls, layers: Mapping[str, _Layer], images: Tensor, largest: int) -> _Needs:
+    def of(cls, layers: Mapping[str, RefittedLayer], images: Tensor, largest: int) -> _Needs:
         """Return the needs for `layers` on `images`; `largest` are the bytes of the largest activation of an image."""
         size = images.element_size()
-        samples = sum(layer.patches.chosen.numel() * len(layer.outputs) * size for layer in layers.values())
-        products = max((layer.patches.needed_bytes for layer in layers.values()), default=0)
-        targets = max((layer.patches.chosen.shape[1] * len(layer.outputs) * 8 for layer in layers.values()), default=0)
+        runs = [(patches, len(layer.outputs)) for layer in layers.values() for patches in layer.patches]
+        samples = sum(patches.chosen.numel() * outputs * size for patches, outputs in runs)
+        products = max((patches.needed_bytes for patches, _ in runs), default=0)
+        targets = max((patches.chosen.shape[1] * outputs * 8 for patches, outputs in runs), default=0)
         return cls(len(images), samples, products + images.numel() * size, LIVE * (largest + targets))
 
     @property
@@ -386,7 +349,7 @@ def _say(message: str) -> None:
     _LOG.warning(message)
 
 
-def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, _Layer], Tensor, int, int]:
+def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, RefittedLayer], Tensor, int, int]:
     """Return the layers behind the first cut in the order in which they run, and the images that `LARGEST` allows.
 
     Then the size of a batch of `parts`, and the bytes of a layer's largest input or output for one image.
@@ -403,7 +366,7 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
     modules, dense = dict(model.named_modules()), dict(cut.dense.named_modules())
     stays = KeptPositions(cut.graph, cut.kept)
     sliced = set(stays.sliced)
-    layers: dict[str, _Layer] = {}
+    layers: dict[str, RefittedLayer] = {}
     is_behind = False
     for seed, (name, here) in enumerate(ran.items()):
         if name not in modules:
@@ -419,12 +382,12 @@ def _layers(model: nn.Module, cut: Cut, parts: list[Tensor]) -> tuple[dict[str, 
             for axis in (0, 1)
         )
         norm = None if here.norm is None else cast(nn.BatchNorm2d, modules[here.norm])
-        patches = Patches.drawn(module, here.output, len(images), seed)
+        patches = drawn_patches(module, here.outputs, len(images), seed)
         # Layers before the first missing channel have the same outputs as in the dense network.
         is_behind = is_behind or len(inputs) != shape[1]
         if not is_behind:
             continue
         factors = stays.gain(f"{name}.weight")
         gain = None if factors is None else torch.from_numpy(factors).to(images.device)
-        layers[name] = _Layer(module, norm, here.added, inputs, outputs, patches, here.turn, gain)
+        layers[name] = RefittedLayer(module, norm, here.added, inputs, outputs, patches, here.turn, gain)
     return layers, images, len(parts[0]), largest

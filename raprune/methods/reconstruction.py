@@ -100,7 +100,9 @@ class Reconstruction(Method):
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
         with evaluating(model), torch.no_grad():
-            ran, _ = structure_of(model, next(iter(batches()))[0][:2])
+            structure, _ = structure_of(model, next(iter(batches()))[0][:2])
+            # Layers that run several times have the map form: positions of all their runs are the samples.
+            ran = {name: here for name, here in structure.items() if len(here.outputs) == 1}
             parts = _enough(model, ran, batches)
             problems = _problems(model, graph, parts, ran, self.form)
             orders, curves, of_layers, of_parameters = {}, {}, {}, {}
@@ -330,7 +332,7 @@ def _enough(model: nn.Module, ran: Mapping[str, ObservedLayer], batches: Batches
     for name, here in ran.items():
         weight = cast(Tensor, modules[name].weight)
         if weight[0].numel() <= BLOCK:
-            positions = here.output[0].numel() // len(weight)
+            positions = here.outputs[0][0].numel() // len(weight)
             needed = max(needed, -(-ENOUGH * weight[0].numel() // positions))
     parts = []
     for images, _ in batches():
@@ -343,7 +345,7 @@ def _enough(model: nn.Module, ran: Mapping[str, ObservedLayer], batches: Batches
 
 def _pass_images(ran: Mapping[str, ObservedLayer]) -> int:
     """Return the number of images of one pass forth and back within `SENSITIVITY_BYTES`."""
-    outputs = sum(here.output[0].numel() * here.output.element_size() for here in ran.values())
+    outputs = sum(here.outputs[0][0].numel() * here.outputs[0].element_size() for here in ran.values())
     return max(1, SENSITIVITY_BYTES // max(1, GRAPH * outputs))
 
 
@@ -392,7 +394,7 @@ def _problems(
             centred = module.bias is not None or (name in ran and ran[name].norm is not None)
             if form == "block" and name in ran and cast(Tensor, module.weight)[0].numel() <= BLOCK:
                 if name not in shared:
-                    patches = Patches.drawn(module, ran[name].output, total, _seed(name), fraction=FRACTION)
+                    patches = Patches.drawn(module, ran[name].outputs[0], total, _seed(name), fraction=FRACTION)
                     shared[name] = _block(name, module, patches, centred=centred)
                 taps = math.prod(getattr(module, "kernel_size", ()))
                 columns = (own[:, :, None] * taps + torch.arange(taps, device=own.device)).flatten(1)
