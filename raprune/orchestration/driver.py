@@ -88,6 +88,8 @@ from raprune.sampling.space import SearchSpace, search_space
 from raprune.sampling.stopping import Enough
 from raprune.spec.budget import accuracy_floor
 from raprune.store.folder import Store
+from raprune.training import checkpoint
+from raprune.training.checkpoint import checkpoint_file
 from raprune.training.epoch import Epoch
 
 ARRIVAL_S = 5.0
@@ -247,10 +249,10 @@ def dense_network(driven: DrivenRun) -> SharedWeights:
     train = stored is None and run.spec.weights is None
     task = task_on(placement, prepare_dense, num_returns="streaming")
     weights = ray.put(run.prepared.weights if stored is None else stored)
-    dense = _heard(
-        run, task.remote(run.spec, placement, driven.data, weights, driven.teacher, train=train), train=train
-    )
+    news = task.remote(run.spec, placement, driven.data, weights, driven.teacher, train=train, store=run.store)
+    dense = _heard(run, news, train=train)
     store_dense(run, dense)
+    run.store.remove(checkpoint_file(checkpoint.DENSE))
     return ray.put(dense.weights)
 
 

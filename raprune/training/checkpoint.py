@@ -24,6 +24,15 @@ each epoch of 4 s would write 1.7 GB/s.
 """
 
 
+DENSE = "dense"
+"""Name of the training of the dense network."""
+
+
+def checkpoint_file(name: str) -> str:
+    """Return the file of a run that holds the checkpoint of the training `name`."""
+    return f"checkpoints/{name}.safetensors"
+
+
 class Checkpoints(Protocol):
     """Protocol of the storage of one training's last checkpoint."""
 

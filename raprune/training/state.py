@@ -140,6 +140,12 @@ class TrainingState:
                 value.copy_(parts["average"][name])
 
 
+def epochs_in(content: bytes) -> list[Epoch]:
+    """Return the epochs of the training of a checkpoint, without those of trainings before it."""
+    _, progress = unpack(content)
+    return [Epoch(**epoch) for epoch in progress["history"]]
+
+
 def _alike(stored: Tensor, parameter: nn.Parameter, *, is_count: bool) -> Tensor:
     """Return a tensor of the optimiser as it keeps it: on the device and in the memory format of `parameter`."""
     return stored.to(parameter.device) if is_count else torch.empty_like(parameter).copy_(stored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -14,10 +14,14 @@ from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.tasks import Dense
 from raprune.orchestration.workers.streaming import RayReader
 from raprune.pruning.pace import measure_pace
-from raprune.pruning.workload import WeightArrays, build_workload, train_dense
+from raprune.pruning.workload import WeightArrays, Workload, build_workload, train_dense
 from raprune.spec.job import SearchSpec
+from raprune.store.folder import Store
+from raprune.training.checkpoint import DENSE, StoreCheckpoints, checkpoint_file
 from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
+from raprune.training.loop import is_checkpoint_of
+from raprune.training.state import epochs_in
 
 
 def prepare_dense(
@@ -28,8 +32,14 @@ def prepare_dense(
     teacher: WeightArrays | None = None,
     *,
     train: bool,
+    store: Store,
 ) -> Iterator[Epoch | Dense]:
-    """The epochs of the dense network's training as they end, if `train`, and at last the network."""
+    """The epochs of the dense network's training as they end, if `train`, and at last the network.
+
+    The training keeps a checkpoint in the run's `store`, as those of groups do, and resumes from it; the driver removes
+    it once the weights are stored. Epochs before the checkpoint come first, so that a task that Ray tries again gives
+    the items that it gave before.
+    """
     news: queue.Queue[Epoch | Dense | Exception] = queue.Queue()
 
     def work() -> None:
@@ -44,7 +54,7 @@ def prepare_dense(
                 card_share=placement.card_share,
                 teacher=teacher,
             )
-            history = train_dense(workload, spec, on_epoch=news.put) if train else ()
+            history = _trained(workload, spec, store, news.put) if train else ()
             validation = evaluate(
                 workload.model,
                 workload.validation,
@@ -69,3 +79,18 @@ def prepare_dense(
         if isinstance(item, Dense):
             break
     thread.join()
+
+
+def _trained(workload: Workload, spec: SearchSpec, store: Store, tell: Callable[[Epoch], None]) -> list[Epoch]:
+    """Train the dense network in place, from its checkpoint on if it has one; the results of each epoch."""
+    checkpoints = StoreCheckpoints(store, checkpoint_file(DENSE), every_s=spec.resources.checkpoint_every_s)
+    stored, split, part = checkpoints.load(), workload.training, spec.dense.decided()
+    if stored is not None and is_checkpoint_of(
+        stored, workload.model, split, part, augment=workload.augment, seed=spec.seed
+    ):
+        for epoch in epochs_in(stored):
+            tell(epoch)
+    history = train_dense(workload, spec, checkpoints=checkpoints, on_epoch=tell)
+    # What is still being written would stay behind once the driver has removed it.
+    checkpoints.wait()
+    return history

@@ -32,6 +32,7 @@ from raprune.results.stages import FINETUNE, PHASES, TRAIN_DENSE
 from raprune.spec.job import SearchSpec
 from raprune.store import learning_curves
 from raprune.store.learning_curves import write_curve
+from raprune.training import checkpoint
 from raprune.training.distributed import agree_on_weights
 from raprune.training.epoch import Epoch
 from raprune.training.loop import Checkpoints
@@ -112,7 +113,7 @@ class DenseTraining:
         return spec.dense.batch_size
 
     def name(self, rank: Rank) -> str:
-        return "dense"
+        return checkpoint.DENSE
 
     def is_done(self, rank: Rank) -> bool:
         return rank.shared.store.exists(DENSE)

@@ -44,7 +44,7 @@ from raprune.spec.job import SamplerSpec
 from raprune.store.learning_curves import write_curve
 from raprune.store.networks import MODELS, copy_network, find_network
 from raprune.store.scores import Statistics
-from raprune.training.checkpoint import StoreCheckpoints
+from raprune.training.checkpoint import StoreCheckpoints, checkpoint_file
 from raprune.training.epoch import Epoch
 from raprune.training.evaluate import evaluate
 from raprune.training.loop import ALONE, Checkpoints, Ranks
@@ -126,7 +126,7 @@ class Equipment:
     def checkpoints(self, name: str) -> StoreCheckpoints:
         """Checkpoints of the training of this name; the worker removes them once the result is stored."""
         every_s = self.shared.spec.resources.checkpoint_every_s
-        return StoreCheckpoints(self.shared.store, f"checkpoints/{name}.safetensors", every_s=every_s)
+        return StoreCheckpoints(self.shared.store, checkpoint_file(name), every_s=every_s)
 
     def load(self, folder: str) -> nn.Module:
         """The network that a folder of the run holds."""
