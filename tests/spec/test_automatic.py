@@ -8,6 +8,7 @@ from raprune.errors import UsageError
 from raprune.methods import METHODS as ALL_METHODS
 from raprune.spec.automatic import METHODS, decided, decided_as, told
 from raprune.spec.job import BASELINES
+from raprune.spec.recipes import Traits
 from raprune.spec.toml import load_spec
 
 WIDE, NARROW = {"a": 32, "b": 64}, {"a": 16, "b": 64}
@@ -78,6 +79,28 @@ def test_each_decision_is_told_once() -> None:
     decisions = told(asked, decided(asked, num_train=8000, widths=WIDE))
     assert decisions["methods"].startswith("reconstruction, taylor, activation, fpgm, l2, which need no training")
     assert decisions["fine-tuning"].startswith("0.26 epochs for each finalist")
+
+
+def test_images_without_labels_leave_taylor_out_and_are_all_looked_at() -> None:
+    asked = load_spec()
+    found = decided(asked, num_train=8000, widths=WIDE, unlabelled=90)
+    assert found.methods == tuple(name for name in METHODS if not ALL_METHODS[name].uses_labels) != METHODS
+    assert found.search.calibration_images == 90
+    assert "which need neither training nor labels" in told(asked, found)["methods"]
+    assert decided(asked, num_train=8000, widths=WIDE, unlabelled=5000).search.calibration_images == 1024
+
+
+def test_policy_of_a_recipe_is_left_out_for_floats_and_that_is_told() -> None:
+    asked = load_spec(None, {"finalists.train.recipe": "transformer", "model.weights": "w.safetensors"})
+    traits = Traits(has_layer_norm=True, has_depthwise=False, image_size=32, has_floats=True)
+    found = decided(asked, num_train=8000, widths=WIDE, traits=traits)
+    assert found.finalists.train.policy is None and found.finalists.train.mixup == 0.8
+    assert (
+        told(asked, found, traits)["policy"] == "none instead of the recipe's rand, which changes pixels from 0 to 255"
+    )
+    plain = Traits(has_layer_norm=True, has_depthwise=False, image_size=32)
+    pixels = decided(asked, num_train=8000, widths=WIDE, traits=plain)
+    assert pixels.finalists.train.policy == "rand" and "policy" not in told(asked, pixels, plain)
 
 
 def test_resumed_job_left_open_is_the_job_that_was_decided() -> None:
