@@ -135,11 +135,12 @@ def test_a_method_knows_torch_and_groups_only(name: str) -> None:
             "block_matching",
             "contribution",
             "sensitivity",
+            "query_key",
         )
     }
     graphs = {
         f"raprune.channels.{name}"
-        for name in ("graph", "members", "positions", "inputs", "maxout", "evaluating", "transfer")
+        for name in ("graph", "members", "positions", "inputs", "maxout", "evaluating", "transfer", "multihead")
     }
     allowed = shared | graphs
     assert own(name) <= allowed

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.trace import code_hash, trace
 
+FORMAT = 2
+"""Number that changes when a trace records more than before."""
 FOLDER = "RAPRUNE_CACHE"
 """Environment variable with the cache's folder (default: `raprune` in the user's cache folder); empty: no cache."""
 
@@ -33,7 +35,7 @@ def cached_trace(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         return trace(model, example_input)
     # The key has the text of the user's code in it: changed code is traced again, even if the same graph comes of it.
     code = code_hash(model, tuple(example_input.shape[1:]))
-    path = folder / f"channels-{code}-{metadata.version('raprune')}-{torch.__version__}.json"
+    path = folder / f"channels-{FORMAT}-{code}-{metadata.version('raprune')}-{torch.__version__}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: trace again
         return ChannelGraph.from_json(json.loads(path.read_text()))
     graph = trace(model, example_input)

@@ -18,7 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raprune.channels.members import CodeEdit, Factor, Frozen, Group, Member, SizeAttribute, Term, WidthScale
+from raprune.channels.members import (
+    CodeEdit,
+    Factor,
+    Frozen,
+    Group,
+    HeadRows,
+    Member,
+    QueryKeyProduct,
+    SizeAttribute,
+    Term,
+    WidthScale,
+)
 from raprune.channels.positions import IndexArray, pack_indices, pack_positions, unpack_indices, unpack_positions
 
 _SHOWN = 24
@@ -49,6 +60,8 @@ class ChannelGraph:
     """Numbers on modules that a cut sets anew."""
     scales: tuple[WidthScale, ...] = ()
     """Weights that a cut multiplies, so that attention keeps the scale of the dense network."""
+    products: tuple[QueryKeyProduct, ...] = ()
+    """Products of queries and keys in which the basis of a head's width is free."""
     edits: tuple[CodeEdit, ...] = ()
     """Sizes in the code that a cut lets PyTorch compute."""
     gates: tuple[str, ...] = ()
@@ -169,6 +182,7 @@ class ChannelGraph:
             shapes={name: shape for name, shape in self.shapes.items() if not inside(name)},
             attributes=tuple(attribute for attribute in attributes if attribute.size.groups),
             scales=tuple(s for s in self.scales if not inside(s.parameter) and s.group not in gone),
+            products=tuple(p for p in self.products if not any(inside(r.parameter) for r in (*p.queries, *p.keys))),
             edits=tuple(edit for edit in self.edits if not inside(edit.module)),
             gates=tuple(gate for gate in self.gates if gate not in gates),
         )
@@ -215,18 +229,35 @@ class ChannelGraph:
             for group in self.groups
         )
         scales = tuple(replace(s, positions=renumbered(s.parameter, 0, s.positions)) for s in self.scales)
+
+        def left_in(rows: HeadRows) -> HeadRows:
+            left = left_of.get((rows.parameter, 0))
+            if left is None:
+                return rows
+            heads = np.isin(rows.positions, left).any(axis=1)
+            return replace(rows, positions=renumbered(rows.parameter, 0, rows.positions[heads]))
+
+        products = tuple(
+            QueryKeyProduct(tuple(map(left_in, p.queries)), tuple(map(left_in, p.keys))) for p in self.products
+        )
         return replace(
-            self, groups=groups, scales=scales, shapes={name: tuple(shape) for name, shape in shapes.items()}
+            self,
+            groups=groups,
+            scales=scales,
+            products=products,
+            shapes={name: tuple(shape) for name, shape in shapes.items()},
         )
 
     def digest(self) -> str:
         """Return a digest of the groups, the costs and the frozen channels; texts for the user do not affect it.
 
-        Neither do `memory`, which graphs of earlier versions do not have, and `gates`, for which not everyone looks.
+        Neither do `memory` and `products`, which graphs of earlier versions do not have, and `gates`, for which not
+        everyone looks.
         """
         content = self.to_json()
         del content["architecture"], content["notes"], content["memory"]
         content.pop("gates", None)
+        content.pop("products", None)
         content["frozen"] = [[f.module, f.num_channels] for f in self.frozen]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -257,6 +288,7 @@ class ChannelGraph:
             # Only where there are some: the digests of all other networks stay as they were.
             **({"attributes": [_attribute_row(a) for a in self.attributes]} if self.attributes else {}),
             **({"scales": [_scale_row(s) for s in self.scales]} if self.scales else {}),
+            **({"products": [_product_row(product) for product in self.products]} if self.products else {}),
             **({"edits": [list(astuple(edit)) for edit in self.edits]} if self.edits else {}),
             **({"gates": list(self.gates)} if self.gates else {}),
         }
@@ -300,6 +332,12 @@ class ChannelGraph:
                 WidthScale(parameter, unpack_positions(runs), group)
                 for parameter, runs, group in data.get("scales", ())
             ),
+            products=tuple(
+                QueryKeyProduct(
+                    *(tuple(HeadRows(name, unpack_indices(packed)) for name, packed in side) for side in row)
+                )
+                for row in data.get("products", ())
+            ),
             edits=tuple(CodeEdit(*row) for row in data.get("edits", ())),
             gates=tuple(data.get("gates", ())),
         )
@@ -307,6 +345,12 @@ class ChannelGraph:
 
 def _attribute_row(attribute: SizeAttribute) -> list[Any]:
     return [attribute.module, attribute.name, attribute.place, attribute.size.to_json()]
+
+
+def _product_row(product: QueryKeyProduct) -> list[Any]:
+    return [
+        [[rows.parameter, pack_indices(rows.positions)] for rows in side] for side in (product.queries, product.keys)
+    ]
 
 
 def _scale_row(scale: WidthScale) -> list[Any]:

@@ -59,6 +59,9 @@ class HeadShadows:
         """Reshapes that split an axis into heads, or join heads, each once."""
         self.joined: list[tuple[Ids, Ids]] = []
         """Ids of biases that were joined to one, and of the channels that have them."""
+        self.products: list[tuple[Ids, Ids]] = []
+        """Ids of the queries and of the keys of a product, which nothing has changed since a layer wrote them; shape
+        `(heads, width)`."""
         self.scales: list[tuple[Ids, Ids]] = []
         """Ids of the widths of queries whose products PyTorch scales by their number, and of all their positions."""
 

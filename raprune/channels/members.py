@@ -149,6 +149,37 @@ class WidthScale:
 
 
 @dataclass(frozen=True)
+class HeadRows:
+    """Positions on the first axis of a parameter that write the channels of each head."""
+
+    parameter: str
+    positions: IndexArray
+    """Shape `(heads, width)`."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, HeadRows):
+            return NotImplemented
+        return self.parameter == other.parameter and np.array_equal(self.positions, other.positions)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class QueryKeyProduct:
+    """The products of queries and keys of one attention, head by head, and the parameters that write both.
+
+    The network does nothing else with these queries and keys, so that every basis of a head's width gives the same
+    products: the rows of the queries of a head may be replaced by `A` times them, if those of the keys are replaced by
+    the inverse of `A`, transposed, times them.
+    """
+
+    queries: tuple[HeadRows, ...]
+    """The weight, then biases."""
+    keys: tuple[HeadRows, ...]
+    """The same for the keys. Heads that share their keys have equal rows here."""
+
+
+@dataclass(frozen=True)
 class Term:
     """A cost of module `module` that is a product of axis sizes: `coefficient * prod(factors)`."""
 

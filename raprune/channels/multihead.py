@@ -6,6 +6,9 @@ cannot be removed alone. A cut gives such a module another class; its parameters
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -83,6 +86,24 @@ def takes_cuts(module: nn.MultiheadAttention) -> bool:
         and module.bias_k is None
         and not module.add_zero_attn
     )
+
+
+@contextmanager
+def projections_called(*models: nn.Module) -> Iterator[None]:
+    """Let `nn.MultiheadAttention` call its projections one by one within the context, where hooks and modes see them.
+
+    PyTorch's own module hands its weights to one function. Outputs agree within rounding.
+    """
+    whole = [m for model in models for m in model.modules() if type(m) is nn.MultiheadAttention and takes_cuts(m)]
+    for module in whole:
+        make_cut(module)
+    try:
+        yield
+    finally:
+        for module in whole:
+            module.__class__ = nn.MultiheadAttention
+            module._qkv_same_embed_dim = True
+            del module.scale
 
 
 def make_cut(module: nn.MultiheadAttention) -> None:

@@ -17,6 +17,7 @@ from raprune.channels.ids import ParameterShadow, compact, line, varies
 from raprune.channels.layers import linear
 from raprune.channels.movement import first
 from raprune.channels.positions import IndexArray
+from raprune.channels.query_keys import record_product
 from raprune.channels.shadow import CostRecord, TracedCall, Tracer
 
 aten = torch.ops.aten
@@ -79,6 +80,7 @@ def _contraction(call: TracedCall, left: Tensor, right: Tensor) -> None:
         summed = line(a, a.dim() - 1)
         tracer.couple(summed, line(b, b.dim() - 2))
         tracer.contracted.append(_numbers(summed))
+        record_product(tracer, left, right, transposed=True)
         _recount(call, summed)
         return
     if a is not None and b is not None and rows and columns and not (inner_a or inner_b):
@@ -159,6 +161,7 @@ def attention(call: TracedCall) -> None:
     elif pairs:
         tracer.couple(pairs[0], pairs[1])
         tracer.contracted.append(_numbers(pairs[0]))
+        record_product(tracer, *call.args[:2])
         if call.kwargs.get("scale") is None and own is not None:
             tracer.heads.scales.append((_numbers(pairs[0]), own))
     _count_both(call, q, v)

@@ -15,7 +15,7 @@ In float64, on a copy of the network whose constant parameters are made random (
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +28,7 @@ from raprune.channels.arithmetic import NormScales, ProofArithmetic
 from raprune.channels.cut import cut, rebuild
 from raprune.channels.graph import ChannelGraph, KeptPositions
 from raprune.channels.inputs import NetworkInputs, call, described, tensors_in
+from raprune.channels.members import QueryKeyProduct
 from raprune.channels.situations import Situation, first_situation, other_situations
 from raprune.errors import ModelError
 from raprune.records import Candidate
@@ -73,6 +74,7 @@ def prove(model: nn.Module, graph: ChannelGraph, example_input: NetworkInputs, *
     """
     started = time.perf_counter()
     network = ProofNetwork(model, graph, example_input, seed)
+    graph = replace(graph, products=network.with_free_bases(graph.products))
     graph = _settle(graph, network.permuted)
     graph = _settle(graph, network.run_cut)
     graph = _settle(graph, network.run_narrowest)
@@ -223,6 +225,40 @@ class ProofNetwork:
             return tensor
 
         return self._difference(self.run(rebuild(self.model, permute)))
+
+    def with_free_bases(self, products: Sequence[QueryKeyProduct]) -> tuple[QueryKeyProduct, ...]:
+        """Return the products in which another basis of the heads' widths leaves the outputs unchanged."""
+        if not products or self._difference(self.run(self._in_other_bases(products))) <= TOLERANCE:
+            return tuple(products)
+        if len(products) == 1:
+            return ()
+        half = len(products) // 2
+        return self.with_free_bases(products[:half]) + self.with_free_bases(products[half:])
+
+    def _in_other_bases(self, products: Sequence[QueryKeyProduct]) -> nn.Module:
+        """Return the network with random bases of queries, and the ones that belong to them of keys."""
+        generator = torch.Generator().manual_seed(self._seed)
+        bases: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for product in products:
+            width = product.queries[0].positions.shape[1]
+            drawn = torch.randn(width, width, generator=generator, dtype=torch.float64)
+            # Lengths of 0.5 to 1.5 in orthogonal directions, so that the inverse is as exact as the basis.
+            basis = torch.linalg.qr(drawn).Q * (torch.rand(width, generator=generator, dtype=torch.float64) + 0.5)
+            for side, matrix in ((product.queries, basis), (product.keys, torch.linalg.inv(basis).mT)):
+                for rows in side:
+                    bases.setdefault(rows.parameter, []).append((torch.from_numpy(rows.positions), matrix))
+
+        def change(name: str, tensor: Tensor) -> Tensor:
+            changed = tensor.clone() if name in bases else self._own(name, tensor)
+            for positions, matrix in bases.get(name, ()):
+                rows = (
+                    tensor[positions.to(tensor.device)].flatten(2) if tensor.dim() > 1 else tensor[positions][..., None]
+                )
+                mixed = matrix.to(tensor.device) @ rows
+                changed[positions.to(tensor.device)] = mixed.view(*positions.shape, *tensor.shape[1:])
+            return changed
+
+        return rebuild(self.model, change)
 
     def run_cut(self, graph: ChannelGraph, names: Collection[str]) -> _Failure | None:
         """Run a network with about half of the channels of every named group; return its failure, if any."""

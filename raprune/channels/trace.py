@@ -30,6 +30,7 @@ from raprune.channels.members import Frozen, Term
 from raprune.channels.multihead import takes_cuts
 from raprune.channels.positions import IndexArray
 from raprune.channels.products import ScaledAttention
+from raprune.channels.query_keys import query_key_products
 from raprune.channels.rules import RULES
 from raprune.channels.scales import width_scales
 from raprune.channels.shadow import CostRecord, Tracer
@@ -198,6 +199,7 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> tu
         notes=_notes(tracer, parameters),
         attributes=size_attributes(model, heads, tracer.sized.values(), factors),
         scales=width_scales(tracer, model, grouping),
+        products=query_key_products(tracer, model),
         edits=code_edits(model, [r for r in tracer.heads.reshapes if heads is not None or r.source >= 0]),
     )
     architecture = f"{structure_hash(model, input_shape)}-{graph.digest()}"

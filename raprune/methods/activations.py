@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.inputs import call
+from raprune.channels.multihead import projections_called
 from raprune.channels.positions import IndexArray
 from raprune.channels.transfer import arrays_on
 from raprune.methods.method import Batches, Scores
@@ -105,7 +106,7 @@ def watching(model: nn.Module, seen: list[GroupReader], see: Callable[[int, Tens
 
         handles.append(reader.module.register_forward_pre_hook(hook))
     try:
-        with evaluating(model):
+        with evaluating(model), projections_called(model):
             yield
     finally:
         for handle in handles:

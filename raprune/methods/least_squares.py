@@ -17,6 +17,9 @@ A layer that runs several times in a forward pass, such as a head that runs once
 of its runs: their second moments add up, because the weights are the same. All of its inputs must have arrived before
 it is refitted, so that it takes a pass of its own, at the place of its first run.
 
+In attention, the queries and keys of heads that lost widths are not fitted to the dense network's queries and keys of
+the widths that stay, but to the ones of this number of widths that give its products best (`query_key.py`).
+
 Depthwise and transposed convolutions, layers that compute or share their weights, and layers that do not run on whole
 images, or whose runs have different batch norms, keep their weights.
 """
@@ -37,10 +40,12 @@ from torch import Tensor, nn
 from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import KeptPositions
 from raprune.channels.inputs import call
+from raprune.channels.multihead import projections_called
 from raprune.channels.transfer import arrays_on
 from raprune.methods.layer_observer import LayerObserver, structure_of
 from raprune.methods.method import Batches, Cut, reestimate_batch_norm
 from raprune.methods.patches import CHUNK, Patches
+from raprune.methods.query_key import match_products
 from raprune.methods.refitted_layer import RefittedLayer, drawn_patches
 
 LARGEST = 2**32
@@ -68,9 +73,12 @@ def refit(model: nn.Module, batches: Batches, cut: Cut, *, asymmetric: bool = Tr
     is_whole = all(len(channels) == cut.graph.by_name[name].num_channels for name, channels in cut.kept.items())
     if is_whole and not cut.identity:
         return
-    with evaluating(model), evaluating(cut.dense), torch.no_grad():
+    with evaluating(model), evaluating(cut.dense), projections_called(model, cut.dense), torch.no_grad():
         layers, images, size, largest = _layers(model, cut, [images for images, _ in batches()])
         parts = images.split(size)
+        for name, mix in match_products(model, parts, cut).items():
+            if name.removesuffix(".weight") in layers:
+                layers[name.removesuffix(".weight")].mix = mix
         if asymmetric:
             needs = _Needs.of(layers, images, largest)
             if cut.room is None or needs.whole <= cut.room:

@@ -37,6 +37,7 @@ from raprune.channels.evaluating import evaluating
 from raprune.channels.graph import ChannelGraph
 from raprune.channels.inputs import call
 from raprune.channels.members import Group, Member
+from raprune.channels.multihead import projections_called
 from raprune.methods.block_matching import match_blocks
 from raprune.methods.layer_observer import ObservedLayer, structure_of
 from raprune.methods.least_squares import refit
@@ -44,6 +45,7 @@ from raprune.methods.magnitude import sum_over_layers
 from raprune.methods.method import Batches, Cut, Method, Scores
 from raprune.methods.moments import Halves, Moments, factored, scale_of, solved
 from raprune.methods.patches import PATCHES, PATCHES_A_WEIGHT, Patches
+from raprune.methods.query_key import width_errors
 from raprune.methods.sensitivity import LayerChange, ParameterChange, effects_of_layers, effects_of_parameters
 
 Curve = npt.NDArray[np.float64]
@@ -99,27 +101,39 @@ class Reconstruction(Method):
     (`block_matching.py`), for example 200. 0: none, because they take minutes for a network."""
 
     def score(self, model: nn.Module, graph: ChannelGraph, batches: Batches, *, seed: int) -> Scores:
+        with projections_called(model):
+            return self._scored(model, graph, batches)
+
+    def _scored(self, model: nn.Module, graph: ChannelGraph, batches: Batches) -> Scores:
         with evaluating(model), torch.no_grad():
             structure, _ = structure_of(model, next(iter(batches()))[0][:2])
             # Layers that run several times have the map form: positions of all their runs are the samples.
             ran = {name: here for name, here in structure.items() if len(here.outputs) == 1}
             parts = _enough(model, ran, batches)
             problems = _problems(model, graph, parts, ran, self.form)
+            narrower = width_errors(model, graph, parts, ran)
             orders, curves, of_layers, of_parameters = {}, {}, {}, {}
             for group in graph.groups:
+                products = [error for error in narrower if error.group == group.name]
                 mine = [problem for problem in problems if problem.group == group.name]
                 if mine:
                     ridges = [problem.ridge(self.ridge) for problem in mine]
                     solutions = [problem.solution(ridge) for problem, ridge in zip(mine, ridges, strict=True)]
                     orders[group.name], curves[group.name] = removal(solutions)
                 else:
+                    ridges = []
                     # No layer reads the group, so the norms of its filters decide.
                     orders[group.name], curves[group.name] = _by_weight(model, graph.only([group.name]))
+                if products:
+                    # Queries and keys may choose their basis, so that the number of widths counts, and not which.
+                    before = curves[group.name] if mine else np.zeros(group.num_channels)
+                    curves[group.name] = sum((error.curve() for error in products), before)
                 for gone in self._estimated_at(group.num_channels):
                     removed = orders[group.name][:gone]
-                    if mine:
+                    if mine or products:
                         of_layers[group.name, gone] = [
-                            problem.change(removed, ridge) for problem, ridge in zip(mine, ridges, strict=True)
+                            *(problem.change(removed, ridge) for problem, ridge in zip(mine, ridges, strict=True)),
+                            *(error.change(gone) for error in products),
                         ]
                     else:
                         of_parameters[group.name, gone] = _without(model, group, removed)

@@ -32,6 +32,9 @@ class RefittedLayer:
     """Place in the order in which the layers are refitted."""
     gain: Tensor | None = None
     """Factor of each output that stays, where a cut changes the scale of queries."""
+    mix: Tensor | None = None
+    """Outputs of the dense layer that each output stands for, `(dense, outputs)`, where queries or keys got narrower;
+    with the factors of `gain`."""
 
     @property
     def groups(self) -> int:
@@ -39,6 +42,8 @@ class RefittedLayer:
 
     def wanted_of(self, y: Tensor, first: int, run: int = 0) -> Tensor:
         """Return the outputs `(N, M)` that the layer should have at its patches, from the dense layer's output `y`."""
+        if self.mix is not None:
+            return self.patches[run].of_output(y, first) @ self.mix.to(y.dtype)
         wanted = self.patches[run].of_output(y, first)[:, self.outputs]
         return wanted if self.gain is None else wanted * self.gain.to(wanted.dtype)
 

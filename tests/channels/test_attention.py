@@ -302,6 +302,7 @@ def test_graph_with_heads_survives_json() -> None:
     assert again.to_json() == graph.to_json()
     assert again.attributes == graph.attributes
     assert again.scales == graph.scales
+    assert again.products == graph.products
 
 
 def test_attention_coordinates_in_a_buffer_are_no_channels() -> None:
