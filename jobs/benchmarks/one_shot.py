@@ -2,11 +2,14 @@
 
     uv run --group dev python jobs/benchmarks/one_shot.py resnet56
     uv run --group dev python jobs/benchmarks/one_shot.py efficientnet_lite0
+    uv run --group dev --extra timm python jobs/benchmarks/one_shot.py vit
 
 `resnet56` is ResNet-56 on CIFAR-10 (JPEG), from the checkpoint and the data in the folder that RAPRUNE_DATA names:
 2,048 training images for scores, repair and batch-norm re-estimation, 2,000 for the choice of a setting, the 10,000
 test images for the figure. `efficientnet_lite0` is the ImageNet network at 224 pixels: 320 photographs for scores
-and repair, 80 for the choice, 200 for the figure, which is set against the dense network's image by image.
+and repair, 80 for the choice, 200 for the figure, which is set against the dense network's image by image. `vit` is
+the vision transformer that `jobs/train_dense.py jobs/vit_cifar10.toml` trains, on the same data as ResNet-56: 1,024
+training images for scores and repair.
 
 All sides get the same network, the same images and the same FLOPs budgets by the same counter; none trains. Each method
 or criterion runs in every setting that it has, the best of them by validation accuracy is kept, and only that one meets
@@ -17,7 +20,11 @@ the test images. A setting that falls far behind at one budget is not tried at t
 * The other libraries' settings: local or global ranking, the residual stream pruned or left alone; the ratio is sought
   that comes closest to the budget from below, and the batch norms are re-estimated. torch-pruning cannot take the
   zero-padding shortcuts of ResNet-56, so both get the same function with 1x1 convolutions there, whose FLOPs are not
-  held against them.
+  held against them. In the transformer torch-pruning removes heads, widths of heads or neither, and keeps the scale of
+  the dense network; channels go by its ratio in all other layers. torch-kirigami finds the candidates of attention by
+  itself, and each attempt there ends after 300 CPU seconds.
+* The transformer has no batch norm. *reconstruction, without repair* keeps the channels of `reconstruction` and the
+  dense network's weights; the methods that do not refit keep them as well.
 * Controls: the dense network, and the dense network with its batch norms re-estimated on the same images.
 
 Results are kept in `one_shot.jsonl` beside this file, each with its commit, date and machine; what stands there is
@@ -41,7 +48,7 @@ import torch
 from bar import show
 from kept_rows import KeptRows, Origin, origin_now
 from one_shot_peers import TorchKirigami, TorchPruning
-from one_shot_raprune import Raprune
+from one_shot_raprune import UNREPAIRED, Raprune
 from one_shot_terms import CONTESTS, SEED, Attempt, Contest, Ground, NotPossible, Side
 from torch import Tensor, nn
 
@@ -124,11 +131,26 @@ def main() -> None:
     TABLE.write_text(tables(kept))
     print(f"wrote {TABLE.name}")
     for contest in CONTESTS.values():
+        for budget, bar in contest.ahead.items():
+            gap = lead(contest, budget, kept)
+            if gap is not None:
+                name = f"{contest.name}, reconstruction ahead at {budget:.0%} FLOPs"
+                show(name, figure=100 * gap, bar=100 * bar, unit="points", more_is_better=True)
         for budget, bar in contest.budgets.items():
             row = kept.rows.get((contest.name, "raprune", "reconstruction", budget))
             if row is not None and row.test is not None and bar:
                 name = f"{contest.name}, reconstruction at {budget:.0%} FLOPs"
                 show(name, figure=100 * row.test, bar=100 * bar, unit="%", more_is_better=True)
+
+
+def lead(contest: Contest, budget: float, kept: KeptRows[Result]) -> float | None:
+    """Return how far `reconstruction` is ahead of its channels without repair and of the other libraries; None if it,
+    the former or all of the latter lack."""
+    at_budget = [row for row in kept.rows.values() if (row.network, row.budget) == (contest.name, budget)]
+    of_name = {row.name: row.test for row in at_budget if row.side == "raprune"}
+    ours, unrepaired = of_name.get("reconstruction"), of_name.get(UNREPAIRED)
+    theirs = [row.test for row in at_budget if row.side not in ("raprune", CONTROL) and row.test is not None]
+    return None if ours is None or unrepaired is None or not theirs else ours - max(unrepaired, *theirs)
 
 
 def run(contest: Contest, kept: KeptRows[Result], arguments: argparse.Namespace) -> None:
@@ -194,7 +216,7 @@ class Arena:
         """Measure the best of the settings `tried`, or of all, by validation accuracy on the test images."""
         library = self.side(side)
         settings = [setting for setting in library.settings if not tried or ", ".join(setting) in tried.split("; ")]
-        attempts: dict[tuple[str, str], tuple[Attempt, Tensor]] = {}
+        attempts: dict[tuple[str, ...], tuple[Attempt, Tensor]] = {}
         reasons: list[str] = []
         for setting in settings:
             try:

@@ -2,6 +2,9 @@
 
 Both prune by a ratio of channels. The ratio is sought that comes closest to the FLOPs budget from below, and the batch
 norms are re-estimated, which neither library does by itself.
+
+In a vision transformer torch-pruning removes heads or widths of heads by the same ratio, as its examples do. The
+numbers that timm's attention keeps are set as those examples set them, and its scale keeps the dense value.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import signal
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -21,7 +24,20 @@ import torch
 import torch_kirigami
 import torch_kirigami.pruning
 import torch_pruning
-from one_shot_terms import PRUNED, SEED, WHOLE, Attempt, Ground, NotPossible, flops, projections
+from one_shot_terms import (
+    HEADS,
+    NEITHER,
+    PRUNED,
+    SEED,
+    WHOLE,
+    WIDTHS,
+    Attempt,
+    Ground,
+    NotPossible,
+    attentions,
+    flops,
+    projections,
+)
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
@@ -32,9 +48,6 @@ PROBES = 8
 """Maximum number of ratios that are tried for a budget."""
 CLOSE = 0.002
 """A network whose FLOPs are less than this fraction below the budget is near enough."""
-TIME_LIMIT_S = 900
-"""CPU seconds, of all cores together, after which an attempt is given up."""
-
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -42,9 +55,11 @@ class Peer(ABC):
     """A library that prunes a network by a ratio of channels, one ranking at a time."""
 
     names: list[str]
-    settings = [(ranking, stream) for ranking in ("local", "global") for stream in (WHOLE, PRUNED)]
+    settings: Sequence[tuple[str, ...]] = [(r, stream) for r in ("local", "global") for stream in (WHOLE, PRUNED)]
 
     def __init__(self, ground: Ground) -> None:
+        self._limit_s = ground.contest.peers_limit_s
+        self._output_layers = ground.output_layers
         self._workload = ground.workload
         self._calibration = ground.calibration
         self._dense = ground.contest.peers_model(ground.workload.model).to(ground.workload.device).eval()
@@ -54,23 +69,30 @@ class Peer(ABC):
         with torch.no_grad():
             ours, theirs = (model(self._image) for model in (ground.workload.model, self._dense))
         assert torch.allclose(ours, theirs, atol=1e-3), "the other libraries' network is another function"
-        self._fractions: dict[tuple[str, str, str], dict[float, float]] = {}
+        self._fractions: dict[tuple[str, ...], dict[float, float]] = {}
         """Setting of a criterion -> pruning ratio -> fraction of the FLOPs that is left."""
+        self._given_up: set[tuple[str, ...]] = set()
+        """Settings of a criterion that took too long."""
 
     @abstractmethod
-    def pruned(self, name: str, ratio: float, ranking: str, stream: str) -> nn.Module:
+    def pruned(self, name: str, ratio: float, ranking: str, stream: str, part: str = NEITHER) -> nn.Module:
         """Return a copy of the dense network without `ratio` of its channels."""
 
     def attempt(self, name: str, budget: float, *setting: str) -> Attempt:
-        ranking, stream = setting
         started = time.process_time()
+        too_long = f"not within {self._limit_s} CPU seconds"
+        if (name, *setting) in self._given_up:
+            raise NotPossible(too_long)
         try:
-            with time_limit(TIME_LIMIT_S), warnings.catch_warnings():
+            with time_limit(self._limit_s), warnings.catch_warnings():
                 # Both libraries warn about their own deprecations.
                 warnings.simplefilter("ignore")
-                model, fraction = self._within(budget, name, ranking, stream)
+                model, fraction = self._within(budget, name, *setting)
         except TimeoutError:
-            raise NotPossible(f"not within {TIME_LIMIT_S} CPU seconds") from None
+            self._given_up.add((name, *setting))
+            raise NotPossible(too_long) from None
+        except NotPossible:
+            raise
         # A peer may fail in any way on a network that it does not know.
         except Exception as error:
             raise NotPossible(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
@@ -84,12 +106,16 @@ class Peer(ABC):
     def protected(self, model: nn.Module, stream: str) -> list[nn.Module]:
         """Return the layers of `model` whose outputs stay whole."""
         layers = dict(model.named_modules())
-        head: list[nn.Module] = [module for module in layers.values() if isinstance(module, nn.Linear)]
+        head = [layers[name] for name in sorted(self._output_layers)]
         return head if stream == PRUNED else [*head, *(layers[name] for name in sorted(self._stream_layers))]
 
-    def _within(self, budget: float, name: str, ranking: str, stream: str) -> tuple[nn.Module, float]:
-        """Return the largest network within the budget that a few interpolated ratios find, and its FLOPs."""
-        known = self._fractions.setdefault((name, ranking, stream), {0.0: 1.0, 1.0: 0.0})
+    def _within(self, budget: float, name: str, *setting: str) -> tuple[nn.Module, float]:
+        """Return the largest network within the budget that a few interpolated ratios find, and its FLOPs.
+
+        Raises:
+            NotPossible: if none of the ratios comes down to the budget.
+        """
+        known = self._fractions.setdefault((name, *setting), {0.0: 1.0, 1.0: 0.0})
         for _ in range(PROBES):
             low = max(ratio for ratio, fraction in known.items() if fraction > budget)
             high = min(ratio for ratio, fraction in known.items() if fraction <= budget)
@@ -97,9 +123,12 @@ class Peer(ABC):
                 break
             share = (known[low] - budget + CLOSE / 2) / (known[low] - known[high])
             ratio = low + min(max(share, 0.1), 0.9) * (high - low)
-            known[ratio] = flops(self.pruned(name, ratio, ranking, stream), self._image) / self._dense_flops
+            known[ratio] = flops(self.pruned(name, ratio, *setting), self._image) / self._dense_flops
         ratio = min(ratio for ratio, fraction in known.items() if fraction <= budget)
-        return self.pruned(name, ratio, ranking, stream), known[ratio]
+        if ratio == 1.0:
+            lowest = min(fraction for at, fraction in known.items() if at < 1.0)
+            raise NotPossible(f"no ratio below 1 comes down to the budget, the lowest FLOPs are {lowest:.0%}")
+        return self.pruned(name, ratio, *setting), known[ratio]
 
 
 class TorchPruning(Peer):
@@ -108,18 +137,28 @@ class TorchPruning(Peer):
     def __init__(self, ground: Ground) -> None:
         super().__init__(ground)
         self.names = list(CRITERIA)
+        if ground.contest.parts:
+            self.settings = [(*setting, part) for setting in Peer.settings for part in ground.contest.parts]
         self._prepared: dict[str, tuple[nn.Module, object]] = {}
 
-    def pruned(self, name: str, ratio: float, ranking: str, stream: str) -> nn.Module:
+    def pruned(self, name: str, ratio: float, ranking: str, stream: str, part: str = NEITHER) -> nn.Module:
         model, importance = self._scored(name)
-        torch_pruning.pruner.BasePruner(
+        heads: dict[Any, int] = {module.qkv: module.num_heads for module in attentions(model)}  # type: ignore[misc]
+        pruner = torch_pruning.pruner.BasePruner(
             model,
             self._image,
             importance,
             global_pruning=ranking == "global",
             pruning_ratio=ratio,
-            ignored_layers=self.protected(model, stream),
-        ).step()
+            ignored_layers=self.protected(model, stream) + (list(heads) if part == NEITHER else []),
+            num_heads=heads,
+            prune_num_heads=part == HEADS,
+            prune_head_dims=part == WIDTHS,
+            head_pruning_ratio=ratio if part == HEADS else 0.0,
+        )
+        pruner.step()
+        for module in attentions(model):
+            fit_numbers(module, pruner.num_heads)
         model.zero_grad(set_to_none=True)
         return model
 
@@ -149,7 +188,7 @@ class TorchKirigami(Peer):
         self.names = list(self.metrics)
         self._with_gradient: nn.Module | None = None
 
-    def pruned(self, name: str, ratio: float, ranking: str, stream: str) -> nn.Module:
+    def pruned(self, name: str, ratio: float, ranking: str, stream: str, part: str = NEITHER) -> nn.Module:
         model = with_gradients(self._differentiated()) if name == "WeightTaylor" else copy.deepcopy(self._dense)
         graph = torch_kirigami.DependencyGraph.build(model, args=(self._image,))
         pruner = torch_kirigami.pruning.Pruner(model, graph=graph)
@@ -176,6 +215,13 @@ class TorchKirigami(Peer):
             self._with_gradient = copy.deepcopy(self._dense)
             mean_gradient(self._with_gradient, self.batches)
         return self._with_gradient
+
+
+def fit_numbers(attention: Any, num_heads: dict[Any, int]) -> None:
+    """Set the numbers that timm's attention keeps to those of its pruned layers; the scale stays."""
+    attention.num_heads = num_heads[attention.qkv]
+    attention.attn_dim = attention.qkv.out_features // 3
+    attention.head_dim = attention.attn_dim // attention.num_heads
 
 
 def with_gradients(model: nn.Module) -> nn.Module:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from raprune.pruning.workload import Workload
 
 SEED = 0
 PRUNED, WHOLE = "stream pruned", "stream whole"
+HEADS, WIDTHS, NEITHER = "heads", "widths of heads", "attention whole"
+OUTPUT = "the network's output"
+"""Reason in a graph of channels that stay whole."""
 JOBS = Path(__file__).parents[1]
 
 
@@ -34,11 +38,18 @@ class Contest:
     overrides: dict[str, Any]
     """Fields of the job that the benchmark sets."""
     budgets: dict[float, float]
-    """FLOPs budget -> the test accuracy that `reconstruction` has to reach."""
+    """FLOPs budget -> the test accuracy that `reconstruction` has to reach; 0: none was promised."""
+    ahead: dict[float, float] = field(default_factory=dict)
+    """FLOPs budget -> the test accuracy by which `reconstruction` has to be ahead of its channels without repair and of
+    the other libraries."""
     allocations: tuple[str, ...] = ("uniform", "global_rank", "least_damage")
     """Allocations of raprune that are tried."""
     peers_model: Callable[[nn.Module], nn.Module] = lambda model: model
     """The same function as a network that the other libraries can take."""
+    parts: tuple[str, ...] = ()
+    """Parts of attention of which torch-pruning prunes one at a time; none without attention."""
+    peers_limit_s: int = 900
+    """CPU seconds, of all cores together, after which an attempt of another library is given up."""
 
 
 def projected(model: nn.Module) -> nn.Module:
@@ -52,6 +63,19 @@ def projected(model: nn.Module) -> nn.Module:
             shortcut.weight.zero_()
             shortcut.weight[first : first + narrow, :, 0, 0] = torch.eye(narrow)
     return theirs
+
+
+def written_out(model: nn.Module) -> nn.Module:
+    """Return the same function without fused attention, whose scale would follow the width of a pruned head."""
+    theirs = copy.deepcopy(model)
+    for module in attentions(theirs):
+        module.fused_attn = False  # type: ignore[assignment]  # an attribute of timm's
+    return theirs
+
+
+def attentions(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of `model` that are timm's attention."""
+    return [module for module in model.modules() if hasattr(module, "fused_attn") and hasattr(module, "qkv")]
 
 
 CONTESTS = {
@@ -73,6 +97,18 @@ CONTESTS = {
         # A repair takes the better part of a minute on one core.
         allocations=("global_rank", "least_damage"),
     ),
+    "vit": Contest(
+        name="vit",
+        title="ViT of 32 pixels on CIFAR-10 (JPEG)",
+        job=JOBS / "vit_cifar10.toml",
+        overrides={},
+        budgets={0.7: 0.0, 0.5: 0.0},
+        ahead={0.5: 0.1},
+        allocations=("uniform", "global_rank", "isomorphic", "least_damage"),
+        peers_model=written_out,
+        parts=(HEADS, WIDTHS, NEITHER),
+        peers_limit_s=300,
+    ),
 }
 
 
@@ -90,7 +126,7 @@ class Side(Protocol):
     """A library with its methods or criteria."""
 
     names: list[str]
-    settings: list[tuple[str, str]]
+    settings: Sequence[tuple[str, ...]]
 
     def attempt(self, name: str, budget: float, *setting: str) -> Attempt:
         """Cut and repair the dense network to at most `budget` of its FLOPs.
@@ -121,6 +157,11 @@ class Ground:
         model = self.workload.model
         streams = {group.name: "residual stream" for group in graph.groups if is_stream(group, model)}
         return {PRUNED: graph, WHOLE: graph.without(streams)}
+
+    @property
+    def output_layers(self) -> set[str]:
+        """Names of the layers that write the network's output."""
+        return {frozen.module for frozen in self.prepared.graph.frozen if frozen.reason.startswith(OUTPUT)}
 
     @property
     def stream_layers(self) -> set[str]:
