@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -114,6 +114,25 @@ def test_candidates_after_the_correction_take_what_is_predicted(
         taken = device.milliseconds(widths) / cost.dense_latency_ms
         assert taken <= 0.75 * (1 + TOLERATED)
         assert taken == pytest.approx(float(cost.latency_ms(np.array(widths))) / cost.dense_latency_ms, rel=0.03)
+
+
+def test_scores_that_take_long_leave_the_rounds_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A correction that no further candidate has confirmed may be far off for the networks that follow it."""
+    device, spec = Device(monkeypatch, lambda widths: 1.2), job()[0]
+    made, now = pruner(), [0.0]
+
+    class Scoring:
+        """The pruner's own, whose first scores take an hour."""
+
+        def __getattr__(self, name: str) -> Any:
+            now[0] = max(now[0], 3600.0)
+            return getattr(pruner().scoring, name)
+
+    made.scoring = cast(Any, Scoring())
+    monkeypatch.setattr(first_candidates.time, "monotonic", lambda: now[0])
+    found = corrected(made, spec, first_proposals(spec, spec.methods))
+    assert found.after <= TOLERATED < found.before
+    assert found.networks == len(device.timed)
 
 
 def test_correction_is_measured_once_for_a_folder_of_statistics(
