@@ -95,3 +95,48 @@ def line(ids: Tensor, dim: int) -> Tensor:
         if other != dim:
             ids = ids.select(other, 0)
     return ids
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Return ids concatenated along `dim`; axes along which all parts are only expanded stay so, in few elements."""
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    for other in range(len(shape)):
+        if other != dim and shape[other] > 1 and all(part.stride(other) == 0 for part in parts):
+            parts = [part.narrow(other, 0, 1) for part in parts]
+    return torch.cat(list(parts), dim).expand(shape)
+
+
+def reshaped(ids: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return reshaped ids; axes that are only expanded stay so where they do not merge with others."""
+    before, after = list(ids.shape), list(shape)
+    for inside, outside in axis_blocks(ids.shape, shape) if ids.numel() else ():
+        if all(size == 1 or stride == 0 for size, stride in ((ids.shape[d], ids.stride(d)) for d in inside)):
+            for sizes, dims in ((before, inside), (after, outside)):
+                for dim in dims:
+                    sizes[dim] = 1
+    for dim, size in enumerate(before):
+        ids = ids.narrow(dim, 0, size)
+    return ids.reshape(after).expand(shape)
+
+
+def axis_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Return the axes of a reshape in blocks of equal size: ([axes before], [axes after])."""
+    blocks = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        inside, outside = [i], [j]
+        size_in = before[i] if i < len(before) else 1
+        size_out = after[j] if j < len(after) else 1
+        i, j = i + 1, j + 1
+        while size_in != size_out:
+            if size_in < size_out:
+                size_in *= before[i]
+                inside.append(i)
+                i += 1
+            else:
+                size_out *= after[j]
+                outside.append(j)
+                j += 1
+        blocks.append(([d for d in inside if d < len(before)], [d for d in outside if d < len(after)]))
+    return blocks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raprune.channels.code import attribute_here, name_here
-from raprune.channels.ids import ParameterShadow, Shadow, collapse, compact, line, varies
+from raprune.channels.ids import ParameterShadow, Shadow, axis_blocks, collapse, compact, joined, line, reshaped, varies
 from raprune.channels.parts import SizedPart, sequences_of
 from raprune.channels.positions import IndexArray
 from raprune.channels.shadow import TracedCall, Tracer
@@ -32,7 +32,7 @@ def moved(call: TracedCall, shadow: Shadow | None, part: int) -> Shadow | None:
     def run(ids: Tensor) -> Tensor:
         args: tuple[Any, ...] = tuple(a.cpu() if isinstance(a, Tensor) else _indices(a) for a in call.args[1:])
         if call.func.overloadpacket in RESHAPES:
-            return ids.reshape(args[0])
+            return reshaped(ids, call.out.shape)
         if call.func.overloadpacket in COPIES:
             return ids
         result = call.func(ids, *args, **call.kwargs)
@@ -163,8 +163,8 @@ def view(call: TracedCall) -> None:
         move(call)
         _record_shape(tracer, x, out)
         return
-    after = ids.reshape(out.shape)
-    blocks = _axis_blocks(x.shape, out.shape)
+    after = reshaped(ids, out.shape)
+    blocks = axis_blocks(x.shape, out.shape)
     same = [(outside[0], inside[0]) for inside, outside in blocks if len(inside) == len(outside) == 1]
     for inside, outside in blocks:
         if len(outside) < 2 or not any(varies(ids, dim) for dim in inside):
@@ -232,28 +232,6 @@ def _record_name(tracer: Tracer, x: Tensor, out: Tensor, ids: Tensor) -> None:
             tracer.heads.reshapes[reshape] = None
 
 
-def _axis_blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
-    """Return the axes of a reshape in blocks of equal size: ([axes before], [axes after])."""
-    blocks = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        inside, outside = [i], [j]
-        size_in = before[i] if i < len(before) else 1
-        size_out = after[j] if j < len(after) else 1
-        i, j = i + 1, j + 1
-        while size_in != size_out:
-            if size_in < size_out:
-                size_in *= before[i]
-                inside.append(i)
-                i += 1
-            else:
-                size_out *= after[j]
-                outside.append(j)
-                j += 1
-        blocks.append(([d for d in inside if d < len(before)], [d for d in outside if d < len(after)]))
-    return blocks
-
-
 def concatenate(call: TracedCall) -> None:
     """Handle cat and stack: each part keeps its ids; a part without channels gives positions that stay."""
     tracer, out = call.tracer, call.out
@@ -284,7 +262,7 @@ def concatenate(call: TracedCall) -> None:
     if call.name == "cat" and axis - out.dim() not in axes:
         tracer.set_shadow(out, _side_by_side(tracer, parts, axis, out.shape))
         return
-    tracer.set_shadow(out, torch.stack(parts, dim) if call.name == "stack" else torch.cat(parts, dim))
+    tracer.set_shadow(out, joined([part.unsqueeze(axis) for part in parts] if call.name == "stack" else parts, axis))
 
 
 def _side_by_side(tracer: Tracer, parts: list[Tensor], axis: int, shape: torch.Size) -> Tensor | None:
