@@ -42,6 +42,7 @@ class HeadShadows:
         self._own = WeakIdKeyDictionary()
         self._mixed = WeakIdKeyDictionary()
         self._used_once = False
+        """True once a tensor has layers; most networks have none."""
         self.num_ids = 1
         """Number of head ids; id 0 is no head."""
         self.running = False
@@ -84,7 +85,7 @@ class HeadShadows:
 
     def layers(self, value: object) -> tuple[Tensor, ...]:
         """Return the layers of an activation."""
-        return self._layers.get(value, ()) if isinstance(value, Tensor) else ()
+        return self._layers.get(value, ()) if self._used_once and isinstance(value, Tensor) else ()
 
     def set_layers(self, value: Tensor, layers: Iterable[Tensor]) -> None:
         """Attach layers; without any, those that the tensor has are dropped."""

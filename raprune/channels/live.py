@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from raprune.channels.grouping import Grouping
 from raprune.channels.ids import compact
 from raprune.channels.members import Factor
 from raprune.channels.positions import IndexArray
-from raprune.channels.shadow import NO_CHANNEL
 
 
 class LiveStorages(TorchDispatchMode, ABC):
@@ -32,7 +32,8 @@ class LiveStorages(TorchDispatchMode, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: set[int] = set()
+        self._known: dict[int, weakref.ref[UntypedStorage]] = {}
+        """References that tell when a storage is free, by its key."""
 
     @abstractmethod
     def made(self, key: int, size: int, tensor: Tensor, results: Sequence[Tensor]) -> None:
@@ -72,13 +73,14 @@ class LiveStorages(TorchDispatchMode, ABC):
             if results is not None:
                 self.written(key, tensor)
             return
-        self._known.add(key)
-        if results is not None:
-            self.made(key, storage.nbytes(), tensor, results)
-        weakref.finalize(storage, self._free, key, None if results is None else storage.nbytes())
+        size = None if results is None else storage.nbytes()
+        # Held here, not by `weakref.finalize`: it would keep this object as long as the weights live.
+        self._known[key] = weakref.ref(storage, lambda _: self._free(key, size))
+        if size is not None and results is not None:
+            self.made(key, size, tensor, results)
 
     def _free(self, key: int, size: int | None) -> None:
-        self._known.discard(key)
+        del self._known[key]
         if size is not None:
             self.freed(key, size)
 
@@ -92,15 +94,28 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from (item for item in value if isinstance(item, Tensor))
 
 
-@dataclass(frozen=True)
-class _Bytes:
-    """Bytes of one storage: of the elements of each id, and of elements that no channel owns."""
+@dataclass(frozen=True, eq=False)
+class _Elements:
+    """The different ids of a shadow, and how many of its elements have each; an axis that is expanded counts once."""
 
-    fixed: int
     ids: IndexArray
-    of_ids: npt.NDArray[np.float64]
+    counts: IndexArray
     heads: tuple[IndexArray, ...] = ()
     """Head ids beside `ids`, one array for each way in which the tensor was split into heads."""
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """Bytes of one storage: `bytes_each` for each of `elements`, the rest is owned by no channel."""
+
+    size: int
+    bytes_each: int = 0
+    elements: _Elements = _Elements(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+
+    @property
+    def fixed(self) -> int:
+        """Bytes beside those of the elements."""
+        return self.size - self.bytes_each * int(self.elements.counts.sum())
 
 
 class LiveActivations(LiveStorages):
@@ -113,7 +128,9 @@ class LiveActivations(LiveStorages):
         super().__init__()
         self._shadow = shadow
         self._layers = layers
-        self._storages: list[_Bytes] = []
+        self._storages: list[_Storage] = []
+        self._elements = WeakIdKeyDictionary()
+        """Elements of each shadow, which most operations pass on: they are counted once."""
         self._now: dict[int, int] = {}
         """Key of each living storage -> its index in `_storages`."""
         self._moments: dict[frozenset[int], None] = {}
@@ -123,17 +140,14 @@ class LiveActivations(LiveStorages):
         self._now[key] = len(self._storages)
         # The indices of a max pooling have no shadow of their own, and as many channels as its maxima.
         alike = (self._shadow(result) for result in (tensor, *results) if result.shape == tensor.shape)
-        ids = next((ids for ids in alike if ids is not None), None)
-        with _no_modes():
-            self._storages.append(_bytes_of(size, tensor, ids, self._layers(tensor)))
+        self._storages.append(self._storage(size, tensor, next((ids for ids in alike if ids is not None), None)))
         self._has_grown = True
 
     def written(self, key: int, tensor: Tensor) -> None:
         """An operation in place may give channels to a tensor that had none, such as a buffer of zeros."""
-        if key in self._now and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
-            size = tensor.untyped_storage().nbytes()
-            with _no_modes():
-                self._storages[self._now[key]] = _bytes_of(size, tensor, self._shadow(tensor), self._layers(tensor))
+        size = tensor.untyped_storage().nbytes()
+        if key in self._now and tensor.numel() * tensor.element_size() == size:
+            self._storages[self._now[key]] = self._storage(size, tensor, self._shadow(tensor))
 
     def freed(self, key: int, size: int) -> None:
         self._keep_moment()
@@ -144,12 +158,16 @@ class LiveActivations(LiveStorages):
         self._keep_moment()
         groups = grouping.groups
         base = len(groups) + 1
-        keys = [_keys(storage, grouping, base) for storage in self._storages]
-        columns = np.unique(np.concatenate([[0], *keys]).astype(np.int64))
-        rows = np.zeros((len(self._storages), len(columns)))
-        for row, storage, key in zip(rows, self._storages, keys, strict=True):
-            row[0] = storage.fixed
-            np.add.at(row, np.searchsorted(columns, key), storage.of_ids)
+        different = dict.fromkeys(storage.elements for storage in self._storages)
+        keys = {elements: _keys(elements, grouping, base) for elements in different}
+        columns = np.unique(np.concatenate([[0], *(np.unique(key) for key in keys.values())]).astype(np.int64))
+        counted = {
+            elements: np.bincount(np.searchsorted(columns, key), elements.counts, len(columns))
+            for elements, key in keys.items()
+        }
+        rows = np.array([storage.bytes_each * counted[storage.elements] for storage in self._storages])
+        rows = rows.reshape(-1, len(columns))
+        rows[:, 0] += [storage.fixed for storage in self._storages]
         counts = np.array([1, *(group.num_channels for group in groups)], dtype=np.float64)
         pairs = [divmod(int(column), base) for column in columns]
         rows /= [counts[head] * counts[group] for head, group in pairs]
@@ -157,6 +175,19 @@ class LiveActivations(LiveStorages):
         sums = sums.reshape(-1, len(columns))
         sums[:, 0] += images
         return tuple(_factors(_undominated(np.rint(sums)), pairs, [group.name for group in groups]))
+
+    def _storage(self, size: int, tensor: Tensor, ids: Tensor | None) -> _Storage:
+        if ids is not None and ids.shape != tensor.shape:
+            ids = None
+        layers = self._layers(tensor)
+        if tensor.numel() == 0 or (ids is None and not layers):
+            return _Storage(size)
+        with _no_modes():
+            if ids is None or layers:
+                elements = _elements_of([torch.zeros(1, dtype=torch.int64) if ids is None else ids, *layers])
+            else:
+                elements = self._elements.get(ids) or self._elements.setdefault(ids, _elements_of([ids]))
+        return _Storage(size, tensor.numel() // int(elements.counts.sum()) * tensor.element_size(), elements)
 
     def _keep_moment(self) -> None:
         # Only a moment before something is freed can be a peak.
@@ -171,37 +202,29 @@ def _no_modes() -> AbstractContextManager[Any]:
     return context
 
 
-def _bytes_of(size: int, tensor: Tensor, ids: Tensor | None, layers: tuple[Tensor, ...]) -> _Bytes:
-    if ids is not None and ids.shape != tensor.shape:
-        ids = None
-    if tensor.numel() == 0 or (ids is None and not layers):
-        return _Bytes(size, np.zeros(0, dtype=np.int64), np.zeros(0))
-    few = [compact(part) for part in (torch.zeros(1, dtype=torch.int64) if ids is None else ids, *layers)]
-    shape = torch.broadcast_shapes(*(part.shape for part in few))
+def _elements_of(shadows: Sequence[Tensor]) -> _Elements:
+    """Count the different ids of a tensor; behind the first shadow come the layers of its heads."""
+    first, *layers = (compact(part) for part in shadows)
     # One number for each combination of ids: a sort of numbers takes a hundredth of the time of a sort of columns.
-    bases = [int(part.max()) + 1 for part in few]
-    numbers = torch.zeros(shape, dtype=torch.int64)
-    for part, base in zip(few, bases, strict=True):
-        numbers = numbers * base + part
+    bases, numbers = [int(first.max()) + 1], first
+    for part in layers:
+        bases.append(int(part.max()) + 1)
+        numbers = numbers * bases[-1] + part
     different, counts = torch.unique(numbers, return_counts=True)
-    found = np.stack(np.unravel_index(different.numpy(), bases))
-    own = counts.numpy() * (tensor.numel() // numbers.numel()) * tensor.element_size()
-    has_channel = (found != NO_CHANNEL).any(axis=0)
-    fixed = size - int(own[has_channel].sum())
-    found = found[:, has_channel]
-    return _Bytes(fixed, found[0], own[has_channel].astype(np.float64), tuple(found[1:]))
+    ids, *heads = np.unravel_index(different.numpy(), bases)
+    return _Elements(np.asarray(ids), counts.numpy(), tuple(heads))
 
 
-def _keys(storage: _Bytes, grouping: Grouping, base: int) -> IndexArray:
-    """Return for each id of a storage `base * head + group`, the numbers of its groups plus 1; 0 for none."""
-    group = grouping.of_id[storage.ids]
+def _keys(elements: _Elements, grouping: Grouping, base: int) -> IndexArray:
+    """Return for each id of the elements `base * head + group`, the numbers of its groups plus 1; 0 for none."""
+    group = grouping.of_id[elements.ids]
     head = np.full_like(group, -1)
-    if storage.heads:
-        for ids in storage.heads:
+    if elements.heads:
+        for ids in elements.heads:
             if len(grouping.of_head):
                 head = np.where(head < 0, grouping.of_head[ids], head)
     elif grouping.head_of_id is not None:
-        head = grouping.head_of_id[storage.ids]
+        head = grouping.head_of_id[elements.ids]
     return np.asarray((head + 1) * base + group + 1, dtype=np.int64)
 
 
@@ -209,12 +232,13 @@ def _undominated(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the rows that no other row reaches in every entry."""
     rows = np.unique(rows, axis=0)
     rows = rows[np.argsort(-rows.sum(axis=1), kind="stable")]
-    kept = rows[:0]
+    kept, number = np.empty_like(rows), 0
     # The sums fall, so a row can only be dominated by an earlier one.
     for row in rows:
-        if not (kept >= row).all(axis=1).any():
-            kept = np.concatenate([kept, row[None]])
-    return kept
+        if not (kept[:number] >= row).all(axis=1).any():
+            kept[number] = row
+            number += 1
+    return kept[:number]
 
 
 def _factors(rows: npt.NDArray[np.float64], pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> Iterator[Factor]:

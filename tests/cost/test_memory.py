@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -36,6 +37,17 @@ def test_live_tensors_that_only_the_backward_pass_needs_are_counted() -> None:
         assert live.used == 2 * 4 * KB, "the inner result is saved"
         y.sum().backward()
         assert live.peak >= 3 * 4 * KB
+
+
+def test_live_tensors_are_gone_after_use_while_the_weights_live() -> None:
+    weight = torch.ones(KB)
+    live = LiveTensors()
+    with live:
+        weight.neg()
+    gone = weakref.ref(live)
+    del live
+    gc.collect()
+    assert gone() is None and weight.numel() == KB
 
 
 def test_peak_bytes_continues_in_proportion_once_most_of_it_grows_with_the_images() -> None:
