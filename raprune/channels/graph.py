@@ -263,6 +263,9 @@ class ChannelGraph:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data from which `from_json` makes an equal graph."""
+        # Members over the same positions share one index array (trace.py).
+        arrays = {id(m.indices): m.indices for g in self.groups for m in g.members}
+        packed = {key: pack_indices(indices) for key, indices in arrays.items()}
         return {
             "architecture": self.architecture,
             "input_shape": list(self.input_shape),
@@ -272,7 +275,7 @@ class ChannelGraph:
                     "num_channels": g.num_channels,
                     "maskable": g.maskable,
                     "members": [
-                        {"parameter": m.parameter, "axis": m.axis, "writes": m.writes, **pack_indices(m.indices)}
+                        {"parameter": m.parameter, "axis": m.axis, "writes": m.writes, **packed[id(m.indices)]}
                         for m in g.members
                     ],
                 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +56,8 @@ class _Positions:
 
     def in_classes(self, label: IndexArray, free: npt.NDArray[np.bool_]) -> _Classes:
         """Sort the free positions by the class that `label` gives each, then by axis and position."""
-        order = np.lexsort((self.position[free], self.axis_number[free], label[free]))
+        # The positions are in the order of the axes already, and a stable sort keeps it.
+        order = np.argsort(label[free], kind="stable")
         return _Classes(*(array[free][order] for array in (label, self.axis_number, self.position)))
 
 
@@ -69,14 +69,22 @@ class _Classes:
     axis_number: IndexArray
     position: IndexArray
 
-    def by_axes(self) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+    def by_axes(self) -> Iterator[tuple[tuple[int, ...], IndexArray]]:
         """Yield the axes that a class slices, once a position, and the first row of each class that slices them."""
-        starts = np.flatnonzero(np.r_[True, self.label[1:] != self.label[:-1]]) if len(self.label) else np.arange(0)
-        classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        numbers, bounds = self.axis_number.tolist(), [*starts.tolist(), len(self.label)]
-        for row, end in pairwise(bounds):
-            classes[tuple(numbers[row:end])].append(row)
-        yield from classes.items()
+        if not len(self.label):
+            return
+        starts = np.flatnonzero(np.r_[True, self.label[1:] != self.label[:-1]])
+        sizes = np.diff(np.r_[starts, len(self.label)])
+        # Channels of a group are mostly next to each other: a class is compared with the one before, row by row.
+        row_before = np.maximum(np.arange(len(self.label)) - np.repeat(sizes, sizes), 0)
+        same_axes = self.axis_number == self.axis_number[row_before]
+        continues = np.r_[False, sizes[1:] == sizes[:-1]] & np.logical_and.reduceat(same_axes, starts)
+        classes: dict[tuple[int, ...], list[IndexArray]] = defaultdict(list)
+        first = np.flatnonzero(~continues)
+        for run, size in zip(np.split(starts, first[1:]), sizes[first], strict=True):
+            classes[tuple(self.axis_number[run[0] : run[0] + size].tolist())].append(run)
+        for signature, runs in classes.items():
+            yield signature, np.concatenate(runs)
 
 
 class _Members:
@@ -89,8 +97,7 @@ class _Members:
 
     def of(self, signature: tuple[int, ...], first: IndexArray, position: IndexArray) -> tuple[Member, ...]:
         members, offset = [], 0
-        for axis in dict.fromkeys(signature):
-            count = signature.count(axis)
+        for axis, count in Counter(signature).items():
             indices = position[first[:, None] + offset + np.arange(count)]
             indices = self._shared.setdefault(indices.tobytes() + bytes([count % 251]), indices)
             members.append(Member(*self._axes[axis], indices, self._axes[axis] in self._tracer.written))
@@ -119,7 +126,7 @@ def grouped(
     groups: list[Group] = []
     names: Counter[str] = Counter()
     for signature, rows in classes.by_axes():
-        own = classes.label[np.asarray(rows)]
+        own = classes.label[rows]
         if len(rows) == 1:
             frozen[own] = True
             reasons[int(own[0])] = ("", "all its channels are coupled with each other")
@@ -138,7 +145,7 @@ def grouped(
         name = _group_name(tracer, [places.axes[a] for a in dict.fromkeys(signature)])
         names[name] += 1
         name = name if names[name] == 1 else f"{name}#{names[name]}"
-        members = made.of(signature, np.asarray(rows), classes.position)
+        members = made.of(signature, rows, classes.position)
         groups.append(Group(name, len(rows), members, not bool(across[own].any())))
         group_of_label[own] = len(groups) - 1
     grouping = Grouping(groups, group_of_label[labels])
@@ -163,11 +170,10 @@ def _add_heads(
     made = _Members(tracer, places.axes)
     group_of_head = np.full(int(heads.label.max()) + 1, -1, dtype=np.int64)
     for signature, rows in classes.by_axes():
-        first = np.asarray(rows)
-        columns = first[:, None] + np.arange(len(signature))
+        columns = rows[:, None] + np.arange(len(signature))
         ids = base[classes.axis_number[columns]] + classes.position[columns]
         axes = dict.fromkeys(places.axes[axis] for axis in signature)
-        module = _module_of(heads, classes.label[first])
+        module = _module_of(heads, classes.label[rows])
         if len(rows) == 1 or not (width[ids] == width[ids[:1]]).all():
             reason = "all its heads are coupled" if len(rows) == 1 else "its heads have unequal widths"
             grouping.head_reasons.append((module, len(rows), reason))
@@ -175,9 +181,9 @@ def _add_heads(
         name = f"{module}.heads" if module else "heads"
         taken = sum(group.name.partition("#")[0] == name for group in grouping.groups)
         name = f"{name}#{taken + 1}" if taken else name
-        members = made.of(signature, first, classes.position)
+        members = made.of(signature, rows, classes.position)
         grouping.groups.append(Group(name, len(rows), members, not bool(across[labels[ids]].any() and axes)))
-        group_of_head[classes.label[first]] = len(grouping.groups) - 1
+        group_of_head[classes.label[rows]] = len(grouping.groups) - 1
     grouping.of_head = group_of_head[heads.label]
     grouping.head_of_id = group_of_head[heads.of_position]
     grouping.head_reasons += heads.reasons
