@@ -166,7 +166,7 @@ def code_edits(model: nn.Module, reshapes: Iterable[Reshape]) -> tuple[CodeEdit,
             seen.setdefault(kind, {}).setdefault(name, (reshape.code, {}))[1][reshape.end] = reshape
     found: dict[CodeEdit, None] = {}
     roots = {(r.module, r.code): r.roots for r in seen_reshapes}
-    for module_name, module in model.named_modules():
+    for module_name, module in model.named_modules() if seen else ():
         for name, (code, ends) in seen.get(type(module), {}).items():
             for call, argument, source in _arguments(code, ends):
                 found[CodeEdit(module_name, name, call, argument, source)] = None
@@ -330,19 +330,26 @@ class _Replaced(ast.NodeTransformer):
 
 def _roots(code: CodeType, _: tuple[int, int], variables: Mapping[str, object]) -> tuple[tuple[str, float], ...]:
     """Return the powers with a negative or broken exponent of whole numbers that a function holds, and their values."""
-    function = _functions(code.co_filename).get(code.co_firstlineno)
+    found = []
+    for node, text, names in _powers(code.co_filename, code.co_firstlineno):
+        numbers = {name: variables.get(name) for name in names}
+        if numbers and all(type(number) is int for number in numbers.values()):
+            value = _value(node, numbers)
+            if value is not None:
+                found.append((text, value))
+    return tuple(found)
+
+
+@cache
+def _powers(file: str, line: int) -> tuple[tuple[ast.BinOp, str, frozenset[str]], ...]:
+    """Return the powers in a function that may be of numbers of channels, each with its text and its names."""
+    function = _functions(file).get(line)
     if function is None:
         return ()
     of_images = {name for names in _unpacked(function) for name in names[:-1]}  # such as the number of tokens
-    found = []
-    for node in ast.walk(function):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and not _names(node) & of_images:
-            numbers = {name: variables.get(name) for name in _names(node)}
-            if numbers and all(type(number) is int for number in numbers.values()):
-                value = _value(node, numbers)
-                if value is not None:
-                    found.append((ast.unparse(node), value))
-    return tuple(found)
+    powers = [node for node in ast.walk(function) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)]
+    named = [(node, ast.unparse(node), frozenset(_names(node))) for node in powers]
+    return tuple((node, text, names) for node, text, names in named if not names & of_images)
 
 
 def _value(node: ast.expr, numbers: Mapping[str, Any]) -> float | None:

@@ -60,7 +60,7 @@ def _beside_channels(call: TracedCall) -> bool:
     """
     tracer, (x, weight, bias), out = call.tracer, call.args[:3], call.out
     ids = tracer.activation(x)
-    dims = [] if ids is None else [dim for dim in range(ids.dim()) if varies(ids, dim) and dim != 1]
+    dims = [] if ids is None else [dim for dim in range(ids.dim()) if dim != 1 and varies(ids, dim)]
     if ids is None or len(dims) != 1 or dims[0] < 2 or call.arg(6, "transposed", False):
         return False
     dim = dims[0] - 2

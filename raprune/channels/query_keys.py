@@ -41,13 +41,12 @@ def _rows(tracer: Tracer, value: Tensor, tokens: int) -> Tensor | None:
     return None if own is None or varies(own, own.dim() + tokens) else own.select(tokens, 0)
 
 
-def query_key_products(tracer: Tracer, model: nn.Module) -> tuple[QueryKeyProduct, ...]:
+def query_key_products(tracer: Tracer) -> tuple[QueryKeyProduct, ...]:
     """Return the products whose queries and keys are rows of layers, and of no other product's layers."""
-    modules = dict(model.named_modules())
     found: dict[bytes, QueryKeyProduct] = {}
     seen: list[IndexArray] = []
     for queries, keys in tracer.heads.products:
-        sides = [tuple(_written(tracer, modules, ids)) for ids in (queries, keys)]
+        sides = [tuple(_written(tracer, ids)) for ids in (queries, keys)]
         if not all(sides) or not _each_once(queries) or not _each_once(np.unique(keys, axis=0)):
             continue
         key = queries.tobytes() + keys.tobytes()
@@ -67,20 +66,20 @@ def _each_once(ids: IndexArray) -> bool:
     return len(np.unique(ids)) == ids.size
 
 
-def _written(tracer: Tracer, modules: dict[str, nn.Module], ids: IndexArray) -> Iterator[HeadRows]:
+def _written(tracer: Tracer, ids: IndexArray) -> Iterator[HeadRows]:
     """Yield the weight that writes the channels `ids`, and the vectors that are added; nothing if it is no layer's."""
     for (name, axis), base in tracer.axis_base.items():
         shape = tracer.shapes[name]
         if axis != 0 or len(shape) < 2 or ids.min() < base or ids.max() >= base + shape[0]:
             continue
         module = name.rpartition(".")[0]
-        layer = modules[module]
+        layer = tracer.modules[module]
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)):
             return
         if getattr(layer, "groups", 1) > 1:  # a depthwise convolution writes each width from its own
             return
         yield HeadRows(name, ids - base)
-        for vector, parameter in modules[module].named_parameters(prefix=module, recurse=False):
+        for vector, parameter in layer.named_parameters(prefix=module, recurse=False):
             if parameter.dim() == 1 and len(parameter) == shape[0]:
                 yield HeadRows(vector, ids - base)
         for bias, channels in tracer.heads.joined:

@@ -13,10 +13,9 @@ from raprune.channels.positions import IndexArray
 from raprune.channels.shadow import Tracer
 
 
-def width_scales(tracer: Tracer, model: nn.Module, grouping: Grouping) -> tuple[WidthScale, ...]:
+def width_scales(tracer: Tracer, grouping: Grouping) -> tuple[WidthScale, ...]:
     """Return the parameters that take up the scale of fused attention: weight and bias of the layer in front of it."""
     found = []
-    modules = dict(model.named_modules())
     for widths, own in tracer.heads.scales:
         numbers = np.unique(grouping.of_id[widths])
         own = _behind_norms(tracer, own)
@@ -27,10 +26,10 @@ def width_scales(tracer: Tracer, model: nn.Module, grouping: Grouping) -> tuple[
             continue
         positions = own - tracer.axis_base[writer, 0]
         module = writer.rpartition(".")[0]
-        if isinstance(modules[module], nn.MultiheadAttention):  # whose cut module keeps the scale
+        if isinstance(tracer.modules[module], nn.MultiheadAttention):  # whose cut module keeps the scale
             continue
         group = grouping.groups[int(numbers[0])].name
-        for name, _ in modules[module].named_parameters(prefix=module, recurse=False):
+        for name, _ in tracer.modules[module].named_parameters(prefix=module, recurse=False):
             found.append(WidthScale(name, positions, group))
         for bias, channels in tracer.heads.joined:
             found += [

@@ -69,19 +69,18 @@ class Tracer(TorchDispatchMode):
         self._head_rule = head_rule
         self.heads = HeadShadows()
         self._shadows = WeakIdKeyDictionary()
+        self.modules = dict(model.named_modules())
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         # The references keep the ids: a buffer that forward() replaces would leave its id to the next tensor.
-        self._tensors = [*model.parameters(), *model.buffers()]
-        self._names = {id(p): name for name, p in model.named_parameters()}
-        self._names |= {id(b): name for name, b in model.named_buffers() if id(b) not in self._names}
-        self.buffers = {name for name, _ in model.named_buffers()}
-        self._modules = {id(module): name for name, module in model.named_modules()}
-        self._by_name = dict(model.named_modules())
+        self._tensors = [*parameters.values(), *buffers.values()]
+        self._names = {id(p): name for name, p in parameters.items()}
+        self._names |= {id(b): name for name, b in buffers.items() if id(b) not in self._names}
+        self.buffers = set(buffers)
+        self._module_names = {id(module): name for name, module in self.modules.items()}
         self._numbers: dict[str, dict[int, list[str]]] = {}
         self._stack: list[str] = [""]
         self._next_id = 1
-        self.shapes = {
-            name: tuple(t.shape) for source in (model.named_parameters(), model.named_buffers()) for name, t in source
-        }
+        self.shapes = {name: tuple(t.shape) for source in (parameters, buffers) for name, t in source.items()}
         self.axis_base: dict[tuple[str, int], int] = {}
         """Id of position 0 of each (parameter, axis) that a rule used; the ids of the other positions follow."""
         self.written: dict[tuple[str, int], str] = {}
@@ -334,7 +333,7 @@ class Tracer(TorchDispatchMode):
     @property
     def running(self) -> nn.Module:
         """The module that is running."""
-        return self._by_name[self.module]
+        return self.modules[self.module]
 
     @property
     def numbers(self) -> dict[int, list[str]]:
@@ -342,13 +341,13 @@ class Tracer(TorchDispatchMode):
         known = self._numbers.get(self.module)
         if known is None:
             known = self._numbers[self.module] = {}
-            for name, value in numbers_of(self._by_name[self.module]):
+            for name, value in numbers_of(self.modules[self.module]):
                 known.setdefault(value, []).append(name)
         return known
 
     def size_parts(self, parts: Sequence[IndexArray], heads: IndexArray | None = None) -> list[SizedPart] | None:
         """Record the numbers of the running module that are the sizes of the parts of an axis; None without any."""
-        found = sized_parts(self._by_name[self.module], self.module, parts, heads)
+        found = sized_parts(self.modules[self.module], self.module, parts, heads)
         for part in found or ():
             self.record_part(part)
         return found
@@ -360,17 +359,17 @@ class Tracer(TorchDispatchMode):
             self.couple(known.ids, part.ids)
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Keep track of the running module within the context."""
 
         def enter(module: nn.Module, _: Any) -> None:
-            self._stack.append(self._modules.get(id(module), self._stack[-1]))
+            self._stack.append(self._module_names.get(id(module), self._stack[-1]))
 
         def leave(module: nn.Module, *_: Any) -> None:
             self._stack.pop()
 
         handles = []
-        for module in model.modules():
+        for module in self.modules.values():
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 continue
             handles.append(module.register_forward_pre_hook(enter))

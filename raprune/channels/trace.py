@@ -51,7 +51,7 @@ def trace(model: nn.Module, example_input: NetworkInputs) -> ChannelGraph:
     _refuse(model)
     tracer = Tracer(model, RULES, head_rule)
     live = LiveActivations(tracer.activation, tracer.heads.layers)
-    with _traceable(model), torch.no_grad(), tracer.watching(model):
+    with _traceable(model), torch.no_grad(), tracer.watching():
         try:
             with tracer, live, ScaledAttention(tracer):
                 outputs = call(model, example_input)
@@ -198,8 +198,8 @@ def _build(model: nn.Module, tracer: Tracer, input_shape: tuple[int, ...]) -> tu
         shapes={m.parameter: tracer.shapes[m.parameter] for g in groups for m in g.members},
         notes=_notes(tracer, parameters),
         attributes=size_attributes(model, heads, tracer.sized.values(), factors),
-        scales=width_scales(tracer, model, grouping),
-        products=query_key_products(tracer, model),
+        scales=width_scales(tracer, grouping),
+        products=query_key_products(tracer),
         edits=code_edits(model, [r for r in tracer.heads.reshapes if heads is not None or r.source >= 0]),
     )
     architecture = f"{structure_hash(model, input_shape)}-{graph.digest()}"
