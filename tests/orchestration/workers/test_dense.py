@@ -15,36 +15,18 @@ import pytest
 from rich.console import Console
 
 from raprune.errors import ModelError
-from raprune.orchestration.cluster.placement import Placement
 from raprune.orchestration.search import resume, search
-from raprune.orchestration.tasks import Dense
-from raprune.orchestration.workers.dense import prepare_dense
-from raprune.pruning.preparation import DENSE, Prepared, prepare
-from raprune.spec.job import SearchSpec
+from raprune.pruning.preparation import DENSE, prepare
 from raprune.store import learning_curves
 from raprune.store.folder import Store
 from raprune.store.learning_curves import read_curve
 from raprune.training import loop
-from raprune.training.epoch import Epoch
 from raprune.training.state import epochs_in
-from tests.factories import small_search
 from tests.orchestration.chaos import AGENTS, processes_of, small_job, start, wait_until_gone
+from tests.orchestration.dense_training import carried_out, spec_of
 from tests.orchestration.in_process import in_process
 
-EPOCHS = 4
-PLACE = Placement(workers=1, cpus=1, gpus=0.0, reason="alone")
 FILE = "checkpoints/dense.safetensors"
-
-
-def spec_of(folder: Path, *, epochs: int = EPOCHS) -> SearchSpec:
-    dense, resources = {"epochs": epochs, "lr": 0.1}, {"workers": 1, "checkpoint_every_s": 0}
-    return small_search(folder / "run", dense=dense, resources=resources)
-
-
-def carried_out(prepared: Prepared, store: Store) -> tuple[list[Epoch], Dense]:
-    *epochs, dense = prepare_dense(prepared.spec, PLACE, prepared.data, prepared.weights, train=True, store=store)
-    assert isinstance(dense, Dense)
-    return [epoch for epoch in epochs if isinstance(epoch, Epoch)], dense
 
 
 def timeless(epochs: Any) -> list[tuple[Any, ...]]:
@@ -123,7 +105,7 @@ import sys
 from pathlib import Path
 from raprune.pruning.preparation import prepare
 from raprune.store.folder import Store
-from tests.orchestration.workers.test_dense import carried_out, spec_of
+from tests.orchestration.dense_training import carried_out, spec_of
 carried_out(prepare(spec_of(Path(sys.argv[1]), epochs=400)), Store(Path(sys.argv[1]) / "run"))
 """
 
