@@ -185,6 +185,42 @@ class ModuleAttention(nn.Module):
         return logits
 
 
+class SharedKeys(Attention):
+    """All heads read the same keys and values, as in MobileNetV5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.qkv
+        self.q, self.k, self.v = (
+            nn.Linear(Attention.CHANNELS, size)
+            for size in (Attention.HEADS * Attention.WIDTH, Attention.WIDTH, Attention.WIDTH)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
+        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+class JoinedBias(Attention):
+    """The biases of queries, keys and values are parameters of their own, as in BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(Attention.CHANNELS, 3 * Attention.HEADS * Attention.WIDTH, bias=False)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.randn(Attention.HEADS * Attention.WIDTH)) for _ in range(2))
+        self.register_buffer("k_bias", torch.zeros(Attention.HEADS * Attention.WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.k_bias, Tensor)
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        qkv = functional.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
 class Mixer(nn.Module):
     """Layers over the channels and layers over the tokens, in turn, so that both axes carry channels."""
 

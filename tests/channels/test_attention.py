@@ -14,7 +14,7 @@ from raprune.channels.proof import prove
 from raprune.channels.trace import trace
 from raprune.cost.flops import CostModel, measured, prunable_params_fraction
 from raprune.records import Candidate
-from tests.channels.networks import Attention, Transformer, image
+from tests.channels.networks import Attention, JoinedBias, SharedKeys, Transformer, image
 from tests.channels.proved import outputs
 
 HEADS, WIDTH, CHANNELS = Attention.HEADS, Attention.WIDTH, Attention.CHANNELS
@@ -70,39 +70,6 @@ class BiasOfHeads(Attention):
         bias = self.table[self.index].view(4, 4, -1).permute(2, 0, 1)
         products = q @ k.transpose(-2, -1) * self.logit_scale.exp()
         return (products + bias.unsqueeze(0)).softmax(-1) @ v
-
-
-class SharedKeys(Attention):
-    """All heads read the same keys and values, as in MobileNetV5."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        del self.qkv
-        self.q, self.k, self.v = (nn.Linear(CHANNELS, size) for size in (HEADS * WIDTH, WIDTH, WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
-        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
-
-
-class JoinedBias(Attention):
-    """The biases of queries, keys and values are parameters of their own, as in BEiT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(CHANNELS, 3 * HEADS * WIDTH, bias=False)
-        self.q_bias, self.v_bias = (nn.Parameter(torch.randn(HEADS * WIDTH)) for _ in range(2))
-        self.register_buffer("k_bias", torch.zeros(HEADS * WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert isinstance(self.k_bias, Tensor)
-        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
-        qkv = functional.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
 
 
 class Places(nn.Module):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raprune.channels.cut import cut
 from raprune.channels.graph import ChannelGraph
@@ -22,7 +21,7 @@ from raprune.methods.method import Cut
 from raprune.methods.query_key import match_products, width_errors
 from raprune.methods.reconstruction import Reconstruction
 from raprune.records import Candidate
-from tests.channels.networks import Attention, Transformer
+from tests.channels.networks import Attention, JoinedBias, SharedKeys, Transformer
 
 HEADS, WIDTH, CHANNELS = Attention.HEADS, Attention.WIDTH, Attention.CHANNELS
 KEPT = (1, 2)
@@ -56,39 +55,6 @@ class Gated(Separate):
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return super().mixed(q, k, v) * q.square().sum(-1, keepdim=True)
-
-
-class SharedKeys(Attention):
-    """All heads read the same keys and values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        del self.qkv
-        self.q, self.k, self.v = (nn.Linear(CHANNELS, size) for size in (HEADS * WIDTH, WIDTH, WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
-        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
-
-
-class JoinedBias(Attention):
-    """The biases of queries and values are parameters of their own, as in BEiT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(CHANNELS, 3 * HEADS * WIDTH, bias=False)
-        self.q_bias, self.v_bias = (nn.Parameter(torch.randn(HEADS * WIDTH)) for _ in range(2))
-        self.register_buffer("k_bias", torch.zeros(HEADS * WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert isinstance(self.k_bias, Tensor)
-        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
-        qkv = functional.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
 
 
 class Multihead(nn.Module):
