@@ -29,7 +29,7 @@ from raprune.channels.cut import cut
 from raprune.channels.evaluating import evaluating
 from raprune.methods import Cut
 from raprune.methods.layer_observer import structure_of
-from raprune.methods.reconstruction import ReaderProblem, Reconstruction, _enough, _problems
+from raprune.methods.reconstruction import ReaderProblem, Reconstruction, enough_images, reader_problems
 from raprune.pruning.preparation import prepare
 from raprune.pruning.prune import Pruner
 from raprune.pruning.room import repair_room
@@ -159,7 +159,7 @@ class Arena:
         model, batches = self.workload.model, self.pruner.scoring.batches
         with evaluating(model), torch.no_grad():
             ran, _ = structure_of(model, next(iter(batches()))[0][:2])
-            problems = _problems(model, prepared.graph, _enough(model, ran, batches), ran, self.method.form)
+            problems = reader_problems(model, prepared.graph, enough_images(model, ran, batches), ran, self.method.form)
         self.readers = {
             name: [reader for problem in own for reader in Reader.of(problem, self.method.ridge)]
             for name, own in groupby(problems, key=lambda problem: problem.group)

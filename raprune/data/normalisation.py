@@ -9,12 +9,11 @@ import numpy as np
 
 from raprune.data.arrays import ImageArray
 from raprune.errors import UsageError
-from raprune.spec.fields import normalisation_in_words
+from raprune.spec.fields import FLOATS, normalisation_in_words
 from raprune.spec.job import DataSpec
 
 GIVEN = "given"
 MEASURED = "measured on the training split"
-FLOATS = "float images, taken as they are"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +31,7 @@ class Normalisation:
         return f'--set "data.mean={list(self.mean)}" --set "data.std={list(self.std)}"'
 
     def __str__(self) -> str:
-        if self.origin == FLOATS:
-            return f"none ({self.origin})"
-        return f"{normalisation_in_words(self.mean, self.std)} ({self.origin})"
+        return normalisation_in_words(self.mean, self.std, self.origin)
 
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), origin="ImageNet's")

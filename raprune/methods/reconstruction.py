@@ -109,8 +109,8 @@ class Reconstruction(Method):
             structure, _ = structure_of(model, next(iter(batches()))[0][:2])
             # Layers that run several times have the map form: positions of all their runs are the samples.
             ran = {name: here for name, here in structure.items() if len(here.outputs) == 1}
-            parts = _enough(model, ran, batches)
-            problems = _problems(model, graph, parts, ran, self.form)
+            parts = enough_images(model, ran, batches)
+            problems = reader_problems(model, graph, parts, ran, self.form)
             narrower = width_errors(model, graph, parts, ran)
             orders, curves, of_layers, of_parameters = {}, {}, {}, {}
             for group in graph.groups:
@@ -336,7 +336,7 @@ def _in_units_of(errors: Curve, effects: Mapping[int, float], sensitivity: float
     return found
 
 
-def _enough(model: nn.Module, ran: Mapping[str, ObservedLayer], batches: Batches) -> list[Tensor]:
+def enough_images(model: nn.Module, ran: Mapping[str, ObservedLayer], batches: Batches) -> list[Tensor]:
     """Return the first of the images, as many as all layers of `ran` need, in parts.
 
     The number does not depend on the groups that are scored: a group's scores are the same whatever the others are.
@@ -390,7 +390,7 @@ def _without(model: nn.Module, group: Group, removed: Sequence[int]) -> list[Par
     return changes
 
 
-def _problems(
+def reader_problems(
     model: nn.Module, graph: ChannelGraph, parts: Sequence[Tensor], ran: Mapping[str, ObservedLayer], form: str
 ) -> list[ReaderProblem]:
     """Return a problem for every group and layer that reads this group, with the sums over the images."""

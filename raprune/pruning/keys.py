@@ -59,5 +59,7 @@ def score_key(
         # The methods of two users may have the same name.
         "method": f"{type(method).__module__}.{type(method).__qualname__}",
         "settings": method.behind_scores(),
+        # Scores count the products of queries and keys; those of networks without attention have the keys they had.
+        **({"products": len(graph.products)} if graph.products else {}),
     }
     return key_of(f"scores-{type(method).__name__.lower()}", content)

@@ -238,8 +238,13 @@ def _choice(words: list[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def normalisation_in_words(mean: Sequence[float], std: Sequence[float]) -> str:
-    """Mean and standard deviation of each channel."""
-    return ", ".join(
+FLOATS = "float images, taken as they are"
+"""Origin of the normalisation of images that are not normalised."""
+
+
+def normalisation_in_words(mean: Sequence[float], std: Sequence[float], origin: str) -> str:
+    """Mean and standard deviation of each channel with their origin; `none` for float images."""
+    figures = ", ".join(
         f"{name} ({', '.join(f'{value:.4g}' for value in values)})" for name, values in (("mean", mean), ("std", std))
     )
+    return f"{'none' if origin == FLOATS else figures} ({origin})"

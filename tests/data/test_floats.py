@@ -15,8 +15,8 @@ import raprune
 from raprune.checks.job import check
 from raprune.data import load_data
 from raprune.data.batches import DeviceSplit
-from raprune.data.normalisation import FLOATS
 from raprune.errors import DataError, UsageError
+from raprune.spec.fields import FLOATS
 from raprune.spec.job import DataSpec
 from raprune.spec.toml import load_spec
 from tests.orchestration.notebook.objects import SMALL, Stripes, arrays, flipped, trained_net
@@ -97,7 +97,7 @@ def test_check_passes_on_floats_and_says_that_they_are_taken_as_they_are(tmp_pat
     }
     shown = io.StringIO()
     check(load_spec(None, fields), console=Console(file=shown, width=200))
-    assert FLOATS in shown.getvalue() and "0 classes" not in shown.getvalue()
+    assert f"none ({FLOATS})" in shown.getvalue() and "0 classes" not in shown.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["float64", "float16", "bfloat16"])

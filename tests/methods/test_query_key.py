@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from raprune.methods.least_squares import refit
 from raprune.methods.method import Cut
 from raprune.methods.query_key import match_products, width_errors
 from raprune.methods.reconstruction import Reconstruction
+from raprune.pruning.keys import score_key
 from raprune.records import Candidate
+from raprune.spec.job import SearchSpec
 from tests.channels.networks import Attention, JoinedBias, SharedKeys, Transformer
 
 HEADS, WIDTH, CHANNELS = Attention.HEADS, Attention.WIDTH, Attention.CHANNELS
@@ -242,6 +245,17 @@ def test_scores_of_widths_weigh_the_products(attention: Callable[[], nn.Module])
     unneeded = np.sort(method.score(model, graph, batches, seed=0)[name])
     gone = len(unneeded) - len(KEPT) - 1
     assert unneeded[gone] < 0.5 * needed[gone]
+
+
+def test_scores_that_weigh_the_products_have_a_key_of_their_own() -> None:
+    """Scores in a folder of statistics that were computed before the products counted are not read."""
+    _, graph = made(Separate)
+    assert graph.products
+    keys = {
+        score_key(Reconstruction(), {}, one, SearchSpec(), base=None, images=8)
+        for one in (graph, replace(graph, products=()))
+    }
+    assert len(keys) == 2
 
 
 def test_refit_of_pytorchs_own_attention_fits_its_output_projection() -> None:

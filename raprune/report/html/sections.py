@@ -86,9 +86,9 @@ def asked(results: RunResults) -> str:
 
 def _normalisation(data: DataRecord) -> str:
     """Return the normalisation of a run, empty for an older run without this record."""
-    if data.mean is None or data.std is None:
+    if data.mean is None or data.std is None or data.normalisation is None:
         return ""
-    return f"{normalisation_in_words(data.mean, data.std)} ({data.normalisation})"
+    return normalisation_in_words(data.mean, data.std, data.normalisation)
 
 
 def front(results: RunResults) -> str:
