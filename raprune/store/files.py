@@ -25,6 +25,9 @@ from raprune.store.address import public_address
 from raprune.store.local import temporary_name, write_local
 from raprune.store.retry import AT_ONCE, Patience, hint_of, passes
 
+READS, BETWEEN_READS_S = 10, 0.05
+"""Times that a JSON object of an object store is read until it is whole, while another process replaces it."""
+
 T = TypeVar("T")
 F = TypeVar("F", bound="Files")
 
@@ -177,10 +180,16 @@ class Files:
 
     def read_json(self, rel: str) -> Any:
         """The content of the JSON file `rel`."""
-        try:
-            return json.loads(self.read_bytes(rel))
-        except ValueError as error:
-            raise StoreError(f"{self.name}/{rel}: damaged: {error}", hint="Restore it from a backup.") from None
+        problem: ValueError | None = None
+        for _ in range(READS if "://" in self.uri else 1):
+            try:
+                return json.loads(self.read_bytes(rel))
+            except ValueError as error:
+                # pyarrow asks an object store for the size first: of an object that a longer one replaces in between,
+                # it gets the beginning only.
+                problem = error
+            time.sleep(BETWEEN_READS_S)
+        raise StoreError(f"{self.name}/{rel}: damaged: {problem}", hint="Restore it from a backup.")
 
     def write_json(self, rel: str, content: Any) -> None:
         """Write plain data as the JSON file `rel`."""

@@ -348,6 +348,27 @@ def test_s3_that_is_away_is_waited_for() -> None:
     assert "hush" not in said[0]
 
 
+def test_json_that_grows_on_s3_while_it_is_read_is_read_whole(bucket: str) -> None:
+    lengths = (1, 2_000)
+    store, stop = Store(bucket.format("run")), threading.Event()
+    store.write_json("list.json", [0] * lengths[0])
+
+    def write() -> None:
+        writer = Store(bucket.format("run"))
+        while not stop.is_set():
+            for length in lengths[::-1]:
+                writer.write_json("list.json", [0] * length)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        # Without another try about one read in four got a part.
+        assert {len(store.read_json("list.json")) for _ in range(60)} <= set(lengths)
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_missing_run_or_bucket_on_s3_is_named(bucket: str) -> None:
     with pytest.raises(StoreError, match="not the folder of a run"):
         Store(bucket.format("nothing")).run()
