@@ -167,6 +167,20 @@ def test_runs_of_other_models_data_and_methods_are_told_apart(tmp_path: Path) ->
     assert "96.0 % fewer FLOPs" in line_of(text, "VGG-16-BN / CIFAR-10 (JPEG)", "auto-balanced")[3]
 
 
+def test_lines_of_runs_that_are_not_at_hand_stay(tmp_path: Path) -> None:
+    earlier = papers.table(
+        [
+            make_run(tmp_path / "a", [trial(0, 0.98)]),
+            make_run(tmp_path / "b", [trial(0, 0.9)], model="cifar-vgg16-bn", data="cifar10"),
+        ]
+    )
+    assert papers.table([], earlier) == earlier
+    again = papers.table([make_run(tmp_path / "c", [trial(0, 0.98, flops=0.03)])], earlier)
+    assert "97.0 % fewer FLOPs" in line_of(again, "LeNet-5 / MNIST", "auto-balanced")[3]
+    vgg = ("VGG-16-BN / CIFAR-10 (JPEG)", "auto-balanced")
+    assert line_of(again, *vgg) == line_of(earlier, *vgg) != line_of(papers.table([]), *vgg)
+
+
 @pytest.mark.parametrize("job", sorted({experiment.job for experiment in papers.EXPERIMENTS}))
 def test_every_experiment_is_a_job(job: str) -> None:
     assert (BENCHMARKS.parent / job).is_file()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,8 @@ class Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs")
-    written = table([read(uri) for uri in parser.parse_args().runs])
+    kept = TABLE.read_text() if TABLE.exists() else ""
+    written = table([read(uri) for uri in parser.parse_args().runs], kept)
     TABLE.write_text(written)
     print(written, end="")
 
@@ -203,20 +205,35 @@ def read(uri: str) -> Run:
     return Run(store.name, store.record(), trials, read_test(store, trials))
 
 
-def table(runs: Sequence[Run]) -> str:
-    """The whole page, as Markdown."""
-    lines = [HEAD, *("| " + " | ".join(cells) + " |" for experiment in EXPERIMENTS for cells in rows(experiment, runs))]
-    return "\n".join(lines) + "\n"
+def table(runs: Sequence[Run], kept: str = "") -> str:
+    """The whole page, as Markdown. `kept`: the page before, whose lines stay where no run takes their place."""
+    lines = [_line(cells) for experiment in EXPERIMENTS for cells in rows(experiment, runs, kept)]
+    return "\n".join([HEAD, *lines]) + "\n"
 
 
-def rows(experiment: Experiment, runs: Sequence[Run]) -> list[list[str]]:
+def rows(experiment: Experiment, runs: Sequence[Run], kept: str = "") -> list[list[str]]:
     """The lines of an experiment: one for each way in which it was run."""
     by_spec: dict[str, list[Found]] = {}
     for run in runs:
         found = choose(experiment, run)
         if found is not None:
             by_spec.setdefault(run.key, []).append(found)
-    return [line(experiment, same) for same in by_spec.values()] or [nothing(experiment)]
+    if by_spec:
+        return [line(experiment, same) for same in by_spec.values()]
+    # The data set may be another copy of the same images, hence its short name.
+    title, method = _title(experiment, None)
+    own = re.compile(rf"{re.escape(title.removesuffix(' (JPEG)'))}(?: \(JPEG\))?")
+    before = [_cells(text) for text in kept.splitlines() if text.startswith("| ")]
+    same_figure = [c for c in before if own.fullmatch(c[0]) and c[1:3] == [method, experiment.paper]]
+    return same_figure or [nothing(experiment)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cells(text: str) -> list[str]:
+    return [cell.strip() for cell in text.strip("|").split("|")]
 
 
 def choose(experiment: Experiment, run: Run) -> Found | None:
