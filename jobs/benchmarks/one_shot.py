@@ -25,7 +25,9 @@ the test images. A setting that falls far behind at one budget is not tried at t
   itself, and each attempt there ends after 300 CPU seconds.
 * The transformer has no batch norm. *reconstruction, without repair* keeps the channels of `reconstruction` and the
   dense network's weights; the methods that do not refit keep them as well.
-* Controls: the dense network, and the dense network with its batch norms re-estimated on the same images.
+* Controls: the dense network, the dense network with its batch norms re-estimated on the same images, and the dense
+  network with the two epochs of fine-tuning that a finalist gets on all training images. `recipes.py` fine-tunes pruned
+  networks so.
 
 Results are kept in `one_shot.jsonl` beside this file, each with its commit, date and machine; what stands there is
 measured again only with `--again`, so that a command that was stopped, or that `--seconds` ended, goes on where it was.
@@ -55,7 +57,10 @@ from torch import Tensor, nn
 from raprune.data.host import ImageSplit
 from raprune.methods import reestimate_batch_norm
 from raprune.pruning.preparation import prepare
+from raprune.pruning.prune import Pruner
 from raprune.pruning.workload import build_workload
+from raprune.records import Proposal, Stage
+from raprune.spec.budget import Budget
 from raprune.spec.toml import load_spec
 
 TABLE = Path(__file__).with_name("one_shot.md")
@@ -71,6 +76,7 @@ SIDES: dict[str, Callable[[Ground], Side]] = {
 }
 CONTROL = "control"
 DENSE, REESTIMATED = "dense network", "dense network, batch norms re-estimated"
+FINE_TUNED = "dense network, fine-tuned for two epochs"
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ def run(contest: Contest, kept: KeptRows[Result], arguments: argparse.Namespace)
 
     for side in arguments.sides:
         if side == CONTROL:
-            for name in (DENSE, REESTIMATED):
+            for name in (DENSE, REESTIMATED, FINE_TUNED):
                 add(side, name, 1.0, partial(arena.control, name))
             continue
         for name in arena.side(side).names:
@@ -187,7 +193,8 @@ class Arena:
     """The dense network, its data, and each side's way from a budget to a smaller network."""
 
     def __init__(self, contest: Contest, device: str) -> None:
-        spec = load_spec(contest.job, {**contest.overrides, "seed": SEED})
+        # Only a control is fine-tuned.
+        spec = load_spec(contest.job, {**contest.overrides, "seed": SEED, "finalists.train": {"epochs": 2}})
         prepared = prepare(spec)
         workload = build_workload(spec, data=prepared.data, device=device, weights=prepared.weights)
         # Drawn as the pruner draws its own.
@@ -205,12 +212,22 @@ class Arena:
         return self._sides[name]
 
     def control(self, name: str) -> Result:
-        """Measure the dense network, as it is or with its batch norms re-estimated on the calibration images."""
+        """Measure the dense network as it is, re-estimated on the calibration images, or fine-tuned."""
         model = self.ground.workload.model
         if name == REESTIMATED:
             model = copy.deepcopy(model)
             reestimate_batch_norm(model, lambda: self.ground.calibration.batches(256))
+        if name == FINE_TUNED:
+            model = self._fine_tuned()
         return self._result(CONTROL, name, 1.0, Attempt("", model, 1.0, 0.0), right(model, self._validation))
+
+    def _fine_tuned(self) -> nn.Module:
+        """Return the dense network, trained as a finalist is after a cut that takes nothing."""
+        spec = self.ground.prepared.spec
+        whole = Proposal(number=0, method="l2", allocation="uniform", target=Budget(flops=1.0), seed=SEED)
+        pruner = Pruner(self.ground.workload, self.ground.prepared.graph, spec)
+        tuned = pruner.finetune(replace(whole, stage=Stage.FINETUNE), whole, spec.finalists.train.decided())
+        return tuned.model.eval()
 
     def best(self, side: str, name: str, budget: float, tried: str) -> Result:
         """Measure the best of the settings `tried`, or of all, by validation accuracy on the test images."""
