@@ -455,9 +455,9 @@ class SamplerSpec(Part):
     runtime, which is measured. Without a value it is `auto` for a budget of latency in ONNX Runtime, 8 on GPUs, and on
     CPUs where every group has 32 channels or more. Default: `auto`, 8 or 1, by budget, device and widths."""
     depth: bool = False
-    """Let whole residual blocks go, beside channels: `nn.Identity` takes their place. The allocation `least_damage`
-    decides on blocks and widths together, and mutations take blocks out and put them back. Methods that train while
-    they cut keep all blocks."""
+    """Let whole residual blocks go, beside channels: `nn.Identity` takes their place. Most useful under a budget of
+    latency. The allocation `least_damage` decides on blocks and widths together, and mutations take blocks out and put
+    them back. Methods that train while they cut keep all blocks."""
     calibration_images: Annotated[int, Field(ge=2)] | None = None
     """Number of training images for batch-norm re-estimation and for methods that use activations.
     Default: a sixteenth of them, but 256 to 1,024."""
