@@ -271,7 +271,8 @@ def _calibrated(
 ) -> LatencyTable:
     """Return the table with scales and offset fitted to whole networks, and its error for other whole networks.
 
-    Where the error is above `CORRECTED`, all of these networks correct the scales, and others give the error.
+    The error is that of a fit to the first networks for the others; then all of them fit the scales. Where the error is
+    above `CORRECTED`, it is measured once more after that, by further networks.
     """
     generator = np.random.default_rng([seed, 1])
     fitted_to, held_out = subject.num_fitted, subject.num_held_out
@@ -285,13 +286,13 @@ def _calibrated(
     *measured, dense_ms = _whole_ms(subject, cost, [*vectors, cost.num_channels])
     whole = cost.num_channels[None]
     of_fit = np.array([*measured[:fitted_to], dense_ms])
-    table = _fitted(raw, cost, np.concatenate([vectors[:fitted_to], whole]), of_fit, float(dense_ms))
-    accuracy = _error(table, cost, vectors[fitted_to:], np.array(measured[fitted_to:]))
+    first = _fitted(raw, cost, np.concatenate([vectors[:fitted_to], whole]), of_fit, float(dense_ms))
+    accuracy = _error(first, cost, vectors[fitted_to:], np.array(measured[fitted_to:]))
+    table = _fitted(raw, cost, np.concatenate([vectors, whole]), np.array([*measured, dense_ms]), float(dense_ms))
     if accuracy.median_error <= CORRECTED:
         return replace(table, accuracy=accuracy)
     others = drawn(held_out)
     found = _whole_ms(subject, cost, list(others))
-    table = _fitted(raw, cost, np.concatenate([vectors, whole]), np.array([*measured, dense_ms]), float(dense_ms))
     return replace(table, accuracy=_error(table, cost, others, found), corrected_by=len(vectors))
 
 
