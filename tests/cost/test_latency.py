@@ -261,6 +261,29 @@ def test_table_of_a_staircase_keeps_its_steps(monkeypatch: pytest.MonkeyPatch) -
     assert found.tolist() == [3, 3, 3, 1, 4, 4, 4, 2]
 
 
+def test_networks_of_the_error_fit_the_scales_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph = proved("Residual")
+    wholes: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def recorded(subject: TimedNetwork, cost: CostModel, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        times = np.array(subject.medians([subject.narrowed(cost, widths) for widths in vectors], Repeats(most=1, limit_s=1.0)))
+        wholes.append((np.stack(vectors), times))
+        return times
+
+    monkeypatch.setattr("raprune.cost.measure.timed_network", lambda *given, **named: Staircase(*given, **named))
+    monkeypatch.setattr("raprune.cost.measure._whole_ms", recorded)
+    monkeypatch.setattr("raprune.cost.measure.CORRECTED", 10.0)
+    table = measure_table(model, graph, LatencySpec(widths=8), device="cpu")
+    ((vectors, times),) = wholes
+    assert len(vectors) == Staircase.num_fitted + Staircase.num_held_out + 1
+    sums = table.sums(CostModel(graph).sizes(vectors))
+    assert [*table.scales, table.offset_ms] == pytest.approx(fitted(sums, times).tolist())
+    first = [*range(Staircase.num_fitted), -1]
+    alone = fitted(sums[first], times[first])
+    errors = np.abs((np.c_[sums, np.ones(len(sums))] @ alone / times - 1)[Staircase.num_fitted : -1])
+    assert table.accuracy.median_error == pytest.approx(float(np.median(errors)))
+
+
 @pytest.mark.parametrize(
     ("block", "within", "step"),
     [
