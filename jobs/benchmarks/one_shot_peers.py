@@ -73,6 +73,9 @@ class Peer(ABC):
         """Setting of a criterion -> pruning ratio -> fraction of the FLOPs that is left."""
         self._given_up: set[tuple[str, ...]] = set()
         """Settings of a criterion that took too long."""
+        self._pruned_once = False
+        self._first_given_up: str | None = None
+        """Name of the criterion that took too long before the library had pruned the network once."""
 
     @abstractmethod
     def pruned(self, name: str, ratio: float, ranking: str, stream: str, part: str = NEITHER) -> nn.Module:
@@ -83,6 +86,8 @@ class Peer(ABC):
         too_long = f"not within {self._limit_s} CPU seconds"
         if (name, *setting) in self._given_up:
             raise NotPossible(too_long)
+        if self._first_given_up is not None:
+            raise NotPossible(f"not tried, as {self._first_given_up} was not done within {self._limit_s} CPU seconds")
         try:
             with time_limit(self._limit_s), warnings.catch_warnings():
                 # Both libraries warn about their own deprecations.
@@ -90,12 +95,15 @@ class Peer(ABC):
                 model, fraction = self._within(budget, name, *setting)
         except TimeoutError:
             self._given_up.add((name, *setting))
+            if not self._pruned_once:
+                self._first_given_up = name
             raise NotPossible(too_long) from None
         except NotPossible:
             raise
         # A peer may fail in any way on a network that it does not know.
         except Exception as error:
             raise NotPossible(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
+        self._pruned_once = True
         reestimate_batch_norm(model, self.batches)
         return Attempt(", ".join(setting), model, fraction, time.process_time() - started)
 

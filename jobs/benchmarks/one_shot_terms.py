@@ -86,6 +86,7 @@ CONTESTS = {
         overrides={"search.calibration_images": 2048},
         budgets={0.5: 0.87, 0.4: 0.85, 0.3: 0.81},
         peers_model=projected,
+        peers_limit_s=300,
     ),
     "efficientnet_lite0": Contest(
         name="efficientnet_lite0",
