@@ -272,7 +272,10 @@ MultipleOf = Annotated[
 Depth = Annotated[
     bool | None,
     typer.Option(
-        "--depth/--no-depth", help="Let whole residual blocks go, too: for a budget of latency.", metavar="", rich_help_panel=BUDGET
+        "--depth/--no-depth",
+        help="Let whole residual blocks go, too: for a budget of latency.",
+        metavar="",
+        rich_help_panel=BUDGET,
     ),
 ]
 RecipeOption = Annotated[

@@ -266,7 +266,8 @@ def test_networks_of_the_error_fit_the_scales_too(monkeypatch: pytest.MonkeyPatc
     wholes: list[tuple[np.ndarray, np.ndarray]] = []
 
     def recorded(subject: TimedNetwork, cost: CostModel, vectors: Sequence[np.ndarray]) -> np.ndarray:
-        times = np.array(subject.medians([subject.narrowed(cost, widths) for widths in vectors], Repeats(most=1, limit_s=1.0)))
+        networks = [subject.narrowed(cost, widths) for widths in vectors]
+        times = np.array(subject.medians(networks, Repeats(most=1, limit_s=1.0)))
         wholes.append((np.stack(vectors), times))
         return times
 
