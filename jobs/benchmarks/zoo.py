@@ -2,7 +2,8 @@
 
 Each model has random weights and images of the size that torchvision made it for, and is inspected in a process of its
 own on one thread. The seconds are those of the whole command, including the start of Python and PyTorch. The largest
-models take 16 GB of memory. A run over all models writes the table `zoo.md` beside this file.
+models take 16 GB of memory. The rows are kept in `zoo.jsonl` beside this file, and the table `zoo.md` is written from
+all of them: a run over some models leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from bar import show
+from kept_rows import KeptRows, Origin, origin_now
 from torchvision import models
 
 TABLE = Path(__file__).with_name("zoo.md")
+ROWS = Path(__file__).with_name("zoo.jsonl")
 LIMIT_S = 60.0
 COMMAND = [sys.executable, "-c", "from raprune.cli import main; main()", "inspect"]
 
@@ -37,15 +40,55 @@ class Inspected:
     found: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One model's line of the table."""
+
+    name: str
+    cpu_seconds: float
+    error: str = ""
+    pixels: int = 0
+    groups: int = 0
+    prunable: float = 0.0
+    """Fraction of the parameters that belong to a channel that can be removed."""
+    lowest: float = 0.0
+    """Fraction of the FLOPs that one channel in each group leaves."""
+    permutation: float = 0.0
+    """Largest difference after a permutation, relative to the largest output."""
+    cut: float | None = None
+    """Largest difference from the masked dense network; None where no group can be masked."""
+    stays: str = ""
+
+    @classmethod
+    def of(cls, run: Inspected) -> Row:
+        if run.error:
+            return cls(run.name, run.cpu_seconds, run.error)
+        found, proof = run.found, run.found["proof"]
+        return cls(
+            name=run.name,
+            cpu_seconds=run.cpu_seconds,
+            pixels=found["input_shape"][-1],
+            groups=len(found["groups"]),
+            prunable=found["prunable_params_fraction"],
+            lowest=found["min_flops_fraction"],
+            permutation=proof["permutation_error"],
+            cut=proof["cut_error"],
+            stays=stays(found),
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="names; default all")
     arguments = parser.parse_args()
     names = arguments.models or models.list_models(module=models)
+    kept = KeptRows(ROWS, Row, key=lambda row: row.name)
     inspected = []
     for name in names:
         inspected.append(inspect(name))
         print(summary(inspected[-1]), flush=True)
+        kept.add(Row.of(inspected[-1]), origin_now())
+        TABLE.write_text(table(kept))
     passed = [run for run in inspected if not run.error and run.found["proof"]["passed"]]
     slowest = max(inspected, key=lambda run: run.seconds)
     show(
@@ -56,9 +99,6 @@ def main() -> None:
         more_is_better=True,
     )
     show(f"slowest model ({slowest.name})", figure=slowest.seconds, bar=LIMIT_S, unit="s", more_is_better=False)
-    if not arguments.models:
-        TABLE.write_text(table(inspected))
-        print(f"wrote {TABLE.name}")
 
 
 def inspect(name: str) -> Inspected:
@@ -92,12 +132,12 @@ def summary(run: Inspected) -> str:
     )
 
 
-def table(inspected: list[Inspected]) -> str:
+def table(kept: KeptRows[Row]) -> str:
     """The Markdown file."""
     lines = [
         "# What can be pruned in torchvision's classification models",
         "",
-        f"Made by `jobs/benchmarks/zoo.py`, which runs `raprune inspect` on each of the {len(inspected)} models with "
+        f"Made by `jobs/benchmarks/zoo.py`, which runs `raprune inspect` on each of the {len(kept.rows)} models with "
         "random weights, on one thread. *px* is the height and width of the images: the size that torchvision made the "
         "model for. *Prunable* is the fraction of the parameters that belong to a channel that can be removed. *Lowest "
         "FLOPs* is the fraction of the FLOPs that one channel in each group leaves. The errors are the largest "
@@ -106,28 +146,29 @@ def table(inspected: list[Inspected]) -> str:
         "the smallest images that the model takes. *Stays* counts the channels of frozen layers by reason, without the "
         "output layer. *CPU s* is the CPU time of the whole command in seconds, with the start of Python and PyTorch.",
         "",
-        "| model | px | groups | prunable | lowest FLOPs | CPU s | permutation | cut | stays |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | px | groups | prunable | lowest FLOPs | CPU s | permutation | cut | stays | measured |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n".join([*lines, *(row(run) for run in inspected)]) + "\n"
+    rows = sorted(kept.rows.values(), key=lambda row: row.name)
+    return "\n".join([*lines, *(line(row, kept.origins[row.name]) for row in rows)]) + "\n"
 
 
-def row(run: Inspected) -> str:
+def line(row: Row, origin: Origin) -> str:
     """One line of the table."""
-    if run.error:
-        return f"| {run.name} | | | | | {run.cpu_seconds:.1f} | | | {run.error} |"
-    found, proof = run.found, run.found["proof"]
-    cut = f"{proof['cut_error']:.0e}" if proof["cut_error"] else "-"
+    measured = f"{origin.date}, {origin.commit}, {origin.machine}"
+    if row.error:
+        return f"| {row.name} | | | | | {row.cpu_seconds:.1f} | | | {row.error} | {measured} |"
     cells = [
-        run.name,
-        str(found["input_shape"][-1]),
-        str(len(found["groups"])),
-        f"{found['prunable_params_fraction']:.1%}",
-        f"{found['min_flops_fraction']:.2%}",
-        f"{run.cpu_seconds:.1f}",
-        f"{proof['permutation_error']:.0e}",
-        cut,
-        stays(found),
+        row.name,
+        str(row.pixels),
+        str(row.groups),
+        f"{row.prunable:.1%}",
+        f"{row.lowest:.2%}",
+        f"{row.cpu_seconds:.1f}",
+        f"{row.permutation:.0e}",
+        f"{row.cut:.0e}" if row.cut else "-",
+        row.stays,
+        measured,
     ]
     return f"| {' | '.join(cells)} |"
 
