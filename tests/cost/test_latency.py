@@ -394,15 +394,22 @@ def _counts(cost: CostModel) -> list[tuple[str, int]]:
 
 
 def test_half_the_latency_really_is_faster() -> None:
-    model, graph, cost, table = measured()
-    fraction = max(0.5, 1.05 * float(cost.latency_ms(cost.smallest())) / table.dense_ms)
-    scores = {n: np.arange(float(c)) for n, c in zip(cost.group_names, cost.num_channels, strict=True)}
-    widths = allocate("uniform", cost, Target(budget=Budget(latency=fraction)), scores=scores, keep_ratios={})
-    assert float(cost.latency_ms(widths)) <= fraction * table.dense_ms
-    kept = {name: tuple(range(int(n))) for name, n in zip(cost.group_names, widths, strict=True)}
-    condensed = cut(model, graph, Candidate("test", kept))
-    narrow_ms, dense_ms = measure_whole([condensed], model, graph, BATCH, device="cpu")
-    assert narrow_ms < 0.85 * dense_ms
+    """Table and network are timed once more, at most twice, where other load on the machine bent the timings."""
+    ratios = []
+    for _ in range(3):
+        model, graph, cost, table = measured()
+        fraction = max(0.5, 1.05 * float(cost.latency_ms(cost.smallest())) / table.dense_ms)
+        scores = {n: np.arange(float(c)) for n, c in zip(cost.group_names, cost.num_channels, strict=True)}
+        widths = allocate("uniform", cost, Target(budget=Budget(latency=fraction)), scores=scores, keep_ratios={})
+        assert float(cost.latency_ms(widths)) <= fraction * table.dense_ms
+        kept = {name: tuple(range(int(n))) for name, n in zip(cost.group_names, widths, strict=True)}
+        condensed = cut(model, graph, Candidate("test", kept))
+        narrow_ms, dense_ms = measure_whole([condensed], model, graph, BATCH, device="cpu")
+        ratios.append(narrow_ms / dense_ms)
+        if ratios[-1] < 0.85:
+            return
+        measured.cache_clear()
+    pytest.fail(f"fractions of the dense network's time: {ratios}")
 
 
 def test_the_table_depends_on_network_device_and_conditions_alone() -> None:
