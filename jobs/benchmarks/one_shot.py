@@ -307,7 +307,7 @@ def tables(kept: KeptRows[Result]) -> str:
         "Made by `jobs/benchmarks/one_shot.py`, whose docstring has the terms. Test accuracy in % with the FLOPs "
         "reached and the setting that did best on the validation images. CPU seconds are those of that network at the "
         "largest budget, over all cores: scores where they were not there yet, cut and repair; for the other libraries "
-        "the search for the ratio too. Lines of 625ad92 and 8aca778 have wall seconds of two cores there.",
+        "the search for the ratio too.",
     ]
     for contest in CONTESTS.values():
         rows = [row for row in kept.rows.values() if row.network == contest.name]

@@ -2,7 +2,7 @@
 
 Each model has random weights and images of the size that torchvision made it for, and is inspected in a process of its
 own on one thread. The seconds are those of the whole command, including the start of Python and PyTorch. The largest
-models take 16 GB of memory. The rows are kept in `zoo.jsonl` beside this file, and the table `zoo.md` is written from
+models take more than 16 GB. The rows are kept in `zoo.jsonl` beside this file, and the table `zoo.md` is written from
 all of them: a run over some models leaves the others as they are.
 """
 

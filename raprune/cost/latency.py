@@ -40,7 +40,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class PredictionError:
-    """Error of the predictions for whole networks that were not used in the fit, relative to their timings."""
+    """Error of the predictions for whole networks by a fit without them, relative to their timings."""
 
     median_error: float
     """Median of the relative errors: 0.1 is 10 %."""

@@ -28,7 +28,7 @@ PROBES, MOST_PROBES = 5, 24
 """Number of networks of other widths that show which sizes follow which axes, and the maximum if groups would stay
 alike in all of them."""
 CORRECTED = 0.1
-"""Median error above which further whole networks correct the scales."""
+"""Median error above which it is measured once more, by further networks, after the fit to all of the first."""
 PASSES, PASSES_S = 3, 30.0
 """Maximum number of passes over all operations, and the time after which no other pass begins."""
 LEAST_REPEATS = 3

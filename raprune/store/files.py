@@ -181,14 +181,15 @@ class Files:
     def read_json(self, rel: str) -> Any:
         """The content of the JSON file `rel`."""
         problem: ValueError | None = None
-        for _ in range(READS if "://" in self.uri else 1):
+        for attempt in range(READS if "://" in self.uri else 1):
+            if attempt:
+                time.sleep(BETWEEN_READS_S)
             try:
                 return json.loads(self.read_bytes(rel))
             except ValueError as error:
                 # pyarrow asks an object store for the size first: of an object that a longer one replaces in between,
                 # it gets the beginning only.
                 problem = error
-            time.sleep(BETWEEN_READS_S)
         raise StoreError(f"{self.name}/{rel}: damaged: {problem}", hint="Restore it from a backup.")
 
     def write_json(self, rel: str, content: Any) -> None:
