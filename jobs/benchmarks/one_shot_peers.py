@@ -14,6 +14,7 @@ import signal
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -182,8 +183,13 @@ class TorchPruning(Peer):
 
 
 class TorchKirigami(Peer):
-    """torch-kirigami's metrics with its `Greedy` strategy: those of the package, not those of its examples."""
+    """torch-kirigami's metrics: those of the package, not those of its examples.
 
+    The choice is that of its strategy `Greedy`, which verifies the whole network again after each channel; `AtOnce`
+    verifies it once.
+    """
+
+    settings = [(ranking, WHOLE) for ranking in ("local", "global")]
     metrics: dict[str, Callable[[], Any]] = {
         "Magnitude L1": partial(torch_kirigami.pruning.Magnitude, p=1),
         "Magnitude L2": partial(torch_kirigami.pruning.Magnitude, p=2),
@@ -195,16 +201,19 @@ class TorchKirigami(Peer):
         super().__init__(ground)
         self.names = list(self.metrics)
         self._with_gradient: nn.Module | None = None
+        self._strategies: dict[tuple[str, str], AtOnce] = {}
 
     def pruned(self, name: str, ratio: float, ranking: str, stream: str, part: str = NEITHER) -> nn.Module:
         model = with_gradients(self._differentiated()) if name == "WeightTaylor" else copy.deepcopy(self._dense)
         graph = torch_kirigami.DependencyGraph.build(model, args=(self._image,))
         pruner = torch_kirigami.pruning.Pruner(model, graph=graph)
         space = pruner.discover_candidates(targets=self._targets(model, stream))
+        if (name, stream) not in self._strategies:
+            self._strategies[name, stream] = AtOnce(self.metrics[name]())
         model, _ = pruner.prune(
             space,
             budget=torch_kirigami.pruning.ChannelRatio(ratio, scope=ranking),
-            strategy=torch_kirigami.pruning.Greedy(self.metrics[name]()),
+            strategy=self._strategies[name, stream],
         )
         model.zero_grad(set_to_none=True)
         return model
@@ -223,6 +232,57 @@ class TorchKirigami(Peer):
             self._with_gradient = copy.deepcopy(self._dense)
             mean_gradient(self._with_gradient, self.batches)
         return self._with_gradient
+
+
+class AtOnce:
+    """A strategy of torch-kirigami: in the order of the scores, as its `Greedy`, without a verification a channel.
+
+    Scores, and what goes with each candidate, are those of the dense network: they are computed once, for all ratios.
+    The library itself verifies the network that is chosen.
+    """
+
+    def __init__(self, metric: Any) -> None:
+        self._metric = metric
+        self._order: list[str] = []
+        """Keys of the candidates, those that cost least first."""
+        self._gone: dict[str, set[tuple[int, int]]] = {}
+        """Candidate's key -> what goes with it: number of the axis, position on it."""
+
+    def select(self, context: Any) -> Any:
+        """Return the keys of the candidates to remove."""
+        if not self._order:
+            self._rank(context)
+        axes = list(context.widths)
+        shared = len(context.targets) < len(axes)
+        left = [sum(axes)] if shared else axes
+        removed: set[tuple[int, int]] = set()
+        chosen = []
+        for key in self._order:
+            new = self._gone[key] - removed
+            fewer = Counter(axis for axis, _ in new)
+            # A layer keeps a channel, and a candidate has to bring the budget nearer.
+            if any(axes[axis] <= count for axis, count in fewer.items()):
+                continue
+            if not any(left[0 if shared else axis] > context.targets[0 if shared else axis] for axis in fewer):
+                continue
+            for axis, count in fewer.items():
+                axes[axis] -= count
+                left[0] -= count if shared else 0
+            removed |= new
+            chosen.append(key)
+        return torch_kirigami.pruning.StrategyResult(keys=tuple(chosen))
+
+    def _rank(self, context: Any) -> None:
+        scores = context.score(self._metric, context.candidates)
+        ranked = sorted(zip(scores, (candidate.key for candidate in context.candidates), strict=True))
+        self._order = [key for _, key in ranked]
+        for candidate in context.candidates:
+            impact = context.impact(candidate.remove)
+            self._gone[candidate.key] = {
+                (number, position)
+                for number, axis in enumerate(context.channel_axes)
+                for position in impact.selection(axis.tensor).fully_selected_indices(axis.dim)
+            }
 
 
 def fit_numbers(attention: Any, num_heads: dict[Any, int]) -> None:
