@@ -189,7 +189,7 @@ class TorchKirigami(Peer):
     verifies it once.
     """
 
-    settings = [(ranking, WHOLE) for ranking in ("local", "global")]
+    settings: Sequence[tuple[str, ...]] = [(ranking, WHOLE) for ranking in ("local", "global")]
     metrics: dict[str, Callable[[], Any]] = {
         "Magnitude L1": partial(torch_kirigami.pruning.Magnitude, p=1),
         "Magnitude L2": partial(torch_kirigami.pruning.Magnitude, p=2),

@@ -111,7 +111,7 @@ def said(row: Row) -> str:
 def table(kept: KeptRows[Row]) -> str:
     """The Markdown file."""
     ours = KeptRows(zoo_timm.ROWS, zoo_timm.Row, lambda row: row.name).rows
-    names = sorted({name for name, _ in kept.rows})
+    names = sorted({row.name for row in kept.rows.values()})
     lines = [
         "# timm's families, cut by half by other libraries",
         "",
