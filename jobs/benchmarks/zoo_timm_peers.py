@@ -157,8 +157,11 @@ def examine(name: str, library: str) -> dict[str, Any]:
     x = torch.randn(1, *(config.get("input_size") or (3, 224, 224)))
 
     def flops(network: Any) -> int:
+        # The counter hooks the gradients of what needs one, which no_grad leaves without a function.
+        network.requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network(x)
+        network.requires_grad_(True)
         return counter.get_total_flops()
 
     dense = flops(model)
