@@ -122,7 +122,7 @@ def table(kept: KeptRows[Row]) -> str:
     for library in CUTS:
         outcomes = Counter(row.outcome for row in kept.rows.values() if row.library == library)
         if outcomes:
-            each = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
+            each = ", ".join(f"{outcome} {outcomes[outcome]}" for outcome in OUTCOMES)
             lines.append(f"* {library}, {outcomes.total()} networks: {each}.")
     lines += [
         "",
@@ -131,7 +131,7 @@ def table(kept: KeptRows[Row]) -> str:
     ]
     for name in names:
         rows = [kept.rows.get((name, library)) for library in CUTS]
-        origins = sorted({str(kept.origins[row.key]) for row in rows if row})
+        origins = sorted({f"{(o := kept.origins[row.key]).commit}, {o.date}" for row in rows if row})
         cells = [
             f"{ours[name].half_flops:.1%}" if name in ours else "",
             *("" if row is None else said(row)[:90] for row in rows),
