@@ -209,7 +209,16 @@ def main() -> None:
 
 def measured(name: str) -> Row:
     """Run the child of one network."""
-    command = [sys.executable, __file__, "--child", name]
+    done, seconds = limited([sys.executable, __file__, "--child", name])
+    if done.returncode == 0:
+        return Row(name, seconds, **json.loads(done.stdout.splitlines()[-1]))
+    if done.returncode < 0:
+        return Row(name, seconds, error=f"stopped after {LIMIT_S} s of CPU time")
+    return Row(name, seconds, error=(done.stderr.strip().splitlines() or ["no message"])[-1][:300])
+
+
+def limited(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a command on one thread within the limit; return how it ended and its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         command,
@@ -219,12 +228,7 @@ def measured(name: str) -> Row:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S)),
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
-    if done.returncode == 0:
-        return Row(name, seconds, **json.loads(done.stdout.splitlines()[-1]))
-    if done.returncode < 0:
-        return Row(name, seconds, error=f"stopped after {LIMIT_S} s of CPU time")
-    return Row(name, seconds, error=(done.stderr.strip().splitlines() or ["no message"])[-1][:300])
+    return done, round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
 
 
 def line(row: Row) -> str:

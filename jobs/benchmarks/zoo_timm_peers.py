@@ -21,9 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
 import sys
 import time
 import warnings
@@ -34,7 +31,7 @@ from typing import Any
 
 import zoo_timm
 from kept_rows import KeptRows, origin_now
-from zoo_timm import FAMILIES, LIMIT_S
+from zoo_timm import FAMILIES, limited
 
 ROWS = Path(__file__).with_name("zoo_timm_peers.jsonl")
 TABLE = Path(__file__).with_name("zoo_timm_peers.md")
@@ -86,16 +83,7 @@ def main() -> None:
 
 def measured(name: str, library: str) -> Row:
     """Run the child of one network and library."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, __file__, name, "--libraries", library, "--child"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S)),
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
+    done, seconds = limited([sys.executable, __file__, name, "--libraries", library, "--child"])
     if done.returncode == 0:
         return Row(name, library, **json.loads(done.stdout.splitlines()[-1]), cpu_seconds=seconds)
     if done.returncode < 0:
