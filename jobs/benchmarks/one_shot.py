@@ -16,7 +16,8 @@ or criterion runs in every setting that it has, the best of them by validation a
 the test images. A setting that falls far behind at one budget is not tried at the smaller ones.
 
 * raprune's settings: the allocations that need no search (on the large network `global_rank` and `least_damage`), the
-  residual stream pruned or left alone; each method's own repair.
+  residual stream pruned or left alone; each method's own repair. *Blocks matched*, which trains for minutes on the
+  large network, has only the setting that did best for `reconstruction` at the same budget.
 * The other libraries' settings: local or global ranking, the residual stream pruned or left alone; the ratio is sought
   that comes closest to the budget from below, and the batch norms are re-estimated. torch-pruning cannot take the
   zero-padding shortcuts of ResNet-56, so both get the same function with 1x1 convolutions there, whose FLOPs are not
@@ -53,7 +54,7 @@ import torch
 from bar import show
 from kept_rows import KeptRows, Origin, origin_now
 from one_shot_peers import TorchKirigami, TorchPruning
-from one_shot_raprune import UNREPAIRED, Raprune
+from one_shot_raprune import MATCHED, UNREPAIRED, Raprune
 from one_shot_terms import CONTESTS, SEED, Attempt, Contest, Ground, NotPossible, Side
 from torch import Tensor, nn
 
@@ -164,6 +165,7 @@ def lead(contest: Contest, budget: float, kept: KeptRows[Result]) -> float | Non
 
 def run(contest: Contest, kept: KeptRows[Result], arguments: argparse.Namespace) -> None:
     """Measure what lacks of one network's table."""
+    started = time.monotonic()
     arena = Arena(contest, arguments.device)
     budgets = [b for b in sorted(contest.budgets, reverse=True) if not arguments.budgets or b in arguments.budgets]
     origin = origin_now(arguments.device)
@@ -188,8 +190,12 @@ def run(contest: Contest, kept: KeptRows[Result], arguments: argparse.Namespace)
                 above = [row for row in kept.rows.values() if (row.side, row.name) == (side, name)]
                 wider = [row for row in above if row.network == contest.name and row.budget > budget]
                 near = min(wider, key=lambda row: row.budget).near if wider else ""
+                plain = kept.rows.get((contest.name, side, "reconstruction", budget))
+                if name == MATCHED and plain is not None:
+                    near = plain.setting
                 tried = "; ".join(arguments.settings) or near
                 add(side, name, budget, partial(arena.best, side, name, budget, tried))
+    print(f"{contest.name}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
 class Arena:
