@@ -157,10 +157,10 @@ def _is_identity(network: ProofNetwork, gates: Sequence[str], situations: Sequen
     prefixes = tuple(f"{gate}." for gate in gates)
 
     def blanked(name: str, tensor: Tensor) -> Tensor:
-        return _without_weights(name, tensor) if name.startswith(prefixes) else tensor.clone()
+        return _without_weights(name, tensor) if name.startswith(prefixes) else network.own(name, tensor)
 
-    for situation in situations:
-        blank, shallow = rebuild(network.model, blanked), rebuild(network.model, lambda name, tensor: tensor.clone())
+    def same(situation: Situation) -> bool:
+        blank, shallow = rebuild(network.model, blanked), rebuild(network.model, network.own)
         put_identity(shallow, gates)
         try:
             wanted, came = network.run(blank, situation), network.run(shallow, situation)
@@ -169,9 +169,9 @@ def _is_identity(network: ProofNetwork, gates: Sequence[str], situations: Sequen
         if wanted.shape != came.shape or not bool(wanted.isfinite().all()):
             return False
         error = float((wanted - came).abs().max()) / max(float(wanted.abs().max()), 1e-300)
-        if not error <= (TRAINING_TOLERANCE if situation.training else TOLERANCE):
-            return False
-    return True
+        return error <= (TRAINING_TOLERANCE if situation.training else TOLERANCE)
+
+    return all(map(same, situations))
 
 
 def _cuts_as_masked(network: ProofNetwork, graph: ChannelGraph, example_input: NetworkInputs, seed: int) -> bool:
@@ -179,6 +179,6 @@ def _cuts_as_masked(network: ProofNetwork, graph: ChannelGraph, example_input: N
     closed = graph.closed(graph.gates)
     if not graph.gates or not closed.groups:
         return True
-    shallow = rebuild(network.model, lambda name, tensor: tensor.clone())
+    shallow = rebuild(network.model, network.own)
     put_identity(shallow, graph.gates)
     return ProofNetwork(shallow, closed, example_input, seed).equals_masked(closed, closed.widths) is None

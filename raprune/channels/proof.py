@@ -148,16 +148,17 @@ class ProofNetwork:
         self.first = first_situation(example, generator)
         sliced = {member.parameter for group in graph.groups for member in group.members}
         self._buffers = buffers = {name for name, _ in model.named_buffers()}
+        # Let go of before another copy is made: a large network has no room for both.
         self._last: tuple[tuple[int, tuple[str, ...]], tuple[nn.Module, nn.Module]] | None = None
         self._last_graph = graph
         settings = {name for name in buffers if name not in sliced and name.rpartition(".")[2] not in STATISTICS}
         try:
             # A buffer that is no statistic is a setting (a range, a table, a length): only its own values are valid.
-            self.model = rebuild(model, lambda name, t: _informative(t, generator, keep=name in settings))
+            self.model = rebuild(model, lambda name, t: self.own(name, _informative(t, generator, name in settings)))
             self._reference = self.run(self.model)
         except Exception:  # a sliced buffer can be a setting, too: the ranges of a quantiser
             try:
-                self.model = rebuild(model, lambda name, t: _informative(t, generator, keep=name in buffers))
+                self.model = rebuild(model, lambda name, t: self.own(name, _informative(t, generator, name in buffers)))
                 self._reference = self.run(self.model)
             except Exception as error:
                 text = str(error).strip().split("\n")[0]
@@ -189,7 +190,7 @@ class ProofNetwork:
         for alternatives in other_situations(example, self._generator):
             for situation in alternatives:
                 try:
-                    out = self.run(rebuild(self.model, self._own), situation, NormScales())
+                    out = self.run(rebuild(self.model, self.own), situation, NormScales())
                 except Exception:
                     continue
                 if len(out) and bool(out.isfinite().all()):
@@ -224,6 +225,7 @@ class ProofNetwork:
                 tensor = tensor.index_select(axis, torch.as_tensor(positions, device=tensor.device))
             return tensor
 
+        self._last = None
         return self._difference(self.run(rebuild(self.model, permute)))
 
     def with_free_bases(self, products: Sequence[QueryKeyProduct]) -> tuple[QueryKeyProduct, ...]:
@@ -249,7 +251,7 @@ class ProofNetwork:
                     bases.setdefault(rows.parameter, []).append((torch.from_numpy(rows.positions), matrix))
 
         def change(name: str, tensor: Tensor) -> Tensor:
-            changed = tensor.clone() if name in bases else self._own(name, tensor)
+            changed = tensor.clone() if name in bases else self.own(name, tensor)
             for positions, matrix in bases.get(name, ()):
                 rows = (
                     tensor[positions.to(tensor.device)].flatten(2) if tensor.dim() > 1 else tensor[positions][..., None]
@@ -333,6 +335,7 @@ class ProofNetwork:
         key = (id(graph), tuple(names))
         if self._last is not None and self._last[0] == key:
             return self._last[1]
+        self._last = None
         candidate = self._candidate(graph, names)
         removed = KeptPositions(graph, candidate.kept)
         gone: dict[str, list[tuple[int, Tensor]]] = {}
@@ -342,7 +345,7 @@ class ProofNetwork:
                 gone.setdefault(member.parameter, []).append((member.axis, positions))
 
         def mask(name: str, tensor: Tensor) -> Tensor:
-            tensor = tensor.clone() if name in gone else self._own(name, tensor)
+            tensor = tensor.clone() if name in gone else self.own(name, tensor)
             for axis, positions in gone.get(name, ()):
                 tensor.index_fill_(axis, positions.to(tensor.device), 0.0)
             return tensor
@@ -352,7 +355,7 @@ class ProofNetwork:
         self._last, self._last_graph = (key, pair), graph
         return pair
 
-    def _own(self, name: str, tensor: Tensor) -> Tensor:
+    def own(self, name: str, tensor: Tensor) -> Tensor:
         """Return a parameter as it is, and a copy of a buffer, which a forward pass may change."""
         return tensor.clone() if name in self._buffers else tensor
 
@@ -395,16 +398,16 @@ STATISTICS = ("running_mean", "running_var", "weight", "bias")
 """Names of buffers that may take any positive values: the statistics and scales of norms, frozen norms as well."""
 
 
-def _informative(tensor: Tensor, generator: torch.Generator, *, keep: bool) -> Tensor:
-    """Return a float64 copy with random values in [0.5, 1.5) for vectors and constant tensors (scales, statistics).
+def _informative(tensor: Tensor, generator: torch.Generator, keep: bool) -> Tensor:
+    """Return the tensor in float64, with random values in [0.5, 1.5) for vectors and constants (scales, statistics).
 
-    With `keep`, the copy has the tensor's own values.
+    With `keep`, it has its own values. What does not change is not copied.
     """
     if not tensor.is_floating_point():
-        return tensor.clone()
+        return tensor
     constant = tensor.dim() <= 1 or not bool((tensor.reshape(-1)[:1] != tensor).any())
     if keep or tensor.numel() == 0 or not constant:
-        return tensor.double() if tensor.dtype != torch.float64 else tensor.clone()
+        return tensor.double()
     return (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5).to(tensor.device)
 
 
