@@ -16,7 +16,6 @@ from raprune.spec.budget import Budget
 
 MATCHED = "reconstruction, blocks matched"
 """`reconstruction` whose blocks learn the dense blocks' outputs after the refit, without labels."""
-MATCH_STEPS = 200
 UNREPAIRED = "reconstruction, without repair"
 """The channels of `reconstruction`, and the weights of the dense network."""
 
@@ -29,6 +28,7 @@ class Raprune:
         self.settings: Sequence[tuple[str, ...]] = [
             (name, stream) for name in ground.contest.allocations for stream in (WHOLE, PRUNED)
         ]
+        self._match_steps = ground.contest.match_steps
         self._dense = ground.workload.model
         spec = ground.prepared.spec
         self._pruners = {stream: Pruner(ground.workload, graph, spec) for stream, graph in ground.graphs.items()}
@@ -36,7 +36,7 @@ class Raprune:
     def attempt(self, name: str, budget: float, *setting: str) -> Attempt:
         allocation, stream = setting
         pruner, started = self._pruners[stream], time.process_time()
-        settings = {"match_steps": MATCH_STEPS} if name == MATCHED else {}
+        settings = {"match_steps": self._match_steps} if name == MATCHED else {}
         unrepaired, name = name == UNREPAIRED, name.partition(",")[0]
         method = METHODS[name](**settings)
         if not method.seeded:

@@ -48,6 +48,8 @@ class Contest:
     """The same function as a network that the other libraries can take."""
     parts: tuple[str, ...] = ()
     """Parts of attention of which torch-pruning prunes one at a time; none without attention."""
+    match_steps: int = 200
+    """Steps in which each block of `reconstruction, blocks matched` learns the dense block's output."""
     peers_limit_s: int = 900
     """CPU seconds, of all cores together, after which an attempt of another library is given up."""
 
@@ -97,6 +99,8 @@ CONTESTS = {
         budgets={0.8: 0.86, 0.65: 0.0},
         # A repair takes the better part of a minute on one core.
         allocations=("global_rank", "least_damage"),
+        # 200 take ten minutes of a core for a network.
+        match_steps=100,
     ),
     "vit": Contest(
         name="vit",
