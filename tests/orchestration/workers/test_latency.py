@@ -66,6 +66,12 @@ def text(of: Console) -> str:
     return of.file.getvalue()
 
 
+def held() -> str:
+    """The cluster's free resources and the placement groups that hold others."""
+    groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+    return f"{ray.available_resources()}, {groups}"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
     spec, said = spec_of(tmp_path_factory.mktemp("latency"), 0.95), console()
@@ -163,7 +169,7 @@ def test_networks_are_timed_on_a_whole_node_and_where_none_gets_free_in_the_room
     # Two of the cluster's three processors are the whole node: an earlier test may still hold one. A larger node than
     # the cluster has never gets free.
     monkeypatch.setattr(latency, "ALONE_S", 300.0)
-    assert threads("alone", node=2.0) == {min(2, usable_cpus())}, ray.available_resources()
+    assert threads("alone", node=2.0) == {min(2, usable_cpus())}, held()
     monkeypatch.setattr(latency, "ALONE_S", 0.5)
     assert threads("beside", node=4.0) == {1}
 
