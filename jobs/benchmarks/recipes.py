@@ -201,7 +201,7 @@ def table(kept: KeptRows[Row]) -> Iterator[str]:
     yield (
         "Made by `jobs/benchmarks/recipes.py`, whose docstring has the terms. Test accuracy in %: mean of the seeds, "
         "and each one; *repaired* is the network before the fine-tuning. Seconds are those of a machine that did "
-        "other work as well."
+        "other work as well. An arm with fewer than three seeds is not measured to its end."
     )
     yield ""
     yield "| study | arm | FLOPs | dense | repaired | fine-tuned | each seed | recipe | maps | s | commit | date |"
