@@ -117,13 +117,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     studies = list(dict.fromkeys(arm.study for arm in ARMS))
     parser.add_argument("--studies", nargs="+", choices=studies, default=studies, help="default all")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="names of arms, such as 'ViT, SGD'; default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other row after this time")
     parser.add_argument("--table-only", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     kept = KeptRows(ROWS, Row, key=lambda row: row.key)
     started = time.perf_counter()
-    wanted = [(arm, seed) for arm in ARMS if arm.study in arguments.studies for seed in arguments.seeds]
+    arms = [arm for arm in ARMS if arm.study in arguments.studies]
+    if arguments.arms is not None:
+        names = {arm.name for arm in arms}
+        if unknown := sorted(set(arguments.arms) - names):
+            parser.error(f"--arms: no arm {unknown[0]!r} in these studies; there are {'; '.join(sorted(names))}")
+        arms = [arm for arm in arms if arm.name in arguments.arms]
+    wanted = [(arm, seed) for arm in arms for seed in arguments.seeds]
     for arm, seed in [] if arguments.table_only else wanted:
         if (arm.study, arm.name, seed) in kept or time.perf_counter() - started > arguments.seconds:
             continue
