@@ -182,7 +182,7 @@ def run(contest: Contest, kept: KeptRows[Result], arguments: argparse.Namespace)
 
     for side in arguments.sides:
         if side == CONTROL:
-            for name in (DENSE, REESTIMATED, FINE_TUNED):
+            for name in arena.controls:
                 add(side, name, 1.0, partial(arena.control, name))
             continue
         for name in arena.side(side).names:
@@ -219,6 +219,13 @@ class Arena:
         if name not in self._sides:
             self._sides[name] = SIDES[name](self.ground)
         return self._sides[name]
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the controls; the transformer has no batch norm that could be re-estimated."""
+        layers = self.ground.workload.model.modules()
+        has_norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
+        return (DENSE, REESTIMATED, FINE_TUNED) if has_norms else (DENSE, FINE_TUNED)
 
     def control(self, name: str) -> Result:
         """Measure the dense network as it is, re-estimated on the calibration images, or fine-tuned."""
