@@ -251,6 +251,8 @@ class Proposal:
     """Rung of successive halving that the trial reached. From 1 on it continues `parent`, the rung before."""
     repeat: int = 0
     """Number of the seed of a finalist that is fine-tuned with several seeds, from 0."""
+    cuts: int = 1
+    """Number of cuts on the way to a finalist, with training after each."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep_ratios", GroupRatios.of(self.keep_ratios))
@@ -260,8 +262,9 @@ class Proposal:
         """Unique in a run, and the same again when the run is resumed."""
         on_the_way = "" if self.step is None else f".{self.step}"
         rung = f"-r{self.rung}" if self.rung else ""
+        cuts = f"-c{self.cuts}" if self.cuts > 1 else ""
         repeat = f"-s{self.repeat}" if self.repeat else ""
-        return f"{self.stage.value}-{self.number:05d}{rung}{repeat}{on_the_way}"
+        return f"{self.stage.value}-{self.number:05d}{rung}{cuts}{repeat}{on_the_way}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,12 +340,15 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Name of the candidate at this stage: its id, followed by `-ft` after fine-tuning.
+        """Name of the candidate at this stage: its id, followed by `-ft` after fine-tuning, and by `-c3` after three
+        cuts.
 
         Fine-tunings of one candidate by several seeds share it. Only trials with a candidate have one.
         """
         assert self.candidate is not None, "a trial without a candidate has no network"
-        return f"{self.candidate.id}-ft" if self.proposal.stage is Stage.FINETUNE else self.candidate.id
+        if self.proposal.stage is not Stage.FINETUNE:
+            return self.candidate.id
+        return f"{self.candidate.id}-ft" + (f"-c{self.proposal.cuts}" if self.proposal.cuts > 1 else "")
 
     @property
     def network(self) -> str:

@@ -179,6 +179,7 @@ class Arena:
             target=self.parent.target,
             seed=seed,
             stage=Stage.FINETUNE,
+            cuts=self.prepared.spec.finalists.steps[0],
         )
         train, started = self.prepared.spec.finalists.train, time.perf_counter()
         tuned = self.pruner.finetune(child, self.parent, train.decided())

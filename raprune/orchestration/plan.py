@@ -92,7 +92,7 @@ def plan_of(
         phase_epochs=sum(epochs_of(method) for method in lacking.phases),
         scored=len(looking),
         rescored=sum(again.values()),
-        finetunings=max(0, finalists * spec.finalists.seeds - tuned),
+        finetunings=max(0, math.ceil(finalists * _trainings_each(spec, methods)) - tuned),
         finetuning_epochs=train.epochs,
         teacher=train.distillation > 0 or train.features != 0,
         latency_repeats=spec.latency.repeats,
@@ -115,6 +115,13 @@ def _path_epochs(method: Method) -> float:
     if not method.has_path():
         return 0.0
     return math.fsum(getattr(method, entry.name) for entry in fields(method) if entry.name.endswith("epochs"))
+
+
+def _trainings_each(spec: SearchSpec, methods: Sequence[Method]) -> float:
+    """Fine-tunings of the mean finalist: by seeds, and by numbers of cuts where the search trained nothing before."""
+    is_cut_at_once = len(spec.search.rungs) > 1
+    ways = mean(1 if is_cut_at_once or method.has_path() else len(spec.finalists.steps) for method in methods)
+    return spec.finalists.seeds * ways
 
 
 def _rung_epochs(search: SamplerSpec) -> float:

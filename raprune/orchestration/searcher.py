@@ -20,6 +20,7 @@ from raprune.orchestration.cluster.failures import Action, Failure, decide, hope
 from raprune.orchestration.reported import ReportedTasks
 from raprune.orchestration.seats import Seated
 from raprune.orchestration.tasks import Assignment, CandidateTask, Report, TestTask, WorkerTask
+from raprune.pruning.record import is_trained
 from raprune.records import Proposal, Stage, Trial, TrialState
 from raprune.results.stages import FINETUNE, TEST, Stages, Work
 from raprune.results.test_split import UNTESTED
@@ -27,7 +28,7 @@ from raprune.sampling.ahead import ProposalsAhead, at_once
 from raprune.sampling.point import Point
 from raprune.sampling.promotion import choose_finalists
 from raprune.sampling.source import trial_seed
-from raprune.spec.job import SearchSpec
+from raprune.spec.job import FinalistSpec, SearchSpec
 
 REPEATS_APART = 1_000_003
 """Distance between the seeds of one finalist's repeats, so that they differ from those of other searches."""
@@ -254,12 +255,14 @@ class CandidateSearcher(Searcher):
             cost=self._spec.budget.cost,
         )
         parents = [self._proposals.proposals[parent] for parent in chosen]
-        # Every finalist once before any a second time.
-        return [
-            finalist(parent, number=number, repeat=repeat, seed=self._spec.seed)
-            for repeat in range(finalists.seeds)
+        tasks = [
+            finalist(parent, number=number, repeat=repeat, cuts=cuts, seed=self._spec.seed)
             for number, parent in enumerate(parents)
+            for cuts in numbers_of_cuts(parent, finalists)
+            for repeat in range(finalists.seeds)
         ]
+        # Every finalist once before any a second time.
+        return sorted(tasks, key=lambda task: (task.proposal.repeat, task.proposal.cuts))
 
     def _done(self, tasks: Sequence[WorkerTask], report: Report) -> None:
         for task in tasks:
@@ -333,8 +336,16 @@ def _trains(task: CandidateTask) -> bool:
     return task.parent is not None or method_named(task.proposal.method).has_path()
 
 
-def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> CandidateTask:
-    """The `repeat`-th fine-tuning of finalist `number`, which continues `parent`."""
+def numbers_of_cuts(parent: Proposal, finalists: FinalistSpec) -> tuple[int, ...]:
+    """The numbers of cuts by which the finalist that continues `parent` is made: one where it was trained before."""
+    return (1,) if is_trained(parent) else finalists.steps
+
+
+def finalist(parent: Proposal, *, number: int, repeat: int, cuts: int, seed: int) -> CandidateTask:
+    """The `repeat`-th fine-tuning of finalist `number`, which continues `parent`.
+
+    Ways of several cuts have the same seed, so that nothing but the cuts tells them apart.
+    """
     proposal = replace(
         parent,
         number=number,
@@ -342,6 +353,7 @@ def finalist(parent: Proposal, *, number: int, repeat: int, seed: int) -> Candid
         parent=parent.trial_id,
         rung=0,
         repeat=repeat,
+        cuts=cuts,
         # Seeds that the search does not use.
         seed=trial_seed(seed + 1 + repeat * REPEATS_APART, number),
     )

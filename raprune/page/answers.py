@@ -28,7 +28,7 @@ from raprune.store.rows import target_columns
 Answer = dict[str, Any]
 
 _OF_TRIAL = ("state", "accuracy_after_cut", "accuracy_after_repair", "epochs", "seconds", "gpu_seconds", "started_at")
-_OF_PROPOSAL = ("number", "stage", "rung", "repeat", "parent", "step", "method", "allocation")
+_OF_PROPOSAL = ("number", "stage", "rung", "repeat", "cuts", "parent", "step", "method", "allocation")
 _OF_METRICS = (
     "flops_fraction",
     "params_fraction",
@@ -198,7 +198,7 @@ def detail_trial(
     history = [
         {
             "trial_id": other.trial_id,
-            **{name: getattr(other.proposal, name) for name in ("stage", "rung", "repeat", "step")},
+            **{name: getattr(other.proposal, name) for name in ("stage", "rung", "repeat", "cuts", "step")},
             "state": other.state,
             "epochs": other.epochs,
             "val_accuracy": None if other.metrics is None else other.metrics.accuracy,
@@ -325,6 +325,6 @@ def plain(value: Any) -> Any:
 
 
 def _is_sibling(one: Trial, other: Trial) -> bool:
-    """True if one trial is a repeat of the other, or a network of the same path."""
+    """True if the trials continue one network, by seeds or numbers of cuts, or are networks of one path."""
     a, b = one.proposal, other.proposal
     return (a.stage, a.number, a.rung, a.parent) == (b.stage, b.number, b.rung, b.parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from raprune.pruning.preparation import (
     with_table,
 )
 from raprune.pruning.prune import Pruner, Result
-from raprune.pruning.record import check_not_trained
+from raprune.pruning.record import check_not_trained, is_trained
 from raprune.pruning.workload import Workload, build_workload, train_dense
 from raprune.records import Candidate, Proposal, Stage, Trial
 from raprune.results.exports import ExportProof, keep_proof
@@ -130,6 +130,12 @@ def prune_once(
             f"search.depth (--depth) with --allocation {allocation}: only {LEAST_DAMAGE} decides on blocks.",
             hint=f"Give --allocation {LEAST_DAMAGE}, or leave --depth out.",
         )
+    steps = spec.finalists.steps if finetune else (1,)
+    if len(steps) > 1:
+        raise UsageError(
+            f"finalists.steps {list(steps)}: one network is made in one way; a search compares several.",
+            hint=f"Give one number: --set finalists.steps={steps[-1]}",
+        )
     asked = spec.model_copy(update={"methods": (method,), "allocations": (allocation,)})
     stages, device = stages or Stages(), _device()
     check_runtime(spec.latency, device=device)
@@ -180,7 +186,8 @@ def prune_once(
         train = spec.finalists.train.decided()
         stages.begin(FINETUNE, total=math.ceil(train.epochs), unit="epochs")
         tell = partial(_tell_epoch, stages, workload.task.metric)
-        result = pruner.finetune(proposal, proposal, train, start=start, on_epoch=tell)
+        asked_for = replace(proposal, cuts=1 if is_trained(proposal) else steps[0])
+        result = pruner.finetune(asked_for, proposal, train, start=start, on_epoch=tell)
     else:
         result = pruner.prune(proposal)
     proof = None
@@ -211,7 +218,7 @@ def save_single(single: Single, folder: str) -> None:
 
 
 def _tell_epoch(stages: Stages, metric: str, epoch: Epoch) -> None:
-    stages.update(done=epoch.number, detail=epoch.described(metric))
+    stages.update(done=epoch.reached, detail=epoch.described(metric))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,4 +98,4 @@ def telling(on_work: OnWork | None, what: str) -> Callable[[Epoch], None] | None
     """Callback that tells `on_work` of the epochs of the training `what`; None if nobody listens."""
     if on_work is None:
         return None
-    return lambda epoch: on_work(Work(what=what, done=epoch.number, total=math.ceil(epoch.epochs), unit="epochs"))
+    return lambda epoch: on_work(Work(what=what, done=epoch.reached, total=math.ceil(epoch.epochs), unit="epochs"))

@@ -28,13 +28,13 @@ from raprune.pruning.allocate import LEAST_DAMAGE, allocate, select
 from raprune.pruning.depth import allocate_with_blocks
 from raprune.pruning.gradual import kept_in_steps, positions_of
 from raprune.pruning.phases import DenseInputs, Phases, telling
-from raprune.pruning.record import Pruned, check_not_trained, is_trained, method_of, record
+from raprune.pruning.record import Pruned, check_not_trained, method_of, record
 from raprune.pruning.room import repair_room
 from raprune.pruning.scoring import Scoring
 from raprune.pruning.services import WorkloadServices
 from raprune.pruning.target import Target
 from raprune.pruning.workload import Workload
-from raprune.records import Candidate, Proposal, Stage, Trial
+from raprune.records import Candidate, Proposal, Trial
 from raprune.results.stages import OnWork
 from raprune.spec.job import SearchSpec, TrainSpec
 from raprune.store.scores import Statistics
@@ -149,7 +149,7 @@ class Pruner:
         def tell(epoch: Epoch) -> None:
             trained.append(epoch)
             if told is not None:
-                told(epoch)
+                told(replace(epoch, epochs=spec.epochs))
 
         def fit(
             fitted: Pruned, part: TrainSpec, seed: int, before: Sequence[Epoch] = (), *, overwrite: bool = False
@@ -171,28 +171,24 @@ class Pruner:
                 before=before,
             )
 
-        if self._is_gradual(proposal, parent):
+        if proposal.cuts > 1:
             stored = None if checkpoints is None else checkpoints.load()
-            pruned, history = self._fit_in_steps(pruned, parent, spec, proposal.seed, fit, stored, ranks)
+            pruned, history = self._fit_in_steps(pruned, proposal, parent, spec, fit, stored, ranks)
         else:
             history = fit(pruned, spec, proposal.seed)
+        history = [replace(epoch, epochs=spec.epochs) for epoch in history]
         pruned = replace(pruned, epochs=pruned.epochs + spec.epochs)
         result = self._evaluate(pruned.model)
         started -= sum(epoch.seconds for epoch in history[: len(history) - len(trained)])
         trial = self._record(proposal, pruned, result, started, after_repair=repaired)
         return Result(trial, pruned.model, history)
 
-    def _is_gradual(self, proposal: Proposal, parent: Proposal) -> bool:
-        """True if a fine-tuning goes its way in several cuts: not on rungs, nor for a method with a path of its own."""
-        is_finalist = proposal.stage is Stage.FINETUNE and not is_trained(parent)
-        return self._spec.finalists.steps > 1 and is_finalist
-
     def _fit_in_steps(
         self,
         pruned: Pruned,
+        proposal: Proposal,
         parent: Proposal,
         spec: TrainSpec,
-        seed: int,
         fit: Callable[..., list[Epoch]],
         stored: bytes | None,
         ranks: Ranks,
@@ -201,13 +197,13 @@ class Pruner:
 
         With the checkpoint `stored` it goes on at the cut whose training that is.
         """
-        method = method_of(parent)
+        method, seed = method_of(parent), proposal.seed
         base, _ = self.phases.base(method)
         scores = self.scoring.scores(method, parent.seed)
         # The blocks that go are gone from the first cut on.
         gone = pruned.candidate.identity
         left = self.graph.closed(gone)
-        stages = kept_in_steps(left, pruned.candidate.kept, scores, self._spec.finalists.steps)
+        stages = kept_in_steps(left, pruned.candidate.kept, scores, proposal.cuts)
         part = spec.model_copy(update={"epochs": spec.epochs / len(stages)})
         first = self._stage_of(stored, base, stages, gone, part, seed)
         whole = {group.name: tuple(range(group.num_channels)) for group in left.groups}

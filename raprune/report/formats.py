@@ -89,3 +89,8 @@ def latency_share(row: CandidateRow) -> str:
     if row.measured_latency_fraction is not None:
         return percent(row.measured_latency_fraction)
     return "" if row.latency_fraction is None else f"~{percent(row.latency_fraction)}"
+
+
+def cuts_in_words(number: int) -> str:
+    """A number of cuts, such as `3 cuts`."""
+    return f"{number} cut{'' if number == 1 else 's'}"

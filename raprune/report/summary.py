@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raprune.report.formats import about, count, times_as_fast
+from raprune.report.formats import about, count, cuts_in_words, times_as_fast
 from raprune.results.front import budget_of, floor_of
 from raprune.results.rows import CandidateRow
 from raprune.results.siblings import SiblingComparison
@@ -39,6 +39,14 @@ def compared(comparison: SiblingComparison, run: RunRecord) -> str:
     points = f"{abs(100 * lead):.2f} points {'less' if comparison.is_beaten else 'more'}"
     said += f"; {rival.candidate}, the best of the front with no more, has {100 * other:.2f} %, {points}."
     return f"{said} The smaller dense network is the better choice there." if comparison.is_beaten else said
+
+
+def ways_told(best: Mapping[int, int]) -> str:
+    """A sentence on `best_by_cuts`: for how many finalists each number of cuts is best; empty for no finalist."""
+    if not best:
+        return ""
+    won = [f"{finalists} in {cuts_in_words(cuts)}" for cuts, finalists in best.items()]
+    return f"Best on the validation split, of {sum(best.values())} finalists: {', '.join(won[:-1])} and {won[-1]}."
 
 
 def _kept(row: CandidateRow, run: RunRecord) -> str:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raprune.report import formats
+from raprune.report.formats import cuts_in_words
 from raprune.results.ablation import AblationRow
 from raprune.results.front import floor_of, is_baseline, standard_error
 from raprune.results.progress import Progress
@@ -123,6 +124,7 @@ def render_rows(
         notes.insert(0, "Epochs: of training since the dense network.")
     if any(row.parent for row in rows):
         notes.append("-ft: fine-tuned.")
+    notes += [f"-c{cuts}: in {cuts_in_words(cuts)}." for cuts in sorted({row.cuts for row in rows} - {1})]
     if "nonzero" in shown:
         notes.append("Nonzero: parameters that are not exactly zero.")
     if run.metric != ACCURACY:

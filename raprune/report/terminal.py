@@ -12,9 +12,10 @@ from raprune.records import Trial
 from raprune.report.display import line
 from raprune.report.formats import duration
 from raprune.report.run_table import render_runs
-from raprune.report.summary import compared, summary
+from raprune.report.summary import compared, summary, ways_told
 from raprune.report.tables import render_ablation, render_progress, render_rows
 from raprune.results.ablation import ablation
+from raprune.results.cuts import best_by_cuts
 from raprune.results.front import budget_of, front_of, listed, measured_in, pick, starred
 from raprune.results.progress import progress
 from raprune.results.rows import CandidateRow, candidates
@@ -89,6 +90,8 @@ def print_front(uri: str, *, console: Console, as_json: bool = False, everything
         for comparison in compare_siblings(read_siblings(store), front_of(rows, budget_of(run))):
             style = "yellow" if comparison.is_beaten else ""
             console.print(compared(comparison, run), style=style, markup=False, highlight=False)
+        if told := ways_told(best_by_cuts(known)):
+            console.print(told, highlight=False, markup=False)
         _print_blocks(rows, console)
         for sentence in run.left_out:
             console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -77,6 +77,8 @@ class CandidateRow:
     rung: int
     repeats: tuple[int, ...]
     """Numbers of the fine-tunings behind the accuracies."""
+    cuts: int = 1
+    """Number of cuts on the way to a fine-tuned network, with training after each."""
     trials: tuple[str, ...]
     """Ids of the trials behind the accuracies."""
     val_accuracy: float
@@ -156,7 +158,7 @@ class CandidateRow:
 _KEYS = (
     *("candidate", "parent", "method", "settings", "allocation", "stage", "epochs"),
     *("flops", "macs", "flops_fraction", "params", "params_fraction", "zeros", "nonzero_fraction"),
-    *("latency_ms", "latency_fraction", "memory_bytes", "memory_fraction", "rung", "repeats", "trials"),
+    *("latency_ms", "latency_fraction", "memory_bytes", "memory_fraction", "rung", "repeats", "cuts", "trials"),
     *("val_accuracy", "val_interval", "test_interval", "test_accuracy", "dense_test_accuracy"),
     *("test_further",),
     *("accuracy_after_cut", "accuracy_after_repair", "widths", "identity", "trial_id", "on_front", "starred"),
@@ -256,6 +258,7 @@ def _row(trial: Trial, *, test: SplitAccuracies) -> CandidateRow:
         memory_fraction=trial.metrics.memory_fraction,
         rung=trial.proposal.rung,
         repeats=(trial.proposal.repeat,),
+        cuts=trial.proposal.cuts,
         trials=(trial.trial_id,),
         val_accuracy=trial.metrics.accuracy,
         test_accuracy=test.candidates.get(trial.network),

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from raprune.records import Trial, TrialState
 from raprune.results.ablation import AblationRow, ablation
+from raprune.results.cuts import best_by_cuts
 from raprune.results.exports import ExportProof, read_proofs
 from raprune.results.front import budget_of, floor_of, front_of, listed, starred
 from raprune.results.progress import Progress, SpentRow, progress, spent
@@ -79,6 +80,11 @@ class RunResults:
     @cached_property
     def ablation(self) -> list[AblationRow]:
         return ablation(self.trials, self.budget, test=self.test)
+
+    @cached_property
+    def cuts(self) -> dict[int, int]:
+        """`best_by_cuts` of all candidates."""
+        return best_by_cuts(self.rows)
 
     @cached_property
     def spent(self) -> list[SpentRow]:

@@ -12,7 +12,7 @@ from importlib import resources
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from raprune.plugins import GIVEN, is_user_function
 from raprune.spec.budget import Budget, Fraction, with_budget_table
@@ -31,6 +31,12 @@ Policy = Literal["none", "rand", "trivial"]
 RecipeName = Literal["short", "short-transformer", "cifar", "cnn", "mobile", "transformer"]
 RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
 Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
+STEPS = "a whole number of at least 1, or a list of such numbers that rises, as [1, 3]"
+Steps = Annotated[
+    tuple[PositiveInt, ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, int) else given),
+    Field(json_schema_extra={VALID: STEPS}),
+]
 Arguments = Annotated[
     dict[str, bool | int | float | str], Field(json_schema_extra={VALID: "a table of numbers, strings, true or false"})
 ]
@@ -505,12 +511,20 @@ class FinalistSpec(Part):
     seeds: PositiveInt = 1
     """Number of times that each is fine-tuned, with another seed each time. With more than one, the front gives mean
     and 95 % interval."""
-    steps: PositiveInt = 1
+    steps: Steps = (1,)
     """Number of cuts on the way to each finalist, each followed by its part of the epochs. Each cut takes the same
-    fraction of what is left. Methods that train while they cut have steps of their own."""
+    fraction of what is left. Of a list, each finalist is made in every way, by equal epochs, and the validation split
+    decides. Methods that train while they cut have steps of their own."""
     each_method: bool = True
     """Fine-tune the best candidate of each method within the budget as well. Methods and baselines are then compared
     after equal fine-tuning."""
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_rise(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if not steps or any(b <= a for a, b in pairwise(steps)):
+            raise ValueError(f"must be {STEPS}")
+        return steps
 
 
 class ResourceSpec(Part):

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raprune.spec.job import Steps
+
 ACCURACY = "accuracy"
 """Metric of classification: a fraction of the images, so that their number gives its standard error."""
 
@@ -46,6 +48,7 @@ class RecordedFinalists(_Part):
 
     count: int | None = None
     seeds: int = 1
+    steps: Steps = (1,)
     train: RecordedTraining = RecordedTraining()
 
 

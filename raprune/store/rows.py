@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         pa.field("step", pa.int64()),
         pa.field("rung", pa.int64()),
         pa.field("repeat", pa.int64()),
+        pa.field("cuts", pa.int64()),
         pa.field("state", pa.string(), nullable=False),
         pa.field("candidate", pa.string()),
         pa.field("candidate_settings", pa.string()),
@@ -94,6 +95,7 @@ def to_row(trial: Trial) -> Row:
         "step": proposal.step,
         "rung": proposal.rung,
         "repeat": proposal.repeat,
+        "cuts": proposal.cuts,
         "state": trial.state.value,
         "accuracy_after_cut": trial.accuracy_after_cut,
         "accuracy_after_repair": trial.accuracy_after_repair,
@@ -159,6 +161,7 @@ def from_row(row: Row) -> Trial:
         # Null in rows of versions without these columns.
         rung=row["rung"] or 0,
         repeat=row["repeat"] or 0,
+        cuts=row["cuts"] or 1,
     )
     candidate: Candidate | CandidateOutline | None = None
     metrics = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -10,7 +11,7 @@ class Epoch:
     """The results of one epoch."""
 
     number: int
-    """Number of the epoch, from 1."""
+    """Number of the epoch, from 1. After each of several cuts a part of an epoch may count as one."""
     epochs: float
     """Number of epochs of the whole training."""
     loss: float
@@ -21,6 +22,11 @@ class Epoch:
     """Learning rate at the epoch's last step."""
     seconds: float
     """Duration of the epoch."""
+
+    @property
+    def reached(self) -> int:
+        """How many epochs have begun, at most those of the training: `number` where no epoch has parts."""
+        return min(self.number, math.ceil(self.epochs))
 
     def described(self, metric: str) -> str:
         """Return how the training goes in a few words; `metric` is the name of the task's metric."""

@@ -28,17 +28,17 @@ SPEC = SearchSpec.model_validate(
 )
 
 
-def planned(*stored: Trial) -> Plan:
-    prepared = prepare(SPEC)
+def planned(*stored: Trial, spec: SearchSpec = SPEC) -> Plan:
+    prepared = prepare(spec)
     space = search_space(
-        SPEC,
+        spec,
         prepared.cost,
         allocations=by_default(),
-        settings={name: searched_settings(method_named(name)) for name in SPEC.methods},
+        settings={name: searched_settings(method_named(name)) for name in spec.methods},
     )
-    methods = named(SPEC, (*space.baselines, *space.methods))
+    methods = named(spec, (*space.baselines, *space.methods))
     return plan_of(
-        SPEC,
+        spec,
         data=prepared.data,
         space=space,
         methods=methods,
@@ -68,3 +68,10 @@ def test_plan_of_a_resumed_run_is_what_is_left() -> None:
     tuned = Trial(trial_id=finalist.trial_id, proposal=finalist, state=TrialState.COMPLETE)
     left = planned(trial, tuned)
     assert left.trials == 0 and left.finetunings == 15
+
+
+def test_plan_counts_every_finalist_by_each_number_of_cuts_where_no_trial_was_trained_before() -> None:
+    finalists = SPEC.finalists.model_copy(update={"steps": (1, 3)})
+    at_once = SPEC.search.model_copy(update={"rungs": (0.0,)})
+    assert planned(spec=SPEC.model_copy(update={"finalists": finalists})).finetunings == 16
+    assert planned(spec=SPEC.model_copy(update={"finalists": finalists, "search": at_once})).finetunings == 32

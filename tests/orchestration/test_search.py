@@ -30,6 +30,8 @@ from raprune.report.terminal import print_front
 from raprune.results.ablation import to_be_tested
 from raprune.results.front import front
 from raprune.results.progress import progress
+from raprune.results.rows import candidates
+from raprune.results.stages import FINETUNE
 from raprune.sampling import warm_start
 from raprune.spec.budget import Budget
 from raprune.spec.job import ModelSpec, SearchSpec
@@ -394,6 +396,49 @@ def test_baselines_are_tried_beside_any_method_and_compared_after_equal_training
     finetuned = [t for t in trials if t.proposal.stage is Stage.FINETUNE]
     assert sorted(t.proposal.method for t in finetuned) == ["l1", "l2", "random"]
     assert {t.epochs for t in finetuned} == {0.5}
+
+
+def test_finalists_in_one_cut_and_in_two_are_networks_of_their_own_and_the_better_one_is_on_the_front(
+    tmp_path: Path,
+) -> None:
+    spec = spec_of(
+        tmp_path / "run",
+        finalists={"count": 2, "each_method": False, "seeds": 2, "steps": [1, 2], "train": {"epochs": 1.0}},
+        search=SMALL["search"] | {"trials": 6},
+    )
+    shown, store = run(spec), Store(spec.output)
+    trials = {t.trial_id: t for t in store.trials() if t.proposal.stage is Stage.FINETUNE}
+    assert set(trials) == {
+        f"finetune-0000{number}{cuts}{repeat}" for number in (0, 1) for cuts in ("", "-c2") for repeat in ("", "-s1")
+    }
+    for number in (0, 1):
+        once, twice = trials[f"finetune-0000{number}"], trials[f"finetune-0000{number}-c2"]
+        assert (once.proposal.parent, once.proposal.seed) == (twice.proposal.parent, twice.proposal.seed)
+        assert once.candidate == twice.candidate and once.epochs == twice.epochs == 1.0
+        assert once.metrics and twice.metrics and once.metrics.loss != twice.metrics.loss
+    assert all(store.read_json(f"models/{t.network}/recipe.json")["trial_id"] == t.trial_id for t in trials.values())
+    rows = {row.candidate: row for row in candidates(store.trials()) if row.stage is Stage.FINETUNE}
+    assert {row.cuts for row in rows.values()} == {1, 2} and all(row.repeats == (0, 1) for row in rows.values())
+    for row in rows.values():
+        (rival,) = [other for other in rows.values() if other.parent == row.parent and other.cuts != row.cuts]
+        assert not (row.on_front and rival.val_accuracy > row.val_accuracy)
+    assert "Best on the validation split, of 2 finalists:" in shown
+    (tuning,) = [stage for stage in store.run()["stages"] if stage["name"] == FINETUNE]
+    assert tuning["done"] <= tuning["total"] == 8
+    before = facts(store.trials())
+    resume(store.uri, console=Console(file=io.StringIO()))
+    assert facts(store.trials()) == before, "nothing is trained again"
+
+
+def test_finalist_that_was_trained_before_is_made_in_one_way(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path / "run",
+        finalists={"count": 2, "each_method": False, "steps": [1, 3], "train": {"epochs": 0.5}},
+        search=SMALL["search"] | {"trials": 6, "rungs": [0, 0.25], "keep": 0.5},
+    )
+    run(spec)
+    finetuned = [t for t in Store(spec.output).trials() if t.proposal.stage is Stage.FINETUNE]
+    assert finetuned and {t.proposal.cuts for t in finetuned} == {1}
 
 
 def test_a_method_that_trains_as_it_cuts_gives_its_whole_path(tmp_path: Path) -> None:

@@ -210,6 +210,15 @@ def test_history_of_a_trial_lists_its_relatives_in_order() -> None:
     assert told(other) == [("search-00001", "self")]
 
 
+def test_history_tells_finalists_in_several_cuts_apart(known: KnownRun) -> None:
+    tuned = known.trials[-1]
+    cut = replace(tuned, proposal=replace(tuned.proposal, cuts=3), trial_id="finetune-00000-c3-s1")
+    beside = replace(known, trials=(*known.trials, cut))
+    history = answers.detail_trial(cut, beside, curves={}, folder=None, size=None)["history"]
+    told = {step["trial_id"]: (step["cuts"], step["relation"]) for step in history}
+    assert told["finetune-00000-c3-s1"] == (3, "self") and told["finetune-00000-s1"] == (1, "sibling")
+
+
 def test_history_with_a_circle_ends() -> None:
     a, b = (replace(trial(n), proposal=replace(trial(n).proposal, parent=f"search-{1 - n:05d}")) for n in range(2))
     assert {t.trial_id for t, _ in answers.relatives(a, [a, b])} == {"search-00000", "search-00001"}

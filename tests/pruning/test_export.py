@@ -185,6 +185,28 @@ def test_a_folder_with_a_recipe_is_not_overwritten(run: tuple[Store, Trial, nn.M
     assert (tmp_path / "recipe.json").read_bytes() == before
 
 
+def test_network_pruned_alone_in_three_cuts_has_as_many_epochs_and_other_weights(tmp_path: Path) -> None:
+    at_once, in_three = (
+        prune_once(in_steps(steps), method="l2", allocation="uniform", finetune=True) for steps in ([1], [3])
+    )
+    assert at_once.trial.candidate == in_three.trial.candidate and at_once.trial.epochs == in_three.trial.epochs
+    assert at_once.trial.metrics is not None and in_three.trial.metrics is not None
+    assert at_once.trial.metrics.flops == in_three.trial.metrics.flops
+    assert at_once.trial.metrics.loss != in_three.trial.metrics.loss
+
+
+def test_network_pruned_alone_takes_one_number_of_cuts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"finalists.steps \[1, 3\]: one network is made in one way") as caught:
+        prune_once(in_steps([1, 3]), method="l2", allocation="uniform", finetune=True)
+    assert "--set finalists.steps=3" in caught.value.hint
+
+
+def in_steps(steps: list[int]) -> SearchSpec:
+    """The job with finalists in so many cuts."""
+    fields = SPEC.model_dump()
+    return SearchSpec.model_validate(fields | {"finalists": fields["finalists"] | {"steps": steps}})
+
+
 def test_a_network_pruned_alone_meets_its_budget_and_loads(tmp_path: Path) -> None:
     stages = Stages()
     made = prune_once(

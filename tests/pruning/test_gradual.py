@@ -21,7 +21,7 @@ from raprune.pruning.prune import Pruner, Result
 from raprune.pruning.workload import Workload, build_workload
 from raprune.records import Proposal, Stage
 from raprune.spec.budget import Budget
-from raprune.spec.job import DataSpec, FinalistSpec, ModelSpec, SamplerSpec, SearchSpec, TrainSpec
+from raprune.spec.job import DataSpec, ModelSpec, SamplerSpec, SearchSpec, TrainSpec
 from raprune.training.epoch import Epoch
 from tests.factories import SavedCheckpoints
 
@@ -31,7 +31,6 @@ SPEC = SearchSpec(
     model=ModelSpec(name="digits-net", arguments={"width": 8}),
     data=DataSpec(name="digits", max_images=150),
     search=SamplerSpec(calibration_images=32),
-    finalists=FinalistSpec(steps=3),
     seed=3,
 )
 TRAINING = TrainSpec(epochs=3.0, lr=0.01, batch_size=32)
@@ -72,21 +71,18 @@ def workload() -> Workload:
     return build_workload(SPEC, data=load_data(SPEC.data, seed=SPEC.seed), device="cpu")
 
 
-def pruner(steps: int) -> Pruner:
+def pruner() -> Pruner:
     x = workload().example_input()
     graph = prove(workload().model, trace(workload().model, x), x).graph
-    finalists = SPEC.finalists.model_copy(update={"steps": steps})
-    return Pruner(workload(), graph, SPEC.model_copy(update={"finalists": finalists}))
+    return Pruner(workload(), graph, SPEC)
 
 
 PARENT = Proposal(number=0, method="l2", allocation="uniform", target=Budget(flops=0.3), seed=1)
 CHILD = replace(PARENT, number=4, stage=Stage.FINETUNE, parent=PARENT.trial_id, seed=9)
 
 
-def tuned(
-    steps: int, memory: SavedCheckpoints | None = None, on_epoch: Callable[[Epoch], None] | None = None
-) -> Result:
-    return pruner(steps).finetune(CHILD, PARENT, TRAINING, checkpoints=memory, on_epoch=on_epoch)
+def tuned(cuts: int, memory: SavedCheckpoints | None = None, on_epoch: Callable[[Epoch], None] | None = None) -> Result:
+    return pruner().finetune(replace(CHILD, cuts=cuts), PARENT, TRAINING, checkpoints=memory, on_epoch=on_epoch)
 
 
 def test_gradual_finalist_is_the_network_of_its_parent_after_equal_epochs() -> None:
@@ -97,9 +93,17 @@ def test_gradual_finalist_is_the_network_of_its_parent_after_equal_epochs() -> N
     assert gradual.trial.metrics.flops == at_once.trial.metrics.flops
     assert gradual.trial.accuracy_after_repair == at_once.trial.accuracy_after_repair
     assert gradual.trial.epochs == at_once.trial.epochs == 3.0
-    assert [(epoch.number, epoch.epochs) for epoch in seen] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert [(epoch.number, epoch.epochs) for epoch in seen] == [(1, 3.0), (2, 3.0), (3, 3.0)]
     shapes = [[value.shape for value in made.model.state_dict().values()] for made in (gradual, at_once)]
     assert shapes[0] == shapes[1]
+
+
+def test_progress_of_parts_of_an_epoch_is_at_most_the_epochs_of_the_training() -> None:
+    seen: list[Epoch] = []
+    whole = TRAINING.model_copy(update={"epochs": 1.0})
+    result = pruner().finetune(replace(CHILD, cuts=3), PARENT, whole, on_epoch=seen.append)
+    assert [(epoch.number, epoch.epochs, epoch.reached) for epoch in seen] == [(1, 1.0, 1), (2, 1.0, 1), (3, 1.0, 1)]
+    assert [epoch.epochs for epoch in result.history] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -119,13 +123,7 @@ def test_gradual_finalist_that_was_killed_has_the_same_weights(after: int) -> No
 
 def test_gradual_finalist_with_the_checkpoint_of_another_training_begins_with_the_first_cut() -> None:
     memory = SavedCheckpoints()
-    pruner(1).finetune(CHILD, PARENT, TRAINING, checkpoints=memory)
+    tuned(1, memory)
     with pytest.warns(UserWarning, match="its checkpoint belongs to another training"):
         again = tuned(3, memory)
     assert [epoch.loss for epoch in again.history] == [epoch.loss for epoch in tuned(3).history]
-
-
-def test_candidate_on_a_rung_is_cut_at_once() -> None:
-    rung = replace(PARENT, rung=1, parent=PARENT.trial_id)
-    seen = pruner(3).finetune(rung, PARENT, TRAINING.model_copy(update={"epochs": 1.0})).history
-    assert [epoch.number for epoch in seen] == [1]

@@ -65,6 +65,11 @@ def test_names_of_networks_are_unique_in_a_run() -> None:
     names = [t.network for t in (searched, *three)]
     assert names == [searched.name, f"{searched.name}-ft", f"{searched.name}-ft-s1", f"{searched.name}-ft-s2"]
     assert {t.name for t in three} == {f"{searched.name}-ft"}
+    in_cuts = [replace(t, proposal=replace(t.proposal, cuts=3)) for t in three]
+    names = [t.network for t in in_cuts]
+    assert names == [f"{searched.name}-ft-c3", f"{searched.name}-ft-c3-s1", f"{searched.name}-ft-c3-s2"]
+    assert {t.name for t in in_cuts} == {f"{searched.name}-ft-c3"}
+    assert len({t.proposal.trial_id for t in (*three, *in_cuts)}) == 6
 
 
 def test_several_trials_of_one_candidate_count_as_the_best_of_them() -> None:

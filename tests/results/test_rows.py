@@ -18,7 +18,7 @@ KEYS = [
     *("candidate", "parent", "method", "settings", "allocation", "stage", "epochs", "flops", "macs"),
     *("flops_fraction", "params", "params_fraction", "zeros", "nonzero_fraction", "latency_ms", "latency_fraction"),
     *("memory_bytes", "memory_fraction"),
-    *("rung", "repeats", "trials", "val_accuracy", "val_interval", "test_interval", "test_accuracy"),
+    *("rung", "repeats", "cuts", "trials", "val_accuracy", "val_interval", "test_interval", "test_accuracy"),
     *(
         "dense_test_accuracy",
         "test_further",

@@ -34,6 +34,9 @@ def trials(draw: st.DrawFn) -> Trial:
         seed=draw(counts),
         stage=draw(st.sampled_from(Stage)),
         parent=draw(st.none() | names),
+        rung=draw(st.integers(0, 3)),
+        repeat=draw(st.integers(0, 3)),
+        cuts=draw(st.integers(1, 5)),
     )
     kept = st.sets(st.integers(0, 4096), max_size=6).map(lambda c: tuple(sorted(c)))
     candidates = st.builds(

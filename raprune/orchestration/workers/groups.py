@@ -78,8 +78,8 @@ class GroupStages:
         if news.stage not in self._done:
             self._begin(news.stage)
         done, epoch = self._done[news.stage], news.epoch
-        done[news.name] = epoch.number
-        detail = f"{news.title}: epoch {epoch.number} of {epoch.epochs:g}, {epoch.described(self._metric)}"
+        done[news.name] = epoch.reached
+        detail = f"{news.title}: epoch {epoch.reached} of {epoch.epochs:g}, {epoch.described(self._metric)}"
         self._stages.update(done=sum(done.values()), detail=detail)
 
     def _begin(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-/** The origin of a trial and the trials that continue it: parents, rungs, repeats. */
+/** The origin of a trial and the trials that continue it: parents, rungs, repeats, numbers of cuts. */
 
 import { glyph } from "./chart.js";
 import { element } from "./dom.js";
@@ -33,8 +33,10 @@ function kind({ stage, state }) {
   return state === "STOPPED" ? "below" : "searched";
 }
 
-function told({ stage, repeat, step, rung }) {
-  if (stage === "finetune") return repeat ? `fine-tuned, seed ${repeat}` : "fine-tuned";
+function told({ stage, repeat, cuts, step, rung }) {
+  if (stage === "finetune") {
+    return ["fine-tuned", cuts > 1 ? ` in ${cuts} cuts` : "", repeat ? `, seed ${repeat}` : ""].join("");
+  }
   if (known(step)) return `step ${step} on the way`;
   return rung ? `rung ${rung}` : "cut and repaired";
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raprune.checks.symptoms import symptoms
 from raprune.plugins import GIVEN
 from raprune.report import figures, formats
+from raprune.report.formats import cuts_in_words
 from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
-from raprune.report.summary import compared, summary
+from raprune.report.summary import compared, summary, ways_told
 from raprune.report.tables import drop, finetuned_of, how_timed, latency_conditions, why_starred
 from raprune.results.exports import ExportProof
 from raprune.results.rows import CandidateRow
@@ -75,7 +78,7 @@ def asked(results: RunResults) -> str:
         "Methods": ", ".join(job.methods),
         "Search": "" if job.search.trials is None else f"{job.search.trials} candidates",
         "Fine-tuning": f"{finalists.count} finalists, {tuned:g} epochs, {finalists.seeds} seed"
-        f"{'' if finalists.seeds == 1 else 's'}"
+        f"{'' if finalists.seeds == 1 else 's'}{_cuts(finalists.steps)}"
         if finalists.count is not None and tuned is not None
         else "",
         "Recipe": finalists.train.recipe or "",
@@ -208,6 +211,7 @@ def chosen(results: RunResults) -> str:
         "Method": f"{row.method}{f' with {settings}' if settings else ''}, widths by {row.allocation}",
         "Blocks that went": ", ".join(row.identity),
         f"Validation {metric}": _way(row),
+        "Cuts": f"{row.cuts}, with training after each" if row.cuts > 1 else "",
         "Seeds": f"{len(row.repeats)}: mean, ± half the 95 % interval" if len(row.repeats) > 1 else "",
         "Measured for": measured_at(results.times.conditions),
         "Export": f"raprune export {results.name} {row.candidate} FOLDER",
@@ -352,6 +356,11 @@ def repeat(results: RunResults) -> str:
     )
 
 
+def _cuts(steps: Sequence[int]) -> str:
+    """Return the numbers of cuts behind a comma; empty where each finalist is cut at once."""
+    return "" if tuple(steps) == (1,) else f", in {' and in '.join(map(cuts_in_words, steps))}"
+
+
 def _notes(results: RunResults) -> str:
     rows, test, times = results.listed, results.test, results.times
     has_latency = any(formats.latency_share(row) for row in rows)
@@ -362,6 +371,7 @@ def _notes(results: RunResults) -> str:
         f"{_figures(metric)} are means over {seeds} seeds, ± half of their 95 % confidence interval."
         if seeds > 1
         else "",
+        ways_told(results.cuts),
         f"Drop: test {metric} against the dense network{error}; the test split was used once."
         if test.images
         else f"Drop: validation {metric} against the dense network; the test split was not used.",

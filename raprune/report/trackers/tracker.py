@@ -76,6 +76,7 @@ def tracked_trial(trial: Trial, number: int, *, test_accuracy: float | None = No
         "allocation": proposal.allocation,
         "stage": proposal.stage.value,
         "rung": proposal.rung,
+        "cuts": proposal.cuts,
         "seed": proposal.seed,
         "state": trial.state.value,
         **{f"target_{name}": value for name, value in proposal.target.fractions.items() if value is not None},
