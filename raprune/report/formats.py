@@ -94,3 +94,8 @@ def latency_share(row: CandidateRow) -> str:
 def cuts_in_words(number: int) -> str:
     """A number of cuts, such as `3 cuts`."""
     return f"{number} cut{'' if number == 1 else 's'}"
+
+
+def epochs_in_words(number: float) -> str:
+    """A number of epochs, such as `0.25 epochs`."""
+    return f"{number:g} epoch{'' if number == 1 else 's'}"

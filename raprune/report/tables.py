@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from raprune.report import formats
-from raprune.report.formats import cuts_in_words
 from raprune.results.ablation import AblationRow
 from raprune.results.front import floor_of, is_baseline, standard_error
 from raprune.results.progress import Progress
@@ -124,7 +123,7 @@ def render_rows(
         notes.insert(0, "Epochs: of training since the dense network.")
     if any(row.parent for row in rows):
         notes.append("-ft: fine-tuned.")
-    notes += [f"-c{cuts}: in {cuts_in_words(cuts)}." for cuts in sorted({row.cuts for row in rows} - {1})]
+    notes += [f"-c{cuts}: in {formats.cuts_in_words(cuts)}." for cuts in sorted({row.cuts for row in rows} - {1})]
     if "nonzero" in shown:
         notes.append("Nonzero: parameters that are not exactly zero.")
     if run.metric != ACCURACY:
@@ -276,7 +275,9 @@ def _compared(rows: list[AblationRow], width: int) -> list[Table]:
         table = Table(
             box=box.SIMPLE_HEAD,
             pad_edge=False,
-            title=f"Fine-tuned for {_epochs(epochs_of_tuning)}" if epochs_of_tuning else "Repaired, not fine-tuned",
+            title=f"Fine-tuned for {formats.epochs_in_words(epochs_of_tuning)}"
+            if epochs_of_tuning
+            else "Repaired, not fine-tuned",
             title_justify="left",
         )
         table.add_column("method", no_wrap=True, width=method)
@@ -334,11 +335,7 @@ def drop(row: CandidateRow, run: RunRecord, test: SplitAccuracies) -> str:
 
 
 def _how(row: CandidateRow) -> str:
-    return _epochs(row.epochs) if row.epochs else "repaired"
-
-
-def _epochs(number: float) -> str:
-    return f"{number:g} epoch{'' if number == 1 else 's'}"
+    return formats.epochs_in_words(row.epochs) if row.epochs else "repaired"
 
 
 def _points(accuracy: float | None) -> str:

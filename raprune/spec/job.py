@@ -32,7 +32,7 @@ RecipeName = Literal["short", "short-transformer", "cifar", "cnn", "mobile", "tr
 RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
 Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
 STEPS = "a whole number of at least 1, or a list of such numbers that rises, as [1, 3]"
-Steps = Annotated[
+CutSteps = Annotated[
     tuple[PositiveInt, ...],
     BeforeValidator(lambda given: (given,) if isinstance(given, int) else given),
     Field(json_schema_extra={VALID: STEPS}),
@@ -511,7 +511,7 @@ class FinalistSpec(Part):
     seeds: PositiveInt = 1
     """Number of times that each is fine-tuned, with another seed each time. With more than one, the front gives mean
     and 95 % interval."""
-    steps: Steps = (1,)
+    steps: CutSteps = (1,)
     """Number of cuts on the way to each finalist, each followed by its part of the epochs. Each cut takes the same
     fraction of what is left. Of a list, each finalist is made in every way, by equal epochs, and the validation split
     decides. Methods that train while they cut have steps of their own."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raprune.spec.job import Steps
+from raprune.spec.job import CutSteps
 
 ACCURACY = "accuracy"
 """Metric of classification: a fraction of the images, so that their number gives its standard error."""
@@ -48,7 +48,7 @@ class RecordedFinalists(_Part):
 
     count: int | None = None
     seeds: int = 1
-    steps: Steps = (1,)
+    steps: CutSteps = (1,)
     train: RecordedTraining = RecordedTraining()
 
 

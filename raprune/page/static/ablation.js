@@ -1,7 +1,7 @@
 /** The comparison of the methods: the best network of each within fractions of the budget, after equal fine-tuning. */
 
 import { element, named, refill } from "./dom.js";
-import { count, known, percent, settingsText } from "./format.js";
+import { count, epochsText, known, percent, settingsText } from "./format.js";
 import { COSTS } from "./trials.js";
 
 export class Ablation {
@@ -36,7 +36,7 @@ export class Ablation {
       .filter(([cost]) => known(first[`budget_${cost}`]))
       .map(([cost, name]) => `${percent(first[`budget_${cost}`], 0)} of the ${name}`);
     const title = `${
-      epochs ? `${Number(epochs.toPrecision(3))} epochs of fine-tuning` : "Repaired, not fine-tuned"
+      epochs ? `${epochsText(epochs)} of fine-tuning` : "Repaired, not fine-tuned"
     }, at most ${limits.join(" and ") || "all"}`;
     const body = element(
       "tbody",

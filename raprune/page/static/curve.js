@@ -2,7 +2,7 @@
 
 import { axes } from "./chart.js";
 import { element, shape } from "./dom.js";
-import { known } from "./format.js";
+import { epochsText, known } from "./format.js";
 import { linear, ticks } from "./scale.js";
 
 const SERIES = [
@@ -23,7 +23,7 @@ export function curveSection(trainings, metric) {
     .map((one) => ({ ...one, title: one.title.replace("accuracy", metric) }));
   const last = epochs[epochs.length - 1];
   const ends = series.map(({ key, title, factor }) => `${title} ${Number((factor * last[key]).toPrecision(4))}`);
-  const label = `Training curve over ${last.at} epochs; at the end: ${ends.join(", ")}`;
+  const label = `Training curve over ${epochsText(last.at)}; at the end: ${ends.join(", ")}`;
   const panels = series.map((one) => panel(epochs, joints, one));
   return element(
     "section",

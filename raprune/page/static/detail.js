@@ -5,7 +5,7 @@ import { glyph } from "./chart.js";
 import { command } from "./command.js";
 import { curveSection } from "./curve.js";
 import { element, named, refill } from "./dom.js";
-import { count, duration, known, percent, settingsText } from "./format.js";
+import { count, duration, epochsText, known, percent, settingsText } from "./format.js";
 import { lineageSection } from "./lineage.js";
 import { widthsSection } from "./widths.js";
 
@@ -119,7 +119,7 @@ export class Detail {
       ["Latency", ofNetwork(get("latency_fraction"), 1, `: ${milliseconds(get("latency_ms"))} predicted`)],
       ["Memory", ofNetwork(get("memory_fraction"), 1, `: ${count(get("memory_bytes"))} bytes at the peak, an image`)],
       ["Measured", measuredText(run.measured, told?.row?.candidate)],
-      ["Trained", get("epochs") ? `${Number(get("epochs").toPrecision(4))} epochs since the dense network` : null],
+      ["Trained", get("epochs") ? `${epochsText(get("epochs"))} since the dense network` : null],
       ["Took", `${duration(get("seconds"))}${gpus}`],
     ];
   }

@@ -48,6 +48,11 @@ export function number(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+/** 1 -> "1 epoch", 0.25 -> "0.25 epochs". */
+export function epochsText(value) {
+  return `${number(value)} epoch${value === 1 ? "" : "s"}`;
+}
+
 /** {"lr": 0.1, "form": "block"} -> "lr=0.1, form=block". */
 export function settingsText(settings) {
   const parts = Object.entries(settings).map(([key, value]) =>

@@ -2,7 +2,7 @@
 
 import { Area, axes, glyph, palette, staircase, Tip, trace } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
-import { count, duration, known, percent, settingsText } from "./format.js";
+import { count, duration, epochsText, known, percent, settingsText } from "./format.js";
 import { byError, errorTicks, linear, ticks } from "./scale.js";
 import { COST_TITLES, COSTS } from "./trials.js";
 
@@ -418,7 +418,7 @@ export class FrontChart {
   #taken(trial) {
     const trials = this.view.get("trials");
     const epochs = trials.get(trial, "epochs");
-    const behind = epochs ? `, ${Number(epochs.toPrecision(3))} epochs` : "";
+    const behind = epochs ? `, ${epochsText(epochs)}` : "";
     const rung = trials.get(trial, "rung");
     const kind = { tuned: "fine-tuned", searched: rung ? `rung ${rung}` : "repaired", below: `below the last rung` };
     return kind[trials.kind(trial)] + behind;

@@ -2,7 +2,7 @@
 
 import { Area, axes, staircase, Tip } from "./chart.js";
 import { element, named, refill, shape } from "./dom.js";
-import { known, number, percent, short } from "./format.js";
+import { epochsText, known, number, percent, short } from "./format.js";
 import { byError, errorTicks, linear, ticks } from "./scale.js";
 import { COST_TITLES, COSTS } from "./trials.js";
 
@@ -266,7 +266,7 @@ export class FrontsChart {
       lines.push(["memory", `${percent(network.memory_fraction, 1)} (${short(network.memory_bytes)} bytes)`]);
     }
     lines.push(["method", network.method]);
-    lines.push(["taken to", network.epochs ? `${number(network.epochs)} epochs` : "repaired"]);
+    lines.push(["taken to", network.epochs ? epochsText(network.epochs) : "repaired"]);
     lines.push(["network", network.candidate]);
     return lines;
   }

@@ -2,7 +2,7 @@
 
 import { glyph } from "./chart.js";
 import { element } from "./dom.js";
-import { known, percent } from "./format.js";
+import { epochsText, known, percent } from "./format.js";
 
 /** A section with the steps of the server's `history`; `open(id)` returns a function that shows a trial, or null. */
 export function lineageSection(history, open) {
@@ -15,7 +15,7 @@ function step(one, show) {
   const text = [
     element("span", {}, told(one)),
     element("span", { class: "number" }, known(one.val_accuracy) ? percent(one.val_accuracy) : one.state.toLowerCase()),
-    element("span", { class: "quiet" }, one.epochs ? `${Number(one.epochs.toPrecision(3))} epochs` : ""),
+    element("span", { class: "quiet" }, one.epochs ? epochsText(one.epochs) : ""),
   ];
   return element(
     "li",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raprune.report import formats
 from raprune.report.figures.canvas import FAINT, INK, PAPER, Mark, error_axis, is_wide, marks
 from raprune.results.ablation import SHARES, AblationRow
 from raprune.results.run_results import RunResults
@@ -73,8 +74,8 @@ def _legend(figure: Figure, axes: Axes, results: RunResults) -> None:
     tuned = sorted({row.finetuning_epochs for row in results.ablation if row.finetuning_epochs})
     handles = list(axes.plot([], [], "o", color=FAINT, markerfacecolor=PAPER, label="repaired"))
     if tuned:
-        epochs = " or ".join(f"{number:g}" for number in tuned)
-        handles += axes.plot([], [], "o", color=FAINT, label=f"fine-tuned, {epochs} epochs")
+        epochs = " or ".join([*(f"{number:g}" for number in tuned[:-1]), formats.epochs_in_words(tuned[-1])])
+        handles += axes.plot([], [], "o", color=FAINT, label=f"fine-tuned, {epochs}")
     if results.run.dense_accuracy is not None:
         handles += axes.plot([], [], ":", color=INK, linewidth=0.8, label="dense network")
     figure.legend(handles=handles, loc="outside lower center", ncols=3)

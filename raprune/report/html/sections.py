@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from raprune.checks.symptoms import symptoms
 from raprune.plugins import GIVEN
 from raprune.report import figures, formats
-from raprune.report.formats import cuts_in_words
 from raprune.report.html.job import job_of
 from raprune.report.html.markup import facts, figure, listing, notice, paragraph, section, table
 from raprune.report.summary import compared, summary, ways_told
@@ -77,7 +76,7 @@ def asked(results: RunResults) -> str:
         f"Required {run.metric}": "" if results.floor is None else f"{results.floor:.2%} on the validation split",
         "Methods": ", ".join(job.methods),
         "Search": "" if job.search.trials is None else f"{job.search.trials} candidates",
-        "Fine-tuning": f"{finalists.count} finalists, {tuned:g} epochs, {finalists.seeds} seed"
+        "Fine-tuning": f"{finalists.count} finalists, {formats.epochs_in_words(tuned)}, {finalists.seeds} seed"
         f"{'' if finalists.seeds == 1 else 's'}{_cuts(finalists.steps)}"
         if finalists.count is not None and tuned is not None
         else "",
@@ -358,7 +357,7 @@ def repeat(results: RunResults) -> str:
 
 def _cuts(steps: Sequence[int]) -> str:
     """Return the numbers of cuts behind a comma; empty where each finalist is cut at once."""
-    return "" if tuple(steps) == (1,) else f", in {' and in '.join(map(cuts_in_words, steps))}"
+    return "" if tuple(steps) == (1,) else f", in {' and in '.join(map(formats.cuts_in_words, steps))}"
 
 
 def _notes(results: RunResults) -> str:
@@ -400,7 +399,7 @@ def _way(row: CandidateRow) -> str:
     after = (("after the cut", row.accuracy_after_cut), ("after repair", row.accuracy_after_repair))
     steps = [f"{formats.accuracy(accuracy)} % {when}" for when, accuracy in after if accuracy is not None]
     if row.epochs:
-        steps.append(f"{formats.accuracy(row.val_accuracy)} % after {row.epochs:g} epochs of training")
+        steps.append(f"{formats.accuracy(row.val_accuracy)} % after {formats.epochs_in_words(row.epochs)} of training")
     return ", ".join(steps)
 
 
@@ -413,7 +412,9 @@ def _recipe(row: CandidateRow) -> str:
             f"{row.flops_fraction:.1%} of the FLOPs, {row.params_fraction:.1%} of the parameters",
             f"validation {formats.accuracy(row.val_accuracy, row.val_interval)} %, "
             f"test {formats.accuracy(row.test_accuracy, row.test_interval)} %",
-            f"trained {row.epochs:g} epochs since the dense network" if row.epochs else "not fine-tuned",
+            f"trained {formats.epochs_in_words(row.epochs)} since the dense network"
+            if row.epochs
+            else "not fine-tuned",
         ]
     )
 
