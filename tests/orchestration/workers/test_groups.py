@@ -130,8 +130,8 @@ def searched(job: Job, proposals: list[Proposal]) -> list[Trial]:
     return trials
 
 
-def finalist(number: int, parent: Proposal) -> FinalistTraining:
-    own = replace(parent, number=number, stage=Stage.FINETUNE, parent=parent.trial_id, seed=100 + number)
+def finalist(number: int, parent: Proposal, *, cuts: int = 1) -> FinalistTraining:
+    own = replace(parent, number=number, stage=Stage.FINETUNE, parent=parent.trial_id, seed=100 + number, cuts=cuts)
     return FinalistTraining(CandidateTask(own, parent))
 
 
@@ -234,19 +234,22 @@ def test_run_whose_driver_is_killed_while_its_group_trains_resumes_at_the_last_e
 @pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-def test_two_groups_side_by_side_train_each_finalist_once(ray_cluster: None, tmp_path: Path) -> None:
+def test_two_groups_side_by_side_train_finalists_of_one_cut_and_of_two_once(ray_cluster: None, tmp_path: Path) -> None:
     another_node = ("0" * 56,)
     words = "2 groups of 2 x 0.5 CPUs together"
     two_groups = TrainPlacement(2, 0.5, 0.0, words, groups=2, left_out=another_node)
     for job in begun(spec_of(tmp_path)):
         parents = [proposal(number, "l2", 0.3 + number / 10) for number in range(4)]
         searched(job, parents)
-        told = job.group([finalist(number, parent) for number, parent in enumerate(parents)], two_groups)
-        assert sorted((news.name, news.epoch.number) for news in told) == [
-            (f"finetune-{number:05d}", epoch) for number in range(4) for epoch in (1, 2)
-        ]
+        trainings = [finalist(n, parent, cuts=1 + n // 3) for n, parent in enumerate(parents)]
+        told = job.group(trainings, two_groups)
+        names = ["finetune-00000", "finetune-00001", "finetune-00002", "finetune-00003-c2"]
+        heard = sorted((news.name, news.epoch.number, news.epoch.epochs) for news in told)
+        assert heard == [(name, epoch, 2.0) for name in names for epoch in (1, 2)]
         tuned = [trial for trial in job.store.trials() if trial.proposal.stage is Stage.FINETUNE]
         assert [trial.state for trial in tuned] == [TrialState.COMPLETE] * 4
+        assert {trial.proposal.cuts: trial.epochs for trial in tuned} == {1: 2.0, 2: 2.0}
+        assert all(job.store.exists(f"models/{trial.network}/recipe.json") for trial in tuned)
         assert job.store.names("checkpoints") == [] and not job.store.names(FOLDER)
 
 
