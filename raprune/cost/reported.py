@@ -16,6 +16,7 @@ from raprune.cost.conditions import precision_of, timed_device, timed_device_nam
 from raprune.cost.flops import CostModel
 from raprune.cost.measure import measure_whole
 from raprune.cost.stopwatch import Repeats, Stopwatch, stopwatch_of
+from raprune.cost.waiting import waited_s
 from raprune.results.timings import Times, Timing
 from raprune.spec.job import LatencySpec
 
@@ -48,10 +49,15 @@ def measure_reported(
     often = Repeats(most=10 * spec.repeats, least=7, limit_s=0.1)
 
     def under(conditions: LatencySpec, watch: Stopwatch | None = watch) -> Timing:
+        began, waited_before = time.perf_counter(), waited_s()
         *times_ms, dense_ms = measure_whole(
             list(models.values()), model, graph, conditions, device=device, stopwatch=watch, repeats=often
         )
         where = torch.device(timed_device(conditions, device))
+        waited = None
+        if where.type == "cpu" and conditions.target is None and waited_before is not None:
+            could_work_s = (time.perf_counter() - began) * conditions.threads
+            waited = min(1.0, max(0.0, (waited_s() or 0.0) - waited_before) / could_work_s)
         return Timing(
             device=timed_device_name(conditions, device),
             threads=conditions.threads if where.type == "cpu" else None,
@@ -60,6 +66,7 @@ def measure_reported(
             dense_ms=dense_ms,
             candidates=dict(zip(models, times_ms, strict=True)),
             runtime=conditions.runtime,
+            waited=waited,
         )
 
     def on_all_threads(batch_size: int) -> Timing:

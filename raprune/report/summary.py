@@ -70,7 +70,10 @@ def _speed(row: CandidateRow, times: Times) -> str:
 
 
 def _device(timing: Timing) -> str:
-    return timing.device if timing.threads is None else f"{timing.threads} CPU thread{'s' * (timing.threads != 1)}"
+    if timing.threads is None:
+        return timing.device
+    busy = " of a busy machine" if timing.is_disturbed else ""
+    return f"{timing.threads} CPU thread{'s' * (timing.threads != 1)}{busy}"
 
 
 def _accuracy(row: CandidateRow, run: RunRecord) -> str:

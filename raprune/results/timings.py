@@ -22,6 +22,9 @@ HARDLY_FASTER = 1 / 3
 """Fraction of the saved FLOPs that a network must save in time, or it is called hardly faster."""
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "compile": "torch.compile", "tensorrt": "TensorRT"}
 """Value of `latency.runtime` -> its name; eager PyTorch is not named."""
+BUSY = 0.1
+"""Fraction of the time that the threads waited for a CPU from which on times say little. Two other processes on two
+CPUs made a network of 0.35 ms take 220 ms."""
 _WORTH_MENTIONING = 0.1
 """Minimum fraction of saved FLOPs for a remark on a network's time."""
 
@@ -40,11 +43,19 @@ class Timing:
     """Network (`Trial.network`) -> milliseconds a batch."""
     runtime: str | None = None
     """Runtime, a value of `latency.runtime`; None in runs of versions that did not write it."""
+    waited: float | None = None
+    """Fraction of the time of the CPU threads in which other work had the CPUs, in [0, 1]; None where it is not known:
+    on a GPU or another machine, on systems other than Linux, and in runs of earlier versions."""
 
     def speedup(self, candidate: str) -> float | None:
         """The dense network's time over the candidate's; None if the candidate was not timed."""
         time_ms = self.candidates.get(candidate)
         return None if time_ms is None else self.dense_ms / time_ms
+
+    @property
+    def is_disturbed(self) -> bool:
+        """True if other work of the machine makes the times worthless."""
+        return self.waited is not None and self.waited >= BUSY
 
     @property
     def where(self) -> str:
@@ -144,13 +155,21 @@ def is_faster(row: CandidateRow) -> bool:
 
 
 def slow(rows: Sequence[CandidateRow], times: Times) -> str:
-    """A remark on the networks that have fewer FLOPs and are measured not, or hardly, faster; empty for none."""
+    """A remark on the networks that have fewer FLOPs and are measured not, or hardly, faster; empty for none.
+
+    Of times that other work disturbed it says just this.
+    """
     measured = [(row, 1 / row.speedup) for row in rows if row.speedup is not None]
     saving = [(row, time) for row, time in measured if 1 - row.flops_fraction >= _WORTH_MENTIONING]
     not_faster = [(row, time) for row, time in saving if not is_faster(row)]
     hardly = [
         (row, time) for row, time in saving if is_faster(row) and 1 - time < HARDLY_FASTER * (1 - row.flops_fraction)
     ]
+    if times.batch is not None and times.batch.is_disturbed:
+        return (
+            f"Other work of the machine had the CPUs for {times.batch.waited:.0%} of the time in which the networks "
+            "were timed, so the times say little. `raprune export` times the network it writes."
+        )
     if times.batch is None or not (not_faster or hardly):
         return ""
     groups = (("not faster", not_faster), ("hardly faster", hardly))

@@ -23,6 +23,7 @@ from raprune.cost.reported import filling_batch, measure_reported
 from raprune.cost.steps import find_step
 from raprune.cost.stopwatch import Repeats, Stopwatch, mode_of
 from raprune.cost.timed import AtSizes, TimedNetwork
+from raprune.cost.waiting import THREADS
 from raprune.errors import BudgetError, UsageError
 from raprune.models.cifar_resnet import CifarResNet
 from raprune.pruning.allocate import ALLOCATIONS, allocate, check_reachable
@@ -504,6 +505,8 @@ def test_reported_times_are_of_one_image_and_of_a_full_batch_on_all_threads_and_
     assert (single.batch_size, single.threads, single.dense_ms, dict(single.candidates)) == (1, 2, 2.0, {"a": 2.0})
     assert (batch.batch_size, batch.threads, batch.dense_ms, dict(batch.candidates)) == (8, 2, 16.0, {"a": 16.0})
     assert times.budget is not None and (times.budget.batch_size, times.budget.threads) == (BATCH.batch_size, 1)
+    waited = [timing.waited for timing in (single, batch, times.budget)]
+    assert all(share is not None and 0 <= share <= 1 for share in waited) is THREADS.exists()
     assert torch.get_num_threads() == threads
 
 

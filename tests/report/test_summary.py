@@ -22,7 +22,14 @@ ROW = candidate_row(
 RUN: dict[str, Any] = {"spec": {"budget_flops": 0.3}, "dense": {"val_accuracy": 0.985}}
 
 
-def said(*, dense_ms: float | None = 230.0, run: dict[str, Any] = RUN, threads: int | None = 2, **row: Any) -> str:
+def said(
+    *,
+    dense_ms: float | None = 230.0,
+    run: dict[str, Any] = RUN,
+    threads: int | None = 2,
+    waited: float | None = 0.02,
+    **row: Any,
+) -> str:
     timing = Timing(
         device="AMD EPYC" if threads else "NVIDIA H100",
         threads=threads,
@@ -30,6 +37,7 @@ def said(*, dense_ms: float | None = 230.0, run: dict[str, Any] = RUN, threads: 
         batch_size=64,
         dense_ms=dense_ms or 1.0,
         candidates={ROW.candidate: 100.0},
+        waited=waited,
     )
     times = Times(conditions=(timing,)) if dense_ms else Times()
     (measured,) = with_times([replace(ROW, **row)], times)
@@ -51,6 +59,8 @@ def test_summary_of_the_chosen_network_is_one_sentence() -> None:
         ({"dense_ms": 80.0}, ", is not faster at batch 64 on 2 CPU threads (0.80x) and has"),
         ({"threads": 1}, "on 1 CPU thread and"),
         ({"threads": None}, "at batch 64 on NVIDIA H100 and"),
+        ({"waited": 0.4}, "at batch 64 on 2 CPU threads of a busy machine and"),
+        ({"waited": None}, "at batch 64 on 2 CPU threads and"),
         ({"dense_ms": None}, "keeps 29 % of the FLOPs and has 99.1 %"),
         ({"dense_ms": None, "latency_fraction": 0.5}, ", takes about 50 % of the latency, as predicted and has"),
         ({"test_accuracy": None}, "has 98.0 % validation accuracy against 98.5 % of the dense network."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_network_above_95_percent_of_the_time_is_not_faster(flops: float, time_m
     times = Times(conditions=(timing(1, 4.0, a=4.0), timing(64, 100.0, a=time_ms)))
     remark = slow(rows(times, a=flops), times)
     assert remark.startswith(said) and bool(remark) == bool(said)
+
+
+@pytest.mark.parametrize(("waited", "is_disturbed"), [(None, False), (0.05, False), (0.1, True), (0.48, True)])
+def test_times_that_other_work_disturbed_are_told_to_say_little(waited: float | None, is_disturbed: bool) -> None:
+    times = Times(conditions=(replace(timing(64, 100.0, a=99.0), waited=waited),))
+    remark = slow(rows(times, a=0.3), times)
+    assert remark.startswith("Other work of the machine had the CPUs for") is is_disturbed
+    assert ("is not faster than the dense network" in remark) is not is_disturbed
+    assert times_from(times.to_json()) == times
 
 
 def test_networks_that_are_not_and_hardly_faster_are_counted_and_the_worst_is_named() -> None:
