@@ -31,7 +31,7 @@ Policy = Literal["none", "rand", "trivial"]
 RecipeName = Literal["short", "short-transformer", "cifar", "cnn", "mobile", "transformer"]
 RUNGS = "a list of epochs that begins with 0 (repair only) and rises, such as [0, 0.5, 2]"
 Rungs = Annotated[tuple[Epochs, ...], Field(json_schema_extra={VALID: RUNGS})]
-STEPS = "a whole number of at least 1, or a list of such numbers that rises, as [1, 3]"
+STEPS = "a whole number of at least 1, or several in a rising list, such as [1, 3]"
 CutSteps = Annotated[
     tuple[PositiveInt, ...],
     BeforeValidator(lambda given: (given,) if isinstance(given, int) else given),

@@ -107,11 +107,17 @@ def test_a_flag_overrides_its_field_and_its_path_is_relative_to_the_working_fold
         ({"search.rungs": [0, 2, 1]}, r"\[0, 2, 1\]: must be a list of epochs that begins with 0"),
         (
             {"finalists.steps": [3, 1]},
-            r"\[3, 1\]: must be a whole number of at least 1, or a list of such numbers",
+            r"\[3, 1\]: must be a whole number of at least 1, or several in a rising list",
         ),
-        ({"finalists.steps": []}, r"\[\]: must be a whole number of at least 1, or a list"),
-        ({"finalists.steps": 0}, r"finalists.steps 0: must be a whole number of at least 1, or a list"),
-        ({"finalists.steps": [1, 2.5]}, r"finalists.steps \[1, 2.5\]: must be a whole number of at least 1, or a list"),
+        ({"finalists.steps": []}, r"\[\]: must be a whole number of at least 1, or several in a rising list"),
+        (
+            {"finalists.steps": 0},
+            r"finalists.steps 0: must be a whole number of at least 1, or several in a rising list",
+        ),
+        (
+            {"finalists.steps": [1, 2.5]},
+            r"finalists.steps \[1, 2.5\]: must be a whole number of at least 1, or several in a rising list",
+        ),
         ({"search.trials": 0}, r"search.trials \(--trials\) 0: must be a whole number of at least 1"),
         ({"search.sampler": "grid"}, "'grid': must be `mixed`, `tpe`, `gp`, `nsga2` or `random`"),
         ({"search.triall": 3}, r"search.triall: no such field. Did you mean search.trials\? Valid here: trials, "),
