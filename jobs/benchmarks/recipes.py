@@ -64,9 +64,15 @@ BY_RESNET56 = {
     "teacher.weights": "${RAPRUNE_DATA:-../../shared/data}/resnet56-cifar10-jpeg.safetensors",
 }
 SGD = {"finalists.train.optimizer": "sgd", "finalists.train.weight_decay": 5e-4, "finalists.train.lr": 0.01}
+SLOWER = {"finalists.train.lr": 0.01}
+"""Half of the learning rate that 88 and 704 steps have by default."""
 ARMS = (
     Arm("short", "50 %", "resnet56_cifar10", 0.5, 2.0),
     Arm("short", "40 %", "resnet56_cifar10", 0.4, 2.0),
+    Arm("rate", "ResNet-56 at 0.01", "resnet56_cifar10", 0.5, 2.0, SLOWER),
+    Arm("rate", "ResNet-20 at 0.01", "resnet20_cifar10", 0.5, 2.0, SLOWER),
+    Arm("rate", "ResNet-20, a quarter of an epoch", "resnet20_cifar10", 0.5, 0.25),
+    Arm("rate", "ResNet-20, a quarter at 0.01", "resnet20_cifar10", 0.5, 0.25, SLOWER),
     Arm("maps", "50 % without maps", "resnet56_cifar10", 0.5, 2.0, {"finalists.train.features": 0.0}),
     Arm("teacher", "itself", "resnet20_cifar10", 0.5, 2.0),
     Arm("teacher", "itself, no maps", "resnet20_cifar10", 0.5, 2.0, {"finalists.train.features": 0.0}),

@@ -38,7 +38,7 @@ longer with more images: of MNIST's sample, 500 gave the accuracies of 1,000 in 
 IMAGES = 3_000
 """Number of images of fine-tuning if everything were cut off."""
 LEAST_EPOCHS, MOST_EPOCHS = 0.25, 20.0
-LEARNING_RATES = ((5_000, 0.05), (500, 0.02), (0, 0.01))
+LEARNING_RATES = ((5_000, 0.05), (80, 0.02), (0, 0.01))
 """Minimum number of optimiser steps for each learning rate. A short training has no time to recover from the damage of
 a high rate to weights that were trained and repaired before."""
 

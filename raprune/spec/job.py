@@ -414,7 +414,7 @@ class FinetuneSpec(_OpenTraining):
     """Passes over the training images; a fraction trains on a part of them. The less is cut off, the fewer.
     Default: about 3,000 images at most, but 0.25 to 20 passes."""
     lr: LearningRate | None = None
-    """Peak learning rate. Default: that of the recipe, else 0.01; 0.02 from 500 steps and 0.05 from 5,000 steps
+    """Peak learning rate. Default: that of the recipe, else 0.01; 0.02 from 80 steps and 0.05 from 5,000 steps
     on."""
 
 

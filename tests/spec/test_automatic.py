@@ -47,7 +47,7 @@ def test_epochs_of_fine_tuning_follow_the_images_and_the_cut(num_train: int, bud
     assert spec.finalists.train.epochs == epochs
 
 
-@pytest.mark.parametrize(("epochs", "lr"), [(7, 0.01), (8, 0.02), (79, 0.02), (100, 0.05)])
+@pytest.mark.parametrize(("epochs", "lr"), [(1, 0.01), (2, 0.02), (79, 0.02), (100, 0.05)])
 def test_learning_rate_follows_the_number_of_steps(epochs: float, lr: float) -> None:
     """63 steps an epoch."""
     spec = decided(load_spec(None, {"finalists.train.epochs": epochs}), num_train=8000, widths=WIDE)
