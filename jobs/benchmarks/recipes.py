@@ -6,7 +6,8 @@ recipe that the product chooses by itself; only what an arm names is set. One cu
 fine-tuning. Accuracy on all 10,000 test images.
 
 * `short`: ResNet-56 at 50 and 40 % of the FLOPs, two epochs.
-* `maps`: the same at 50 % without feature maps.
+* `rate`: half of the learning rate that is chosen, for two epochs (704 steps) and for a quarter of one (88 steps).
+* `maps`: ResNet-56 at 50 % without feature maps.
 * `teacher`: ResNet-20 at 50 %, two epochs, taught by itself, or by ResNet-56 by logits or by correlations (DIST).
 * `gradual`: ResNet-20 at 25 %, three epochs, in one cut or in three with training in between.
 * `optimiser`: ViT and ConvNeXt of `jobs/`, trained by `jobs/train_dense.py`, at 50 %, two epochs, by the recipe chosen
