@@ -196,6 +196,7 @@ def test_part_that_lacks_a_column_is_read_with_nulls(tmp_path: Path) -> None:
     table = store.table()
     assert table.schema == SCHEMA and table["trial_id"].to_pylist() == [complete(n).trial_id for n in range(3)]
     assert [row["rung"] for row in store.rows(["rung"])] == [complete(0).proposal.rung, None, complete(2).proposal.rung]
+    assert {trial.proposal.cuts for trial in store.trials()} == {1}
     assert store.table(["zeros", "number"]).column_names == ["zeros", "number"]
 
 
