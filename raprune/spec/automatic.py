@@ -40,7 +40,8 @@ IMAGES = 3_000
 LEAST_EPOCHS, MOST_EPOCHS = 0.25, 20.0
 LEARNING_RATES = ((5_000, 0.05), (80, 0.02), (0, 0.01))
 """Minimum number of optimiser steps for each learning rate. A short training has no time to recover from the damage of
-a high rate to weights that were trained and repaired before."""
+a high rate to weights that were trained and repaired before. `jobs/benchmarks/recipes.py` has arms at half of the rate
+for 88 and 704 steps."""
 
 
 def decided(
