@@ -134,7 +134,8 @@ class Pruner:
     ) -> Result:
         """Fine-tune the network of `parent` by the job's teacher; it is made again unless it is given.
 
-        Weights that were pruned one by one stay zero. With several `ranks`, each calls this and gets the result. The
+        With several `cuts` of the proposal it goes there in so many steps, from the dense network on, with a part of
+        the epochs after each. Weights that were pruned one by one stay zero. With several `ranks`, each calls this and gets the result. The
         trial's seconds include the epochs before the checkpoint that it was resumed from.
 
         Raises:
