@@ -135,8 +135,8 @@ class Pruner:
         """Fine-tune the network of `parent` by the job's teacher; it is made again unless it is given.
 
         With several `cuts` of the proposal it goes there in so many steps, from the dense network on, with a part of
-        the epochs after each. Weights that were pruned one by one stay zero. With several `ranks`, each calls this and gets the result. The
-        trial's seconds include the epochs before the checkpoint that it was resumed from.
+        the epochs after each. Weights that were pruned one by one stay zero. With several `ranks`, each calls this and
+        gets the result. The trial's seconds include the epochs before the checkpoint that it was resumed from.
 
         Raises:
             ModelError: if the training diverges.
